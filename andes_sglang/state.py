@@ -1,0 +1,176 @@
+"""What a scheduling policy sees and what it says. Pure data: no clock, no engine, no I/O.
+
+A request is in one of three places. WAITING holds no KV of its own (new, or released: then part of its KV may
+still be in the radix cache). RUNNING is in the decode batch. PARKED has left the batch and keeps its KV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.latency import LatencyModel
+from andes_sglang.qoe import Readers, ReaderStream
+
+__all__ = ["Decision", "Phase", "Preemption", "PreemptionMode", "RequestTable", "RequestView", "SchedulerState"]
+
+
+class Phase(IntEnum):
+    WAITING = 0
+    RUNNING = 1
+    PARKED = 2
+
+
+class PreemptionMode(Enum):
+    """PARK leaves the batch and keeps its KV; RELEASE gives the KV to the radix cache, unlocked; OFFLOAD also copies it
+    to host memory."""
+
+    PARK = "park"
+    RELEASE = "release"
+    OFFLOAD = "offload"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """One request as a policy sees it.
+
+    prompt_tokens, output_tokens: prompt length and tokens generated so far (known to the engine, which may be ahead of
+    what was delivered). kv_tokens: KV tokens held now (0 while WAITING). cached_tokens: leading tokens a WAITING
+    request would find in the radix cache (its prefix hit). remaining_tokens: most tokens it may still generate.
+    slice_tokens: tokens generated since it last started running. preemptions: how often it was preempted so far.
+    preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
+    flight). weight: value of this request's QoE relative to others, > 0.
+    """
+
+    rid: str
+    phase: Phase
+    arrival_s: float
+    reader: ReaderStream
+    prompt_tokens: int
+    output_tokens: int = 0
+    kv_tokens: int = 0
+    cached_tokens: int = 0
+    remaining_tokens: int = 1 << 20
+    slice_tokens: int = 0
+    preemptions: int = 0
+    preemptible: bool = True
+    weight: float = 1.0
+
+
+_COLUMNS = (
+    "phase",
+    "arrival_s",
+    "prompt_tokens",
+    "output_tokens",
+    "kv_tokens",
+    "cached_tokens",
+    "remaining_tokens",
+    "slice_tokens",
+    "preemptions",
+    "preemptible",
+    "weight",
+)
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestTable:
+    """The population as columns: every array is float64 of shape (N,); row i is the request ``rids[i]``."""
+
+    rids: tuple[str, ...]
+    readers: Readers
+    phase: Array
+    arrival_s: Array
+    prompt_tokens: Array
+    output_tokens: Array
+    kv_tokens: Array
+    cached_tokens: Array
+    remaining_tokens: Array
+    slice_tokens: Array
+    preemptions: Array
+    preemptible: Array
+    weight: Array
+
+    @classmethod
+    def of(cls, views: Iterable[RequestView]) -> RequestTable:
+        views = list(views)
+        rows = [
+            (
+                v.phase,
+                v.arrival_s,
+                v.prompt_tokens,
+                v.output_tokens,
+                v.kv_tokens,
+                v.cached_tokens,
+                v.remaining_tokens,
+                v.slice_tokens,
+                v.preemptions,
+                v.preemptible,
+                v.weight,
+            )
+            for v in views
+        ]
+        columns = np.array(rows, dtype=np.float64).reshape(-1, len(_COLUMNS)).T.copy()
+        return cls(tuple(v.rid for v in views), Readers.of(v.reader for v in views), *columns)
+
+    def __len__(self) -> int:
+        return len(self.rids)
+
+    def rows(self, phase: Phase) -> npt.NDArray[np.intp]:
+        """Row numbers of the requests in ``phase``, ascending."""
+        return np.flatnonzero(self.phase == phase)
+
+    @property
+    def context_tokens(self) -> Array:
+        """KV tokens each request holds or would hold once it runs, shape (N,)."""
+        return np.maximum(self.kv_tokens, self.prompt_tokens + self.output_tokens)
+
+    def names(self, rows: Iterable[Any]) -> tuple[str, ...]:
+        return tuple(self.rids[int(i)] for i in rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SchedulerState:
+    """One look at an engine.
+
+    now_s: clock seconds, the clock of arrivals and deliveries. kv_capacity_tokens: KV tokens of the whole pool.
+    kv_reserved_tokens: KV held by what is not in ``requests`` (a prefill in flight). max_running: batch bound.
+    chunk_tokens: prefill tokens of one iteration. latency: cost model of this engine.
+    """
+
+    now_s: float
+    requests: RequestTable
+    kv_capacity_tokens: int
+    max_running: int
+    latency: LatencyModel
+    kv_reserved_tokens: int = 0
+    running_reserved: int = 0
+    chunk_tokens: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """Take ``rid`` off the engine in ``mode``; ``reason`` is one word for metrics and traces."""
+
+    rid: str
+    mode: PreemptionMode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do before the next iteration.
+
+    preempt: RUNNING (or, with RELEASE, PARKED) requests to take off, applied first. resume: PARKED requests to put back
+    into the batch. admit: WAITING requests to prefill, most urgent first; the engine takes from the front as many as
+    fit its prefill budget and leaves the others for the next decision. What is named nowhere stays as it is.
+    """
+
+    admit: tuple[str, ...] = ()
+    resume: tuple[str, ...] = ()
+    preempt: tuple[Preemption, ...] = field(default=())
