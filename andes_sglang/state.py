@@ -42,7 +42,8 @@ class RequestView:
     prompt_tokens, output_tokens: prompt length and tokens generated so far (known to the engine, which may be ahead of
     what was delivered). kv_tokens: KV tokens held now (0 while WAITING). cached_tokens: leading tokens a WAITING
     request would find in the radix cache (its prefix hit). remaining_tokens: most tokens it may still generate.
-    slice_tokens: tokens generated since it last started running. preemptions: how often it was preempted so far.
+    slice_tokens: tokens generated since it last started running. phase_since_s: when it entered its phase.
+    preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
     flight). weight: value of this request's QoE relative to others, > 0.
     """
@@ -57,6 +58,7 @@ class RequestView:
     cached_tokens: int = 0
     remaining_tokens: int = 1 << 20
     slice_tokens: int = 0
+    phase_since_s: float = 0.0
     preemptions: int = 0
     preemptible: bool = True
     weight: float = 1.0
@@ -71,6 +73,7 @@ _COLUMNS = (
     "cached_tokens",
     "remaining_tokens",
     "slice_tokens",
+    "phase_since_s",
     "preemptions",
     "preemptible",
     "weight",
@@ -92,6 +95,7 @@ class RequestTable:
     cached_tokens: Array
     remaining_tokens: Array
     slice_tokens: Array
+    phase_since_s: Array
     preemptions: Array
     preemptible: Array
     weight: Array
@@ -109,6 +113,7 @@ class RequestTable:
                 v.cached_tokens,
                 v.remaining_tokens,
                 v.slice_tokens,
+                v.phase_since_s,
                 v.preemptions,
                 v.preemptible,
                 v.weight,

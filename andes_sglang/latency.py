@@ -1,0 +1,125 @@
+"""What an iteration, a prefill and a resume cost on this engine, learned from its own iterations.
+
+A decode step costs ``c0 + c1 * batch + c2 * context_tokens``; a prefill ``p0 + p1 * new_tokens + p2 * prefix_tokens``
+(Andes, version 2, section 4: latency is close to linear in batch size). Both are least-squares fits with exponential
+forgetting and no negative coefficient, so a quiet hour or one slow step cannot turn a cost upside down.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Estimate", "LatencyModel", "LinearCost"]
+
+
+class Estimate(NamedTuple):
+    """A predicted duration and its standard error, both in seconds."""
+
+    mean_s: float
+    std_s: float
+
+
+class LinearCost:
+    """``seconds ~ coefficients . features``, fitted recursively; all coefficients stay >= 0.
+
+    ``prior``: coefficients believed before anything was seen; ``scale``: typical size of each feature, so that the prior
+    weighs alike on all; ``memory``: observations after which an old one has lost 63 % of its weight.
+    """
+
+    def __init__(self, prior: tuple[float, ...], scale: tuple[float, ...], memory: float = 2000.0) -> None:
+        self._prior = np.array(prior, dtype=np.float64)
+        self._scale = np.array(scale, dtype=np.float64)
+        self._forget = math.exp(-1.0 / memory)
+        theta = self._prior * self._scale
+        self._information = 1e-3 * np.eye(len(prior))
+        self._moment = self._information @ theta
+        self._theta: npt.NDArray[np.float64] | None = theta
+        self._residual_power = 0.0
+        self.observations = 0
+
+    def observe(self, features: tuple[float, ...], seconds: float) -> None:
+        """One measured duration. After a warm-up an outlier counts as no more than five times the prediction."""
+        if not (math.isfinite(seconds) and seconds >= 0):
+            return
+        x = np.array(features, dtype=np.float64) / self._scale
+        predicted = float(x @ self._solve())
+        if self.observations >= 20:
+            seconds = min(seconds, 5.0 * predicted)
+        error = seconds - predicted
+        weight = 1.0 / min(self.observations + 1.0, 200.0)
+        self._residual_power += weight * (error * error - self._residual_power)
+        self._information = self._forget * self._information + np.outer(x, x)
+        self._moment = self._forget * self._moment + seconds * x
+        self._theta = None
+        self.observations += 1
+
+    def _solve(self) -> npt.NDArray[np.float64]:
+        if self._theta is None:
+            a = self._information + 1e-9 * np.eye(len(self._moment))
+            theta = np.linalg.solve(a, self._moment)
+            if (theta < 0).any():
+                theta = _non_negative(a, self._moment)
+            self._theta = theta
+        return self._theta
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        return tuple(float(c) for c in self._solve() / self._scale)
+
+    def estimate(self, features: tuple[float, ...]) -> Estimate:
+        """Prediction and its standard error: residual noise and, where little was seen, the fit's own uncertainty."""
+        x = np.array(features, dtype=np.float64) / self._scale
+        mean = float(x @ self._solve())
+        leverage = float(x @ np.linalg.solve(self._information + 1e-9 * np.eye(len(x)), x))
+        noise = max(self._residual_power, (0.5 * mean) ** 2 if not self.observations else 0.0)
+        return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
+
+
+def _non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Minimise ``x.a.x / 2 - b.x`` over x >= 0 exactly, by trying every support (a handful of features)."""
+    best, best_value = np.zeros_like(b), 0.0
+    for size in range(1, len(b)):
+        for support in itertools.combinations(range(len(b)), size):
+            index = np.array(support)
+            x = np.linalg.solve(a[np.ix_(index, index)], b[index])
+            value = -0.5 * float(b[index] @ x)
+            if (x >= 0).all() and value < best_value:
+                best = np.zeros_like(b)
+                best[index] = x
+                best_value = value
+    return best
+
+
+class LatencyModel:
+    """Costs of one engine, in seconds. Feed it iterations as they happen; ask it before every decision."""
+
+    def __init__(self) -> None:
+        self.decode = LinearCost(prior=(0.01, 2e-4, 2e-8), scale=(1.0, 16.0, 8192.0))
+        self.prefill = LinearCost(prior=(0.01, 5e-5, 1e-7), scale=(1.0, 1024.0, 8192.0))
+
+    def observe_decode(self, batch: int, context_tokens: int, seconds: float) -> None:
+        self.decode.observe((1.0, float(batch), float(context_tokens)), seconds)
+
+    def observe_prefill(self, new_tokens: int, prefix_tokens: int, seconds: float) -> None:
+        self.prefill.observe((1.0, float(new_tokens), float(prefix_tokens)), seconds)
+
+    def decode_s(self, batch: float, context_tokens: float) -> float:
+        """Seconds of one decode step of ``batch`` requests over ``context_tokens`` KV tokens in all."""
+        c = self.decode.coefficients
+        return max(1e-6, c[0] + c[1] * batch + c[2] * context_tokens)
+
+    def prefill_s(self, new_tokens: float, prefix_tokens: float = 0.0) -> float:
+        """Seconds to compute ``new_tokens`` after a cached prefix of ``prefix_tokens``."""
+        c = self.prefill.coefficients
+        return max(1e-6, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
+
+    def uncertainty(self) -> tuple[float, float]:
+        """Relative standard error of a decode step (batch 16, 8192 tokens) and of a prefill (1024 tokens)."""
+        decode = self.decode.estimate((1.0, 16.0, 8192.0))
+        prefill = self.prefill.estimate((1.0, 1024.0, 0.0))
+        return decode.std_s / max(decode.mean_s, 1e-9), prefill.std_s / max(prefill.mean_s, 1e-9)
