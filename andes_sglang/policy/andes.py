@@ -1,0 +1,167 @@
+"""Andes: serve whoever gains most QoE per KV token, preempt only where the gain pays for the pause.
+
+Version 2 of the paper (arXiv 2404.16283, section 4): gain of being served over waiting within a horizon, greedy packing
+by gain per KV token, a few batch sizes tried, an overhead-aware refiner. Beyond it: a bound on how long any reader is
+left dry, a minimum slice, only readers about to run dry may displace, and a guard for long prompts.
+
+Trade-off: nobody starves beyond ``stall_bound_s`` as long as the engine can serve all who are overdue; in overload the
+late ones wait up to that bound so that the others read smoothly. Requests with long prompts cost more KV, hence wait
+first; ``length_guard`` limits by how much.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.policy.select import Accept, select
+from andes_sglang.state import Decision, Phase, RequestTable, SchedulerState
+
+__all__ = ["Andes"]
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Andes:
+    """See the module. Units: seconds, tokens.
+
+    horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first.
+    min_slice_tokens: tokens a request generates before it may be displaced. trigger_buffer_s: only a reader with
+    less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
+    length_guard: contexts count as at most this many times the mean. batch_candidates: batch sizes tried.
+    preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions: version
+    1's cap on the mean number of preemptions of a request, None for no cap. growth_tokens: KV kept free per request.
+    """
+
+    name = "andes"
+
+    def __init__(
+        self,
+        *,
+        horizon_s: float = 60.0,
+        stall_bound_s: float = 45.0,
+        min_slice_tokens: int = 60,
+        trigger_buffer_s: float = 1.0,
+        running_bonus: float = 0.5,
+        length_guard: float = 3.0,
+        batch_candidates: int = 3,
+        preemption: bool = True,
+        refine: bool = True,
+        max_preemptions: float | None = None,
+        growth_tokens: float = 16.0,
+    ) -> None:
+        if not horizon_s > 0:
+            raise ValueError(f"horizon_s must be > 0 seconds, got {horizon_s!r}")
+        if not stall_bound_s > 0:
+            raise ValueError(f"stall_bound_s must be > 0 seconds, got {stall_bound_s!r}")
+        self.horizon_s = horizon_s
+        self.stall_bound_s = stall_bound_s
+        self.min_slice_tokens = min_slice_tokens
+        self.trigger_buffer_s = trigger_buffer_s
+        self.running_bonus = running_bonus
+        self.length_guard = length_guard
+        self.batch_candidates = batch_candidates
+        self.preemption = preemption
+        self.refine = refine
+        self.max_preemptions = max_preemptions
+        self.growth_tokens = growth_tokens
+
+    def decide(self, state: SchedulerState) -> Decision:
+        t = state.requests
+        running = t.phase == Phase.RUNNING
+        if not len(t):
+            return Decision()
+        priority, batch = self._rank(state, running)
+        buffered_s = t.readers.buffered_s(state.now_s)
+        overdue = ~running & (buffered_s < -self.stall_bound_s)
+        priority = np.where(overdue, 1e9 - buffered_s, priority)
+        if not self.preemption:
+            return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
+        served_long_enough = t.slice_tokens >= self.min_slice_tokens
+        below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
+        return select(
+            state,
+            priority,
+            batch=batch,
+            growth_tokens=self.growth_tokens,
+            displacing=~running & (buffered_s < self.trigger_buffer_s) & below_cap,
+            victims=(t.preemptible > 0) & (served_long_enough | ~running) & (t.kv_tokens > 0),
+            accept=self._refiner(state, running, overdue) if self.refine else None,
+        )
+
+    def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, int]:
+        """Priority per KV token (N,) at the batch size with the largest total gain, and that batch size."""
+        t = state.requests
+        context = np.maximum(t.context_tokens, 1.0)
+        mean_context = float(context.mean())
+        pool = float(state.kv_capacity_tokens - state.kv_reserved_tokens)
+        most = max(1, min(state.max_running, int(np.searchsorted(np.cumsum(np.sort(context)), pool, side="right"))))
+        sizes = self._batch_sizes(state, most, mean_context)
+        interval_s = np.array([[state.latency.decode_s(b, b * mean_context)] for b in sizes])
+        gains = self._gain(state, t, running, interval_s) * t.weight
+        weighed = gains / np.minimum(context, self.length_guard * mean_context)
+        density = np.where(running, weighed * (1.0 + self.running_bonus), weighed)
+        if len(sizes) == 1:
+            return density[0], state.max_running
+        totals = [_packed_gain(density[k], gains[k], context, pool, b) for k, b in enumerate(sizes)]
+        best = int(np.argmax(totals))
+        return density[best], sizes[best]
+
+    def _batch_sizes(self, state: SchedulerState, most: int, mean_context: float) -> list[int]:
+        fastest = float(state.requests.readers.tds.max())
+        if state.latency.decode_s(most, most * mean_context) <= 1.0 / fastest:
+            return [most]
+        fixed, per_request = (
+            state.latency.decode_s(0, 0),
+            state.latency.decode_s(1, mean_context) - state.latency.decode_s(0, 0),
+        )
+        least = int(np.clip((1.0 / fastest - fixed) / max(per_request, 1e-12), 1, most))
+        return sorted({int(b) for b in np.linspace(least, most, self.batch_candidates)})
+
+    def _gain(self, state: SchedulerState, t: RequestTable, running: Mask, interval_s: Array) -> Array:
+        """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
+        prefill = state.latency.prefill.coefficients
+        new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
+        resume_s = np.where(t.phase == Phase.WAITING, prefill[0] + prefill[1] * new + prefill[2] * t.cached_tokens, 0.0)
+        wait = t.readers.waiting(state.now_s, self.horizon_s)
+        serve = t.readers.served(state.now_s, self.horizon_s, resume_s + interval_s, interval_s)
+        gain: Array = np.maximum(serve - wait, 0.0)
+        return gain
+
+    def _refiner(self, state: SchedulerState, running: Mask, overdue: Mask) -> Accept:
+        """Accept a displacement when its gain exceeds what all running readers lose by standing still for it."""
+        t = state.requests
+        rows = np.flatnonzero(running)
+        readers = t.readers.take(rows)
+        contexts = float(t.kv_tokens[rows].sum())
+        interval_s = state.latency.decode_s(len(rows), contexts)
+        base = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
+        spent_s = 0.0
+
+        def accept(row: int, victims: list[int], stall_s: float) -> bool:
+            nonlocal spent_s
+            if overdue[row]:
+                spent_s += stall_s
+                return True
+            resume_s = sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
+            cost_s = spent_s + stall_s + resume_s
+            paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
+            loss = float((base - paused).sum())
+            one = t.readers.take(np.array([row]))
+            gain = float(
+                one.served(state.now_s, self.horizon_s, stall_s + interval_s, interval_s)[0]
+                - one.waiting(state.now_s, self.horizon_s)[0]
+            )
+            if gain <= loss:
+                return False
+            spent_s += stall_s
+            return True
+
+        return accept
+
+
+def _packed_gain(density: Array, gain: Array, context: Array, pool: float, batch: int) -> float:
+    order = np.argsort(-density, kind="stable")[:batch]
+    fits = np.cumsum(context[order]) <= pool
+    return float(gain[order][fits].sum())

@@ -1,0 +1,156 @@
+"""From priorities to a decision: the step that every policy shares.
+
+A policy ranks the requests and says who may displace whom; :func:`select` keeps the KV and batch bounds, fills the
+room there is, and makes room by preempting from the bottom of the ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
+
+__all__ = ["Accept", "select"]
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Accept = Callable[[int, list[int], float], bool]
+
+PRESSURE_TOKENS = 4
+
+
+def select(
+    state: SchedulerState,
+    priority: Array,
+    *,
+    batch: int | None = None,
+    growth_tokens: float = 64.0,
+    displacing: Mask | None = None,
+    victims: Mask | None = None,
+    accept: Accept | None = None,
+    strict: bool = False,
+) -> Decision:
+    """Admit and resume by descending ``priority`` (shape (N,), ties by row) within the bounds of ``state``.
+
+    batch: batch bound, at most ``state.max_running``. growth_tokens: KV kept free for each running request to grow
+    into. displacing: rows that may preempt rows of lower priority among ``victims``. accept(row, victims, stall_s): last
+    word on a displacement that would stop the engine for ``stall_s``. strict: stop at the first request that does not
+    fit, as a plain queue does, instead of letting a shorter one past it.
+    """
+    t = state.requests
+    running = t.phase == Phase.RUNNING
+    batch = min(state.max_running, state.max_running if batch is None else batch) - state.running_reserved
+    held = t.kv_tokens
+    growth = np.minimum(growth_tokens, t.remaining_tokens)
+    pool = state.kv_capacity_tokens - state.kv_reserved_tokens
+    free = pool - float(held.sum()) - float(growth[running].sum())
+    slots = batch - int(np.count_nonzero(running))
+    need = np.where(running, 0.0, np.minimum(t.context_tokens - held + growth, pool))
+
+    ranked = np.argsort(-priority, kind="stable")
+    outside = ranked[~running[ranked]]
+    smallest_left = np.minimum.accumulate(need[outside][::-1])[::-1] if len(outside) else need
+    pool_of_victims: list[int] = []
+    if victims is not None and victims.any():
+        pool_of_victims = [int(i) for i in ranked[victims[ranked]]]
+    displacers_left = int(np.count_nonzero(displacing[outside])) if displacing is not None and pool_of_victims else 0
+
+    admit: list[int] = []
+    resume: list[int] = []
+    preempted: list[Preemption] = []
+    gone: set[int] = set()
+    new_tokens = 0.0
+
+    def take_off(row: int, mode: PreemptionMode, reason: str) -> None:
+        nonlocal free, slots
+        gone.add(row)
+        preempted.append(Preemption(t.rids[row], mode, reason))
+        if running[row]:
+            slots += 1
+            free += float(growth[row])
+        if mode is not PreemptionMode.PARK:
+            free += float(held[row])
+
+    def pop_victim() -> int | None:
+        while pool_of_victims:
+            row = pool_of_victims.pop()
+            if row not in gone and row not in taken:
+                return row
+        return None
+
+    taken: set[int] = set()
+    pressure = free + float(growth[running].sum()) - PRESSURE_TOKENS * np.count_nonzero(running)
+    while pressure < 0 and (row := pop_victim()) is not None:
+        take_off(row, PreemptionMode.RELEASE, "kv")
+        pressure += float(held[row]) + PRESSURE_TOKENS
+    while slots < 0 and (row := pop_victim()) is not None:
+        if running[row]:
+            take_off(row, PreemptionMode.PARK, "pace")
+
+    for position, row in enumerate(outside):
+        row = int(row)
+        if row in gone:
+            continue
+        if not displacers_left and (slots <= 0 or free < smallest_left[position]):
+            break
+        displaces = displacing is not None and bool(displacing[row])
+        displacers_left -= displaces and bool(pool_of_victims)
+        parked = t.phase[row] == Phase.PARKED
+        compute = 0.0 if parked else max(1.0, float(t.context_tokens[row] - t.cached_tokens[row]))
+        out: list[int] = []
+        if slots < 1 or free < need[row]:
+            if displaces:
+                out = _least_victims(pool_of_victims, gone | taken, priority, row, free, slots, need, held, growth, running)
+            if not out:
+                if strict:
+                    break
+                continue
+            stall = 0.0 if parked else state.latency.prefill_s(compute, float(t.cached_tokens[row]))
+            if accept is not None and not accept(row, out, stall):
+                continue
+            for victim in out:
+                keeps = free >= need[row]
+                take_off(victim, PreemptionMode.PARK if keeps else PreemptionMode.RELEASE, "displaced")
+        free -= float(need[row])
+        slots -= 1
+        taken.add(row)
+        (resume if parked else admit).append(row)
+        new_tokens += compute
+        if new_tokens > state.chunk_tokens:
+            break
+    if not running.any() and not admit and not resume and len(outside) and not state.running_reserved:
+        row = int(outside[0])
+        (resume if t.phase[row] == Phase.PARKED else admit).append(row)
+    return Decision(admit=t.names(admit), resume=t.names(resume), preempt=tuple(preempted))
+
+
+def _least_victims(
+    candidates: list[int],
+    excluded: set[int],
+    priority: Array,
+    row: int,
+    free: float,
+    slots: int,
+    need: Array,
+    held: Array,
+    growth: Array,
+    running: Mask,
+) -> list[int]:
+    """The lowest-ranked victims that make room for ``row``, fewest first; empty when all of them would not."""
+    out: list[int] = []
+    for victim in reversed(candidates):
+        if victim in excluded or victim == row:
+            continue
+        if priority[victim] >= priority[row]:
+            return []
+        if slots >= 1 and not held[victim]:
+            continue
+        out.append(victim)
+        free += float(held[victim] + (growth[victim] if running[victim] else 0.0))
+        slots += bool(running[victim])
+        if slots >= 1 and free >= need[row]:
+            return out
+    return []
