@@ -1,0 +1,1 @@
+"""Discrete-event simulation of a replica with the very policy objects that run in the engine."""
