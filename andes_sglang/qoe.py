@@ -96,20 +96,21 @@ class ReaderStream:
     def qoe_at(self, now_s: float) -> float:
         """QoE in [0, 1] of the running stream at ``now_s``; the expected curve is not capped by a length."""
         u = now_s - self.start_s
-        if u <= 0:
+        if u <= 1e-9:
             return 1.0
-        return _ratio(_digested_area(u, self.tds, self.delivered, self.end_s, self.lateness_s), 0.5 * self.tds * u * u)
+        area = _digested_area(u, self.tds, self.delivered, self.end_s, self.lateness_s)
+        return _clip(float(area) / (0.5 * self.tds * u * u))
 
     def final_qoe(self) -> float:
         """QoE in [0, 1] of the finished stream; 0 when nothing was ever delivered (shed, failed)."""
         if not self.delivered:
             return 0.0
         n = self.delivered
-        return _ratio(1.0, 1.0, self.lateness_s / (n * self.end_s - n * n / (2 * self.tds)))
+        return _clip(1.0 - self.lateness_s / (n * self.end_s - n * n / (2 * self.tds)))
 
 
-def _ratio(area: float, expected: float, loss: float = 0.0) -> float:
-    return min(1.0, max(0.0, area / expected - loss))
+def _clip(score: float) -> float:
+    return min(1.0, max(0.0, score))
 
 
 def qoe_of_deliveries(delivery_s: Iterable[float], arrival_s: float, target: QoETarget) -> float:
@@ -126,7 +127,7 @@ def _digested_area(u: Any, tds: Any, n: Any, end: Any, lateness: Any) -> Any:
     Up to the moment the reader runs dry the curve is a ramp of slope tds, so the area of what is still unread
     is a triangle: nothing but count, end and lateness is needed.
     """
-    unread_s = np.maximum(end - u, 0.0) if isinstance(end, np.ndarray) or isinstance(u, np.ndarray) else max(end - u, 0.0)
+    unread_s = np.maximum(end - u, 0.0) if isinstance(u, np.ndarray) else max(end - u, 0.0)
     return n * u - lateness - n * n / (2 * tds) + 0.5 * tds * unread_s * unread_s
 
 
@@ -187,8 +188,7 @@ class Readers(NamedTuple):
         return self._score(now_s + dt_s, n + m, end, self.lateness_s + digest_sum - ideal_sum)
 
     def _score(self, at_s: float, n: Array, end: Array, lateness: Array) -> Array:
-        u = np.maximum(at_s - self.start_s, 1e-300)
-        unread_s = np.maximum(end - u, 0.0)
-        area = n * u - lateness - n * n / (2 * self.tds) + 0.5 * self.tds * unread_s * unread_s
-        score = np.clip(area / (0.5 * self.tds * u * u), 0.0, 1.0)
-        return np.where(at_s > self.start_s, score, 1.0)
+        begun = at_s - self.start_s > 1e-9
+        u = np.where(begun, at_s - self.start_s, 1.0)
+        area = _digested_area(u, self.tds, n, end, lateness)
+        return np.where(begun, np.clip(area / (0.5 * self.tds * u * u), 0.0, 1.0), 1.0)

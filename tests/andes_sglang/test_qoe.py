@@ -1,0 +1,176 @@
+"""QoE against the definition, written out token by token."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andes_sglang.qoe import QoETarget, Readers, ReaderStream, qoe_of_deliveries
+
+GAPS = st.lists(st.floats(0, 20), min_size=1, max_size=60)
+TARGETS = st.builds(QoETarget, st.floats(0, 10), st.floats(0.2, 30))
+
+
+def digest_times(deliveries: list[float], arrival: float, target: QoETarget) -> list[float]:
+    digest: list[float] = []
+    for k, at in enumerate(deliveries):
+        digest.append(max(at, arrival + target.ttft_s if k == 0 else digest[-1] + 1 / target.tds))
+    return digest
+
+
+def reference_qoe(deliveries: list[float], arrival: float, target: QoETarget) -> float:
+    n = len(deliveries)
+    digest = digest_times(deliveries, arrival, target)
+    ideal = [arrival + target.ttft_s + k / target.tds for k in range(n)]
+    end = digest[-1] + 1 / target.tds
+    return 1 - sum(d - i for d, i in zip(digest, ideal, strict=True)) / (
+        n * end - n * ideal[0] - n * n / (2 * target.tds)
+    )
+
+
+def reference_qoe_at(deliveries: list[float], arrival: float, target: QoETarget, now: float) -> float:
+    """Both curves integrated up to ``now``: each digested token is a ramp of 1/tds seconds, then a plateau."""
+    u = now - arrival - target.ttft_s
+    if u <= 0:
+        return 1.0
+    area = 0.0
+    for digest in digest_times([d for d in deliveries if d <= now], arrival, target):
+        since = now - digest
+        if since > 0:
+            ramp = min(since, 1 / target.tds)
+            area += target.tds * ramp * ramp / 2 + (since - ramp)
+    return area / (target.tds * u * u / 2)
+
+
+def times(gaps: list[float], arrival: float) -> list[float]:
+    return [float(t) for t in arrival + np.cumsum(gaps)]
+
+
+@pytest.mark.parametrize(
+    ("deliveries", "expected"),
+    [
+        ([5.0 + 0.2 * k for k in range(25)], 0.7576),
+        ([5.0 + 0.2 * k for k in range(75)], 0.9036),
+        ([0.2 * k for k in range(5)] + [10 + 0.2 * k for k in range(5)], 0.7778),
+        ([0.0, 2.0, 4.0, 6.0, 8.0], 0.7818),
+    ],
+)
+@pytest.mark.parametrize("arrival", [0.0, 1.7e9])
+def test_the_vectors_of_the_definition(deliveries: list[float], expected: float, arrival: float) -> None:
+    score = qoe_of_deliveries([arrival + d for d in deliveries], arrival, QoETarget(1.0, 1.0))
+    assert score == pytest.approx(expected, abs=6e-5)
+
+
+@given(GAPS, TARGETS, st.floats(0, 100))
+def test_streaming_equals_the_definition_and_stays_in_bounds(gaps: list[float], target: QoETarget, arrival: float) -> None:
+    deliveries = times(gaps, arrival)
+    score = qoe_of_deliveries(deliveries, arrival, target)
+    assert 0.0 <= score <= 1.0
+    assert score == pytest.approx(reference_qoe(deliveries, arrival, target), abs=1e-9)
+
+
+@given(GAPS, TARGETS, st.data())
+def test_a_token_delivered_earlier_never_lowers_the_score(gaps: list[float], target: QoETarget, data: st.DataObject) -> None:
+    deliveries = times(gaps, 0.0)
+    k = data.draw(st.integers(0, len(deliveries) - 1))
+    earliest = deliveries[k - 1] if k else 0.0
+    sooner = [*deliveries[:k], data.draw(st.floats(earliest, deliveries[k])), *deliveries[k + 1 :]]
+    assert qoe_of_deliveries(sooner, 0.0, target) >= qoe_of_deliveries(deliveries, 0.0, target) - 1e-12
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), TARGETS)
+def test_faster_than_reading_changes_nothing(fractions: list[float], target: QoETarget) -> None:
+    on_time = [target.ttft_s + k / target.tds for k in range(len(fractions))]
+    early = sorted(f * at for f, at in zip(fractions, on_time, strict=True))
+    early = [min(e, at) for e, at in zip(early, on_time, strict=True)]
+    assert qoe_of_deliveries(early, 0.0, target) == pytest.approx(1.0, abs=1e-9)
+    assert qoe_of_deliveries(on_time, 0.0, target) == pytest.approx(1.0, abs=1e-9)
+
+
+@given(GAPS, TARGETS, st.floats(0, 50))
+def test_qoe_of_a_running_stream(gaps: list[float], target: QoETarget, later: float) -> None:
+    deliveries = times(gaps, 0.0)
+    stream = ReaderStream(0.0, target)
+    for at in deliveries:
+        stream.deliver(at)
+    now = deliveries[-1] + later
+    u = now - target.ttft_s
+    expected = reference_qoe_at(deliveries, 0.0, target, now)
+    tolerance = 1e-9 if u <= 1e-9 else 1e-9 + 1e-12 * (len(gaps) * now) / (target.tds * u * u / 2)
+    assert stream.qoe_at(now) == pytest.approx(min(1.0, expected), abs=tolerance)
+    assert Readers.of([stream]).qoe_at(now)[0] == pytest.approx(stream.qoe_at(now), abs=1e-12)
+
+
+def test_before_the_first_token() -> None:
+    stream = ReaderStream(10.0, QoETarget(1.0, 4.0))
+    assert stream.qoe_at(11.0) == 1.0
+    assert stream.qoe_at(11.1) == 0.0
+    assert stream.final_qoe() == 0.0
+
+
+@given(GAPS, TARGETS, st.integers(1, 20))
+def test_a_group_of_tokens_is_that_many_tokens_at_once(gaps: list[float], target: QoETarget, group: int) -> None:
+    one, many = ReaderStream(0.0, target), ReaderStream(0.0, target)
+    for at in times(gaps, 0.0):
+        many.deliver(at, group)
+        for _ in range(group):
+            one.deliver(at)
+    assert many.delivered == one.delivered
+    assert many.final_qoe() == pytest.approx(one.final_qoe(), abs=1e-9)
+    assert many.stall_s == pytest.approx(one.stall_s, abs=1e-9)
+
+
+@given(
+    GAPS,
+    TARGETS,
+    st.floats(0, 30),
+    st.floats(0.3, 120),
+    st.floats(0, 5),
+    st.floats(0.01, 3),
+)
+def test_projections_equal_a_token_by_token_projection(
+    gaps: list[float], target: QoETarget, later: float, dt: float, first: float, interval: float
+) -> None:
+    deliveries = times(gaps, 0.0)
+    now = deliveries[-1] + later
+    if abs((dt - first) / interval - round((dt - first) / interval)) < 1e-6 or abs(now + dt - target.ttft_s) < 1e-3:
+        return
+    stream = ReaderStream(0.0, target)
+    for at in deliveries:
+        stream.deliver(at)
+    readers = Readers.of([stream, ReaderStream(0.0, target)])
+    count = max(0, math.floor((dt - first) / interval) + 1)
+    future = [now + first + j * interval for j in range(count)]
+    u = now + dt - target.ttft_s
+    scale = 1.0 if u <= 0 else max(1.0, (len(gaps) + count) * (now + dt) / (target.tds * u * u / 2) / 1000)
+    for row, past in enumerate((deliveries, [])):
+        served = readers.served(now, dt, first, interval)[row]
+        assert served == pytest.approx(min(1.0, reference_qoe_at(past + future, 0.0, target, now + dt)), abs=1e-9 * scale)
+        waiting = readers.waiting(now, dt)[row]
+        assert waiting == pytest.approx(min(1.0, reference_qoe_at(past, 0.0, target, now + dt)), abs=1e-9 * scale)
+
+
+def test_projection_broadcasts_over_candidate_intervals() -> None:
+    streams = [ReaderStream(float(k), QoETarget(1.0, 4.0)) for k in range(5)]
+    readers = Readers.of(streams)
+    grid = readers.served(20.0, 10.0, 0.1, np.array([[0.05], [0.5]]))
+    assert grid.shape == (2, 5)
+    assert np.array_equal(grid[1], readers.served(20.0, 10.0, 0.1, 0.5))
+
+
+@pytest.mark.parametrize(("ttft", "tds"), [(-1, 4), (float("nan"), 4), (1, 0), (1, float("inf")), (True, 4), ("1", 4)])
+def test_a_target_that_makes_no_sense_is_refused(ttft: float, tds: float) -> None:
+    with pytest.raises(ValueError, match="got"):
+        QoETarget(ttft, tds)
+
+
+def test_stalls_are_counted_inside_the_answer_only() -> None:
+    stream = ReaderStream(0.0, QoETarget(1.0, 1.0))
+    for at in (5.0, 6.0, 9.0, 9.0, 15.0):
+        stream.deliver(at)
+    assert (stream.stalls, stream.stall_s, stream.longest_stall_s) == (2, pytest.approx(6.0), pytest.approx(4.0))
+    assert stream.buffered_tokens(15.5) == pytest.approx(0.5)
