@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream, qoe_of_deliveries
@@ -75,11 +75,25 @@ def test_streaming_equals_the_definition_and_stays_in_bounds(gaps: list[float], 
 
 @given(GAPS, TARGETS, st.data())
 def test_a_token_delivered_earlier_never_lowers_the_score(gaps: list[float], target: QoETarget, data: st.DataObject) -> None:
+    """On one common horizon. The final score alone may fall: an earlier last token also shortens the horizon."""
     deliveries = times(gaps, 0.0)
     k = data.draw(st.integers(0, len(deliveries) - 1))
     earliest = deliveries[k - 1] if k else 0.0
     sooner = [*deliveries[:k], data.draw(st.floats(earliest, deliveries[k])), *deliveries[k + 1 :]]
-    assert qoe_of_deliveries(sooner, 0.0, target) >= qoe_of_deliveries(deliveries, 0.0, target) - 1e-12
+    late, early = ReaderStream(0.0, target), ReaderStream(0.0, target)
+    for a, b in zip(deliveries, sooner, strict=True):
+        late.deliver(a)
+        early.deliver(b)
+    now = deliveries[-1] + data.draw(st.floats(0, 50))
+    assert early.lateness_s <= late.lateness_s + 1e-9
+    assert early.qoe_at(now) >= late.qoe_at(now) - 1e-9 * max(1.0, now / max(1e-3, now - target.ttft_s)) ** 2
+
+
+def test_the_final_score_ends_with_the_last_token() -> None:
+    """The published formula scores [0, 0, 1, 1, 1] below [0, 0, 1, 1, 2] at 4 tokens/s: its horizon is shorter."""
+    target = QoETarget(0.0, 4.0)
+    assert qoe_of_deliveries([0, 0, 1, 1, 1], 0.0, target) == pytest.approx(0.7333, abs=1e-4)
+    assert qoe_of_deliveries([0, 0, 1, 1, 2], 0.0, target) == pytest.approx(0.7538, abs=1e-4)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), TARGETS)
@@ -99,8 +113,9 @@ def test_qoe_of_a_running_stream(gaps: list[float], target: QoETarget, later: fl
         stream.deliver(at)
     now = deliveries[-1] + later
     u = now - target.ttft_s
+    assume(abs(u) > 1e-6)
     expected = reference_qoe_at(deliveries, 0.0, target, now)
-    tolerance = 1e-9 if u <= 1e-9 else 1e-9 + 1e-12 * (len(gaps) * now) / (target.tds * u * u / 2)
+    tolerance = 1e-9 if u <= 0 else 1e-9 + 1e-12 * (len(gaps) * now) / (target.tds * u * u / 2)
     assert stream.qoe_at(now) == pytest.approx(min(1.0, expected), abs=tolerance)
     assert Readers.of([stream]).qoe_at(now)[0] == pytest.approx(stream.qoe_at(now), abs=1e-12)
 
