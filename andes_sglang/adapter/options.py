@@ -1,0 +1,38 @@
+"""What the command line tells the plugin, carried to SGLang's processes in one environment variable."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from andes_sglang.qoe import QoETarget
+
+__all__ = ["ENVIRONMENT", "Options"]
+
+ENVIRONMENT = "ANDES_OPTIONS"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """policy: a name of ``andes_sglang.policy.POLICIES``, ``forced`` (a diagnostic that preempts every few tokens) or None:
+    SGLang untouched. policy_options: constructor arguments. default_ttft_s, default_tds: expectations of requests
+    that bring none."""
+
+    policy: str | None = None
+    policy_options: dict[str, Any] = field(default_factory=dict)
+    default_ttft_s: float = QoETarget().ttft_s
+    default_tds: float = QoETarget().tds
+
+    @property
+    def default_target(self) -> QoETarget:
+        return QoETarget(self.default_ttft_s, self.default_tds)
+
+    def to_env(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_env(cls) -> Options:
+        text = os.environ.get(ENVIRONMENT)
+        return cls(**json.loads(text)) if text else cls()

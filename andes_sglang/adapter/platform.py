@@ -1,0 +1,42 @@
+"""SGLang on a machine without an accelerator: an out-of-tree platform on torch's own kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import SRTPlatform
+
+__all__ = ["CpuPlatform", "activate"]
+
+
+def activate() -> str | None:
+    """The platform's dotted name where torch sees no accelerator, otherwise None: SGLang then picks its own."""
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return None
+    return f"{__name__}.CpuPlatform"
+
+
+class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
+    _enum = PlatformEnum.OOT
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"
+
+    def get_default_attention_backend(self) -> str:
+        return "torch_native"
+
+    def get_mha_kv_pool_cls(self) -> type:
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool  # type: ignore[no-any-return]
+
+    def get_paged_allocator_cls(self) -> Any:
+        from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+
+        def token_allocator(*args: Any, page_size: int = 1, **kwargs: Any) -> Any:
+            return TokenToKVPoolAllocator(*args, **kwargs)
+
+        return token_allocator
