@@ -1,2 +1,45 @@
+"""The SGLang plugin: inert unless ``andes serve`` (or whoever sets the options) asks for a policy."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+from andes_sglang.adapter.options import Options
+
+__all__ = ["register"]
+
+
 def register() -> None:
-    pass
+    """Entry point of ``sglang.srt.plugins``. SGLang logs and swallows exceptions here, so we end the process ourselves."""
+    if Options.from_env().policy is None:
+        return
+    try:
+        _register(Options.from_env())
+    except Exception:
+        traceback.print_exc()
+        print("andes: the plugin failed to load; not serving without the policy that was asked for", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(3)
+
+
+def _register(options: Options) -> None:
+    from sglang.srt.managers import schedule_policy
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from andes_sglang.adapter import expectations, seams
+    from andes_sglang.adapter.scheduler import ADMISSION_RESERVE_TOKENS, QoEScheduler
+
+    seams.check()
+    default = options.default_target
+
+    def verify_expectations(result: Any, params: Any, vocab_size: int) -> None:
+        expectations.parse(params.custom_params, default)
+
+    schedule_policy.CLIP_MAX_NEW_TOKENS = ADMISSION_RESERVE_TOKENS
+    HookRegistry.register(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify", verify_expectations, HookType.AFTER
+    )
+    HookRegistry.register("sglang.srt.managers.scheduler.Scheduler", QoEScheduler, HookType.REPLACE)

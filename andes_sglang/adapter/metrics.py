@@ -1,0 +1,75 @@
+"""Our figures in SGLang's ``/metrics``. Prometheus names, base units, no label by request."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["Metrics", "PrometheusMetrics"]
+
+_DECISION_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
+_QOE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+class Metrics(Protocol):
+    def in_charge(self, policy: str) -> None: ...
+    def decision(self, seconds: float) -> None: ...
+    def preemption(self, mode: str, reason: str) -> None: ...
+    def retraction(self) -> None: ...
+    def resume(self, mode: str, recomputed_tokens: int) -> None: ...
+    def finished(self, qoe: float) -> None: ...
+    def population(self, **counts: int) -> None: ...
+
+
+class NoMetrics:
+    """Where SGLang runs without ``--enable-metrics``."""
+
+    def in_charge(self, policy: str) -> None: ...
+    def decision(self, seconds: float) -> None: ...
+    def preemption(self, mode: str, reason: str) -> None: ...
+    def retraction(self) -> None: ...
+    def resume(self, mode: str, recomputed_tokens: int) -> None: ...
+    def finished(self, qoe: float) -> None: ...
+    def population(self, **counts: int) -> None: ...
+
+
+class PrometheusMetrics:
+    """Created inside the scheduler process, after SGLang has set up its multi-process directory."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self._info = Gauge(
+            "andes_policy_info", "1 for the policy in charge", ["policy"], multiprocess_mode="mostrecent"
+        )
+        self._decision = Histogram("andes_decision_seconds", "time of one scheduling decision", buckets=_DECISION_BUCKETS)
+        self._preemptions = Counter("andes_preemptions", "preemptions chosen by the policy", ["mode", "reason"])
+        self._retractions = Counter("andes_retractions", "requests retracted because KV ran out")
+        self._resumes = Counter("andes_resumes", "preempted requests that run again", ["mode"])
+        self._recomputed = Counter("andes_recomputed_tokens", "tokens prefilled again after a preemption")
+        self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=_QOE_BUCKETS)
+        self._requests = Gauge(
+            "andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent"
+        )
+
+    def in_charge(self, policy: str) -> None:
+        self._info.labels(policy=policy).set(1)
+
+    def decision(self, seconds: float) -> None:
+        self._decision.observe(seconds)
+
+    def preemption(self, mode: str, reason: str) -> None:
+        self._preemptions.labels(mode=mode, reason=reason).inc()
+
+    def retraction(self) -> None:
+        self._retractions.inc()
+
+    def resume(self, mode: str, recomputed_tokens: int) -> None:
+        self._resumes.labels(mode=mode).inc()
+        self._recomputed.inc(recomputed_tokens)
+
+    def finished(self, qoe: float) -> None:
+        self._qoe.observe(qoe)
+
+    def population(self, **counts: int) -> None:
+        for state, count in counts.items():
+            self._requests.labels(state=state).set(count)

@@ -1,0 +1,77 @@
+"""Every place where we reach into SGLang, checked at start-up.
+
+SGLang swallows what a plugin raises and would go on with its own scheduling; so a seam that is not as expected ends the
+process, with a message that names it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+import sys
+
+__all__ = ["SGLANG_VERSION", "SEAMS", "check", "faults"]
+
+SGLANG_VERSION = "0.5.17"
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+
+SEAMS: dict[str, tuple[str, ...]] = {
+    f"{_SCHEDULER}.get_new_batch_prefill": ("self", "running_batch"),
+    f"{_SCHEDULER}.update_running_batch": ("self", "batch"),
+    f"{_SCHEDULER}.run_batch": ("self", "batch", "pp_proxy_tensors"),
+    f"{_SCHEDULER}.process_batch_result": ("self", "batch", "result"),
+    f"{_SCHEDULER}.abort_request": ("self", "recv_req"),
+    f"{_SCHEDULER}.is_fully_idle": ("self", "for_health_check"),
+    f"{_SCHEDULER}._add_request_to_queue": ("self", "req", "is_retracted"),
+    f"{_SCHEDULER}._abort_on_waiting_timeout": ("self",),
+    f"{_SCHEDULER}._abort_on_queued_limit": ("self", "recv_req"),
+    f"{_SCHEDULER}.pause_generation": ("self", "recv_req"),
+    f"{_SCHEDULER}.init_schedule_policy": ("self",),
+    f"{_BATCH}.filter_batch": ("self", "chunked_req_to_exclude", "keep_indices"),
+    f"{_BATCH}.merge_batch": ("self", "other"),
+    f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
+    "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
+    "sglang.srt.managers.schedule_policy.match_prefix_for_req": (
+        "tree_cache",
+        "req",
+        "token_ids",
+        "cow_mamba",
+        "include_req",
+    ),
+    "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
+    "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
+}
+
+
+def faults() -> list[str]:
+    """One sentence for each seam that is not as expected."""
+    version = importlib.metadata.version("sglang")
+    found = []
+    if version != SGLANG_VERSION:
+        found.append(f"sglang {version} is installed, sglang=={SGLANG_VERSION} is required")
+    for target, expected in SEAMS.items():
+        try:
+            parameters = tuple(inspect.signature(pkgutil.resolve_name(target)).parameters)
+        except (AttributeError, ImportError) as error:
+            found.append(f"seam {target} is missing ({error})")
+            continue
+        if parameters != expected:
+            found.append(f"seam {target} takes ({', '.join(parameters)}), expected ({', '.join(expected)})")
+    return found
+
+
+def check() -> None:
+    """End the process unless every seam is as expected."""
+    if found := faults():
+        print(
+            "andes: cannot put a policy in charge of this SGLang:\n  "
+            + "\n  ".join(found)
+            + f"\nInstall sglang=={SGLANG_VERSION}, or start with --policy stock.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(3)
