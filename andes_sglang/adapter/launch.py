@@ -27,7 +27,7 @@ _CPU_DEFAULTS = {
     "--dtype": "float32",
     "--attention-backend": "torch_native",
     "--sampling-backend": "pytorch",
-    "--grammar-backend": "xgrammar",
+    "--grammar-backend": "llguidance",
     "--mem-fraction-static": "0.3",
     "--max-total-tokens": "65536",
     "--chunked-prefill-size": "8192",
@@ -109,6 +109,7 @@ def prepare_environment(options: Options) -> bool:
         return False
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if any(importlib.util.find_spec(name) is None for name in _STOOD_IN):
         inherited = os.environ.get("PYTHONPATH")

@@ -1,0 +1,1 @@
+"""Replay a workload against any OpenAI-compatible endpoint and see what its readers see."""

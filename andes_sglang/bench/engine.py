@@ -1,0 +1,132 @@
+"""A serving engine as a subprocess of its own session: started, proven ready, and ended with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["Engine", "EngineError", "free_port", "read_metrics"]
+
+
+class EngineError(RuntimeError):
+    """The engine did not start, or is not what was asked for."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def read_metrics(url: str, timeout_s: float = 5.0) -> dict[str, float]:
+    """Samples of ``url``/metrics by name with labels; empty when the endpoint has none."""
+    try:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=timeout_s) as answer:
+            text = answer.read().decode()
+    except (urllib.error.URLError, OSError):
+        return {}
+    samples: dict[str, float] = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, _, value = line.rpartition(" ")
+            with contextlib.suppress(ValueError):
+                samples[name] = float(value)
+    return samples
+
+
+class Engine:
+    """``andes serve`` with ``policy`` on a free port; a context manager. Its output goes to ``log``."""
+
+    def __init__(
+        self, model: Path | str, policy: str, flags: Sequence[str] = (), *, log: Path, start_timeout_s: float = 240.0
+    ) -> None:
+        self.model = str(model)
+        self.policy = policy
+        self.flags = tuple(flags)
+        self.log = log
+        self.start_timeout_s = start_timeout_s
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Engine:
+        command = [sys.executable, "-m", "andes_sglang.cli", "serve", "--model", self.model, "--policy", self.policy]
+        command += ["--port", str(self.port), *self.flags]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def get(self, path: str, timeout_s: float = 10.0) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
+            return bytes(answer.read())
+
+    def post(self, path: str, body: object, timeout_s: float = 120.0) -> dict[str, object]:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            text = answer.read()
+        try:
+            return dict(json.loads(text))
+        except ValueError:
+            return {"text": text.decode()}
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _wait_until_ready(self) -> None:
+        deadline_s = time.monotonic() + self.start_timeout_s
+        while time.monotonic() < deadline_s:
+            if not self.alive():
+                raise EngineError(f"the engine ended while starting; the end of {self.log}:\n{self.tail()}")
+            with contextlib.suppress(OSError):
+                self.get("/health")
+                return
+            time.sleep(0.2)
+        raise EngineError(f"the engine was not ready after {self.start_timeout_s:g} s; the end of {self.log}:\n{self.tail()}")
+
+    def tail(self, lines: int = 15) -> str:
+        text = self.log.read_text(errors="replace").replace("\0", "") if self.log.exists() else ""
+        return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+    def check_policy(self) -> None:
+        """Fail unless the policy that was asked for has made a decision (after at least one request)."""
+        if self.policy == "stock":
+            return
+        if read_metrics(self.url).get(f'andes_policy_info{{policy="{self.policy}"}}') != 1.0:
+            raise EngineError(f"{self.url} serves without policy {self.policy} in charge; see {self.log}")
+
+    def stop(self) -> None:
+        """End the whole process group: first politely, then not."""
+        if self._process is None:
+            return
+        for sign, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 10.0)):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sign)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+                if sign is signal.SIGTERM:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(self._process.pid, signal.SIGKILL)
+                break
+        self._process = None

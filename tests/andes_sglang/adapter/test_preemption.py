@@ -1,0 +1,177 @@
+"""Real engines under forced preemption: nobody can tell from the outputs, and nothing is left behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andes_sglang.bench.engine import Engine, read_metrics
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+BASE = ("--max-total-tokens", "4096", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
+PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}}, "required": ["a", "b"]}
+
+
+def stream(engine: Engine, prompt: list[int], **more: Any) -> tuple[list[str], list[int], str | None]:
+    """Texts and running token counts of every chunk, and the finish reason."""
+    body = {
+        "model": "m",
+        "prompt": prompt,
+        "max_tokens": 40,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        **more,
+    }
+    request = urllib.request.Request(
+        engine.url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    texts, counts, reason = [], [], None
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        for line in answer:
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            chunk = json.loads(line[6:])
+            assert "error" not in chunk, chunk
+            for choice in chunk["choices"]:
+                texts.append(choice["text"])
+                counts.append(chunk["usage"]["completion_tokens"])
+                reason = choice["finish_reason"] or reason
+    return texts, counts, reason
+
+
+def answers(engine: Engine) -> dict[str, Any]:
+    """What this engine says to a fixed set of requests sent at once."""
+    with ThreadPoolExecutor(8) as pool:
+        plain = [pool.submit(stream, engine, prompt) for prompt in PROMPTS]
+        texts = ["".join(f.result()[0]) for f in plain]
+        logprobs = pool.submit(
+            engine.post,
+            "/v1/completions",
+            {"model": "m", "prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0, "logprobs": 1, "ignore_eos": True},
+        )
+        grammar = pool.submit(
+            engine.post,
+            "/v1/chat/completions",
+            {
+                "model": "m",
+                "messages": [{"role": "user", "content": "anbe"}],
+                "max_tokens": 40,
+                "temperature": 0,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
+            },
+        )
+        several = pool.submit(
+            engine.post,
+            "/v1/completions",
+            {"model": "m", "prompt": PROMPTS[1], "max_tokens": 24, "temperature": 0, "n": 2, "ignore_eos": True},
+        )
+        choice: Any = logprobs.result()["choices"]
+        cut = texts[2][20:23]
+        stopped = stream(engine, PROMPTS[2], stop=[cut])
+        return {
+            "texts": texts,
+            "logprob tokens": choice[0]["logprobs"]["tokens"],
+            "logprobs": [round(v, 3) for v in choice[0]["logprobs"]["token_logprobs"]],
+            "grammar": grammar.result()["choices"][0]["message"]["content"],  # type: ignore[index]
+            "n": [c["text"] for c in several.result()["choices"]],  # type: ignore[attr-defined]
+            "stop": ("".join(stopped[0]), stopped[2]),
+        }
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    with Engine(tiny_model, "stock", BASE, log=tmp_path_factory.mktemp("stock") / "log") as engine:
+        return answers(engine)
+
+
+CONFIGURATIONS = list(itertools.product(("overlap", "no overlap"), ("park", "release"), ("chunked", "whole")))
+
+
+@pytest.fixture(scope="module", params=CONFIGURATIONS, ids=["-".join(c).replace(" ", "_") for c in CONFIGURATIONS])
+def engine(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Engine, str]]:
+    overlap, mode, chunk = request.param
+    flags = [*BASE, "--policy-option", f"mode={mode}", "--policy-option", "every_tokens=3"]
+    flags += ["--chunked-prefill-size", "32" if chunk == "chunked" else "-1"]
+    flags += ["--disable-overlap-schedule"] if overlap == "no overlap" else []
+    with Engine(tiny_model, "forced", flags, log=tmp_path_factory.mktemp("forced") / "log") as started:
+        yield started, mode
+
+
+def preemptions(engine: Engine, mode: str) -> float:
+    return read_metrics(engine.url).get(f'andes_preemptions_total{{mode="{mode}",reason="forced"}}', 0.0)
+
+
+def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
+    server, mode = engine
+    found = answers(server)
+    assert found == expected
+    assert preemptions(server, mode) > 60
+
+
+def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
+    server, _mode = engine
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda prompt: stream(server, prompt), PROMPTS))
+    for (texts, counts, reason), text in zip(results, expected["texts"], strict=True):
+        assert "".join(texts) == text
+        assert counts == sorted(set(counts))
+        assert counts[-1] == 40
+        assert reason == "length"
+
+
+def test_an_abort_frees_everything(engine: tuple[Engine, str]) -> None:
+    server, mode = engine
+    before = preemptions(server, mode)
+    with ThreadPoolExecutor(4) as pool:
+        pending = [
+            pool.submit(
+                server.post,
+                "/generate",
+                {
+                    "rid": f"gone-{k}",
+                    "input_ids": PROMPTS[k],
+                    "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0},
+                },
+            )
+            for k in range(4)
+        ]
+        while preemptions(server, mode) < before + 40:
+            assert server.alive()
+        server.post("/abort_request", {"abort_all": True})
+        for future in pending:
+            future.result()
+    wait_until_idle(server)
+
+
+def test_nothing_is_left_when_idle(engine: tuple[Engine, str]) -> None:
+    server, _mode = engine
+    wait_until_idle(server)
+    assert "leak" not in server.log.read_text(errors="replace").lower()
+    assert server.alive()
+
+
+def wait_until_idle(engine: Engine) -> None:
+    """SGLang checks its pools for leaks whenever it is idle, and flushes only then; a leak ends the process."""
+    for _ in range(200):
+        assert engine.alive(), engine.tail()
+        try:
+            answer = engine.post("/flush_cache", {})
+        except OSError:
+            continue
+        if re.search("flushed", str(answer)):
+            return
+    raise AssertionError(f"the engine never became idle:\n{engine.tail()}")
