@@ -7,6 +7,7 @@ import sys
 
 from andes_sglang import __version__
 from andes_sglang.adapter import launch
+from andes_sglang.bench import cli as bench
 
 __all__ = ["main"]
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     launch.add_arguments(serve)
     serve.set_defaults(run=launch.serve)
+    bench.add_parsers(commands)
     return parser
 
 
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args, passed = build_parser().parse_known_args(argv)
     try:
         return int(args.run(args, passed))
-    except launch.UsageError as error:
+    except (launch.UsageError, *bench.BenchError) as error:
         print(f"andes {args.command}: {error}", file=sys.stderr)
         return 2
 

@@ -1,0 +1,349 @@
+"""What is replayed: who arrives when, with how long a prompt and answer, and how fast each of them reads.
+
+Read from the public formats of Azure, Mooncake and BurstGPT and from ``jsonl[.gz]``, or drawn from a shape. Everything
+random comes from one seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andes_sglang.qoe import QoETarget
+
+__all__ = ["LISTENING", "READING", "RequestSpec", "Workload", "WorkloadError", "burst", "gamma", "load", "poisson", "shape"]
+
+BLOCK_TOKENS = 512
+READING = ((0.2804, 0.196), (0.5187, 0.230), (0.1119, 0.240), (0.0556, 0.249), (0.0333, 0.264))
+LISTENING = ((0.7929, 0.31), (0.0703, 0.15), (0.0692, 0.19), (0.0358, 0.15), (0.0317, 0.13))
+"""Share of users and seconds per token (Andes, version 2, section 2: reading by age group, listening by language)."""
+
+
+class WorkloadError(ValueError):
+    """A workload that cannot be read or makes no sense; the text says where."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    target: QoETarget = QoETarget()
+    session_id: str | None = None
+    blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests in order of arrival, and in words where they came from."""
+
+    name: str
+    requests: tuple[RequestSpec, ...]
+
+    @property
+    def duration_s(self) -> float:
+        return self.requests[-1].arrival_s if self.requests else 0.0
+
+    def describe(self) -> dict[str, Any]:
+        prompts = [r.prompt_tokens for r in self.requests]
+        outputs = [r.output_tokens for r in self.requests]
+        return {
+            "name": self.name,
+            "requests": len(self.requests),
+            "duration_s": round(self.duration_s, 3),
+            "rate_rps": round(len(self.requests) / self.duration_s, 4) if self.duration_s else None,
+            "prompt_tokens": {"mean": float(np.mean(prompts)), "max": max(prompts)},
+            "output_tokens": {"mean": float(np.mean(outputs)), "max": max(outputs)},
+        }
+
+    def scaled(
+        self,
+        *,
+        rate_scale: float = 1.0,
+        prompt_scale: float = 1.0,
+        output_scale: float = 1.0,
+        max_prompt: int | None = None,
+        max_output: int | None = None,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+        limit: int | None = None,
+    ) -> Workload:
+        """The window [start_s, start_s + duration_s) of the original clock, then rate and lengths scaled and clamped."""
+        kept = [
+            replace(
+                r,
+                arrival_s=(r.arrival_s - start_s) / rate_scale,
+                prompt_tokens=_clamp(r.prompt_tokens * prompt_scale, max_prompt),
+                output_tokens=_clamp(r.output_tokens * output_scale, max_output),
+                blocks=r.blocks if prompt_scale == 1.0 else (),
+            )
+            for r in self.requests
+            if start_s <= r.arrival_s < start_s + (duration_s if duration_s is not None else math.inf)
+        ]
+        if not kept:
+            raise WorkloadError(f"{self.name}: no request arrives within {duration_s} s of second {start_s:g}")
+        return Workload(self.name, tuple(kept[:limit]))
+
+    def with_readers(self, seed: int, *, ttft_s: float | None, tds: float | None, population: str | None) -> Workload:
+        """The same requests with expectations: a constant ``tds``, or speeds drawn from ``population``.
+
+        ``ttft_s`` None means ``max(1, prompt_tokens / 5000)``, the expectation for long prompts.
+        """
+        rng = np.random.default_rng(seed + 7919)
+        table = {"reading": READING, "listening": LISTENING}.get(population or "reading", READING)
+        share = np.array([s for s, _ in table])
+        drawn = rng.choice([1.0 / pace for _, pace in table], size=len(self.requests), p=share / share.sum())
+        return Workload(
+            self.name,
+            tuple(
+                replace(
+                    r,
+                    target=QoETarget(
+                        max(1.0, r.prompt_tokens / 5000) if ttft_s is None else ttft_s,
+                        float(speed) if tds is None else tds,
+                    ),
+                )
+                for r, speed in zip(self.requests, drawn, strict=True)
+            ),
+        )
+
+
+def _clamp(tokens: float, most: int | None) -> int:
+    return max(1, min(round(tokens), most if most is not None else 1 << 30))
+
+
+# Shapes
+
+Lengths = Callable[[np.random.Generator], int]
+
+
+def lengths(text: str) -> Lengths:
+    """``200`` constant, ``200-400`` uniform, ``p50=210,p90=431,p99=638`` piecewise log-linear between quantiles."""
+    try:
+        if "=" in text:
+            points = sorted((float(k.strip().lstrip("p")) / 100, float(v)) for k, v in (p.split("=") for p in text.split(",")))
+            quantiles = [0.0, *(q for q, _ in points), 1.0]
+            values = [points[0][1] / 4, *(v for _, v in points), points[-1][1] * 1.5]
+            if any(q <= 0 or q >= 1 for q, _ in points) or any(b < a or a <= 0 for a, b in zip(values, values[1:])):
+                raise ValueError
+            logs = np.log(values)
+            return lambda rng: max(1, round(float(np.exp(np.interp(rng.random(), quantiles, logs)))))
+        low, _, high = text.partition("-")
+        first, last = int(low), int(high or low)
+        if not 1 <= first <= last:
+            raise ValueError
+        return lambda rng: int(rng.integers(first, last + 1))
+    except ValueError:
+        raise WorkloadError(f"lengths {text!r}: expected N, LOW-HIGH or p50=N,p90=N,p99=N in tokens") from None
+
+
+def _requests(times: Sequence[float], prompt: str, output: str, rng: np.random.Generator) -> tuple[RequestSpec, ...]:
+    draw_prompt, draw_output = lengths(prompt), lengths(output)
+    return tuple(RequestSpec(t, draw_prompt(rng), draw_output(rng)) for t in times)
+
+
+def poisson(rate_rps: float, duration_s: float, prompt: str, output: str, seed: int) -> Workload:
+    return gamma(rate_rps, duration_s, 1.0, prompt, output, seed, name=f"poisson {rate_rps:g}/s for {duration_s:g} s")
+
+
+def gamma(
+    rate_rps: float, duration_s: float, cv: float, prompt: str, output: str, seed: int, name: str | None = None
+) -> Workload:
+    """Gaps from a Gamma distribution with coefficient of variation ``cv`` (1: Poisson)."""
+    rng = np.random.default_rng(seed)
+    times: list[float] = []
+    at = 0.0
+    while True:
+        at += float(rng.gamma(1.0 / cv**2, cv**2 / rate_rps))
+        if at >= duration_s:
+            break
+        times.append(at)
+    name = name or f"gamma cv {cv:g}, {rate_rps:g}/s for {duration_s:g} s"
+    return Workload(name, _requests(times, prompt, output, rng))
+
+
+def burst(
+    rate_rps: float, duration_s: float, intensity: float, width: float, prompt: str, output: str, seed: int
+) -> Workload:
+    """One cycle: calm, a burst at ``intensity`` times the average for ``width`` of it, calm; Poisson inside each phase."""
+    peak = intensity * rate_rps
+    calm = (rate_rps - peak * width) / (1.0 - width)
+    if calm < 0:
+        raise WorkloadError(f"burst: intensity {intensity:g} x width {width:g} exceeds 1, nothing is left for the calm")
+    rng = np.random.default_rng(seed)
+    begin, end = duration_s * (1 - width) / 2, duration_s * (1 + width) / 2
+    times: list[float] = []
+    for rate, since, until in ((calm, 0.0, begin), (peak, begin, end), (calm, end, duration_s)):
+        at = since
+        while rate > 0:
+            at += float(rng.exponential(1.0 / rate))
+            if at >= until:
+                break
+            times.append(at)
+    name = f"burst {intensity:g}x for {width:.0%} of {duration_s:g} s, {rate_rps:g}/s on average"
+    return Workload(name, _requests(times, prompt, output, rng))
+
+
+def shape(
+    kind: str,
+    *,
+    rate_rps: float,
+    duration_s: float,
+    prompt: str,
+    output: str,
+    seed: int,
+    intensity: float = 2.0,
+    width: float = 0.35,
+    cv: float = 2.0,
+) -> Workload:
+    for label, value in (("--rate", rate_rps), ("--duration", duration_s), ("--intensity", intensity), ("--cv", cv)):
+        if not (math.isfinite(value) and value > 0):
+            raise WorkloadError(f"{label} must be > 0, got {value!r}")
+    if not 0 < width < 1:
+        raise WorkloadError(f"--width must be between 0 and 1, got {width!r}")
+    if kind == "poisson":
+        workload = poisson(rate_rps, duration_s, prompt, output, seed)
+    elif kind == "gamma":
+        workload = gamma(rate_rps, duration_s, cv, prompt, output, seed)
+    elif kind == "burst":
+        workload = burst(rate_rps, duration_s, intensity, width, prompt, output, seed)
+    else:
+        raise WorkloadError(f"--shape {kind!r}: choose poisson, gamma or burst")
+    if not workload.requests:
+        raise WorkloadError(f"{workload.name}: nobody arrives; raise --rate or --duration")
+    return workload
+
+
+# Files
+
+
+class _Row:
+    """One row of a file, asked for its fields by name; what is missing or makes no sense is named with its place."""
+
+    def __init__(self, path: Path, number: int, fields: dict[str, Any]) -> None:
+        self.place = f"{path}, row {number}"
+        self.fields = fields
+
+    def number(self, name: str, least: float) -> float:
+        value = self.fields.get(name)
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise WorkloadError(f"{self.place}, field {name}: expected a number, got {value!r}") from None
+        if isinstance(value, bool) or not math.isfinite(number) or number < least:
+            raise WorkloadError(f"{self.place}, field {name}: must be >= {least:g}, got {value!r}")
+        return number
+
+    def tokens(self, name: str, least: int = 1) -> int:
+        return int(self.number(name, least))
+
+    def timestamp(self, name: str) -> float:
+        value = str(self.fields.get(name))
+        try:
+            return datetime.fromisoformat(value[:26]).timestamp()
+        except ValueError:
+            raise WorkloadError(f"{self.place}, field {name}: expected a date and time, got {value!r}") from None
+
+
+def _azure(row: _Row) -> RequestSpec:
+    return RequestSpec(row.timestamp("TIMESTAMP"), row.tokens("ContextTokens"), max(1, row.tokens("GeneratedTokens", 0)))
+
+
+def _burstgpt(row: _Row) -> RequestSpec | None:
+    output = row.tokens("Response tokens", 0)
+    return RequestSpec(row.number("Timestamp", 0), row.tokens("Request tokens"), output) if output else None
+
+
+def _mooncake(row: _Row) -> RequestSpec:
+    ids = row.fields.get("hash_ids", [])
+    if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+        raise WorkloadError(f"{row.place}, field hash_ids: expected a list of whole numbers, got {ids!r}")
+    return RequestSpec(
+        row.number("timestamp", 0) / 1000, row.tokens("input_length"), max(1, row.tokens("output_length", 0)), blocks=tuple(ids)
+    )
+
+
+def _ours(row: _Row) -> RequestSpec:
+    runs = row.fields.get("blocks") or []
+    try:
+        blocks = tuple(i for start, count in runs for i in range(int(start), int(start) + int(count)))
+    except (TypeError, ValueError):
+        raise WorkloadError(f"{row.place}, field blocks: expected [[start, count], ...], got {runs!r}") from None
+    session = row.fields.get("session_id")
+    return RequestSpec(
+        row.number("arrival_s", 0),
+        row.tokens("prompt_tokens"),
+        row.tokens("output_tokens"),
+        session_id=None if session is None else str(session),
+        blocks=blocks,
+    )
+
+
+_FORMATS: dict[str, tuple[str, Callable[[_Row], RequestSpec | None]]] = {
+    "andes": ("arrival_s", _ours),
+    "mooncake": ("input_length", _mooncake),
+    "azure": ("ContextTokens", _azure),
+    "burstgpt": ("Response tokens", _burstgpt),
+}
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    try:
+        raw = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        with raw as file:
+            text = file.read()
+    except OSError as error:
+        raise WorkloadError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise WorkloadError(f"{path}: not a text file") from None
+    if text.lstrip().startswith("{"):
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    fields = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise WorkloadError(f"{path}, row {number}: not JSON ({error.msg} at column {error.colno})") from None
+                if not isinstance(fields, dict):
+                    raise WorkloadError(f"{path}, row {number}: expected an object, got {fields!r}")
+                yield _Row(path, number, fields)
+    else:
+        for number, fields in enumerate(csv.DictReader(io.StringIO(text)), start=2):
+            yield _Row(path, number, fields)
+
+
+def load(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
+    """Read a trace. The format is recognised by its fields unless ``form`` names it.
+
+    Arrivals start at 0. Mooncake's clock ticks every 3 s: its arrivals are spread inside the tick, by ``seed``.
+    """
+    rows = iter(_rows(path))
+    first = next(rows, None)
+    if first is None:
+        raise WorkloadError(f"{path}: empty")
+    if form is None:
+        form = next((name for name, (key, _) in _FORMATS.items() if key in first.fields), None)
+        if form is None:
+            known = ", ".join(f"{name} ({key})" for name, (key, _) in _FORMATS.items())
+            raise WorkloadError(f"{first.place}: no known format; looked for the fields of {known}")
+    if form not in _FORMATS:
+        raise WorkloadError(f"--format {form!r}: choose one of {', '.join(_FORMATS)}")
+    parse = _FORMATS[form][1]
+    specs = [spec for spec in (parse(first), *(parse(row) for row in rows)) if spec is not None]
+    if form == "mooncake":
+        rng = np.random.default_rng(seed)
+        specs = [replace(s, arrival_s=s.arrival_s + float(rng.uniform(0, 3))) for s in specs]
+    specs.sort(key=lambda s: s.arrival_s)
+    origin = specs[0].arrival_s if specs else 0.0
+    return Workload(path.name, tuple(replace(s, arrival_s=s.arrival_s - origin) for s in specs))
