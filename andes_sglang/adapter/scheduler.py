@@ -161,7 +161,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def get_new_batch_prefill(self, running_batch: Any) -> Any:
         """Decide and apply, then let SGLang form the prefill batch from those admitted."""
         self._released_now.clear()
-        running_batch = self._settle(running_batch)
+        if self._parked is not None:
+            self._parked.filter_batch()  # a token in flight when it was parked may have been its last
+            if self._parked.is_empty():
+                self._parked = None
         if not self.waiting_queue and self._parked is None and not self._needs_decision(running_batch):
             return super().get_new_batch_prefill(running_batch)
         started = time.perf_counter()
@@ -198,7 +201,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """When KV is about to run out, retract with the KV kept in the tree, the youngest first."""
         batch.filter_batch()
         if not batch.is_empty() and not batch.check_decode_mem():
-            batch = self._settle(batch, force=True)
+            self._settle()
             while len(batch.reqs) > 1 and not batch.check_decode_mem():
                 victim = max(
                     (r for r in batch.reqs if self._served[r.rid].preemptible),
@@ -306,7 +309,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _apply(self, decision: Decision, running_batch: Any) -> Any:
         if decision.preempt and any(p.mode is not PreemptionMode.PARK for p in decision.preempt):
-            running_batch = self._settle(running_batch, force=True)
+            self._settle()
         by_rid = {req.rid: req for req in running_batch.reqs}
         park = [p for p in decision.preempt if p.mode is PreemptionMode.PARK and p.rid in by_rid]
         if park:
@@ -327,16 +330,14 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             running_batch = self._resume(decision.resume, running_batch)
         return running_batch
 
-    def _settle(self, running_batch: Any, force: bool = False) -> Any:
-        """With ``force``, process the result in flight, so that output, KV and reader of every request agree. The loop
+    def _settle(self) -> None:
+        """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop
         finds a blank in its place."""
         results = getattr(self, "result_queue", None)
-        if force and results:
+        if results and results[0][0] is not None:
             batch, result = results.popleft()
-            if batch is not None:
-                self.process_batch_result(batch, result)
+            self.process_batch_result(batch, result)
             results.appendleft((None, None))
-        return running_batch
 
     def _stop(self, req: Any, how: str) -> None:
         served = self._served[req.rid]

@@ -27,7 +27,8 @@ class Andes:
     """See the module. Units: seconds, tokens.
 
     horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first.
-    min_slice_tokens: tokens a request generates before it may be displaced. trigger_buffer_s: only a reader with
+    min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
+    has been paid for and must earn it). trigger_buffer_s: only a reader with
     less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
     length_guard: contexts count as at most this many times the mean. batch_candidates: batch sizes tried.
     preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions: version
@@ -41,9 +42,10 @@ class Andes:
         *,
         horizon_s: float = 60.0,
         stall_bound_s: float = 45.0,
-        min_slice_tokens: int = 60,
+        min_slice_tokens: int = 45,
+        resumed_slice_tokens: int = 90,
         trigger_buffer_s: float = 1.0,
-        running_bonus: float = 0.5,
+        running_bonus: float = 1.0,
         length_guard: float = 3.0,
         batch_candidates: int = 3,
         preemption: bool = True,
@@ -58,6 +60,7 @@ class Andes:
         self.horizon_s = horizon_s
         self.stall_bound_s = stall_bound_s
         self.min_slice_tokens = min_slice_tokens
+        self.resumed_slice_tokens = resumed_slice_tokens
         self.trigger_buffer_s = trigger_buffer_s
         self.running_bonus = running_bonus
         self.length_guard = length_guard
@@ -78,7 +81,9 @@ class Andes:
         priority = np.where(overdue, 1e9 - buffered_s, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
-        served_long_enough = t.slice_tokens >= self.min_slice_tokens
+        served_long_enough = t.slice_tokens >= np.where(
+            t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens
+        )
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
         return select(
             state,
