@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+UNIT := tests/andes_sglang tests/test_architecture.py -m "not engine"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-engine lint format bench-policy lock clean
+
+help: ## list every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv: SGLang on CPU and everything the other targets need
+	@tools/setup.sh
+
+demo: setup out/model/config.json ## stock SGLang against andes in a surge, on this machine; report in out/demo
+	$(BIN)/andes compare --model out/model --policies stock,andes --load 0.96 --duration 90 --tds 4.5 \
+	  --out out/demo --max-total-tokens 8192
+
+out/model/config.json: | setup
+	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
+
+test: setup lint ## everything: lint, types, unit tests, real engines
+	$(BIN)/pytest
+
+test-unit: setup ## the tests that need no engine (seconds)
+	$(BIN)/pytest $(UNIT)
+
+test-engine: setup ## the tests on real SGLang servers (minutes)
+	$(BIN)/pytest -m engine
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: setup ## put every file in the project's format
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and greedy against the exact optimum
+	$(BIN)/python benchmarks/policy_decision.py
+
+lock: ## make the pinned closures in requirements/ again (needs a package index)
+	tools/lock.sh
+
+clean: ## remove what the targets made
+	rm -rf .venv .setup out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
