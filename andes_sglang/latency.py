@@ -51,7 +51,7 @@ class LinearCost:
         if self.observations >= 20:
             seconds = min(seconds, 5.0 * predicted)
         error = seconds - predicted
-        weight = 1.0 / min(self.observations + 1.0, 200.0)
+        weight = 1.0 / min(self.observations + 1.0, 50.0)
         self._residual_power += weight * (error * error - self._residual_power)
         self._information = self._forget * self._information + np.outer(x, x)
         self._moment = self._forget * self._moment + seconds * x

@@ -18,7 +18,7 @@ from typing import Any
 from andes_sglang.bench import report, summary
 from andes_sglang.bench.client import EndpointError, RequestRecord, read_records, replay, write_records
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
-from andes_sglang.bench.workload import Workload, WorkloadError, load, shape
+from andes_sglang.bench.workload import Workload, WorkloadError, load, mean_length, shape
 
 __all__ = ["BenchError", "add_parsers"]
 
@@ -45,6 +45,10 @@ def add_parsers(commands: Any) -> None:
     many.add_argument(
         "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
         help="one more arm: a policy with engine flags of its own; repeatable",
+    )  # fmt: skip
+    many.add_argument(
+        "--load", type=float, metavar="FRACTION",
+        help="shape: set --rate to this fraction of what the first engine sustains, measured before the runs",
     )  # fmt: skip
     many.add_argument("--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed")
     _add_workload(many)
@@ -233,8 +237,15 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     arms = _arms(args)
     if args.repeats < 1:
         raise WorkloadError(f"--repeats must be >= 1, got {args.repeats}")
-    workloads = [build_workload(args, args.seed + k) for k in range(args.repeats)]
     args.out.mkdir(parents=True, exist_ok=True)
+    sustained = None
+    if args.load is not None:
+        if args.trace is not None or not args.load > 0:
+            raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
+        sustained = _sustained_tokens_per_s(args, passed)
+        args.rate = args.load * sustained / mean_length(args.output)
+        print(f"this engine sustains {sustained:.0f} tokens/s: --rate {args.rate:.2f}", file=sys.stderr, flush=True)
+    workloads = [build_workload(args, args.seed + k) for k in range(args.repeats)]
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     total = len(arms) * args.repeats
     done = 0
@@ -263,6 +274,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
                         "what": f"SGLang on {_machine()['cores']} cores, {Path(args.model).name}, {' '.join(passed)}",
                         "model": Path(args.model).name,
                         "flags": passed,
+                        "sustained_tokens_per_s": sustained,
                         "arms": {n: {"policy": p, "flags": f} for n, (p, f) in arms.items()},
                         "client": _machine(),
                     },
@@ -275,6 +287,20 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
             return 130
     _write(args.out, result)
     return 0
+
+
+def _sustained_tokens_per_s(args: argparse.Namespace, passed: list[str]) -> float:
+    """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
+    label = "calibration"
+    print(f"{label}: starting an engine", file=sys.stderr, flush=True)
+    flood = shape("poisson", rate_rps=1e3, duration_s=0.15, prompt=args.prompt, output=args.output, seed=args.seed)
+    flood = flood.with_readers(args.seed, ttft_s=1.0, tds=4.5, population=None)
+    with Engine(args.model, "stock", [*passed, "--enable-metrics"], log=args.out / "engine-calibration.log") as engine:
+        _warm_up(engine, args)
+        records, _, _ = _run(engine.url, flood, args.seed, args, label)
+    arrived = sorted(at for r in records for at, tokens in r.deliveries for _ in range(tokens))
+    first, last = arrived[len(arrived) // 10], arrived[len(arrived) * 3 // 4]
+    return 0.65 * len(arrived) / (last - first)
 
 
 def _warm_up(engine: Engine, args: argparse.Namespace) -> None:

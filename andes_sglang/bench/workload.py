@@ -21,7 +21,7 @@ import numpy as np
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["LISTENING", "READING", "RequestSpec", "Workload", "WorkloadError", "burst", "gamma", "load", "poisson", "shape"]
+__all__ = ["LISTENING", "READING", "RequestSpec", "Workload", "WorkloadError", "burst", "gamma", "load", "mean_length", "poisson", "shape"]
 
 BLOCK_TOKENS = 512
 READING = ((0.2804, 0.196), (0.5187, 0.230), (0.1119, 0.240), (0.0556, 0.249), (0.0333, 0.264))
@@ -147,6 +147,12 @@ def lengths(text: str) -> Lengths:
         return lambda rng: int(rng.integers(first, last + 1))
     except ValueError:
         raise WorkloadError(f"lengths {text!r}: expected N, LOW-HIGH or p50=N,p90=N,p99=N in tokens") from None
+
+
+def mean_length(text: str) -> float:
+    """Mean of the distribution that ``text`` describes, in tokens."""
+    draw, rng = lengths(text), np.random.default_rng(0)
+    return float(np.mean([draw(rng) for _ in range(2000)]))
 
 
 def _requests(times: Sequence[float], prompt: str, output: str, rng: np.random.Generator) -> tuple[RequestSpec, ...]:

@@ -1,0 +1,112 @@
+"""The replay against a real HTTP server that streams, groups, refuses and breaks off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from andes_sglang.bench import report, summary
+from andes_sglang.bench.client import EndpointError, RequestRecord, read_records, replay, write_records
+from andes_sglang.bench.workload import RequestSpec, Workload
+from andes_sglang.qoe import QoETarget
+
+REFUSED, CUT, GROUPED, BROKEN = 13, 17, 20, 23
+TARGET = QoETarget(0.2, 50.0)
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    body = await request.json()
+    length = len(body["prompt"])
+    assert body["custom_params"] == {"qoe": {"ttft": 0.2, "tds": 50.0}}
+    if length == REFUSED:
+        return web.json_response({"error": {"message": "full"}}, status=429)
+    answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await answer.prepare(request)
+    step = 4 if length == GROUPED else 1
+    for count in range(step, body["max_tokens"] + 1, step):
+        last = count + step > body["max_tokens"]
+        chunk = {
+            "choices": [{"text": "x" * step, "finish_reason": "length" if last else None}],
+            "usage": {"completion_tokens": count},
+        }
+        if length == CUT and count > 3:
+            return answer
+        if length == BROKEN and count > 3:
+            chunk = {"error": {"message": "engine gone"}}
+        await answer.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        await asyncio.sleep(0.005)
+    await answer.write(b"data: [DONE]\n\n")
+    return answer
+
+
+async def models(_request: web.Request) -> web.Response:
+    return web.json_response({"data": [{"id": "tiny"}]})
+
+
+def run(workload: Workload) -> list[RequestRecord]:
+    async def main() -> list[RequestRecord]:
+        app = web.Application()
+        app.router.add_post("/v1/completions", completions)
+        app.router.add_get("/v1/models", models)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            return await replay(f"http://127.0.0.1:{port}", workload)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(main())
+
+
+def workload() -> Workload:
+    prompts = (10, 11, REFUSED, CUT, GROUPED, BROKEN)
+    return Workload("t", tuple(RequestSpec(0.02 * k, p, 12, TARGET) for k, p in enumerate(prompts)))
+
+
+def test_tokens_are_counted_and_failures_score_zero(tmp_path: Path) -> None:
+    records = run(workload())
+    fine, also_fine, refused, cut, grouped, broken = records
+    assert [n for _, n in fine.deliveries] == [1] * 12
+    assert [n for _, n in grouped.deliveries] == [4, 4, 4]
+    assert fine.qoe == also_fine.qoe == grouped.qoe == pytest.approx(1.0, abs=0.02)
+    assert (refused.qoe, cut.qoe, broken.qoe) == (0.0, 0.0, 0.0)
+    assert "HTTP 429" in str(refused.error)
+    assert "without a finish reason" in str(cut.error)
+    assert "engine gone" in str(broken.error)
+    figures = summary.summarise(records, {}, {})
+    assert (figures["requests"], figures["failed"]) == (6, 3)
+    assert figures["qoe"]["mean"] == pytest.approx(0.5, abs=0.02)
+    assert figures["preemptions_per_request"] is None
+
+    write_records(tmp_path / "r.jsonl.gz", records)
+    again = read_records(tmp_path / "r.jsonl.gz")
+    assert [r.qoe for r in again] == pytest.approx([r.qoe for r in records], abs=0.01)
+    result = {
+        "workload": {"name": "<t>", "requests": 6},
+        "engine": {"what": "a test"},
+        "policies": {"stock": summary.combine([figures, figures]), "andes": summary.combine([figures])},
+    }
+    page = report.render(result, {"stock": records, "andes": again}, {"stock": [], "andes": []})
+    assert "&lt;t&gt;" in page
+    assert page.count("<svg") >= 4
+    assert "http" not in page.replace("HTTP", "")
+    assert "±" in summary.table(result["policies"])
+
+
+def test_nothing_at_the_address() -> None:
+    with pytest.raises(EndpointError, match="--url http://127.0.0.1:9: nothing answers"):
+        asyncio.run(replay("http://127.0.0.1:9", workload()))
+
+
+def test_effective_tokens() -> None:
+    on_time = RequestRecord(0, 0.0, 0.0, 1, 20, 0.0, 10.0, [(0.1 * k, 1) for k in range(20)])
+    at_once = RequestRecord(0, 0.0, 0.0, 1, 20, 0.0, 10.0, [(0.0, 20)])
+    assert summary.effective_tokens(on_time) == pytest.approx(20.0, abs=0.6)
+    assert summary.effective_tokens(at_once) == pytest.approx(3.5, abs=0.6)

@@ -1,0 +1,174 @@
+"""The rules that every policy keeps, on random states and over whole surges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from andes_sglang.latency import LatencyModel
+from andes_sglang.policy import POLICIES, make
+from andes_sglang.policy.oracle import best_total_gain
+from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.sim.replica import Costs, Job, Replica
+from andes_sglang.state import Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
+
+ARMS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in POLICIES),
+    ("andes", {"preemption": False}),
+    ("andes", {"refine": False, "max_preemptions": 1.0}),
+]
+arms = pytest.mark.parametrize(("name", "options"), ARMS, ids=[f"{n}{'-'.join(['', *o])}" for n, o in ARMS])
+STARVING = {"lifo"}
+COSTS = Costs(0.006, 0.0022, 3e-7, 0.005, 75e-6)
+SLOW = Costs(0.02, 0.012, 1e-6, 0.01, 2e-4)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> SchedulerState:
+    now_s = 1000.0
+    views, held = [], 0
+    for k in range(draw(st.integers(0, 14))):
+        phase = draw(st.sampled_from(list(Phase)))
+        age_s = draw(st.floats(0, 90))
+        reader = ReaderStream(now_s - age_s, QoETarget(1.0, draw(st.sampled_from([2.0, 4.5, 30.0]))))
+        output = draw(st.integers(1, 200)) if phase is not Phase.WAITING else draw(st.sampled_from([0, 0, 50]))
+        if output:
+            reader.deliver(now_s - draw(st.floats(0, age_s)), output)
+        prompt = draw(st.integers(1, 900))
+        kv = 0 if phase is Phase.WAITING else prompt + output
+        held += kv
+        views.append(
+            RequestView(
+                f"r{k}", phase, now_s - age_s, reader, prompt, output, kv,
+                cached_tokens=draw(st.integers(0, prompt)) if phase is Phase.WAITING else 0,
+                slice_tokens=draw(st.integers(0, 200)), phase_since_s=now_s - draw(st.floats(0, age_s)),
+                preemptions=draw(st.integers(0, 3)), preemptible=draw(st.booleans()),
+            )
+        )  # fmt: skip
+    running = sum(v.phase is Phase.RUNNING for v in views)
+    capacity = max(held + draw(st.integers(0, 3000)), 1500)
+    return SchedulerState(
+        now_s, RequestTable.of(views), capacity, max(1, running + draw(st.integers(0, 6))), LatencyModel()
+    )
+
+
+@arms
+@given(states())
+@settings(deadline=None)
+def test_bounds_and_consistency(name: str, options: dict[str, Any], state: SchedulerState) -> None:
+    t = state.requests
+    decision = make(name, **options).decide(state)
+    row = {rid: k for k, rid in enumerate(t.rids)}
+    preempted = {p.rid for p in decision.preempt}
+    named = [*decision.admit, *decision.resume, *preempted]
+    assert len(named) == len(set(named)), "a request is named once"
+    assert all(t.phase[row[rid]] == Phase.WAITING for rid in decision.admit)
+    assert all(t.phase[row[rid]] == Phase.PARKED for rid in decision.resume)
+    assert all(t.preemptible[row[rid]] for rid in preempted), "only the preemptible are preempted"
+    assert all(t.kv_tokens[row[rid]] > 0 for rid in preempted)
+
+    released = [p.rid for p in decision.preempt if p.mode is not PreemptionMode.PARK]
+    kv = t.kv_tokens.sum() - sum(t.kv_tokens[row[rid]] for rid in released)
+    kv += sum(t.context_tokens[row[rid]] for rid in decision.admit)
+    running = int((t.phase == Phase.RUNNING).sum())
+    last_resort = running == 0 and len(decision.admit) == 1 and not decision.resume
+    assert kv <= state.kv_capacity_tokens or last_resort
+    running += len(decision.admit) + len(decision.resume)
+    running -= sum(t.phase[row[rid]] == Phase.RUNNING for rid in preempted)
+    assert running <= state.max_running
+
+
+@arms
+@given(states())
+@settings(deadline=None)
+def test_deterministic_and_pure(name: str, options: dict[str, Any], state: SchedulerState) -> None:
+    policy = make(name, **options)
+    before = [column.copy() for column in (state.requests.phase, state.requests.kv_tokens)]
+    first, second = policy.decide(state), policy.decide(state)
+    assert first == second == make(name, **options).decide(state)
+    assert all(np.array_equal(a, b) for a, b in zip(before, (state.requests.phase, state.requests.kv_tokens), strict=True))
+
+
+@arms
+@given(states())
+@settings(deadline=None)
+def test_work_conserving(name: str, options: dict[str, Any], state: SchedulerState) -> None:
+    """An engine with nothing running takes somebody, and plenty of room takes everybody."""
+    t = state.requests
+    policy = make(name, **options)
+    if len(t) and not (t.phase == Phase.RUNNING).any():
+        decision = policy.decide(state)
+        assert decision.admit or decision.resume
+    roomy = SchedulerState(state.now_s, t, 10**6, 1000, state.latency, chunk_tokens=10**6)
+    decision = policy.decide(roomy)
+    if name != "andes" or options.get("preemption") is False:
+        assert len(decision.admit) + len(decision.resume) == int((t.phase != Phase.RUNNING).sum())
+
+
+def surge(seed: int, rate: float = 1.6, tds: float = 4.5, prompt: int = 300) -> list[Job]:
+    rng = np.random.default_rng(seed)
+    at, jobs = 0.0, []
+    while at < 60:
+        at += rng.exponential(1 / (rate * (2.2 if 20 < at < 40 else 0.7)))
+        jobs.append(Job(f"j{len(jobs)}", at, int(rng.integers(prompt // 2, prompt)), int(rng.integers(60, 200)), QoETarget(1.0, tds)))
+    return jobs
+
+
+@arms
+@pytest.mark.parametrize("costs", [COSTS, SLOW], ids=["fast", "slow"])
+def test_nobody_is_lost_over_a_surge(name: str, options: dict[str, Any], costs: Costs) -> None:
+    jobs = Replica(make(name, **options), costs, 4096).run(surge(1))
+    assert all(job.finish_s is not None and job.generated == job.output_tokens for job in jobs)
+    assert all(job.reader.delivered == job.output_tokens for job in jobs)
+
+
+@arms
+def test_nobody_starves_without_bound(name: str, options: dict[str, Any]) -> None:
+    """Under sustained overload the first to arrive are served long before the load ends, except where documented."""
+    jobs = [
+        Job(f"j{k}", 0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(500)
+    ]
+    Replica(make(name, **options), COSTS, 4096).run(jobs, until_s=150.0)
+    late = [job for job in jobs if job.arrival_s < 20 and job.finish_s is None]
+    if name in STARVING or options.get("preemption") is False:
+        return
+    assert not late, [(job.rid, job.generated) for job in late]
+
+
+def test_andes_keeps_the_stall_bound_and_beats_the_queue() -> None:
+    def run(policy: str, **options: Any) -> list[Job]:
+        return Replica(make(policy, **options), COSTS, 8192).run(surge(2, rate=2.2))
+
+    def mean_qoe(jobs: list[Job]) -> float:
+        return float(np.mean([job.reader.final_qoe() for job in jobs]))
+
+    ours = run("andes", stall_bound_s=10.0)
+    assert mean_qoe(ours) > mean_qoe(run("fcfs"))
+    assert np.percentile([job.reader.longest_stall_s for job in ours], 90) < 15.0
+
+
+@given(st.integers(0, 200))
+@settings(deadline=None, max_examples=30)
+def test_the_oracle_is_exact(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gains, blocks = rng.uniform(0, 1, 9), rng.integers(1, 8, 9)
+    capacity, batch = 15, 4
+    best = 0.0
+    for mask in range(1 << 9):
+        rows = [k for k in range(9) if mask >> k & 1]
+        if len(rows) <= batch and blocks[rows].sum() <= capacity:
+            best = max(best, float(gains[rows].sum()))
+    assert best_total_gain(gains, blocks, capacity, batch) == pytest.approx(best)
+
+
+def test_an_unknown_policy_or_option_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown policy 'fifo'.*andes"):
+        make("fifo")
+    with pytest.raises(ValueError, match="horizn"):
+        make("andes", horizn=3)
+    with pytest.raises(ValueError, match="horizon_s must be > 0"):
+        make("andes", horizon_s=0)
