@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class LinearCost:
         theta = self._prior * self._scale
         self._information = 1e-3 * np.eye(len(prior))
         self._moment = self._information @ theta
-        self._theta: npt.NDArray[np.float64] | None = theta
+        self._theta: npt.NDArray[Any] | None = theta
         self._residual_power = 0.0
         self.observations = 0
 
@@ -58,7 +58,7 @@ class LinearCost:
         self._theta = None
         self.observations += 1
 
-    def _solve(self) -> npt.NDArray[np.float64]:
+    def _solve(self) -> npt.NDArray[Any]:
         if self._theta is None:
             a = self._information + 1e-9 * np.eye(len(self._moment))
             theta = np.linalg.solve(a, self._moment)

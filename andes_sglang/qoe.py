@@ -58,9 +58,9 @@ class ReaderStream:
         "end_s",
         "lateness_s",
         "longest_stall_s",
-        "start_s",
         "stall_s",
         "stalls",
+        "start_s",
         "tds",
     )
 
@@ -178,9 +178,7 @@ class Readers(NamedTuple):
             crossing = np.ceil((s - f) / slower)
         paced = np.where(slower > 0, np.clip(crossing, 0.0, m), m)
         late = m - paced
-        digest_sum = (
-            paced * s + pace * paced * (paced - 1) / 2 + late * f + x * (m * (m - 1) - paced * (paced - 1)) / 2
-        )
+        digest_sum = paced * s + pace * paced * (paced - 1) / 2 + late * f + x * (m * (m - 1) - paced * (paced - 1)) / 2
         n = self.delivered
         ideal_sum = pace * (n * m + m * (m - 1) / 2)
         last = np.where(late > 0, f + (m - 1) * x, s + (m - 1) * pace)

@@ -89,7 +89,9 @@ def main() -> None:
     print(f"{'policy':12s} {'requests':>9s} {'median ms':>10s} {'p99 ms':>8s}")
     for name in args.policies.split(","):
         for size in (100, 1_000, 10_000):
-            median, p99 = time_decisions(name, size, max(20, args.repeats * 100 // size) if size > 100 else args.repeats)
+            median, p99 = time_decisions(
+                name, size, max(20, args.repeats * 100 // size) if size > 100 else args.repeats
+            )
             print(f"{name:12s} {size:9,d} {median:10.3f} {p99:8.3f}", flush=True)
     gaps = greedy_gap(40)
     print(f"greedy against the exact optimum, 40 instances: mean gap {np.mean(gaps):.2%}, worst {np.max(gaps):.2%}")

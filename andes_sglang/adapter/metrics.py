@@ -41,15 +41,15 @@ class PrometheusMetrics:
         self._info = Gauge(
             "andes_policy_info", "1 for the policy in charge", ["policy"], multiprocess_mode="mostrecent"
         )
-        self._decision = Histogram("andes_decision_seconds", "time of one scheduling decision", buckets=_DECISION_BUCKETS)
+        self._decision = Histogram(
+            "andes_decision_seconds", "time of one scheduling decision", buckets=_DECISION_BUCKETS
+        )
         self._preemptions = Counter("andes_preemptions", "preemptions chosen by the policy", ["mode", "reason"])
         self._retractions = Counter("andes_retractions", "requests retracted because KV ran out")
         self._resumes = Counter("andes_resumes", "preempted requests that run again", ["mode"])
         self._recomputed = Counter("andes_recomputed_tokens", "tokens prefilled again after a preemption")
         self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=_QOE_BUCKETS)
-        self._requests = Gauge(
-            "andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent"
-        )
+        self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
 
     def in_charge(self, policy: str) -> None:
         self._info.labels(policy=policy).set(1)

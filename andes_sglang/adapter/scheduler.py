@@ -44,7 +44,17 @@ _PREFIX_LOOKUPS_PER_DECISION = 4
 class _Served:
     """What we know of one request beside SGLang's own ``Req``."""
 
-    __slots__ = ("cached_tokens", "preemptible", "preemptions", "reader", "req", "seen", "since_s", "slice_start", "stopped")
+    __slots__ = (
+        "cached_tokens",
+        "preemptible",
+        "preemptions",
+        "reader",
+        "req",
+        "seen",
+        "since_s",
+        "slice_start",
+        "stopped",
+    )
 
     def __init__(self, req: Any, now_s: float, target: QoETarget, preemptible: bool) -> None:
         self.req = req
@@ -60,6 +70,9 @@ class _Served:
 
 class QoEScheduler(Scheduler):  # type: ignore[misc]
     """See the module."""
+
+    waiting_queue: list[Any]
+    running_batch: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = Options.from_env()

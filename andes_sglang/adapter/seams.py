@@ -12,7 +12,7 @@ import os
 import pkgutil
 import sys
 
-__all__ = ["SGLANG_VERSION", "SEAMS", "check", "faults"]
+__all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults"]
 
 SGLANG_VERSION = "0.5.17"
 

@@ -11,7 +11,26 @@ from pathlib import Path
 
 __all__ = ["main", "make_tiny_model"]
 
-_SYLLABLES = ("an", "be", "cor", "da", "el", "fi", "gra", "ho", "in", "jo", "ka", "lu", "mi", "no", "or", "pe", "qui", "ra")
+_SYLLABLES = (
+    "an",
+    "be",
+    "cor",
+    "da",
+    "el",
+    "fi",
+    "gra",
+    "ho",
+    "in",
+    "jo",
+    "ka",
+    "lu",
+    "mi",
+    "no",
+    "or",
+    "pe",
+    "qui",
+    "ra",
+)
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -30,7 +49,7 @@ def make_tiny_model(out: Path, layers: int = 2, hidden: int = 64, vocabulary: in
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        [" ".join(words[k :: 7]) for k in range(7)],
+        [" ".join(words[k::7]) for k in range(7)],
         trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=["<s>", "</s>"],

@@ -50,7 +50,9 @@ def add_parsers(commands: Any) -> None:
         "--load", type=float, metavar="FRACTION",
         help="shape: set --rate to this fraction of what the first engine sustains, measured before the runs",
     )  # fmt: skip
-    many.add_argument("--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed")
+    many.add_argument(
+        "--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed"
+    )
     _add_workload(many)
     many.set_defaults(run=_compare)
     again = commands.add_parser("report", help="make the report of a finished run again", description=_report.__doc__)
@@ -211,7 +213,10 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     _keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": _machine()}
-    _write(args.out, {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}})
+    _write(
+        args.out,
+        {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
+    )
     return 1 if figures["failed"] == len(records) else 0
 
 

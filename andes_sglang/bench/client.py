@@ -63,7 +63,8 @@ def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, 
     for block in spec.blocks[: spec.prompt_tokens // BLOCK_TOKENS]:
         parts += np.random.default_rng((seed, 1, block)).integers(low, high, BLOCK_TOKENS).tolist()
     rest = spec.prompt_tokens - len(parts)
-    return parts + np.random.default_rng((seed, 2, index)).integers(low, high, rest).tolist()
+    tail: list[int] = np.random.default_rng((seed, 2, index)).integers(low, high, rest).tolist()
+    return parts + tail
 
 
 async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
@@ -167,7 +168,9 @@ async def replay(
                 if progress is not None:
                     done = [r for r in records if r.end_s]
                     mean = f", mean QoE {np.mean([r.qoe for r in done]):.3f}" if done else ""
-                    progress(f"{at:5.0f} s  {len(done)}/{len(workload.requests)} done, {len(records) - len(done)} open{mean}")
+                    progress(
+                        f"{at:5.0f} s  {len(done)}/{len(workload.requests)} done, {len(records) - len(done)} open{mean}"
+                    )
                 await asyncio.sleep(1.0)
 
         watcher = asyncio.create_task(watch())

@@ -73,7 +73,9 @@ class Engine:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def get(self, path: str, timeout_s: float = 10.0) -> bytes:
@@ -103,7 +105,9 @@ class Engine:
                 self.get("/health")
                 return
             time.sleep(0.2)
-        raise EngineError(f"the engine was not ready after {self.start_timeout_s:g} s; the end of {self.log}:\n{self.tail()}")
+        raise EngineError(
+            f"the engine was not ready after {self.start_timeout_s:g} s; the end of {self.log}:\n{self.tail()}"
+        )
 
     def tail(self, lines: int = 15) -> str:
         text = self.log.read_text(errors="replace").replace("\0", "") if self.log.exists() else ""

@@ -52,21 +52,26 @@ def _plot(
     def py(y: float) -> float:
         return _H - _B - (min(y, y1) - y0) / (y1 - y0) * (_H - _B - 12)
 
-    out = [f'<svg viewBox="0 0 {_W} {_H}" width="{_W}" role="img" aria-label="{html.escape(y_title)} by {html.escape(x_title)}">']
+    out = [
+        f'<svg viewBox="0 0 {_W} {_H}" width="{_W}" role="img" aria-label="{html.escape(y_title)} by {html.escape(x_title)}">'
+    ]
     for t in _ticks(y0, y1):
         out.append(f'<line x1="{_L}" x2="{_W - 10}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#eee"/>')
         out.append(f'<text x="{_L - 6}" y="{py(t) + 4:.1f}" text-anchor="end">{t:g}</text>')
-    for t in _ticks(x0, x1):
-        out.append(f'<text x="{px(t):.1f}" y="{_H - _B + 15}" text-anchor="middle">{t:g}</text>')
+    out += [f'<text x="{px(t):.1f}" y="{_H - _B + 15}" text-anchor="middle">{t:g}</text>' for t in _ticks(x0, x1)]
     out.append(f'<line x1="{_L}" x2="{_W - 10}" y1="{py(0):.1f}" y2="{py(0):.1f}" stroke="#888"/>')
     for name, style, a, b in series:
         colour, _, dash = style.partition(" ")
         stride = max(1, len(a) // 600)
         points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(list(a)[::stride], list(b)[::stride], strict=True))
         extra = ' stroke-dasharray="5 4"' if dash else ""
-        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{extra}><title>{html.escape(name)}</title></polyline>')
+        out.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{extra}><title>{html.escape(name)}</title></polyline>'
+        )
     out.append(f'<text x="{(_W + _L) / 2}" y="{_H - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
-    out.append(f'<text x="12" y="{_H / 2}" text-anchor="middle" transform="rotate(-90 12 {_H / 2})">{html.escape(y_title)}</text></svg>')
+    out.append(
+        f'<text x="12" y="{_H / 2}" text-anchor="middle" transform="rotate(-90 12 {_H / 2})">{html.escape(y_title)}</text></svg>'
+    )
     return "".join(out)
 
 
@@ -113,7 +118,9 @@ def render(
     )
     head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in cells(policies[first]))
     rows = "".join(
-        f"<tr><td>{html.escape(n)}</td>" + "".join(f"<td>{html.escape(text)}</td>" for _, text in cells(policies[n])) + "</tr>"
+        f"<tr><td>{html.escape(n)}</td>"
+        + "".join(f"<td>{html.escape(text)}</td>" for _, text in cells(policies[n]))
+        + "</tr>"
         for n in names
     )
     key = "".join(f'<span class="key" style="background:{c}"></span>{html.escape(n)}' for n, c in colours.items())
@@ -131,7 +138,12 @@ def render(
             "How soon the first token came: the further left, the better.",
         ),
         _figure(
-            _plot(lines(lambda rs: _cdf([r.reader().longest_stall_s for r in rs])), "longest stall inside the answer, s", "share of requests", 1.0),
+            _plot(
+                lines(lambda rs: _cdf([r.reader().longest_stall_s for r in rs])),
+                "longest stall inside the answer, s",
+                "share of requests",
+                1.0,
+            ),
             "How long readers had to wait in mid-answer, at worst.",
         ),
         _figure(

@@ -137,5 +137,8 @@ def table(policies: Mapping[str, Summary]) -> str:
     rows = [["", *(title for title, _, _ in _COLUMNS)]]
     rows += [[name, *(text for _, text in cells(summary))] for name, summary in policies.items()]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     return "\n".join(lines)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,19 @@ import numpy as np
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["LISTENING", "READING", "RequestSpec", "Workload", "WorkloadError", "burst", "gamma", "load", "mean_length", "poisson", "shape"]
+__all__ = [
+    "LISTENING",
+    "READING",
+    "RequestSpec",
+    "Workload",
+    "WorkloadError",
+    "burst",
+    "gamma",
+    "load",
+    "mean_length",
+    "poisson",
+    "shape",
+]
 
 BLOCK_TOKENS = 512
 READING = ((0.2804, 0.196), (0.5187, 0.230), (0.1119, 0.240), (0.0556, 0.249), (0.0333, 0.264))
@@ -40,7 +53,7 @@ class RequestSpec:
     arrival_s: float
     prompt_tokens: int
     output_tokens: int
-    target: QoETarget = QoETarget()
+    target: QoETarget = field(default_factory=QoETarget)
     session_id: str | None = None
     blocks: tuple[int, ...] = ()
 
@@ -133,10 +146,12 @@ def lengths(text: str) -> Lengths:
     """``200`` constant, ``200-400`` uniform, ``p50=210,p90=431,p99=638`` piecewise log-linear between quantiles."""
     try:
         if "=" in text:
-            points = sorted((float(k.strip().lstrip("p")) / 100, float(v)) for k, v in (p.split("=") for p in text.split(",")))
+            points = sorted(
+                (float(k.strip().lstrip("p")) / 100, float(v)) for k, v in (p.split("=") for p in text.split(","))
+            )
             quantiles = [0.0, *(q for q, _ in points), 1.0]
             values = [points[0][1] / 4, *(v for _, v in points), points[-1][1] * 1.5]
-            if any(q <= 0 or q >= 1 for q, _ in points) or any(b < a or a <= 0 for a, b in zip(values, values[1:])):
+            if any(q <= 0 or q >= 1 for q, _ in points) or any(b < a or a <= 0 for a, b in itertools.pairwise(values)):
                 raise ValueError
             logs = np.log(values)
             return lambda rng: max(1, round(float(np.exp(np.interp(rng.random(), quantiles, logs)))))
@@ -264,7 +279,9 @@ class _Row:
 
 
 def _azure(row: _Row) -> RequestSpec:
-    return RequestSpec(row.timestamp("TIMESTAMP"), row.tokens("ContextTokens"), max(1, row.tokens("GeneratedTokens", 0)))
+    return RequestSpec(
+        row.timestamp("TIMESTAMP"), row.tokens("ContextTokens"), max(1, row.tokens("GeneratedTokens", 0))
+    )
 
 
 def _burstgpt(row: _Row) -> RequestSpec | None:
@@ -277,7 +294,10 @@ def _mooncake(row: _Row) -> RequestSpec:
     if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
         raise WorkloadError(f"{row.place}, field hash_ids: expected a list of whole numbers, got {ids!r}")
     return RequestSpec(
-        row.number("timestamp", 0) / 1000, row.tokens("input_length"), max(1, row.tokens("output_length", 0)), blocks=tuple(ids)
+        row.number("timestamp", 0) / 1000,
+        row.tokens("input_length"),
+        max(1, row.tokens("output_length", 0)),
+        blocks=tuple(ids),
     )
 
 
@@ -307,9 +327,8 @@ _FORMATS: dict[str, tuple[str, Callable[[_Row], RequestSpec | None]]] = {
 
 def _rows(path: Path) -> Iterator[_Row]:
     try:
-        raw = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with raw as file:
-            text = file.read()
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError:
@@ -320,7 +339,9 @@ def _rows(path: Path) -> Iterator[_Row]:
                 try:
                     fields = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise WorkloadError(f"{path}, row {number}: not JSON ({error.msg} at column {error.colno})") from None
+                    raise WorkloadError(
+                        f"{path}, row {number}: not JSON ({error.msg} at column {error.colno})"
+                    ) from None
                 if not isinstance(fields, dict):
                     raise WorkloadError(f"{path}, row {number}: expected an object, got {fields!r}")
                 yield _Row(path, number, fields)

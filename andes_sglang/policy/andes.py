@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy.select import Accept, select
-from andes_sglang.state import Decision, Phase, RequestTable, SchedulerState
+from andes_sglang.state import Decision, Phase, SchedulerState
 
 __all__ = ["Andes"]
 
@@ -104,7 +104,7 @@ class Andes:
         most = max(1, min(state.max_running, int(np.searchsorted(np.cumsum(np.sort(context)), pool, side="right"))))
         sizes = self._batch_sizes(state, most, mean_context)
         interval_s = np.array([[state.latency.decode_s(b, b * mean_context)] for b in sizes])
-        gains = self._gain(state, t, running, interval_s) * t.weight
+        gains = self._gain(state, interval_s) * t.weight
         weighed = gains / np.minimum(context, self.length_guard * mean_context)
         density = np.where(running, weighed * (1.0 + self.running_bonus), weighed)
         if len(sizes) == 1:
@@ -117,16 +117,14 @@ class Andes:
         fastest = float(state.requests.readers.tds.max())
         if state.latency.decode_s(most, most * mean_context) <= 1.0 / fastest:
             return [most]
-        fixed, per_request = (
-            state.latency.decode_s(0, 0),
-            state.latency.decode_s(1, mean_context) - state.latency.decode_s(0, 0),
-        )
+        fixed = state.latency.decode_s(0, 0)
+        per_request = state.latency.decode_s(1, mean_context) - fixed
         least = int(np.clip((1.0 / fastest - fixed) / max(per_request, 1e-12), 1, most))
         return sorted({int(b) for b in np.linspace(least, most, self.batch_candidates)})
 
-    def _gain(self, state: SchedulerState, t: RequestTable, running: Mask, interval_s: Array) -> Array:
+    def _gain(self, state: SchedulerState, interval_s: Array) -> Array:
         """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
-        prefill = state.latency.prefill.coefficients
+        t, prefill = state.requests, state.latency.prefill.coefficients
         new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
         resume_s = np.where(t.phase == Phase.WAITING, prefill[0] + prefill[1] * new + prefill[2] * t.cached_tokens, 0.0)
         wait = t.readers.waiting(state.now_s, self.horizon_s)

@@ -103,7 +103,9 @@ def select(
         out: list[int] = []
         if slots < 1 or free < need[row]:
             if displaces:
-                out = _least_victims(pool_of_victims, gone | taken, priority, row, free, slots, need, held, growth, running)
+                out = _least_victims(
+                    pool_of_victims, gone | taken, priority, row, free, slots, need, held, growth, running
+                )
             if not out:
                 if strict:
                     break

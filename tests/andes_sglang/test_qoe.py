@@ -66,7 +66,9 @@ def test_the_vectors_of_the_definition(deliveries: list[float], expected: float,
 
 
 @given(GAPS, TARGETS, st.floats(0, 100))
-def test_streaming_equals_the_definition_and_stays_in_bounds(gaps: list[float], target: QoETarget, arrival: float) -> None:
+def test_streaming_equals_the_definition_and_stays_in_bounds(
+    gaps: list[float], target: QoETarget, arrival: float
+) -> None:
     deliveries = times(gaps, arrival)
     score = qoe_of_deliveries(deliveries, arrival, target)
     assert 0.0 <= score <= 1.0
@@ -74,7 +76,9 @@ def test_streaming_equals_the_definition_and_stays_in_bounds(gaps: list[float], 
 
 
 @given(GAPS, TARGETS, st.data())
-def test_a_token_delivered_earlier_never_lowers_the_score(gaps: list[float], target: QoETarget, data: st.DataObject) -> None:
+def test_a_token_delivered_earlier_never_lowers_the_score(
+    gaps: list[float], target: QoETarget, data: st.DataObject
+) -> None:
     """On one common horizon. The final score alone may fall: an earlier last token also shortens the horizon."""
     deliveries = times(gaps, 0.0)
     k = data.draw(st.integers(0, len(deliveries) - 1))
@@ -164,7 +168,9 @@ def test_projections_equal_a_token_by_token_projection(
     scale = 1.0 if u <= 0 else max(1.0, (len(gaps) + count) * (now + dt) / (target.tds * u * u / 2) / 1000)
     for row, past in enumerate((deliveries, [])):
         served = readers.served(now, dt, first, interval)[row]
-        assert served == pytest.approx(min(1.0, reference_qoe_at(past + future, 0.0, target, now + dt)), abs=1e-9 * scale)
+        assert served == pytest.approx(
+            min(1.0, reference_qoe_at(past + future, 0.0, target, now + dt)), abs=1e-9 * scale
+        )
         waiting = readers.waiting(now, dt)[row]
         assert waiting == pytest.approx(min(1.0, reference_qoe_at(past, 0.0, target, now + dt)), abs=1e-9 * scale)
 

@@ -107,7 +107,7 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert found['andes_policy_info{policy="andes"}'] == 1.0
     assert found["andes_decision_seconds_count"] >= 1
     assert found["andes_request_qoe_count"] >= 1
-    assert {'andes_requests{state="%s"}' % s for s in ("running", "parked", "released", "waiting")} <= set(found)
+    assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
 
 
 @pytest.mark.engine

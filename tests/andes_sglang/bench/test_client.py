@@ -101,7 +101,7 @@ def test_tokens_are_counted_and_failures_score_zero(tmp_path: Path) -> None:
 
 
 def test_nothing_at_the_address() -> None:
-    with pytest.raises(EndpointError, match="--url http://127.0.0.1:9: nothing answers"):
+    with pytest.raises(EndpointError, match=r"--url http://127.0.0.1:9: nothing answers"):
         asyncio.run(replay("http://127.0.0.1:9", workload()))
 
 

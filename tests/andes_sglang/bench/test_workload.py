@@ -46,7 +46,7 @@ def test_length_quantiles() -> None:
 
 @pytest.mark.parametrize("text", ["0", "9-3", "x", "p50=9,p90=3", "p0=3", ""])
 def test_lengths_that_make_no_sense(text: str) -> None:
-    with pytest.raises(WorkloadError, match="lengths"):
+    with pytest.raises(WorkloadError, match=r"lengths"):
         lengths(text)
 
 
@@ -58,7 +58,9 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+AZURE = (
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+)
 BURSTGPT = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,0,1087,API log\n118,GPT-4,417,276,693,API log\n"
 MOONCAKE = "".join(
     json.dumps({"timestamp": t, "input_length": 1200, "output_length": 52, "hash_ids": [46, 47, h]}) + "\n"
@@ -112,7 +114,7 @@ def test_a_bad_row_is_named_with_file_row_and_field(tmp_path: Path, text: str, s
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match="nowhere.csv: cannot be read"):
+    with pytest.raises(WorkloadError, match=r"nowhere.csv: cannot be read"):
         load(tmp_path / "nowhere.csv")
 
 
@@ -135,5 +137,3 @@ def test_equal_blocks_give_equal_tokens_and_nothing_else_does() -> None:
     assert ids(first, 0)[:512] == ids(second, 1)[:512]
     assert ids(first, 0)[512:1024] != ids(second, 1)[512:1024]
     assert (len(ids(first, 0)), len(ids(second, 1))) == (1100, 1300)
-
-

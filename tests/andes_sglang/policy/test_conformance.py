@@ -90,7 +90,9 @@ def test_deterministic_and_pure(name: str, options: dict[str, Any], state: Sched
     before = [column.copy() for column in (state.requests.phase, state.requests.kv_tokens)]
     first, second = policy.decide(state), policy.decide(state)
     assert first == second == make(name, **options).decide(state)
-    assert all(np.array_equal(a, b) for a, b in zip(before, (state.requests.phase, state.requests.kv_tokens), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(before, (state.requests.phase, state.requests.kv_tokens), strict=True)
+    )
 
 
 @arms
@@ -114,7 +116,15 @@ def surge(seed: int, rate: float = 1.6, tds: float = 4.5, prompt: int = 300) -> 
     at, jobs = 0.0, []
     while at < 60:
         at += rng.exponential(1 / (rate * (2.2 if 20 < at < 40 else 0.7)))
-        jobs.append(Job(f"j{len(jobs)}", at, int(rng.integers(prompt // 2, prompt)), int(rng.integers(60, 200)), QoETarget(1.0, tds)))
+        jobs.append(
+            Job(
+                f"j{len(jobs)}",
+                at,
+                int(rng.integers(prompt // 2, prompt)),
+                int(rng.integers(60, 200)),
+                QoETarget(1.0, tds),
+            )
+        )
     return jobs
 
 
@@ -129,9 +139,7 @@ def test_nobody_is_lost_over_a_surge(name: str, options: dict[str, Any], costs: 
 @arms
 def test_nobody_starves_without_bound(name: str, options: dict[str, Any]) -> None:
     """Under sustained overload the first to arrive are served long before the load ends, except where documented."""
-    jobs = [
-        Job(f"j{k}", 0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(500)
-    ]
+    jobs = [Job(f"j{k}", 0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(500)]
     Replica(make(name, **options), COSTS, 4096).run(jobs, until_s=150.0)
     late = [job for job in jobs if job.arrival_s < 20 and job.finish_s is None]
     if name in STARVING or options.get("preemption") is False:
@@ -166,9 +174,9 @@ def test_the_oracle_is_exact(seed: int) -> None:
 
 
 def test_an_unknown_policy_or_option_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown policy 'fifo'.*andes"):
+    with pytest.raises(ValueError, match=r"unknown policy 'fifo'.*andes"):
         make("fifo")
-    with pytest.raises(ValueError, match="horizn"):
+    with pytest.raises(ValueError, match=r"horizn"):
         make("andes", horizn=3)
-    with pytest.raises(ValueError, match="horizon_s must be > 0"):
+    with pytest.raises(ValueError, match=r"horizon_s must be > 0"):
         make("andes", horizon_s=0)
