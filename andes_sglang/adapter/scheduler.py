@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.managers.schedule_policy import match_prefix_for_req
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 from sglang.srt.mem_cache.common import release_kv_cache
@@ -30,15 +31,16 @@ from andes_sglang.adapter import expectations
 from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.metrics import Metrics, NoMetrics, PrometheusMetrics
 from andes_sglang.adapter.options import Options
+from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
+from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
 
 __all__ = ["ADMISSION_RESERVE_TOKENS", "QoEScheduler"]
 
 ADMISSION_RESERVE_TOKENS = 16
-_PREFIX_LOOKUPS_PER_DECISION = 4
+_PREFIX_LOOKUPS_PER_DECISION = 1
 
 
 class _Served:
@@ -53,6 +55,7 @@ class _Served:
         "seen",
         "since_s",
         "slice_start",
+        "slot",
         "stopped",
     )
 
@@ -66,6 +69,7 @@ class _Served:
         self.cached_tokens = 0
         self.preemptible = preemptible
         self.stopped: str | None = None
+        self.slot = -1
 
 
 class QoEScheduler(Scheduler):  # type: ignore[misc]
@@ -83,6 +87,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         )
         self._qoe_target = options.default_target
         self._served: dict[str, _Served] = {}
+        self._ledger = Ledger()
+        self._in_charge = False
         self._parked: Any = None
         self._launches: deque[tuple[float, str, int, int]] = deque()
         self._last_result_s = 0.0
@@ -102,15 +108,21 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
         """A stream that has begun goes back without limits, without a new clock; only new ones can be turned away."""
-        if req.rid in self._served:
-            self.waiting_queue.append(req)
-            return
+        if (known := self._served.get(req.rid)) is not None:
+            if known.req is req:
+                self._stop(req, "retracted")
+                self._set_cached(req, 0)
+                self.waiting_queue.append(req)
+                return
+            self._forget(req.rid)
         waiting = len(self.waiting_queue)
         with self._only_fresh():
             super()._add_request_to_queue(req, is_retracted=is_retracted)
         if len(self.waiting_queue) > waiting and self.waiting_queue[-1] is req:
             target = expectations.parse(req.sampling_params.custom_params, self._qoe_target)
-            self._served[req.rid] = _Served(req, time.perf_counter(), target, self._is_preemptible(req))
+            served = _Served(req, time.perf_counter(), target, self._is_preemptible(req))
+            self._served[req.rid] = served
+            served.slot = self._ledger.add(self._view(req, Phase.WAITING))
 
     def _is_preemptible(self, req: Any) -> bool:
         params = req.sampling_params
@@ -143,8 +155,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return served is not None and (served.preemptions > 0 or served.seen > 0)
 
     def _abort_on_waiting_timeout(self) -> None:
-        with self._only_fresh():
-            super()._abort_on_waiting_timeout()
+        if envs.SGLANG_REQ_WAITING_TIMEOUT.get() > 0:
+            with self._only_fresh():
+                super()._abort_on_waiting_timeout()
 
     def abort_request(self, recv_req: Any) -> None:
         if self._parked is not None:
@@ -167,7 +180,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if self.chunked_req is not None:
             present.add(self.chunked_req.rid)
         for rid in [rid for rid in self._served if rid not in present]:
-            del self._served[rid]
+            self._forget(rid)
+
+    def _forget(self, rid: str) -> None:
+        self._ledger.remove(self._served.pop(rid).slot)
 
     # One iteration
 
@@ -184,7 +200,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         state = self._state(running_batch)
         decision = self._qoe_policy.decide(state)
         self.qoe_metrics.decision(time.perf_counter() - started)
-        self.qoe_metrics.in_charge(self._qoe_policy.name)
+        if not self._in_charge:
+            self.qoe_metrics.in_charge(self._qoe_policy.name)
+            self._in_charge = True
         running_batch = self._apply(decision, running_batch)
         self._report_population(running_batch)
 
@@ -253,7 +271,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
                 served.seen += new
             if req.finished():
                 self.qoe_metrics.finished(served.reader.final_qoe())
-                del self._served[req.rid]
+                self._forget(req.rid)
 
     def _observe_iteration(self, now_s: float) -> None:
         if not self._launches:
@@ -273,15 +291,21 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if len(self._served) > 2 * (len(self.waiting_queue) + len(running_batch.reqs)) + 64:
             self._forget_departed()
         self._look_up_prefixes()
-        views = [self._view(req, Phase.RUNNING) for req in running_batch.reqs if not req.finished()]
+        resident = [(req, Phase.RUNNING) for req in running_batch.reqs if not req.finished()]
         if self._parked is not None:
-            views += [self._view(req, Phase.PARKED) for req in self._parked.reqs]
-        held = sum(view.kv_tokens for view in views)
-        views += [self._view(req, Phase.WAITING) for req in self.waiting_queue]
+            resident += [(req, Phase.PARKED) for req in self._parked.reqs]
+        slots, held = [], 0
+        for req, phase in resident:
+            view = self._view(req, phase)
+            slot = self._served[req.rid].slot
+            self._ledger.write(slot, view)
+            slots.append(slot)
+            held += view.kv_tokens
+        slots += [self._served[req.rid].slot for req in self.waiting_queue]
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
         return SchedulerState(
             now_s=now_s,
-            requests=RequestTable.of(views),
+            requests=self._ledger.table(slots),
             kv_capacity_tokens=self.max_total_num_tokens,
             kv_reserved_tokens=self.max_total_num_tokens - free - held,
             max_running=self.max_running_requests,
@@ -316,7 +340,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self._lookup_cursor = (self._lookup_cursor + 1) % len(queue)
             req = queue[self._lookup_cursor]
             match = match_prefix_for_req(self.tree_cache, req)
-            self._served[req.rid].cached_tokens = len(match.device_indices)
+            self._set_cached(req, len(match.device_indices))
+
+    def _set_cached(self, req: Any, tokens: int) -> None:
+        served = self._served[req.rid]
+        served.cached_tokens = tokens
+        self._ledger.write(served.slot, self._view(req, Phase.WAITING))
 
     # What the policy said
 
@@ -372,7 +401,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         batch.filter_batch(keep_indices=[i for i, r in enumerate(batch.reqs) if r is not req])
         batch.batch_is_full = False
         self._stop(req, how)
-        self._served[req.rid].cached_tokens = len(req.origin_input_ids) + len(req.output_ids) - 1
+        self._set_cached(req, len(req.origin_input_ids) + len(req.output_ids) - 1)
         self._released_now.add(req.rid)
         self.waiting_queue.append(req)
 
