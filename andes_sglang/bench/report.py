@@ -43,7 +43,7 @@ def _plot(
     """Lines as an SVG. series: (name, colour or 'colour dash', xs, ys)."""
     xs = [x for _, _, a, _ in series for x in a] or [0.0, 1.0]
     ys = [y for _, _, _, b in series for y in b] or [0.0, 1.0]
-    x0, x1 = min(0.0, min(xs)), x_max or max(max(xs), 1e-9)
+    x0, x1 = min(0.0, min(xs)), x_max or (max(xs) if max(xs) > 1e-6 else 1.0)
     y0, y1 = 0.0, y_max or max(max(ys) * 1.05, 1e-9)
 
     def px(x: float) -> float:
