@@ -14,7 +14,7 @@ setup: ## make .venv: SGLang on CPU and everything the other targets need
 	@tools/setup.sh
 
 demo: setup out/model/config.json ## stock SGLang against andes in a surge, on this machine; report in out/demo
-	$(BIN)/andes compare --model out/model --policies stock,andes --load 0.96 --duration 90 --tds 4.5 \
+	$(BIN)/andes compare --model out/model --policies stock,andes --load 0.96 --duration 75 --tds 4.5 \
 	  --out out/demo --max-total-tokens 8192
 
 out/model/config.json: | setup
