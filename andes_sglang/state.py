@@ -17,7 +17,16 @@ import numpy.typing as npt
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers, ReaderStream
 
-__all__ = ["Decision", "Phase", "Preemption", "PreemptionMode", "RequestTable", "RequestView", "SchedulerState"]
+__all__ = [
+    "ROW_WIDTH",
+    "Decision",
+    "Phase",
+    "Preemption",
+    "PreemptionMode",
+    "RequestTable",
+    "RequestView",
+    "SchedulerState",
+]
 
 
 class Phase(IntEnum):
@@ -63,22 +72,32 @@ class RequestView:
     preemptible: bool = True
     weight: float = 1.0
 
+    def row(self) -> tuple[float, ...]:
+        """This request as a row of a :class:`RequestTable`: the reader's columns, then the others, in order."""
+        r = self.reader
+        return (
+            r.start_s,
+            r.tds,
+            r.delivered,
+            r.end_s,
+            r.lateness_s,
+            self.phase,
+            self.arrival_s,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.kv_tokens,
+            self.cached_tokens,
+            self.remaining_tokens,
+            self.slice_tokens,
+            self.phase_since_s,
+            self.preemptions,
+            self.preemptible,
+            self.weight,
+        )
 
-_COLUMNS = (
-    "phase",
-    "arrival_s",
-    "prompt_tokens",
-    "output_tokens",
-    "kv_tokens",
-    "cached_tokens",
-    "remaining_tokens",
-    "slice_tokens",
-    "phase_since_s",
-    "preemptions",
-    "preemptible",
-    "weight",
-)
+
 Array = npt.NDArray[np.float64]
+ROW_WIDTH = 17
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,25 +122,15 @@ class RequestTable:
     @classmethod
     def of(cls, views: Iterable[RequestView]) -> RequestTable:
         views = list(views)
-        rows = [
-            (
-                v.phase,
-                v.arrival_s,
-                v.prompt_tokens,
-                v.output_tokens,
-                v.kv_tokens,
-                v.cached_tokens,
-                v.remaining_tokens,
-                v.slice_tokens,
-                v.phase_since_s,
-                v.preemptions,
-                v.preemptible,
-                v.weight,
-            )
-            for v in views
-        ]
-        columns = np.array(rows, dtype=np.float64).reshape(-1, len(_COLUMNS)).T.copy()
-        return cls(tuple(v.rid for v in views), Readers.of(v.reader for v in views), *columns)
+        rows = np.array([view.row() for view in views], dtype=np.float64).reshape(len(views), ROW_WIDTH)
+        return cls.of_rows(tuple(view.rid for view in views), rows)
+
+    @classmethod
+    def of_rows(cls, rids: tuple[str, ...], rows: Array) -> RequestTable:
+        """From an array of shape (N, ROW_WIDTH), a row as :meth:`RequestView.row` gives it; the array is copied."""
+        columns = rows.T.copy()
+        readers = len(Readers._fields)
+        return cls(rids, Readers(*columns[:readers]), *columns[readers:])
 
     def __len__(self) -> int:
         return len(self.rids)

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 __all__ = ["Metrics", "PrometheusMetrics"]
 
 _DECISION_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
 _QOE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 
-class Metrics(Protocol):
-    def in_charge(self, policy: str) -> None: ...
-    def decision(self, seconds: float) -> None: ...
-    def preemption(self, mode: str, reason: str) -> None: ...
-    def retraction(self) -> None: ...
-    def resume(self, mode: str, recomputed_tokens: int) -> None: ...
-    def finished(self, qoe: float) -> None: ...
-    def population(self, **counts: int) -> None: ...
+class Metrics:
+    """What can be told; says nothing where SGLang runs without ``--enable-metrics``."""
+
+    def in_charge(self, policy: str) -> None:
+        """A policy has made its first decision."""
+
+    def decision(self, seconds: float) -> None:
+        """A decision took so long."""
+
+    def preemption(self, mode: str, reason: str) -> None:
+        """The policy took a request off."""
+
+    def retraction(self) -> None:
+        """KV ran out and a request had to go."""
+
+    def resume(self, mode: str, recomputed_tokens: int) -> None:
+        """A request that was taken off runs again."""
+
+    def finished(self, qoe: float) -> None:
+        """A stream has ended with this QoE, as generated."""
+
+    def population(self, **counts: int) -> None:
+        """Requests by state."""
 
 
-class NoMetrics:
-    """Where SGLang runs without ``--enable-metrics``."""
-
-    def in_charge(self, policy: str) -> None: ...
-    def decision(self, seconds: float) -> None: ...
-    def preemption(self, mode: str, reason: str) -> None: ...
-    def retraction(self) -> None: ...
-    def resume(self, mode: str, recomputed_tokens: int) -> None: ...
-    def finished(self, qoe: float) -> None: ...
-    def population(self, **counts: int) -> None: ...
-
-
-class PrometheusMetrics:
+class PrometheusMetrics(Metrics):
     """Created inside the scheduler process, after SGLang has set up its multi-process directory."""
 
     def __init__(self) -> None:

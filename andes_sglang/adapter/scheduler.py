@@ -29,7 +29,7 @@ from sglang.srt.mem_cache.common import release_kv_cache
 
 from andes_sglang.adapter import expectations
 from andes_sglang.adapter.forced import Forced
-from andes_sglang.adapter.metrics import Metrics, NoMetrics, PrometheusMetrics
+from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
 from andes_sglang.adapter.options import Options
 from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
@@ -95,7 +95,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._lookup_cursor = 0
         self._released_now: set[str] = set()
         self.latency = LatencyModel()
-        self.qoe_metrics: Metrics = NoMetrics()
+        self.qoe_metrics = Metrics()
         super().__init__(*args, **kwargs)
         if self.server_args.enable_metrics:
             self.qoe_metrics = PrometheusMetrics()
