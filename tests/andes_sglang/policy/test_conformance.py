@@ -58,7 +58,6 @@ def states(draw: st.DrawFn) -> SchedulerState:
 
 @arms
 @given(states())
-@settings(deadline=None)
 def test_bounds_and_consistency(name: str, options: dict[str, Any], state: SchedulerState) -> None:
     t = state.requests
     decision = make(name, **options).decide(state)
@@ -84,7 +83,6 @@ def test_bounds_and_consistency(name: str, options: dict[str, Any], state: Sched
 
 @arms
 @given(states())
-@settings(deadline=None)
 def test_deterministic_and_pure(name: str, options: dict[str, Any], state: SchedulerState) -> None:
     policy = make(name, **options)
     before = [column.copy() for column in (state.requests.phase, state.requests.kv_tokens)]
@@ -97,7 +95,6 @@ def test_deterministic_and_pure(name: str, options: dict[str, Any], state: Sched
 
 @arms
 @given(states())
-@settings(deadline=None)
 def test_work_conserving(name: str, options: dict[str, Any], state: SchedulerState) -> None:
     """An engine with nothing running takes somebody, and plenty of room takes everybody."""
     t = state.requests
@@ -160,7 +157,7 @@ def test_andes_keeps_the_stall_bound_and_beats_the_queue() -> None:
 
 
 @given(st.integers(0, 200))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_oracle_is_exact(seed: int) -> None:
     rng = np.random.default_rng(seed)
     gains, blocks = rng.uniform(0, 1, 9), rng.integers(1, 8, 9)
