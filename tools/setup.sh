@@ -40,7 +40,7 @@ total=$(grep -c == requirements/cpu.txt)
 log=.venv/install.log
 # One line for every tenth package while pip collects them; the rest of pip's words go to the log.
 "${pip[@]}" install --no-deps --progress-bar off -r requirements/cpu.txt 2>&1 | tee "$log" |
-    awk -v total="$total" '/^Collecting/ { n++; if (n % 10 == 0) print "setup: " n " of " total " packages"; fflush() }
+    awk -v total="$total" '/^(Collecting|Processing) / { n++; if (n % 10 == 0) print "setup: " n " of " total " packages"; fflush() }
         /^Installing/ { print "setup: unpacking"; fflush() } /ERROR|error:/ { print; fflush() }' ||
     fail "pip could not install requirements/cpu.txt; all it said is in $log"
 "${pip[@]}" install --quiet --no-deps --no-build-isolation -e .
