@@ -50,6 +50,7 @@ class PrometheusMetrics(Metrics):
         self._resumes = Counter("andes_resumes", "preempted requests that run again", ["mode"])
         self._recomputed = Counter("andes_recomputed_tokens", "tokens prefilled again after a preemption")
         self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=_QOE_BUCKETS)
+        self._population: dict[str, int] = {}
         self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
 
     def in_charge(self, policy: str) -> None:
@@ -72,5 +73,7 @@ class PrometheusMetrics(Metrics):
         self._qoe.observe(qoe)
 
     def population(self, **counts: int) -> None:
-        for state, count in counts.items():
-            self._requests.labels(state=state).set(count)
+        if counts != self._population:
+            self._population = counts
+            for state, count in counts.items():
+                self._requests.labels(state=state).set(count)

@@ -9,8 +9,12 @@ the policy sees everybody and its decision is applied:
 - admit: the waiting queue, in the policy's order, is handed to SGLang's own prefill admission; the others stay back.
 
 In overlap mode the result of the last iteration is processed before anything is released, so no token in flight is
-ever lost, computed twice or sent twice. Never preempted (they run to their end): requests with LoRA, sessions,
-multimodal input, input embeddings, logprobs, penalties, hidden states, and any under speculative decoding.
+ever lost, computed twice or sent twice. A parked request keeps its slot of the request pool: where those admitted need
+the slot, it is released instead. When KV runs out all the same, parked requests go first, then the youngest.
+
+Never preempted (they run to their end): requests with LoRA, sessions, multimodal input, input embeddings, logprobs,
+penalties, hidden states, routed experts, and any under speculative decoding. Refused at start: engines of several ranks
+(tensor, pipeline, data-parallel attention), whose clocks would decide differently, and disaggregated serving.
 """
 
 from __future__ import annotations
@@ -18,14 +22,18 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.environ import envs
 from sglang.srt.managers.schedule_policy import match_prefix_for_req
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
+from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang.adapter import expectations
 from andes_sglang.adapter.forced import Forced
@@ -35,22 +43,25 @@ from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
+from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestView, SchedulerState
 
 __all__ = ["ADMISSION_RESERVE_TOKENS", "QoEScheduler"]
 
 ADMISSION_RESERVE_TOKENS = 16
 _PREFIX_LOOKUPS_PER_DECISION = 1
+_REPORT_PERIOD_S = 0.1
 
 
 class _Served:
     """What we know of one request beside SGLang's own ``Req``."""
 
     __slots__ = (
+        "arrival_s",
         "cached_tokens",
         "preemptible",
         "preemptions",
         "reader",
+        "recomputed",
         "req",
         "seen",
         "since_s",
@@ -59,13 +70,15 @@ class _Served:
         "stopped",
     )
 
-    def __init__(self, req: Any, now_s: float, target: QoETarget, preemptible: bool) -> None:
+    def __init__(self, req: Any, arrival_s: float, now_s: float, target: QoETarget, preemptible: bool) -> None:
         self.req = req
-        self.reader = ReaderStream(now_s, target)
+        self.arrival_s = arrival_s
+        self.reader = ReaderStream(arrival_s, target)
         self.seen = 0
         self.slice_start = 0
         self.since_s = now_s
         self.preemptions = 0
+        self.recomputed = 0
         self.cached_tokens = 0
         self.preemptible = preemptible
         self.stopped: str | None = None
@@ -77,6 +90,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     waiting_queue: list[Any]
     running_batch: Any
+    load_inquirer: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = Options.from_env()
@@ -92,13 +106,33 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._parked: Any = None
         self._launches: deque[tuple[float, str, int, int]] = deque()
         self._last_result_s = 0.0
+        self._report_due_s = 0.0
         self._lookup_cursor = 0
         self._released_now: set[str] = set()
         self.latency = LatencyModel()
         self.qoe_metrics = Metrics()
+        _refuse_unsupported(args[0] if args else kwargs["server_args"])
         super().__init__(*args, **kwargs)
         if self.server_args.enable_metrics:
             self.qoe_metrics = PrometheusMetrics()
+
+    # SGLang's own accounting sees the parked
+
+    def init_invariant_checker(self) -> None:
+        super().init_invariant_checker()
+        self.invariant_checker.get_running_batch = lambda: self._with_parked(besides=self.last_batch)
+
+    def init_load_inquirer(self) -> None:
+        super().init_load_inquirer()
+        self.load_inquirer = replace(self.load_inquirer, get_running_batch=self._with_parked)
+
+    def _with_parked(self, besides: Any = None) -> Any:
+        """The running batch with the parked in it, for those who only count; without what ``besides`` has anyway."""
+        running = self.running_batch
+        if self._parked is None:
+            return running
+        reqs = self._parked.reqs + ([] if running is besides else running.reqs)
+        return SimpleNamespace(reqs=reqs, is_empty=lambda: not reqs)
 
     # Requests come and go
 
@@ -110,19 +144,40 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """A stream that has begun goes back without limits, without a new clock; only new ones can be turned away."""
         if (known := self._served.get(req.rid)) is not None:
             if known.req is req:
+                if is_retracted:
+                    self.qoe_metrics.retraction()
                 self._stop(req, "retracted")
                 self._set_cached(req, 0)
                 self.waiting_queue.append(req)
                 return
             self._forget(req.rid)
-        waiting = len(self.waiting_queue)
         with self._only_fresh():
             super()._add_request_to_queue(req, is_retracted=is_retracted)
-        if len(self.waiting_queue) > waiting and self.waiting_queue[-1] is req:
+        if self.waiting_queue and self.waiting_queue[-1] is req:
             target = expectations.parse(req.sampling_params.custom_params, self._qoe_target)
-            served = _Served(req, time.perf_counter(), target, self._is_preemptible(req))
+            now_s = time.perf_counter()
+            arrival_s = req.time_stats.scheduler_recv_time or now_s  # before its grammar was compiled
+            served = _Served(req, arrival_s, now_s, target, self._is_preemptible(req))
             self._served[req.rid] = served
             served.slot = self._ledger.add(self._view(req, Phase.WAITING))
+
+    def _abort_on_queued_limit(self, recv_req: Any) -> bool:
+        with self._departures():
+            shed = bool(super()._abort_on_queued_limit(recv_req))
+        if shed:
+            self.qoe_metrics.finished(0.0)
+        return shed
+
+    @contextmanager
+    def _departures(self) -> Iterator[None]:
+        """Whoever leaves the waiting queue inside leaves for good: its stream ends with what was delivered."""
+        rids = [req.rid for req in self.waiting_queue]
+        yield
+        if len(self.waiting_queue) < len(rids):
+            left = set(rids).difference(req.rid for req in self.waiting_queue)
+            for rid in left.intersection(self._served):
+                self.qoe_metrics.finished(self._served[rid].reader.final_qoe())
+                self._forget(rid)
 
     def _is_preemptible(self, req: Any) -> bool:
         params = req.sampling_params
@@ -134,6 +189,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             and req.input_embeds is None
             and not req.return_logprob
             and not req.return_hidden_states
+            and not req.return_routed_experts
+            and not req.return_indexer_topk
             and not params.frequency_penalty
             and not params.presence_penalty
             and params.repetition_penalty in (None, 1.0)
@@ -156,17 +213,17 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _abort_on_waiting_timeout(self) -> None:
         if envs.SGLANG_REQ_WAITING_TIMEOUT.get() > 0:
-            with self._only_fresh():
+            with self._only_fresh(), self._departures():
                 super()._abort_on_waiting_timeout()
 
     def abort_request(self, recv_req: Any) -> None:
-        if self._parked is not None:
-            self._unpark([r.rid for r in self._parked.reqs if recv_req.abort_all or r.rid.startswith(recv_req.rid)])
-        super().abort_request(recv_req)
+        self._unpark(recv_req)
+        with self._departures():
+            super().abort_request(recv_req)
 
     def pause_generation(self, recv_req: Any) -> None:
-        if recv_req.mode == "retract" and self._parked is not None:
-            self._unpark([r.rid for r in self._parked.reqs])
+        if recv_req.mode == "retract":
+            self._unpark()
         super().pause_generation(recv_req)
 
     def is_fully_idle(self, for_health_check: bool = False) -> bool:
@@ -190,12 +247,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def get_new_batch_prefill(self, running_batch: Any) -> Any:
         """Decide and apply, then let SGLang form the prefill batch from those admitted."""
         self._released_now.clear()
-        if self._parked is not None:
-            self._parked.filter_batch()  # a token in flight when it was parked may have been its last
-            if self._parked.is_empty():
-                self._parked = None
+        self._drop_finished_parked()
+        self._report_population(running_batch)
         if not self.waiting_queue and self._parked is None and not self._needs_decision(running_batch):
-            return super().get_new_batch_prefill(running_batch)
+            plan = super().get_new_batch_prefill(running_batch)
+            self._note_admitted(plan.batch_to_run)
+            return plan
         started = time.perf_counter()
         state = self._state(running_batch)
         decision = self._qoe_policy.decide(state)
@@ -204,22 +261,49 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self.qoe_metrics.in_charge(self._qoe_policy.name)
             self._in_charge = True
         running_batch = self._apply(decision, running_batch)
-        self._report_population(running_batch)
 
         by_rid = {req.rid: req for req in self.waiting_queue}
         admitted = [by_rid.pop(rid) for rid in decision.admit if rid in by_rid and rid not in self._released_now]
         held_back = list(by_rid.values())
         if not admitted and self.chunked_req is None:
-            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+            self._look_after_queues()
+            return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(running_batch, decision))
         self.waiting_queue = admitted
         running_batch.batch_is_full = False
         try:
             plan = super().get_new_batch_prefill(running_batch)
         finally:
             self.waiting_queue = self.waiting_queue + held_back
-        if plan.batch_to_run is not None:
-            self._note_admitted(plan.batch_to_run)
+        self._note_admitted(plan.batch_to_run)
+        if plan.batch_to_run is None:
+            return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(plan.running_batch, decision))
         return plan
+
+    def _look_after_queues(self) -> None:
+        """What SGLang does whenever it looks for a prefill, for the iterations in which we do not let it look."""
+        if self.grammar_manager.has_waiting_grammars():
+            for req in self.grammar_manager.get_ready_grammar_requests():
+                self._add_request_to_queue(req)
+        if self.enable_hierarchical_cache:
+            self.tree_cache.check_hicache_events()
+
+    def _never_idle(self, running_batch: Any, decision: Decision) -> Any:
+        """Whoever is parked runs rather than nobody, should SGLang not have admitted what the policy chose."""
+        if running_batch.is_empty() and self._parked is not None and not decision.preempt:
+            return self._resume([req.rid for req in self._parked.reqs], running_batch)
+        return running_batch
+
+    def _drop_finished_parked(self) -> None:
+        """The token in flight when a request was parked may have been its last."""
+        if self._parked is not None:
+            self._parked.filter_batch()
+            if self._parked.is_empty():
+                self._parked = None
+
+    def on_idle(self) -> None:
+        self._report_due_s = 0.0
+        self._report_population(self.running_batch)
+        super().on_idle()
 
     def _needs_decision(self, running_batch: Any) -> bool:
         """With nobody waiting only memory pressure, or a policy that preempts for its own sake, calls for one."""
@@ -229,19 +313,19 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return bool(free < 8 * len(running_batch.reqs) or isinstance(self._qoe_policy, Forced))
 
     def update_running_batch(self, batch: Any) -> Any:
-        """When KV is about to run out, retract with the KV kept in the tree, the youngest first."""
+        """When KV is about to run out, retract with the KV kept in the tree: parked requests, then the youngest."""
         batch.filter_batch()
         if not batch.is_empty() and not batch.check_decode_mem():
             self._settle()
-            while len(batch.reqs) > 1 and not batch.check_decode_mem():
-                victim = max(
-                    (r for r in batch.reqs if self._served[r.rid].preemptible),
-                    key=lambda r: self._served[r.rid].reader.start_s,
-                    default=None,
-                )
-                if victim is None:
+            batch.filter_batch()
+            self._drop_finished_parked()
+            while not batch.is_empty() and not batch.check_decode_mem():
+                home = batch if self._parked is None else self._parked
+                victims = [req for req in home.reqs if self._served[req.rid].preemptible]
+                if not victims or (home is batch and len(batch.reqs) == 1):
                     break
-                self._release(victim, batch, "retracted")
+                self._release(max(victims, key=lambda req: self._served[req.rid].arrival_s), home, "retracted")
+                self._drop_finished_parked()
                 self.qoe_metrics.retraction()
         return super().update_running_batch(batch)
 
@@ -263,14 +347,15 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._observe_iteration(now_s)
         for req in batch.reqs:
             served = self._served.get(req.rid)
-            if served is None:
+            if served is None or served.req is not req:
                 continue
             new = len(req.output_ids) - served.seen
             if new > 0:
                 served.reader.deliver(now_s, new)
                 served.seen += new
             if req.finished():
-                self.qoe_metrics.finished(served.reader.final_qoe())
+                if not is_health_check_generate_req(req):
+                    self.qoe_metrics.finished(served.reader.final_qoe())
                 self._forget(req.rid)
 
     def _observe_iteration(self, now_s: float) -> None:
@@ -320,7 +405,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return RequestView(
             rid=req.rid,
             phase=phase,
-            arrival_s=served.reader.start_s,
+            arrival_s=served.arrival_s,
             reader=served.reader,
             prompt_tokens=prompt,
             output_tokens=output,
@@ -350,27 +435,38 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     # What the policy said
 
     def _apply(self, decision: Decision, running_batch: Any) -> Any:
-        if decision.preempt and any(p.mode is not PreemptionMode.PARK for p in decision.preempt):
+        preempt = self._with_slots(decision, running_batch)
+        release = {p.rid: p for p in preempt if p.mode is not PreemptionMode.PARK}
+        park = {p.rid: p for p in preempt if p.mode is PreemptionMode.PARK}
+        if release:
             self._settle()
-        by_rid = {req.rid: req for req in running_batch.reqs}
-        park = [p for p in decision.preempt if p.mode is PreemptionMode.PARK and p.rid in by_rid]
-        if park:
-            self._park({p.rid for p in park}, running_batch)
-        for preemption in decision.preempt:
-            self.qoe_metrics.preemption(preemption.mode.value, preemption.reason)
-            if preemption.mode is PreemptionMode.PARK:
-                continue
-            if preemption.rid in by_rid and not by_rid[preemption.rid].finished():
-                self._release(by_rid[preemption.rid], running_batch, "release")
-            elif self._parked is not None:
-                parked = {req.rid: req for req in self._parked.reqs}
-                if preemption.rid in parked:
-                    self._release(parked[preemption.rid], self._parked, "release")
-        if self._parked is not None and self._parked.is_empty():
-            self._parked = None
-        if decision.resume:
-            running_batch = self._resume(decision.resume, running_batch)
-        return running_batch
+        for req in self._park(park, running_batch):
+            self.qoe_metrics.preemption("park", park[req.rid].reason)
+        for home in (running_batch, self._parked) if release else ():
+            for req in [r for r in home.reqs if r.rid in release and not r.finished()] if home is not None else ():
+                self._release(req, home, "release")
+                self.qoe_metrics.preemption(release[req.rid].mode.value, release[req.rid].reason)
+        self._drop_finished_parked()
+        return self._resume(decision.resume, running_batch)
+
+    def _with_slots(self, decision: Decision, running_batch: Any) -> list[Preemption]:
+        """What to preempt, with releases in the place of parks where those admitted need the request slots."""
+        preempt = list(decision.preempt)
+        running = len(running_batch.reqs) + len(decision.resume) - len(preempt)
+        wanted = min(len(decision.admit), self.max_running_requests - running)
+        released = sum(p.mode is not PreemptionMode.PARK for p in preempt)
+        short = wanted - released - self.req_to_token_pool.available_size()
+        if short <= 0:
+            return preempt
+        named = {p.rid for p in preempt}.union(decision.resume)
+        idle = [r.rid for r in self._parked.reqs if r.rid not in named] if self._parked is not None else []
+        preempt += [Preemption(rid, PreemptionMode.RELEASE, "slot") for rid in idle[:short]]
+        short -= len(idle)
+        for i, preemption in enumerate(preempt):
+            if short > 0 and preemption.mode is PreemptionMode.PARK:
+                preempt[i] = replace(preemption, mode=PreemptionMode.RELEASE)
+                short -= 1
+        return preempt
 
     def _settle(self) -> None:
         """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop
@@ -385,12 +481,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         served = self._served[req.rid]
         served.preemptions += 1
         served.stopped = how
+        served.recomputed = 0
         served.since_s = time.perf_counter()
 
-    def _start(self, rid: str, recomputed_tokens: int = 0) -> None:
-        served = self._served[rid]
+    def _start(self, served: _Served) -> None:
         if served.stopped is not None:
-            self.qoe_metrics.resume(served.stopped, recomputed_tokens)
+            self.qoe_metrics.resume(served.stopped, max(0, served.recomputed - 1))
         served.stopped = None
         served.slice_start = len(served.req.output_ids)
         served.since_s = time.perf_counter()
@@ -405,51 +501,62 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._released_now.add(req.rid)
         self.waiting_queue.append(req)
 
-    def _park(self, rids: set[str], batch: Any) -> None:
-        stay = [i for i, req in enumerate(batch.reqs) if req.rid not in rids]
-        leave = [i for i, req in enumerate(batch.reqs) if req.rid in rids and not req.finished()]
-        stay += [i for i, req in enumerate(batch.reqs) if req.rid in rids and req.finished()]
+    def _park(self, rids: Iterable[str], batch: Any) -> list[Any]:
+        """Move those of ``rids`` that run out of ``batch``; the requests that moved."""
+        wanted = set(rids)
+        leave = [i for i, req in enumerate(batch.reqs) if req.rid in wanted and not req.finished()]
         if not leave:
-            return
-        parked = _split(batch, leave, sorted(stay))
-        for req in parked.reqs:
+            return []
+        parked = _split(batch, leave)
+        moved = list(parked.reqs)
+        for req in moved:
             self._stop(req, "park")
         if self._parked is None:
             self._parked = parked
         else:
             self._parked.merge_batch(parked)
         batch.batch_is_full = False
+        return moved
 
-    def _resume(self, rids: tuple[str, ...], running_batch: Any) -> Any:
+    def _resume(self, rids: Iterable[str], running_batch: Any) -> Any:
         wanted = set(rids)
-        if self._parked is None:
+        leave = [i for i, req in enumerate(self._parked.reqs) if req.rid in wanted] if self._parked is not None else []
+        if not leave:
             return running_batch
-        leave = [i for i, req in enumerate(self._parked.reqs) if req.rid in wanted]
-        stay = [i for i, req in enumerate(self._parked.reqs) if req.rid not in wanted]
-        back = _split(self._parked, leave, stay)
-        if not stay:
+        back = _split(self._parked, leave)
+        if self._parked.is_empty():
             self._parked = None
         for req in back.reqs:
-            self._start(req.rid)
+            self._start(self._served[req.rid])
         if running_batch.is_empty():
             return back
         running_batch.merge_batch(back)
         return running_batch
 
-    def _unpark(self, rids: list[str]) -> None:
-        if rids:
-            self.running_batch = self._resume(tuple(rids), self.running_batch)
+    def _unpark(self, recv_req: Any = None) -> None:
+        """Put those that ``recv_req`` aborts (everybody without one) back into the running batch."""
+        self._drop_finished_parked()
+        if self._parked is not None:
+            everybody = recv_req is None or recv_req.abort_all
+            rids = [req.rid for req in self._parked.reqs if everybody or req.rid.startswith(recv_req.rid)]
+            self.running_batch = self._resume(rids, self.running_batch)
 
     def _note_admitted(self, batch: Any) -> None:
-        for req in batch.reqs:
+        """A prefill was formed: who was waiting runs, as of its last chunk."""
+        for req in batch.reqs if batch is not None else ():
             served = self._served.get(req.rid)
-            if served is None or req is self.chunked_req:
+            if served is None or served.req is not req:
                 continue
-            if served.stopped is not None or served.since_s == 0.0 or not served.seen:
-                computed = req.extend_range.length if req.extend_range is not None else 1
-                self._start(req.rid, max(0, computed - 1) if served.seen else 0)
+            if served.stopped is not None and req.extend_range is not None:
+                served.recomputed += req.extend_range.length
+            if req is not self.chunked_req and (served.stopped is not None or not served.seen):
+                self._start(served)
 
     def _report_population(self, running_batch: Any) -> None:
+        now_s = time.perf_counter()
+        if now_s < self._report_due_s:
+            return
+        self._report_due_s = now_s + _REPORT_PERIOD_S
         released = sum(1 for req in self.waiting_queue if self._has_begun(req))
         self.qoe_metrics.population(
             running=len(running_batch.reqs),
@@ -459,13 +566,32 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         )
 
 
-def _split(batch: Any, leave: list[int], stay: list[int]) -> Any:
-    """Take the rows ``leave`` out of ``batch`` into a batch of their own; ``batch`` keeps the rows ``stay``."""
+def _split(batch: Any, leave: list[int]) -> Any:
+    """Take the rows ``leave`` out of ``batch`` into a batch of their own.
+
+    Penalties are never among them, but may stay behind: the new batch gets penalizers of its own, since a filter changes
+    them in place and a merge asks them for the requests of their batch."""
+    gone = set(leave)
     other = copy.copy(batch)
     other.reqs = list(batch.reqs)
-    if stay:
-        other.sampling_info = copy.copy(batch.sampling_info)
-        other.sampling_info.penalizer_orchestrator = copy.copy(batch.sampling_info.penalizer_orchestrator)
+    other.sampling_info = copy.copy(batch.sampling_info)
+    other.sampling_info.penalizer_orchestrator = penalizers = copy.copy(batch.sampling_info.penalizer_orchestrator)
+    penalizers.is_required = False
     other.filter_batch(keep_indices=leave)
-    batch.filter_batch(keep_indices=stay)
+    other.sampling_info.penalizer_orchestrator = BatchedPenalizerOrchestrator(
+        penalizers.vocab_size, other, set(penalizers.penalizers)
+    )
+    batch.filter_batch(keep_indices=[i for i in range(len(batch.reqs)) if i not in gone])
     return other
+
+
+def _refuse_unsupported(server_args: Any) -> None:
+    """Raise for engines in which one scheduler's decision is not the engine's."""
+    for flag, unsupported in (
+        ("--tp-size", server_args.tp_size > 1 and not server_args.enable_dp_attention),
+        ("--pp-size", server_args.pp_size > 1),
+        ("--enable-dp-attention", server_args.enable_dp_attention),
+        ("--disaggregation-mode", server_args.disaggregation_mode != "null"),
+    ):
+        if unsupported:
+            raise ValueError(f"andes: {flag} is not supported with a policy; start with --policy stock")

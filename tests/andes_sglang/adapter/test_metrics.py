@@ -1,0 +1,41 @@
+"""Our figures as Prometheus sees them."""
+
+from __future__ import annotations
+
+import pytest
+
+from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
+
+
+def tell(metrics: Metrics) -> None:
+    metrics.in_charge("andes")
+    metrics.decision(0.0004)
+    metrics.preemption("park", "displaced")
+    metrics.preemption("release", "kv")
+    metrics.retraction()
+    metrics.resume("release", 17)
+    metrics.finished(0.97)
+    metrics.population(running=3, parked=1)
+    metrics.population(running=2, parked=1)
+
+
+def test_names_and_values() -> None:
+    client = pytest.importorskip("prometheus_client")
+    tell(PrometheusMetrics())
+    value = client.REGISTRY.get_sample_value
+    assert value("andes_policy_info", {"policy": "andes"}) == 1
+    assert value("andes_decision_seconds_count") == 1
+    assert value("andes_decision_seconds_bucket", {"le": "0.0005"}) == 1
+    assert value("andes_preemptions_total", {"mode": "park", "reason": "displaced"}) == 1
+    assert value("andes_preemptions_total", {"mode": "release", "reason": "kv"}) == 1
+    assert value("andes_retractions_total") == 1
+    assert value("andes_resumes_total", {"mode": "release"}) == 1
+    assert value("andes_recomputed_tokens_total") == 17
+    assert value("andes_request_qoe_bucket", {"le": "0.95"}) == 0
+    assert value("andes_request_qoe_bucket", {"le": "0.99"}) == 1
+    assert value("andes_requests", {"state": "running"}) == 2
+    assert value("andes_requests", {"state": "parked"}) == 1
+
+
+def test_silent_without_metrics() -> None:
+    tell(Metrics())
