@@ -31,6 +31,9 @@ SEAMS: dict[str, tuple[str, ...]] = {
     f"{_SCHEDULER}._abort_on_queued_limit": ("self", "recv_req"),
     f"{_SCHEDULER}.pause_generation": ("self", "recv_req"),
     f"{_SCHEDULER}.init_schedule_policy": ("self",),
+    f"{_SCHEDULER}.init_invariant_checker": ("self",),
+    f"{_SCHEDULER}.init_load_inquirer": ("self",),
+    f"{_SCHEDULER}.on_idle": ("self",),
     f"{_BATCH}.filter_batch": ("self", "chunked_req_to_exclude", "keep_indices"),
     f"{_BATCH}.merge_batch": ("self", "other"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
@@ -42,6 +45,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "cow_mamba",
         "include_req",
     ),
+    "sglang.srt.managers.utils.is_health_check_generate_req": ("recv_req",),
+    "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
     "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
 }
