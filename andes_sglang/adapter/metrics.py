@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from andes_sglang.latency import LatencyModel
+
 __all__ = ["Metrics", "PrometheusMetrics"]
 
 _DECISION_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
@@ -32,6 +34,9 @@ class Metrics:
     def population(self, **counts: int) -> None:
         """Requests by state."""
 
+    def costs(self, latency: LatencyModel) -> None:
+        """What the engine's iterations cost, as fitted, and how sure that is."""
+
 
 class PrometheusMetrics(Metrics):
     """Created inside the scheduler process, after SGLang has set up its multi-process directory."""
@@ -52,6 +57,13 @@ class PrometheusMetrics(Metrics):
         self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=_QOE_BUCKETS)
         self._population: dict[str, int] = {}
         self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
+        self._cost = Gauge(
+            "andes_cost_seconds", "fitted cost of an iteration", ["stage", "per"], multiprocess_mode="mostrecent"
+        )
+        self._cost_error = Gauge(
+            "andes_cost_relative_error", "standard error of a typical iteration's cost", ["stage"],
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
 
     def in_charge(self, policy: str) -> None:
         self._info.labels(policy=policy).set(1)
@@ -77,3 +89,13 @@ class PrometheusMetrics(Metrics):
             self._population = counts
             for state, count in counts.items():
                 self._requests.labels(state=state).set(count)
+
+    def costs(self, latency: LatencyModel) -> None:
+        for stage, fit, terms in (
+            ("decode", latency.decode, ("iteration", "request", "context_token")),
+            ("prefill", latency.prefill, ("iteration", "new_token", "prefix_token")),
+        ):
+            for term, seconds in zip(terms, fit.coefficients, strict=True):
+                self._cost.labels(stage=stage, per=term).set(seconds)
+        for stage, error in zip(("decode", "prefill"), latency.uncertainty(), strict=True):
+            self._cost_error.labels(stage=stage).set(error)

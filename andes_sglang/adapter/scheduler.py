@@ -50,6 +50,7 @@ __all__ = ["ADMISSION_RESERVE_TOKENS", "QoEScheduler"]
 ADMISSION_RESERVE_TOKENS = 16
 _PREFIX_LOOKUPS_PER_DECISION = 1
 _REPORT_PERIOD_S = 0.1
+_COSTS_PERIOD_S = 2.0
 
 
 class _Served:
@@ -107,6 +108,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._launches: deque[tuple[float, str, int, int]] = deque()
         self._last_result_s = 0.0
         self._report_due_s = 0.0
+        self._costs_due_s = 0.0
         self._lookup_cursor = 0
         self._released_now: set[str] = set()
         self.latency = LatencyModel()
@@ -564,6 +566,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             released=released,
             waiting=len(self.waiting_queue) - released,
         )
+        if now_s >= self._costs_due_s:
+            self._costs_due_s = now_s + _COSTS_PERIOD_S
+            self.qoe_metrics.costs(self.latency)
 
 
 def _split(batch: Any, leave: list[int]) -> Any:

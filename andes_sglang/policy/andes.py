@@ -11,10 +11,13 @@ first; ``length_guard`` limits by how much.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy.select import Accept, select
+from andes_sglang.qoe import Readers
 from andes_sglang.state import Decision, Phase, SchedulerState
 
 __all__ = ["Andes"]
@@ -75,7 +78,7 @@ class Andes:
         running = t.phase == Phase.RUNNING
         if not len(t):
             return Decision()
-        priority, batch = self._rank(state, running)
+        priority, gain, batch = self._rank(state, running)
         buffered_s = t.readers.buffered_s(state.now_s)
         overdue = ~running & (buffered_s < -self.stall_bound_s)
         priority = np.where(overdue, 1e9 - buffered_s, priority)
@@ -92,11 +95,11 @@ class Andes:
             growth_tokens=self.growth_tokens,
             displacing=~running & (buffered_s < self.trigger_buffer_s) & below_cap,
             victims=(t.preemptible > 0) & (served_long_enough | ~running) & (t.kv_tokens > 0),
-            accept=self._refiner(state, running, overdue) if self.refine else None,
+            accept=self._refiner(state, running, overdue, gain) if self.refine else None,
         )
 
-    def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, int]:
-        """Priority per KV token (N,) at the batch size with the largest total gain, and that batch size."""
+    def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, Array, int]:
+        """Priority per KV token and gain, both (N,), at the batch size with the largest total gain, and that size."""
         t = state.requests
         context = np.maximum(t.context_tokens, 1.0)
         mean_context = float(context.mean())
@@ -108,10 +111,10 @@ class Andes:
         weighed = gains / np.minimum(context, self.length_guard * mean_context)
         density = np.where(running, weighed * (1.0 + self.running_bonus), weighed)
         if len(sizes) == 1:
-            return density[0], state.max_running
+            return density[0], gains[0], state.max_running
         totals = [_packed_gain(density[k], gains[k], context, pool, b) for k, b in enumerate(sizes)]
         best = int(np.argmax(totals))
-        return density[best], sizes[best]
+        return density[best], gains[best], sizes[best]
 
     def _batch_sizes(self, state: SchedulerState, most: int, mean_context: float) -> list[int]:
         fastest = float(state.requests.readers.tds.max())
@@ -132,32 +135,27 @@ class Andes:
         gain: Array = np.maximum(serve - wait, 0.0)
         return gain
 
-    def _refiner(self, state: SchedulerState, running: Mask, overdue: Mask) -> Accept:
+    def _refiner(self, state: SchedulerState, running: Mask, overdue: Mask, gain: Array) -> Accept:
         """Accept a displacement when its gain exceeds what all running readers lose by standing still for it."""
         t = state.requests
-        rows = np.flatnonzero(running)
-        readers = t.readers.take(rows)
-        contexts = float(t.kv_tokens[rows].sum())
-        interval_s = state.latency.decode_s(len(rows), contexts)
-        base = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
         spent_s = 0.0
+
+        @cache
+        def ongoing() -> tuple[Readers, Array, float, Array]:
+            rows = np.flatnonzero(running)
+            readers = t.readers.take(rows)
+            interval_s = state.latency.decode_s(len(rows), float(t.kv_tokens[rows].sum()))
+            unpaused = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
+            return readers, t.weight[rows], interval_s, unpaused
 
         def accept(row: int, victims: list[int], stall_s: float) -> bool:
             nonlocal spent_s
-            if overdue[row]:
-                spent_s += stall_s
-                return True
-            resume_s = sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
-            cost_s = spent_s + stall_s + resume_s
-            paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
-            loss = float((base - paused).sum())
-            one = t.readers.take(np.array([row]))
-            gain = float(
-                one.served(state.now_s, self.horizon_s, stall_s + interval_s, interval_s)[0]
-                - one.waiting(state.now_s, self.horizon_s)[0]
-            )
-            if gain <= loss:
-                return False
+            if not overdue[row]:
+                readers, weight, interval_s, unpaused = ongoing()
+                cost_s = spent_s + stall_s + sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
+                paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
+                if gain[row] <= float(((unpaused - paused) * weight).sum()):
+                    return False
             spent_s += stall_s
             return True
 

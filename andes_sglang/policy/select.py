@@ -42,6 +42,7 @@ def select(
     """
     t = state.requests
     running = t.phase == Phase.RUNNING
+    is_parked = t.phase == Phase.PARKED
     batch = min(state.max_running, state.max_running if batch is None else batch) - state.running_reserved
     held = t.kv_tokens
     growth = np.minimum(growth_tokens, t.remaining_tokens)
@@ -81,6 +82,9 @@ def select(
                 return row
         return None
 
+    def worst_victim() -> float:
+        return next((float(priority[i]) for i in reversed(pool_of_victims) if i not in gone and i not in taken), np.inf)
+
     taken: set[int] = set()
     pressure = free + float(growth[running].sum()) - PRESSURE_TOKENS * np.count_nonzero(running)
     while pressure < 0 and (row := pop_victim()) is not None:
@@ -94,11 +98,12 @@ def select(
         row = int(row)
         if row in gone:
             continue
-        if not displacers_left and (slots <= 0 or free < smallest_left[position]):
+        full = slots <= 0 or free < smallest_left[position]
+        if full and (not displacers_left or priority[row] <= worst_victim()):
             break
         displaces = displacing is not None and bool(displacing[row])
         displacers_left -= displaces and bool(pool_of_victims)
-        parked = t.phase[row] == Phase.PARKED
+        parked = bool(is_parked[row])
         compute = 0.0 if parked else max(1.0, float(t.context_tokens[row] - t.cached_tokens[row]))
         out: list[int] = []
         if slots < 1 or free < need[row]:
@@ -125,7 +130,7 @@ def select(
             break
     if not running.any() and not admit and not resume and len(outside) and not state.running_reserved:
         row = int(outside[0])
-        (resume if t.phase[row] == Phase.PARKED else admit).append(row)
+        (resume if is_parked[row] else admit).append(row)
     return Decision(admit=t.names(admit), resume=t.names(resume), preempt=tuple(preempted))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
+from andes_sglang.latency import LatencyModel
 
 
 def tell(metrics: Metrics) -> None:
@@ -17,6 +18,10 @@ def tell(metrics: Metrics) -> None:
     metrics.finished(0.97)
     metrics.population(running=3, parked=1)
     metrics.population(running=2, parked=1)
+    latency = LatencyModel()
+    for batch in (4, 8, 12) * 100:
+        latency.observe_decode(batch, 100 * batch, 0.01 + 0.002 * batch)
+    metrics.costs(latency)
 
 
 def test_names_and_values() -> None:
@@ -35,6 +40,8 @@ def test_names_and_values() -> None:
     assert value("andes_request_qoe_bucket", {"le": "0.99"}) == 1
     assert value("andes_requests", {"state": "running"}) == 2
     assert value("andes_requests", {"state": "parked"}) == 1
+    assert value("andes_cost_seconds", {"stage": "decode", "per": "iteration"}) == pytest.approx(0.01, rel=0.05)
+    assert value("andes_cost_relative_error", {"stage": "decode"}) < 0.1
 
 
 def test_silent_without_metrics() -> None:
