@@ -48,7 +48,7 @@ def add_parsers(commands: Any) -> None:
     )  # fmt: skip
     many.add_argument(
         "--load", type=float, metavar="FRACTION",
-        help="shape: set --rate to this fraction of what the first engine sustains, measured before the runs",
+        help="shape: set --rate to this fraction of what a stock engine sustains, measured anew before every repeat",
     )  # fmt: skip
     many.add_argument(
         "--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed"
@@ -243,38 +243,42 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.repeats < 1:
         raise WorkloadError(f"--repeats must be >= 1, got {args.repeats}")
     args.out.mkdir(parents=True, exist_ok=True)
-    sustained = None
-    if args.load is not None:
-        if args.trace is not None or not args.load > 0:
-            raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
-        sustained = _sustained_tokens_per_s(args, passed)
-        args.rate = args.load * sustained / mean_length(args.output)
-        print(f"this engine sustains {sustained:.0f} tokens/s: --rate {args.rate:.2f}", file=sys.stderr, flush=True)
-    workloads = [build_workload(args, args.seed + k) for k in range(args.repeats)]
+    if args.load is not None and (args.trace is not None or not args.load > 0):
+        raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
+    build_workload(args, args.seed)  # an invalid one is refused before an engine starts
+    sustained: list[float] = []
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     total = len(arms) * args.repeats
     done = 0
     result: dict[str, Any] = {}
     try:
-        for repeat, workload in enumerate(workloads, start=1):
+        for repeat in range(1, args.repeats + 1):
+            seed = args.seed + repeat - 1
+            if args.load is not None:
+                sustained.append(_sustained_tokens_per_s(args, passed))
+                args.rate = args.load * sustained[-1] / mean_length(args.output)
+                print(
+                    f"a stock engine sustains {sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr
+                )
+            workload = build_workload(args, seed)
             names = list(arms)
             order = names[(repeat - 1) % len(names) :] + names[: (repeat - 1) % len(names)]
             for name in order:
                 done += 1
                 policy, flags = arms[name]
-                label = f"[{done}/{total}] {name}, seed {args.seed + repeat - 1}"
+                label = f"[{done}/{total}] {name}, seed {seed}"
                 print(f"{label}: starting an engine", file=sys.stderr, flush=True)
                 log = args.out / f"engine-{name}-{repeat}.log"
                 with Engine(args.model, policy, [*passed, *flags, "--enable-metrics"], log=log) as engine:
                     _warm_up(engine, args)
                     engine.check_policy()
-                    records, figure, samples = _run(engine.url, workload, args.seed + repeat - 1, args, label)
+                    records, figure, samples = _run(engine.url, workload, seed, args, label)
                     if not engine.alive():
                         raise EngineError(f"the engine ended during the run; the end of {log}:\n{engine.tail()}")
                 _keep(args.out, name, repeat, records, samples)
                 figures[name].append(figure)
                 result = {
-                    "workload": {**workloads[0].describe(), "seeds": [args.seed + k for k in range(args.repeats)]},
+                    "workload": {**workload.describe(), "seeds": [args.seed + k for k in range(args.repeats)]},
                     "engine": {
                         "what": f"SGLang on {_machine()['cores']} cores, {Path(args.model).name}, {' '.join(passed)}",
                         "model": Path(args.model).name,

@@ -29,7 +29,8 @@ Mask = npt.NDArray[np.bool_]
 class Andes:
     """See the module. Units: seconds, tokens.
 
-    horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first.
+    horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
+    without a first token first_bound_s after it was expected; the later relative to the bound, the sooner.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
     has been paid for and must earn it). trigger_buffer_s: only a reader with
     less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
@@ -45,6 +46,7 @@ class Andes:
         *,
         horizon_s: float = 60.0,
         stall_bound_s: float = 45.0,
+        first_bound_s: float = 1.0,
         min_slice_tokens: int = 45,
         resumed_slice_tokens: int = 90,
         trigger_buffer_s: float = 1.0,
@@ -60,8 +62,11 @@ class Andes:
             raise ValueError(f"horizon_s must be > 0 seconds, got {horizon_s!r}")
         if not stall_bound_s > 0:
             raise ValueError(f"stall_bound_s must be > 0 seconds, got {stall_bound_s!r}")
+        if not first_bound_s > 0:
+            raise ValueError(f"first_bound_s must be > 0 seconds, got {first_bound_s!r}")
         self.horizon_s = horizon_s
         self.stall_bound_s = stall_bound_s
+        self.first_bound_s = first_bound_s
         self.min_slice_tokens = min_slice_tokens
         self.resumed_slice_tokens = resumed_slice_tokens
         self.trigger_buffer_s = trigger_buffer_s
@@ -80,8 +85,9 @@ class Andes:
             return Decision()
         priority, gain, batch = self._rank(state, running)
         buffered_s = t.readers.buffered_s(state.now_s)
-        overdue = ~running & (buffered_s < -self.stall_bound_s)
-        priority = np.where(overdue, 1e9 - buffered_s, priority)
+        lateness = -buffered_s / np.where(t.output_tokens > 0, self.stall_bound_s, self.first_bound_s)
+        overdue = ~running & (lateness > 1.0)
+        priority = np.where(overdue, 1e9 * lateness, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
         served_long_enough = t.slice_tokens >= np.where(

@@ -101,7 +101,10 @@ def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         return answers(engine)
 
 
-CONFIGURATIONS = list(itertools.product(("overlap", "no overlap"), ("park", "release"), ("chunked", "whole")))
+CONFIGURATIONS = [
+    *itertools.product(("overlap", "no overlap"), ("park", "release"), ("chunked", "whole")),
+    *itertools.product(("overlap",), ("park", "release"), ("mixed",)),
+]
 
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS, ids=["-".join(c).replace(" ", "_") for c in CONFIGURATIONS])
@@ -110,7 +113,8 @@ def engine(
 ) -> Iterator[tuple[Engine, str]]:
     overlap, mode, chunk = request.param
     flags = [*BASE, "--policy-option", f"mode={mode}", "--policy-option", "every_tokens=3"]
-    flags += ["--chunked-prefill-size", "32" if chunk == "chunked" else "-1"]
+    flags += ["--chunked-prefill-size", "-1" if chunk == "whole" else "32"]
+    flags += ["--enable-mixed-chunk"] if chunk == "mixed" else []
     flags += ["--disable-overlap-schedule"] if overlap == "no overlap" else []
     with Engine(tiny_model, "forced", flags, log=tmp_path_factory.mktemp("forced") / "log") as started:
         yield started, mode
@@ -246,6 +250,26 @@ def test_limits_shed_only_those_that_never_ran(tiny_model: Path, tmp_path: Path)
         figures = read_metrics(engine.url)
         assert figures["andes_request_qoe_count"] == len(results)
         assert figures['andes_request_qoe_bucket{le="0.1"}'] >= results.count(-503)
+
+
+def test_waiting_time_outs_spare_the_begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that take turns wait far beyond the time-out in all; only who never got a turn is turned away."""
+    monkeypatch.setenv("SGLANG_REQ_WAITING_TIMEOUT", "1")
+    flags = ("--max-total-tokens", "4096", "--max-running-requests", "2", "--enable-metrics")
+    policy = ("--policy-option", "mode=release", "--policy-option", "every_tokens=3")
+
+    def one(engine: Engine, k: int) -> int:
+        try:
+            return stream(engine, PROMPTS[k % 6], max_tokens=300)[1][-1]
+        except urllib.error.HTTPError as error:
+            return -error.code
+
+    with Engine(tiny_model, "forced", (*flags, *policy), log=tmp_path / "log") as engine:
+        with ThreadPoolExecutor(24) as pool:
+            results = list(pool.map(lambda k: one(engine, k), range(24)))
+        wait_until_idle(engine)
+        assert set(results) == {300, -503}
+        assert results.count(300) > 2
 
 
 def wait_until_idle(engine: Engine) -> None:
