@@ -302,7 +302,7 @@ def _sustained_tokens_per_s(args: argparse.Namespace, passed: list[str]) -> floa
     """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
     label = "calibration"
     print(f"{label}: starting an engine", file=sys.stderr, flush=True)
-    flood = shape("poisson", rate_rps=1e3, duration_s=0.15, prompt=args.prompt, output=args.output, seed=args.seed)
+    flood = shape("poisson", rate_rps=1e3, duration_s=0.25, prompt=args.prompt, output=args.output, seed=args.seed)
     flood = flood.with_readers(args.seed, ttft_s=1.0, tds=4.5, population=None)
     with Engine(args.model, "stock", [*passed, "--enable-metrics"], log=args.out / "engine-calibration.log") as engine:
         _warm_up(engine, args)
