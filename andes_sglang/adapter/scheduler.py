@@ -37,7 +37,7 @@ from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestr
 
 from andes_sglang.adapter import expectations
 from andes_sglang.adapter.forced import Forced
-from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
+from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.adapter.options import Options
 from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import numpy as np
 
-from andes_sglang.bench.workload import BLOCK_TOKENS, RequestSpec, Workload
-from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.bench.workload import BLOCK_TOKENS, Workload
+from andes_sglang.request import RequestRecord, RequestSpec, read_records, write_records
 
 __all__ = ["EndpointError", "RequestRecord", "check_endpoint", "prompt_ids", "read_records", "replay", "write_records"]
 
 
 class EndpointError(RuntimeError):
     """Nothing useful answers at the endpoint."""
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens)."""
-
-    index: int
-    arrival_s: float
-    sent_s: float
-    prompt_tokens: int
-    output_tokens: int
-    ttft_target_s: float
-    tds: float
-    deliveries: list[tuple[float, int]] = field(default_factory=list)
-    end_s: float = 0.0
-    error: str | None = None
-
-    def reader(self) -> ReaderStream:
-        stream = ReaderStream(self.arrival_s, QoETarget(self.ttft_target_s, self.tds))
-        for at, tokens in self.deliveries:
-            stream.deliver(at, tokens)
-        return stream
-
-    @property
-    def qoe(self) -> float:
-        return 0.0 if self.error else self.reader().final_qoe()
-
-    @property
-    def ttft_s(self) -> float:
-        """From the arrival, not from the sending; for a request without any token, the whole wait."""
-        return (self.deliveries[0][0] if self.deliveries else self.end_s) - self.arrival_s
 
 
 def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, int]) -> list[int]:
@@ -198,17 +164,3 @@ async def replay(
         finally:
             watcher.cancel()
     return records
-
-
-def write_records(path: Path, records: Sequence[RequestRecord]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for r in records:
-            row = {name: getattr(r, name) for name in RequestRecord.__dataclass_fields__}
-            row["deliveries"] = [[round(at, 4), tokens] for at, tokens in r.deliveries]
-            file.write(json.dumps(row) + "\n")
-
-
-def read_records(path: Path) -> list[RequestRecord]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestSpec
 
 __all__ = [
     "LISTENING",
@@ -44,18 +45,6 @@ LISTENING = ((0.7929, 0.31), (0.0703, 0.15), (0.0692, 0.19), (0.0358, 0.15), (0.
 
 class WorkloadError(ValueError):
     """A workload that cannot be read or makes no sense; the text says where."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestSpec:
-    """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    target: QoETarget = field(default_factory=QoETarget)
-    session_id: str | None = None
-    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
+from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.latency import LatencyModel
 
 
