@@ -138,9 +138,7 @@ class RequestRecord:
         """When each token came, shape (tokens,)."""
         if isinstance(self.deliveries, TokenTimes):
             return self.deliveries.times_s
-        return np.repeat(
-            np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries]
-        )
+        return np.repeat(np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries])
 
     def score(self) -> Score:
         return score(self.token_times_s, self.arrival_s, self.target)

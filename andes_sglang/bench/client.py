@@ -62,6 +62,8 @@ async def _one(
     }
     if send_expectations:
         body["custom_params"] = {"qoe": {"ttft": spec.target.ttft_s, "tds": spec.target.tds}}
+    deliveries: list[tuple[float, int]] = []
+    record.deliveries = deliveries
     counted = 0
     finish: str | None = None
     try:
@@ -85,9 +87,9 @@ async def _one(
                     finish = choice.get("finish_reason") or finish
                     if usage is None and choice.get("text"):
                         counted += 1
-                        record.deliveries.append((now_s, 1))
+                        deliveries.append((now_s, 1))
                 if usage and usage.get("completion_tokens", 0) > counted:
-                    record.deliveries.append((now_s, usage["completion_tokens"] - counted))
+                    deliveries.append((now_s, usage["completion_tokens"] - counted))
                     counted = usage["completion_tokens"]
         if finish is None:
             record.error = "the stream ended without a finish reason"

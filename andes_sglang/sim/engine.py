@@ -69,9 +69,10 @@ class EngineModel:
     """One engine. Lengths in tokens.
 
     chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
-    (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens: room there, 0 for
-    no host tier. write_through: copy everything that enters the cache, not only what a policy offloads. decision_s: CPU
-    time of a decision, which hides behind the iteration unless there is no overlap. Raises ``ValueError`` naming field and value.
+    (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
+    room there, 0 for no host tier. write_through: copy everything that enters the cache, not only what a policy offloads.
+    decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. Raises ``ValueError``
+    naming field and value.
     """
 
     costs: Costs

@@ -32,12 +32,12 @@ def sequence(stream: Hashable, tokens: int, blocks: tuple[int, ...] = (), block_
 
 class Node:
     """``used``: logical time of the last access. on_device: its KV is in the pool. host_s: when its copy in host memory
-    is complete, None without one."""
+    is complete, None without one. The root is its own parent."""
 
     __slots__ = ("children", "host_s", "ids", "locks", "on_device", "parent", "serial", "stream", "unit", "used")
 
     def __init__(self, parent: Node | None, run: Run, used: int, serial: int) -> None:
-        self.parent = parent
+        self.parent: Node = parent or self
         self.serial = serial
         self.stream, self.ids, self.unit = run
         self.children: dict[tuple[Hashable, int], Node] = {}
@@ -112,7 +112,8 @@ class RadixCache:
     def _walk(self, runs: list[Run], limit_tokens: int | None) -> list[tuple[Node, list[Run]]]:
         """Nodes along ``runs`` with what follows each of them; the last is split so that it lies within."""
         self._clock += 1
-        node, path = self.root, []
+        path: list[tuple[Node, list[Run]]] = []
+        node = self.root
         left = limit_tokens if limit_tokens is not None else 1 << 62
         for k, run in enumerate(runs):
             at = 0
@@ -135,7 +136,6 @@ class RadixCache:
     def _split(self, node: Node, length: int) -> Node:
         """Cut ``node`` after ``length`` ids; the upper part, which takes its place."""
         parent = node.parent
-        assert parent is not None
         upper = Node(parent, Run(node.stream, node.ids[:length], node.unit), node.used, next(self._serials))
         upper.locks, upper.on_device, upper.host_s = node.locks, node.on_device, node.host_s
         parent.children[node.stream, node.ids[0]] = upper
@@ -145,16 +145,16 @@ class RadixCache:
 
     def lock(self, node: Node) -> None:
         """``node`` and everything above it stay."""
-        at: Node | None = node
-        while at is not self.root and at is not None:
+        at = node
+        while at is not self.root:
             if not at.locks and at.on_device:
                 self.evictable -= at.tokens
             at.locks += 1
             at = at.parent
 
     def unlock(self, node: Node) -> None:
-        at: Node | None = node
-        while at is not self.root and at is not None:
+        at = node
+        while at is not self.root:
             at.locks -= 1
             if not at.locks and at.on_device:
                 self.evictable += at.tokens
@@ -184,7 +184,6 @@ class RadixCache:
             freed += node.tokens
             node.on_device = False
             parent = node.parent
-            assert parent is not None
             if node.host_s is None:
                 self._drop(node)
             self._offer(parent)
@@ -195,7 +194,6 @@ class RadixCache:
 
     def _drop(self, node: Node) -> None:
         """Forget a node that is nowhere any more, with what hangs below it in host memory."""
-        assert node.parent is not None
         del node.parent.children[node.stream, node.ids[0]]
         below = list(node.children.values())
         while below:

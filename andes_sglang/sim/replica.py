@@ -29,7 +29,7 @@ from andes_sglang.sim.population import Population
 from andes_sglang.sim.radix import Match, Node, RadixCache, Run, sequence
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
-__all__ = ["Job", "Refused", "Replica", "simulate"]
+__all__ = ["Job", "RefusedError", "Replica", "simulate"]
 
 STOCK_CLIP_TOKENS = 4096
 POLICY_CLIP_TOKENS = 16
@@ -43,7 +43,7 @@ _RAMP = np.arange(1.0, MOST_STEPS + 1)
 _TRIANGLE = _RAMP * (_RAMP - 1) / 2
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A request that the engine can never serve; the text names field and value."""
 
 
@@ -56,7 +56,7 @@ class Job:
         "slot", "spec", "stopped", "stream",
     )  # fmt: skip
 
-    def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int) -> None:
+    def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int, root: Node) -> None:
         self.spec = spec
         self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most_tokens)
         self.index = index
@@ -67,7 +67,7 @@ class Job:
         self.generated = 0
         self.joined_step = 0
         self.epoch = 0
-        self.cache_node: Node | None = None
+        self.cache_node = root
         self.protected_tokens = 0
         self.loose_tokens = 0
         self.pieces: list[npt.NDArray[np.float64]] = []
@@ -168,19 +168,19 @@ class Replica:
         return min(job.spec.output_tokens, job.generated + self._sent_steps - job.joined_step)
 
     def check(self, spec: RequestSpec) -> None:
-        """Raise :class:`Refused` for what can never fit."""
+        """Raise :class:`RefusedError` for what can never fit."""
         if spec.prompt_tokens + spec.output_tokens > self.engine.kv_capacity_tokens - 2 * POLICY_CLIP_TOKENS:
-            raise Refused(
+            raise RefusedError(
                 f"prompt_tokens {spec.prompt_tokens} with output_tokens {spec.output_tokens}: more than the KV pool holds "
                 f"({self.engine.kv_capacity_tokens} tokens)"
             )
 
     def submit(self, spec: RequestSpec, rid: str | None = None, index: int | None = None) -> Job:
-        """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`Refused`."""
+        """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
         self.check(spec)
         index = self._submitted if index is None else index
         most = self.engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
-        job = Job(spec, index, rid if rid is not None else f"r{index}", most)
+        job = Job(spec, index, rid if rid is not None else f"r{index}", most, self.cache.root)
         self._submitted += 1
         self.by_rid[job.rid] = job
         self._incoming.append(job)
@@ -213,8 +213,7 @@ class Replica:
                     queue.remove(job)
             if job is self._chunked:
                 self._chunked = None
-            if job.cache_node is not None:
-                self.cache.unlock(job.cache_node)
+            self.cache.unlock(job.cache_node)
         else:
             self._take_off(job)
             self._free(job, keep=True)
@@ -387,8 +386,7 @@ class Replica:
             job.cache_node, _ = self.cache.insert(job.runs(held))
             job.protected_tokens = held
             self.cache.lock(job.cache_node)
-            if before is not None:
-                self.cache.unlock(before)
+            self.cache.unlock(before)
             if last:
                 self._first_token(job, end_s)
 
@@ -549,18 +547,17 @@ class Replica:
 
     def _free(self, job: Job, *, keep: bool, offload: bool = False) -> None:
         """Give up the KV; ``keep``: into the cache, where whoever asks next finds it."""
-        assert job.cache_node is not None
         self._loose_tokens -= job.loose_tokens
         if keep:
             node, _ = self.cache.insert(job.runs(job.context_tokens - 1))
             if self.engine.host_capacity_tokens and (offload or self.engine.write_through):
                 self._back_up(node)
         self.cache.unlock(job.cache_node)
-        job.cache_node, job.protected_tokens, job.loose_tokens = None, 0, 0
+        job.cache_node, job.protected_tokens, job.loose_tokens = self.cache.root, 0, 0
 
-    def _back_up(self, node: Node | None) -> None:
+    def _back_up(self, node: Node) -> None:
         """Copy to host memory what has no copy there yet, in the background, over the one link."""
-        while node is not None and node.parent is not None:
+        while node is not self.cache.root:
             if node.host_s is None and node.on_device:
                 started_s = max(self.now_s, self._out_link_free_s)
                 self._out_link_free_s = started_s + node.tokens / self.engine.host_tokens_per_s
@@ -638,7 +635,9 @@ class Replica:
     def state(self) -> SchedulerState:
         """What the policy sees."""
         self._follow(self._sent_steps)
-        someone_is_done = self.running and self._next_leave() == self._steps + 1 and self.engine.overlap is not Overlap.NONE
+        someone_is_done = (
+            self.running and self._next_leave() == self._steps + 1 and self.engine.overlap is not Overlap.NONE
+        )
         running = [j.slot for j in self.running if not (someone_is_done and self._output(j) >= j.spec.output_tokens)]
         table, held = self._people.table(running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
         return SchedulerState(
@@ -727,7 +726,7 @@ class Replica:
 def simulate(
     engine: EngineModel, policy: SchedulingPolicy | None, requests: Iterable[RequestSpec], **options: object
 ) -> Iterator[RequestRecord]:
-    """Records of ``requests`` (in order of arrival) as they finish, on one replica; memory does not grow with their number."""
+    """Records of ``requests`` (in order of arrival) as they finish on one replica; memory does not grow with their number."""
     done: deque[RequestRecord] = deque()
     replica = Replica(engine, policy, sink=done.append, **options)  # type: ignore[arg-type]
     for spec in requests:

@@ -15,7 +15,7 @@ from andes_sglang.policy.select import select
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.replica import Refused, Replica, simulate
+from andes_sglang.sim.replica import RefusedError, Replica, simulate
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
 TARGET = QoETarget(1.0, 4.5)
@@ -73,7 +73,9 @@ def test_a_long_prompt_goes_in_chunks_without_decode_between_unless_mixed() -> N
     assert not ((first.token_times_s > begun + 1e-9) & (first.token_times_s < done)).any()
 
     first, second = run(specs, engine=EngineModel(COSTS, 2000, chunk_tokens=500, mixed=True))
-    during = first.token_times_s[(first.token_times_s > begun + 1e-9) & (first.token_times_s <= second.token_times_s[0])]
+    during = first.token_times_s[
+        (first.token_times_s > begun + 1e-9) & (first.token_times_s <= second.token_times_s[0])
+    ]
     assert len(during) == 3
     n = len(first.token_times_s[first.token_times_s <= begun])
     assert during[0] - begun == pytest.approx(0.02 + 0.499 + 0.002 + 1e-5 * (100 + n + 1))
@@ -328,7 +330,9 @@ def test_many_steps_at_once_are_the_same_as_one_by_one(policy: str | None, overl
 
 
 def test_what_can_never_fit_is_refused() -> None:
-    with pytest.raises(Refused, match=r"prompt_tokens 1990 with output_tokens 100: more than the KV pool holds \(2000"):
+    with pytest.raises(
+        RefusedError, match=r"prompt_tokens 1990 with output_tokens 100: more than the KV pool holds \(2000"
+    ):
         run([spec(0.0, 1990, 100)])
 
 
