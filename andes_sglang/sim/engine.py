@@ -26,10 +26,10 @@ class Overlap(Enum):
 class Costs:
     """True durations of the engine's iterations, in seconds.
 
-    A decode step: ``decode_fixed_s + decode_request_s * batch + decode_context_s * context tokens``. A prefill:
-    ``prefill_fixed_s + prefill_token_s * new + prefill_prefix_s * prefix + prefill_pair_s * (new * (prefix + new / 2))``, the
-    last being attention. A mixed iteration does both and pays the larger fixed part once. Raises ``ValueError`` naming field
-    and value.
+    A decode step: ``decode_fixed_s + decode_request_s * batch + decode_context_s * context tokens``. A prefill of one batch:
+    ``prefill_fixed_s + prefill_request_s * requests + prefill_token_s * new + prefill_prefix_s * prefix + prefill_pair_s *
+    (new * (prefix + new / 2))``, the last being attention. A mixed iteration does both and pays the larger fixed part once.
+    Raises ``ValueError`` naming field and value.
     """
 
     decode_fixed_s: float
@@ -37,6 +37,7 @@ class Costs:
     decode_context_s: float
     prefill_fixed_s: float
     prefill_token_s: float
+    prefill_request_s: float = 0.0
     prefill_prefix_s: float = 0.0
     prefill_pair_s: float = 0.0
 
@@ -51,16 +52,19 @@ class Costs:
     def decode_s(self, batch: int, context_tokens: int) -> float:
         return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
 
-    def prefill_s(self, new_tokens: int, prefix_tokens: int = 0, pairs: float = 0.0) -> float:
+    def prefill_s(self, new_tokens: int, prefix_tokens: int = 0, pairs: float = 0.0, requests: int = 1) -> float:
         return (
             self.prefill_fixed_s
+            + self.prefill_request_s * requests
             + self.prefill_token_s * new_tokens
             + self.prefill_prefix_s * prefix_tokens
             + self.prefill_pair_s * pairs
         )
 
-    def mixed_s(self, new_tokens: int, prefix_tokens: int, pairs: float, batch: int, context_tokens: int) -> float:
-        both = self.prefill_s(new_tokens, prefix_tokens, pairs) + self.decode_s(batch, context_tokens)
+    def mixed_s(
+        self, new_tokens: int, prefix_tokens: int, pairs: float, requests: int, batch: int, context_tokens: int
+    ) -> float:
+        both = self.prefill_s(new_tokens, prefix_tokens, pairs, requests) + self.decode_s(batch, context_tokens)
         return both - min(self.prefill_fixed_s, self.decode_fixed_s)
 
 

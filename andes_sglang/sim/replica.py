@@ -368,9 +368,9 @@ class Replica:
         batch = len(self.running) if self.engine.mixed else 0
         self._allocate(new + loaded + batch)
         if batch:
-            seconds = self.engine.costs.mixed_s(new, prefix, pairs, batch, self._context_tokens + batch)
+            seconds = self.engine.costs.mixed_s(new, prefix, pairs, len(pieces), batch, self._context_tokens + batch)
         else:
-            seconds = self.engine.costs.prefill_s(new, prefix, pairs)
+            seconds = self.engine.costs.prefill_s(new, prefix, pairs, len(pieces))
             if self.policy is not None:
                 self.latency.observe_prefill(new, prefix, seconds)
         if loaded:
