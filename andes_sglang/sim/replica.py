@@ -129,6 +129,7 @@ class Replica:
         self.running: dict[Job, None] = {}
         self.parked: dict[Job, None] = {}
         self.by_rid: dict[str, Job] = {}
+        self.open_prompt_tokens = 0
         self._submitted = 0
         self._incoming: deque[Job] = deque()
         self._received: list[Job] = []
@@ -161,6 +162,18 @@ class Replica:
         """KV that somebody holds: locked cache and what was generated since."""
         return self.cache.tokens - self.cache.evictable + self._loose_tokens
 
+    @property
+    def quiet_until_s(self) -> float:
+        """Nobody begins or ends before then, unless somebody is submitted or aborted: advancing can wait."""
+        if not self.by_rid:
+            return float("inf")
+        if self.waiting or self._received or self._incoming or self._chunked or self.parked or not self.running:
+            return self.now_s
+        batch, costs = len(self.running), self.engine.costs
+        steps = max(0, min(self._next_leave() - self._steps, self._room() // batch - PRESSURE_STEPS) - 1)
+        first_s = costs.decode_s(batch, self._context_tokens + batch)
+        return self.now_s + steps * first_s + costs.decode_context_s * batch * steps * (steps - 1) / 2
+
     def generated(self, job: Job) -> int:
         """Tokens of ``job`` that have been sent by now."""
         if job.phase is not Phase.RUNNING:
@@ -183,6 +196,7 @@ class Replica:
         job = Job(spec, index, rid if rid is not None else f"r{index}", most, self.cache.root)
         self._submitted += 1
         self.by_rid[job.rid] = job
+        self.open_prompt_tokens += spec.prompt_tokens
         self._incoming.append(job)
         return job
 
@@ -578,6 +592,7 @@ class Replica:
 
     def _forget(self, job: Job) -> None:
         del self.by_rid[job.rid]
+        self.open_prompt_tokens -= job.spec.prompt_tokens
         if job.slot >= 0:
             self._people.remove(job.slot)
 
