@@ -12,10 +12,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from andes_sglang.bench.workload import BLOCK_TOKENS, Workload
-from andes_sglang.request import RequestRecord, RequestSpec, read_records, write_records
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.workload import BLOCK_TOKENS, Workload
 
-__all__ = ["EndpointError", "RequestRecord", "check_endpoint", "prompt_ids", "read_records", "replay", "write_records"]
+__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
 
 class EndpointError(RuntimeError):

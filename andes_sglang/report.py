@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from andes_sglang.bench.client import RequestRecord
-from andes_sglang.bench.summary import cells
+from andes_sglang.request import RequestRecord
+from andes_sglang.summary import cells
 
 __all__ = ["render"]
 
@@ -139,7 +139,7 @@ def render(
         ),
         _figure(
             _plot(
-                lines(lambda rs: _cdf([r.reader().longest_stall_s for r in rs])),
+                lines(lambda rs: _cdf([r.score().longest_stall_s for r in rs])),
                 "longest stall inside the answer, s",
                 "share of requests",
                 1.0,

@@ -6,6 +6,7 @@ random comes from one seed.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import io
@@ -29,7 +30,9 @@ __all__ = [
     "RequestSpec",
     "Workload",
     "WorkloadError",
+    "add_arguments",
     "burst",
+    "from_arguments",
     "gamma",
     "load",
     "mean_length",
@@ -363,3 +366,51 @@ def load(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
     specs.sort(key=lambda s: s.arrival_s)
     origin = specs[0].arrival_s if specs else 0.0
     return Workload(path.name, tuple(replace(s, arrival_s=s.arrival_s - origin) for s in specs))
+
+
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command line that describe a workload."""
+    source = parser.add_argument_group("workload")
+    source.add_argument("--trace", type=Path, help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz]")
+    source.add_argument("--format", help="its format, where it is not recognised: andes, mooncake, azure, burstgpt")
+    source.add_argument("--shape", default="burst", help="without a trace: burst (default), poisson or gamma")
+    source.add_argument("--rate", type=float, default=1.6, help="average requests/s of a shape")
+    source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
+    source.add_argument("--intensity", type=float, default=2.0, help="burst: peak over average")
+    source.add_argument("--width", type=float, default=0.35, help="burst: share of the duration")
+    source.add_argument("--cv", type=float, default=2.0, help="gamma: coefficient of variation of the gaps")
+    source.add_argument("--prompt", default="200-400", help="shape: prompt tokens, N, LOW-HIGH or p50=N,p90=N")
+    source.add_argument("--output", default="150-250", help="shape: answer tokens, likewise")
+    source.add_argument("--start", type=float, default=0.0, help="trace: skip this many seconds")
+    source.add_argument("--rate-scale", type=float, default=1.0, help="trace: arrivals this many times faster")
+    source.add_argument("--prompt-scale", type=float, default=1.0, help="trace: prompt lengths times this")
+    source.add_argument("--output-scale", type=float, default=1.0, help="trace: answer lengths times this")
+    source.add_argument("--max-prompt", type=int, help="clamp prompts to this many tokens")
+    source.add_argument("--max-output", type=int, help="clamp answers to this many tokens")
+    source.add_argument("--limit", type=int, help="only the first so many requests")
+    source.add_argument("--tds", type=float, help="constant reading speed, tokens/s; default: a population")
+    source.add_argument("--population", choices=("reading", "listening"), default="reading")
+    source.add_argument("--ttft", type=float, default=1.0, help="expected seconds to first token; 0: by prompt length")
+    source.add_argument("--seed", type=int, default=1)
+
+
+def from_arguments(args: argparse.Namespace, seed: int) -> Workload:
+    """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
+    for flag in ("rate_scale", "prompt_scale", "output_scale"):
+        if not getattr(args, flag) > 0:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {getattr(args, flag)!r}")
+    if args.tds is not None and not args.tds > 0:
+        raise WorkloadError(f"--tds must be > 0 tokens/s, got {args.tds!r}")
+    if args.trace is not None:
+        workload = load(args.trace, form=args.format, seed=seed)
+        workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
+                                   prompt_scale=args.prompt_scale, output_scale=args.output_scale,
+                                   max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+    else:
+        workload = shape(args.shape, rate_rps=args.rate, duration_s=args.duration or 180.0, prompt=args.prompt,
+                         output=args.output, seed=seed, intensity=args.intensity, width=args.width, cv=args.cv)  # fmt: skip
+        workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+    return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
