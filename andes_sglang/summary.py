@@ -84,6 +84,10 @@ class Figures:
             self._engine_told &= told is not None
             self._engine[name] += told or 0
 
+    @property
+    def mean_qoe(self) -> float:
+        return self._qoe_sum / max(self.requests, 1)
+
     def _gap_s(self, share: float) -> float | None:
         total = int(self._gaps.sum())
         if not total:
@@ -101,7 +105,7 @@ class Figures:
             "requests": self.requests,
             "failed": self.failed,
             "qoe": {
-                "mean": self._qoe_sum / n,
+                "mean": self.mean_qoe,
                 "p5": float(np.percentile(columns["qoe"], 5)),
                 "share_ge_095": self._perfect[0] / n,
                 "share_ge_099": self._perfect[1] / n,

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang import results, summary
+from andes_sglang.arms import parse_arms
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.request import RequestRecord
-from andes_sglang.workload import Workload, WorkloadError, add_arguments, from_arguments, mean_length, shape
+from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments, mean_length, shape
 
 __all__ = ["BenchError", "add_parsers"]
 
@@ -95,7 +96,7 @@ def _sampler(url: str, into: list[dict[str, float]]) -> Any:
 
 
 def _run(
-    url: str, workload: Workload, seed: int, args: argparse.Namespace, label: str, api_key: str | None = None
+    url: str, workload: Workload | Stream, seed: int, args: argparse.Namespace, label: str, api_key: str | None = None
 ) -> tuple[list[RequestRecord], dict[str, Any], list[dict[str, float]]]:
     samples: list[dict[str, float]] = []
     before = read_metrics(url)
@@ -142,21 +143,13 @@ def _refuse(rest: Sequence[str]) -> None:
         raise WorkloadError(f"unknown argument {rest[0]!r}")
 
 
-def _arms(args: argparse.Namespace) -> dict[str, tuple[str, list[str]]]:
-    arms: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in args.policies.split(",") if name}
-    for text in args.arm:
-        name, equals, rest = text.partition("=")
-        policy, _, flags = rest.partition(":")
-        if not (name and equals and policy):
-            raise WorkloadError(f"--arm {text!r}: expected NAME=POLICY or NAME=POLICY:FLAGS")
-        arms[name] = (policy, flags.split())
-    return arms
-
-
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run several policies on fresh engines of one configuration over the same workload, interleaved, with repeats."""
     passed = [flag for flag in rest if flag != "--"]
-    arms = _arms(args)
+    try:
+        arms = parse_arms(args.policies, args.arm)
+    except ValueError as error:
+        raise WorkloadError(str(error)) from None
     if args.repeats < 1:
         raise WorkloadError(f"--repeats must be >= 1, got {args.repeats}")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -182,11 +175,11 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
             order = names[(repeat - 1) % len(names) :] + names[: (repeat - 1) % len(names)]
             for name in order:
                 done += 1
-                policy, flags = arms[name]
+                arm = arms[name]
                 label = f"[{done}/{total}] {name}, seed {seed}"
                 print(f"{label}: starting an engine", file=sys.stderr, flush=True)
                 log = args.out / f"engine-{name}-{repeat}.log"
-                with Engine(args.model, policy, [*passed, *flags, "--enable-metrics"], log=log) as engine:
+                with Engine(args.model, arm.policy, [*passed, *arm.flags, "--enable-metrics"], log=log) as engine:
                     _warm_up(engine, args)
                     engine.check_policy()
                     records, figure, samples = _run(engine.url, workload, seed, args, label)
@@ -201,7 +194,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
                         "model": Path(args.model).name,
                         "flags": passed,
                         "sustained_tokens_per_s": sustained,
-                        "arms": {n: {"policy": p, "flags": f} for n, (p, f) in arms.items()},
+                        "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
                         "client": _machine(),
                     },
                     "policies": {n: summary.combine(runs) for n, runs in figures.items() if runs},

@@ -13,7 +13,7 @@ import aiohttp
 import numpy as np
 
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.workload import BLOCK_TOKENS, Workload
+from andes_sglang.workload import BLOCK_TOKENS, Stream, Workload
 
 __all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
@@ -103,7 +103,7 @@ async def _one(
 
 async def replay(
     url: str,
-    workload: Workload,
+    workload: Workload | Stream,
     *,
     seed: int = 0,
     vocabulary: tuple[int, int] = (10, 1000),
@@ -118,7 +118,8 @@ async def replay(
     streams still open and keeps what was measured.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    prompts = [prompt_ids(spec, k, seed, vocabulary) for k, spec in enumerate(workload.requests)]
+    specs = workload.requests
+    prompts = [prompt_ids(spec, k, seed, vocabulary) for k, spec in enumerate(specs)]
     records: list[RequestRecord] = []
     tasks: list[asyncio.Task[None]] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=None)
@@ -136,14 +137,12 @@ async def replay(
                 if progress is not None:
                     done = [r for r in records if r.end_s]
                     mean = f", mean QoE {np.mean([r.qoe for r in done]):.3f}" if done else ""
-                    progress(
-                        f"{at:5.0f} s  {len(done)}/{len(workload.requests)} done, {len(records) - len(done)} open{mean}"
-                    )
+                    progress(f"{at:5.0f} s  {len(done)}/{len(specs)} done, {len(records) - len(done)} open{mean}")
                 await asyncio.sleep(1.0)
 
         watcher = asyncio.create_task(watch())
         try:
-            for index, (spec, prompt) in enumerate(zip(workload.requests, prompts, strict=True)):
+            for index, (spec, prompt) in enumerate(zip(specs, prompts, strict=True)):
                 await asyncio.sleep(max(0.0, origin_s + spec.arrival_s - time.monotonic()))
                 record = RequestRecord(
                     index, spec.arrival_s, time.monotonic() - origin_s, spec.prompt_tokens, spec.output_tokens,
