@@ -106,7 +106,8 @@ class TargetScaler:
 
 
 class Fleet:
-    """``replicas`` of ``engine`` at the start, each under a policy of its own. Records go to ``sink``.
+    """``replicas`` of ``engine`` at the start, or one of each of ``engines``, each under a policy of its own. Records go to
+    ``sink``. An autoscaler adds replicas of ``engine``.
 
     Submit requests in order of arrival; :meth:`advance` without an end serves everybody to the end. start_s: from the wish
     for a replica to its first request. One that is no longer wanted takes nobody new and goes when the last one has finished:
@@ -120,6 +121,7 @@ class Fleet:
         policy: Policy = lambda: None,
         *,
         replicas: int = 1,
+        engines: Sequence[EngineModel] = (),
         router: Router = least_requests,
         autoscaler: Autoscaler | None = None,
         start_s: float = 0.0,
@@ -143,8 +145,8 @@ class Fleet:
         self._since: dict[Replica, float] = {}
         self._submitted = 0
         self._next_tick_s = autoscaler.interval_s if autoscaler else math.inf
-        for _ in range(replicas):
-            self.serving.append(self._new())
+        for model in engines or [engine] * replicas:
+            self.serving.append(self._new(model))
 
     @property
     def replicas(self) -> list[Replica]:
@@ -193,7 +195,7 @@ class Fleet:
         wanted = max(1, self.autoscaler.wanted(self)) if self.autoscaler else len(self.serving)
         have = len(self.serving) + len(self.starting)
         for _ in range(have, wanted):
-            self.starting.append((self.now_s + self.start_s, self._new()))
+            self.starting.append((self.now_s + self.start_s, self._new(self.engine)))
         for _ in range(wanted, have):
             if self.starting:
                 self._pay(self.starting.pop()[1], self.now_s)
@@ -203,9 +205,9 @@ class Fleet:
                 least.advance(self.now_s)
                 self.draining.append(least)
 
-    def _new(self) -> Replica:
+    def _new(self, engine: EngineModel) -> Replica:
         replica = Replica(
-            self.engine,
+            engine,
             self.policy(),
             sink=self._done,
             index=self.started,
