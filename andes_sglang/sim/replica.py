@@ -53,7 +53,7 @@ class Job:
     __slots__ = (
         "cache_node", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase", "pieces",
         "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions", "rid",
-        "slot", "spec", "stopped", "stream",
+        "seat", "slot", "spec", "stopped", "stream",
     )  # fmt: skip
 
     def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int, root: Node) -> None:
@@ -63,6 +63,7 @@ class Job:
         self.rid = rid
         self.stream = rid if spec.session_id is None or spec.blocks else f"session {spec.session_id}"
         self.slot = -1
+        self.seat = -1
         self.phase = Phase.WAITING
         self.generated = 0
         self.joined_step = 0
@@ -138,6 +139,8 @@ class Replica:
         self._ratio = FIRST_RATIO
         self._loose_tokens = 0
         self._context_tokens = 0
+        self._limits = np.zeros(engine.max_running, dtype=np.int64)
+        self._seats = list(range(engine.max_running))
         self._steps = 0
         self._ends = np.empty(4096)
         self._ends_from = 0
@@ -317,9 +320,7 @@ class Replica:
             return []
         beside = running if self.engine.mixed else 0
         chunk = self.engine.chunk_tokens - beside
-        offset = beside + self._ratio * sum(
-            min(job.max_tokens - job.generated - self._steps + job.joined_step, clip) for job in self.running
-        )
+        offset = beside + self._ratio * int(np.minimum(np.maximum(self._limits - self._steps, 0), clip).sum())
         pieces: list[_Piece] = []
         if (job := self._chunked) is not None:
             new = job.context_tokens - job.protected_tokens
@@ -452,11 +453,14 @@ class Replica:
         if self.policy is not None:
             self.latency.observe_decode(batch, self._context_tokens + batch, first_s)
         first_s = self._pass_s(first_s)
-        ends_s = first_s * _RAMP[:steps] + costs.decode_context_s * batch * _TRIANGLE[:steps]
-        ends_s += self.now_s
-        if steps > 1 and ends_s[-2] >= until_s:
-            steps = int(np.searchsorted(ends_s, until_s)) + 1
-            ends_s = ends_s[:steps]
+        if steps == 1:
+            ends_s = np.array([self.now_s + first_s])
+        else:
+            ends_s = first_s * _RAMP[:steps] + costs.decode_context_s * batch * _TRIANGLE[:steps]
+            ends_s += self.now_s
+            if ends_s[-2] >= until_s:
+                steps = int(np.searchsorted(ends_s, until_s)) + 1
+                ends_s = ends_s[:steps]
         self._allocate(batch * steps)
         self.iterations += steps
         end_s = float(ends_s[-1])
@@ -537,6 +541,11 @@ class Replica:
         job.epoch += 1
         self.running[job] = None
         self._context_tokens += job.context_tokens
+        if not self._seats:
+            self._seats = list(range(len(self._limits), 2 * len(self._limits)))
+            self._limits = np.concatenate([self._limits, np.zeros_like(self._limits)])
+        job.seat = self._seats.pop()
+        self._limits[job.seat] = self._steps + job.max_tokens - job.generated
         last = self._steps + job.spec.output_tokens - job.generated
         late = self.engine.overlap is not Overlap.NONE
         heapq.heappush(self._leaving, (last + late, job.index, job.epoch, job))
@@ -550,6 +559,8 @@ class Replica:
             del self.parked[job]
             return
         del self.running[job]
+        self._limits[job.seat] = 0
+        self._seats.append(job.seat)
         steps = self._steps - job.joined_step
         self._context_tokens -= job.context_tokens + steps
         job.loose_tokens += steps
