@@ -9,6 +9,7 @@ from andes_sglang import __version__
 from andes_sglang.adapter import launch
 from andes_sglang.bench import cli as bench
 from andes_sglang.sim import cli as sim
+from andes_sglang.sim import plan_cli
 
 __all__ = ["main"]
 
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=launch.serve)
     bench.add_parsers(commands)
     sim.add_parsers(commands)
+    plan_cli.add_parser(commands)
     return parser
 
 

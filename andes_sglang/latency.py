@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Estimate", "LatencyModel", "LinearCost"]
+__all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
 
 MOST_UNSOLVED = 16
 
@@ -66,7 +66,7 @@ class LinearCost:
             a = self._regular()
             b = np.array(self._moment)
             theta = np.linalg.solve(a, b)
-            self._theta = (_non_negative(a, b) if (theta < 0).any() else theta).tolist()
+            self._theta = (non_negative(a, b) if (theta < 0).any() else theta).tolist()
             self._unsolved = 0
         return self._theta
 
@@ -86,7 +86,7 @@ class LinearCost:
         return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
 
 
-def _non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Minimise ``x.a.x / 2 - b.x`` over x >= 0 exactly, by trying every support (a handful of features)."""
     best, best_value = np.zeros_like(b), 0.0
     for size in range(1, len(b)):
