@@ -8,6 +8,8 @@ import sys
 from andes_sglang import __version__
 from andes_sglang.adapter import launch
 from andes_sglang.bench import cli as bench
+from andes_sglang.sim import cli as sim
+from andes_sglang.sim import plan_cli
 
 __all__ = ["main"]
 
@@ -25,6 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_arguments(serve)
     serve.set_defaults(run=launch.serve)
     bench.add_parsers(commands)
+    sim.add_parsers(commands)
+    plan_cli.add_parser(commands)
     return parser
 
 
@@ -32,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     args, passed = build_parser().parse_known_args(argv)
     try:
         return int(args.run(args, passed))
-    except (launch.UsageError, *bench.BenchError) as error:
+    except (launch.UsageError, *bench.BenchError, *sim.SimulationError) as error:
         print(f"andes {args.command}: {error}", file=sys.stderr)
         return 2
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Estimate", "LatencyModel", "LinearCost"]
+__all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
+
+MOST_UNSOLVED = 16
 
 
 class Estimate(NamedTuple):
@@ -32,13 +34,12 @@ class LinearCost:
     """
 
     def __init__(self, prior: tuple[float, ...], scale: tuple[float, ...], memory: float = 2000.0) -> None:
-        self._prior = np.array(prior, dtype=np.float64)
-        self._scale = np.array(scale, dtype=np.float64)
+        self._scale = scale
         self._forget = math.exp(-1.0 / memory)
-        theta = self._prior * self._scale
-        self._information = 1e-3 * np.eye(len(prior))
-        self._moment = self._information @ theta
-        self._theta: npt.NDArray[Any] | None = theta
+        self._theta = [c * s for c, s in zip(prior, scale, strict=True)]
+        self._information = [[1e-3 * (i == j) for j in range(len(prior))] for i in range(len(prior))]
+        self._moment = [1e-3 * c for c in self._theta]
+        self._unsolved = 0
         self._residual_power = 0.0
         self.observations = 0
 
@@ -46,41 +47,46 @@ class LinearCost:
         """One measured duration. After a warm-up an outlier counts as no more than five times the prediction."""
         if not (math.isfinite(seconds) and seconds >= 0):
             return
-        x = np.array(features, dtype=np.float64) / self._scale
-        predicted = float(x @ self._solve())
+        x = [f / s for f, s in zip(features, self._scale, strict=True)]
+        predicted = sum(c * v for c, v in zip(self._solve(), x, strict=True))
         if self.observations >= 20:
             seconds = min(seconds, 5.0 * predicted)
         error = seconds - predicted
         weight = 1.0 / min(self.observations + 1.0, 50.0)
         self._residual_power += weight * (error * error - self._residual_power)
-        self._information = self._forget * self._information + np.outer(x, x)
-        self._moment = self._forget * self._moment + seconds * x
-        self._theta = None
+        keep = self._forget
+        self._information = [[keep * a + v * w for a, w in zip(row, x)] for row, v in zip(self._information, x)]
+        self._moment = [keep * m + seconds * v for m, v in zip(self._moment, x)]
+        self._unsolved += 1
         self.observations += 1
 
-    def _solve(self) -> npt.NDArray[Any]:
-        if self._theta is None:
-            a = self._information + 1e-9 * np.eye(len(self._moment))
-            theta = np.linalg.solve(a, self._moment)
-            if (theta < 0).any():
-                theta = _non_negative(a, self._moment)
-            self._theta = theta
+    def _solve(self) -> list[float]:
+        """Coefficients of scaled features; solved anew after a few observations, at first after each."""
+        if self._unsolved and self._unsolved >= min(MOST_UNSOLVED, self.observations / 8):
+            a = self._regular()
+            b = np.array(self._moment)
+            theta = np.linalg.solve(a, b)
+            self._theta = (non_negative(a, b) if (theta < 0).any() else theta).tolist()
+            self._unsolved = 0
         return self._theta
+
+    def _regular(self) -> npt.NDArray[np.float64]:
+        return np.array(self._information) + 1e-9 * np.eye(len(self._moment))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        return tuple(float(c) for c in self._solve() / self._scale)
+        return tuple(c / s for c, s in zip(self._solve(), self._scale, strict=True))
 
     def estimate(self, features: tuple[float, ...]) -> Estimate:
         """Prediction and its standard error: residual noise and, where little was seen, the fit's own uncertainty."""
         x = np.array(features, dtype=np.float64) / self._scale
         mean = float(x @ self._solve())
-        leverage = float(x @ np.linalg.solve(self._information + 1e-9 * np.eye(len(x)), x))
+        leverage = float(x @ np.linalg.solve(self._regular(), x))
         noise = max(self._residual_power, (0.5 * mean) ** 2 if not self.observations else 0.0)
         return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
 
 
-def _non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Minimise ``x.a.x / 2 - b.x`` over x >= 0 exactly, by trying every support (a handful of features)."""
     best, best_value = np.zeros_like(b), 0.0
     for size in range(1, len(b)):

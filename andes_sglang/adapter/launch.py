@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 from andes_sglang.adapter.options import ENVIRONMENT, Options
+from andes_sglang.arms import policy_options
 from andes_sglang.policy import make
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
@@ -52,23 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=30000)
 
 
-def policy_options(pairs: list[str]) -> dict[str, Any]:
-    """``["name=value"]`` as constructor arguments: numbers, true, false, null, otherwise text."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--policy-option {pair!r}: expected NAME=VALUE")
-        try:
-            options[name.replace("-", "_")] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name.replace("-", "_")] = value
-    return options
-
-
 def check_arguments(args: argparse.Namespace) -> Options:
     """The options for the plugin. Raises :class:`UsageError` for what could only fail later, inside the server."""
-    chosen = policy_options(args.policy_option)
+    try:
+        chosen = policy_options(args.policy_option)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     policy = None if args.policy == "stock" else args.policy
     if policy is None and chosen:
         raise UsageError(f"--policy-option {args.policy_option[0]!r}: policy stock has no options")

@@ -29,7 +29,8 @@ def _register(options: Options) -> None:
     from sglang.srt.managers import schedule_policy
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from andes_sglang.adapter import expectations, seams
+    from andes_sglang import expectations
+    from andes_sglang.adapter import seams
     from andes_sglang.adapter.scheduler import ADMISSION_RESERVE_TOKENS, QoEScheduler
 
     seams.check()

@@ -35,12 +35,12 @@ from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
-from andes_sglang.adapter import expectations
+from andes_sglang import expectations
 from andes_sglang.adapter.forced import Forced
-from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
 from andes_sglang.adapter.options import Options
 from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
+from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestView, SchedulerState

@@ -10,15 +10,16 @@ import platform
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from andes_sglang.bench import report, summary
-from andes_sglang.bench.client import EndpointError, RequestRecord, read_records, replay, write_records
+from andes_sglang import results, summary
+from andes_sglang.arms import parse_arms
+from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
-from andes_sglang.bench.workload import Workload, WorkloadError, load, mean_length, shape
+from andes_sglang.request import RequestRecord
+from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments, mean_length, shape
 
 __all__ = ["BenchError", "add_parsers"]
 
@@ -61,49 +62,10 @@ def add_parsers(commands: Any) -> None:
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_argument_group("workload")
-    source.add_argument("--trace", type=Path, help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz]")
-    source.add_argument("--format", help="its format, where it is not recognised: andes, mooncake, azure, burstgpt")
-    source.add_argument("--shape", default="burst", help="without a trace: burst (default), poisson or gamma")
-    source.add_argument("--rate", type=float, default=1.6, help="average requests/s of a shape")
-    source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
-    source.add_argument("--intensity", type=float, default=2.0, help="burst: peak over average")
-    source.add_argument("--width", type=float, default=0.35, help="burst: share of the duration")
-    source.add_argument("--cv", type=float, default=2.0, help="gamma: coefficient of variation of the gaps")
-    source.add_argument("--prompt", default="200-400", help="shape: prompt tokens, N, LOW-HIGH or p50=N,p90=N")
-    source.add_argument("--output", default="150-250", help="shape: answer tokens, likewise")
-    source.add_argument("--start", type=float, default=0.0, help="trace: skip this many seconds")
-    source.add_argument("--rate-scale", type=float, default=1.0, help="trace: arrivals this many times faster")
-    source.add_argument("--prompt-scale", type=float, default=1.0, help="trace: prompt lengths times this")
-    source.add_argument("--output-scale", type=float, default=1.0, help="trace: answer lengths times this")
-    source.add_argument("--max-prompt", type=int, help="clamp prompts to this many tokens")
-    source.add_argument("--max-output", type=int, help="clamp answers to this many tokens")
-    source.add_argument("--limit", type=int, help="only the first so many requests")
-    source.add_argument("--tds", type=float, help="constant reading speed, tokens/s; default: a population")
-    source.add_argument("--population", choices=("reading", "listening"), default="reading")
-    source.add_argument("--ttft", type=float, default=1.0, help="expected seconds to first token; 0: by prompt length")
-    source.add_argument("--vocabulary", default="10-1000", metavar="LOW-HIGH", help="token ids prompts are made of")
-    source.add_argument("--no-expectations", action="store_true", help="do not tell the server what readers expect")
-    source.add_argument("--seed", type=int, default=1)
-    source.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for the results")
-
-
-def build_workload(args: argparse.Namespace, seed: int) -> Workload:
-    for flag in ("rate_scale", "prompt_scale", "output_scale"):
-        if not getattr(args, flag) > 0:
-            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {getattr(args, flag)!r}")
-    if args.tds is not None and not args.tds > 0:
-        raise WorkloadError(f"--tds must be > 0 tokens/s, got {args.tds!r}")
-    if args.trace is not None:
-        workload = load(args.trace, form=args.format, seed=seed)
-        workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
-                                   prompt_scale=args.prompt_scale, output_scale=args.output_scale,
-                                   max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
-    else:
-        workload = shape(args.shape, rate_rps=args.rate, duration_s=args.duration or 180.0, prompt=args.prompt,
-                         output=args.output, seed=seed, intensity=args.intensity, width=args.width, cv=args.cv)  # fmt: skip
-        workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
-    return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
+    add_arguments(parser)
+    parser.add_argument("--vocabulary", default="10-1000", metavar="LOW-HIGH", help="token ids prompts are made of")
+    parser.add_argument("--no-expectations", action="store_true", help="do not tell the server what readers expect")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for the results")
 
 
 def _vocabulary(text: str) -> tuple[int, int]:
@@ -111,21 +73,6 @@ def _vocabulary(text: str) -> tuple[int, int]:
     if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
         raise WorkloadError(f"--vocabulary {text!r}: expected LOW-HIGH token ids")
     return int(low), int(high)
-
-
-class _Progress:
-    """One line rewritten on a terminal; a line every ten seconds in a log."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.last_s = -10.0
-
-    def __call__(self, text: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\x1b[K{self.label}: {text}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.last_s >= 10:
-            self.last_s = time.monotonic()
-            print(f"{self.label}: {text}", file=sys.stderr, flush=True)
 
 
 def _sampler(url: str, into: list[dict[str, float]]) -> Any:
@@ -149,7 +96,7 @@ def _sampler(url: str, into: list[dict[str, float]]) -> Any:
 
 
 def _run(
-    url: str, workload: Workload, seed: int, args: argparse.Namespace, label: str, api_key: str | None = None
+    url: str, workload: Workload | Stream, seed: int, args: argparse.Namespace, label: str, api_key: str | None = None
 ) -> tuple[list[RequestRecord], dict[str, Any], list[dict[str, float]]]:
     samples: list[dict[str, float]] = []
     before = read_metrics(url)
@@ -157,7 +104,7 @@ def _run(
     async def main() -> list[RequestRecord]:
         task = asyncio.ensure_future(
             replay(url, workload, seed=seed, vocabulary=_vocabulary(args.vocabulary), api_key=api_key,
-                   send_expectations=not args.no_expectations, progress=_Progress(label),
+                   send_expectations=not args.no_expectations, progress=results.Progress(label),
                    sample=_sampler(url, samples) if before else None)
         )  # fmt: skip
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
@@ -175,45 +122,16 @@ def _machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
 
 
-def _write(out: Path, result: dict[str, Any]) -> None:
-    (out / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
-    render_directory(out)
-    print(summary.table(result["policies"]))
-    print(f"\n{out / 'summary.json'}\n{out / 'report.html'}")
-
-
-def render_directory(out: Path) -> None:
-    try:
-        result = json.loads((out / "summary.json").read_text())
-    except OSError as error:
-        raise WorkloadError(f"{out}: no results there ({error.strerror})") from None
-    records, samples = {}, {}
-    for name in result["policies"]:
-        file = out / f"records-{name}-1.jsonl.gz"
-        if file.exists():
-            records[name] = read_records(file)
-        points = out / f"samples-{name}-1.json"
-        samples[name] = json.loads(points.read_text()) if points.exists() else []
-    (out / "report.html").write_text(report.render(result, records, samples))
-
-
-def _keep(out: Path, name: str, repeat: int, records: list[RequestRecord], samples: list[dict[str, float]]) -> None:
-    write_records(out / f"records-{name}-{repeat}.jsonl.gz", records)
-    for point in samples:
-        point["open"] = sum(r.arrival_s <= point["at_s"] < (r.end_s or 1e18) for r in records)
-    (out / f"samples-{name}-{repeat}.json").write_text(json.dumps(samples))
-
-
 def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Replay a workload open-loop against an OpenAI-compatible streaming endpoint and measure what readers see."""
     _refuse(rest)
-    workload = build_workload(args, args.seed)
+    workload = from_arguments(args, args.seed)
     url = args.url.rstrip("/").removesuffix("/v1")
     records, figures, samples = _run(url, workload, args.seed, args, args.name, args.api_key)
     args.out.mkdir(parents=True, exist_ok=True)
-    _keep(args.out, args.name, 1, records, samples)
+    results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": _machine()}
-    _write(
+    results.write(
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
     )
@@ -225,27 +143,19 @@ def _refuse(rest: Sequence[str]) -> None:
         raise WorkloadError(f"unknown argument {rest[0]!r}")
 
 
-def _arms(args: argparse.Namespace) -> dict[str, tuple[str, list[str]]]:
-    arms: dict[str, tuple[str, list[str]]] = {name: (name, []) for name in args.policies.split(",") if name}
-    for text in args.arm:
-        name, equals, rest = text.partition("=")
-        policy, _, flags = rest.partition(":")
-        if not (name and equals and policy):
-            raise WorkloadError(f"--arm {text!r}: expected NAME=POLICY or NAME=POLICY:FLAGS")
-        arms[name] = (policy, flags.split())
-    return arms
-
-
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run several policies on fresh engines of one configuration over the same workload, interleaved, with repeats."""
     passed = [flag for flag in rest if flag != "--"]
-    arms = _arms(args)
+    try:
+        arms = parse_arms(args.policies, args.arm)
+    except ValueError as error:
+        raise WorkloadError(str(error)) from None
     if args.repeats < 1:
         raise WorkloadError(f"--repeats must be >= 1, got {args.repeats}")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.load is not None and (args.trace is not None or not args.load > 0):
         raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
-    build_workload(args, args.seed)  # an invalid one is refused before an engine starts
+    from_arguments(args, args.seed)  # an invalid one is refused before an engine starts
     sustained: list[float] = []
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     total = len(arms) * args.repeats
@@ -260,22 +170,22 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
                 print(
                     f"a stock engine sustains {sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr
                 )
-            workload = build_workload(args, seed)
+            workload = from_arguments(args, seed)
             names = list(arms)
             order = names[(repeat - 1) % len(names) :] + names[: (repeat - 1) % len(names)]
             for name in order:
                 done += 1
-                policy, flags = arms[name]
+                arm = arms[name]
                 label = f"[{done}/{total}] {name}, seed {seed}"
                 print(f"{label}: starting an engine", file=sys.stderr, flush=True)
                 log = args.out / f"engine-{name}-{repeat}.log"
-                with Engine(args.model, policy, [*passed, *flags, "--enable-metrics"], log=log) as engine:
+                with Engine(args.model, arm.policy, [*passed, *arm.flags, "--enable-metrics"], log=log) as engine:
                     _warm_up(engine, args)
                     engine.check_policy()
                     records, figure, samples = _run(engine.url, workload, seed, args, label)
                     if not engine.alive():
                         raise EngineError(f"the engine ended during the run; the end of {log}:\n{engine.tail()}")
-                _keep(args.out, name, repeat, records, samples)
+                results.keep(args.out, name, repeat, records, samples)
                 figures[name].append(figure)
                 result = {
                     "workload": {**workload.describe(), "seeds": [args.seed + k for k in range(args.repeats)]},
@@ -284,7 +194,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
                         "model": Path(args.model).name,
                         "flags": passed,
                         "sustained_tokens_per_s": sustained,
-                        "arms": {n: {"policy": p, "flags": f} for n, (p, f) in arms.items()},
+                        "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
                         "client": _machine(),
                     },
                     "policies": {n: summary.combine(runs) for n, runs in figures.items() if runs},
@@ -294,7 +204,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
         print("\ninterrupted: reporting the finished runs", file=sys.stderr)
         if not result:
             return 130
-    _write(args.out, result)
+    results.write(args.out, result)
     return 0
 
 
@@ -329,6 +239,6 @@ def _warm_up(engine: Engine, args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Make report.html again from the records and the summary in a directory."""
     _refuse(rest)
-    render_directory(args.directory)
+    results.render(args.directory)
     print(args.directory / "report.html")
     return 0

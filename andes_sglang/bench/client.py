@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
 import numpy as np
 
-from andes_sglang.bench.workload import BLOCK_TOKENS, RequestSpec, Workload
-from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.workload import BLOCK_TOKENS, Stream, Workload
 
-__all__ = ["EndpointError", "RequestRecord", "check_endpoint", "prompt_ids", "read_records", "replay", "write_records"]
+__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
 
 class EndpointError(RuntimeError):
     """Nothing useful answers at the endpoint."""
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens)."""
-
-    index: int
-    arrival_s: float
-    sent_s: float
-    prompt_tokens: int
-    output_tokens: int
-    ttft_target_s: float
-    tds: float
-    deliveries: list[tuple[float, int]] = field(default_factory=list)
-    end_s: float = 0.0
-    error: str | None = None
-
-    def reader(self) -> ReaderStream:
-        stream = ReaderStream(self.arrival_s, QoETarget(self.ttft_target_s, self.tds))
-        for at, tokens in self.deliveries:
-            stream.deliver(at, tokens)
-        return stream
-
-    @property
-    def qoe(self) -> float:
-        return 0.0 if self.error else self.reader().final_qoe()
-
-    @property
-    def ttft_s(self) -> float:
-        """From the arrival, not from the sending; for a request without any token, the whole wait."""
-        return (self.deliveries[0][0] if self.deliveries else self.end_s) - self.arrival_s
 
 
 def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, int]) -> list[int]:
@@ -96,6 +62,8 @@ async def _one(
     }
     if send_expectations:
         body["custom_params"] = {"qoe": {"ttft": spec.target.ttft_s, "tds": spec.target.tds}}
+    deliveries: list[tuple[float, int]] = []
+    record.deliveries = deliveries
     counted = 0
     finish: str | None = None
     try:
@@ -119,9 +87,9 @@ async def _one(
                     finish = choice.get("finish_reason") or finish
                     if usage is None and choice.get("text"):
                         counted += 1
-                        record.deliveries.append((now_s, 1))
+                        deliveries.append((now_s, 1))
                 if usage and usage.get("completion_tokens", 0) > counted:
-                    record.deliveries.append((now_s, usage["completion_tokens"] - counted))
+                    deliveries.append((now_s, usage["completion_tokens"] - counted))
                     counted = usage["completion_tokens"]
         if finish is None:
             record.error = "the stream ended without a finish reason"
@@ -135,7 +103,7 @@ async def _one(
 
 async def replay(
     url: str,
-    workload: Workload,
+    workload: Workload | Stream,
     *,
     seed: int = 0,
     vocabulary: tuple[int, int] = (10, 1000),
@@ -150,7 +118,8 @@ async def replay(
     streams still open and keeps what was measured.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    prompts = [prompt_ids(spec, k, seed, vocabulary) for k, spec in enumerate(workload.requests)]
+    specs = workload.requests
+    prompts = [prompt_ids(spec, k, seed, vocabulary) for k, spec in enumerate(specs)]
     records: list[RequestRecord] = []
     tasks: list[asyncio.Task[None]] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=None)
@@ -168,14 +137,12 @@ async def replay(
                 if progress is not None:
                     done = [r for r in records if r.end_s]
                     mean = f", mean QoE {np.mean([r.qoe for r in done]):.3f}" if done else ""
-                    progress(
-                        f"{at:5.0f} s  {len(done)}/{len(workload.requests)} done, {len(records) - len(done)} open{mean}"
-                    )
+                    progress(f"{at:5.0f} s  {len(done)}/{len(specs)} done, {len(records) - len(done)} open{mean}")
                 await asyncio.sleep(1.0)
 
         watcher = asyncio.create_task(watch())
         try:
-            for index, (spec, prompt) in enumerate(zip(workload.requests, prompts, strict=True)):
+            for index, (spec, prompt) in enumerate(zip(specs, prompts, strict=True)):
                 await asyncio.sleep(max(0.0, origin_s + spec.arrival_s - time.monotonic()))
                 record = RequestRecord(
                     index, spec.arrival_s, time.monotonic() - origin_s, spec.prompt_tokens, spec.output_tokens,
@@ -198,17 +165,3 @@ async def replay(
         finally:
             watcher.cancel()
     return records
-
-
-def write_records(path: Path, records: Sequence[RequestRecord]) -> None:
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        for r in records:
-            row = {name: getattr(r, name) for name in RequestRecord.__dataclass_fields__}
-            row["deliveries"] = [[round(at, 4), tokens] for at, tokens in r.deliveries]
-            file.write(json.dumps(row) + "\n")
-
-
-def read_records(path: Path) -> list[RequestRecord]:
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]

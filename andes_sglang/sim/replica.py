@@ -1,232 +1,764 @@
-"""One replica at iteration level: prefill first, then decode; a KV pool with an LRU prefix cache behind it.
+"""One engine in virtual time: SGLang's continuous batching, with the policy objects that the real one runs.
 
-Time is virtual, costs come from a cost function pair, and every decision is made by a real policy object. Released KV
-stays in the cache until someone needs the room, so a resume recomputes exactly what was evicted meanwhile.
+What is modelled is SGLang 0.5.17 (`schedule_policy.PrefillAdder`, `schedule_batch.retract_decode`, `radix_cache`) and our
+adapter over it: prefill goes before decode; admission reserves a share of what the running may still generate; retraction
+when KV runs out; prefixes shared and evicted in a radix cache; a policy is asked when the adapter would ask it, sees what
+the adapter would show it, and its latency model learns from the iterations that happen.
+
+While nothing can change, many decode steps are taken at once: their end times come from a closed form, and a request's
+delivery times are a slice of the replica's step clock. So cost grows with events (arrivals, decisions, ends), not tokens.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from andes_sglang.latency import LatencyModel
+from andes_sglang.metrics import Metrics
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
+from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
+from andes_sglang.sim.engine import EngineModel, Overlap
+from andes_sglang.sim.population import Population
+from andes_sglang.sim.radix import Match, Node, RadixCache, Run, sequence
+from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
-__all__ = ["Costs", "Job", "Replica"]
+__all__ = ["Job", "RefusedError", "Replica", "simulate"]
 
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """True durations of the simulated engine, seconds (per token, per request)."""
-
-    decode_fixed_s: float
-    decode_request_s: float
-    decode_context_s: float
-    prefill_fixed_s: float
-    prefill_token_s: float
-    prefill_prefix_s: float = 0.0
-
-    def decode_s(self, batch: int, context_tokens: int) -> float:
-        return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
-
-    def prefill_s(self, new_tokens: int, prefix_tokens: int) -> float:
-        return self.prefill_fixed_s + self.prefill_token_s * new_tokens + self.prefill_prefix_s * prefix_tokens
+STOCK_CLIP_TOKENS = 4096
+POLICY_CLIP_TOKENS = 16
+"""Most tokens reserved for what a request may still generate: SGLang's default, and the adapter's under a policy."""
+FIRST_RATIO, LAST_RATIO, DECAY_STEPS, RETRACT_STEPS = 0.7, 0.7 * 0.14, 600, 20
+"""SGLang's new-token ratio: the share of it that admission reserves, falling as decoding goes well."""
+PRESSURE_STEPS = 8
+"""With KV for fewer steps than this a policy is asked although nobody waits, as in the adapter."""
+MOST_STEPS = 4096
+_RAMP = np.arange(1.0, MOST_STEPS + 1)
+_TRIANGLE = _RAMP * (_RAMP - 1) / 2
 
 
-@dataclass(slots=True, eq=False)
+class RefusedError(ValueError):
+    """A request that the engine can never serve; the text names field and value."""
+
+
 class Job:
-    """One request and, as it is served, its record."""
+    """A request on the engine. ``generated``: tokens as of its last joining or leaving of the batch."""
 
-    rid: str
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    target: QoETarget
-    reader: ReaderStream = field(init=False)
-    phase: Phase = Phase.WAITING
-    generated: int = 0
-    kv_tokens: int = 0
-    slice_tokens: int = 0
-    phase_since_s: float = 0.0
-    preemptions: int = 0
-    retractions: int = 0
-    recomputed_tokens: int = 0
-    first_token_s: float | None = None
-    finish_s: float | None = None
+    __slots__ = (
+        "cache_node", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase", "pieces",
+        "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions", "rid",
+        "seat", "slot", "spec", "stopped", "stream",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.reader = ReaderStream(self.arrival_s, self.target)
-        self.phase_since_s = self.arrival_s
+    def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int, root: Node) -> None:
+        self.spec = spec
+        self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most_tokens)
+        self.index = index
+        self.rid = rid
+        self.stream = rid if spec.session_id is None or spec.blocks else f"session {spec.session_id}"
+        self.slot = -1
+        self.seat = -1
+        self.phase = Phase.WAITING
+        self.generated = 0
+        self.joined_step = 0
+        self.epoch = 0
+        self.cache_node = root
+        self.protected_tokens = 0
+        self.loose_tokens = 0
+        self.pieces: list[npt.NDArray[np.float64]] = []
+        self.stopped: str | None = None
+        self.resuming_tokens = 0
+        self.preemptions = 0
+        self.retractions = 0
+        self.recomputed_tokens = 0
+        self.prefix_hit_tokens = 0
 
     @property
     def context_tokens(self) -> int:
-        return self.prompt_tokens + self.generated
+        return self.spec.prompt_tokens + self.generated
 
-    def move(self, phase: Phase, now_s: float) -> None:
-        self.phase, self.phase_since_s, self.slice_tokens = phase, now_s, 0
+    def runs(self, tokens: int) -> list[Run]:
+        return sequence(self.stream, tokens, self.spec.blocks)
+
+
+class _Piece(NamedTuple):
+    """Part of a prefill: ``new`` tokens computed after ``prefix`` tokens, of which ``loaded`` come from host memory."""
+
+    job: Job
+    new: int
+    prefix: int
+    loaded: int
+    last: bool
 
 
 class Replica:
-    """Serves ``jobs`` (ordered by arrival) under ``policy``; ``run`` returns them with their records filled in."""
+    """Serves requests on ``engine`` under ``policy``; None: SGLang untouched. A record per request goes to ``sink``.
+
+    Submit requests in order of arrival and :meth:`advance` in between. decision_interval_s: ask the policy no more often
+    than that (0: at every iteration, as the adapter does).
+    """
 
     def __init__(
         self,
-        policy: SchedulingPolicy,
-        costs: Costs,
-        kv_capacity_tokens: int,
-        max_running: int = 64,
-        chunk_tokens: int = 2048,
+        engine: EngineModel,
+        policy: SchedulingPolicy | None = None,
+        *,
+        sink: Callable[[RequestRecord], None] = lambda _record: None,
+        metrics: Metrics | None = None,
+        index: int = 0,
+        decision_interval_s: float = 0.0,
     ) -> None:
+        self.engine = engine
         self.policy = policy
-        self.costs = costs
-        self.kv_capacity_tokens = kv_capacity_tokens
-        self.max_running = max_running
-        self.chunk_tokens = chunk_tokens
+        self.sink = sink
+        self.metrics = metrics or Metrics()
+        self.index = index
+        self.decision_interval_s = decision_interval_s
         self.latency = LatencyModel()
+        self.cache = RadixCache(engine.host_capacity_tokens)
         self.now_s = 0.0
-        self.live: dict[str, Job] = {}
-        self.cached: OrderedDict[str, int] = OrderedDict()
         self.iterations = 0
+        self.decisions = 0
+        self.busy_s = 0.0
+        self.waiting: list[Job] = []
+        self.running: dict[Job, None] = {}
+        self.parked: dict[Job, None] = {}
+        self.by_rid: dict[str, Job] = {}
+        self.open_prompt_tokens = 0
+        self._submitted = 0
+        self._incoming: deque[Job] = deque()
+        self._received: list[Job] = []
+        self._chunked: Job | None = None
+        self._full = False
+        self._ratio = FIRST_RATIO
+        self._loose_tokens = 0
+        self._context_tokens = 0
+        self._limits = np.zeros(engine.max_running, dtype=np.int64)
+        self._seats = list(range(engine.max_running))
+        self._steps = 0
+        self._ends = np.empty(4096)
+        self._ends_from = 0
+        self._late = engine.overlap is Overlap.SYNC
+        self._unsent_step = False
+        self._unsent_firsts: list[tuple[Job, npt.NDArray[np.float64]]] = []
+        self._leaving: list[tuple[int, int, int, Job]] = []
+        self._people = Population()
+        self._cursor = 0
+        self._decide_due_s = 0.0
+        self._out_link_free_s = 0.0
+        self._idle_decisions = 0
 
-    def run(self, jobs: Sequence[Job], until_s: float = float("inf")) -> list[Job]:
-        arrivals = iter(jobs)
-        coming = next(arrivals, None)
+    # From outside
+
+    @property
+    def open_requests(self) -> int:
+        return len(self.by_rid)
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """KV that somebody holds: locked cache and what was generated since."""
+        return self.cache.tokens - self.cache.evictable + self._loose_tokens
+
+    @property
+    def quiet_until_s(self) -> float:
+        """Nobody begins or ends before then, unless somebody is submitted or aborted: advancing can wait."""
+        if not self.by_rid:
+            return float("inf")
+        if self.waiting or self._received or self._incoming or self._chunked or self.parked or not self.running:
+            return self.now_s
+        batch, costs = len(self.running), self.engine.costs
+        steps = max(0, min(self._next_leave() - self._steps, self._room() // batch - PRESSURE_STEPS) - 1)
+        first_s = costs.decode_s(batch, self._context_tokens + batch)
+        return self.now_s + steps * first_s + costs.decode_context_s * batch * steps * (steps - 1) / 2
+
+    def generated(self, job: Job) -> int:
+        """Tokens of ``job`` that have been sent by now."""
+        if job.phase is not Phase.RUNNING:
+            return job.generated
+        return min(job.spec.output_tokens, job.generated + self._sent_steps - job.joined_step)
+
+    def check(self, spec: RequestSpec) -> None:
+        """Raise :class:`RefusedError` for what can never fit."""
+        if spec.prompt_tokens + spec.output_tokens > self.engine.kv_capacity_tokens - 2 * POLICY_CLIP_TOKENS:
+            raise RefusedError(
+                f"prompt_tokens {spec.prompt_tokens} with output_tokens {spec.output_tokens}: more than the KV pool holds "
+                f"({self.engine.kv_capacity_tokens} tokens)"
+            )
+
+    def submit(self, spec: RequestSpec, rid: str | None = None, index: int | None = None) -> Job:
+        """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
+        self.check(spec)
+        index = self._submitted if index is None else index
+        most = self.engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
+        job = Job(spec, index, rid if rid is not None else f"r{index}", most, self.cache.root)
+        self._submitted += 1
+        self.by_rid[job.rid] = job
+        self.open_prompt_tokens += spec.prompt_tokens
+        self._incoming.append(job)
+        return job
+
+    def advance(self, until_s: float = float("inf")) -> None:
+        """Serve until the first end of an iteration at or after ``until_s``, or until nothing is left to do."""
         while self.now_s < until_s:
-            while coming is not None and coming.arrival_s <= self.now_s:
-                self.live[coming.rid] = coming
-                coming = next(arrivals, None)
-            if not self.live:
-                if coming is None:
-                    break
-                self.now_s = coming.arrival_s
+            self._let_leave()
+            self._receive()
+            if self._iterate(until_s):
                 continue
-            self.step()
-        return list(jobs)
+            if self._received:
+                continue
+            self._ratio = FIRST_RATIO
+            self._send_late(self.now_s)
+            if not self._incoming or self._incoming[0].spec.arrival_s > until_s:
+                if until_s < float("inf"):
+                    self.now_s = until_s
+                return
+            self.now_s = max(self.now_s, self._incoming[0].spec.arrival_s)
 
-    def step(self) -> None:
-        """One decision and the iteration that follows it."""
-        self.iterations += 1
-        admitted = self._apply()
-        running = [job for job in self.live.values() if job.phase == Phase.RUNNING]
-        if admitted:
-            self._prefill(admitted)
-        elif running:
-            self._decode(running)
+    def abort(self, job: Job) -> None:
+        """The client has gone: drop ``job`` without a record."""
+        if job.rid not in self.by_rid:
+            return
+        if job.phase is Phase.WAITING:
+            for queue in (self.waiting, self._received, self._incoming):
+                if job in queue:
+                    queue.remove(job)
+            if job is self._chunked:
+                self._chunked = None
+            self.cache.unlock(job.cache_node)
         else:
-            raise RuntimeError(f"policy {self.policy.name} leaves the engine idle with {len(self.live)} requests")
+            self._take_off(job)
+            self._free(job, keep=True)
+        self._forget(job)
+
+    # One iteration
+
+    def _let_leave(self) -> None:
+        """Whoever has generated everything leaves, one step late where the engine plans ahead."""
+        while self._leaving and self._leaving[0][0] <= self._steps:
+            _, _, epoch, job = heapq.heappop(self._leaving)
+            if job.epoch == epoch:
+                self._take_off(job)
+                self._finish(job)
+                self._full = False
+
+    def _receive(self) -> None:
+        busy = bool(self.running or self._chunked)
+        if self._received:
+            self.waiting += self._received
+            self._received = []
+        ahead = busy and self.engine.overlap is Overlap.ASYNC
+        while self._incoming and self._incoming[0].spec.arrival_s <= self.now_s:
+            job = self._incoming.popleft()
+            (self._received if ahead else self.waiting).append(job)
+            if self.policy is not None:
+                job.slot = self._people.add(job.rid, job.spec, job.max_tokens)
+
+    def _iterate(self, until_s: float) -> bool:
+        """Decide, then prefill or decode; False when there is nothing to do."""
+        pieces = self._plan()
+        if pieces:
+            self._prefill(pieces)
+        elif self.running:
+            self._decode(until_s)
+        elif self.waiting or self.parked:
+            self._idle_decisions += 1
+            if self._idle_decisions > 3:
+                name = self.policy.name if self.policy is not None else "stock"
+                raise RuntimeError(f"policy {name} leaves the engine idle with {self.open_requests} requests")
+            return True
+        else:
+            return False
+        self._idle_decisions = 0
+        return True
+
+    def _plan(self) -> list[_Piece]:
+        if self.policy is None:
+            return self._form_prefill(self.waiting, STOCK_CLIP_TOKENS)
+        if not self._asks_policy():
+            return self._form_prefill([], POLICY_CLIP_TOKENS)
+        decision = self._decide(self.policy)
+        self._decide_due_s = self.now_s + self.decision_interval_s
+        released = self._apply(decision)
+        waiting = (self.by_rid[rid] for rid in decision.admit)
+        admitted = [job for job in waiting if job.phase is Phase.WAITING and job not in released]
+        self._full = False
+        pieces = self._form_prefill(admitted, POLICY_CLIP_TOKENS) if admitted or self._chunked else []
+        if not pieces and not self.running and self.parked and not decision.preempt:
+            self._resume(list(self.parked))
+        return pieces
+
+    def _asks_policy(self) -> bool:
+        if self.decision_interval_s and self.now_s < self._decide_due_s and self.running:
+            return False
+        if self.waiting or self.parked:
+            return True
+        return bool(self.running) and self._room() < PRESSURE_STEPS * len(self.running)
+
+    def _free_tokens(self) -> int:
+        return self.engine.kv_capacity_tokens - self.cache.tokens - self._loose_tokens
+
+    def _room(self) -> int:
+        """KV tokens that are free or can be evicted."""
+        return self._free_tokens() + self.cache.evictable
+
+    # Admission and prefill
+
+    def _form_prefill(self, queue: list[Job], clip: int) -> list[_Piece]:
+        """SGLang's ``PrefillAdder``: from the front of ``queue`` as long as tokens, chunk and slots allow."""
+        if self._chunked is None and (self._full or not queue):
+            return []
+        running = len(self.running)
+        slots = self.engine.max_running - running - len(self.parked) - (self._chunked is not None)
+        if slots <= 0 and self._chunked is None:
+            self._full = True
+            return []
+        beside = running if self.engine.mixed else 0
+        chunk = self.engine.chunk_tokens - beside
+        offset = beside + self._ratio * int(np.minimum(np.maximum(self._limits - self._steps, 0), clip).sum())
+        pieces: list[_Piece] = []
+        if (job := self._chunked) is not None:
+            new = job.context_tokens - job.protected_tokens
+            room = min(chunk, int(self._room() - offset))
+            new, last = (new, True) if new <= room else (room if room > 0 else chunk, False)
+            pieces.append(_Piece(job, new, job.protected_tokens, 0, last))
+            offset += new + 1 + (min(job.max_tokens, clip) if last else 0)
+            chunk -= new
+            self._chunked = None if last else job
+        begun = len(pieces)
+        for job in queue:
+            if self._full or self._room() - offset <= 0 or chunk <= 0:
+                break
+            if len(pieces) - begun >= slots:
+                self._full = True
+                break
+            match = self.cache.match(job.runs(job.context_tokens), job.context_tokens - 1, self.now_s)
+            new = job.context_tokens - match.tokens
+            wanted = new + min(max(job.max_tokens - job.generated, 0), clip) + 1
+            if wanted >= self._room() - offset:
+                self._full = True
+                break
+            self.cache.lock(match.node)
+            if wanted >= self._room() - offset:
+                self.cache.unlock(match.node)
+                self._full = True
+                break
+            new -= match.host_tokens
+            last = new <= chunk
+            new = min(new, chunk)
+            pieces.append(_Piece(job, new, match.tokens + match.host_tokens, match.host_tokens, last))
+            self._begin(job, match)
+            offset += new + match.host_tokens + 1 + (min(job.max_tokens, clip) if last else 0)
+            chunk -= new
+            if not last:
+                self._chunked = job
+                break
+        if pieces:
+            taken = {piece.job for piece in pieces}
+            self.waiting = [job for job in queue if job not in taken] + (
+                [] if queue is self.waiting else self._held_back(queue, taken)
+            )
+        return pieces
+
+    def _held_back(self, queue: list[Job], taken: set[Job]) -> list[Job]:
+        named = taken.union(queue)
+        return [job for job in self.waiting if job not in named]
+
+    def _begin(self, job: Job, match: Match) -> None:
+        job.cache_node, job.protected_tokens = match.node, match.tokens
+        job.prefix_hit_tokens += match.tokens + match.host_tokens
+        job.resuming_tokens = 0
+
+    def _prefill(self, pieces: list[_Piece]) -> None:
+        """Compute ``pieces``; whoever is complete gets a token and joins the batch. Mixed, the batch decodes beside it."""
+        new = sum(p.new for p in pieces)
+        prefix = sum(p.prefix for p in pieces)
+        loaded = sum(p.loaded for p in pieces)
+        pairs = sum(p.new * (p.prefix + 0.5 * p.new) for p in pieces)
+        batch = len(self.running) if self.engine.mixed else 0
+        self._allocate(new + loaded + batch)
+        if batch:
+            seconds = self.engine.costs.mixed_s(new, prefix, pairs, len(pieces), batch, self._context_tokens + batch)
+        else:
+            seconds = self.engine.costs.prefill_s(new, prefix, pairs, len(pieces))
+            if self.policy is not None:
+                self.latency.observe_prefill(new, prefix, seconds)
+        if loaded:
+            seconds = max(seconds, loaded / self.engine.host_tokens_per_s)
+        end_s = self._pass(seconds)
+        if batch:
+            self._log_steps(np.array([end_s]), batch)
+        for job, tokens, _, from_host, last in pieces:
+            before = job.cache_node
+            job.resuming_tokens += tokens
+            held = job.protected_tokens + tokens + from_host
+            self._loose_tokens -= tokens + from_host
+            job.cache_node, _ = self.cache.insert(job.runs(held))
+            job.protected_tokens = held
+            self.cache.lock(job.cache_node)
+            self.cache.unlock(before)
+            if last:
+                self._first_token(job, end_s)
+
+    def _allocate(self, tokens: int) -> None:
+        if (short := tokens - self._free_tokens()) > 0:
+            self.cache.evict(short)
+        self._loose_tokens += tokens
+
+    def _first_token(self, job: Job, end_s: float) -> None:
+        if job.stopped is not None:
+            again = max(0, job.resuming_tokens - 1)
+            job.recomputed_tokens += again
+            self.metrics.resume(job.stopped, again)
+        first = np.array([end_s])
+        job.pieces.append(first)
+        job.generated += 1
+        if self._late:
+            self._unsent_firsts.append((job, first))
+        self._join(job)
+        if self.policy is not None:
+            self._people.start(job.slot, self.now_s)
+            if not self._late:
+                self._people.deliver(job.slot, end_s)
+
+    # Decode
+
+    def _decode(self, until_s: float) -> None:
+        """As many steps at once as change nothing: up to the next end, arrival, decision or eviction of the last KV."""
+        if self._room() < len(self.running):
+            self._retract()
+        batch = len(self.running)
+        if self._incoming:
+            until_s = min(until_s, self._incoming[0].spec.arrival_s)
+        steps = min(self._next_leave() - self._steps, self._room() // batch, MOST_STEPS)
+        if self._received or (self.waiting and self.policy is None and not self._full):
+            steps = 1
+        elif self.policy is not None:
+            if self.waiting or self.parked:
+                if self.decision_interval_s:
+                    until_s = min(until_s, self._decide_due_s)
+                else:
+                    steps = 1
+            else:
+                steps = min(steps, max(1, self._room() // batch - PRESSURE_STEPS + 1))
+        costs = self.engine.costs
+        first_s = costs.decode_s(batch, self._context_tokens + batch)
+        if until_s < self.now_s + first_s * steps:
+            steps = min(steps, max(1, int((until_s - self.now_s) / first_s) + 1))
+        if self.policy is not None:
+            self.latency.observe_decode(batch, self._context_tokens + batch, first_s)
+        first_s = self._pass_s(first_s)
+        if steps == 1:
+            ends_s = np.array([self.now_s + first_s])
+        else:
+            ends_s = first_s * _RAMP[:steps] + costs.decode_context_s * batch * _TRIANGLE[:steps]
+            ends_s += self.now_s
+            if ends_s[-2] >= until_s:
+                steps = int(np.searchsorted(ends_s, until_s)) + 1
+                ends_s = ends_s[:steps]
+        self._allocate(batch * steps)
+        self.iterations += steps
+        end_s = float(ends_s[-1])
+        self.busy_s += end_s - self.now_s
+        self._send_late(float(ends_s[0]))
+        self.now_s = end_s
+        self._ratio = max(LAST_RATIO, self._ratio - steps * (FIRST_RATIO - LAST_RATIO) / DECAY_STEPS)
+        self._log_steps(ends_s, batch)
+
+    def _next_leave(self) -> int:
+        while self._leaving[0][2] != self._leaving[0][3].epoch:
+            heapq.heappop(self._leaving)
+        return self._leaving[0][0]
+
+    def _pass_s(self, seconds: float) -> float:
+        """With the CPU time of a decision, where one is taken each iteration."""
+        if self.policy is None or not self.engine.decision_s or not (self.waiting or self.parked):
+            return seconds
+        if self.engine.overlap is Overlap.NONE:
+            return seconds + self.engine.decision_s
+        return max(seconds, self.engine.decision_s)
+
+    def _pass(self, seconds: float) -> float:
+        """One forward pass; its end."""
+        self.iterations += 1
+        seconds = self._pass_s(seconds)
+        self.busy_s += seconds
+        self.now_s += seconds
+        self._send_late(self.now_s)
+        return self.now_s
+
+    def _send_late(self, end_s: float) -> None:
+        """On an engine that sends results one iteration late, that of the last one goes out now."""
+        if self._unsent_step:
+            self._ends[self._steps - 1 - self._ends_from] = end_s
+            self._unsent_step = False
+        for job, first in self._unsent_firsts:
+            first[0] = end_s
+            if self.policy is not None:
+                self._people.deliver(job.slot, end_s)
+        self._unsent_firsts.clear()
+
+    def _log_steps(self, ends_s: npt.NDArray[np.float64], batch: int) -> None:
+        """Every request in the batch gets a token at each of ``ends_s``."""
+        count = len(ends_s)
+        self._context_tokens += batch * count
+        at = self._steps - self._ends_from
+        if at + count > len(self._ends):
+            self._trim(count)
+            at = self._steps - self._ends_from
+        self._ends[at : at + count] = ends_s
+        if self._late:
+            self._ends[at : at + count - 1] = ends_s[1:]
+            self._unsent_step = True
+        self._steps += count
+
+    def _trim(self, count: int) -> None:
+        """Forget the steps that no running request can ask for any more."""
+        if self.policy is not None:
+            self._follow(self._sent_steps)
+        oldest = min((job.joined_step for job in self.running), default=self._steps)
+        oldest = min(oldest, self._sent_steps)
+        kept = self._ends[oldest - self._ends_from : self._steps - self._ends_from].copy()
+        if len(kept) + count > len(self._ends) // 2:
+            self._ends = np.empty(2 * (len(kept) + count))
+        self._ends[: len(kept)] = kept
+        self._ends_from = oldest
+
+    @property
+    def _sent_steps(self) -> int:
+        return self._steps - self._unsent_step
+
+    # Into and out of the batch
+
+    def _join(self, job: Job) -> None:
+        job.phase = Phase.RUNNING
+        job.joined_step = self._steps
+        job.epoch += 1
+        self.running[job] = None
+        self._context_tokens += job.context_tokens
+        if not self._seats:
+            self._seats = list(range(len(self._limits), 2 * len(self._limits)))
+            self._limits = np.concatenate([self._limits, np.zeros_like(self._limits)])
+        job.seat = self._seats.pop()
+        self._limits[job.seat] = self._steps + job.max_tokens - job.generated
+        last = self._steps + job.spec.output_tokens - job.generated
+        late = self.engine.overlap is not Overlap.NONE
+        heapq.heappush(self._leaving, (last + late, job.index, job.epoch, job))
+        if self.policy is not None:
+            self._people.join(job.slot, self._steps)
+
+    def _take_off(self, job: Job) -> None:
+        """Out of the batch or out of those parked, with what was generated written down; KV stays."""
+        job.epoch += 1
+        if job.phase is Phase.PARKED:
+            del self.parked[job]
+            return
+        del self.running[job]
+        self._limits[job.seat] = 0
+        self._seats.append(job.seat)
+        steps = self._steps - job.joined_step
+        self._context_tokens -= job.context_tokens + steps
+        job.loose_tokens += steps
+        tokens = min(steps, job.spec.output_tokens - job.generated)
+        if tokens:
+            at = job.joined_step - self._ends_from
+            job.pieces.append(self._ends[at : at + tokens].copy())
+            job.generated += tokens
+
+    def _free(self, job: Job, *, keep: bool, offload: bool = False) -> None:
+        """Give up the KV; ``keep``: into the cache, where whoever asks next finds it."""
+        self._loose_tokens -= job.loose_tokens
+        if keep:
+            node, _ = self.cache.insert(job.runs(job.context_tokens - 1))
+            if self.engine.host_capacity_tokens and (offload or self.engine.write_through):
+                self._back_up(node)
+        self.cache.unlock(job.cache_node)
+        job.cache_node, job.protected_tokens, job.loose_tokens = self.cache.root, 0, 0
+
+    def _back_up(self, node: Node) -> None:
+        """Copy to host memory what has no copy there yet, in the background, over the one link."""
+        while node is not self.cache.root:
+            if node.host_s is None and node.on_device:
+                started_s = max(self.now_s, self._out_link_free_s)
+                self._out_link_free_s = started_s + node.tokens / self.engine.host_tokens_per_s
+                self.cache.back_up(node, self._out_link_free_s)
+            node = node.parent
+
+    def _finish(self, job: Job) -> None:
+        self._free(job, keep=True)
+        spec = job.spec
+        times_s = np.concatenate(job.pieces)
+        record = RequestRecord(
+            job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
+            spec.target.tds, TokenTimes(times_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
+            job.recomputed_tokens, job.preemptions, job.retractions,
+        )  # fmt: skip
+        self._forget(job)
+        self.sink(record)
+
+    def _forget(self, job: Job) -> None:
+        del self.by_rid[job.rid]
+        self.open_prompt_tokens -= job.spec.prompt_tokens
+        if job.slot >= 0:
+            self._people.remove(job.slot)
+
+    def _wait(self, job: Job, how: str, cached_tokens: int) -> None:
+        """Back into the queue, behind everybody."""
+        job.phase = Phase.WAITING
+        job.stopped = how
+        job.preemptions += how != "retracted"
+        job.retractions += how == "retracted"
+        self.waiting.append(job)
+        if self.policy is not None:
+            self._people.stop(job.slot, Phase.WAITING, self.now_s, cached_tokens)
+
+    def _release(self, job: Job, how: str, *, offload: bool = False) -> None:
+        self._take_off(job)
+        self._free(job, keep=True, offload=offload)
+        self._wait(job, how, job.context_tokens - 1)
+
+    def _retract(self) -> None:
+        """KV has run out: as SGLang does it, or as the adapter does it under a policy."""
+        if self.policy is not None:
+            self._settle()
+            while self._room() < len(self.running) and (self.parked or len(self.running) > 1):
+                home = self.parked or self.running
+                self._release(max(home, key=lambda job: (job.spec.arrival_s, job.index)), "retracted")
+                self.metrics.retraction()
+            return
+        by_output = sorted(self.running, key=lambda j: (self._output(j), -j.spec.prompt_tokens), reverse=True)
+        while len(by_output) > 1:
+            job = by_output.pop()
+            self._take_off(job)
+            self._free(job, keep=False)
+            self._wait(job, "retracted", 0)
+            self.metrics.retraction()
+            if (short := len(by_output) * RETRACT_STEPS - self._free_tokens()) > 0:
+                self.cache.evict(short)
+            if self._room() >= len(by_output):
+                break
+        generated = sum(self._output(job) for job in by_output) + RETRACT_STEPS * len(by_output)
+        self._ratio = min(1.0, generated / (sum(job.max_tokens for job in by_output) + 1))
+        self._full = False
+
+    def _output(self, job: Job) -> int:
+        return job.generated + self._steps - job.joined_step
+
+    # The policy
+
+    def _decide(self, policy: SchedulingPolicy) -> Decision:
+        self.decisions += 1
+        self._look_up_prefix()
+        decision = policy.decide(self.state())
+        self.metrics.decision(self.engine.decision_s)
+        return decision
 
     def state(self) -> SchedulerState:
-        views = [
-            RequestView(
-                rid=j.rid,
-                phase=j.phase,
-                arrival_s=j.arrival_s,
-                reader=j.reader,
-                prompt_tokens=j.prompt_tokens,
-                output_tokens=j.generated,
-                kv_tokens=j.kv_tokens,
-                cached_tokens=min(self.cached.get(j.rid, 0), j.context_tokens - 1),
-                remaining_tokens=4096,
-                slice_tokens=j.slice_tokens,
-                phase_since_s=j.phase_since_s,
-                preemptions=j.preemptions,
-            )
-            for j in self.live.values()
-        ]
+        """What the policy sees."""
+        self._follow(self._sent_steps)
+        someone_is_done = (
+            self.running and self._next_leave() == self._steps + 1 and self.engine.overlap is not Overlap.NONE
+        )
+        running = [j.slot for j in self.running if not (someone_is_done and self._output(j) >= j.spec.output_tokens)]
+        table, held = self._people.table(running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
         return SchedulerState(
             now_s=self.now_s,
-            requests=RequestTable.of(views),
-            kv_capacity_tokens=self.kv_capacity_tokens,
-            max_running=self.max_running,
+            requests=table,
+            kv_capacity_tokens=self.engine.kv_capacity_tokens,
+            kv_reserved_tokens=self.engine.kv_capacity_tokens - self._room() - held,
+            max_running=self.engine.max_running,
+            running_reserved=int(self._chunked is not None),
             latency=self.latency,
-            chunk_tokens=self.chunk_tokens,
+            chunk_tokens=self.engine.chunk_tokens,
         )
 
-    def _apply(self) -> list[Job]:
-        decision = self.policy.decide(self.state())
-        for preemption in decision.preempt:
-            job = self.live[preemption.rid]
-            job.preemptions += 1
+    def _look_up_prefix(self) -> None:
+        """One waiting request a decision learns anew what the cache holds for it, as in the adapter."""
+        if self.waiting:
+            self._cursor = (self._cursor + 1) % len(self.waiting)
+            job = self.waiting[self._cursor]
+            match = self.cache.match(job.runs(job.context_tokens), job.context_tokens - 1, self.now_s)
+            self._people.set_cached(job.slot, match.tokens + match.host_tokens)
+
+    def _apply(self, decision: Decision) -> set[Job]:
+        """Preempt and resume; those released, who cannot come back at once."""
+        released: set[Job] = set()
+        preempt = self._with_slots(decision)
+        if any(p.mode is not PreemptionMode.PARK for p in preempt):
+            self._settle()
+        for preemption in preempt:
+            job = self.by_rid[preemption.rid]
             if preemption.mode is PreemptionMode.PARK:
-                job.move(Phase.PARKED, self.now_s)
+                self._park(job)
             else:
-                self._release(job)
-        for rid in decision.resume:
-            self.live[rid].move(Phase.RUNNING, self.now_s)
-        return [self.live[rid] for rid in decision.admit]
+                self._release(job, preemption.mode.value, offload=preemption.mode is PreemptionMode.OFFLOAD)
+                released.add(job)
+            self.metrics.preemption(preemption.mode.value, preemption.reason)
+        self._resume([self.by_rid[rid] for rid in decision.resume])
+        return released
 
-    def _release(self, job: Job) -> None:
-        self.cached[job.rid] = job.kv_tokens
-        self.cached.move_to_end(job.rid)
-        job.kv_tokens = 0
-        job.move(Phase.WAITING, self.now_s)
+    def _with_slots(self, decision: Decision) -> list[Preemption]:
+        """Releases in the place of parks where those admitted need the request slots, as in the adapter."""
+        preempt = list(decision.preempt)
+        running = len(self.running) + len(decision.resume) - len(preempt)
+        wanted = min(len(decision.admit), self.engine.max_running - running)
+        released = sum(p.mode is not PreemptionMode.PARK for p in preempt)
+        held = len(self.running) + len(self.parked) + (self._chunked is not None)
+        short = wanted - released - (self.engine.max_running - held)
+        if short <= 0:
+            return preempt
+        named = {p.rid for p in preempt}.union(decision.resume)
+        idle = [job.rid for job in self.parked if job.rid not in named]
+        preempt += [Preemption(rid, PreemptionMode.RELEASE, "slot") for rid in idle[:short]]
+        short -= len(idle)
+        for i, preemption in enumerate(preempt):
+            if short > 0 and preemption.mode is PreemptionMode.PARK:
+                preempt[i] = replace(preemption, mode=PreemptionMode.RELEASE)
+                short -= 1
+        return preempt
 
-    def _locked_tokens(self) -> int:
-        return sum(job.kv_tokens for job in self.live.values())
+    def _settle(self) -> None:
+        """Send the result in flight now, so that nothing is lost with a release."""
+        self._send_late(self.now_s)
+        if self.policy is not None:
+            self._follow(self._steps)
 
-    def _make_room(self) -> None:
-        """Evict least recently used cache until what is locked fits; retract the youngest runner as a last resort."""
-        excess = self._locked_tokens() + sum(self.cached.values()) - self.kv_capacity_tokens
-        while excess > 0 and self.cached:
-            rid, tokens = self.cached.popitem(last=False)
-            kept = max(0, tokens - excess)
-            excess -= tokens - kept
-            if kept:
-                self.cached[rid] = kept
-                self.cached.move_to_end(rid, last=False)
-        while excess > 0:
-            victim = max((j for j in self.live.values() if j.phase == Phase.RUNNING), key=lambda j: j.arrival_s)
-            excess -= victim.kv_tokens
-            victim.kv_tokens = 0
-            victim.retractions += 1
-            victim.move(Phase.WAITING, self.now_s)
+    def _follow(self, step: int) -> None:
+        self._people.follow([job.slot for job in self.running], self._ends, self._ends_from, step)
 
-    def _prefill(self, admitted: Iterable[Job]) -> None:
-        new = prefix = 0
-        batch: list[Job] = []
-        for job in admitted:
-            hit = min(self.cached.pop(job.rid, 0), job.context_tokens - 1)
-            compute = job.context_tokens - hit
-            if batch and new + compute > self.chunk_tokens:
-                self.cached[job.rid] = hit
-                break
-            new, prefix = new + compute, prefix + hit
-            job.recomputed_tokens += max(0, compute - 1) if job.generated else 0
-            job.kv_tokens = job.context_tokens
-            batch.append(job)
-        seconds = self.costs.prefill_s(new, prefix)
-        self.latency.observe_prefill(new, prefix, seconds)
-        self.now_s += seconds
-        for job in batch:
-            job.move(Phase.RUNNING, self.now_s)
-        self._make_room()
-        for job in batch:
-            self._token(job)
+    def _park(self, job: Job) -> None:
+        self._people.follow([job.slot], self._ends, self._ends_from, self._steps)
+        self._take_off(job)
+        job.phase = Phase.PARKED
+        job.preemptions += 1
+        job.stopped = "park"
+        job.resuming_tokens = 0
+        self.parked[job] = None
+        self._people.stop(job.slot, Phase.PARKED, self.now_s, 0)
 
-    def _decode(self, running: list[Job]) -> None:
-        for job in running:
-            job.kv_tokens = job.context_tokens
-        self._make_room()
-        running = [job for job in running if job.phase == Phase.RUNNING]
-        seconds = self.costs.decode_s(len(running), sum(j.kv_tokens for j in running))
-        self.latency.observe_decode(len(running), sum(j.kv_tokens for j in running), seconds)
-        self.now_s += seconds
-        for job in running:
-            self._token(job)
+    def _resume(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            del self.parked[job]
+            self.metrics.resume("park", 0)
+            self._join(job)
+            self._people.start(job.slot, self.now_s)
 
-    def _token(self, job: Job) -> None:
-        if job.phase != Phase.RUNNING:
-            return
-        job.generated += 1
-        job.slice_tokens += 1
-        job.reader.deliver(self.now_s)
-        if job.first_token_s is None:
-            job.first_token_s = self.now_s
-        if job.generated >= job.output_tokens:
-            job.finish_s = self.now_s
-            self.cached[job.rid] = job.kv_tokens
-            job.kv_tokens = 0
-            del self.live[job.rid]
+
+def simulate(
+    engine: EngineModel, policy: SchedulingPolicy | None, requests: Iterable[RequestSpec], **options: object
+) -> Iterator[RequestRecord]:
+    """Records of ``requests`` (in order of arrival) as they finish on one replica; memory does not grow with their number."""
+    done: deque[RequestRecord] = deque()
+    replica = Replica(engine, policy, sink=done.append, **options)  # type: ignore[arg-type]
+    for spec in requests:
+        replica.advance(spec.arrival_s)
+        replica.submit(spec)
+        while done:
+            yield done.popleft()
+    replica.advance()
+    yield from done

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter import expectations
+from andes_sglang import expectations
 from andes_sglang.adapter.options import ENVIRONMENT, Options
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.qoe import QoETarget

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from andes_sglang.bench import report, summary
-from andes_sglang.bench.client import EndpointError, RequestRecord, read_records, replay, write_records
-from andes_sglang.bench.workload import RequestSpec, Workload
+from andes_sglang import report, summary
+from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord, RequestSpec, read_records, write_records
+from andes_sglang.workload import Workload
 
 REFUSED, CUT, GROUPED, BROKEN = 13, 17, 20, 23
 TARGET = QoETarget(0.2, 50.0)
@@ -108,5 +109,5 @@ def test_nothing_at_the_address() -> None:
 def test_effective_tokens() -> None:
     on_time = RequestRecord(0, 0.0, 0.0, 1, 20, 0.0, 10.0, [(0.1 * k, 1) for k in range(20)])
     at_once = RequestRecord(0, 0.0, 0.0, 1, 20, 0.0, 10.0, [(0.0, 20)])
-    assert summary.effective_tokens(on_time) == pytest.approx(20.0, abs=0.6)
-    assert summary.effective_tokens(at_once) == pytest.approx(3.5, abs=0.6)
+    assert on_time.score().effective_tokens == pytest.approx(20.0, abs=0.6)
+    assert at_once.score().effective_tokens == pytest.approx(3.5, abs=0.6)

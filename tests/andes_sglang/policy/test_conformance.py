@@ -13,7 +13,9 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import POLICIES, make
 from andes_sglang.policy.oracle import best_total_gain
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.sim.replica import Costs, Job, Replica
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim.engine import Costs, EngineModel
+from andes_sglang.sim.replica import Replica, simulate
 from andes_sglang.state import Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
 ARMS: list[tuple[str, dict[str, Any]]] = [
@@ -108,52 +110,48 @@ def test_work_conserving(name: str, options: dict[str, Any], state: SchedulerSta
         assert len(decision.admit) + len(decision.resume) == int((t.phase != Phase.RUNNING).sum())
 
 
-def surge(seed: int, rate: float = 1.6, tds: float = 4.5, prompt: int = 300) -> list[Job]:
+def surge(seed: int, rate: float = 1.6, tds: float = 4.5, prompt: int = 300) -> list[RequestSpec]:
     rng = np.random.default_rng(seed)
-    at, jobs = 0.0, []
+    at, specs = 0.0, []
     while at < 60:
         at += rng.exponential(1 / (rate * (2.2 if 20 < at < 40 else 0.7)))
-        jobs.append(
-            Job(
-                f"j{len(jobs)}",
-                at,
-                int(rng.integers(prompt // 2, prompt)),
-                int(rng.integers(60, 200)),
-                QoETarget(1.0, tds),
-            )
-        )
-    return jobs
+        lengths = int(rng.integers(prompt // 2, prompt)), int(rng.integers(60, 200))
+        specs.append(RequestSpec(at, *lengths, QoETarget(1.0, tds)))
+    return specs
 
 
 @arms
 @pytest.mark.parametrize("costs", [COSTS, SLOW], ids=["fast", "slow"])
 def test_nobody_is_lost_over_a_surge(name: str, options: dict[str, Any], costs: Costs) -> None:
-    jobs = Replica(make(name, **options), costs, 4096).run(surge(1))
-    assert all(job.finish_s is not None and job.generated == job.output_tokens for job in jobs)
-    assert all(job.reader.delivered == job.output_tokens for job in jobs)
+    specs = surge(1)
+    records = sorted(simulate(EngineModel(costs, 4096), make(name, **options), specs), key=lambda r: r.index)
+    assert [len(r.deliveries) for r in records] == [s.output_tokens for s in specs]
 
 
 @arms
 def test_nobody_starves_without_bound(name: str, options: dict[str, Any]) -> None:
     """Under sustained overload the first to arrive are served long before the load ends, except where documented."""
-    jobs = [Job(f"j{k}", 0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(500)]
-    Replica(make(name, **options), COSTS, 4096).run(jobs, until_s=150.0)
-    late = [job for job in jobs if job.arrival_s < 20 and job.finish_s is None]
+    finished: list[RequestRecord] = []
+    replica = Replica(EngineModel(COSTS, 4096), make(name, **options), sink=finished.append)
+    for k in range(500):
+        replica.submit(RequestSpec(0.3 * k, 250, 150, QoETarget(1.0, 4.5)))
+    replica.advance(150.0)
+    late = set(range(50)).difference(r.index for r in finished)
     if name in STARVING or options.get("preemption") is False:
         return
-    assert not late, [(job.rid, job.generated) for job in late]
+    assert not late
 
 
 def test_andes_keeps_the_stall_bound_and_beats_the_queue() -> None:
-    def run(policy: str, **options: Any) -> list[Job]:
-        return Replica(make(policy, **options), COSTS, 8192).run(surge(2, rate=2.2))
+    def run(policy: str, **options: Any) -> list[RequestRecord]:
+        return list(simulate(EngineModel(COSTS, 8192), make(policy, **options), surge(2, rate=2.2)))
 
-    def mean_qoe(jobs: list[Job]) -> float:
-        return float(np.mean([job.reader.final_qoe() for job in jobs]))
+    def mean_qoe(records: list[RequestRecord]) -> float:
+        return float(np.mean([record.qoe for record in records]))
 
     ours = run("andes", stall_bound_s=10.0)
     assert mean_qoe(ours) > mean_qoe(run("fcfs"))
-    assert np.percentile([job.reader.longest_stall_s for job in ours], 90) < 15.0
+    assert np.percentile([record.score().longest_stall_s for record in ours], 90) < 15.0
 
 
 @given(st.integers(0, 200))

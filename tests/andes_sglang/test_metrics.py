@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from andes_sglang.adapter.metrics import Metrics, PrometheusMetrics
 from andes_sglang.latency import LatencyModel
+from andes_sglang.metrics import Metrics, PrometheusMetrics
 
 
 def tell(metrics: Metrics) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from andes_sglang.bench.client import RequestRecord
-from andes_sglang.bench.summary import cells
+from andes_sglang.request import RequestRecord
+from andes_sglang.summary import cells
 
-__all__ = ["render"]
+__all__ = ["COLOURS", "CSS", "figure", "plot", "render"]
 
-_COLOURS = ("#b35806", "#2166ac", "#1b7837", "#762a83", "#8c510a", "#01665e")
+COLOURS = ("#b35806", "#2166ac", "#1b7837", "#762a83", "#8c510a", "#01665e")
 _W, _H, _L, _B = 460, 260, 52, 36
-_CSS = """
+CSS = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.1rem;margin:2rem 0 .2rem}p.note{color:#555;margin:.1rem 0 .6rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
@@ -33,7 +33,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [float(t) for t in np.arange(first, high + step * 1e-6, step)]
 
 
-def _plot(
+def plot(
     series: Sequence[tuple[str, str, Sequence[float], Sequence[float]]],
     x_title: str,
     y_title: str,
@@ -80,7 +80,7 @@ def _cdf(values: Sequence[float]) -> tuple[list[float], list[float]]:
     return ordered, [(k + 1) / len(ordered) for k in range(len(ordered))]
 
 
-def _figure(svg: str, caption: str) -> str:
+def figure(svg: str, caption: str) -> str:
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -106,7 +106,7 @@ def render(
     samples: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> str:
     """The page. records: one run of each policy over the same workload; samples: engine gauges about once a second."""
-    colours = {name: _COLOURS[k % len(_COLOURS)] for k, name in enumerate(records)}
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(records)}
     policies = summary["policies"]
     names = list(policies)
     best = max(names, key=lambda n: policies[n]["qoe"]["mean"])
@@ -129,25 +129,25 @@ def render(
         return [(n, colours[n], *values(rs)) for n, rs in records.items()]
 
     pictures = [
-        _figure(
-            _plot(lines(lambda rs: _cdf([r.qoe for r in rs])), "QoE of a request", "share of requests", 1.0, 1.0),
+        figure(
+            plot(lines(lambda rs: _cdf([r.qoe for r in rs])), "QoE of a request", "share of requests", 1.0, 1.0),
             "Share of requests with at most this QoE: the lower the line, the better.",
         ),
-        _figure(
-            _plot(lines(lambda rs: _cdf([r.ttft_s for r in rs])), "time to first token, s", "share of requests", 1.0),
+        figure(
+            plot(lines(lambda rs: _cdf([r.ttft_s for r in rs])), "time to first token, s", "share of requests", 1.0),
             "How soon the first token came: the further left, the better.",
         ),
-        _figure(
-            _plot(
-                lines(lambda rs: _cdf([r.reader().longest_stall_s for r in rs])),
+        figure(
+            plot(
+                lines(lambda rs: _cdf([r.score().longest_stall_s for r in rs])),
                 "longest stall inside the answer, s",
                 "share of requests",
                 1.0,
             ),
             "How long readers had to wait in mid-answer, at worst.",
         ),
-        _figure(
-            _plot(lines(lambda rs: ([r.arrival_s for r in rs], [r.qoe for r in rs])), "arrival, s", "QoE", 1.0),
+        figure(
+            plot(lines(lambda rs: ([r.arrival_s for r in rs], [r.qoe for r in rs])), "arrival, s", "QoE", 1.0),
             "QoE of each request by when it arrived: who pays for the surge.",
         ),
     ]
@@ -159,7 +159,7 @@ def render(
             if n in colours
         ]
         if any(len(s[2]) for s in series):
-            over_time.append(_figure(_plot(series, "time, s", title), f"{title.capitalize()} over the run."))
+            over_time.append(figure(plot(series, "time, s", title), f"{title.capitalize()} over the run."))
     readers = []
     reference = sorted(records[first], key=lambda r: r.qoe)
     for share in (0.05, 0.35, 0.65):
@@ -168,14 +168,14 @@ def render(
             record = next((r for r in rs if r.index == index), None)
             if record is not None and record.deliveries:
                 readers.append(
-                    _figure(
-                        _plot(_reader_curves(record, colours[n]), "seconds after arrival", "tokens"),
+                    figure(
+                        plot(_reader_curves(record, colours[n]), "seconds after arrival", "tokens"),
                         f"Request {index} under {html.escape(n)}: QoE {record.qoe:.2f}. Solid: delivered; dashed: read.",
                     )
                 )
     workload, engine = summary["workload"], summary["engine"]
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{headline}</title><style>{_CSS}</style></head><body>
+<title>{headline}</title><style>{CSS}</style></head><body>
 <h1>{headline}</h1>
 <p class="note">{html.escape(str(workload.get("name", "")))} · {workload.get("requests")} requests a run · {html.escape(str(engine.get("what", "")))}</p>
 <table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>

@@ -6,6 +6,7 @@ random comes from one seed.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import io
@@ -13,7 +14,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,31 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestSpec
 
 __all__ = [
     "LISTENING",
     "READING",
     "RequestSpec",
+    "Stream",
     "Workload",
     "WorkloadError",
+    "add_arguments",
     "burst",
+    "from_arguments",
     "gamma",
     "load",
+    "load_rates",
     "mean_length",
     "poisson",
+    "readers_of",
     "shape",
 ]
 
 BLOCK_TOKENS = 512
 READING = ((0.2804, 0.196), (0.5187, 0.230), (0.1119, 0.240), (0.0556, 0.249), (0.0333, 0.264))
 LISTENING = ((0.7929, 0.31), (0.0703, 0.15), (0.0692, 0.19), (0.0358, 0.15), (0.0317, 0.13))
+POPULATIONS = {"reading": READING, "listening": LISTENING}
 """Share of users and seconds per token (Andes, version 2, section 2: reading by age group, listening by language)."""
 
 
@@ -46,16 +54,8 @@ class WorkloadError(ValueError):
     """A workload that cannot be read or makes no sense; the text says where."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSpec:
-    """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix."""
-
-    arrival_s: float
-    prompt_tokens: int
-    output_tokens: int
-    target: QoETarget = field(default_factory=QoETarget)
-    session_id: str | None = None
-    blocks: tuple[int, ...] = ()
+Rates = tuple[tuple[float, float], ...]
+"""Duration in seconds and requests per second of windows that follow each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,12 @@ class Workload:
 
     name: str
     requests: tuple[RequestSpec, ...]
+
+    def __iter__(self) -> Iterator[RequestSpec]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
 
     @property
     def duration_s(self) -> float:
@@ -115,7 +121,7 @@ class Workload:
         ``ttft_s`` None means ``max(1, prompt_tokens / 5000)``, the expectation for long prompts.
         """
         rng = np.random.default_rng(seed + 7919)
-        table = {"reading": READING, "listening": LISTENING}.get(population or "reading", READING)
+        table = POPULATIONS[population or "reading"]
         share = np.array([s for s, _ in table])
         drawn = rng.choice([1.0 / pace for _, pace in table], size=len(self.requests), p=share / share.sum())
         return Workload(
@@ -131,6 +137,67 @@ class Workload:
                 for r, speed in zip(self.requests, drawn, strict=True)
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A workload drawn while it is read, the same each time: Poisson arrivals at a rate that changes by window.
+
+    rates: ``(duration_s, rate_rps)`` of each window. prompt, output: lengths as in :func:`lengths`. readers:
+    ``(share, target)`` of each kind of reader. A Stream of millions of requests takes no more memory than one window's.
+    """
+
+    name: str
+    rates: Rates
+    prompt: str
+    output: str
+    readers: tuple[tuple[float, QoETarget], ...]
+    seed: int = 1
+
+    @property
+    def duration_s(self) -> float:
+        return sum(duration_s for duration_s, _ in self.rates)
+
+    def __len__(self) -> int:
+        """About how many there will be."""
+        return round(sum(duration_s * rate for duration_s, rate in self.rates))
+
+    @property
+    def requests(self) -> tuple[RequestSpec, ...]:
+        return tuple(self)
+
+    def __iter__(self) -> Iterator[RequestSpec]:
+        rng = np.random.default_rng(self.seed)
+        draw_prompt, draw_output = lengths(self.prompt), lengths(self.output)
+        share = np.array([share for share, _ in self.readers])
+        targets = [target for _, target in self.readers]
+        since = 0.0
+        for duration_s, rate in self.rates:
+            count = int(rng.poisson(duration_s * rate))
+            times = since + np.sort(rng.uniform(0, duration_s, count))
+            kinds = rng.choice(len(targets), count, p=share / share.sum())
+            for at, kind in zip(times.tolist(), kinds.tolist()):
+                yield RequestSpec(at, draw_prompt(rng), draw_output(rng), targets[kind])
+            since += duration_s
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "requests": len(self),
+            "duration_s": round(self.duration_s, 3),
+            "rate_rps": round(len(self) / self.duration_s, 4),
+            "prompt_tokens": {"mean": mean_length(self.prompt)},
+            "output_tokens": {"mean": mean_length(self.output)},
+        }
+
+
+def readers_of(
+    population: str, *, ttft_s: float = 1.0, tds: float | None = None
+) -> tuple[tuple[float, QoETarget], ...]:
+    """The kinds of readers of a population, ``reading`` or ``listening``; with ``tds`` one constant kind."""
+    if tds is not None:
+        return ((1.0, QoETarget(ttft_s, tds)),)
+    return tuple((share, QoETarget(ttft_s, 1.0 / pace)) for share, pace in POPULATIONS[population])
 
 
 def _clamp(tokens: float, most: int | None) -> int:
@@ -350,6 +417,31 @@ def _rows(path: Path) -> Iterator[_Row]:
             yield _Row(path, number, fields)
 
 
+def load_rates(
+    path: Path, *, start_s: float = 0.0, duration_s: float | None = None, scale: float = 1.0
+) -> Rates | None:
+    """Windows ``(duration_s, rate_rps)`` of a CSV with ``window_start_s`` and ``rate_rps``; None for any other file.
+
+    scale: rates times this. The last window is as long as the one before it.
+    """
+    lines = _rows(path)
+    first = next(lines, None)
+    if first is None or "rate_rps" not in first.fields:
+        return None
+    rows = [first, *lines]
+    starts = [row.number("window_start_s", 0) for row in rows]
+    if len(rows) < 2 or any(b <= a for a, b in itertools.pairwise(starts)):
+        raise WorkloadError(f"{path}, field window_start_s: expected two or more windows in order")
+    starts.append(2 * starts[-1] - starts[-2])
+    until = start_s + (duration_s if duration_s is not None else math.inf)
+    cut = [(min(b, until) - max(a, start_s), row.number("rate_rps", 0) * scale)
+           for row, a, b in zip(rows, starts, starts[1:])]  # fmt: skip
+    kept = tuple((length, rate) for length, rate in cut if length > 0)
+    if not kept or not any(rate for _, rate in kept):
+        raise WorkloadError(f"{path}: nobody arrives within {duration_s} s of second {start_s:g}")
+    return kept
+
+
 def load(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
     """Read a trace. The format is recognised by its fields unless ``form`` names it.
 
@@ -374,3 +466,62 @@ def load(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
     specs.sort(key=lambda s: s.arrival_s)
     origin = specs[0].arrival_s if specs else 0.0
     return Workload(path.name, tuple(replace(s, arrival_s=s.arrival_s - origin) for s in specs))
+
+
+# Command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the command line that describe a workload."""
+    source = parser.add_argument_group("workload")
+    source.add_argument(
+        "--trace", type=Path,
+        help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz]; or a CSV of rates by window, for which lengths "
+        "are those of a shape",
+    )  # fmt: skip
+    source.add_argument("--format", help="its format, where it is not recognised: andes, mooncake, azure, burstgpt")
+    source.add_argument("--shape", default="burst", help="without a trace: burst (default), poisson or gamma")
+    source.add_argument("--rate", type=float, default=1.6, help="average requests/s of a shape")
+    source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
+    source.add_argument("--intensity", type=float, default=2.0, help="burst: peak over average")
+    source.add_argument("--width", type=float, default=0.35, help="burst: share of the duration")
+    source.add_argument("--cv", type=float, default=2.0, help="gamma: coefficient of variation of the gaps")
+    source.add_argument("--prompt", default="200-400", help="shape: prompt tokens, N, LOW-HIGH or p50=N,p90=N")
+    source.add_argument("--output", default="150-250", help="shape: answer tokens, likewise")
+    source.add_argument("--start", type=float, default=0.0, help="trace: skip this many seconds")
+    source.add_argument("--rate-scale", type=float, default=1.0, help="trace: arrivals this many times faster")
+    source.add_argument("--prompt-scale", type=float, default=1.0, help="trace: prompt lengths times this")
+    source.add_argument("--output-scale", type=float, default=1.0, help="trace: answer lengths times this")
+    source.add_argument("--max-prompt", type=int, help="clamp prompts to this many tokens")
+    source.add_argument("--max-output", type=int, help="clamp answers to this many tokens")
+    source.add_argument("--limit", type=int, help="only the first so many requests")
+    source.add_argument("--tds", type=float, help="constant reading speed, tokens/s; default: a population")
+    source.add_argument("--population", choices=("reading", "listening"), default="reading")
+    source.add_argument("--ttft", type=float, default=1.0, help="expected seconds to first token; 0: by prompt length")
+    source.add_argument("--seed", type=int, default=1)
+
+
+def from_arguments(args: argparse.Namespace, seed: int) -> Workload | Stream:
+    """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
+    for flag in ("rate_scale", "prompt_scale", "output_scale"):
+        if not getattr(args, flag) > 0:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {getattr(args, flag)!r}")
+    if args.tds is not None and not args.tds > 0:
+        raise WorkloadError(f"--tds must be > 0 tokens/s, got {args.tds!r}")
+    if args.trace is not None and args.format is None:
+        rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
+        if rates is not None:
+            readers = readers_of(args.population, ttft_s=args.ttft, tds=args.tds)
+            lengths(args.prompt), lengths(args.output)
+            name = f"{args.trace.name}, rates times {args.rate_scale:g}"
+            return Stream(name, rates, args.prompt, args.output, readers, seed)
+    if args.trace is not None:
+        workload = load(args.trace, form=args.format, seed=seed)
+        workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
+                                   prompt_scale=args.prompt_scale, output_scale=args.output_scale,
+                                   max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+    else:
+        workload = shape(args.shape, rate_rps=args.rate, duration_s=args.duration or 180.0, prompt=args.prompt,
+                         output=args.output, seed=seed, intensity=args.intensity, width=args.width, cv=args.cv)  # fmt: skip
+        workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+    return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from andes_sglang.bench.client import prompt_ids
-from andes_sglang.bench.workload import RequestSpec, Workload, WorkloadError, burst, gamma, lengths, load, poisson
+from andes_sglang.workload import RequestSpec, Workload, WorkloadError, burst, gamma, lengths, load, poisson
 
 
 def arrivals(workload: Workload) -> np.ndarray:

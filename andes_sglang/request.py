@@ -1,0 +1,167 @@
+"""A request as it is asked for, and the record of how it was served: the same for a benchmark and for the simulator."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.qoe import QoETarget, ReaderStream
+
+__all__ = ["RequestRecord", "RequestSpec", "Score", "TokenTimes", "read_records", "score", "write_records"]
+
+Array = npt.NDArray[np.float64]
+_RAMP = np.arange(1 << 16, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix.
+
+    max_tokens: the most the client allows, which is all that the engine knows of the answer's length beforehand; None:
+    exactly ``output_tokens``, as the benchmark asks for.
+    """
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    target: QoETarget = field(default_factory=QoETarget)
+    session_id: str | None = None
+    blocks: tuple[int, ...] = ()
+    max_tokens: int | None = None
+
+
+class Score(NamedTuple):
+    """What one reader got. QoE in [0, 1]; effective_tokens: those that came while the reader could still use them."""
+
+    qoe: float
+    stalls: int
+    stall_s: float
+    longest_stall_s: float
+    effective_tokens: float
+
+
+NOTHING = Score(0.0, 0, 0.0, 0.0, 0.0)
+
+
+def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
+    """The score of a finished stream from the delivery times of its tokens, shape (n,), in order; clock seconds.
+
+    With ``u[k] = times_s[k] - ideal start - k / tds`` a token is digested at ``k / tds + max(0, u[0..k])``: the whole of
+    :class:`andes_sglang.qoe.ReaderStream` is one running maximum. A token counts as effective while, as it arrives, the
+    reader's buffer is below 10 % of the answer, and less and less up to 20 % (TokenFlow, arXiv 2510.02758).
+    """
+    n = len(times_s)
+    if not n:
+        return NOTHING
+    pace = 1.0 / target.tds
+    k = _RAMP[:n] if n <= len(_RAMP) else np.arange(n, dtype=np.float64)
+    behind = times_s - k * pace
+    behind -= arrival_s + target.ttft_s
+    delay = np.maximum.accumulate(behind)
+    np.maximum(delay, 0.0, out=delay)
+    waits = delay[1:] - delay[:-1]
+    span = n * (float(delay[-1]) + n * pace) - 0.5 * n * n * pace
+    buffered = (delay[:-1] - behind[1:]) * target.tds
+    np.minimum(buffered, k[1:], out=buffered)
+    worth = (0.2 - buffered / n) / 0.1
+    return Score(
+        min(1.0, max(0.0, 1.0 - float(delay.sum()) / span)),
+        int(np.count_nonzero(waits > 0)),
+        float(delay[-1] - delay[0]),
+        float(waits.max()) if n > 1 else 0.0,
+        1.0 + float(np.minimum(np.maximum(worth, 0.0), 1.0).sum()),
+    )
+
+
+class TokenTimes(Sequence[tuple[float, int]]):
+    """Deliveries of one token each, kept as an array of times."""
+
+    __slots__ = ("times_s",)
+
+    def __init__(self, times_s: Array) -> None:
+        self.times_s = times_s
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[float, int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> TokenTimes: ...
+    def __getitem__(self, at: int | slice) -> tuple[float, int] | TokenTimes:
+        return TokenTimes(self.times_s[at]) if isinstance(at, slice) else (float(self.times_s[at]), 1)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens).
+
+    What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
+    prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced.
+    """
+
+    index: int
+    arrival_s: float
+    sent_s: float
+    prompt_tokens: int
+    output_tokens: int
+    ttft_target_s: float
+    tds: float
+    deliveries: Sequence[tuple[float, int]] = field(default_factory=list)
+    end_s: float = 0.0
+    error: str | None = None
+    replica: int | None = None
+    prefix_hit_tokens: int | None = None
+    recomputed_tokens: int | None = None
+    preemptions: int | None = None
+    retractions: int | None = None
+
+    @property
+    def target(self) -> QoETarget:
+        return QoETarget(self.ttft_target_s, self.tds)
+
+    def reader(self) -> ReaderStream:
+        stream = ReaderStream(self.arrival_s, self.target)
+        for at, tokens in self.deliveries:
+            stream.deliver(at, tokens)
+        return stream
+
+    @property
+    def token_times_s(self) -> Array:
+        """When each token came, shape (tokens,)."""
+        if isinstance(self.deliveries, TokenTimes):
+            return self.deliveries.times_s
+        return np.repeat(np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries])
+
+    def score(self) -> Score:
+        return score(self.token_times_s, self.arrival_s, self.target)
+
+    @property
+    def qoe(self) -> float:
+        return 0.0 if self.error else self.score().qoe
+
+    @property
+    def ttft_s(self) -> float:
+        """From the arrival, not from the sending; for a request without any token, the whole wait."""
+        return (self.deliveries[0][0] if self.deliveries else self.end_s) - self.arrival_s
+
+
+def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        for r in records:
+            row = {name: getattr(r, name) for name in RequestRecord.__dataclass_fields__}
+            row["deliveries"] = [[round(at, 4), tokens] for at, tokens in r.deliveries]
+            file.write(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n")
+
+
+def read_records(path: Path) -> list[RequestRecord]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]

@@ -1,0 +1,267 @@
+"""``andes simulate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andes_sglang import results, summary
+from andes_sglang.arms import Arm, parse_arms, policy_options
+from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim import profile as profiles
+from andes_sglang.sim.engine import EngineModel, Overlap
+from andes_sglang.sim.fleet import ROUTERS, Fleet
+from andes_sglang.sim.profile import Profile
+from andes_sglang.sim.replica import RefusedError, simulate
+from andes_sglang.summary import Figures
+from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments, lengths, mean_length
+
+__all__ = ["SimulationError", "add_parsers", "configure"]
+
+SimulationError = (WorkloadError, profiles.ProfileError, RefusedError)
+MOST_RECORDS = 4000
+SAMPLES = 400
+STOCK_MIXED = "stock-mixed"
+
+
+def add_parsers(commands: Any) -> None:
+    one = commands.add_parser(
+        "simulate",
+        help="simulate one workload under several policies",
+        description=_simulate.__doc__,
+        epilog="Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
+        "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    one.add_argument("--profile", required=True, help=f"a .toml file, or one of {', '.join(profiles.names())}")
+    one.add_argument(
+        "--policies", default=f"stock,{STOCK_MIXED},andes",
+        help=f"comma-separated; {STOCK_MIXED} is stock with --enable-mixed-chunk; default: %(default)s",
+    )  # fmt: skip
+    one.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
+        help="one more arm: a policy with engine flags of its own, --policy-option NAME=VALUE among them; repeatable",
+    )  # fmt: skip
+    one.add_argument(
+        "--load", type=float, metavar="FRACTION",
+        help="shape: set --rate to this fraction of what the replicas sustain under stock",
+    )  # fmt: skip
+    one.add_argument("--repeats", type=int, default=1, help="runs of each policy, each with the next seed")
+    one.add_argument("--replicas", type=int, default=1, help="engines behind one router")
+    one.add_argument("--router", choices=sorted(ROUTERS), default="least_requests")
+    one.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
+                     help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
+    add_arguments(one)
+    one.add_argument("--out", type=Path, default=Path("out/simulate"), help="directory for the results")
+    one.set_defaults(run=_simulate)
+
+
+def _engine_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--enable-mixed-chunk", action="store_true")
+    parser.add_argument("--disable-overlap-schedule", action="store_true")
+    parser.add_argument("--enable-hierarchical-cache", action="store_true")
+    parser.add_argument("--chunked-prefill-size", type=int)
+    parser.add_argument("--max-running-requests", type=int)
+    parser.add_argument("--max-total-tokens", type=int)
+    parser.add_argument("--policy-option", action="append", default=[])
+    return parser
+
+
+def configure(
+    engine: EngineModel, arm: Arm, passed: Sequence[str] = ()
+) -> tuple[EngineModel, Callable[[], SchedulingPolicy | None]]:
+    """The engine of an arm with its flags, and what makes its policies. Raises :class:`WorkloadError`."""
+    policy = arm.policy
+    flags = [*passed, *arm.flags]
+    if policy == STOCK_MIXED:
+        policy, flags = "stock", [*flags, "--enable-mixed-chunk"]
+    try:
+        given, unknown = _engine_flags().parse_known_args(flags)
+    except argparse.ArgumentError as error:
+        raise WorkloadError(str(error)) from None
+    if unknown:
+        raise WorkloadError(f"unknown argument {unknown[0]!r}")
+    changes: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("chunk_tokens", given.chunked_prefill_size),
+            ("max_running", given.max_running_requests),
+            ("kv_capacity_tokens", given.max_total_tokens),
+        )
+        if value is not None
+    }
+    if given.enable_mixed_chunk:
+        changes["mixed"] = True
+    if given.disable_overlap_schedule:
+        changes["overlap"] = Overlap.NONE
+    if given.enable_hierarchical_cache:
+        changes["write_through"] = True
+    else:
+        changes["host_capacity_tokens"] = 0
+    try:
+        engine = replace(engine, **changes)
+        options = policy_options(given.policy_option)
+        if policy == "stock":
+            if options:
+                raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
+            return engine, lambda: None
+        make(policy, **options)
+    except ValueError as error:
+        raise WorkloadError(f"--policies {arm.policy}: {error}") from None
+    return engine, lambda: make(policy, **options)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one run leaves behind: figures of all requests, records of some, gauges over time."""
+
+    figures: Figures = field(default_factory=Figures)
+    records: list[RequestRecord] = field(default_factory=list)
+    samples: list[dict[str, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def _serve(fleet: Fleet, workload: Workload | Stream, progress: Callable[[str], None]) -> _Run:
+    """Serve ``workload``; Ctrl-C ends it and leaves what was computed."""
+    run = _Run()
+    stride = max(1, len(workload) // MOST_RECORDS)
+    sample_every_s = max(1.0, workload.duration_s / SAMPLES)
+    last_progress_s = time.monotonic()
+
+    def sink(record: RequestRecord) -> None:
+        run.figures.add(record)
+        if record.index % stride == 0:
+            run.records.append(record)
+
+    def look(at_s: float) -> None:
+        replicas = fleet.replicas
+        open_requests = fleet.open_requests
+        waiting = sum(len(r.waiting) + len(r.parked) for r in replicas)
+        used = sum(r.kv_used_tokens for r in replicas) / sum(r.engine.kv_capacity_tokens for r in replicas)
+        point = {
+            "at_s": at_s,
+            "queue": waiting,
+            "running": open_requests - waiting,
+            "open": open_requests,
+            "kv_usage": used,
+        }
+        run.samples.append(point)
+        nonlocal last_progress_s
+        if time.monotonic() - last_progress_s > 0.5:
+            last_progress_s = time.monotonic()
+            done = run.figures
+            mean = f", mean QoE {done.mean_qoe:.3f}" if done.requests else ""
+            progress(f"{at_s:7.0f} of {workload.duration_s:.0f} s, {done.requests} done, {open_requests} open{mean}")
+
+    fleet.sink = sink
+    next_sample_s = 0.0
+    try:
+        for number, spec in enumerate(workload):
+            while spec.arrival_s >= next_sample_s:
+                fleet.advance(next_sample_s)
+                look(next_sample_s)
+                next_sample_s += sample_every_s
+            try:
+                fleet.submit(spec)
+            except RefusedError as error:
+                raise RefusedError(f"{workload.name}, request {number}: {error}; clamp it with --max-prompt") from None
+        while fleet.open_requests:
+            fleet.advance(next_sample_s)
+            look(next_sample_s)
+            next_sample_s += sample_every_s
+    except KeyboardInterrupt:
+        run.interrupted = True
+    return run
+
+
+def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: int) -> float:
+    """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
+    rng = np.random.default_rng(seed)
+    draw_prompt, draw_output = lengths(prompt), lengths(output)
+    count = 6 * engine.max_running
+    flood = [RequestSpec(0.0, draw_prompt(rng), draw_output(rng), QoETarget()) for _ in range(count)]
+    arrived = np.sort(np.concatenate([r.token_times_s for r in simulate(engine, None, flood)]))
+    first, last = arrived[len(arrived) // 5], arrived[len(arrived) * 3 // 4]
+    return float(0.55 * len(arrived) / (last - first))
+
+
+def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
+    """Replay one workload in virtual time under several policies, on the engines that a profile describes."""
+    passed = [flag for flag in passed if flag != "--"]
+    profile = profiles.load(args.profile)
+    try:
+        arms = parse_arms(args.policies, args.arm)
+    except ValueError as error:
+        raise WorkloadError(str(error)) from None
+    for flag, least in (("repeats", 1), ("replicas", 1)):
+        if getattr(args, flag) < least:
+            raise WorkloadError(f"--{flag} must be >= {least}, got {getattr(args, flag)}")
+    engines = {name: configure(profile.engine, arm, passed) for name, arm in arms.items()}
+    sustained = None
+    if args.load is not None:
+        if args.trace is not None or not args.load > 0:
+            raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
+        stock, _ = configure(profile.engine, Arm("stock"), passed)
+        sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
+        args.rate = args.load * sustained / mean_length(args.output)
+    args.out.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    description: dict[str, Any] = {}
+    result: dict[str, Any] = {}
+    interrupted = False
+    for repeat in range(1, args.repeats + 1):
+        workload = from_arguments(args, args.seed + repeat - 1)
+        description = description or workload.describe()
+        for name, (engine, policy) in engines.items():
+            fleet = Fleet(engine, policy, replicas=args.replicas, router=ROUTERS[args.router](),
+                          decision_interval_s=args.decision_interval)  # fmt: skip
+            label = f"{name}, seed {args.seed + repeat - 1}"
+            progress = results.Progress(label)
+            run = _serve(fleet, workload, progress)
+            interrupted = run.interrupted
+            if run.figures.requests:
+                results.keep(args.out, name, repeat, run.records, run.samples)
+                figures[name].append(run.figures.summary())
+            if interrupted:
+                break
+        result = {
+            "workload": {**description, "seeds": [args.seed + k for k in range(repeat)]},
+            "engine": _describe(profile, args.replicas, passed, arms, sustained),
+            "policies": {n: summary.combine(runs) for n, runs in figures.items() if runs},
+        }
+        if interrupted:
+            print("\ninterrupted: reporting what was computed", file=sys.stderr)
+            result["interrupted"] = True
+            break
+    if not result["policies"]:
+        return 130
+    results.write(args.out, result)
+    return 130 if interrupted else 0
+
+
+def _describe(
+    profile: Profile, replicas: int, passed: Sequence[str], arms: dict[str, Arm], sustained: float | None
+) -> dict[str, Any]:
+    engine = configure(profile.engine, Arm("stock"), passed)[0]
+    return {
+        "what": f"SIMULATED: {replicas} replica{'s' * (replicas > 1)} of {profile.model} on {profile.hardware} "
+        f"{' '.join(passed)}(profile {profile.name}: {profile.source})",
+        "simulated": True,
+        "profile": profile.name,
+        "costs": asdict(engine.costs),
+        "kv_capacity_tokens": engine.kv_capacity_tokens,
+        "replicas": replicas,
+        "flags": list(passed),
+        "sustained_tokens_per_s": sustained,
+        "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
+    }

@@ -1,0 +1,102 @@
+"""What a simulated engine costs and holds: the numbers behind a replica."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from enum import Enum
+
+__all__ = ["Costs", "EngineModel", "Overlap"]
+
+
+class Overlap(Enum):
+    """How the engine's CPU work and its forward passes share the time (SGLang's event loops).
+
+    NONE: one after the other. ASYNC, on a GPU: the CPU plans one iteration ahead, so whoever arrives joins one iteration
+    later, and whoever finishes leaves one later. SYNC, the overlap loop on a CPU: the pass blocks the loop, so the result of
+    an iteration is sent when the next one has ended; whoever finishes leaves one iteration later.
+    """
+
+    NONE = "none"
+    ASYNC = "async"
+    SYNC = "sync"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """True durations of the engine's iterations, in seconds.
+
+    A decode step: ``decode_fixed_s + decode_request_s * batch + decode_context_s * context tokens``. A prefill of one batch:
+    ``prefill_fixed_s + prefill_request_s * requests + prefill_token_s * new + prefill_prefix_s * prefix + prefill_pair_s *
+    (new * (prefix + new / 2))``, the last being attention. A mixed iteration does both and pays the larger fixed part once.
+    Raises ``ValueError`` naming field and value.
+    """
+
+    decode_fixed_s: float
+    decode_request_s: float
+    decode_context_s: float
+    prefill_fixed_s: float
+    prefill_token_s: float
+    prefill_request_s: float = 0.0
+    prefill_prefix_s: float = 0.0
+    prefill_pair_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name} must be a number of seconds >= 0, got {value!r}")
+        if not (self.decode_fixed_s + self.decode_request_s > 0 and self.prefill_fixed_s + self.prefill_token_s > 0):
+            raise ValueError("decode_fixed_s and prefill_fixed_s: an iteration must take some time, got 0")
+
+    def decode_s(self, batch: int, context_tokens: int) -> float:
+        return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
+
+    def prefill_s(self, new_tokens: int, prefix_tokens: int = 0, pairs: float = 0.0, requests: int = 1) -> float:
+        return (
+            self.prefill_fixed_s
+            + self.prefill_request_s * requests
+            + self.prefill_token_s * new_tokens
+            + self.prefill_prefix_s * prefix_tokens
+            + self.prefill_pair_s * pairs
+        )
+
+    def mixed_s(
+        self, new_tokens: int, prefix_tokens: int, pairs: float, requests: int, batch: int, context_tokens: int
+    ) -> float:
+        both = self.prefill_s(new_tokens, prefix_tokens, pairs, requests) + self.decode_s(batch, context_tokens)
+        return both - min(self.prefill_fixed_s, self.decode_fixed_s)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """One engine. Lengths in tokens.
+
+    chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
+    (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
+    room there, 0 for no host tier. write_through: copy everything that enters the cache, not only what a policy offloads.
+    decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. Raises ``ValueError``
+    naming field and value.
+    """
+
+    costs: Costs
+    kv_capacity_tokens: int
+    max_running: int = 64
+    chunk_tokens: int = 2048
+    mixed: bool = False
+    overlap: Overlap = Overlap.NONE
+    host_capacity_tokens: int = 0
+    host_tokens_per_s: float = 0.0
+    write_through: bool = False
+    decision_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("kv_capacity_tokens", "max_running", "chunk_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)!r}")
+        for name in ("host_capacity_tokens", "host_tokens_per_s", "decision_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be >= 0, got {value!r}")
+        if self.host_capacity_tokens and not self.host_tokens_per_s > 0:
+            raise ValueError(f"host_tokens_per_s must be > 0 with a host tier, got {self.host_tokens_per_s!r}")

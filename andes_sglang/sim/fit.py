@@ -1,0 +1,147 @@
+"""Costs of an engine from what its clients saw: a streaming engine shows each of its iterations.
+
+Tokens of one iteration reach the clients together, so deliveries fall into clusters; the time from one to the next is what
+an iteration took, and the cluster says of how many requests, over how much context, or of which prompts. No prefix may have
+been cached and nobody preempted: use records of unrelated prompts under stock scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.latency import non_negative
+from andes_sglang.request import RequestRecord
+from andes_sglang.sim.engine import Costs
+
+__all__ = ["CostFit", "FitError", "fit_costs"]
+
+Array = npt.NDArray[np.float64]
+LEAST_SAMPLES = 30
+LEAST_GAP_S = 1e-3
+
+
+class FitError(ValueError):
+    """Too little was seen to tell what an iteration costs; the text says what is missing."""
+
+
+class CostFit(NamedTuple):
+    """costs, and the median relative error of a decode step and of a prefill with the numbers they were fitted to.
+    sends_late: results of an iteration are sent when the next one has ended (:class:`~andes_sglang.sim.engine.Overlap`)."""
+
+    costs: Costs
+    decode_error: float
+    decode_samples: int
+    prefill_error: float
+    prefill_samples: int
+    sends_late: bool
+
+
+@dataclass(slots=True)
+class _Iterations:
+    """Columns, a row per iteration. busy: somebody was being served all the time since the one before it."""
+
+    at_s: Array
+    decoding: Array
+    context_tokens: Array
+    prefilling: Array
+    new_tokens: Array
+    pairs: Array
+    busy: npt.NDArray[np.bool_]
+
+
+def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
+    """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
+    then somebody's token was held up on its way."""
+    deliveries: list[tuple[float, int, int, int, int, bool]] = []
+    for index, record in enumerate(r for r in records if not r.error):
+        sent = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
+        last = len(record.deliveries) - 1
+        for k, (at, n) in enumerate(record.deliveries):
+            deliveries.append((at, index, sent[k], n, record.prompt_tokens, k == last))
+    deliveries.sort()
+    if not deliveries:
+        raise FitError("no deliveries to fit costs to")
+    rows: list[list[float]] = []
+    members: set[int] = set()
+    firsts = False
+    opened = 0
+    before_s = -np.inf
+    for at, index, k, n, prompt, ends in deliveries:
+        if not rows or ((index in members or firsts != (k == 0)) and at - before_s > LEAST_GAP_S):
+            rows.append([at, 0, 0, 0, 0, 0, opened > 0])
+            members, firsts = set(), k == 0
+        members.add(index)
+        before_s = at
+        row = rows[-1]
+        if k == 0:
+            opened += 1
+            row[3] += 1
+            row[4] += prompt
+            row[5] += prompt * prompt / 2
+        else:
+            row[1] += 1
+            row[2] += prompt + k
+        row[6] = row[6] and n == 1 and (k > 0 or prompt <= chunk_tokens)
+        opened -= ends
+    at_s, decoding, context, prefilling, new, pairs, busy = np.array(rows, dtype=np.float64).T
+    return _Iterations(at_s, decoding, context, prefilling, new, pairs, busy > 0)
+
+
+def fit_costs(records: Sequence[RequestRecord], *, chunk_tokens: int = 1 << 30) -> CostFit:
+    """Costs from the records of one engine's requests. chunk_tokens: longer prompts are left out, for they take several
+    iterations. Raises :class:`FitError`."""
+    seen = _iterations(records, chunk_tokens)
+    return min((_fit(seen, late) for late in (False, True)), key=lambda fit: fit.decode_error + fit.prefill_error)
+
+
+def _fit(seen: _Iterations, late: bool) -> CostFit:
+    """Sent late, the time up to a cluster is what the iteration of the next one took."""
+    took_s = np.diff(seen.at_s)
+    rows = np.arange(1, len(seen.at_s))
+    if late:
+        took_s, rows = took_s[:-1], rows[:-1] + 1
+    busy = seen.busy[rows] & (seen.busy[rows - 1] if late else True)
+    decode = busy & (seen.decoding[rows] > 0) & (seen.prefilling[rows] == 0)
+    prefill = busy & (seen.prefilling[rows] > 0) & (seen.decoding[rows] == 0)
+    ones = np.ones(len(rows))
+    what = {"decode": (decode, np.stack([ones, seen.decoding[rows], seen.context_tokens[rows]], axis=1))}
+    prefill_features = np.stack([ones, seen.prefilling[rows], seen.new_tokens[rows], seen.pairs[rows]], axis=1)
+    what["prefill"] = (prefill, prefill_features)
+    found = {}
+    for name, (mask, features) in what.items():
+        if np.count_nonzero(mask) < LEAST_SAMPLES:
+            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {LEAST_SAMPLES} are needed")
+        found[name] = _robust(features[mask], took_s[mask])
+    (d, decode_error, decode_samples), (p, prefill_error, prefill_samples) = found["decode"], found["prefill"]
+    costs = Costs(
+        decode_fixed_s=d[0], decode_request_s=d[1], decode_context_s=d[2], prefill_fixed_s=p[0], prefill_request_s=p[1],
+        prefill_token_s=p[2], prefill_pair_s=p[3],
+    )  # fmt: skip
+    return CostFit(costs, decode_error, decode_samples, prefill_error, prefill_samples, late)
+
+
+def _robust(features: Array, took_s: Array) -> tuple[list[float], float, int]:
+    """Non-negative coefficients, median relative error, number of samples. Their proportions are those of least relative
+    squares without what lies far off; their level is that of the time spent in all, hiccups included."""
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-12)
+    floor_s = 0.1 * float(np.median(took_s))
+    kept = np.ones(len(took_s), dtype=np.bool_)
+    predicted = np.full(len(took_s), 10.0 * floor_s)
+    error, coefficients = predicted, scale
+    for _ in range(6):
+        weight = 1.0 / np.maximum(predicted[kept], floor_s)
+        x, y = (features[kept] / scale) * weight[:, None], took_s[kept] * weight
+        a, b = x.T @ x + 1e-9 * len(y) * np.eye(len(scale)), x.T @ y
+        solved = np.linalg.solve(a, b)
+        coefficients = (non_negative(a, b) if (solved < 0).any() else solved) / scale
+        predicted = features @ coefficients
+        error = np.abs(predicted - took_s) / np.maximum(predicted, floor_s)
+        kept = error <= max(4.0 * float(np.median(error)), 1e-6)
+    level = error <= 10.0
+    coefficients = coefficients * (took_s[level].sum() / predicted[level].sum())
+    return coefficients.tolist(), float(np.median(error)), int(np.count_nonzero(level))

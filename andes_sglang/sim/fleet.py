@@ -1,0 +1,237 @@
+"""A fleet of equal replicas in virtual time: who goes where, how many there are, how long they take to come and to go.
+
+Router and autoscaler are plain objects with one method; what they see is the fleet itself. A replica that nothing happens
+to is left alone until somebody asks for it, so an arrival costs what it changes and not the size of the fleet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.replica import Replica
+
+__all__ = ["ROUTERS", "Autoscaler", "Fleet", "Router", "TargetScaler", "simulate_fleet"]
+
+Policy = Callable[[], SchedulingPolicy | None]
+Router = Callable[[RequestSpec, Sequence[Replica]], Replica]
+"""Chooses among the replicas that serve; they are brought up to the arrival's time first."""
+
+
+def least_requests(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
+    return min(replicas, key=lambda r: r.open_requests)
+
+
+def least_tokens(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
+    """By prompt tokens of open requests: a long prompt counts for what it costs."""
+    return min(replicas, key=lambda r: (r.open_prompt_tokens, r.open_requests))
+
+
+def qoe(spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
+    """Where its reader waits least, by the engine's own costs: for the queue before it, for KV, and between tokens."""
+
+    def wait_s(replica: Replica) -> tuple[float, int]:
+        costs = replica.engine.costs
+        batch = replica.open_requests + 1
+        context = replica.open_prompt_tokens + spec.prompt_tokens
+        queued = max(0, replica.open_prompt_tokens - replica.kv_used_tokens) + spec.prompt_tokens
+        step_s = costs.decode_s(batch, context)
+        over = max(0.0, context / replica.engine.kv_capacity_tokens - 1.0)
+        late_s = max(0.0, step_s * spec.target.tds - 1.0)
+        return costs.prefill_s(queued) + 100.0 * over + 10.0 * late_s, batch
+
+    return min(replicas, key=wait_s)
+
+
+def round_robin() -> Router:
+    turn = -1
+
+    def route(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
+        nonlocal turn
+        turn += 1
+        return replicas[turn % len(replicas)]
+
+    return route
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "round_robin": round_robin,
+    "least_requests": lambda: least_requests,
+    "least_tokens": lambda: least_tokens,
+    "qoe": lambda: qoe,
+}
+
+
+class Autoscaler(Protocol):
+    """Asked every ``interval_s`` how many replicas there should be; those starting count as there."""
+
+    interval_s: float
+
+    def wanted(self, fleet: Fleet) -> int: ...
+
+
+class TargetScaler:
+    """As Kubernetes' horizontal autoscaler: the sum of ``load`` over the replicas divided by ``target``, up at once, down to
+    the largest figure of the last ``down_after_s``. least, most: bounds on replicas. Raises ``ValueError``."""
+
+    def __init__(
+        self,
+        target: float,
+        load: Callable[[Replica], float] = lambda replica: replica.open_requests,
+        *,
+        least: int = 1,
+        most: int = 1000,
+        interval_s: float = 15.0,
+        down_after_s: float = 300.0,
+    ) -> None:
+        if not target > 0:
+            raise ValueError(f"target must be > 0, got {target!r}")
+        if not 1 <= least <= most:
+            raise ValueError(f"least must be between 1 and most, got {least!r} and {most!r}")
+        self.target, self.load, self.least, self.most = target, load, least, most
+        self.interval_s, self.down_after_s = interval_s, down_after_s
+        self._asked: deque[tuple[float, int]] = deque()
+
+    def wanted(self, fleet: Fleet) -> int:
+        asked = math.ceil(sum(self.load(r) for r in fleet.replicas) / self.target)
+        self._asked.append((fleet.now_s, min(self.most, max(self.least, asked))))
+        while self._asked[0][0] < fleet.now_s - self.down_after_s:
+            self._asked.popleft()
+        return max(n for _, n in self._asked)
+
+
+class Fleet:
+    """``replicas`` of ``engine`` at the start, or one of each of ``engines``, each under a policy of its own. Records go to
+    ``sink``. An autoscaler adds replicas of ``engine``.
+
+    Submit requests in order of arrival; :meth:`advance` without an end serves everybody to the end. start_s: from the wish
+    for a replica to its first request. One that is no longer wanted takes nobody new and goes when the last one has finished:
+    those still starting first, then the one with the fewest requests. replica_s: replica-seconds paid for, starting and
+    draining included. Raises ``ValueError`` naming field and value.
+    """
+
+    def __init__(
+        self,
+        engine: EngineModel,
+        policy: Policy = lambda: None,
+        *,
+        replicas: int = 1,
+        engines: Sequence[EngineModel] = (),
+        router: Router = least_requests,
+        autoscaler: Autoscaler | None = None,
+        start_s: float = 0.0,
+        decision_interval_s: float = 0.0,
+        sink: Callable[[RequestRecord], None] = lambda _record: None,
+    ) -> None:
+        if replicas < 1:
+            raise ValueError(f"replicas must be >= 1, got {replicas!r}")
+        if not start_s >= 0:
+            raise ValueError(f"start_s must be >= 0 seconds, got {start_s!r}")
+        self.engine, self.policy, self.sink = engine, policy, sink
+        self.router, self.autoscaler, self.start_s = router, autoscaler, start_s
+        self.decision_interval_s = decision_interval_s
+        self.now_s = 0.0
+        self.started = 0
+        self.most = 0
+        self.serving: list[Replica] = []
+        self.starting: deque[tuple[float, Replica]] = deque()
+        self.draining: list[Replica] = []
+        self._paid_s = 0.0
+        self._since: dict[Replica, float] = {}
+        self._submitted = 0
+        self._next_tick_s = autoscaler.interval_s if autoscaler else math.inf
+        for model in engines or [engine] * replicas:
+            self.serving.append(self._new(model))
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """Those that serve and those that drain."""
+        return self.serving + self.draining
+
+    @property
+    def open_requests(self) -> int:
+        return sum(r.open_requests for r in self.replicas)
+
+    @property
+    def replica_s(self) -> float:
+        return self._paid_s + sum(max(0.0, self.now_s - since) for since in self._since.values())
+
+    def submit(self, spec: RequestSpec) -> None:
+        """A request arrives, no earlier than the one before. Raises :class:`~andes_sglang.sim.replica.RefusedError`."""
+        self.advance(spec.arrival_s)
+        chosen = self.router(spec, self.serving)
+        chosen.advance(spec.arrival_s)
+        chosen.submit(spec, index=self._submitted)
+        self._submitted += 1
+
+    def advance(self, until_s: float = math.inf) -> None:
+        """Serve until ``until_s``; without it, until nobody is left."""
+        while self._next_tick_s <= until_s and (until_s < math.inf or self.open_requests):
+            self._serve(self._next_tick_s)
+            self._scale()
+        self._serve(until_s)
+        if until_s == math.inf:
+            self.now_s = max([self.now_s, *(r.now_s for r in self.replicas)])
+
+    def _serve(self, until_s: float) -> None:
+        while self.starting and self.starting[0][0] <= until_s:
+            self.serving.append(self.starting.popleft()[1])
+        for replica in self.replicas:
+            if replica.quiet_until_s < until_s:
+                replica.advance(until_s)
+        if until_s < math.inf:
+            self.now_s = max(self.now_s, until_s)
+        for replica in [r for r in self.draining if not r.open_requests]:
+            self.draining.remove(replica)
+            self._pay(replica, replica.now_s)
+
+    def _scale(self) -> None:
+        self._next_tick_s += self.autoscaler.interval_s if self.autoscaler else math.inf
+        wanted = max(1, self.autoscaler.wanted(self)) if self.autoscaler else len(self.serving)
+        have = len(self.serving) + len(self.starting)
+        for _ in range(have, wanted):
+            self.starting.append((self.now_s + self.start_s, self._new(self.engine)))
+        for _ in range(wanted, have):
+            if self.starting:
+                self._pay(self.starting.pop()[1], self.now_s)
+            else:
+                least = min(self.serving, key=lambda r: r.open_requests)
+                self.serving.remove(least)
+                least.advance(self.now_s)
+                self.draining.append(least)
+
+    def _new(self, engine: EngineModel) -> Replica:
+        replica = Replica(
+            engine,
+            self.policy(),
+            sink=self._done,
+            index=self.started,
+            decision_interval_s=self.decision_interval_s,
+        )
+        self.started += 1
+        self._since[replica] = self.now_s
+        self.most = max(self.most, len(self._since))
+        return replica
+
+    def _done(self, record: RequestRecord) -> None:
+        self.sink(record)
+
+    def _pay(self, replica: Replica, until_s: float) -> None:
+        self._paid_s += max(0.0, until_s - self._since.pop(replica))
+
+
+def simulate_fleet(fleet: Fleet, requests: Iterable[RequestSpec]) -> Iterator[RequestRecord]:
+    """Records of ``requests`` (in order of arrival) as they finish; memory does not grow with their number."""
+    done: deque[RequestRecord] = deque()
+    fleet.sink = done.append
+    for spec in requests:
+        fleet.submit(spec)
+        while done:
+            yield done.popleft()
+    fleet.advance()
+    yield from done

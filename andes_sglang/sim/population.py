@@ -1,0 +1,134 @@
+"""The replica's population as columns, kept up to date instead of built anew for every decision.
+
+A waiting request does not change, so its column entries are written once; what runs is brought up to date in a few array
+expressions, however many steps have passed since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.qoe import Readers
+from andes_sglang.request import RequestSpec
+from andes_sglang.state import ROW_WIDTH, Phase, RequestTable
+
+__all__ = ["Population"]
+
+Array = npt.NDArray[np.float64]
+(
+    START, TDS, DELIVERED, END, LATENESS, PHASE, ARRIVAL, PROMPT, OUTPUT, KV, CACHED, REMAINING, SLICE, SINCE, PREEMPTIONS,
+    PREEMPTIBLE, WEIGHT,
+) = range(ROW_WIDTH)  # fmt: skip
+"""The order of :meth:`andes_sglang.state.RequestView.row`."""
+
+
+class Population:
+    """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds."""
+
+    def __init__(self, capacity: int = 256) -> None:
+        self._columns: Array = np.zeros((ROW_WIDTH, capacity))
+        self._seen_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
+        self._rids: list[str] = [""] * capacity
+        self._free = list(range(capacity - 1, -1, -1))
+
+    def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:
+        """The slot of a request that begins to wait."""
+        if not self._free:
+            size = len(self._rids)
+            self._columns = np.hstack([self._columns, np.zeros_like(self._columns)])
+            self._seen_step = np.concatenate([self._seen_step, np.zeros_like(self._seen_step)])
+            self._rids += [""] * size
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        slot = self._free.pop()
+        self._rids[slot] = rid
+        self._columns[:, slot] = (
+            spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, Phase.WAITING, spec.arrival_s, spec.prompt_tokens,
+            0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, 1,
+        )  # fmt: skip
+        return slot
+
+    def remove(self, slot: int) -> None:
+        self._free.append(slot)
+
+    def start(self, slot: int, now_s: float) -> None:
+        """It has been chosen to run: a new slice begins."""
+        c = self._columns
+        c[SLICE, slot], c[SINCE, slot] = 0, now_s
+
+    def join(self, slot: int, step: int) -> None:
+        """It is in the batch and gets a token at every step after ``step``."""
+        c = self._columns
+        c[PHASE, slot], c[CACHED, slot] = Phase.RUNNING, 0
+        c[KV, slot] = c[PROMPT, slot] + c[OUTPUT, slot]
+        self._seen_step[slot] = step
+
+    def stop(self, slot: int, phase: Phase, now_s: float, cached_tokens: int) -> None:
+        """It has left the batch: parked with its KV, or waiting without."""
+        c = self._columns
+        c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, now_s, cached_tokens
+        c[PREEMPTIONS, slot] += 1
+        if phase is Phase.WAITING:
+            c[KV, slot] = 0
+
+    def set_cached(self, slot: int, tokens: int) -> None:
+        self._columns[CACHED, slot] = tokens
+
+    def deliver(self, slot: int, at_s: float) -> None:
+        """One token reaches the reader outside the batch's steps: the first after a prefill."""
+        c = self._columns
+        digest = max(at_s - c[START, slot], c[END, slot])
+        c[LATENESS, slot] += digest - c[DELIVERED, slot] / c[TDS, slot]
+        c[END, slot] = digest + 1.0 / c[TDS, slot]
+        c[DELIVERED, slot] += 1
+        c[OUTPUT, slot] += 1
+        c[KV, slot] += 1
+        c[REMAINING, slot] -= 1
+        c[SLICE, slot] += 1
+
+    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> None:
+        """Bring those in the batch up to ``step``; step j ended at ``ends_s[j - first_step]``.
+
+        Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
+        end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
+        """
+        rows = np.array(slots, dtype=np.intp)
+        seen = self._seen_step[rows]
+        if not len(rows) or (oldest := int(seen.min())) >= step:
+            return
+        c = self._columns
+        news = np.maximum(step - seen, 0)
+        times = ends_s[oldest - first_step : step - first_step]
+        start, pace, end = c[START, rows], 1.0 / c[TDS, rows], c[END, rows]
+        if len(times) == 1:
+            late = np.where(news > 0, times[0] - start, -np.inf)
+            digest = late_sum = np.maximum(late, end)
+        else:
+            k = np.arange(oldest, step)[:, None] - seen
+            late = times[:, None] - start - k * pace
+            late[k < 0] = -np.inf
+            np.maximum(late[0], end, out=late[0])
+            np.maximum.accumulate(late, axis=0, out=late)
+            digest, late_sum = late[-1], late.sum(axis=0)
+        silent = len(times) - news
+        c[LATENESS, rows] += late_sum - silent * end - pace * news * c[DELIVERED, rows]
+        c[END, rows] = digest + news * pace
+        c[DELIVERED, rows] += news
+        c[OUTPUT, rows] += news
+        c[KV, rows] += news
+        c[REMAINING, rows] -= news
+        c[SLICE, rows] += news
+        self._seen_step[rows] = seen + news
+
+    def table(self, running: Sequence[int], parked: Sequence[int], waiting: Sequence[int]) -> tuple[RequestTable, int]:
+        """The rows of these slots, in that order, and the KV tokens they hold."""
+        slots = [*running, *parked, *waiting]
+        columns = self._columns[:, slots]
+        readers = len(Readers._fields)
+        rids = self._rids
+        table = RequestTable(
+            tuple([rids[s] for s in slots]), Readers(*columns[:readers]), *columns[readers:]
+        )  # fmt: skip
+        return table, int(columns[KV].sum())

@@ -1,0 +1,233 @@
+"""A radix cache of prefixes as SGLang keeps it: nodes locked by what runs, the least recently used leaf evicted whole.
+
+A sequence is up to two runs of tokens: ids of shared prefix blocks, then a range of positions in a stream of its own (a
+request, or the session it continues). A node holds a piece of one run. With a host tier behind it, an evicted node whose
+copy is complete can be loaded back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+__all__ = ["Match", "Node", "RadixCache", "Run", "sequence"]
+
+
+class Run(NamedTuple):
+    """``ids``: block ids, or ``range(start, end)`` of positions in ``stream``; each stands for ``unit`` tokens."""
+
+    stream: Hashable
+    ids: Sequence[int]
+    unit: int
+
+
+def sequence(stream: Hashable, tokens: int, blocks: tuple[int, ...] = (), block_tokens: int = 512) -> list[Run]:
+    """The first ``tokens`` tokens of ``stream``, which begins with the shared ``blocks``."""
+    shared = blocks[: tokens // block_tokens]
+    own = Run(stream, range(len(shared) * block_tokens, tokens), 1)
+    return [Run(None, shared, block_tokens), own] if shared else [own]
+
+
+class Node:
+    """``used``: logical time of the last access. on_device: its KV is in the pool. host_s: when its copy in host memory
+    is complete, None without one. The root is its own parent."""
+
+    __slots__ = ("children", "host_s", "ids", "locks", "on_device", "parent", "serial", "stream", "unit", "used")
+
+    def __init__(self, parent: Node | None, run: Run, used: int, serial: int) -> None:
+        self.parent: Node = parent or self
+        self.serial = serial
+        self.stream, self.ids, self.unit = run
+        self.children: dict[tuple[Hashable, int], Node] = {}
+        self.locks = 0
+        self.used = used
+        self.on_device = True
+        self.host_s: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) * self.unit
+
+
+class Match(NamedTuple):
+    """The deepest node on the device, tokens found there, and below it the nodes found in host memory only."""
+
+    node: Node
+    tokens: int
+    host: list[Node]
+    host_tokens: int
+
+
+class RadixCache:
+    """``tokens`` on the device in all, of which ``evictable`` nobody has locked; ``host_tokens`` in host memory."""
+
+    def __init__(self, host_capacity_tokens: int = 0) -> None:
+        self.root = Node(None, Run(None, (), 1), 0, 0)
+        self.tokens = 0
+        self.evictable = 0
+        self.host_capacity_tokens = host_capacity_tokens
+        self.host_tokens = 0
+        self.evicted_tokens = 0
+        self._clock = 0
+        self._serials = itertools.count(1)
+        self._leaves: list[tuple[int, int, Node]] = []
+        self._host_leaves: list[tuple[int, int, Node]] = []
+
+    def match(self, runs: list[Run], limit_tokens: int, now_s: float = 0.0) -> Match:
+        """What is cached of ``runs``, up to ``limit_tokens``; it counts as an access. Nodes are split where it ends."""
+        node, found = self.root, 0
+        host: list[Node] = []
+        host_found = 0
+        for child, _ in self._walk(runs, limit_tokens):
+            if child.on_device and not host:
+                node, found = child, found + child.tokens
+            elif child.host_s is not None and child.host_s <= now_s:
+                host.append(child)
+                host_found += child.tokens
+            else:
+                break
+        return Match(node, found, host, host_found)
+
+    def insert(self, runs: list[Run]) -> tuple[Node, int]:
+        """Put ``runs`` on the device; the last node, and how many of its tokens were there already."""
+        node, missing, found = self.root, runs, 0
+        for child, rest in self._walk(runs, None):
+            if not child.on_device:
+                self._account(child, child.tokens)
+                child.on_device = True
+            else:
+                found += child.tokens
+            node, missing = child, rest
+        for run in missing:
+            if len(run.ids):
+                fresh = Node(node, run, self._clock, next(self._serials))
+                node.children[run.stream, run.ids[0]] = fresh
+                self._account(fresh, fresh.tokens)
+                node = fresh
+        self._offer(node)
+        return node, found
+
+    def _walk(self, runs: list[Run], limit_tokens: int | None) -> list[tuple[Node, list[Run]]]:
+        """Nodes along ``runs`` with what follows each of them; the last is split so that it lies within."""
+        self._clock += 1
+        path: list[tuple[Node, list[Run]]] = []
+        node = self.root
+        left = limit_tokens if limit_tokens is not None else 1 << 62
+        for k, run in enumerate(runs):
+            at = 0
+            while at < len(run.ids):
+                child = node.children.get((run.stream, run.ids[at]))
+                if child is None:
+                    return path
+                common = min(_common(child.ids, run.ids, at), left // child.unit)
+                if not common:
+                    return path
+                if common < len(child.ids):
+                    child = self._split(child, common)
+                child.used = self._clock
+                at += common
+                left -= child.tokens
+                path.append((child, [Run(run.stream, run.ids[at:], run.unit), *runs[k + 1 :]]))
+                node = child
+        return path
+
+    def _split(self, node: Node, length: int) -> Node:
+        """Cut ``node`` after ``length`` ids; the upper part, which takes its place."""
+        parent = node.parent
+        upper = Node(parent, Run(node.stream, node.ids[:length], node.unit), node.used, next(self._serials))
+        upper.locks, upper.on_device, upper.host_s = node.locks, node.on_device, node.host_s
+        parent.children[node.stream, node.ids[0]] = upper
+        node.ids, node.parent = node.ids[length:], upper
+        upper.children[node.stream, node.ids[0]] = node
+        return upper
+
+    def lock(self, node: Node) -> None:
+        """``node`` and everything above it stay."""
+        at = node
+        while at is not self.root:
+            if not at.locks and at.on_device:
+                self.evictable -= at.tokens
+            at.locks += 1
+            at = at.parent
+
+    def unlock(self, node: Node) -> None:
+        at = node
+        while at is not self.root:
+            at.locks -= 1
+            if not at.locks and at.on_device:
+                self.evictable += at.tokens
+                self._offer(at)
+            at = at.parent
+
+    def _account(self, node: Node, tokens: int) -> None:
+        self.tokens += tokens
+        if not node.locks:
+            self.evictable += tokens
+
+    def _offer(self, node: Node) -> None:
+        """A candidate for eviction, unless something on the device hangs below it."""
+        if node is not self.root and not node.locks and node.on_device and not _held_below(node):
+            heapq.heappush(self._leaves, (node.used, node.serial, node))
+
+    def evict(self, tokens: int) -> int:
+        """Free at least ``tokens`` on the device, least recently used leaves first; how many were freed."""
+        freed = 0
+        while freed < tokens and self._leaves:
+            used, _, node = heapq.heappop(self._leaves)
+            if node.locks or not node.on_device or _held_below(node):
+                continue
+            if used != node.used:
+                self._offer(node)
+                continue
+            freed += node.tokens
+            node.on_device = False
+            parent = node.parent
+            if node.host_s is None:
+                self._drop(node)
+            self._offer(parent)
+        self.tokens -= freed
+        self.evictable -= freed
+        self.evicted_tokens += freed
+        return freed
+
+    def _drop(self, node: Node) -> None:
+        """Forget a node that is nowhere any more, with what hangs below it in host memory."""
+        del node.parent.children[node.stream, node.ids[0]]
+        below = list(node.children.values())
+        while below:
+            child = below.pop()
+            below += child.children.values()
+            if child.host_s is not None:
+                self.host_tokens -= child.tokens
+                child.host_s = None
+
+    def back_up(self, node: Node, complete_s: float) -> None:
+        """A copy of ``node`` will be complete in host memory at ``complete_s``; the least recently used ones make room."""
+        self.host_tokens += node.tokens
+        node.host_s = complete_s
+        heapq.heappush(self._host_leaves, (node.used, node.serial, node))
+        while self.host_tokens > self.host_capacity_tokens and self._host_leaves:
+            used, _, old = heapq.heappop(self._host_leaves)
+            if old.host_s is None:
+                continue
+            if used != old.used:
+                heapq.heappush(self._host_leaves, (old.used, old.serial, old))
+                continue
+            self.host_tokens -= old.tokens
+            old.host_s = None
+            if not old.on_device:
+                self._drop(old)
+
+
+def _common(ids: Sequence[int], run: Sequence[int], at: int) -> int:
+    """How many of ``ids`` stand in ``run`` from ``at`` on; the first does."""
+    most = min(len(ids), len(run) - at)
+    if isinstance(ids, range) or ids[:most] == run[at : at + most]:
+        return most
+    return next(k for k in range(most) if ids[k] != run[at + k])
+
+
+def _held_below(node: Node) -> bool:
+    return any(child.on_device for child in node.children.values())

@@ -1,0 +1,233 @@
+"""From records to the figures of ``summary.json``, and the table people read.
+
+Symbols: a request's QoE is scored from its deliveries to the client; a failed or shed request scores 0 and counts.
+TTFT runs from the scheduled arrival. A stall is time the reader waits inside the answer. Backlog: requests still open when
+the last one arrived; they count with the QoE they got in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.request import RequestRecord
+
+__all__ = ["Figures", "aligned", "cells", "combine", "summarise", "table"]
+
+Summary = dict[str, Any]
+MOST_ROWS = 100_000
+_LEAST_GAP_S, _GAP_STEP = 1e-6, 0.005
+
+
+class _Row(NamedTuple):
+    qoe: float
+    ttft_s: float
+    stall_s: float
+    longest_stall_s: float
+    arrival_s: float
+    end_s: float
+    prompt_tokens: int
+
+
+class Figures:
+    """The figures of one run, from its records one by one in constant memory.
+
+    Quantiles are exact up to ``MOST_ROWS`` requests; beyond, they are those of every 2nd, 4th, ... request. Gaps between
+    deliveries are counted in steps of 0.5 %.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[_Row] = []
+        self._stride = 1
+        self._gaps: npt.NDArray[np.int64] = np.zeros(5000, dtype=np.int64)
+        self.requests = self.failed = self.tokens = 0
+        self._qoe_sum = self._stall_sum = self._effective = self._lag_s = self._last_s = 0.0
+        self._perfect = [0, 0]
+        self._first_s = self._last_arrival_s = -1.0
+        self._engine = dict.fromkeys(("preemptions", "recomputed_tokens", "retractions"), 0)
+        self._engine_told = True
+
+    def add(self, record: RequestRecord) -> None:
+        times_s = record.token_times_s
+        score = record.score()
+        qoe = 0.0 if record.error else score.qoe
+        if self.requests % self._stride == 0:
+            end_s = float(times_s[-1]) if len(times_s) else record.end_s
+            self._rows.append(
+                _Row(qoe, record.ttft_s, score.stall_s, score.longest_stall_s, record.arrival_s, end_s, record.prompt_tokens)
+            )  # fmt: skip
+            if len(self._rows) > MOST_ROWS:
+                self._rows = self._rows[::2]
+                self._stride *= 2
+        self.requests += 1
+        self.failed += record.error is not None
+        self._qoe_sum += qoe
+        self._perfect[0] += qoe >= 0.95
+        self._perfect[1] += qoe >= 0.99
+        self._stall_sum += score.stall_s
+        self._effective += score.effective_tokens
+        self._lag_s = max(self._lag_s, record.sent_s - record.arrival_s)
+        self._first_s = record.arrival_s if self._first_s < 0 else min(self._first_s, record.arrival_s)
+        self._last_arrival_s = max(self._last_arrival_s, record.arrival_s)
+        if len(times_s):
+            self.tokens += len(times_s)
+            self._last_s = max(self._last_s, float(times_s[-1]))
+        at_s = times_s if len(record.deliveries) == len(times_s) else np.array([at for at, _ in record.deliveries])
+        if len(at_s) > 1:
+            steps = np.log(np.maximum(np.diff(at_s), _LEAST_GAP_S) / _LEAST_GAP_S) / _GAP_STEP
+            np.add.at(self._gaps, np.minimum(steps.astype(np.int64), len(self._gaps) - 1), 1)
+        for name in self._engine:
+            told = getattr(record, name)
+            self._engine_told &= told is not None
+            self._engine[name] += told or 0
+
+    @property
+    def mean_qoe(self) -> float:
+        return self._qoe_sum / max(self.requests, 1)
+
+    def _gap_s(self, share: float) -> float | None:
+        total = int(self._gaps.sum())
+        if not total:
+            return None
+        at = int(np.searchsorted(np.cumsum(self._gaps), share * total))
+        return float(_LEAST_GAP_S * np.exp((at + 0.5) * _GAP_STEP))
+
+    def summary(self) -> Summary:
+        """The figures so far; at least one record has been added."""
+        columns = dict(zip(_Row._fields, np.array(self._rows, dtype=np.float64).T, strict=True))
+        n = max(self.requests, 1)
+        span_s = max(self._last_s - max(self._first_s, 0.0), 1e-9)
+        told = self._engine_told
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "qoe": {
+                "mean": self.mean_qoe,
+                "p5": float(np.percentile(columns["qoe"], 5)),
+                "share_ge_095": self._perfect[0] / n,
+                "share_ge_099": self._perfect[1] / n,
+                "by_prompt_length": _by_prompt_length(columns),
+            },
+            "ttft_s": {f"p{p}": float(np.percentile(columns["ttft_s"], p)) for p in (50, 90, 99)},
+            "itl_s": {"p50": self._gap_s(0.5), "p99": self._gap_s(0.99)},
+            "stall_s": {
+                "mean": self._stall_sum / n,
+                "longest_p90": float(np.percentile(columns["longest_stall_s"], 90)),
+            },
+            "tokens_per_s": self.tokens / span_s,
+            "effective_tokens_per_s": self._effective / span_s,
+            "backlog_requests": int(np.count_nonzero(columns["end_s"] > self._last_arrival_s)) * self._stride,
+            "preemptions_per_request": self._engine["preemptions"] / n if told else None,
+            "recomputed_tokens": self._engine["recomputed_tokens"] if told else None,
+            "retractions": self._engine["retractions"] if told else None,
+            "client_lag_s": {"max": self._lag_s},
+        }
+
+
+def _by_prompt_length(columns: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float | None]:
+    """Mean QoE of the shorter half of prompts, of the longest tenth, and of those between."""
+    half, most = np.percentile(columns["prompt_tokens"], [50, 90])
+    short, long = columns["prompt_tokens"] <= half, columns["prompt_tokens"] >= most
+    groups = {"shortest_half": short & ~long, "middle": ~short & ~long, "longest_tenth": long}
+    return {name: float(columns["qoe"][rows].mean()) if rows.any() else None for name, rows in groups.items()}
+
+
+def summarise(
+    records: Iterable[RequestRecord], before: Mapping[str, float] | None = None, after: Mapping[str, float] | None = None
+) -> Summary:  # fmt: skip
+    """Figures of one run; ``before`` and ``after`` are the engine's counters around it, for what records do not tell."""
+    figures = Figures()
+    for record in records:
+        figures.add(record)
+    summary = figures.summary()
+    counters, earlier = after or {}, before or {}
+
+    def counted(name: str) -> float | None:
+        found = {k: v for k, v in counters.items() if k.split("{")[0] == name}
+        return sum(v - earlier.get(k, 0.0) for k, v in found.items()) if found else None
+
+    if any(k.startswith("andes_policy_info") for k in counters):
+        summary["preemptions_per_request"] = (counted("andes_preemptions_total") or 0.0) / figures.requests
+        summary["recomputed_tokens"] = counted("andes_recomputed_tokens_total")
+        summary["retractions"] = counted("andes_retractions_total")
+    return summary
+
+
+def combine(runs: Sequence[Summary]) -> Summary:
+    """The mean over repeats of every figure, with the repeats themselves and their standard deviation."""
+    return {
+        **_over(runs, lambda values: float(np.mean(values))),
+        "repeats": list(runs),
+        "std": _over(runs, lambda values: float(np.std(values, ddof=1)) if len(values) > 1 else None),
+    }
+
+
+def _over(runs: Sequence[Summary], statistic: Any) -> Summary:
+    out: Summary = {}
+    for key, value in runs[0].items():
+        if isinstance(value, dict):
+            out[key] = _over([run[key] for run in runs], statistic)
+        else:
+            values = [run[key] for run in runs if run[key] is not None]
+            out[key] = statistic(values) if values else None
+    for key in ("requests", "failed"):
+        if key in out and out[key] is not None and all(isinstance(run[key], int) for run in runs):
+            out[key] = sum(run[key] for run in runs)
+    return out
+
+
+_COLUMNS = (
+    ("QoE mean", ("qoe", "mean"), ".3f"),
+    ("p5", ("qoe", "p5"), ".3f"),
+    (">=0.95", ("qoe", "share_ge_095"), ".0%"),
+    ("long prompts", ("qoe", "by_prompt_length", "longest_tenth"), ".3f"),
+    ("TTFT p50 s", ("ttft_s", "p50"), ".2f"),
+    ("p90 s", ("ttft_s", "p90"), ".2f"),
+    ("ITL p99 s", ("itl_s", "p99"), ".2f"),
+    ("stall p90 s", ("stall_s", "longest_p90"), ".1f"),
+    ("tokens/s", ("tokens_per_s",), ".0f"),
+    ("effective", ("effective_tokens_per_s",), ".0f"),
+    ("preempt/req", ("preemptions_per_request",), ".2f"),
+    ("recomputed", ("recomputed_tokens",), ".0f"),
+    ("backlog", ("backlog_requests",), ".0f"),
+    ("failed", ("failed",), ".0f"),
+)
+
+
+def cells(summary: Summary) -> list[tuple[str, str]]:
+    """Heading and text of every column of the table, with the spread over repeats where there is one."""
+    out = []
+    for title, path, form in _COLUMNS:
+        value, spread = _at(summary, path), _at(summary.get("std", {}), path)
+        text = "-" if value is None else format(value, form)
+        if spread is not None and title != "failed" and value is not None:
+            text += f" ±{format(spread, form)}"
+        out.append((title, text))
+    return out
+
+
+def _at(summary: Summary, path: Sequence[str]) -> Any:
+    """None where the figure is missing, as in summaries of older versions."""
+    value: Any = summary
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def table(policies: Mapping[str, Summary]) -> str:
+    """One line a policy, aligned."""
+    rows = [["", *(title for title, _, _ in _COLUMNS)]]
+    rows += [[name, *(text for _, text in cells(summary))] for name, summary in policies.items()]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first to the left, the others to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if k else cell.ljust(w) for k, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )

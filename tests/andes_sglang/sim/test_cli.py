@@ -1,0 +1,111 @@
+"""``andes simulate`` as its users meet it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andes_sglang.cli import main
+from andes_sglang.request import read_records
+
+SHORT = ("--profile", "cpu-tiny-llama", "--rate", "2", "--duration", "20", "--tds", "4.5")
+
+
+def simulate(out: Path, *flags: str) -> dict[str, Any]:
+    assert main(["simulate", *SHORT, "--out", str(out), *flags]) == 0
+    return dict(json.loads((out / "summary.json").read_text()))
+
+
+def test_it_leaves_what_compare_leaves_and_says_that_it_is_simulated(tmp_path: Path) -> None:
+    result = simulate(tmp_path, "--repeats", "2")
+    assert list(result["policies"]) == ["stock", "stock-mixed", "andes"]
+    assert result["engine"]["what"].startswith("SIMULATED")
+    assert "SIMULATED" in (tmp_path / "report.html").read_text()
+    for name, figures in result["policies"].items():
+        assert len(figures["repeats"]) == 2
+        records = read_records(tmp_path / f"records-{name}-1.jsonl.gz")
+        assert len(records) == figures["repeats"][0]["requests"]
+        assert sum(r.qoe for r in records) / len(records) == pytest.approx(
+            figures["repeats"][0]["qoe"]["mean"], abs=1e-3
+        )
+        assert {"queue", "running", "open"} <= set(json.loads((tmp_path / f"samples-{name}-1.json").read_text())[0])
+
+
+def test_engine_flags_and_arms_change_the_engine(tmp_path: Path) -> None:
+    arms = ("--policies", "stock", "--arm", "small=stock:--max-total-tokens 1000 --max-running-requests 2")
+    result = simulate(tmp_path, *arms, "--arm", "late=andes:--policy-option stall_bound_s=5")
+    assert list(result["policies"]) == ["stock", "small", "late"]
+    assert result["policies"]["small"]["qoe"]["mean"] < result["policies"]["stock"]["qoe"]["mean"] - 0.1
+    assert (
+        simulate(tmp_path, "--policies", "stock", "--max-total-tokens", "1000")["engine"]["kv_capacity_tokens"] == 1000
+    )
+
+
+def test_load_is_a_share_of_what_the_replicas_sustain(tmp_path: Path) -> None:
+    result = simulate(
+        tmp_path, "--policies", "stock", "--load", "0.5", "--shape", "poisson", "--duration", "300", "--replicas", "2"
+    )
+    served = result["policies"]["stock"]["tokens_per_s"]
+    assert served == pytest.approx(0.5 * result["engine"]["sustained_tokens_per_s"], rel=0.15)
+
+
+def test_rates_by_window_are_drawn_while_they_are_served(tmp_path: Path) -> None:
+    rates = tmp_path / "rates.csv"
+    rates.write_text("window_start_s,rate_rps\n0,10\n30,1\n60,20\n")
+    result = simulate(tmp_path, "--policies", "stock", "--trace", str(rates), "--rate-scale", "0.2", "--duration", "60")
+    assert result["workload"]["requests"] == round(30 * 2 + 30 * 0.2)
+    assert 45 <= result["policies"]["stock"]["requests"] <= 90
+
+
+def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "andes_sglang.cli",
+        "simulate",
+        "--profile",
+        "h100-llama-3.1-8b",
+        "--policies",
+        "stock",
+    ]
+    command += ["--shape", "poisson", "--rate", "5", "--duration", "20000", "--out", str(tmp_path)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    assert "done" in running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    said, complained = running.communicate(timeout=50)
+    assert running.returncode == 130, complained
+    assert "interrupted" in complained
+    assert "QoE mean" in said
+    result = json.loads((tmp_path / "summary.json").read_text())
+    assert result["interrupted"]
+    assert result["policies"]["stock"]["requests"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--profile", "h200"), "profile 'h200': not known; give a .toml file or one of"),
+        (("--policies", "best"), "unknown policy 'best'"),
+        (("--policies", "stock", "--fast"), "unknown argument '--fast'"),
+        (("--arm", "x=stock:--policy-option a=1"), "policy stock has no options"),
+        (("--arm", "x=andes:--policy-option horizon_s=-1"), "horizon_s must be > 0 seconds, got -1"),
+        (("--max-total-tokens", "0"), "kv_capacity_tokens must be > 0, got 0"),
+        (("--max-total-tokens", "many"), "invalid int value: 'many'"),
+        (("--replicas", "0"), "--replicas must be >= 1, got 0"),
+        (("--prompt", "9000"), "prompt_tokens 9000 with output_tokens"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_sentence(
+    flags: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", *SHORT, "--out", str(tmp_path), *flags]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error

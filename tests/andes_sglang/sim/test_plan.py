@@ -1,0 +1,161 @@
+"""The search for the least fleet, what it promises, and what its users see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andes_sglang.cli import main
+from andes_sglang.policy import make
+from andes_sglang.sim import profile
+from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve, what_if
+from andes_sglang.workload import Stream, readers_of
+
+CPU = profile.load("cpu-tiny-llama").engine
+READERS = readers_of("reading", tds=4.5)
+
+
+def demand(rate: float, duration_s: float = 60.0, **more: Any) -> Stream:
+    return Stream("forecast", ((duration_s, rate),), "200-400", "150-250", more.pop("readers", READERS), **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "scores", "value"),
+    [
+        ("mean>=0.95", [0.5, 1.0], 0.75),
+        ("p5>=0.8", list(np.linspace(0, 1, 101)), 0.05),
+        ("share(0.9) >= .5", [0.89, 0.9, 1.0, 0.1], 0.5),
+    ],
+)
+def test_objectives_say_what_they_read(text: str, scores: list[float], value: float) -> None:
+    objective = Objective.parse(text)
+    assert objective.of(np.array(scores)) == pytest.approx(value)
+    assert Objective.parse(str(objective)) == objective
+
+
+@pytest.mark.parametrize("text", ["median>=0.9", "mean>0.9", "mean>=1.2", "p101>=0.9", "share>=0.9", "mean>=0"])
+def test_an_objective_that_makes_no_sense_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="objective"):
+        Objective.parse(text)
+
+
+@given(st.integers(1, 70), st.integers(-5, 100))
+def test_least_is_the_least_wherever_it_begins(answer: int, guess: int) -> None:
+    asked: list[int] = []
+
+    def holds(n: int) -> bool:
+        asked.append(n)
+        return n >= answer
+
+    assert least(holds, guess, 64) == (answer if answer <= 64 else None)
+    assert len(asked) == len(set(asked)) <= 14
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.5, 5.0))
+def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price: float) -> None:
+    """a counts ``strength`` of ``need``, b counts one."""
+
+    def holds(a: int, b: int) -> bool:
+        return a * strength + b >= need
+
+    alone = -(-need // strength), need
+    a, b = cheapest_mix(holds, alone, (price, 1.0))
+    assert holds(a, b)
+    every = [x * price + y for x in range(13) for y in range(13) if holds(x, y)]
+    assert a * price + b == pytest.approx(min(every))
+
+
+def test_what_if_agrees_with_the_whole_fleet() -> None:
+    forecast = demand(8.0)
+    objective = Objective.parse("mean>=0.95")
+    answer = what_if(forecast, CPU, lambda: make("andes"), objective, also=(3,))
+    assert answer.replicas is not None
+    for n, prediction in answer.predicted.items():
+        if prediction.exact:
+            scores, _ = serve([CPU] * n, lambda: make("andes"), forecast)
+            assert prediction.value == pytest.approx(objective.of(scores), abs=0.04)
+    assert answer.predicted[answer.replicas].value >= 0.95
+    fewer = answer.predicted.get(answer.replicas - 1)
+    assert fewer is None or fewer.value < 0.95
+
+
+def test_what_if_holds_one_objective_for_each_kind_of_reader() -> None:
+    fast, slow = readers_of("reading", tds=40.0)[0][1], READERS[0][1]
+    forecast = demand(4.0, readers=((0.5, fast), (0.5, slow)))
+    alike = what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.9")] * 2)
+    lax = what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.3"), Objective.parse("mean>=0.9")])
+    assert alike.replicas is not None
+    assert lax.replicas is not None
+    assert alike.replicas > lax.replicas
+    with pytest.raises(ValueError, match="expected 1 or 2"):
+        what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.9")] * 3)
+
+
+def test_more_than_allowed_is_said() -> None:
+    assert what_if(demand(30.0), CPU, lambda: None, Objective.parse("mean>=0.95"), most=2).replicas is None
+
+
+def test_capacity_is_about_what_a_flooded_engine_serves() -> None:
+    scores, _ = serve([CPU], lambda: None, demand(1000.0, 0.4))
+    assert len(scores) > 300
+    flooded = Stream("flood", ((0.01, 40_000.0),), "300", "200", READERS)
+    from andes_sglang.sim.replica import simulate
+
+    ends = sorted(r.end_s for r in simulate(CPU, None, flooded))
+    served = 0.5 * len(ends) / (ends[len(ends) * 3 // 4] - ends[len(ends) // 4])
+    assert capacity_rps(CPU, 300, 200) == pytest.approx(served, rel=0.3)
+
+
+def plan(out: Path, *flags: str) -> dict[str, Any]:
+    base = ("--profile", "cpu-tiny-llama", "--shape", "poisson", "--rate", "6", "--duration", "30", "--tds", "4.5")
+    assert main(["plan", *base, "--seeds", "2", "--out", str(out), *flags]) == 0
+    return dict(json.loads((out / "plan.json").read_text()))
+
+
+def test_plan_finds_the_least_fleet_and_its_saving(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = plan(tmp_path, "--policies", "stock,andes")
+    stock, andes = result["plans"]
+    for p in (stock, andes):
+        assert np.mean(p["predicted"][str(p["replicas"])]["values"]) >= 0.95
+        fewer = p["predicted"].get(str(p["replicas"] - 1))
+        assert fewer is None or np.mean(fewer["values"]) < 0.95
+    assert andes["replicas"] <= stock["replicas"]
+    assert andes["saving_over_better_stock"] == pytest.approx(1 - andes["replicas"] / stock["replicas"])
+    assert "seeds that hold" in capsys.readouterr().out
+    page = (tmp_path / "plan.html").read_text()
+    assert "SIMULATED" in page
+    assert "<svg" in page
+    assert "http" not in page
+
+
+def test_mixes_cost_no_more_than_either_alone(tmp_path: Path) -> None:
+    small = tmp_path / "small.toml"
+    small.write_text(profile.dump(profile.load("cpu-tiny-llama")).replace("8192", "3000", 1))
+    result = plan(tmp_path, "--policies", "stock", "--profile", f"{small}@0.4", "--profile", "cpu-tiny-llama@1")
+    alone = [p["price_per_hour"] for p in result["plans"] if p["price_per_hour"]]
+    (mix,) = result["mixes"]
+    assert mix["price_per_hour"] <= min(alone) + 1e-9
+    assert np.mean(mix["values"]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--objective", "best"), "objective 'best': expected mean>=X"),
+        (("--profile", "cpu-tiny-llama@cheap"), "expected NAME@PRICE"),
+        (("--seeds", "0"), "--seeds must be >= 1, got 0"),
+        (("--prompt", "9000"), "prompt_tokens 9000 with output_tokens"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(
+    flags: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["plan", "--profile", "cpu-tiny-llama", "--rate", "3", "--duration", "10"]
+    assert main([*base, "--out", str(tmp_path), *flags]) == 2
+    assert text in capsys.readouterr().err
