@@ -16,7 +16,7 @@ from andes_sglang.sim.server.text import MIN_ANSWER_TOKENS
 __all__ = ["add_arguments", "serve"]
 
 DEFAULT_PROFILE = "h100-llama-3.1-8b"
-_NEEDED = ("httptools", "prometheus_client", "starlette", "uvicorn", "uvloop")
+_NEEDED = ("prometheus_client", "starlette", "uvicorn", "uvloop")
 _RESERVED_TOKENS = 32
 """KV that the replica keeps free of any one request (:meth:`andes_sglang.sim.replica.Replica.check`)."""
 
