@@ -225,8 +225,11 @@ async def _body(request: Request) -> Mapping[str, Any]:
     kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
     if kind != "application/json":
         raise BadRequestError(f"content-type: only application/json is allowed, got {kind!r}")
+    data = await request.body()
     try:
-        body = json.loads(await request.body())
+        body = json.loads(data)
+        if b"\\ud" in data.lower():
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as broken:
         raise BadRequestError(f"the body is not JSON: {broken}") from None
     if not isinstance(body, dict):

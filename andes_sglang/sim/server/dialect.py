@@ -57,9 +57,10 @@ class Dialect(ABC):
     def whole(self, answers: Sequence[Answer]) -> Any:
         """Everything at once."""
 
-    @abstractmethod
     def shed(self, message: str) -> bytes:
         """The events of a stream that is turned away."""
+        error = {"object": "error", "message": message, "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}
+        return _event({"error": error})
 
     def finish(self, index: int, answer: Answer) -> Finish:
         """Finish reason and what matched; nothing while it goes on."""
@@ -128,9 +129,6 @@ class Completion(Dialect):
             )
         return self._whole(choices, answers)
 
-    def shed(self, message: str) -> bytes:  # noqa: ARG002
-        return self._chunk(0, "", ("abort", None))
-
 
 class Chat(Dialect):
     """``/v1/chat/completions``."""
@@ -143,11 +141,8 @@ class Chat(Dialect):
             b'"matched_stop":%b}]%b}\n\n' % (self._head, index, delta, dumps(finish[0]), dumps(finish[1]), usage)
         )
 
-    def _first(self, index: int) -> bytes:
-        return self._chunk(index, b',"role":"assistant","content":""')
-
     def piece(self, index: int, answer: Answer, start: int) -> bytes:
-        events = b"" if start else self._first(index)
+        events = b"" if start else self._chunk(index, b',"role":"assistant","content":""')
         if text := self.choices[index].text(start, answer.tokens):
             usage = b',"usage":' + self._usage_so_far(index, answer) if self.wanted.continuous_usage else b""
             events += self._chunk(index, b',"content":' + dumps(text), usage=usage)
@@ -169,9 +164,6 @@ class Chat(Dialect):
                 {"index": k, "message": message, "logprobs": None, "finish_reason": finish, "matched_stop": matched}
             )
         return {**self._whole(choices, answers), "object": "chat.completion"}
-
-    def shed(self, message: str) -> bytes:  # noqa: ARG002
-        return self._first(0) + self._chunk(0, b"", ("abort", None))
 
 
 class Generate(Dialect):

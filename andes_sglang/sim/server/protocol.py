@@ -50,6 +50,7 @@ class Wanted:
     rid: str | None
 
 
+MOST_CHOICES = 128
 _UNSIMULATED = (
     "logprobs", "top_logprobs", "return_logprob", "response_format", "json_schema", "regex", "ebnf", "structural_tag",
     "stop_regex", "stop_token_ids", "logit_bias", "lora_path", "session_id", "session_params", "return_hidden_states",
@@ -124,6 +125,9 @@ def _wanted(
         raise BadRequestError(f"stream_options must be an object, got {options!r}")
     for prompt in prompts:
         _check_length(prompt.tokens, max_tokens, limits)
+    n = _whole(sampling, "n", 1) or 1
+    if n > MOST_CHOICES:
+        raise BadRequestError(f"n must be in [1, {MOST_CHOICES}], got {n}")
     minimum = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
     if max_tokens is not None and minimum > max_tokens:
         raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {minimum}")
@@ -141,7 +145,7 @@ def _wanted(
     return Wanted(
         model=model or "default",
         prompts=prompts,
-        n=_whole(sampling, "n", 1) or 1,
+        n=n,
         max_tokens=max_tokens,
         min_tokens=minimum,
         stop=_stop(sampling.get("stop")),

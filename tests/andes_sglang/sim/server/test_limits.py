@@ -77,14 +77,16 @@ def test_a_full_queue_turns_away_as_sglang_does(engine: Any) -> None:
         for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": HELLO})):
             answer = httpx.post(engine.url + path, json={**body, "stream": True})
             assert answer.status_code == 200
-            assert '"finish_reason":"abort"' in answer.text
-            assert answer.text.endswith("data: [DONE]\n\n")
+            error = '"message":"The request queue is full.","type":"SERVICE_UNAVAILABLE","param":null,"code":503'
+            assert answer.text == f'data: {{"error":{{"object":"error",{error}}}}}\n\ndata: [DONE]\n\n'
         answer = httpx.post(engine.url + "/generate", json={"text": "x", "stream": True})
         assert '"status_code":503' in answer.text
         with openai.OpenAI(base_url=engine.url + "/v1", api_key="none", max_retries=0) as client:
             with pytest.raises(openai.InternalServerError) as caught:
                 client.chat.completions.create(model="small", messages=HELLO)
             assert caught.value.status_code == 503
+            with pytest.raises(openai.APIError, match="The request queue is full"):
+                list(client.chat.completions.create(model="small", messages=HELLO, stream=True))
 
 
 def test_bad_aborts_are_refused(engine: Any) -> None:

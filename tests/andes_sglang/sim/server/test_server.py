@@ -172,6 +172,7 @@ BAD_COMPLETIONS = [
     ({"prompt": "x", "max_tokens": 0}, "max_tokens must be a whole number >= 1, got 0"),
     ({"prompt": "x", "max_tokens": "9"}, "max_tokens must be .* got '9'"),
     ({"prompt": "x", "n": 0}, "n must be .* got 0"),
+    ({"prompt": "x", "n": 10**9}, r"n must be in \[1, 128\], got 1000000000"),
     ({"prompt": "x", "top_p": 0}, r"top_p must be in \(0, 1\], got 0"),
     ({"prompt": "x", "temperature": -1}, "temperature must be >= 0, got -1"),
     ({"prompt": "x", "stop": 5}, "stop must be a string or a list of strings, got 5"),
@@ -188,6 +189,8 @@ BAD_COMPLETIONS = [
     ({}, "prompt: field required"),
     ([1], "the body must be an object"),
     (b'{"prompt":', "the body is not JSON"),
+    (rb'{"prompt": "half a pair: \ud83d"}', "the body is not JSON: .* surrogates not allowed"),
+    (b"[" * 100_000, "the body is not JSON"),
 ]
 
 
