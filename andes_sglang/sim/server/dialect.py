@@ -181,7 +181,7 @@ class Generate(Dialect):
             reason = {"type": "length", "length": answer.tokens}
         elif answer.done:
             reason = {"type": "stop", "matched": choice.matched}
-        meta = {
+        meta: dict[str, Any] = {
             "id": self.rid if len(self.choices) == 1 else f"{self.rid}_{index}",
             "finish_reason": reason,
             "prompt_tokens": choice.prompt.tokens,
@@ -206,5 +206,11 @@ class Generate(Dialect):
         return outputs if len(outputs) > 1 else outputs[0]
 
     def shed(self, message: str) -> bytes:
-        reason = {"type": "abort", "status_code": 503, "message": message}
-        return _event({"text": "", "output_ids": [], "meta_info": {"id": self.rid, "finish_reason": reason}})
+        meta: dict[str, Any] = {
+            "id": self.rid,
+            "finish_reason": {"type": "abort", "status_code": 503, "message": message},
+            "weight_version": WEIGHT_VERSION,
+            "e2e_latency": 0.0,
+            "completion_tokens": 0,
+        }
+        return _event({"text": "", "output_ids": [], "meta_info": meta})
