@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from andes_sglang.sim.server.protocol import Limits, Wanted
-from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, Prompt, answer_tokens, passage
+from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, Prompt, answer_tokens, passage, token_ids
 
 __all__ = ["Choice", "plan"]
 
@@ -26,6 +26,11 @@ class Choice:
         """The text of tokens ``start`` to ``end``; end-of-text and a stop string have none."""
         chars = min(end * TOKEN_BYTES, self.visible_chars) - start * TOKEN_BYTES
         return passage(self.seed, start, end)[:chars] if chars > 0 else ""
+
+    def ids(self, end: int) -> list[int]:
+        """The ids of the first ``end`` tokens."""
+        words = min(end, self.tokens - 1) if self.matched == EOS_ID else end
+        return token_ids(passage(self.seed, 0, words)) + [EOS_ID] * (end - words)
 
 
 def plan(wanted: Wanted, prompt: Prompt, index: int, limits: Limits) -> Choice:

@@ -11,7 +11,6 @@ from typing import Any
 from andes_sglang.sim.server.choice import Choice
 from andes_sglang.sim.server.live import Answer
 from andes_sglang.sim.server.protocol import Wanted
-from andes_sglang.sim.server.text import EOS_ID, token_ids
 
 __all__ = ["WEIGHT_VERSION", "Chat", "Completion", "Dialect", "Generate", "dumps"]
 
@@ -173,7 +172,6 @@ class Generate(Dialect):
 
     def _output(self, index: int, answer: Answer) -> dict[str, Any]:
         choice = self.choices[index]
-        text = choice.text(0, answer.tokens)
         reason: dict[str, Any] | None = None
         if answer.aborted:
             reason = {"type": "abort", "message": "Aborted"}
@@ -191,8 +189,7 @@ class Generate(Dialect):
         }
         if reason:
             meta["e2e_latency"] = answer.last_s - answer.job.spec.arrival_s
-        ids = token_ids(text) + [EOS_ID] * (reason is not None and reason.get("matched") == EOS_ID)
-        return {"text": text, "output_ids": ids, "meta_info": meta}
+        return {"text": choice.text(0, answer.tokens), "output_ids": choice.ids(answer.tokens), "meta_info": meta}
 
     def piece(self, index: int, answer: Answer, start: int) -> bytes:  # noqa: ARG002
         output = self._output(index, answer)

@@ -241,6 +241,12 @@ def test_generate_in_sglangs_own_words(engine: Any) -> None:
     assert len(output["output_ids"]) == output["meta_info"]["completion_tokens"] == 5
     assert output["meta_info"]["finish_reason"] == {"type": "length", "length": 5}
     _, several = engine.post("/generate", {**asked, "text": ["x", "y"]})
+    inside_a_word = {"max_new_tokens": 5, "ignore_eos": True, "stop": output["text"][9:11]}
+    _, cut = engine.post("/generate", {"text": "x", "sampling_params": inside_a_word})
+    assert (cut["text"], cut["output_ids"]) == (output["text"][:9], output["output_ids"][:3])
+    assert cut["meta_info"]["finish_reason"] == {"type": "stop", "matched": output["text"][9:11]}
+    _, free = engine.post("/generate", {"text": "x", "sampling_params": {"max_new_tokens": 9999}})
+    assert free["output_ids"][-1] == free["meta_info"]["finish_reason"]["matched"] == 2
     assert several[0]["text"] == output["text"]
     with httpx.stream("POST", engine.url + "/generate", json={**asked, "stream": True}) as answer:
         events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
