@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from andes_sglang import __version__
+from andes_sglang import __version__, profiling
 from andes_sglang.adapter import launch
 from andes_sglang.bench import cli as bench
 from andes_sglang.sim import cli as sim
@@ -29,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_parsers(commands)
     sim.add_parsers(commands)
     plan_cli.add_parser(commands)
+    profiling.add_parser(commands)
     return parser
 
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     args, passed = build_parser().parse_known_args(argv)
     try:
         return int(args.run(args, passed))
-    except (launch.UsageError, *bench.BenchError, *sim.SimulationError) as error:
+    except (launch.UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError) as error:
         print(f"andes {args.command}: {error}", file=sys.stderr)
         return 2
 
