@@ -5,10 +5,10 @@ BIN := .venv/bin
 UNIT := tests/andes_sglang tests/test_architecture.py -m "not engine"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy lock clean
+.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator lock clean
 
 help: ## list every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv: SGLang on CPU and everything the other targets need
 	@tools/setup.sh
@@ -37,6 +37,9 @@ format: setup ## put every file in the project's format
 
 bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and greedy against the exact optimum
 	$(BIN)/python benchmarks/policy_decision.py
+
+bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
+	$(BIN)/python benchmarks/simulator_speed.py
 
 lock: ## make the pinned closures in requirements/ again (needs a package index)
 	tools/lock.sh

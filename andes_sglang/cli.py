@@ -50,7 +50,9 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     sim = import_module("andes_sglang.sim.cli")
     sim.add_parsers(commands)
     import_module("andes_sglang.sim.plan_cli").add_parser(commands)
-    return parser, (UsageError, *bench.BenchError, *sim.SimulationError)
+    profiling = import_module("andes_sglang.profiling")
+    profiling.add_parser(commands)
+    return parser, (UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -511,6 +511,14 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | Stream:
     if args.trace is not None and args.format is None:
         rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
         if rates is not None:
+            given = {"limit": args.limit, "max-prompt": args.max_prompt, "max-output": args.max_output}
+            given |= {
+                "prompt-scale": args.prompt_scale != 1,
+                "output-scale": args.output_scale != 1,
+                "ttft 0": not args.ttft,
+            }
+            for flag in (flag for flag, value in given.items() if value):
+                raise WorkloadError(f"--{flag}: not with {args.trace}, which holds rates, not requests")
             readers = readers_of(args.population, ttft_s=args.ttft, tds=args.tds)
             lengths(args.prompt), lengths(args.output)
             name = f"{args.trace.name}, rates times {args.rate_scale:g}"

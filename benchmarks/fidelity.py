@@ -1,8 +1,8 @@
 """The simulator beside the real engine: recorded runs of ``andes compare``, simulated again request by request.
 
 ``python benchmarks/fidelity.py DIRECTORY...`` prints, for each arm of each directory, what readers got and what the simulator
-says they get. Costs come from ``--profile``; without it they are fitted to the records of the directory's first stock arm,
-so that a machine that was slower that hour is simulated as slow as it was. ``--markdown`` prints tables for the docs.
+says they get. Costs come from ``--profile``; without it they are fitted to the directory's stock run, and one number for each
+arm, measured in the time between its tokens, says how much slower the machine was then. ``--markdown`` is for the docs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from andes_sglang.request import RequestRecord, RequestSpec, read_records
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fit import fit_costs
+from andes_sglang.sim.fit import fit_costs, slowdown
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Summary, aligned, summarise
 
@@ -65,12 +65,11 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
     for repeat in range(1, 100):
         if not (directory / f"records-{stock}-{repeat}.jsonl.gz").exists():
             break
-        base = profiles.load("cpu-tiny-llama").engine if engine is None else engine
+        base, fit = engine or profiles.load("cpu-tiny-llama").engine, None
         if engine is None:
             fit = fit_costs(
                 read_records(directory / f"records-{stock}-{repeat}.jsonl.gz"), chunk_tokens=base.chunk_tokens
             )
-            base = replace(base, costs=fit.costs)
             print(f"{directory.name}, {repeat}: median error of a decode step {fit.decode_error:.0%}, of a prefill "
                   f"{fit.prefill_error:.0%}; {fit.costs}", file=sys.stderr)  # fmt: skip
         for name, arm in arms.items():
@@ -81,6 +80,10 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
             real = result["policies"][name]["repeats"][repeat - 1]
             for key, value in summarise(records).items():
                 real.setdefault(key, value)
+            slower = 1.0
+            if fit is not None:
+                slower = slowdown(records, fit.costs, sends_late=fit.sends_late)
+                base = replace(base, costs=fit.costs.times(slower))
             simulated = again(records, base, arm, passed)
             cells = []
             for title, path, kind, tolerance in FIGURES:
@@ -94,7 +97,7 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
                 cells.append(f"{a:.{digits}f} / {b:.{digits}f}{' !' if missed else ''}")
                 if missed:
                     outside.append(f"{directory.name}, {name} {repeat}: {title} {a:.3f}, simulated {b:.3f}")
-            rows.append([f"{directory.name} {name} {repeat}", *cells])
+            rows.append([f"{directory.name} {name} {repeat}", f"{slower:.2f}", *cells])
             pair = means.setdefault(name, ([], []))
             pair[0].append(real["qoe"]["mean"])
             pair[1].append(simulated["qoe"]["mean"])
@@ -112,7 +115,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     engine = profiles.load(args.profile).engine if args.profile else None
-    table = [["real / simulated", *(title for title, _, _, _ in FIGURES)]]
+    table = [["real / simulated", "slowdown", *(title for title, _, _, _ in FIGURES)]]
     outside: list[str] = []
     for directory in args.directories:
         rows, missed = compare(directory, engine, {name for name in args.arms.split(",") if name})

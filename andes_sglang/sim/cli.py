@@ -94,7 +94,8 @@ def configure(
             if options:
                 raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
             return engine, lambda: None
-        make(policy, **options)
+        if getattr(make(policy, **options), "mixed_chunk", False):  # a policy that is nothing without
+            engine = replace(engine, mixed=True)
     except ValueError as error:
         raise WorkloadError(f"--policies {arm.policy}: {error}") from None
     return engine, lambda: make(policy, **options)

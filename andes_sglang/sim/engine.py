@@ -49,6 +49,10 @@ class Costs:
         if not (self.decode_fixed_s + self.decode_request_s > 0 and self.prefill_fixed_s + self.prefill_token_s > 0):
             raise ValueError("decode_fixed_s and prefill_fixed_s: an iteration must take some time, got 0")
 
+    def times(self, factor: float) -> Costs:
+        """Of an engine so many times as slow."""
+        return Costs(**{field.name: factor * getattr(self, field.name) for field in fields(self)})
+
     def decode_s(self, batch: int, context_tokens: int) -> float:
         return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
 

@@ -18,11 +18,11 @@ from andes_sglang.latency import non_negative
 from andes_sglang.request import RequestRecord
 from andes_sglang.sim.engine import Costs
 
-__all__ = ["CostFit", "FitError", "fit_costs"]
+__all__ = ["CostFit", "FitError", "fit_costs", "slowdown"]
 
 Array = npt.NDArray[np.float64]
 LEAST_SAMPLES = 30
-LEAST_GAP_S = 1e-3
+LEAST_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
 
 
 class FitError(ValueError):
@@ -56,7 +56,8 @@ class _Iterations:
 
 def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
     """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
-    then somebody's token was held up on its way."""
+    then somebody's token was held up on its way. First tokens some time apart are of two prefills. Where nobody goes on who
+    was there before, somebody preempted was prefilled again, of which the length cannot be seen: left out."""
     deliveries: list[tuple[float, int, int, int, int, bool]] = []
     for index, record in enumerate(r for r in records if not r.error):
         sent = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
@@ -68,11 +69,16 @@ def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterati
         raise FitError("no deliveries to fit costs to")
     rows: list[list[float]] = []
     members: set[int] = set()
+    known: set[int] = set()
     firsts = False
     opened = 0
     before_s = -np.inf
     for at, index, k, n, prompt, ends in deliveries:
-        if not rows or ((index in members or firsts != (k == 0)) and at - before_s > LEAST_GAP_S):
+        begins = index in members or firsts != (k == 0)
+        if not rows or (begins and at - before_s > LEAST_GAP_S) or (k == 0 and at - before_s > PREFILL_GAP_S):
+            if rows and not firsts:
+                rows[-1][6] = rows[-1][6] and not known.isdisjoint(members)
+            known = known | members if firsts else members
             rows.append([at, 0, 0, 0, 0, 0, opened > 0])
             members, firsts = set(), k == 0
         members.add(index)
@@ -96,16 +102,25 @@ def fit_costs(records: Sequence[RequestRecord], *, chunk_tokens: int = 1 << 30) 
     """Costs from the records of one engine's requests. chunk_tokens: longer prompts are left out, for they take several
     iterations. Raises :class:`FitError`."""
     seen = _iterations(records, chunk_tokens)
-    return min((_fit(seen, late) for late in (False, True)), key=lambda fit: fit.decode_error + fit.prefill_error)
+    fits = [fit for late in (False, True) if (fit := _fit(seen, late)) is not None]
+    if not fits:
+        raise FitError("the time between deliveries does not depend on what was computed; is this one engine's stream?")
+    return min(fits, key=lambda fit: fit.decode_error + fit.prefill_error)
 
 
-def _fit(seen: _Iterations, late: bool) -> CostFit:
-    """Sent late, the time up to a cluster is what the iteration of the next one took."""
+def _intervals(seen: _Iterations, late: bool) -> tuple[Array, npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """What iterations took, their rows, and whether the engine was busy all the time."""
     took_s = np.diff(seen.at_s)
     rows = np.arange(1, len(seen.at_s))
     if late:
         took_s, rows = took_s[:-1], rows[:-1] + 1
-    busy = seen.busy[rows] & (seen.busy[rows - 1] if late else True)
+        return took_s, rows, seen.busy[rows] & seen.busy[rows - 1]
+    return took_s, rows, seen.busy[rows]
+
+
+def _fit(seen: _Iterations, late: bool) -> CostFit | None:
+    """Sent late, the time up to a cluster is what the iteration of the next one took. None where that makes no sense."""
+    took_s, rows, busy = _intervals(seen, late)
     decode = busy & (seen.decoding[rows] > 0) & (seen.prefilling[rows] == 0)
     prefill = busy & (seen.prefilling[rows] > 0) & (seen.decoding[rows] == 0)
     ones = np.ones(len(rows))
@@ -118,11 +133,27 @@ def _fit(seen: _Iterations, late: bool) -> CostFit:
             raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {LEAST_SAMPLES} are needed")
         found[name] = _robust(features[mask], took_s[mask])
     (d, decode_error, decode_samples), (p, prefill_error, prefill_samples) = found["decode"], found["prefill"]
+    if d[0] + d[1] <= 0 or p[0] + p[2] <= 0:
+        return None
     costs = Costs(
         decode_fixed_s=d[0], decode_request_s=d[1], decode_context_s=d[2], prefill_fixed_s=p[0], prefill_request_s=p[1],
         prefill_token_s=p[2], prefill_pair_s=p[3],
     )  # fmt: skip
     return CostFit(costs, decode_error, decode_samples, prefill_error, prefill_samples, late)
+
+
+def slowdown(records: Sequence[RequestRecord], costs: Costs, *, sends_late: bool) -> float:
+    """How many times as long as ``costs`` say the decode steps of this run took: what a machine's speed was meanwhile."""
+    seen = _iterations(records, 1 << 30)
+    took_s, rows, busy = _intervals(seen, sends_late)
+    decode = busy & (seen.decoding[rows] > 0) & (seen.prefilling[rows] == 0)
+    took_s, rows = took_s[decode], rows[decode]
+    features = np.stack([np.ones(len(rows)), seen.decoding[rows], seen.context_tokens[rows]], axis=1)
+    expected_s = features @ np.array([costs.decode_fixed_s, costs.decode_request_s, costs.decode_context_s])
+    plain = (took_s > expected_s / 3) & (took_s < expected_s * 3)
+    if np.count_nonzero(plain) < LEAST_SAMPLES:
+        raise FitError(f"only {np.count_nonzero(plain)} decode iterations were seen; {LEAST_SAMPLES} are needed")
+    return float(took_s[plain].sum() / expected_s[plain].sum())
 
 
 def _robust(features: Array, took_s: Array) -> tuple[list[float], float, int]:

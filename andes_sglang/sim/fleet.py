@@ -164,7 +164,7 @@ class Fleet:
     def submit(self, spec: RequestSpec) -> None:
         """A request arrives, no earlier than the one before. Raises :class:`~andes_sglang.sim.replica.RefusedError`."""
         self.advance(spec.arrival_s)
-        chosen = self.router(spec, self.serving)
+        chosen = self.router(spec, [r for r in self.serving if r.fits(spec)] or self.serving)
         chosen.advance(spec.arrival_s)
         chosen.submit(spec, index=self._submitted)
         self._submitted += 1

@@ -183,9 +183,13 @@ class Replica:
             return job.generated
         return min(job.spec.output_tokens, job.generated + self._sent_steps - job.joined_step)
 
+    def fits(self, spec: RequestSpec) -> bool:
+        """Whether ``spec`` can ever be served here."""
+        return spec.prompt_tokens + spec.output_tokens <= self.engine.kv_capacity_tokens - 2 * POLICY_CLIP_TOKENS
+
     def check(self, spec: RequestSpec) -> None:
         """Raise :class:`RefusedError` for what can never fit."""
-        if spec.prompt_tokens + spec.output_tokens > self.engine.kv_capacity_tokens - 2 * POLICY_CLIP_TOKENS:
+        if not self.fits(spec):
             raise RefusedError(
                 f"prompt_tokens {spec.prompt_tokens} with output_tokens {spec.output_tokens}: more than the KV pool holds "
                 f"({self.engine.kv_capacity_tokens} tokens)"
@@ -666,10 +670,11 @@ class Replica:
     def state(self) -> SchedulerState:
         """What the policy sees."""
         self._follow(self._sent_steps)
-        someone_is_done = (
-            self.running and self._next_leave() == self._steps + 1 and self.engine.overlap is not Overlap.NONE
-        )
-        running = [j.slot for j in self.running if not (someone_is_done and self._output(j) >= j.spec.output_tokens)]
+        done: set[Job] = set()
+        if self.running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
+            last = self._steps + 1
+            done = {job for step, _, epoch, job in self._leaving if step == last and job.epoch == epoch}
+        running = [job.slot for job in self.running if job not in done]
         table, held = self._people.table(running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
         return SchedulerState(
             now_s=self.now_s,

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 
 from andes_sglang.bench.client import prompt_ids
-from andes_sglang.workload import RequestSpec, Workload, WorkloadError, burst, gamma, lengths, load, poisson
+from andes_sglang.workload import (
+    RequestSpec,
+    Stream,
+    Workload,
+    WorkloadError,
+    burst,
+    gamma,
+    lengths,
+    load,
+    load_rates,
+    poisson,
+    readers_of,
+)
 
 
 def arrivals(workload: Workload) -> np.ndarray:
@@ -137,3 +149,29 @@ def test_equal_blocks_give_equal_tokens_and_nothing_else_does() -> None:
     assert ids(first, 0)[:512] == ids(second, 1)[:512]
     assert ids(first, 0)[512:1024] != ids(second, 1)[512:1024]
     assert (len(ids(first, 0)), len(ids(second, 1))) == (1100, 1300)
+
+
+def test_a_stream_is_the_same_each_time_and_keeps_to_its_rates() -> None:
+    stream = Stream("s", ((100.0, 20.0), (50.0, 2.0), (100.0, 10.0)), "100-200", "50", readers_of("reading"), seed=3)
+    requests = list(stream)
+    assert requests == list(stream)
+    at = np.array([r.arrival_s for r in requests])
+    assert (np.diff(at) >= 0).all()
+    counts = np.histogram(at, [0, 100, 150, 250])[0]
+    assert counts == pytest.approx([2000, 100, 1000], rel=0.3)
+    assert len(stream) == 3100
+    assert {round(r.target.tds, 2) for r in requests} == {5.1, 4.35, 4.17, 4.02, 3.79}
+
+
+def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path: Path) -> None:
+    path = tmp_path / "rates.csv"
+    path.write_text("window_start_s,rate_rps\n0,10\n600,20\n1200,30\n")
+    assert load_rates(path) == ((600.0, 10.0), (600.0, 20.0), (600.0, 30.0))
+    assert load_rates(path, start_s=300.0, duration_s=600.0, scale=0.5) == ((300.0, 5.0), (300.0, 10.0))
+    with pytest.raises(WorkloadError, match="nobody arrives"):
+        load_rates(path, start_s=5000.0)
+    path.write_text("window_start_s,rate_rps\n0,-10\n600,20\n")
+    with pytest.raises(WorkloadError, match=r"row 2, field rate_rps: must be >= 0, got '-10'"):
+        load_rates(path)
+    path.write_text("ContextTokens\n1\n")
+    assert load_rates(path) is None

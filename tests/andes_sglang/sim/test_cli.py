@@ -63,6 +63,13 @@ def test_rates_by_window_are_drawn_while_they_are_served(tmp_path: Path) -> None
     assert 45 <= result["policies"]["stock"]["requests"] <= 90
 
 
+def test_flags_that_rates_cannot_obey_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rates = tmp_path / "rates.csv"
+    rates.write_text("window_start_s,rate_rps\n0,10\n30,1\n")
+    assert main(["simulate", "--profile", "cpu-tiny-llama", "--trace", str(rates), "--max-prompt", "10"]) == 2
+    assert "--max-prompt: not with" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -1,0 +1,195 @@
+"""``andes profile``: time a live engine, or read what a benchmark recorded of one, and write its profile.
+
+The load is made of unrelated prompts: alone and together, short and long, in batches that grow to what the engine holds, so
+that every term of its costs shows. Costs are fitted to what the client saw; where our policy is in charge, decode costs are
+those that the engine itself has fitted and publishes, because preemptions would blur the client's view.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from andes_sglang import results
+from andes_sglang.bench.client import EndpointError, replay
+from andes_sglang.bench.engine import read_metrics
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord, RequestSpec, read_records
+from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.fit import CostFit, FitError, fit_costs
+from andes_sglang.sim.profile import Profile, dump
+from andes_sglang.workload import Workload
+
+__all__ = ["ProfilingError", "add_parser", "costs_from_metrics", "load_for"]
+
+ProfilingError = (FitError,)
+TRUSTED_ERROR = 0.25
+LEAST_PROMPTS = 100
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "profile", help="measure an engine and write its profile", description=_profile.__doc__
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--url", help="base address of a live engine that does nothing else meanwhile")
+    source.add_argument(
+        "--records", type=Path, help="records of one stock run, as andes bench and andes compare leave them"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.toml", help="the profile to write")
+    parser.add_argument(
+        "--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}", help="what it runs on, in words"
+    )
+    parser.add_argument("--model", help="what it serves, in words; default: what the engine says")
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to load the engine; default: 60")
+    parser.add_argument("--kv-tokens", type=int, help="tokens of the KV pool, where the engine does not say")
+    parser.add_argument("--max-running", type=int, help="most requests in a batch, where the engine does not say")
+    parser.add_argument(
+        "--chunk-tokens", type=int, help="prefill tokens of an iteration, where the engine does not say"
+    )
+    parser.add_argument("--start-s", type=float, default=60.0, help="from the wish for a replica to its first request")
+    parser.add_argument("--price", type=float, help="of one replica and hour")
+    parser.add_argument("--api-key", help="where the engine wants one")
+    parser.set_defaults(run=_profile)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    model: str
+    kv_capacity_tokens: int
+    max_running: int
+    chunk_tokens: int
+    mixed: bool
+    overlap: bool
+
+
+def _server_info(url: str) -> Mapping[str, Any]:
+    """What SGLang says of itself; empty for another engine."""
+    for path in ("/server_info", "/get_server_info"):
+        try:
+            with urllib.request.urlopen(url + path, timeout=10) as answer:
+                found = json.load(answer)
+        except (urllib.error.URLError, OSError, ValueError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _sizes(args: argparse.Namespace, info: Mapping[str, Any]) -> _Sizes:
+    def size(flag: str, given: int | None, *names: str) -> int:
+        value = given if given is not None else next((info[n] for n in names if info.get(n)), None)
+        if not isinstance(value, int) or value < 1:
+            raise FitError(f"{flag} must be a whole number > 0, got {value!r}; the engine does not say it")
+        return value
+
+    return _Sizes(
+        args.model or str(info.get("served_model_name") or info.get("model_path") or "unknown"),
+        size("--kv-tokens", args.kv_tokens, "max_total_num_tokens", "max_total_tokens"),
+        size("--max-running", args.max_running, "max_running_requests"),
+        size("--chunk-tokens", args.chunk_tokens, "chunked_prefill_size"),
+        bool(info.get("enable_mixed_chunk")),
+        not info.get("disable_overlap_schedule"),
+    )
+
+
+def load_for(kv_capacity_tokens: int, max_running: int, chunk_tokens: int, seconds: float) -> Workload:
+    """Rounds of requests, each with room in the KV pool, about ``seconds`` long in all.
+
+    In a round one long answer keeps the engine busy while others come in pairs, with prompts of different lengths, until as
+    many run as the round is for: so prefills are seen of one and of two prompts, and decode steps of every size of batch.
+    """
+    batches = [b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b < max_running]
+    rounds = [(batch, share) for share in (0.2, 0.5) for batch in batches]
+    rounds *= -(-LEAST_PROMPTS // max(1, sum(batch for batch, _ in rounds)))
+    each_s = seconds / max(1, len(rounds))
+    specs: list[RequestSpec] = []
+    for number, (batch, share) in enumerate(rounds):
+        answer = max(16, min(120, kv_capacity_tokens // (4 * batch)))
+        prompt = int(min(chunk_tokens, share * kv_capacity_tokens / batch - answer))
+        if prompt < 16:
+            continue
+        at_s = number * each_s
+        specs.append(RequestSpec(at_s, 16, int(min(kv_capacity_tokens / 4, 60 * each_s)) + 16, QoETarget()))
+        for k in range(batch):
+            late_s = 0.02 + 0.25 * each_s * (k // 2) / max(1, batch // 2)
+            specs.append(RequestSpec(at_s + late_s, max(16, prompt * (k % 4 + 2) // 5), answer, QoETarget()))
+    specs.sort(key=lambda spec: spec.arrival_s)
+    return Workload("profiling load", tuple(specs))
+
+
+def costs_from_metrics(metrics: Mapping[str, float], fitted: Costs) -> Costs | None:
+    """``fitted`` with the decode costs that the engine publishes (``andes_cost_seconds``); None where it publishes none, or
+    is not sure of them itself."""
+
+    def one(name: str, **labels: str) -> float | None:
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        return next((v for k, v in metrics.items() if k.startswith(name + "{") and all(w in k for w in wanted)), None)
+
+    error = one("andes_cost_relative_error", stage="decode")
+    terms = [one("andes_cost_seconds", stage="decode", per=per) for per in ("iteration", "request", "context_token")]
+    fixed_s, request_s, context_s = terms
+    if error is None or error > TRUSTED_ERROR or fixed_s is None or request_s is None or context_s is None:
+        return None
+    return replace(fitted, decode_fixed_s=fixed_s, decode_request_s=request_s, decode_context_s=context_s)
+
+
+def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Load a live engine for a minute, or read the records of a stock run, fit what its iterations cost, and write a profile
+    for andes simulate, andes plan and andes serve --engine sim."""
+    if rest:
+        raise FitError(f"unknown argument {rest[0]!r}")
+    if args.out.suffix != ".toml":
+        raise FitError(f"--out {str(args.out)!r}: a profile's name ends in .toml")
+    records: Sequence[RequestRecord]
+    if args.url:
+        url = args.url.rstrip("/").removesuffix("/v1")
+        info = _server_info(url)
+        sizes = _sizes(args, info)
+        load = load_for(sizes.kv_capacity_tokens, sizes.max_running, sizes.chunk_tokens, args.seconds)
+        records = asyncio.run(replay(url, load, seed=1, api_key=args.api_key, send_expectations=False,
+                                     progress=results.Progress("profile")))  # fmt: skip
+        if failed := [r for r in records if r.error]:
+            raise EndpointError(f"{len(failed)} of {len(records)} requests failed, the first with {failed[0].error!r}")
+        what = f"{url}: {len(records)} requests"
+    else:
+        sizes, url = _sizes(args, {}), ""
+        records, what = read_records(args.records), f"records of {args.records.name}"
+    fit = fit_costs(records, chunk_tokens=sizes.chunk_tokens)
+    published = costs_from_metrics(read_metrics(url), fit.costs) if url else None
+    profile = _build(args, sizes, fit, published, what)
+    args.out.write_text(dump(profile))
+    print(profile.source, file=sys.stderr)
+    print(args.out)
+    return 0
+
+
+def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Costs | None, what: str) -> Profile:
+    overlap = Overlap.NONE if not sizes.overlap else Overlap.SYNC if fit.sends_late else Overlap.ASYNC
+    try:
+        engine = EngineModel(
+            published or fit.costs,
+            sizes.kv_capacity_tokens,
+            sizes.max_running,
+            sizes.chunk_tokens,
+            sizes.mixed,
+            overlap,
+        )
+        source = (
+            f"measured over {what}; {fit.decode_samples} decode steps (median error {fit.decode_error:.0%}"
+            f"{', costs as the engine publishes them' if published else ''}) and {fit.prefill_samples} prefills "
+            f"({fit.prefill_error:.0%})"
+        )
+        return Profile(args.out.stem, args.hardware, sizes.model, source, engine, args.start_s, args.price)
+    except ValueError as error:
+        raise FitError(str(error)) from None
