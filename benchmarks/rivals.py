@@ -1,0 +1,139 @@
+"""Every policy on one simulated engine and workload: what readers get, who pays, and how far it is from the best possible.
+
+``python benchmarks/rivals.py --setting cpu --seeds 3`` prints a row per policy. Everything is simulated. stock: SGLang
+untouched, prefill first; mixed: the same with mixed chunked prefill. From the shortest to the longest prompts, ``short``,
+``middle`` and ``long`` are thirds of the requests and ``tenth`` is the last tenth. to oracle: mean QoE below the best of the
+policies that know output lengths. to bound (``--bound``): below what no schedule can exceed (docs/upper-bound.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from andes_sglang.bench.workload import Workload, shape
+from andes_sglang.policy import CLAIRVOYANT, POLICIES, make
+from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.replica import simulate
+
+COLUMNS = (
+    "mean", "p5", "stall90_s", "ttft90_s", "tok/s", "preempt", "recomp", "short", "middle", "long", "tenth", "left",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An engine and the load on it: a one-cycle burst. tds None: the population of readers."""
+
+    engine: EngineModel
+    rate_rps: float
+    duration_s: float
+    prompt: str
+    output: str
+    intensity: float = 2.0
+    width: float = 0.35
+    tds: float | None = 4.5
+
+    def workload(self, seed: int) -> Workload:
+        asked = shape(
+            "burst", rate_rps=self.rate_rps, duration_s=self.duration_s, prompt=self.prompt, output=self.output, seed=seed,
+            intensity=self.intensity, width=self.width,
+        )  # fmt: skip
+        return asked.with_readers(seed, ttft_s=None, tds=self.tds, population=None)
+
+
+CPU = EngineModel(Costs(0.004, 0.0005, 1.2e-6, 0.008, 45e-6), 8192, overlap=Overlap.SYNC)
+SMALL = EngineModel(Costs(0.006, 0.0022, 3e-7, 0.005, 75e-6), 8192, overlap=Overlap.SYNC)
+H100 = EngineModel(
+    Costs(0.006, 3.2e-5, 4.9e-8, 0.006, 3e-5, 0.0, 1e-9), 430_000, max_running=512, chunk_tokens=2048, overlap=Overlap.ASYNC
+)
+"""Llama-3.1-8B in bfloat16, roofline: 16 GB of weights and 128 KiB per token at 80 % of 3.35 TB/s, 55 % of 989 TFLOP/s."""
+
+CHAT = "p25=400,p50=1100,p75=3300,p90=8000,p99=30000"
+SETTINGS = {
+    "cpu": Setting(CPU, 3.6, 180.0, "200-400", "150-250"),
+    "small": Setting(SMALL, 1.6, 180.0, "200-400", "150-250"),
+    "cpu-long": Setting(CPU, 1.9, 240.0, "200-400", "300-500"),
+    "cpu-mixed": Setting(CPU, 2.6, 180.0, "p50=300,p90=1200,p99=2500", "100-300"),
+    "h100-chat": Setting(H100, 9.0, 300.0, CHAT, "p50=350,p90=800,p99=1500", tds=None),
+    "h100-long": Setting(H100, 2.9, 900.0, "500-1500", "2000-6000", tds=None),
+    "h100-long-offload": Setting(
+        replace(H100, host_capacity_tokens=4_000_000, host_tokens_per_s=400_000.0), 2.9, 900.0, "500-1500", "2000-6000", tds=None
+    ),
+}  # fmt: skip
+
+
+def run(name: str, setting: Setting, requests: Sequence[RequestSpec]) -> list[RequestRecord]:
+    """``name``: a policy, with options as ``andes:horizon_s=30:refine=0``; stock; mixed."""
+    name, *pairs = name.split(":")
+    options = {key: float(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    engine = setting.engine
+    if name == "stock":
+        policy = None
+    elif name == "mixed":
+        policy, engine = None, replace(engine, mixed=True)
+    elif name in CLAIRVOYANT:
+        policy = make(name, output_tokens={f"r{k}": r.output_tokens for k, r in enumerate(requests)}, **options)
+    else:
+        policy = make(name, **options)
+        engine = replace(engine, mixed=getattr(policy, "mixed_chunk", False))
+    return list(simulate(engine, policy, requests))
+
+
+def figures(records: Sequence[RequestRecord], workload: Workload) -> list[float]:
+    """One row, in the order of ``COLUMNS``."""
+    scores = [r.score() for r in records]
+    qoe = np.array([s.qoe for s in scores])
+    by_prompt = qoe[np.argsort([r.prompt_tokens for r in records], kind="stable")]
+    last_s = max(r.end_s for r in records)
+    undelivered = sum(int(np.count_nonzero(r.token_times_s > workload.duration_s)) for r in records)
+    return [
+        float(qoe.mean()),
+        float(np.percentile(qoe, 5)),
+        float(np.percentile([s.longest_stall_s for s in scores], 90)),
+        float(np.percentile([r.ttft_s for r in records], 90)),
+        sum(r.output_tokens for r in records) / (last_s - records[0].arrival_s),
+        float(np.mean([r.preemptions or 0 for r in records])),
+        float(np.mean([r.recomputed_tokens or 0 for r in records])),
+        *(float(part.mean()) for part in np.array_split(by_prompt, 3)),
+        float(by_prompt[-max(1, len(by_prompt) // 10) :].mean()),
+        undelivered,
+    ]
+
+
+def line(name: str, row: Sequence[float], rest: str) -> str:
+    mean, p5, stall, ttft, speed, preempt, recomputed, *groups, left = row
+    groups_text = " ".join(f"{g:6.3f}" for g in groups)
+    return (
+        f"{name:30s} {mean:6.3f} {p5:6.3f} {stall:9.1f} {ttft:8.1f} {speed:6.0f} {preempt:7.2f} {recomputed:6.0f} "
+        f"{groups_text} {left:7.0f} {rest}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", default="cpu", choices=SETTINGS)
+    parser.add_argument("--policies", default=",".join(["stock", "mixed", *POLICIES, *CLAIRVOYANT]))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rate-scale", type=float, default=1.0)
+    args = parser.parse_args()
+    setting = SETTINGS[args.setting]
+    setting = replace(setting, rate_rps=setting.rate_rps * args.rate_scale)
+    workloads = [setting.workload(seed) for seed in range(args.seeds)]
+    print(f"simulated: {args.setting}, {workloads[0].name}, {args.seeds} seeds", flush=True)
+    print(f"{'':30s} {'mean':>6s} {'p5':>6s} {'stall90_s':>9s} {'ttft90_s':>8s} {'tok/s':>6s} {'preempt':>7s} {'recomp':>6s} "
+          + " ".join(f"{c:>6s}" for c in COLUMNS[7:11]) + f" {'left':>7s} {'sd':>5s} {'cpu_s':>6s}")  # fmt: skip
+    for name in args.policies.split(","):
+        started = time.process_time()
+        rows = np.array([figures(run(name, setting, w.requests), w) for w in workloads])
+        spread = f"{rows[:, 0].std():5.3f} {(time.process_time() - started) / args.seeds:6.1f}"
+        print(line(name, rows.mean(axis=0), spread), flush=True)
+
+
+if __name__ == "__main__":
+    main()
