@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from andes_sglang.policy import CLAIRVOYANT, POLICIES, make
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.replica import simulate
+from andes_sglang.sim.upper_bound import upper_bound
 
 COLUMNS = (
     "mean", "p5", "stall90_s", "ttft90_s", "tok/s", "preempt", "recomp", "short", "middle", "long", "tenth", "left",
@@ -50,8 +51,13 @@ class Setting:
 CPU = EngineModel(Costs(0.004, 0.0005, 1.2e-6, 0.008, 45e-6), 8192, overlap=Overlap.SYNC)
 SMALL = EngineModel(Costs(0.006, 0.0022, 3e-7, 0.005, 75e-6), 8192, overlap=Overlap.SYNC)
 H100 = EngineModel(
-    Costs(0.006, 3.2e-5, 4.9e-8, 0.006, 3e-5, 0.0, 1e-9), 430_000, max_running=512, chunk_tokens=2048, overlap=Overlap.ASYNC
+    Costs(0.006, 3.2e-5, 4.9e-8, 0.006, 3e-5, 0.0, 1e-9),
+    430_000,
+    max_running=512,
+    chunk_tokens=2048,
+    overlap=Overlap.ASYNC,
 )
+H100_HOST = replace(H100, host_capacity_tokens=4_000_000, host_tokens_per_s=400_000.0)
 """Llama-3.1-8B in bfloat16, roofline: 16 GB of weights and 128 KiB per token at 80 % of 3.35 TB/s, 55 % of 989 TFLOP/s."""
 
 CHAT = "p25=400,p50=1100,p75=3300,p90=8000,p99=30000"
@@ -60,11 +66,9 @@ SETTINGS = {
     "small": Setting(SMALL, 1.6, 180.0, "200-400", "150-250"),
     "cpu-long": Setting(CPU, 1.9, 240.0, "200-400", "300-500"),
     "cpu-mixed": Setting(CPU, 2.6, 180.0, "p50=300,p90=1200,p99=2500", "100-300"),
-    "h100-chat": Setting(H100, 9.0, 300.0, CHAT, "p50=350,p90=800,p99=1500", tds=None),
-    "h100-long": Setting(H100, 2.9, 900.0, "500-1500", "2000-6000", tds=None),
-    "h100-long-offload": Setting(
-        replace(H100, host_capacity_tokens=4_000_000, host_tokens_per_s=400_000.0), 2.9, 900.0, "500-1500", "2000-6000", tds=None
-    ),
+    "h100-chat": Setting(H100, 4.6, 200.0, CHAT, "p50=350,p90=800,p99=1500", tds=None),
+    "h100-long": Setting(H100, 0.9, 400.0, "500-1500", "2000-6000", tds=None),
+    "h100-long-offload": Setting(H100_HOST, 0.9, 400.0, "500-1500", "2000-6000", tds=None),
 }  # fmt: skip
 
 
@@ -73,6 +77,8 @@ def run(name: str, setting: Setting, requests: Sequence[RequestSpec]) -> list[Re
     name, *pairs = name.split(":")
     options = {key: float(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     engine = setting.engine
+    if name == "tokenflow" and not engine.host_capacity_tokens:
+        options.setdefault("load_tokens_per_s", 1.0)  # there is nothing to load from: it is to count on computing anew
     if name == "stock":
         policy = None
     elif name == "mixed":
@@ -121,18 +127,50 @@ def main() -> None:
     parser.add_argument("--policies", default=",".join(["stock", "mixed", *POLICIES, *CLAIRVOYANT]))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rate-scale", type=float, default=1.0)
+    parser.add_argument("--intensity", type=float)
+    parser.add_argument("--bound", action="store_true", help="also the upper bound on mean QoE; takes minutes")
+    parser.add_argument("--latest", type=float, default=0.0, help="of the bound: most seconds a last token is late")
+    parser.add_argument("--slot", type=float, default=1.0, help="of the bound: seconds of a slot")
+    parser.add_argument("--chunks", type=int, default=20, help="of the bound: parts of an answer")
     args = parser.parse_args()
     setting = SETTINGS[args.setting]
-    setting = replace(setting, rate_rps=setting.rate_rps * args.rate_scale)
+    intensity = setting.intensity if args.intensity is None else args.intensity
+    setting = replace(setting, rate_rps=setting.rate_rps * args.rate_scale, intensity=intensity)
     workloads = [setting.workload(seed) for seed in range(args.seeds)]
     print(f"simulated: {args.setting}, {workloads[0].name}, {args.seeds} seeds", flush=True)
     print(f"{'':30s} {'mean':>6s} {'p5':>6s} {'stall90_s':>9s} {'ttft90_s':>8s} {'tok/s':>6s} {'preempt':>7s} {'recomp':>6s} "
           + " ".join(f"{c:>6s}" for c in COLUMNS[7:11]) + f" {'left':>7s} {'sd':>5s} {'cpu_s':>6s}")  # fmt: skip
+    means: dict[str, float] = {}
+    latest: dict[str, float] = {}
+    ends_s = np.zeros(args.seeds)
     for name in args.policies.split(","):
         started = time.process_time()
-        rows = np.array([figures(run(name, setting, w.requests), w) for w in workloads])
+        runs = [run(name, setting, w.requests) for w in workloads]
+        rows = np.array([figures(records, w) for records, w in zip(runs, workloads, strict=True)])
         spread = f"{rows[:, 0].std():5.3f} {(time.process_time() - started) / args.seeds:6.1f}"
         print(line(name, rows.mean(axis=0), spread), flush=True)
+        means[name] = float(rows[:, 0].mean())
+        latest[name] = max(r.end_s - ideal_end_s(r) for records in runs for r in records)
+        ends_s = np.maximum(ends_s, [max(r.end_s for r in records) for records in runs])
+    told = {name: mean for name, mean in means.items() if name.split(":")[0] in CLAIRVOYANT}
+    bound, latest_s = np.inf, args.latest or max(latest.values())
+    if args.bound:
+        bound = float(np.mean([
+            upper_bound(
+                w.requests, setting.engine, end_s + 1.0, latest_s=latest_s, slot_s=args.slot, chunks=args.chunks
+            ).mean_qoe
+            for w, end_s in zip(workloads, ends_s, strict=True)
+        ]))  # fmt: skip
+        print(f"no schedule whose last tokens are at most {latest_s:.0f} s late has a mean above {bound:.3f}")
+    for name, mean in means.items():
+        oracle_text = f"{max(told.values()) - mean:7.3f} to oracle" if told else ""
+        bound_text = f"{bound - mean:7.3f} to bound" if bound < np.inf and latest[name] <= latest_s else ""
+        print(f"{name:30s} last token up to {latest[name]:4.0f} s late {oracle_text} {bound_text}")
+
+
+def ideal_end_s(record: RequestRecord) -> float:
+    """When its reader would like the last token."""
+    return record.arrival_s + record.ttft_target_s + (record.output_tokens - 1) / record.tds
 
 
 if __name__ == "__main__":

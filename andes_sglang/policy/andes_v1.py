@@ -30,5 +30,5 @@ class AndesV1(AndesV2):
     def _may_preempt(self, state: SchedulerState) -> bool:
         return float(state.requests.preemptions.mean()) < self.max_preemptions
 
-    def _accept(self, state: SchedulerState, running: Mask) -> Accept | None:
+    def _accept(self, state: SchedulerState, running: Mask) -> Accept | None:  # noqa: ARG002 (no refiner)
         return None

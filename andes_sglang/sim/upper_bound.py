@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linprog
+from scipy.sparse import csc_array, diags_array, eye_array, hstack, vstack
 
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.engine import EngineModel
@@ -26,8 +29,7 @@ BLOCK_TOKENS = 512
 UNHELD, HELD = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
+class Prices(NamedTuple):
     """Lost QoE, summed over requests, that a second of a resource is worth in every slot, both of shape (T,): of the engine,
     and of its whole KV pool."""
 
@@ -49,49 +51,87 @@ def upper_bound(
     engine: EngineModel,
     horizon_s: float,
     *,
+    latest_s: float = np.inf,
     slot_s: float = 2.0,
     chunks: int = 12,
     growth: float = 1.15,
-    iterations: int = 100,
+    iterations: int = 40,
+    tolerance: float = 0.001,
     prices: Prices | None = None,
 ) -> Bound:
     """Bound on the mean QoE of ``requests`` over every schedule that has delivered them all by ``horizon_s`` (clock of the
-    arrivals).
+    arrivals), and no last token more than ``latest_s`` after its ideal time.
 
     slot_s; chunks: parts of an answer; growth (> 1): of the steps in which lateness is counted: finer is tighter and slower,
-    every setting is valid. iterations: of the search for prices, which starts at ``prices`` (of the same slots). Raises
-    ``ValueError`` for what cannot be: a request longer than the KV pool, an arrival after the horizon.
+    every setting is valid. iterations: of the search for prices, which begins at ``prices`` (for the same slots), ends where
+    less than ``tolerance`` could be gained. Raises ``ValueError`` for what cannot be: a request longer than the KV pool, an
+    arrival after the horizon.
     """
     for k, request in enumerate(requests):
         if request.prompt_tokens + request.output_tokens > engine.kv_capacity_tokens:
-            raise ValueError(f"request {k}: {request.prompt_tokens} + {request.output_tokens} tokens exceed the KV pool")
+            raise ValueError(
+                f"request {k}: {request.prompt_tokens} + {request.output_tokens} tokens exceed the KV pool"
+            )
         if not request.arrival_s < horizon_s:
             raise ValueError(f"request {k}: arrives at {request.arrival_s} s, not before horizon_s {horizon_s}")
     if not (slot_s > 0 and chunks > 0 and growth > 1):
         raise ValueError(f"slot_s and chunks must be > 0 and growth > 1, got {slot_s!r}, {chunks!r}, {growth!r}")
-    parts = _Relaxation(requests, engine, horizon_s, slot_s, chunks, growth)
-    now = prices or Prices(np.zeros(parts.slots), np.zeros(parts.slots))
-    best, best_prices = -np.inf, now
-    stride, stale, direction = 0.1 * len(requests), 0, np.zeros((2, parts.slots))
-    classes = parts.all_classes(now)[1]
-    for _ in range(iterations):
-        lost, classes, slope = parts.evaluate(now, classes)
-        if lost > best + 1e-3 * stride:
-            stale = 0
-        else:
-            stale += 1
-        if lost > best:
-            best, best_prices = lost, now
-        if stale == 5:
-            stride, stale, now, direction = stride / 2, 0, best_prices, np.zeros_like(direction)
-            if stride < 2e-5 * len(requests):
-                break
-            continue
-        direction = slope + 0.6 * direction
-        step = (best + stride - lost) / max(float((direction * slope).sum()), 1e-9)
-        now = Prices(*np.maximum(0.0, np.stack([now.engine, now.pool]) + step * direction))
-    lost = max(0.0, parts.all_classes(best_prices)[0])
-    return Bound(1.0 - lost / len(requests), best_prices, iterations)
+    parts = _Relaxation(requests, engine, horizon_s, latest_s, slot_s, chunks, growth)
+    plans = _Plans(parts)
+    best, best_lost, tried = parts.opening()[0], 0.0, 0
+    for now in [prices] if prices is not None else parts.opening():
+        lost, classes = parts.cheapest(now)
+        plans.add(now, classes)
+        if lost > best_lost:
+            best, best_lost = now, lost
+    while tried < iterations:
+        tried += 1
+        optimum, wanted = plans.solve()
+        if optimum - best_lost < tolerance * len(requests):
+            break
+        now = Prices(*(0.5 * (ours + theirs) for ours, theirs in zip(best, wanted, strict=True)))
+        lost, classes = parts.cheapest(now)
+        plans.add(now, classes)
+        if lost > best_lost:
+            best, best_lost = now, lost
+    return Bound(1.0 - best_lost / len(requests), best, tried)
+
+
+class _Plans:
+    """Plans for every request, not to be served at all among them, and the linear programme that mixes them within what the
+    engine has: its prices are the ones to plan with next (column generation)."""
+
+    def __init__(self, parts: _Relaxation) -> None:
+        self.parts = parts
+        count = len(parts.half_reading_s)
+        self.losses: list[Array] = [np.ones(count)]
+        self.uses: list[csc_array] = [csc_array((2 * parts.slots, count))]
+
+    def add(self, prices: Prices, classes: Index) -> None:
+        """The cheapest plan of every request in its class."""
+        costs, used_s = self.parts.plan(prices, classes)
+        self.losses.append(costs - np.concatenate(prices) @ used_s)
+        self.uses.append(used_s)
+
+    def solve(self) -> tuple[float, Prices]:
+        """The least sum of losses of a mixture, and the prices that it suggests."""
+        parts, count = self.parts, len(self.losses[0])
+        slots, rounds = parts.slots, len(self.losses)
+        moved = diags_array([np.ones(slots - 1), -np.ones(slots - 1)], offsets=[-1, 0], shape=(slots, slots - 1))
+        resources = hstack([*self.uses, vstack([-moved, csc_array((slots, slots - 1))])]).tocsr()
+        each = hstack([*[eye_array(count)] * rounds, csc_array((count, slots - 1))]).tocsr()
+        result = linprog(
+            np.concatenate([*self.losses, np.zeros(slots - 1)]),
+            A_ub=resources,
+            b_ub=np.full(2 * slots, parts.slot_s),
+            A_eq=each,
+            b_eq=np.ones(count),
+            bounds=np.column_stack(
+                [np.zeros(resources.shape[1]), np.repeat([np.inf, parts.longest_s], [rounds * count, slots - 1])]
+            ),
+            method="highs",
+        )
+        return float(result.fun), Prices(*np.split(np.maximum(0.0, -result.ineqlin.marginals), 2))
 
 
 class _Relaxation:
@@ -103,7 +143,14 @@ class _Relaxation:
     """
 
     def __init__(
-        self, requests: Sequence[RequestSpec], engine: EngineModel, horizon_s: float, slot_s: float, chunks: int, growth: float
+        self,
+        requests: Sequence[RequestSpec],
+        engine: EngineModel,
+        horizon_s: float,
+        latest_s: float,
+        slot_s: float,
+        chunks: int,
+        growth: float,
     ) -> None:
         requests = sorted(requests, key=lambda r: r.arrival_s)
         costs, pool = engine.costs, float(engine.kv_capacity_tokens)
@@ -114,17 +161,18 @@ class _Relaxation:
         self.pool_tokens, self.slot_s = pool, slot_s
         self.slots = max(1, int(np.ceil((horizon_s - arrival[0]) / slot_s)))
         self.starts_s = arrival[0] + slot_s * np.arange(self.slots)
+        self.slot_of_arrival = np.minimum((arrival - arrival[0]) // slot_s, self.slots - 1).astype(np.int64)
         self.arrived = np.searchsorted(arrival, self.starts_s + slot_s, side="left")
-        longest = int((prompt + n).max())
+        longest, chunk = int((prompt + n).max()), min(engine.chunk_tokens, int(pool))
         self.longest_s = engine.decision_s + costs.mixed_s(
-            engine.chunk_tokens, int(pool), engine.chunk_tokens * float(longest), engine.max_running, int(pool)
+            chunk, int(pool), chunk * float(longest), engine.max_running, int(pool)
         )
 
         part, once = np.arange(chunks)[:, None], np.zeros((1, len(n)))
-        share = (n - 1) / chunks
-        size = np.vstack([once, np.broadcast_to(share, (chunks, len(n))), once])
+        share, final = np.maximum(n - 2, 0) / chunks, (n[None] > 1).astype(np.float64)
+        size = np.vstack([once, np.broadcast_to(share, (chunks, len(n))), final])
         first = np.vstack([once, np.minimum(1 + part * share, n - 1), n[None] - 1])
-        last = np.vstack([once, np.minimum(np.ceil((part + 1) * share), n - 1), n[None] - 1])
+        last = np.maximum(first, np.vstack([once, np.minimum(np.ceil((part + 1) * share), n - 1), n[None] - 1]))
         weight = np.vstack([once + 1, size[1:]]) / n
         self.weight = np.vstack([once, np.cumsum(weight, axis=0)])
         self.context = own + first
@@ -134,116 +182,152 @@ class _Relaxation:
             costs.decode_request_s + costs.decode_context_s * (prompt + first) + costs.decode_fixed_s * share_of_fixed
         )
         self.decode_s = np.vstack([once, np.cumsum(size * token_s, axis=0)])
-        self.compute_s = np.maximum(costs.prefill_token_s * self.context - token_s, 0.0) * (not engine.host_capacity_tokens)
+        self.compute_s = np.maximum(costs.prefill_token_s * self.context - token_s, 0.0) * (
+            not engine.host_capacity_tokens
+        )
         self.compute_s[0] = costs.prefill_token_s * own
         self.begin_s = arrival + self.compute_s[0]
         self.ideal_s = arrival + ttft + last / tds
         self.half_reading_s = n / (2 * tds)
 
         steps = [0]
-        while steps[-1] * slot_s < horizon_s - float((arrival + ttft).min()):
+        while steps[-1] * slot_s < min(latest_s, horizon_s - float((arrival + ttft).min())):
             steps.append(max(steps[-1] + 1, int(steps[-1] * growth)))
         offset_s = slot_s - np.mod(arrival + ttft - arrival[0], slot_s)
         self.late_s = np.vstack([once, offset_s + slot_s * np.array(steps)[:, None]])
         self.classes = len(self.late_s) - 1
-        blur_s = slot_s + 2 * np.ceil(share) / tds
+        blur_s = slot_s + (np.maximum(np.ceil(share), 1) - 1 + (last - np.floor(first)).max(axis=0)) / tds
         self.least = self._cell(self.late_s[:-1] - blur_s, slice(None))
 
     def _cell(self, lateness_s: Array, here: slice) -> Index:
         """The cells of lateness of shape (K, n), of the n requests ``here``."""
-        edges = self.late_s[1:-1, here]
-        return (lateness_s[:, None] >= edges).sum(axis=1)
+        edges = self.late_s[1:, here]
+        cells: Index = (lateness_s[:, None] >= edges).sum(axis=1)
+        return cells
+
+    def opening(self) -> list[Prices]:
+        """Prices to begin with: of the engine, by how long it will go on being busy if it never idles, up to a cap; and such
+        that there is no hurry at all."""
+        work_s = np.bincount(self.slot_of_arrival, self.decode_s[-1] + self.compute_s[0], minlength=self.slots)
+        busy_s, left_s, begin = np.zeros(self.slots), 0.0, 0
+        for t in range(self.slots):
+            left_s = max(0.0, left_s + work_s[t] - self.slot_s)
+            if not left_s or t == self.slots - 1:
+                busy_s[begin : t + 1] = self.slot_s * np.arange(t - begin, -1, -1)
+                begin = t + 1
+        shape = np.minimum(busy_s, 0.5 * busy_s.max())
+        worth = len(self.half_reading_s) / float(self.slot_s * shape.sum() or 1.0)
+        return [Prices(level * worth * shape, np.zeros(self.slots)) for level in (0.0, 0.03, 0.1, 0.3, 3.0)]
 
     def worth(self, prices: Prices) -> float:
         """What all there is to sell costs. Of the work that counts in a slot, up to one iteration was done before it."""
         rise = np.maximum(np.diff(prices.engine), 0.0).sum()
         return float(self.slot_s * (prices.engine.sum() + prices.pool.sum()) + self.longest_s * rise)
 
-    def all_classes(self, prices: Prices) -> tuple[float, Index]:
+    def cheapest(self, prices: Prices) -> tuple[float, Index]:
         """The bound on the sum of lost QoE at ``prices``, and the class that is cheapest for each request."""
-        costs = np.stack([self.costs(prices, np.full(self.late_s.shape[1], c)) for c in range(self.classes)])
+        all_of = np.full(len(self.half_reading_s), 1)
+        costs = np.stack([self.costs(prices, c * all_of) for c in range(self.classes)])
         return float(costs.min(axis=0).sum()) - self.worth(prices), costs.argmin(axis=0)
 
-    def evaluate(self, prices: Prices, classes: Index) -> tuple[float, Index, Array]:
-        """As :meth:`all_classes`, over ``classes`` and those beside them only, and its slope in (engine, pool), shape (2, T)."""
+    def plan(self, prices: Prices, classes: Index) -> tuple[Array, csc_array]:
+        """Least cost of every request in its class, (N,), and the seconds of the engine and of the pool it takes in every
+        slot, (2 T, N)."""
         values: list[Array] = []
-        near = [classes, np.maximum(classes - 1, 0), np.minimum(classes + 1, self.classes - 1)]
-        costs = np.stack([self.costs(prices, near[0], values), *(self.costs(prices, c) for c in near[1:])])
-        slope = self._used_s(prices, classes, values[::-1])
-        rises = np.diff(prices.engine) > 0
-        slope[0] -= self.slot_s + self.longest_s * (np.append(0.0, rises) - np.append(rises, 0.0))
-        slope[1] -= self.slot_s
-        return float(costs.min(axis=0).sum()) - self.worth(prices), np.choose(costs.argmin(axis=0), near), slope
+        return self.costs(prices, classes, values), self._used_s(prices, classes, values[::-1])
 
-    def _slot(self, prices: Prices, classes: Index, t: int) -> tuple[Array, Array, Array, Index]:
-        """For the n who have come by the end of slot ``t``: cost of the positions before each, (P + 1, D, n), of computing the
-        KV of each (P, n), of holding it through the slot (P + 1, n), and the cell of who is served now (P, n)."""
-        here = slice(0, self.arrived[t])
-        top_s = self.late_s[classes[here] + 1, np.arange(self.arrived[t])]
-        late = self.late_s[:-1, here] / (self.half_reading_s[here] + top_s)
+    def _spans(self, classes: Index) -> list[slice]:
+        """For every slot a span of requests that holds all who have come by its end and can still end in their class."""
+        end_s = self.ideal_s[-1] + self.late_s[classes + 1, np.arange(len(classes))] + self.slot_s
+        begun = np.searchsorted(np.maximum.accumulate(end_s), self.starts_s, side="right")
+        return [slice(min(low, high), high) for low, high in zip(begun.tolist(), self.arrived.tolist(), strict=True)]
+
+    def _slot(
+        self, prices: Prices, classes: Index, t: int, here: slice, cells: int
+    ) -> tuple[Array, Array, Array, Index]:
+        """For the n requests ``here`` in slot ``t``: cost of the positions before each, (P + 1, D, n), of computing the KV of
+        each (P, n), of holding it through the slot (P + 1, n), and the cell of who is served now (P, n)."""
+        top_s = self.late_s[classes[here] + 1, np.arange(here.start, here.stop)]
+        late = self.late_s[:cells, here] / (self.half_reading_s[here] + top_s)
         total = prices.engine[t] * self.decode_s[:, None, here] + self.weight[:, None, here] * late
         hold = prices.pool[t] * self.slot_s / self.pool_tokens * self.context[:, here]
         late_s = np.maximum(self.starts_s[t], self.begin_s[here]) - self.ideal_s[:, here]
         return (
             total,
             prices.engine[t] * self.compute_s[:, here],
-            np.vstack([hold, np.zeros((1, self.arrived[t]))]),
+            np.vstack([hold, np.zeros((1, hold.shape[1]))]),
             self._cell(late_s, here),
         )
 
     def costs(self, prices: Prices, classes: Index, values: list[Array] | None = None) -> Array:
         """Least cost of every request, shape (N,), in its class. To ``values`` goes for the end of every slot, from the last
-        to the first, the least cost from there on: (2, P + 1, D, n), by whether its KV is in the pool, position, cell."""
-        cells, count = self.classes, self.late_s.shape[1]
+        to the first, the least cost from there on: (2, P + 1, D, n), by whether its KV is in the pool, position, cell; D
+        cells up to the highest class, and the n requests of the slot's span."""
+        cells, count = int(classes.max()) + 1, len(classes)
         rows = np.arange(cells)[:, None]
         value = np.full((2, len(self.weight), cells, count), np.inf)
         value[:, -1] = np.where((rows >= self.least[classes, np.arange(count)]) & (rows <= classes), 0.0, np.inf)
-        for t in range(self.slots - 1, -1, -1):
-            after = value[..., : self.arrived[t]].copy()
+        for t, here in reversed(list(enumerate(self._spans(classes)))):
+            after = value[..., here].copy()
             if values is not None:
                 values.append(after)
-            total, compute, hold, cell = self._slot(prices, classes, t)
+            total, compute, hold, cell = self._slot(prices, classes, t, here, cells)
+            lost = cell >= cells
+            cell = np.minimum(cell, cells - 1)
             stay = np.minimum(after[UNHELD], after[HELD] + hold[:, None])
             resumed, went_on = (
-                np.where(rows >= cell[:, None], served, np.take_along_axis(served, cell[:, None], 1))
+                np.where(
+                    lost[:, None],
+                    np.inf,
+                    np.where(rows >= cell[:, None], served, np.take_along_axis(served, cell[:, None], 1)),
+                )
                 for served in (_served(total, after[HELD]), _served(total, stay))
             )
             anew = compute[:, None] + np.minimum(after[HELD, :-1], resumed)
-            value[UNHELD, :-1, :, : self.arrived[t]] = np.minimum(after[UNHELD, :-1], anew)
-            value[HELD, :-1, :, : self.arrived[t]] = np.minimum(np.minimum(stay[:-1], went_on), anew)
+            value[UNHELD, :-1, :, here] = np.minimum(after[UNHELD, :-1], anew)
+            value[HELD, :-1, :, here] = np.minimum(np.minimum(stay[:-1], went_on), anew)
         cheapest: Array = value[UNHELD, 0, 0].copy()
         return cheapest
 
-    def _used_s(self, prices: Prices, classes: Index, values: list[Array]) -> Array:
-        """Seconds of the engine and of the whole pool, shape (2, T), that the cheapest schedules of all use in every slot."""
-        count, end = len(classes), len(self.weight) - 1
-        at, cell, held = (np.zeros(count, dtype=np.int64) for _ in range(3))
-        used_s = np.zeros((2, self.slots))
-        for t, after in enumerate(values):
-            total, compute, hold, now = self._slot(prices, classes, t)
-            row = np.flatnonzero(at[: self.arrived[t]] < end)
+    def _used_s(self, prices: Prices, classes: Index, values: list[Array]) -> csc_array:
+        """What the cheapest schedules use, as :meth:`plan` gives it."""
+        cells, end = int(classes.max()) + 1, len(self.weight) - 1
+        at, cell, held = (np.zeros(len(classes), dtype=np.int64) for _ in range(3))
+        context = np.vstack([self.context, np.zeros((1, len(classes)))])
+        rows, columns, entries = [], [], []
+        for t, (after, here) in enumerate(zip(values, self._spans(classes), strict=True)):
+            total, compute, hold, now = self._slot(prices, classes, t, here, cells)
+            n = np.flatnonzero(at[here] < end)
+            row = n + here.start
             k, d, had = at[row], cell[row], held[row] == HELD
-            then = np.maximum(d, now[k, row])
-            spent = np.where(np.arange(end + 1)[:, None] >= k, total[:, then, row] - total[k, then, row], np.inf)
-            leave = after[HELD][:, then, row], np.minimum(after[UNHELD], after[HELD] + hold[:, None])[:, then, row]
-            stop = [(spent + cost).argmin(axis=0) for cost in leave]
-            idle = after[UNHELD, k, d, row], after[HELD, k, d, row]
+            then = np.minimum(np.maximum(d, now[k, n]), cells - 1)
+            allowed = (np.arange(end + 1)[:, None] >= k) & (now[k, n] < cells)
+            spent = np.where(allowed, total[:, then, n] - total[k, then, n], np.inf)
+            stay = np.minimum(after[UNHELD], after[HELD] + hold[:, None])
+            leave = spent + after[HELD][:, then, n], spent + stay[:, then, n]
             options = np.stack([
-                idle[0],
-                compute[k, row] + idle[1],
-                compute[k, row] + (spent + leave[0]).min(axis=0),
-                np.where(had, idle[1] + hold[k, row], np.inf),
-                np.where(had, (spent + leave[1]).min(axis=0), np.inf),
+                after[UNHELD, k, d, n],
+                compute[k, n] + after[HELD, k, d, n],
+                compute[k, n] + leave[0].min(axis=0),
+                np.where(had, after[HELD, k, d, n] + hold[k, n], np.inf),
+                np.where(had, leave[1].min(axis=0), np.inf),
             ])  # fmt: skip
             choice = options.argmin(axis=0)
-            serves = (choice == 2) | (choice == 4)
-            to = np.where(serves, np.where(choice == 2, *stop), k)
-            stays = (choice == 3) | ((choice == 4) & (after[HELD, to, then, row] + hold[to, row] <= after[UNHELD, to, then, row]))
-            anew = (choice == 1) | (choice == 2)
-            used_s[0, t] = (self.compute_s[k, row] * anew + self.decode_s[to, row] - self.decode_s[k, row]).sum()
-            used_s[1, t] = (np.vstack([self.context, np.zeros((1, count))])[to, row] * stays).sum() * self.slot_s / self.pool_tokens
-            at[row], held[row] = to, stays | anew
-            cell[row] = np.where(serves, then, d)
+            anew, serves = (choice == 1) | (choice == 2), (choice == 2) | (choice == 4)
+            to = np.where(serves, np.where(had & (choice == 4), leave[1].argmin(axis=0), leave[0].argmin(axis=0)), k)
+            kept = after[HELD, to, then, n] + hold[to, n] <= after[UNHELD, to, then, n]
+            holds = (choice == 3) | ((choice == 4) & kept)
+            computed_s = self.compute_s[k, row] * anew
+            rows += [np.full(len(row), t), np.full(len(row), self.slots + t)]
+            columns += [row, row]
+            entries += [
+                computed_s + self.decode_s[to, row] - self.decode_s[k, row],
+                context[to, row] * holds * self.slot_s / self.pool_tokens,
+            ]
+            at[row], held[row], cell[row] = to, holds | anew, np.where(serves, then, d)
+        found = np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))
+        used_s = csc_array(found, shape=(2 * self.slots, len(classes)))
+        used_s.eliminate_zeros()
         return used_s
 
 

@@ -138,7 +138,9 @@ def surge(seed: int, rate: float = 1.6, tds: float = 4.5, prompt: int = 300) -> 
 @pytest.mark.parametrize("costs", [COSTS, SLOW], ids=["fast", "slow"])
 def test_nobody_is_lost_over_a_surge(name: str, options: dict[str, Any], costs: Costs) -> None:
     specs = surge(1)
-    records = sorted(simulate(EngineModel(costs, 4096), policy_of(name, options, foretold(specs)), specs), key=lambda r: r.index)
+    records = sorted(
+        simulate(EngineModel(costs, 4096), policy_of(name, options, foretold(specs)), specs), key=lambda r: r.index
+    )
     assert [len(r.deliveries) for r in records] == [s.output_tokens for s in specs]
 
 
