@@ -4,8 +4,8 @@ Version 2 of the paper (arXiv 2404.16283, section 4): gain of being served over 
 by gain per KV token, a few batch sizes tried, an overhead-aware refiner. Beyond it: a bound on how long any reader is
 left dry, a minimum slice, only readers about to run dry may displace, and a guard for long prompts.
 
-Trade-off: nobody starves beyond ``stall_bound_s`` as long as the engine can serve all who are overdue; in overload the
-late ones wait up to that bound so that the others read smoothly. Requests with long prompts cost more KV, hence wait
+Trade-off: nobody starves beyond twice ``stall_bound_s`` as long as the engine can serve all who are overdue; in overload the
+late ones wait up to that long so that the others read smoothly. Requests with long prompts cost more KV, hence wait
 first; ``length_guard`` limits by how much.
 """
 
@@ -29,13 +29,15 @@ Mask = npt.NDArray[np.bool_]
 class Andes:
     """See the module. Units: seconds, tokens.
 
-    horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
-    without a first token first_bound_s after it was expected; the later relative to the bound, the sooner.
+    horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer gets the next free place, one
+    dry for twice as long anybody's; first_bound_s: so does one without a first token that long after it was expected; the
+    later relative to the bound, the sooner.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
     has been paid for and must earn it). trigger_buffer_s: only a reader with
     less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
     length_guard: contexts count as at most this many times the mean. batch_candidates: batch sizes tried.
-    preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions: version
+    preemption: False keeps only the admission order. refine: the overhead-aware refiner. recompute_price: how dear to it is
+    engine time spent on computing victims anew, relative to what a newcomer makes of it. max_preemptions: version
     1's cap on the mean number of preemptions of a request, None for no cap. growth_tokens: KV kept free per request.
     """
 
@@ -55,6 +57,7 @@ class Andes:
         batch_candidates: int = 3,
         preemption: bool = True,
         refine: bool = True,
+        recompute_price: float = 2.0,
         max_preemptions: float | None = None,
         growth_tokens: float = 16.0,
     ) -> None:
@@ -75,6 +78,7 @@ class Andes:
         self.batch_candidates = batch_candidates
         self.preemption = preemption
         self.refine = refine
+        self.recompute_price = recompute_price
         self.max_preemptions = max_preemptions
         self.growth_tokens = growth_tokens
 
@@ -85,8 +89,10 @@ class Andes:
             return Decision()
         priority, gain, batch = self._rank(state, running)
         buffered_s = t.readers.buffered_s(state.now_s)
-        lateness = -buffered_s / np.where(t.output_tokens > 0, self.stall_bound_s, self.first_bound_s)
+        begun = t.output_tokens > 0
+        lateness = -buffered_s / np.where(begun, self.stall_bound_s, self.first_bound_s)
         overdue = ~running & (lateness > 1.0)
+        starving = ~running & (buffered_s < -2.0 * self.stall_bound_s)
         priority = np.where(overdue, 1e9 * lateness, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
@@ -99,9 +105,9 @@ class Andes:
             priority,
             batch=batch,
             growth_tokens=self.growth_tokens,
-            displacing=~running & (buffered_s < self.trigger_buffer_s) & below_cap,
+            displacing=starving | (~running & ~(overdue & begun) & (buffered_s < self.trigger_buffer_s) & below_cap),
             victims=(t.preemptible > 0) & (served_long_enough | ~running) & (t.kv_tokens > 0),
-            accept=self._refiner(state, running, overdue, gain) if self.refine else None,
+            accept=self._refiner(state, running, starving, gain) if self.refine else None,
         )
 
     def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, Array, int]:
@@ -141,8 +147,10 @@ class Andes:
         gain: Array = np.maximum(serve - wait, 0.0)
         return gain
 
-    def _refiner(self, state: SchedulerState, running: Mask, overdue: Mask, gain: Array) -> Accept:
-        """Accept a displacement when its gain exceeds what all running readers lose by standing still for it."""
+    def _refiner(self, state: SchedulerState, running: Mask, starving: Mask, gain: Array) -> Accept:
+        """Accept a displacement when its gain exceeds what all running readers lose by standing still for it, and when what
+        it gains over its victims is worth the engine time that computing them anew will take: time in which others could
+        gain as much as the newcomer does, in proportion to the work that he needs within the horizon."""
         t = state.requests
         spent_s = 0.0
 
@@ -156,9 +164,13 @@ class Andes:
 
         def accept(row: int, victims: list[int], stall_s: float) -> bool:
             nonlocal spent_s
-            if not overdue[row]:
+            if not starving[row]:
                 readers, weight, interval_s, unpaused = ongoing()
-                cost_s = spent_s + stall_s + sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
+                again_s = sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
+                work_s = stall_s + t.readers.tds[row] * self.horizon_s * interval_s / max(1, len(weight))
+                if (gain[row] - gain[victims].sum()) * work_s <= self.recompute_price * gain[row] * again_s:
+                    return False
+                cost_s = spent_s + stall_s + again_s
                 paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
                 if gain[row] <= float(((unpaused - paused) * weight).sum()):
                     return False
