@@ -24,6 +24,8 @@ __all__ = ["Andes"]
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+MOST_DISPLACING = 8
+"""Requests that are considered for a displacement in one decision: refusing one takes time, and there is a next decision."""
 
 
 class Andes:
@@ -100,12 +102,13 @@ class Andes:
             t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens
         )
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
+        may_displace = starving | (~running & ~(overdue & begun) & (buffered_s < self.trigger_buffer_s) & below_cap)
         return select(
             state,
             priority,
             batch=batch,
             growth_tokens=self.growth_tokens,
-            displacing=starving | (~running & ~(overdue & begun) & (buffered_s < self.trigger_buffer_s) & below_cap),
+            displacing=_first(may_displace, priority, MOST_DISPLACING),
             victims=(t.preemptible > 0) & (served_long_enough | ~running) & (t.kv_tokens > 0),
             accept=self._refiner(state, running, starving, gain) if self.refine else None,
         )
@@ -178,6 +181,16 @@ class Andes:
             return True
 
         return accept
+
+
+def _first(mask: Mask, priority: Array, most: int) -> Mask:
+    """Of the rows in ``mask`` the ``most`` with the highest priority."""
+    rows = np.flatnonzero(mask)
+    if len(rows) <= most:
+        return mask
+    first = np.zeros_like(mask)
+    first[rows[np.argsort(-priority[rows], kind="stable")[:most]]] = True
+    return first
 
 
 def _packed_gain(density: Array, gain: Array, context: Array, pool: float, batch: int) -> float:
