@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from andes_sglang.bench.workload import Workload, shape
+from andes_sglang.workload import Workload, shape
 from andes_sglang.policy import CLAIRVOYANT, POLICIES, make
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
