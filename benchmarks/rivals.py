@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from andes_sglang.workload import Workload, shape
 from andes_sglang.policy import CLAIRVOYANT, POLICIES, make
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.replica import simulate
 from andes_sglang.sim.upper_bound import upper_bound
+from andes_sglang.workload import Workload, shape
 
 COLUMNS = (
     "mean", "p5", "stall90_s", "ttft90_s", "tok/s", "preempt", "recomp", "short", "middle", "long", "tenth", "left",
