@@ -165,7 +165,7 @@ class _Relaxation:
         self.arrived = np.searchsorted(arrival, self.starts_s + slot_s, side="left")
         longest, chunk = int((prompt + n).max()), min(engine.chunk_tokens, int(pool))
         self.longest_s = engine.decision_s + costs.mixed_s(
-            chunk, int(pool), chunk * float(longest), engine.max_running, int(pool)
+            chunk, int(pool), chunk * float(longest), engine.max_running, engine.max_running, int(pool)
         )
 
         part, once = np.arange(chunks)[:, None], np.zeros((1, len(n)))
