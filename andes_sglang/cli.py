@@ -4,40 +4,64 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
-from andes_sglang import __version__, profiling
-from andes_sglang.adapter import launch
-from andes_sglang.bench import cli as bench
-from andes_sglang.sim import cli as sim
-from andes_sglang.sim import plan_cli
+from andes_sglang import __version__
+from andes_sglang.flags import UsageError
 
 __all__ = ["main"]
 
+ENGINES = {
+    "sglang": (
+        "andes_sglang.adapter.launch",
+        "Start SGLang's server under a policy. Every flag not listed here is passed to SGLang unchanged.",
+    ),
+    "sim": (
+        "andes_sglang.sim.server.serve",
+        "Start a simulated engine under a policy: it speaks as SGLang does, in real time, without a GPU or a model.",
+    ),
+}
 
-def build_parser() -> argparse.ArgumentParser:
+
+def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[type[Exception], ...]]:
+    """The parser that ``argv`` needs, and what its commands raise for a mistake of the user's. Only the engine that is to
+    serve is imported: the simulated one starts in less time than the others' imports take."""
     parser = argparse.ArgumentParser(prog="andes", description="QoE-aware serving of text streams on SGLang.")
     parser.add_argument("--version", action="version", version=f"andes {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve",
-        help="start SGLang under a QoE policy",
-        description="Start SGLang's server under a policy. Every flag not listed here is passed to SGLang unchanged.",
-        allow_abbrev=False,
+    chosen = argparse.ArgumentParser(prog="andes serve", add_help=False, allow_abbrev=False)
+    chosen.add_argument(
+        "--engine", choices=list(ENGINES), default="sglang", help="sglang (default) or sim; --help of each"
     )
-    launch.add_arguments(serve)
-    serve.set_defaults(run=launch.serve)
+    known = [word for word in argv if word not in ("-h", "--help")]
+    module, description = ENGINES[chosen.parse_known_args(known)[0].engine if argv[:1] == ["serve"] else "sglang"]
+    engine = import_module(module)
+    serve = commands.add_parser(
+        "serve", help="start SGLang, or a simulated engine, under a QoE policy", description=description,
+        parents=[chosen], allow_abbrev=False,
+    )  # fmt: skip
+    engine.add_arguments(serve)
+    serve.set_defaults(run=engine.serve)
+    if argv[:1] == ["serve"]:
+        return parser, (UsageError,)
+    bench = import_module("andes_sglang.bench.cli")
     bench.add_parsers(commands)
+    sim = import_module("andes_sglang.sim.cli")
     sim.add_parsers(commands)
-    plan_cli.add_parser(commands)
+    import_module("andes_sglang.sim.plan_cli").add_parser(commands)
+    profiling = import_module("andes_sglang.profiling")
     profiling.add_parser(commands)
-    return parser
+    return parser, (UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args, passed = build_parser().parse_known_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser, mistakes = build_parser(argv)
+    args, passed = parser.parse_known_args(argv)
     try:
         return int(args.run(args, passed))
-    except (launch.UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError) as error:
+    except mistakes as error:
         print(f"andes {args.command}: {error}", file=sys.stderr)
         return 2
 

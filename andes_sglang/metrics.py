@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from andes_sglang.latency import LatencyModel
 
 __all__ = ["Metrics", "PrometheusMetrics"]
@@ -39,10 +42,16 @@ class Metrics:
 
 
 class PrometheusMetrics(Metrics):
-    """Created inside the scheduler process, after SGLang has set up its multi-process directory."""
+    """Created inside the scheduler process, after SGLang has set up its multi-process directory. registry: None for
+    prometheus_client's own."""
 
-    def __init__(self) -> None:
-        from prometheus_client import Counter, Gauge, Histogram
+    def __init__(self, registry: Any = None) -> None:
+        import prometheus_client
+
+        where = {"registry": registry or prometheus_client.REGISTRY}
+        Counter = partial(prometheus_client.Counter, **where)  # noqa: N806
+        Gauge = partial(prometheus_client.Gauge, **where)  # noqa: N806
+        Histogram = partial(prometheus_client.Histogram, **where)  # noqa: N806
 
         self._info = Gauge(
             "andes_policy_info", "1 for the policy in charge", ["policy"], multiprocess_mode="mostrecent"

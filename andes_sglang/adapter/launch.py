@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import socket
 import sys
 from pathlib import Path
 
 from andes_sglang.adapter.options import ENVIRONMENT, Options
-from andes_sglang.arms import policy_options
-from andes_sglang.policy import make
+from andes_sglang.flags import UsageError, add_serve_arguments, bind, options_of, policy_of, target_of
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
 
@@ -35,52 +33,24 @@ _CPU_DEFAULTS = {
 _CPU_SWITCHES = ("--sleep-on-idle", "--disable-cuda-graph", "--skip-server-warmup")
 
 
-class UsageError(Exception):
-    """A mistake in what the user asked for; the text names flag, value and what to do."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "--model-path", dest="model", required=True, help="model directory or name")
-    parser.add_argument("--policy", default="andes", help="stock (SGLang untouched) or a policy; default: andes")
-    parser.add_argument(
-        "--policy-option", action="append", default=[], metavar="NAME=VALUE", help="an option of the policy; repeatable"
-    )
-    parser.add_argument("--default-ttft", type=float, default=1.0, metavar="S", help="expected seconds to first token")
-    parser.add_argument("--default-tds", type=float, default=4.8, metavar="T", help="expected reading speed, tokens/s")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=30000)
+    add_serve_arguments(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> Options:
     """The options for the plugin. Raises :class:`UsageError` for what could only fail later, inside the server."""
-    try:
-        chosen = policy_options(args.policy_option)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     policy = None if args.policy == "stock" else args.policy
-    if policy is None and chosen:
-        raise UsageError(f"--policy-option {args.policy_option[0]!r}: policy stock has no options")
-    if policy not in (None, "forced"):
-        try:
-            make(policy, **chosen)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
-    options = Options(policy, chosen, args.default_ttft, args.default_tds)
-    try:
-        _ = options.default_target
-    except ValueError as error:
-        raise UsageError(f"--default-ttft / --default-tds: {error}") from None
+    if policy != "forced":
+        policy_of(args)
+    default = target_of(args)
+    options = Options(policy, options_of(args), default.ttft_s, default.tds)
     model = Path(args.model)
     if model.exists() and not (model / "config.json").is_file():
         raise UsageError(f"--model {args.model}: no model directory (it has no config.json)")
     if not model.exists() and (args.model.startswith((".", "/", "~")) or "/" not in args.model):
         raise UsageError(f"--model {args.model}: no such directory")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((args.host, args.port))
-        except OSError as error:
-            raise UsageError(f"--host {args.host} --port {args.port}: cannot listen there ({error.strerror})") from None
+    bind(args.host, args.port).close()
     return options
 
 

@@ -254,6 +254,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if not self.waiting_queue and self._parked is None and not self._needs_decision(running_batch):
             plan = super().get_new_batch_prefill(running_batch)
             self._note_admitted(plan.batch_to_run)
+            _correct_mixed(plan.batch_to_run)
             return plan
         started = time.perf_counter()
         state = self._state(running_batch)
@@ -277,6 +278,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         finally:
             self.waiting_queue = self.waiting_queue + held_back
         self._note_admitted(plan.batch_to_run)
+        _correct_mixed(plan.batch_to_run)
         if plan.batch_to_run is None:
             return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(plan.running_batch, decision))
         return plan
@@ -588,6 +590,14 @@ def _split(batch: Any, leave: list[int]) -> Any:
     )
     batch.filter_batch(keep_indices=[i for i in range(len(batch.reqs)) if i not in gone])
     return other
+
+
+def _correct_mixed(batch: Any) -> None:
+    """In overlap mode SGLang takes it that the output of who decodes in a mixed batch lags a token behind. It does not
+    where we have processed a result early, so the length of the prefix is told by the KV instead."""
+    if batch is not None and batch.forward_mode.is_mixed():
+        decoding = len(batch.decoding_reqs)
+        batch.prefix_lens[-decoding:] = [length - 1 for length in batch.seq_lens_cpu[-decoding:].tolist()]
 
 
 def _refuse_unsupported(server_args: Any) -> None:

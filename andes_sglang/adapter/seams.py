@@ -36,6 +36,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     f"{_SCHEDULER}.on_idle": ("self",),
     f"{_BATCH}.filter_batch": ("self", "chunked_req_to_exclude", "keep_indices"),
     f"{_BATCH}.merge_batch": ("self", "other"),
+    f"{_BATCH}.mix_with_running": ("self", "running_batch"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
     "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
     "sglang.srt.managers.schedule_policy.match_prefix_for_req": (

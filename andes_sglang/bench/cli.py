@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -52,6 +53,11 @@ def add_parsers(commands: Any) -> None:
         help="shape: set --rate to this fraction of what a stock engine sustains, measured anew before every repeat",
     )  # fmt: skip
     many.add_argument(
+        "--at-once", action="store_true",
+        help="run the policies of a repeat at the same time, each on an engine of its own: what else happens on a shared "
+        "machine happens to all alike",
+    )  # fmt: skip
+    many.add_argument(
         "--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed"
     )
     _add_workload(many)
@@ -95,27 +101,45 @@ def _sampler(url: str, into: list[dict[str, float]]) -> Any:
     return sample
 
 
+Run = tuple[list[RequestRecord], dict[str, Any], list[dict[str, float]]]
+"""What one replay left: its records, its figures, and samples of the engine's state."""
+
+
 def _run(
-    url: str, workload: Workload | Stream, seed: int, args: argparse.Namespace, label: str, api_key: str | None = None
-) -> tuple[list[RequestRecord], dict[str, Any], list[dict[str, float]]]:
-    samples: list[dict[str, float]] = []
-    before = read_metrics(url)
+    urls: dict[str, str], workload: Workload | Stream, seed: int, args: argparse.Namespace, api_key: str | None = None
+) -> dict[str, Run]:
+    """Replay ``workload`` against each of ``urls`` (by label) at the same time."""
+    samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
+    before = {label: read_metrics(url) for label, url in urls.items()}
 
-    async def main() -> list[RequestRecord]:
-        task = asyncio.ensure_future(
-            replay(url, workload, seed=seed, vocabulary=_vocabulary(args.vocabulary), api_key=api_key,
-                   send_expectations=not args.no_expectations, progress=results.Progress(label),
-                   sample=_sampler(url, samples) if before else None)
-        )  # fmt: skip
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
-        return await task
+    async def main() -> list[list[RequestRecord]]:
+        tasks = [
+            asyncio.ensure_future(
+                replay(url, workload, seed=seed, vocabulary=_vocabulary(args.vocabulary), api_key=api_key,
+                       send_expectations=not args.no_expectations, progress=results.Progress(label),
+                       sample=_sampler(url, samples[label]) if before[label] else None)
+            )
+            for label, url in urls.items()
+        ]  # fmt: skip
+        for task in tasks:
+            task.add_done_callback(lambda done: [t.cancel() for t in tasks] if _failed(done) else None)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, lambda: [task.cancel() for task in tasks])
+        return await asyncio.gather(*tasks)
 
-    records = asyncio.run(main())
+    everything = dict(zip(urls, asyncio.run(main()), strict=True))
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    if not records:
+    if not all(everything.values()):
         raise EndpointError("nothing was sent")
-    return records, summary.summarise(records, before, read_metrics(url)), samples
+    return {
+        label: (records, summary.summarise(records, before[label], read_metrics(urls[label])), samples[label])
+        for label, records in everything.items()
+    }
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is not None
 
 
 def _machine() -> dict[str, Any]:
@@ -127,7 +151,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse(rest)
     workload = from_arguments(args, args.seed)
     url = args.url.rstrip("/").removesuffix("/v1")
-    records, figures, samples = _run(url, workload, args.seed, args, args.name, args.api_key)
+    records, figures, samples = _run({args.name: url}, workload, args.seed, args, args.api_key)[args.name]
     args.out.mkdir(parents=True, exist_ok=True)
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": _machine()}
@@ -158,14 +182,13 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from_arguments(args, args.seed)  # an invalid one is refused before an engine starts
     sustained: list[float] = []
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    total = len(arms) * args.repeats
-    done = 0
+    passed += ["--sleep-on-idle"] if args.at_once and "--sleep-on-idle" not in passed else []
     result: dict[str, Any] = {}
     try:
         for repeat in range(1, args.repeats + 1):
             seed = args.seed + repeat - 1
             if args.load is not None:
-                sustained.append(_sustained_tokens_per_s(args, passed))
+                sustained.append(_sustained_tokens_per_s(args, passed, len(arms) if args.at_once else 1))
                 args.rate = args.load * sustained[-1] / mean_length(args.output)
                 print(
                     f"a stock engine sustains {sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr
@@ -173,26 +196,25 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
             workload = from_arguments(args, seed)
             names = list(arms)
             order = names[(repeat - 1) % len(names) :] + names[: (repeat - 1) % len(names)]
-            for name in order:
-                done += 1
-                arm = arms[name]
-                label = f"[{done}/{total}] {name}, seed {seed}"
-                print(f"{label}: starting an engine", file=sys.stderr, flush=True)
-                log = args.out / f"engine-{name}-{repeat}.log"
-                with Engine(args.model, arm.policy, [*passed, *arm.flags, "--enable-metrics"], log=log) as engine:
-                    _warm_up(engine, args)
-                    engine.check_policy()
-                    records, figure, samples = _run(engine.url, workload, seed, args, label)
-                    if not engine.alive():
-                        raise EngineError(f"the engine ended during the run; the end of {log}:\n{engine.tail()}")
-                results.keep(args.out, name, repeat, records, samples)
-                figures[name].append(figure)
+            for group in [order] if args.at_once else [[name] for name in order]:
+                engines = {
+                    f"[{repeat}/{args.repeats}] {name}, seed {seed}": Engine(
+                        args.model, arms[name].policy, [*passed, *arms[name].flags, "--enable-metrics"],
+                        log=args.out / f"engine-{name}-{repeat}.log",
+                    )
+                    for name in group
+                }  # fmt: skip
+                runs = _replay_on(engines, workload, seed, args)
+                for name, (records, figure, samples) in zip(group, runs.values(), strict=True):
+                    results.keep(args.out, name, repeat, records, samples)
+                    figures[name].append(figure)
                 result = {
                     "workload": {**workload.describe(), "seeds": [args.seed + k for k in range(args.repeats)]},
                     "engine": {
                         "what": f"SGLang on {_machine()['cores']} cores, {Path(args.model).name}, {' '.join(passed)}",
                         "model": Path(args.model).name,
                         "flags": passed,
+                        "at_once": len(arms) if args.at_once else 1,
                         "sustained_tokens_per_s": sustained,
                         "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
                         "client": _machine(),
@@ -208,18 +230,43 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _sustained_tokens_per_s(args: argparse.Namespace, passed: list[str]) -> float:
-    """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
-    label = "calibration"
-    print(f"{label}: starting an engine", file=sys.stderr, flush=True)
-    flood = shape("poisson", rate_rps=1e3, duration_s=0.15, prompt=args.prompt, output=args.output, seed=args.seed)
+def _replay_on(
+    engines: dict[str, Engine], workload: Workload | Stream, seed: int, args: argparse.Namespace
+) -> dict[str, Run]:
+    """Start the engines, replay on all of them at the same time, end them."""
+    with contextlib.ExitStack() as stack:
+        for label, engine in engines.items():
+            print(f"{label}: starting an engine", file=sys.stderr, flush=True)
+            stack.enter_context(engine)
+            _warm_up(engine, args)
+            engine.check_policy()
+        runs = _run({label: engine.url for label, engine in engines.items()}, workload, seed, args)
+        for label, engine in engines.items():
+            if not engine.alive():
+                raise EngineError(
+                    f"{label}: the engine ended during the run; the end of {engine.log}:\n{engine.tail()}"
+                )
+    return runs
+
+
+def _sustained_tokens_per_s(args: argparse.Namespace, passed: list[str], engines: int) -> float:
+    """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run; the mean
+    of several ``engines`` at the same time."""
+    flood = shape("poisson", rate_rps=1e3, duration_s=0.25 / engines, prompt=args.prompt, output=args.output,
+                  seed=args.seed)  # fmt: skip
     flood = flood.with_readers(args.seed, ttft_s=1.0, tds=4.5, population=None)
-    with Engine(args.model, "stock", [*passed, "--enable-metrics"], log=args.out / "engine-calibration.log") as engine:
-        _warm_up(engine, args)
-        records, _, _ = _run(engine.url, flood, args.seed, args, label)
-    arrived = sorted(at for r in records for at, tokens in r.deliveries for _ in range(tokens))
-    first, last = arrived[len(arrived) // 10], arrived[len(arrived) * 3 // 4]
-    return 0.65 * len(arrived) / (last - first)
+    flooded = {
+        f"calibration {k + 1}/{engines}": Engine(
+            args.model, "stock", [*passed, "--enable-metrics"], log=args.out / f"engine-calibration-{k + 1}.log"
+        )
+        for k in range(engines)
+    }
+    total = 0.0
+    for records, _, _ in _replay_on(flooded, flood, args.seed, args).values():
+        arrived = sorted(at for r in records for at, tokens in r.deliveries for _ in range(tokens))
+        first, last = arrived[len(arrived) // 10], arrived[len(arrived) * 3 // 4]
+        total += 0.65 * len(arrived) / (last - first)
+    return total / engines
 
 
 def _warm_up(engine: Engine, args: argparse.Namespace) -> None:

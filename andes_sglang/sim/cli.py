@@ -17,8 +17,9 @@ from andes_sglang.arms import Arm, parse_arms, policy_options
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim import overrides
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.engine import EngineModel, Overlap
+from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import ROUTERS, Fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError, simulate
@@ -67,12 +68,7 @@ def add_parsers(commands: Any) -> None:
 
 def _engine_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    parser.add_argument("--enable-mixed-chunk", action="store_true")
-    parser.add_argument("--disable-overlap-schedule", action="store_true")
-    parser.add_argument("--enable-hierarchical-cache", action="store_true")
-    parser.add_argument("--chunked-prefill-size", type=int)
-    parser.add_argument("--max-running-requests", type=int)
-    parser.add_argument("--max-total-tokens", type=int)
+    overrides.add_arguments(parser)
     parser.add_argument("--policy-option", action="append", default=[])
     return parser
 
@@ -91,25 +87,8 @@ def configure(
         raise WorkloadError(str(error)) from None
     if unknown:
         raise WorkloadError(f"unknown argument {unknown[0]!r}")
-    changes: dict[str, Any] = {
-        name: value
-        for name, value in (
-            ("chunk_tokens", given.chunked_prefill_size),
-            ("max_running", given.max_running_requests),
-            ("kv_capacity_tokens", given.max_total_tokens),
-        )
-        if value is not None
-    }
-    if given.enable_mixed_chunk:
-        changes["mixed"] = True
-    if given.disable_overlap_schedule:
-        changes["overlap"] = Overlap.NONE
-    if given.enable_hierarchical_cache:
-        changes["write_through"] = True
-    else:
-        changes["host_capacity_tokens"] = 0
     try:
-        engine = replace(engine, **changes)
+        engine = overrides.apply(engine, given)
         options = policy_options(given.policy_option)
         if policy == "stock":
             if options:

@@ -238,6 +238,7 @@ class Replica:
         else:
             self._take_off(job)
             self._free(job, keep=True)
+        self._unsent_firsts = [unsent for unsent in self._unsent_firsts if unsent[0] is not job]
         self._forget(job)
 
     # One iteration
@@ -436,7 +437,8 @@ class Replica:
         """As many steps at once as change nothing: up to the next end, arrival, decision or eviction of the last KV."""
         if self._room() < len(self.running):
             self._retract()
-        batch = len(self.running)
+        if not (batch := len(self.running)):
+            return
         if self._incoming:
             until_s = min(until_s, self._incoming[0].spec.arrival_s)
         steps = min(self._next_leave() - self._steps, self._room() // batch, MOST_STEPS)
@@ -630,6 +632,9 @@ class Replica:
         """KV has run out: as SGLang does it, or as the adapter does it under a policy."""
         if self.policy is not None:
             self._settle()
+            for job in [job for job in self.running if self._output(job) >= job.spec.output_tokens]:
+                self._take_off(job)
+                self._finish(job)
             while self._room() < len(self.running) and (self.parked or len(self.running) > 1):
                 home = self.parked or self.running
                 self._release(max(home, key=lambda job: (job.spec.arrival_s, job.index)), "retracted")

@@ -1,0 +1,72 @@
+"""The flags of ``andes serve`` that hold for every engine, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from typing import Any
+
+from andes_sglang.arms import policy_options
+from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.qoe import QoETarget
+
+__all__ = ["UsageError", "add_serve_arguments", "bind", "options_of", "policy_of", "target_of"]
+
+
+class UsageError(Exception):
+    """A mistake in what the user asked for; the text names flag, value and what to do."""
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default="andes", help="stock (SGLang untouched) or a policy; default: andes")
+    parser.add_argument(
+        "--policy-option", action="append", default=[], metavar="NAME=VALUE", help="an option of the policy; repeatable"
+    )
+    parser.add_argument("--default-ttft", type=float, default=1.0, metavar="S", help="expected seconds to first token")
+    parser.add_argument("--default-tds", type=float, default=4.8, metavar="T", help="expected reading speed, tokens/s")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=30000, help="port to listen on; default: 30000")
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The constructor arguments of the policy."""
+    try:
+        return policy_options(args.policy_option)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
+    """The policy; None for ``stock``."""
+    options = options_of(args)
+    if args.policy == "stock":
+        if options:
+            raise UsageError(f"--policy-option {args.policy_option[0]!r}: policy stock has no options")
+        return None
+    try:
+        return make(args.policy, **options)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
+
+
+def target_of(args: argparse.Namespace) -> QoETarget:
+    """What readers expect of whom nothing else is said."""
+    try:
+        return QoETarget(args.default_ttft, args.default_tds)
+    except ValueError as error:
+        raise UsageError(f"--default-ttft / --default-tds: {error}") from None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise UsageError(
+            f"--host {host} --port {port}: cannot listen there ({getattr(error, 'strerror', error)})"
+        ) from None
+    return bound

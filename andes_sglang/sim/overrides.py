@@ -1,0 +1,42 @@
+"""SGLang's own flags, where they change what a profile says of an engine."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from andes_sglang.sim.engine import EngineModel, Overlap
+
+__all__ = ["add_arguments", "apply", "whole"]
+
+
+def add_arguments(parser: argparse._ActionsContainer) -> None:
+    """The flags; every one may be left out."""
+    parser.add_argument("--max-running-requests", type=whole, metavar="N", help="most requests in the batch")
+    parser.add_argument("--max-total-tokens", type=whole, metavar="N", help="tokens of the KV pool")
+    parser.add_argument("--chunked-prefill-size", type=whole, metavar="N", help="most tokens of a prefill iteration")
+    parser.add_argument("--enable-mixed-chunk", action="store_true", help="decode beside the prefill")
+    parser.add_argument("--disable-overlap-schedule", action="store_true", help="plan between the passes")
+    parser.add_argument("--enable-hierarchical-cache", action="store_true", help="copy KV to host memory as well")
+
+
+def apply(engine: EngineModel, given: argparse.Namespace) -> EngineModel:
+    """``engine`` with the flags ``given``. Without a hierarchical cache there is no host tier. Raises ``ValueError``."""
+    changes: dict[str, Any] = {
+        "max_running": given.max_running_requests,
+        "kv_capacity_tokens": given.max_total_tokens,
+        "chunk_tokens": given.chunked_prefill_size,
+        "mixed": given.enable_mixed_chunk or None,
+        "overlap": Overlap.NONE if given.disable_overlap_schedule else None,
+        "write_through": given.enable_hierarchical_cache or None,
+        "host_capacity_tokens": None if given.enable_hierarchical_cache else 0,
+    }
+    return replace(engine, **{name: value for name, value in changes.items() if value is not None})
+
+
+def whole(text: str) -> int:
+    """The type of a flag that counts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got {text!r}")
+    return int(text)

@@ -1,0 +1,267 @@
+"""The HTTP side: SGLang's endpoints over a :class:`~andes_sglang.sim.server.live.LiveReplica`."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from andes_sglang import __version__
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim.replica import RefusedError
+from andes_sglang.sim.server import protocol
+from andes_sglang.sim.server.choice import Choice, plan
+from andes_sglang.sim.server.dialect import WEIGHT_VERSION, Chat, Completion, Dialect, Generate, dumps
+from andes_sglang.sim.server.live import DrainingError, Generation, LiveReplica, QueueFullError
+from andes_sglang.sim.server.metrics import Exposition
+from andes_sglang.sim.server.protocol import BadRequestError, Limits, Wanted
+
+__all__ = ["About", "build_app"]
+
+_DONE = b"data: [DONE]\n\n"
+_EVENTS = "text/event-stream"
+_FULL = "The request queue is full."
+_VERSION = f"andes {__version__}, simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What the server says of itself. model: the name it serves; arguments: shown by ``/server_info``."""
+
+    model: str
+    limits: Limits
+    cache_report: bool
+    arguments: Mapping[str, Any]
+
+
+class _Stream:
+    """An answer that sends what has been generated whenever there is news. Like SGLang's it begins with the first token."""
+
+    def __init__(self, live: LiveReplica, generation: Generation, dialect: Dialect) -> None:
+        self._live, self._generation, self._dialect = live, generation, dialect
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        generation, dialect, answers = self._generation, self._dialect, self._generation.answers
+        sent = [0] * len(answers)
+        ended = [False] * len(answers)
+        with self._live.attended(generation, receive):
+            await generation.news()
+            headers = [(b"content-type", f"{_EVENTS}; charset=utf-8".encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            while True:
+                events = b""
+                for k, answer in enumerate(answers):
+                    if answer.tokens > sent[k] or (answer.done and not ended[k]):
+                        events += dialect.piece(k, answer, sent[k])
+                        sent[k], ended[k] = answer.tokens, answer.done
+                if all(ended):
+                    break
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+                await generation.news()
+            await send({"type": "http.response.body", "body": events + dialect.tail(answers) + _DONE})
+
+
+class Endpoints:
+    """A method for every path."""
+
+    def __init__(self, live: LiveReplica, about: About, exposition: Exposition) -> None:
+        self._live = live
+        self._about = about
+        self._exposition = exposition
+        self._started_s = int(time.time())
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/generate", self.generate, methods=["POST", "PUT"]),
+            Route("/abort_request", self.abort, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.one_model),
+            Route("/v1/loads", self.loads),
+            Route("/get_load", self.load),
+            Route("/health", self.health),
+            Route("/health_generate", self.health),
+            Route("/model_info", self.model_info),
+            Route("/get_model_info", self.model_info),
+            Route("/server_info", self.server_info),
+            Route("/get_server_info", self.server_info),
+            Route("/metrics", self.metrics),
+            Route("/metrics/", self.metrics),
+        ]
+
+    async def completions(self, request: Request) -> Response | _Stream:
+        return await self._answer(request, protocol.completion, Completion)
+
+    async def chat(self, request: Request) -> Response | _Stream:
+        return await self._answer(request, protocol.chat, Chat)
+
+    async def generate(self, request: Request) -> Response | _Stream:
+        return await self._answer(request, protocol.generate, Generate)
+
+    async def _answer(
+        self, request: Request, parse: Callable[[Mapping[str, Any], Limits], Wanted], speak: type[Dialect]
+    ) -> Response | _Stream:
+        limits = self._about.limits
+        try:
+            wanted = parse(await _body(request), limits)
+            choices = [plan(wanted, prompt, k, limits) for prompt in wanted.prompts for k in range(wanted.n)]
+            dialect = speak(wanted.rid or uuid.uuid4().hex, wanted, choices, self._about.cache_report)
+            generation = self._live.submit(
+                dialect.rid, lambda now_s: [_spec(choice, wanted, now_s) for choice in choices], stream=wanted.stream
+            )
+        except (BadRequestError, RefusedError) as refused:
+            if speak is Generate:
+                return JSONResponse({"error": {"message": str(refused)}}, 400)
+            return _error(str(refused), "BadRequestError", 400)
+        except DrainingError:
+            return _error("The server is shutting down.", "503", 503)
+        except QueueFullError:
+            if wanted.stream:
+                return Response(dialect.shed(_FULL) + _DONE, media_type=_EVENTS)
+            return _error(_FULL, "503", 503)
+        if wanted.stream:
+            return _Stream(self._live, generation, dialect)
+        with self._live.attended(generation, request.receive):
+            while not generation.done:
+                await generation.news()
+        return Response(dumps(dialect.whole(generation.answers)), media_type="application/json")
+
+    async def abort(self, request: Request) -> Response:
+        try:
+            body = await _body(request)
+            rid, everybody = body.get("rid"), body.get("abort_all", False)
+            if not isinstance(everybody, bool):
+                raise BadRequestError(f"abort_all must be true or false, got {everybody!r}")
+            if not everybody and not (isinstance(rid, str) and rid):
+                raise BadRequestError(f"rid must be the id of a request, got {rid!r}")
+        except BadRequestError as refused:
+            return _error(str(refused), "BadRequestError", 400)
+        self._live.abort_matching("" if everybody else str(rid))
+        return Response()
+
+    async def health(self, _request: Request) -> Response:
+        return Response(status_code=503 if self._live.draining else 200)
+
+    async def models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def one_model(self, request: Request) -> Response:
+        name = request.path_params["model"]
+        if name == self._about.model:
+            return JSONResponse(self._card())
+        message = f"The model '{name}' does not exist"
+        told = {"message": message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        return JSONResponse({"error": told}, 404)
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self._about.model,
+            "object": "model",
+            "created": self._started_s,
+            "owned_by": "sglang",
+            "root": self._about.model,
+            "parent": None,
+            "max_model_len": self._about.limits.context_tokens,
+        }
+
+    async def model_info(self, _request: Request) -> Response:
+        info = {
+            "model_path": self._about.model,
+            "tokenizer_path": self._about.model,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "weight_version": WEIGHT_VERSION,
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": "simulated",
+            "architectures": ["Simulated"],
+        }
+        return JSONResponse(info)
+
+    async def server_info(self, _request: Request) -> Response:
+        info = {**self._about.arguments, "version": _VERSION, "internal_states": [self._exposition.load()]}
+        return JSONResponse(info)
+
+    async def loads(self, _request: Request) -> Response:
+        said = {
+            "timestamp": datetime.now(UTC).isoformat(),
+            "version": _VERSION,
+            "accelerator": self._about.arguments["hardware"],
+            "num_accelerators": 1,
+            "loads": [self._exposition.load()],
+        }
+        return JSONResponse(said)
+
+    async def load(self, _request: Request) -> Response:
+        load = self._exposition.load()
+        said = {
+            "dp_rank": 0,
+            "num_reqs": load["num_running_reqs"] + load["num_waiting_reqs"],
+            "num_waiting_reqs": load["num_waiting_reqs"],
+            "num_tokens": load["num_total_tokens"],
+            "num_pending_tokens": load["num_total_tokens"] - load["num_used_tokens"],
+            "ts_tic": load["timestamp"],
+        }
+        return JSONResponse([said])
+
+    async def metrics(self, _request: Request) -> Response:
+        page, media_type = self._exposition.page()
+        return Response(page, media_type=media_type)
+
+
+async def _body(request: Request) -> Mapping[str, Any]:
+    kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
+    if kind != "application/json":
+        raise BadRequestError(f"content-type: only application/json is allowed, got {kind!r}")
+    data = await request.body()
+    try:
+        body = json.loads(data)
+        if b"\\ud" in data.lower():
+            json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as broken:
+        raise BadRequestError(f"the body is not JSON: {broken}") from None
+    if not isinstance(body, dict):
+        raise BadRequestError(f"the body must be an object, got {str(body)[:80]!r}")
+    return body
+
+
+def _spec(choice: Choice, wanted: Wanted, now_s: float) -> RequestSpec:
+    prompt = choice.prompt
+    return RequestSpec(
+        arrival_s=now_s,
+        prompt_tokens=prompt.tokens,
+        output_tokens=choice.tokens,
+        target=wanted.target,
+        blocks=prompt.blocks,
+        max_tokens=choice.room_tokens,
+    )
+
+
+def _error(message: str, kind: str, status: int) -> Response:
+    """SGLang's error body."""
+    return JSONResponse({"object": "error", "message": message, "type": kind, "param": None, "code": status}, status)
+
+
+async def _http_error(_request: Request, failed: Exception) -> Response:
+    """An unknown path or method, as FastAPI says it."""
+    status, detail = (failed.status_code, failed.detail) if isinstance(failed, HTTPException) else (500, str(failed))
+    return JSONResponse({"detail": detail}, status)
+
+
+def build_app(live: LiveReplica, about: About, exposition: Exposition) -> Starlette:
+    """The application; somebody else runs the clock of ``live``."""
+    return Starlette(
+        routes=Endpoints(live, about, exposition).routes(), exception_handlers={HTTPException: _http_error}
+    )

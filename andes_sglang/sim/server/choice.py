@@ -1,0 +1,52 @@
+"""What one answer will be: how long, why it ends, and its text piece by piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from andes_sglang.sim.server.protocol import Limits, Wanted
+from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, Prompt, answer_tokens, passage, token_ids
+
+__all__ = ["Choice", "plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """tokens: its length; room_tokens: the most it could be; finish, matched: SGLang's finish reason and what matched."""
+
+    prompt: Prompt
+    seed: int
+    tokens: int
+    room_tokens: int
+    visible_chars: int
+    finish: str
+    matched: str | int | None
+
+    def text(self, start: int, end: int) -> str:
+        """The text of tokens ``start`` to ``end``; end-of-text and a stop string have none."""
+        chars = min(end * TOKEN_BYTES, self.visible_chars) - start * TOKEN_BYTES
+        return passage(self.seed, start, end)[:chars] if chars > 0 else ""
+
+    def ids(self, end: int) -> list[int]:
+        """The ids of the first ``end`` tokens."""
+        words = min(end, self.tokens - 1) if self.matched == EOS_ID else end
+        return token_ids(passage(self.seed, 0, words)) + [EOS_ID] * (end - words)
+
+
+def plan(wanted: Wanted, prompt: Prompt, index: int, limits: Limits) -> Choice:
+    """Answer number ``index`` to ``prompt``: the same whenever the same is asked."""
+    seed = prompt.seed + 7919 * wanted.seed + 104729 * index
+    room = min(limits.context_tokens, limits.kv_tokens) - prompt.tokens
+    if wanted.max_tokens is not None:
+        room = min(room, wanted.max_tokens)
+    natural = max(answer_tokens(seed, limits.mean_answer_tokens), wanted.min_tokens)
+    if natural <= room and not wanted.ignore_eos:
+        ending = Choice(prompt, seed, natural, room, (natural - 1) * TOKEN_BYTES, "stop", EOS_ID)
+    else:
+        ending = Choice(prompt, seed, room, room, room * TOKEN_BYTES, "length", None)
+    text = ending.text(0, ending.tokens) if wanted.stop else ""
+    found = [(at + len(stop), at, stop) for stop in wanted.stop if (at := text.find(stop)) >= 0]
+    if not found:
+        return ending
+    end, at, stop = min(found)
+    return Choice(prompt, seed, -(-end // TOKEN_BYTES), room, end if wanted.keep_stop else at, "stop", stop)

@@ -1,0 +1,257 @@
+"""Request bodies as SGLang 0.5.17 reads them. What a simulated model cannot do is refused, never ignored."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from andes_sglang import expectations
+from andes_sglang.qoe import QoETarget
+from andes_sglang.sim.server.text import Prompt, of_ids, of_text
+
+__all__ = ["BadRequestError", "Limits", "Wanted", "chat", "completion", "generate"]
+
+
+class BadRequestError(ValueError):
+    """What a client got wrong; the text names field and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine allows and assumes. Lengths in tokens."""
+
+    context_tokens: int
+    kv_tokens: int
+    mean_answer_tokens: float
+    target: QoETarget
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    n: int
+    max_tokens: int | None
+    min_tokens: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    keep_stop: bool
+    echo: bool
+    seed: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    target: QoETarget
+    rid: str | None
+
+
+MOST_CHOICES = 128
+_UNSIMULATED = (
+    "logprobs", "top_logprobs", "return_logprob", "response_format", "json_schema", "regex", "ebnf", "structural_tag",
+    "stop_regex", "stop_token_ids", "logit_bias", "lora_path", "session_id", "session_params", "return_hidden_states",
+    "return_routed_experts", "custom_logit_processor", "input_embeds", "image_data", "video_data", "audio_data", "suffix",
+)  # fmt: skip
+_RANGES = {
+    "temperature": (0.0, math.inf, ">= 0"),
+    "top_p": (0.0, 1.0, "in (0, 1]"),
+    "min_p": (0.0, 1.0, "in [0, 1]"),
+    "frequency_penalty": (-2.0, 2.0, "in [-2, 2]"),
+    "presence_penalty": (-2.0, 2.0, "in [-2, 2]"),
+    "repetition_penalty": (0.0, 2.0, "in (0, 2]"),
+}
+"""Sampling has no effect on a simulated model, but a value that SGLang refuses is refused here."""
+
+
+def completion(body: Mapping[str, Any], limits: Limits) -> Wanted:
+    """A body of ``/v1/completions``."""
+    if "prompt" not in body:
+        raise BadRequestError("prompt: field required")
+    return _wanted(body, body, _prompts(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
+
+
+def chat(body: Mapping[str, Any], limits: Limits) -> Wanted:
+    """A body of ``/v1/chat/completions``."""
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise BadRequestError(f"messages must be a list, got {messages!r}")
+    if not messages:
+        raise BadRequestError("Messages cannot be empty.")
+    if body.get("tool_choice", "auto") not in ("auto", "none"):
+        raise BadRequestError(f"tool_choice {body['tool_choice']!r} is not simulated: the answer is always text")
+    parts = [json.dumps(body["tools"], sort_keys=True)] if body.get("tools") else []
+    parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
+    prompt = of_text("".join(parts) + "<|assistant|>")
+    limit = _whole(body, "max_completion_tokens", None)
+    return _wanted(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+
+
+def generate(body: Mapping[str, Any], limits: Limits) -> Wanted:
+    """A body of SGLang's own ``/generate``."""
+    given = [name for name in ("text", "input_ids") if body.get(name) is not None]
+    if len(given) != 1:
+        raise BadRequestError("Either text, input_ids or input_embeds should be provided.")
+    sampling = body.get("sampling_params") or {}
+    if not isinstance(sampling, dict):
+        raise BadRequestError(f"sampling_params must be an object, got {sampling!r}")
+    return _wanted(body, sampling, _prompts(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
+
+
+def _wanted(
+    body: Mapping[str, Any],
+    sampling: Mapping[str, Any],
+    prompts: tuple[Prompt, ...],
+    max_tokens: int | None,
+    limits: Limits,
+) -> Wanted:
+    for name in _UNSIMULATED:
+        if body.get(name) or sampling.get(name):
+            if name == "response_format" and body[name] == {"type": "text"}:
+                continue
+            raise BadRequestError(
+                f"{name} is not simulated (value {body.get(name) or sampling.get(name)!r}); leave it out"
+            )
+    for name, (low, high, says) in _RANGES.items():
+        value = _number(sampling, name)
+        open_low = "(" in says
+        if value is not None and not (low < value <= high if open_low else low <= value <= high):
+            raise BadRequestError(f"{name} must be {says}, got {value!r}")
+    options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise BadRequestError(f"stream_options must be an object, got {options!r}")
+    for prompt in prompts:
+        _check_length(prompt.tokens, max_tokens, limits)
+    n = _whole(sampling, "n", 1) or 1
+    if n > MOST_CHOICES:
+        raise BadRequestError(f"n must be in [1, {MOST_CHOICES}], got {n}")
+    minimum = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
+    if max_tokens is not None and minimum > max_tokens:
+        raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {minimum}")
+    rid, model = body.get("rid"), body.get("model", "default")
+    for name, text in (("rid", rid), ("model", model)):
+        if text is not None and not isinstance(text, str):
+            raise BadRequestError(f"{name} must be a string, got {text!r}")
+    custom = sampling.get("custom_params")
+    if custom is not None and not isinstance(custom, dict):
+        raise BadRequestError(f"custom_params must be an object, got {custom!r}")
+    try:
+        target = expectations.parse(custom, limits.target)
+    except ValueError as error:
+        raise BadRequestError(str(error)) from None
+    return Wanted(
+        model=model or "default",
+        prompts=prompts,
+        n=n,
+        max_tokens=max_tokens,
+        min_tokens=minimum,
+        stop=_stop(sampling.get("stop")),
+        ignore_eos=_flag(sampling, "ignore_eos"),
+        keep_stop=_flag(sampling, "no_stop_trim"),
+        echo=_flag(body, "echo"),
+        seed=_whole(sampling, "seed" if sampling is body else "sampling_seed", 0, low=None) or 0,
+        stream=_flag(body, "stream"),
+        include_usage=_flag(options, "include_usage", "stream_options."),
+        continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
+        target=target,
+        rid=rid,
+    )
+
+
+def _check_length(prompt_tokens: int, max_tokens: int | None, limits: Limits) -> None:
+    if prompt_tokens >= limits.context_tokens:
+        raise BadRequestError(
+            f"The input ({prompt_tokens} tokens) is longer than the model's context length ({limits.context_tokens} tokens)."
+        )
+    if max_tokens is not None and prompt_tokens + max_tokens > limits.context_tokens:
+        raise BadRequestError(
+            f"Requested token count exceeds the model's maximum context length of {limits.context_tokens} tokens. You "
+            f"requested a total of {prompt_tokens + max_tokens} tokens: {prompt_tokens} tokens from the input messages and "
+            f"{max_tokens} tokens for the completion. Please reduce the number of tokens in the input messages or the "
+            "completion to fit within the limit."
+        )
+    if prompt_tokens >= limits.kv_tokens:
+        raise BadRequestError(
+            f"Input length ({prompt_tokens} tokens) exceeds the maximum allowed length ({limits.kv_tokens - 1} tokens)."
+        )
+
+
+def _prompts(value: Any, name: str) -> tuple[Prompt, ...]:
+    """One prompt or several, as text or as token ids."""
+    several = value if isinstance(value, list) and value and not _is_id(value[0]) else [value]
+    if not value or not all(several):
+        raise BadRequestError("Prompt cannot be empty")
+    prompts = []
+    for prompt in several:
+        if isinstance(prompt, str):
+            prompts.append(of_text(prompt))
+        elif isinstance(prompt, list) and all(_is_id(k) and 0 <= k < 1 << 31 for k in prompt):
+            prompts.append(of_ids(prompt))
+        else:
+            raise BadRequestError(f"{name} must be text, token ids, or a list of either, got {str(prompt)[:80]!r}")
+    return tuple(prompts)
+
+
+def _message(message: Any, where: str) -> str:
+    """One message as the model reads it."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise BadRequestError(
+            f"{where}.role must be a string, got {message.get('role') if isinstance(message, dict) else message!r}"
+        )
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = []
+        for k, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise BadRequestError(f"{where}.content[{k}]: only text is simulated, got {kind!r}")
+            texts.append(part["text"])
+        content = "".join(texts)
+    elif content is None and message.get("tool_calls"):
+        content = json.dumps(message["tool_calls"], sort_keys=True)
+    if content is None:
+        content = ""
+    if not isinstance(content, str):
+        raise BadRequestError(f"{where}.content must be text, got {content!r}")
+    return f"<|{message['role']}|>{content}"
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value or []
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise BadRequestError(f"stop must be a string or a list of strings, got {value!r}")
+    return tuple(stop for stop in stops if stop)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int | None, low: int | None = 1) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not _is_id(value) or (low is not None and value < low):
+        raise BadRequestError(f"{name} must be a whole number{f' >= {low}' if low is not None else ''}, got {value!r}")
+    return int(value)
+
+
+def _number(body: Mapping[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRequestError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _flag(body: Mapping[str, Any], name: str, where: str = "") -> bool:
+    value = body.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise BadRequestError(f"{where}{name} must be true or false, got {value!r}")
+    return value

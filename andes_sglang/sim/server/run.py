@@ -1,0 +1,73 @@
+"""The server process: sockets, signals and the clock."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from andes_sglang.metrics import Metrics, PrometheusMetrics
+from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.server.app import About, build_app
+from andes_sglang.sim.server.live import LiveReplica
+from andes_sglang.sim.server.metrics import Exposition, Gauges, SGLangObserver
+
+__all__ = ["run"]
+
+
+class Server(uvicorn.Server):
+    """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it exits at once."""
+
+    def __init__(self, config: uvicorn.Config, live: LiveReplica) -> None:
+        super().__init__(config)
+        self._live = live
+        self.clock: asyncio.Task[None] | None = None
+
+    async def startup(self, *arguments: Any, **more: Any) -> None:
+        self.clock = asyncio.create_task(self._live.run())
+        await super().startup(*arguments, **more)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
+        if self._live.draining:
+            self.should_exit = self.force_exit = True
+        self._live.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.clock is not None and self.clock.done():
+            self._live.abort_matching()
+            self.should_exit = True
+        if self._live.draining and not self._live.open_answers:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+async def _serve(
+    bound: Any, greeting: str, engine: EngineModel, policy: SchedulingPolicy | None, about: About, **pace: Any
+) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics() if policy is None else PrometheusMetrics(registry)
+    live = LiveReplica(engine, policy, metrics=metrics, observer=SGLangObserver(about.model, registry), **pace)
+    Gauges(live, about.model, registry)
+    if policy is not None:
+        metrics.in_charge(policy.name)
+    app = build_app(live, about, Exposition(live, registry))
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
+        timeout_keep_alive=75, backlog=4096,
+    )  # fmt: skip
+    server = Server(config, live)
+    bound.listen(4096)
+    print(greeting, flush=True)
+    await server.serve([bound])
+    if server.clock is not None and server.clock.done():
+        await server.clock
+
+
+def run(*arguments: Any, **more: Any) -> None:
+    """Serve until told to stop; an error of the policy or the replica ends it too, and is raised."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(*arguments, **more))

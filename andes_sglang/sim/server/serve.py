@@ -1,0 +1,121 @@
+"""``andes serve --engine sim``: its flags, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+from collections.abc import Callable
+
+from andes_sglang import flags
+from andes_sglang.flags import UsageError
+from andes_sglang.sim import overrides, profile
+from andes_sglang.sim.server.protocol import Limits
+from andes_sglang.sim.server.text import MIN_ANSWER_TOKENS
+
+__all__ = ["add_arguments", "serve"]
+
+DEFAULT_PROFILE = "h100-llama-3.1-8b"
+_NEEDED = ("prometheus_client", "starlette", "uvicorn", "uvloop")
+_RESERVED_TOKENS = 32
+"""KV that the replica keeps free of any one request (:meth:`andes_sglang.sim.replica.Replica.check`)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", default=DEFAULT_PROFILE, metavar="NAME|FILE",
+        help=f"hardware and model: a .toml file or one of {', '.join(profile.names())}; default: {DEFAULT_PROFILE}",
+    )  # fmt: skip
+    flags.add_serve_arguments(parser)
+    parser.add_argument(
+        "--served-model-name", "--model", "--model-path", dest="model", metavar="NAME",
+        help="what /v1/models says; default: the profile's name",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answer-tokens", type=_above(MIN_ANSWER_TOKENS), default=256.0, metavar="N",
+        help="mean length of an answer that no limit cuts; default: 256",
+    )  # fmt: skip
+    parser.add_argument(
+        "--speed", type=_above(0), default=1.0, metavar="X", help="simulated seconds in a second; default: 1"
+    )
+    same = parser.add_argument_group("as SGLang's, instead of what the profile says")
+    overrides.add_arguments(same)
+    same.add_argument(
+        "--context-length", type=overrides.whole, metavar="N", help="prompt and answer; default: the KV pool"
+    )
+    same.add_argument(
+        "--max-queued-requests",
+        type=overrides.whole,
+        metavar="N",
+        help="turn away whoever finds so many waiting; default: none",
+    )
+    same.add_argument("--enable-cache-report", action="store_true", help="show cached tokens in the usage")
+    same.add_argument("--enable-metrics", action="store_true", help="/metrics is there with and without")
+
+
+def _above(low: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a number > {low:g}, got {text!r}")
+        return value
+
+    return number
+
+
+def serve(args: argparse.Namespace, passed: list[str]) -> int:
+    """Run the server until it is told to stop; the exit status."""
+    if passed:
+        raise UsageError(f"{passed[0]}: the simulated engine has no such flag; see andes serve --engine sim --help")
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} not installed: install andes-sglang[sim]")
+    from andes_sglang.sim.server.app import About
+    from andes_sglang.sim.server.run import run
+
+    policy = flags.policy_of(args)
+    target = flags.target_of(args)
+    try:
+        chosen = profile.load(args.profile)
+    except profile.ProfileError as error:
+        raise UsageError(f"--profile: {error}") from None
+    try:
+        engine = overrides.apply(chosen.engine, args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    kv_tokens = engine.kv_capacity_tokens - _RESERVED_TOKENS
+    if kv_tokens < 2:
+        raise UsageError(f"--max-total-tokens {engine.kv_capacity_tokens}: must be at least {_RESERVED_TOKENS + 2}")
+    limits = Limits(args.context_length or engine.kv_capacity_tokens, kv_tokens, args.answer_tokens, target)
+    about = About(
+        args.model or chosen.name,
+        limits,
+        args.enable_cache_report,
+        {
+            "served_model_name": args.model or chosen.name,
+            "engine": "sim",
+            "profile": chosen.name,
+            "hardware": chosen.hardware,
+            "model": chosen.model,
+            "source": chosen.source,
+            "policy": args.policy,
+            "speed": args.speed,
+            "max_running_requests": engine.max_running,
+            "max_total_num_tokens": engine.kv_capacity_tokens,
+            "chunked_prefill_size": engine.chunk_tokens,
+            "enable_mixed_chunk": engine.mixed,
+            "context_length": limits.context_tokens,
+            "max_queued_requests": args.max_queued_requests,
+        },
+    )
+    bound = flags.bind(args.host, args.port)
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    greeting = (
+        f"andes: simulated engine ({chosen.model} on {chosen.hardware}, policy {args.policy}) "
+        f"listens on http://{shown}:{bound.getsockname()[1]}"
+    )
+    run(bound, greeting, engine, policy, about, speed=args.speed, max_queued=args.max_queued_requests)
+    return 0

@@ -1,0 +1,93 @@
+"""The tokens of a model that is none: four bytes of text each, deterministic, the same for prompts and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "EOS_ID",
+    "MIN_ANSWER_TOKENS",
+    "TOKEN_BYTES",
+    "Prompt",
+    "answer_tokens",
+    "of_ids",
+    "of_text",
+    "passage",
+    "token_ids",
+]
+
+TOKEN_BYTES = 4
+BLOCK_TOKENS = 512
+"""Prompts share KV in whole blocks of so many tokens (:func:`andes_sglang.sim.radix.sequence`)."""
+EOS_ID = 2
+MIN_ANSWER_TOKENS = 2
+_FIRST_WORD_ID = 3
+_TEXT = (
+    "the and for are but not you all any can had her was one our out day get has him his how man new now old see two way who "
+    "boy did its let put say she too use run sun sea sky red big far few own ask act add age ago air arm art bag bed bit box "
+    "car cup cut dry ear eat egg end eye fit fly fun gas hat hit ice job key law lay led leg lie lot low map may mix net"
+)
+_WORDS = tuple(_TEXT.split())
+_PAGE_TOKENS = 1 << 14
+_PAGE = "".join(word + " " for word in random.Random(0).choices(_WORDS, k=_PAGE_TOKENS))  # noqa: S311
+_WORD_IDS = {word: k for k, word in enumerate(_WORDS, _FIRST_WORD_ID)}
+_SPREAD = 0.7
+"""Standard deviation of the logarithm of an answer's length: a mean of 256 has its 5 % at 60 and its 95 % at 630."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """tokens: its length; blocks: equal id, equal tokens; seed: what its answers are made from; text: for ``echo``."""
+
+    tokens: int
+    blocks: tuple[int, ...]
+    seed: int
+    text: str
+
+
+def of_text(text: str) -> Prompt:
+    """A token is four bytes of UTF-8, the last one perhaps less."""
+    data = text.encode()
+    return Prompt(max(1, -(-len(data) // TOKEN_BYTES)), _blocks(data, TOKEN_BYTES), _digest(data), text)
+
+
+def of_ids(ids: Sequence[int]) -> Prompt:
+    """Raises ``OverflowError`` for an id beyond 64 bits."""
+    data = array("q", ids)
+    text = "".join(_WORDS[(k - _FIRST_WORD_ID) % len(_WORDS)] + " " for k in ids)
+    return Prompt(len(ids), _blocks(data.tobytes(), data.itemsize), _digest(data.tobytes()), text)
+
+
+def passage(seed: int, start: int, end: int) -> str:
+    """Tokens ``start`` to ``end`` of the answer that ``seed`` gives; ASCII that needs no escape in JSON."""
+    at = (seed + start) % _PAGE_TOKENS
+    text = _PAGE[at * TOKEN_BYTES : (at + end - start) * TOKEN_BYTES]
+    while (missing := (end - start) * TOKEN_BYTES - len(text)) > 0:
+        text += _PAGE[:missing]
+    return text
+
+
+def token_ids(text: str) -> list[int]:
+    """The ids of a :func:`passage`."""
+    return [_WORD_IDS[word] for word in text.split()]
+
+
+def answer_tokens(seed: int, mean_tokens: float) -> int:
+    """How long the answer to ``seed`` is when nobody cuts it, its end-of-text token included; log-normal."""
+    mu = math.log(mean_tokens) - _SPREAD**2 / 2
+    return max(MIN_ANSWER_TOKENS, round(random.Random(seed).lognormvariate(mu, _SPREAD)))  # noqa: S311
+
+
+def _blocks(data: bytes, token_bytes: int) -> tuple[int, ...]:
+    size = BLOCK_TOKENS * token_bytes
+    return tuple(_digest(data[at : at + size]) for at in range(0, len(data) - size + 1, size))
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())

@@ -1,0 +1,195 @@
+"""A small engine under pressure: full queues, aborts, preemption, drain; and mistakes on its command line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from andes_sglang.cli import main
+from andes_sglang.metrics import Metrics
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim import profile
+from andes_sglang.sim.server.live import LiveReplica
+
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+LONG: Any = {"max_tokens": 7000, "ignore_eos": True, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def engine(simulated: Callable[..., Any]) -> Any:
+    flags = ("--max-running-requests", "2", "--max-queued-requests", "2", "--max-total-tokens", "8192")
+    return simulated("--policy", "fcfs", "--served-model-name", "small", *flags)
+
+
+def loads(engine: Any) -> tuple[int, int]:
+    load = engine.get("/v1/loads")["loads"][0]
+    return load["num_running_reqs"], load["num_waiting_reqs"]
+
+
+def until(engine: Any, running: int, waiting: int) -> None:
+    deadline = time.monotonic() + 20
+    while loads(engine) != (running, waiting):
+        assert time.monotonic() < deadline, loads(engine)
+
+
+def draining(engine: Any) -> None:
+    deadline = time.monotonic() + 20
+    while httpx.get(engine.url + "/health").status_code != 503:
+        assert time.monotonic() < deadline
+
+
+@contextmanager
+def crowd(engine: Any) -> Iterator[None]:
+    """Two streams run and two wait: the engine is full."""
+    with ThreadPoolExecutor(4) as pool, httpx.Client(timeout=30) as client:
+
+        def read(k: int) -> str:
+            body = {"prompt": f"stream {k}", "rid": f"stream-{k}", **LONG}
+            return client.post(engine.url + "/v1/completions", json=body).text
+
+        ends = [pool.submit(read, k) for k in range(2)]
+        until(engine, 2, 0)
+        ends += [pool.submit(read, k) for k in range(2, 4)]
+        until(engine, 2, 2)
+        yield
+        assert engine.post("/abort_request", {"rid": "stream-"}) == (200, None)
+        for end in ends:
+            assert '"finish_reason":"abort"' in end.result()
+            assert end.result().endswith("data: [DONE]\n\n")
+    until(engine, 0, 0)
+
+
+def test_a_full_queue_turns_away_as_sglang_does(engine: Any) -> None:
+    with crowd(engine):
+        status, error = engine.post("/v1/completions", {"prompt": "x"})
+        assert (status, error["message"], error["code"]) == (503, "The request queue is full.", 503)
+        for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": HELLO})):
+            answer = httpx.post(engine.url + path, json={**body, "stream": True})
+            assert answer.status_code == 200
+            error = '"message":"The request queue is full.","type":"SERVICE_UNAVAILABLE","param":null,"code":503'
+            assert answer.text == f'data: {{"error":{{"object":"error",{error}}}}}\n\ndata: [DONE]\n\n'
+        answer = httpx.post(engine.url + "/generate", json={"text": "x", "stream": True})
+        assert '"status_code":503' in answer.text
+        with openai.OpenAI(base_url=engine.url + "/v1", api_key="none", max_retries=0) as client:
+            with pytest.raises(openai.InternalServerError) as caught:
+                client.chat.completions.create(model="small", messages=HELLO)
+            assert caught.value.status_code == 503
+            with pytest.raises(openai.APIError, match="The request queue is full"):
+                list(client.chat.completions.create(model="small", messages=HELLO, stream=True))
+
+
+def test_bad_aborts_are_refused(engine: Any) -> None:
+    for body, says in (({}, "rid must be the id of a request, got None"), ({"abort_all": 1}, "abort_all must be true")):
+        status, error = engine.post("/abort_request", body)
+        assert status == 400
+        assert says in error["message"]
+
+
+def test_a_prompt_that_never_fits_is_refused(engine: Any) -> None:
+    status, error = engine.post("/v1/completions", {"prompt": [5] * 8170, "max_tokens": 9})
+    assert status == 400
+    assert "Input length (8170 tokens) exceeds the maximum allowed length (8159 tokens)." in error["message"]
+    assert engine.post("/v1/completions", {"prompt": [5] * 8150, "max_tokens": 9, "ignore_eos": True})[0] == 200
+
+
+def test_streams_that_take_turns_lose_nothing(simulated: Callable[..., Any]) -> None:
+    flags = ("--policy", "round_robin", "--policy-option", "slice_tokens=20", "--max-running-requests", "2")
+    engine = simulated(*flags, "--max-total-tokens", "900", "--speed", "10")
+    body = {"max_tokens": 150, "ignore_eos": True}
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda k: engine.post("/v1/completions", {"prompt": f"turn {k}", **body}), range(6)))
+    alone = [engine.post("/v1/completions", {"prompt": f"turn {k}", **body}) for k in range(6)]
+    assert [a["choices"] for _, a in answers] == [a["choices"] for _, a in alone]
+    assert engine.figure("andes_preemptions_total") > 5
+    assert engine.figure("andes_resumes_total") == engine.figure("andes_preemptions_total")
+    assert engine.figure("andes_request_qoe_count") == 12
+
+
+def test_told_to_stop_it_finishes_what_has_begun(simulated: Callable[..., Any]) -> None:
+    engine = simulated()
+    body = {"prompt": "x", "max_tokens": 150, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", engine.url + "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        engine.process.send_signal(signal.SIGTERM)
+        draining(engine)
+        assert engine.post("/v1/completions", {"prompt": "y"})[1]["message"] == "The server is shutting down."
+        events = [line for line in lines if line]
+    assert '"finish_reason":"length"' in events[-2]
+    assert events[-1] == "data: [DONE]"
+    assert len(events) <= 150
+    assert engine.process.wait(10) == 0
+
+
+def test_told_twice_it_stops_at_once(simulated: Callable[..., Any]) -> None:
+    engine = simulated()
+    body = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", engine.url + "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()  # kept: its end would close the stream
+        next(lines)
+        engine.process.send_signal(signal.SIGINT)
+        draining(engine)
+        engine.process.send_signal(signal.SIGINT)
+        assert engine.process.wait(10) == 0
+
+
+def test_a_policy_that_fails_ends_the_engine() -> None:
+    class Broken:
+        name = "broken"
+
+        def decide(self, _state: object) -> Any:
+            raise ZeroDivisionError
+
+    class Nobody:
+        def tokens(self, count: int, gap_s: float) -> None: ...
+        def first(self, answer: object, ttft_s: float) -> None: ...
+        def ended(self, answer: object, e2e_s: float) -> None: ...
+
+    async def serve() -> None:
+        live = LiveReplica(profile.load("cpu-tiny-llama").engine, Broken(), metrics=Metrics(), observer=Nobody())
+        live.submit("x", lambda now_s: [RequestSpec(now_s, 5, 5)], stream=True)
+        await asyncio.wait_for(live.run(), 10)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(serve())
+
+
+def test_mistakes_are_named_before_anything_starts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("hardware = 3")
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        for flags, says in (
+            (("--profile", "abacus"), "--profile: profile 'abacus': not known; give a .toml file or one of a100-"),
+            (("--profile", str(tmp_path / "bad.toml")), "bad.toml: needs one of the tables"),
+            (("--policy", "magic"), "--policy magic: unknown policy 'magic'; choose one of andes"),
+            (("--policy", "stock", "--policy-option", "a=1"), "policy stock has no options"),
+            (("--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
+            (("--default-tds", "0"), "--default-tds: tds must be"),
+            (("--port", str(busy.getsockname()[1])), "cannot listen there (Address already in use)"),
+            (("--port", "70000"), "--port 70000: cannot listen there"),
+            (("--host", "256.0.0.1"), "--host 256.0.0.1 --port 30000: cannot listen there"),
+            (("--max-total-tokens", "20"), "--max-total-tokens 20: must be at least 34"),
+            (("--mem-fraction-static", "0.9"), "--mem-fraction-static: the simulated engine has no such flag"),
+        ):
+            assert main(["serve", "--engine", "sim", *flags]) == 2
+            assert says in capsys.readouterr().err
+    for flags, says in (
+        (("--speed", "0"), "--speed: must be a number > 0, got '0'"),
+        (("--max-running-requests", "1.5"), "--max-running-requests: must be a whole number >= 1, got '1.5'"),
+        (("--engine", "steam"), "--engine: invalid choice: 'steam'"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["serve", "--engine", "sim", *flags])
+        assert says in capsys.readouterr().err
