@@ -31,9 +31,7 @@ class TokenBucket:
         return (1.0 - self._left) / self._rate
 
 
-def overload(
-    new: Newcomer, expected: Forecast, cls: ClassSettings, horizon_s: float, name: str
-) -> ApiError | None:
+def overload(new: Newcomer, expected: Forecast, cls: ClassSettings, horizon_s: float, name: str) -> ApiError | None:
     """Refuse what would be served badly, or would cost others more than it gains, until when it would not."""
     if cls.shed_below <= 0.0:
         return None

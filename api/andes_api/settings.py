@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_sglang.qoe import QoETarget
 
@@ -72,9 +73,7 @@ class ClassSettings(Strict):
         return self
 
     def clamp(self, ttft_s: float, tds: float) -> QoETarget:
-        return QoETarget(
-            min(max(ttft_s, self.min_ttft_s), self.max_ttft_s), min(max(tds, self.min_tds), self.max_tds)
-        )
+        return QoETarget(min(max(ttft_s, self.min_ttft_s), self.max_ttft_s), min(max(tds, self.min_tds), self.max_tds))
 
 
 class TenantSettings(Strict):
@@ -187,10 +186,13 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: Source,
+        env_settings: Source,
+        dotenv_settings: Source,  # noqa: ARG003
+        file_secret_settings: Source,  # noqa: ARG003
+    ) -> tuple[Source, ...]:
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 

@@ -14,7 +14,7 @@ import orjson
 
 from andes_api.errors import ApiError
 
-__all__ = ["DONE", "EventStream", "Garbage", "stream_options"]
+__all__ = ["DONE", "EventStream", "GarbageError", "stream_options"]
 
 DONE = b"data: [DONE]"
 MAX_EVENT_BYTES = 4 << 20
@@ -25,7 +25,7 @@ _TEXT = re.compile(rb'"(?:text|content|reasoning_content|arguments)"\s*:\s*"[^"]
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
-class Garbage(ValueError):
+class GarbageError(ValueError):
     """What came from upstream is no event stream of an OpenAI-compatible engine."""
 
 
@@ -65,25 +65,22 @@ class EventStream:
     def tokens(self) -> int:
         return sum(self._counts.values())
 
-    def feed(self, data: bytes) -> tuple[list[bytes], int]:
-        """Whole events (each with its blank line) and the tokens they bring. Raises :class:`Garbage`."""
+    def feed(self, data: bytes) -> list[tuple[bytes, int]]:
+        """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings.
+        Raises :class:`GarbageError`."""
         if self._rest:
             data = self._rest + data
             self._rest = b""
         if data.endswith(b"\n\n") and data.find(b"\n\n", 0, -2) < 0:  # one whole event, as nearly always
-            event, tokens = self._one(data)
-            return ([event] if event else []), tokens
-        events, new, start = [], 0, 0
+            return [self._one(data)]
+        events, start = [], 0
         for found in _BREAK.finditer(data):
-            event, tokens = self._one(data[start : found.end()])
+            events.append(self._one(data[start : found.end()]))
             start = found.end()
-            new += tokens
-            if event:
-                events.append(event)
         self._rest = data[start:]
         if len(self._rest) > MAX_EVENT_BYTES:
-            raise Garbage(f"an event of more than {MAX_EVENT_BYTES} bytes")
-        return events, new
+            raise GarbageError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        return events
 
     def _one(self, event: bytes) -> tuple[bytes, int]:
         if not event.startswith(b"data: {"):
@@ -96,9 +93,7 @@ class EventStream:
         at = event.rfind(b'"usage"')
         found = _USAGE.match(event, _comma_before(event, at)) if at > 0 else None
         if found is None:
-            if b'"choices"' not in event:
-                raise Garbage(f"an event without choices: {event[:80]!r}")
-            return event, 0
+            return self._by_event(event)
         if b'"choices":[]' in event or b'"choices": []' in event:
             self.usage = orjson.loads(found[2])
             return (event if self._asked_final else b""), 0
@@ -114,6 +109,8 @@ class EventStream:
         return event, max(new, 0)
 
     def _by_event(self, event: bytes) -> tuple[bytes, int]:
+        if b'"choices"' not in event or not event.rstrip().endswith(b"}"):
+            raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
         if b'"choices":[]' in event or b'"choices": []' in event:
             self.usage = _payload(event).get("usage")
             return event, 0
@@ -125,9 +122,9 @@ class EventStream:
         if event.startswith(DONE):
             self.done = True
         elif not event.startswith((b":", b"event:", b"id:", b"retry:")) and not (
-            event.startswith(b"data:") and b"choices" in _payload(event)
+            event.startswith(b"data:") and "choices" in _payload(event)
         ):
-            raise Garbage(f"no event of a stream of chunks: {event[:80]!r}")
+            raise GarbageError(f"no event of a stream of chunks: {event[:80]!r}")
         return event
 
 
@@ -142,7 +139,7 @@ def _payload(event: bytes) -> dict[str, Any]:
     try:
         payload = orjson.loads(event.partition(b":")[2])
     except orjson.JSONDecodeError:
-        raise Garbage(f"an event that is no JSON: {event[:80]!r}") from None
+        raise GarbageError(f"an event that is no JSON: {event[:80]!r}") from None
     if not isinstance(payload, dict):
-        raise Garbage(f"an event that is no object: {event[:80]!r}")
+        raise GarbageError(f"an event that is no object: {event[:80]!r}")
     return payload
