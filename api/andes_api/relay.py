@@ -296,7 +296,7 @@ class Gateway:
                 self.metrics.failures.labels(replica.name).inc()
                 if error.blame:
                     replica.breaker.failed(now_s)
-                order = self._order(stream, now_s)
+                order = [r for r in order if r.takes(now_s)]
                 again = stream.attempts <= self.settings.retries and any(r not in tried for r in order)
                 if again and not outlet.started:
                     self.metrics.retries.inc()

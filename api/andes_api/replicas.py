@@ -248,12 +248,12 @@ class Fleet:
                 self._probes.pop(replica.url).cancel()
 
     def _list(self, urls: Iterable[str]) -> None:
-        listed = set(urls)
+        listed = dict.fromkeys(urls)
         for url in listed:
             replica = self.replicas.setdefault(url, Replica(url, self._settings))
             if replica.gone:
                 replica.gone, replica.healthy = False, None
-        for url in set(self.replicas) - listed:
+        for url in self.replicas.keys() - listed:
             self.replicas[url].gone = True
             self.forget(self.replicas[url])
 
@@ -270,7 +270,7 @@ class Fleet:
             except OSError:
                 pass
             found |= self._resolved.get(name, set())
-        self._list([*self._fixed, *found])
+        self._list([*self._fixed, *sorted(found)])
         if self._session is not None:
             self._probe_new()
 
