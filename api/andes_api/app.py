@@ -20,11 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches, resolve, tenant_of
+from andes_api.gateway import Gateway
 from andes_api.media import check_media
-from andes_api.relay import Gateway, Stream
 from andes_api.replicas import Replica
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import Settings
+from andes_api.stream import Stream
 from andes_sglang import __version__
 from andes_sglang.sketch import Sketch
 
@@ -103,7 +104,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
         check_media(body, settings.media_hosts)
         expectation = resolve(headers, body, tenant, settings)
-        stream = gateway.new_stream(chat, body, expectation, tenant, _known_id(headers), request.url.path)
+        stream = gateway.new_stream(chat, body, expectation, tenant, _known_id(headers))
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -189,7 +190,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
         """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways."""
-        _refresh_open(gateway)
+        gateway.note_open()
         records = [record.to_dict() for record in gateway.demand.since(since)]
         return _json({
             "gateway": name, "now_s": time.time(), "complete_since_s": gateway.demand.complete_since_s, "records": records,
@@ -203,9 +204,8 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         ended = gateway.qoe.of(now_s, window_s)
         running: dict[str, Sketch] = {}
         for stream in gateway.open:
-            if stream.streams:
-                sketch = running.setdefault(stream.expectation.class_name, Sketch())
-                sketch.add(stream.reader.qoe_at(now_s))
+            if (score := stream.score(now_s)) is not None:
+                running.setdefault(stream.expectation.class_name, Sketch()).add(score)
         return _json({
             "gateway": name,
             "now_s": time.time(),
@@ -233,14 +233,6 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         found[0].drained = drained
         gateway.count_replicas()
         return _json(found[0].describe(time.monotonic()))
-
-
-def _refresh_open(gateway: Gateway) -> None:
-    now_s = time.monotonic()
-    for stream in gateway.open:
-        stream.record.output_tokens = stream.tokens
-        if stream.streams:
-            stream.record.qoe = stream.reader.qoe_at(now_s)
 
 
 def _administrator(request: Request, settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from andes_api import names
+from andes_api.stream import Stream
 
 __all__ = ["Metrics"]
 
@@ -50,6 +51,20 @@ class Metrics:
             "andes_gateway_stall_seconds", "time a reader waited inside the answer, per stream", by_class,
             registry=registry, buckets=names.DURATION_BUCKETS,
         )  # fmt: skip
+
+    def ended(self, stream: Stream, duration_s: float) -> None:
+        """Count a request that is over."""
+        record, cls = stream.record, stream.expectation.class_name
+        self.requests.labels(cls, record.outcome).inc()
+        self.tokens.labels(cls).inc(stream.reader.delivered if stream.streams else stream.tokens)
+        self.duration.labels(cls).observe(duration_s)
+        if record.qoe is not None:
+            self.qoe.labels(cls).observe(record.qoe)
+        if record.ttft_s is not None:
+            self.ttft.labels(cls).observe(record.ttft_s)
+            self.stall.labels(cls).observe(stream.reader.stall_s)
+        if (tpot_s := stream.tpot_s) is not None:
+            self.tpot.labels(cls).observe(tpot_s)
 
     def replicas(self, states: dict[str, tuple[bool, int]]) -> None:
         """(up, streams) by replica; those not named are forgotten."""

@@ -12,6 +12,8 @@ REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
 REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
 REQUEST_TOP_P: Final = "gen_ai.request.top_p"
 RESPONSE_ID: Final = "gen_ai.response.id"
+RESPONSE_MODEL: Final = "gen_ai.response.model"
+FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
 TIME_TO_FIRST_CHUNK: Final = "gen_ai.response.time_to_first_chunk"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
@@ -36,6 +38,11 @@ REASON: Final = "andes.reason"
 EVENT_STALL: Final = "andes.stall"
 EVENT_RETRY: Final = "andes.retry"
 EVENT_RESUME: Final = "andes.resume"
+
+METRIC_TTFT: Final = "gen_ai.server.time_to_first_token"
+METRIC_TPOT: Final = "gen_ai.server.time_per_output_token"
+METRIC_DURATION: Final = "gen_ai.server.request.duration"
+METRIC_QOE: Final = "andes.request.qoe"
 
 TTFT_BUCKETS: Final = (.001, .005, .01, .02, .04, .06, .08, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10)  # fmt: skip
 TPOT_BUCKETS: Final = (.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 2.5)  # fmt: skip

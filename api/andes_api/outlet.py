@@ -9,17 +9,20 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from andes_api.pacing import Pacer
+from andes_api.sse import Event
 
 __all__ = ["Outlet", "PacedOutlet", "Send"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Delivered = Callable[[float, int], None]
 HELD_EVENTS = 4096
 
 
 class Outlet:
-    """Passes on what it is given. ``writing``: the relay waits for us; ``sending``: we wait for the client's socket."""
+    """Passes on what it is given and says when (clock seconds) how many tokens were delivered: once the socket has taken
+    them. ``writing``: the relay waits for us; ``sending``: we wait for the client's socket."""
 
-    def __init__(self, send: Send, delivered: Callable[[int], None]) -> None:
+    def __init__(self, send: Send, delivered: Delivered) -> None:
         self._send = send
         self._delivered = delivered
         self.started = False
@@ -31,13 +34,20 @@ class Outlet:
         self.started = True
         await self._send({"type": "http.response.start", "status": status, "headers": lines})
 
-    async def write(self, event: bytes, tokens: int) -> None:
-        """Bytes that bring ``tokens`` tokens. They count as delivered once the socket has taken them."""
-        self.writing = self.sending = True
-        await self._send({"type": "http.response.body", "body": event, "more_body": True})
-        self.writing = self.sending = False
-        if tokens:
-            self._delivered(tokens)
+    async def write(self, batch: list[Event]) -> None:
+        """Events with the tokens that each brings."""
+        self.writing = True
+        await self._put(batch)
+        self.writing = False
+
+    async def _put(self, batch: list[Event]) -> None:
+        self.sending = True
+        body = b"".join([event for event, _ in batch])
+        if body:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self.sending = False
+        if tokens := sum([tokens for _, tokens in batch]):
+            self._delivered(time.monotonic(), tokens)
 
     async def end(self, last: bytes = b"") -> None:
         self.writing = self.sending = True
@@ -51,22 +61,23 @@ class Outlet:
 class PacedOutlet(Outlet):
     """Passes on at the reader's speed; holds a bounded number of events, and when full holds the engine back."""
 
-    def __init__(self, send: Send, delivered: Callable[[int], None], pacer: Pacer) -> None:
+    def __init__(self, send: Send, delivered: Delivered, pacer: Pacer) -> None:
         super().__init__(send, delivered)
         self._pacer = pacer
-        self._held: deque[tuple[float, bytes, int]] = deque()
+        self._held: deque[tuple[float, Event]] = deque()
         self._room = asyncio.Semaphore(HELD_EVENTS)
         self._more = asyncio.Event()
         self._ended = False
         self._task: asyncio.Task[None] | None = None
 
-    async def write(self, event: bytes, tokens: int) -> None:
+    async def write(self, batch: list[Event]) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._release())
         self.writing = True
-        await self._room.acquire()
-        self._held.append((self._pacer.due(time.monotonic(), tokens), event, tokens))
-        self._more.set()
+        for event in batch:
+            await self._room.acquire()
+            self._held.append((self._pacer.due(time.monotonic(), event[1]), event))
+            self._more.set()
         self.writing = False
 
     async def end(self, last: bytes = b"") -> None:
@@ -88,15 +99,9 @@ class PacedOutlet(Outlet):
                 self._more.clear()
                 await self._more.wait()
                 continue
-            await asyncio.sleep(max(0.0, held[0][0] - time.monotonic()))
-            events, tokens, now_s = [], 0, time.monotonic()
+            await asyncio.sleep(self._pacer.wait_s(held[0][0], time.monotonic()))
+            batch, now_s = [], time.monotonic()
             while held and self._pacer.releases(held[0][0], now_s):
-                _, event, new = held.popleft()
-                events.append(event)
-                tokens += new
+                batch.append(held.popleft()[1])
                 self._room.release()
-            self.sending = True
-            await self._send({"type": "http.response.body", "body": b"".join(events), "more_body": True})
-            self.sending = False
-            if tokens:
-                self._delivered(tokens)
+            await self._put(batch)

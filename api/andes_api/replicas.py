@@ -21,11 +21,12 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
 
 if TYPE_CHECKING:
-    from andes_api.relay import Stream
+    from andes_api.stream import Stream
 
 __all__ = ["Breaker", "Fleet", "Replica"]
 
 VIEW_AGE_S = 0.1
+KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
 _ABSENT = (404, 405, 501)
 
@@ -62,7 +63,7 @@ class Replica:
 
     def __init__(self, url: str, settings: Settings) -> None:
         self.url = url
-        self.name = urlsplit(url).netloc
+        self.name = url.partition("://")[2]
         self.breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s)
         self.healthy: bool | None = None
         self.drained = False  # by hand
@@ -116,6 +117,11 @@ class Replica:
 
     # What is seen of it
 
+    @property
+    def would_be_alone(self) -> bool:
+        """Whether a stream sent now would find nothing queued ahead of it."""
+        return len(self.streams) + self.others < self.slots and all(s.tokens for s in self.streams)
+
     def opened(self, stream: Stream) -> None:
         self.streams.add(stream)
 
@@ -135,11 +141,11 @@ class Replica:
     def received(self, tokens: int) -> None:
         self._tokens += tokens
 
-    def closed(self, stream: Stream, started: bool, now_s: float) -> None:
+    def closed(self, stream: Stream, sent_s: float, started: bool, now_s: float) -> None:
         self.streams.discard(stream)
         if started:
             self._count_decoding(now_s, -1)
-            self.stream_s += 0.1 * (now_s - stream.sent_s - self.stream_s)
+            self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
 
     def _count_decoding(self, now_s: float, change: int) -> None:
         self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
@@ -210,7 +216,7 @@ class Fleet:
         key = self._settings.upstream_api_key
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=30, ttl_dns_cache=int(self._settings.dns_interval_s)
+                limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=int(self._settings.dns_interval_s)
             ),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
             headers={"authorization": f"Bearer {key.get_secret_value()}"} if key else None,

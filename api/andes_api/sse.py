@@ -12,16 +12,17 @@ from typing import Any
 
 import orjson
 
-from andes_api.errors import ApiError
+__all__ = ["DONE", "Event", "EventStream", "GarbageError"]
 
-__all__ = ["DONE", "EventStream", "GarbageError", "stream_options"]
-
+Event = tuple[bytes, int]
 DONE = b"data: [DONE]"
 MAX_EVENT_BYTES = 4 << 20
 _USAGE = re.compile(rb'(,\s*)?"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
 _INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
 _TEXT = re.compile(rb'"(?:text|content|reasoning_content|arguments)"\s*:\s*"[^"]')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,40})"')
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
@@ -29,24 +30,20 @@ class GarbageError(ValueError):
     """What came from upstream is no event stream of an OpenAI-compatible engine."""
 
 
-def stream_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's own stream_options. Raises a 400 where they are no object."""
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise ApiError(400, f"stream_options: expected an object; got {options!r}", param="stream_options")
-    return options or {}
-
-
 class EventStream:
     """One stream's events: feed it bytes, get whole events to pass on and the number of new tokens in them.
 
     chat: chunks of /v1/chat/completions rather than /v1/completions. asked: the client's own stream_options. usage:
-    whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. choices: n > 1 or
+    whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
     several prompts: tokens are counted per choice and summed.
+
+    ``done``: the end has come. ``error``: what the engine said instead, ``error_event`` as it said it. ``garbage``: why what
+    came is no such stream. After either of the two nothing more comes out.
     """
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error", "usage",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_last", "_rest", "_several", "_usage", "done", "error",
+        "error_event", "garbage", "usage",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
@@ -57,48 +54,61 @@ class EventStream:
         self._several = several
         self._counts: dict[int, int] = {}
         self._rest = b""
+        self._last = b""
         self.usage: dict[str, Any] | None = None
         self.done = False
-        self.error: dict[str, Any] | None = None
+        self.error: Any = None
+        self.error_event = b""
+        self.garbage: str | None = None
 
     @property
-    def tokens(self) -> int:
-        return sum(self._counts.values())
+    def finish_reason(self) -> str | None:
+        """Of the last choice that came."""
+        found = _FINISH.search(self._last)
+        return found[1].decode() if found else None
 
-    def feed(self, data: bytes) -> list[tuple[bytes, int]]:
-        """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings.
-        Raises :class:`GarbageError`."""
+    def feed(self, data: bytes) -> list[Event]:
+        """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings."""
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        if data.endswith(b"\n\n") and data.find(b"\n\n", 0, -2) < 0:  # one whole event, as nearly always
-            return [self._one(data)]
-        events, start = [], 0
-        for found in _BREAK.finditer(data):
-            events.append(self._one(data[start : found.end()]))
-            start = found.end()
-        self._rest = data[start:]
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise GarbageError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        events: list[Event] = []
+        try:
+            if data.endswith(b"\n\n") and data.find(b"\n\n", 0, -2) < 0:  # one whole event, as nearly always
+                events.append(self._one(data))
+                return events
+            start = 0
+            for found in _BREAK.finditer(data):
+                events.append(self._one(data[start : found.end()]))
+                start = found.end()
+                if self.error_event:
+                    return events
+            self._rest = data[start:]
+            if len(self._rest) > MAX_EVENT_BYTES:
+                raise GarbageError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        except GarbageError as error:
+            self.garbage = str(error)
         return events
 
-    def _one(self, event: bytes) -> tuple[bytes, int]:
+    def _one(self, event: bytes) -> Event:
         if not event.startswith(b"data: {"):
-            return self._rare(event), 0
+            return self._rare(event)
         if event.startswith(b'data: {"error"'):
-            self.error = _payload(event)["error"]
-            return event, 0
+            return self._failed(event)
         if not self._usage:
             return self._by_event(event)
         at = event.rfind(b'"usage"')
         found = _USAGE.match(event, _comma_before(event, at)) if at > 0 else None
         if found is None:
             return self._by_event(event)
-        if b'"choices":[]' in event or b'"choices": []' in event:
-            self.usage = orjson.loads(found[2])
+        if _NO_CHOICES.search(event):
+            self.usage = _object(found[2])
             return (event if self._asked_final else b""), 0
+        self._last = event
         count = _COMPLETION.search(event, found.start())
-        index = int(_INDEX.search(event)[1]) if self._several else 0  # type: ignore[index]
+        index = 0
+        if self._several and (choice := _INDEX.search(event)):
+            index = int(choice[1])
         total = int(count[1]) if count else 0
         new = total - self._counts.get(index, 0)
         if new > 0:
@@ -108,24 +118,35 @@ class EventStream:
             event = event[: found.start()] + put + event[found.end() :]
         return event, max(new, 0)
 
-    def _by_event(self, event: bytes) -> tuple[bytes, int]:
+    def _by_event(self, event: bytes) -> Event:
         if b'"choices"' not in event or not event.rstrip().endswith(b"}"):
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
-        if b'"choices":[]' in event or b'"choices": []' in event:
+        if _NO_CHOICES.search(event):
             self.usage = _payload(event).get("usage")
             return event, 0
+        self._last = event
         new = 1 if _TEXT.search(event) else 0
         self._counts[0] = self._counts.get(0, 0) + new
         return event, new
 
-    def _rare(self, event: bytes) -> bytes:
-        if event.startswith(DONE):
+    def _rare(self, event: bytes) -> Event:
+        """Whatever is not written as engines usually write a chunk."""
+        if event.startswith((DONE, b"data:[DONE]")):
             self.done = True
-        elif not event.startswith((b":", b"event:", b"id:", b"retry:")) and not (
-            event.startswith(b"data:") and "choices" in _payload(event)
-        ):
-            raise GarbageError(f"no event of a stream of chunks: {event[:80]!r}")
-        return event
+        elif event.startswith(b"data:"):
+            payload = _payload(event)
+            if "error" in payload:
+                return self._failed(event)
+            if "choices" not in payload:
+                raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
+            return self._one(b"data: " + orjson.dumps(payload) + b"\n\n")
+        elif not event.startswith((b":", b"event:", b"id:", b"retry:")):
+            raise GarbageError(f"no event: {event[:80]!r}")
+        return event, 0
+
+    def _failed(self, event: bytes) -> Event:
+        self.error, self.error_event = _payload(event)["error"], event
+        return b"", 0
 
 
 def _comma_before(event: bytes, at: int) -> int:
@@ -136,10 +157,14 @@ def _comma_before(event: bytes, at: int) -> int:
 
 
 def _payload(event: bytes) -> dict[str, Any]:
+    return _object(event.partition(b":")[2])
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
-        payload = orjson.loads(event.partition(b":")[2])
+        payload = orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise GarbageError(f"an event that is no JSON: {event[:80]!r}") from None
+        raise GarbageError(f"no JSON: {text[:80]!r}") from None
     if not isinstance(payload, dict):
-        raise GarbageError(f"an event that is no object: {event[:80]!r}")
+        raise GarbageError(f"no object: {text[:80]!r}")
     return payload

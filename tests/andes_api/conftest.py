@@ -60,7 +60,13 @@ class Faulty:
         self.sent_bytes = 0
         self.server = uvicorn.Server(
             uvicorn.Config(
-                self._app, port=0, log_config=None, lifespan="off", interface="asgi3", ws="none", backlog=4096,
+                self._app,
+                port=0,
+                log_config=None,
+                lifespan="off",
+                interface="asgi3",
+                ws="none",
+                backlog=4096,
                 timeout_graceful_shutdown=1,
             )
         )
@@ -119,7 +125,11 @@ class Faulty:
         said = re.findall(r"w(\d+) ", prompt) if isinstance(prompt, str) else []
         first = int(said[-1]) + 1 if said else 0
         count = body.get("max_tokens") or 16
-        identity = {"id": f"id-{id(self)}", "object": "chat.completion.chunk" if chat else "text_completion", "created": 1}
+        identity = {
+            "id": f"id-{id(self)}",
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": 1,
+        }
 
         async def put(data: bytes) -> None:
             self.sent_bytes += len(data)
@@ -188,7 +198,9 @@ def gateway() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(*upstreams: str, **settings: Any) -> Server:
-            server = Server(Settings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings}))
+            server = Server(
+                Settings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
+            )
             stack.enter_context(running(server))
             server.url = f"http://127.0.0.1:{server.port}"  # type: ignore[attr-defined]
             return server
