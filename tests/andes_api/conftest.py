@@ -43,8 +43,14 @@ def running(server: uvicorn.Server) -> Iterator[uvicorn.Server]:
         assert not thread.is_alive()
 
 
+def hang_up(send: Any) -> None:
+    """Close uvicorn's connection as a dying process does."""
+    send.__self__.transport.abort()
+
+
 class Faulty:
-    """An upstream. ``fault`` and ``after`` (events) say how it misbehaves; ``held`` streams wait for ``release``."""
+    """An upstream. ``fault`` and ``after`` (events) say how it misbehaves, once ``strike`` is set where there is one; stalled
+    streams wait for ``release``."""
 
     def __init__(self) -> None:
         self.fault: str | None = None
@@ -54,6 +60,7 @@ class Faulty:
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.healthy = True
+        self.strike: threading.Event | None = None
         self.release = threading.Event()
         self.stalled = threading.Event()
         self.cancelled = threading.Event()
@@ -68,6 +75,7 @@ class Faulty:
                 ws="none",
                 backlog=4096,
                 timeout_graceful_shutdown=1,
+                proxy_headers=False,
             )
         )
 
@@ -105,7 +113,8 @@ class Faulty:
             await self._reply(send, int(self.fault), json.dumps({"error": error}).encode())
             return
         if self.fault == "hang up":
-            raise ConnectionError("fault injection")
+            hang_up(send)
+            return
         if self.fault == "no stream":
             await self._reply(send, 200, b"<html>hello</html>", b"text/html")
             return
@@ -144,7 +153,7 @@ class Faulty:
             await chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}}])
         for k in range(count):
             if self.fault and k == self.after:
-                await self._misbehave(put, gone)
+                await self._misbehave(send, put, gone)
             if gone.done():
                 return
             text = f"w{first + k} " + "x" * int(self.words)
@@ -160,12 +169,14 @@ class Faulty:
         await put(b"data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b""})
 
-    async def _misbehave(self, put: Any, gone: asyncio.Future[None]) -> None:
+    async def _misbehave(self, send: Any, put: Any, gone: asyncio.Future[None]) -> None:
+        while self.strike is not None and not self.strike.is_set():
+            await asyncio.wait({gone}, timeout=0.005)
         if self.fault == "die":
-            raise ConnectionError("fault injection")  # uvicorn closes the connection in mid-answer
+            hang_up(send)
         if self.fault == "half":
             await put(b'data: {"id":"x","choices":[{"te')
-            raise ConnectionError("fault injection")
+            hang_up(send)
         if self.fault == "garbage":
             await put(b"\x00\xff<html>not an event\n\n")
         if self.fault == "error":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from typing import Any
 
@@ -18,13 +19,24 @@ CHAT: dict[str, Any] = {
 ANSWER = "".join(f"w{k} x" for k in range(6))
 
 
-def stream(url: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[httpx.Response, list[Any]]:
-    """The answer and its events as a client that expects only standard chunks reads them."""
+def stream(
+    url: str, body: dict[str, Any] | None = None, *, strike: Any = None, **headers: str
+) -> tuple[httpx.Response, list[Any]]:
+    """The answer and its events as a client that expects only standard chunks reads them. ``strike``: an upstream that
+    misbehaves after three words, to be told when they have been read."""
     body = body or BODY
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-    answer = httpx.post(url + path, json=body, headers=headers, timeout=20)
-    events = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: ")]
-    return answer, [event if event == "[DONE]" else json.loads(event) for event in events]
+    content = ""
+    if strike is not None:
+        strike.strike = threading.Event()
+    with httpx.stream("POST", url + path, json=body, headers=headers, timeout=20) as answer:
+        for part in answer.iter_text():
+            content += part
+            if strike is not None and "w2 x" in content:
+                strike.strike.set()
+    events = [line[6:] for line in content.split("\n\n") if line.startswith("data: ")]
+    whole = httpx.Response(answer.status_code, headers=answer.headers, content=content.encode())
+    return whole, [event if event == "[DONE]" else json.loads(event) for event in events]
 
 
 def text_of(events: list[Any]) -> str:
@@ -74,8 +86,8 @@ def test_a_stream_that_has_begun_goes_on_elsewhere(
     bad.fault, bad.after = fault, 3
     server = gateway(bad.url, good.url, policy="round_robin")
     asked = {**body, "stream_options": {"include_usage": True}}
-    answer, events = stream(server.url, asked, **{"x-andes-pace": pace, "x-andes-tds": "100"})
-    assert text_of(events) == ANSWER, answer.text
+    _, events = stream(server.url, asked, strike=bad, **{"x-andes-pace": pace, "x-andes-tds": "100"})
+    assert text_of(events) == ANSWER
     assert len({e["id"] for e in events[:-1]}) == 1
     assert sum(bool(c.get("delta", {}).get("role")) for e in events[:-1] for c in e["choices"]) == ("messages" in body)
     assert events[-2]["usage"]["completion_tokens"] == 6
@@ -94,7 +106,7 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error_in_the_stream(
     bad, good = faulty(), faulty()
     bad.fault, bad.after = "die", 3
     server = gateway(bad.url, good.url, policy="round_robin")
-    answer, events = stream(server.url, {**BODY, **unlike})
+    answer, events = stream(server.url, {**BODY, **unlike}, strike=bad)
     assert answer.status_code == 200
     assert text_of(events) == "w0 xw1 xw2 x"
     assert events[-1]["error"]["code"] == "upstream_error"
