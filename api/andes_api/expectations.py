@@ -11,7 +11,7 @@ from typing import Any
 
 from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings, Settings, TenantSettings
-from andes_sglang.adapter import expectations as engine
+from andes_sglang import expectations as engine
 from andes_sglang.qoe import QoETarget
 
 __all__ = ["ANONYMOUS", "Expectation", "key_matches", "resolve", "tenant_of"]
