@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -91,15 +100,24 @@ class TenantSettings(Strict):
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
-def _default_classes() -> dict[str, ClassSettings]:
-    return {
-        "reading": ClassSettings(),
-        "listening": ClassSettings(tds=3.3),
-        "code": ClassSettings(tds=10.0),
-        "agent": ClassSettings(ttft_s=2.0, tds=20.0),
-        "batch": ClassSettings(ttft_s=30.0, tds=1.0, weight=0.2, shed_below=0.5),
-        "priority": ClassSettings(weight=4.0, shed_below=0.0),
-    }
+_CLASSES: dict[str, dict[str, float]] = {
+    "reading": {},
+    "listening": {"tds": 3.3},
+    "code": {"tds": 10.0},
+    "agent": {"ttft_s": 2.0, "tds": 20.0},
+    "batch": {"ttft_s": 30.0, "tds": 1.0, "weight": 0.2, "shed_below": 0.5},
+    "priority": {"weight": 4.0, "shed_below": 0.0},
+}
+
+
+def _over_defaults(given: Any) -> Any:
+    """Classes as given over the built-in ones, field by field; null takes one away."""
+    if not isinstance(given, dict):
+        return given
+    classes: dict[str, Any] = {**_CLASSES}
+    for name, fields in given.items():
+        classes[name] = {**_CLASSES.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    return {name: fields for name, fields in classes.items() if fields is not None}
 
 
 class Settings(BaseSettings):
@@ -132,7 +150,7 @@ class Settings(BaseSettings):
     max_streams_per_replica: Count = 1024
 
     # Readers and callers
-    classes: dict[str, ClassSettings] = Field(default_factory=_default_classes)
+    classes: Annotated[dict[str, ClassSettings], BeforeValidator(_over_defaults)] = Field({}, validate_default=True)
     default_class: str = "reading"
     service_tiers: dict[str, str] = {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"}
     tenants: tuple[TenantSettings, ...] = ()
