@@ -164,10 +164,10 @@ class Replica:
                 self.latency.observe_decode(round(min(batch, self.slots)) or 1, int(self.context_tokens), interval_s)
         self._tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
 
-    def load_is(self, loads: list[dict[str, Any]]) -> None:
-        """What the engine's ``/v1/loads`` says."""
+    def load_is(self, loads: list[dict[str, Any]], held: int) -> None:
+        """What the engine's ``/v1/loads`` says. ``held``: our streams there when it was asked."""
         running = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
-        self.others = max(0, running - len(self.streams))
+        self.others = max(0, running - max(held, len(self.streams)))
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         slots = sum(int(load["max_running_requests"]) for load in loads)
         capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
@@ -313,7 +313,7 @@ class Fleet:
 
     async def _load(self, replica: Replica) -> bool:
         """Ask for the engine's load; False where it has no such thing."""
-        timeout = aiohttp.ClientTimeout(total=5.0)
+        timeout, held = aiohttp.ClientTimeout(total=5.0), len(replica.streams)
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
@@ -321,7 +321,7 @@ class Fleet:
                 if answer.status in _ABSENT:
                     return False
                 if answer.status == 200:
-                    replica.load_is((await answer.json())["loads"])
+                    replica.load_is((await answer.json())["loads"], held)
         return True
 
     def _spawn(self, work: Any) -> None:

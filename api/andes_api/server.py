@@ -16,6 +16,7 @@ from andes_api.settings import Settings
 
 __all__ = ["Server", "serve"]
 
+_log = logging.getLogger("andes")
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -59,10 +60,16 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app, host=settings.host, port=settings.port, http=_protocol(settings), loop="uvloop", ws="none",
-                access_log=False, log_config=None, server_header=False, date_header=False, timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(settings.drain_s), backlog=4096, lifespan="on",
+                lifespan="on", access_log=False, log_config=None, log_level="warning", server_header=False,
+                date_header=False, backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=int(settings.drain_s),
             )
         )  # fmt: skip
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+            _log.info("gateway listens on http://%s:%d", host, self.port)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.app.state.gateway.draining = True

@@ -7,11 +7,13 @@ talks nonsense when a test says so. What engines really do is tested on real eng
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ import uvicorn
 
 from andes_api.server import Server
 from andes_api.settings import Settings
+from andes_sglang.bench.engine import Engine
 
 
 @contextmanager
@@ -215,5 +218,18 @@ def gateway() -> Iterator[Start]:
             stack.enter_context(running(server))
             server.url = f"http://127.0.0.1:{server.port}"  # type: ignore[attr-defined]
             return server
+
+        yield start
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """Starts simulated engines over real HTTP: ``simulated("--flag", ...)``."""
+    with ExitStack() as stack:
+        count = itertools.count()
+
+        def start(*flags: str) -> Engine:
+            log = tmp_path / f"engine{next(count)}.log"
+            return stack.enter_context(Engine("simulated", "andes", ("--engine", "sim", *flags), log=log))
 
         yield start
