@@ -95,7 +95,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
 
     async def infer(request: Request, chat: bool) -> Response:
-        headers = request.headers
+        headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
         body = await _body(request, settings)
         refused = settings.refused_fields & body.keys()
@@ -237,7 +237,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
 
 def _administrator(request: Request, settings: Settings) -> None:
     if settings.admin_key_sha256 is None:
-        if settings.loopback:
+        if settings.loopback and "origin" not in request.headers:  # no page of a browser
             return
         raise ApiError(403, "set admin_key_sha256 to use this from outside", "permission_error", reason="admin")
     key = request.headers.get("authorization", "").partition(" ")[2].strip()

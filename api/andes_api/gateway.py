@@ -23,7 +23,7 @@ from andes_api.relay import Relay
 from andes_api.replicas import Fleet, Replica
 from andes_api.resume import resumable
 from andes_api.routing import make
-from andes_api.settings import Settings, TenantSettings
+from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 
@@ -31,6 +31,7 @@ __all__ = ["Gateway"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 SWEEP_S = 1.0
+_log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
 
@@ -38,7 +39,9 @@ class Gateway:
     """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = self._as_told = settings
+        self._classes = b""
+        self.reread_classes()
         self.metrics = Metrics()
         self.fleet = Fleet(settings)
         self.policy = make(settings.policy, horizon_s=settings.horizon_s, bound=settings.bounded_load)
@@ -66,6 +69,18 @@ class Gateway:
         await asyncio.gather(*self.open.values(), return_exceptions=True)
         await self.fleet.stop()
         await asyncio.to_thread(self.telemetry.stop)
+
+    def reread_classes(self) -> None:
+        """Take over what ``classes_file`` says when it has changed; what is wrong in it changes nothing."""
+        file = self._as_told.classes_file
+        content = file.read_bytes() if file is not None and file.exists() else b""
+        if content == self._classes:
+            return
+        self._classes = content
+        try:
+            self.settings = with_classes(self._as_told, file) if file is not None and content else self._as_told
+        except SettingsError as error:
+            _log.error("the classes stay as they were: %s", error)
 
     def count_replicas(self) -> None:
         now_s = time.monotonic()
@@ -169,9 +184,10 @@ class Gateway:
         self._finish(stream, error.reason)
 
     async def _sweep(self) -> None:
-        """Once a second: end what has been silent for too long, upstream or in the client."""
+        """Once a second: end what has been silent for too long, upstream or in the client; look at the classes."""
         while True:
             await asyncio.sleep(SWEEP_S)
+            self.reread_classes()
             now_s = time.monotonic()
             for stream, relay in list(self._relays.items()):
                 if relay.client_is_gone(now_s):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -24,11 +24,12 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["ClassSettings", "Settings", "SettingsError", "TenantSettings", "load"]
+__all__ = ["ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
 
 PREFIX = "ANDES_GATEWAY_"
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 
 
 class SettingsError(ValueError):
@@ -150,7 +151,10 @@ class Settings(BaseSettings):
     max_streams_per_replica: Count = 1024
 
     # Readers and callers
-    classes: Annotated[dict[str, ClassSettings], BeforeValidator(_over_defaults)] = Field({}, validate_default=True)
+    classes: Annotated[dict[ClassName, ClassSettings], BeforeValidator(_over_defaults)] = Field(
+        {}, validate_default=True
+    )
+    classes_file: Path | None = None
     default_class: str = "reading"
     service_tiers: dict[str, str] = {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"}
     tenants: tuple[TenantSettings, ...] = ()
@@ -185,7 +189,6 @@ class Settings(BaseSettings):
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
         for tenant in self.tenants:
             faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
-        faults += [f"classes: {name!r} is no name" for name in self.classes if not re.fullmatch(r"[a-z0-9_-]+", name)]
         names = [tenant.name for tenant in self.tenants]
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
@@ -222,12 +225,7 @@ def load(file: Path | None = None, **arguments: Any) -> Settings:
     ]  # fmt: skip
     faults = [f"{name}: no such setting" for name in sorted(unknown)]
     if file is not None:
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file}: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict | None):
-            raise SettingsError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
+        _mapping(file)
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(yaml_file=file)
@@ -241,6 +239,35 @@ def load(file: Path | None = None, **arguments: Any) -> Settings:
     if faults:
         raise SettingsError("\n".join(faults))
     return settings
+
+
+def with_classes(settings: Settings, file: Path) -> Settings:
+    """``settings`` with what ``file`` says (``classes: {name: fields}``) over its classes, field by field. Raises
+    :class:`SettingsError` naming every fault."""
+    content = _mapping(file)
+    given = content.get("classes") or {}
+    if content.keys() - {"classes"} or not isinstance(given, dict):
+        raise SettingsError(f"{file}: expected classes: {{name: fields}} and nothing else")
+    classes: dict[str, Any] = {name: cls.model_dump() for name, cls in settings.classes.items()}
+    for name, fields in given.items():
+        classes[name] = {**classes.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    try:
+        return settings.model_copy(
+            update={"classes": TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)}
+        )
+    except ValidationError as error:
+        faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
+        raise SettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict | None):
+        raise SettingsError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
+    return content or {}
 
 
 def _sentence(fault: dict[str, Any]) -> str:

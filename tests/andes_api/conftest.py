@@ -121,6 +121,19 @@ class Faulty:
         if self.fault == "no stream":
             await self._reply(send, 200, b"<html>hello</html>", b"text/html")
             return
+        tokens, messages = body.get("max_tokens"), body.get("messages")
+        sound = isinstance(messages, list) and messages and isinstance(messages[-1], dict) if chat else "prompt" in body
+        if not sound or not (tokens is None or (type(tokens) is int and tokens > 0)):
+            await self._reply(send, 400, b'{"error":{"message":"no sound request","type":"BadRequest","code":400}}')
+            return
+        if body.get("stream") is not True:
+            said = {"message": {"role": "assistant", "content": "w0 x"}} if chat else {"text": "w0 x"}
+            usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+            choices = [{"index": 0, **said, "finish_reason": "length"}]
+            await self._reply(
+                send, 200, json.dumps({"id": "id-1", "model": "m", "choices": choices, "usage": usage}).encode()
+            )
+            return
         gone = asyncio.ensure_future(self._gone(receive))
         try:
             await self._events(body, chat, send, gone)
@@ -133,7 +146,7 @@ class Faulty:
         self.cancelled.set()
 
     async def _events(self, body: dict[str, Any], chat: bool, send: Any, gone: asyncio.Future[None]) -> None:
-        prompt = body["messages"][-1]["content"] if chat else body["prompt"]
+        prompt = body["messages"][-1].get("content") if chat else body["prompt"]
         said = re.findall(r"w(\d+) ", prompt) if isinstance(prompt, str) else []
         first = int(said[-1]) + 1 if said else 0
         count = body.get("max_tokens") or 16

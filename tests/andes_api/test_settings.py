@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from andes_api.settings import ClassSettings, Settings, SettingsError, load
+from andes_api.settings import ClassSettings, Settings, SettingsError, load, with_classes
 
 URL = "http://127.0.0.1:30000"
 
@@ -45,7 +45,7 @@ def test_every_fault_is_named_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"upstreams": ["http://u:p@host"]}, "only an address"),
         ({"upstreams": [URL], "default_class": "none"}, "no class 'none'"),
         ({"upstreams": [URL], "service_tiers": {"flex": "none"}}, "service_tiers.flex"),
-        ({"upstreams": [URL], "classes": {"Ü": {}}, "default_class": "Ü", "service_tiers": {}}, "is no name"),
+        ({"upstreams": [URL], "classes": {"Ü": {}}, "default_class": "Ü", "service_tiers": {}}, "classes.Ü"),
         ({"upstreams": [URL], "otlp_endpoint": "localhost:4318"}, "otlp_endpoint"),
         ({"upstreams": [URL], "policy": "best"}, "policy"),
     ],
@@ -88,3 +88,14 @@ def test_the_page_is_off_outside_loopback() -> None:
     assert Settings(upstreams=(URL,)).show_page
     assert not Settings(upstreams=(URL,), host="0.0.0.0").show_page  # noqa: S104
     assert Settings(upstreams=(URL,), host="0.0.0.0", page=True).show_page  # noqa: S104
+
+
+def test_classes_of_a_file_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text("classes: {reading: {tds: 6}, own: {ttft_s: 2}}")
+    settings = with_classes(Settings(upstreams=(URL,)), file)
+    assert (settings.classes["reading"].tds, settings.classes["own"].ttft_s, settings.classes["code"].tds) == (6, 2, 10)
+    for content, named in (("port: 1", "nothing else"), ("classes: {reading: {tds: -1}, x: 3}", "classes.reading.tds")):
+        file.write_text(content)
+        with pytest.raises(SettingsError, match=named):
+            with_classes(settings, file)
