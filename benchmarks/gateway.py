@@ -30,7 +30,8 @@ import numpy as np
 HEAD = (
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
 )
-SPEED = 20.0  # tokens/s of a stream, four times what people read
+SPEED = 10.0  # tokens/s of a stream, twice what people read
+JSON = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 
 
 def chunk(k: int, usage: bool) -> bytes:
@@ -71,7 +72,7 @@ class Source(asyncio.Protocol):
         if head.startswith(b"GET"):
             status = b"200 OK" if b" /health" in head or b" /v1/models" in head else b"404 Not Found"
             said = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
-            self._out.write(b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (status, len(said), said))  # fmt: skip
+            self._out.write(JSON % (status, len(said), said))
             return
         asked = json.loads(body[:length])
         usage = bool((asked.get("stream_options") or {}).get("continuous_usage_stats"))
@@ -107,11 +108,12 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
     """Open ``streams`` streams at once; seconds from sending to arrival of every token, and until all had ended."""
     per_token: list[float] = []
     ttft: list[float] = []
-    count = 0
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True, "seed": int(gap_s * 1e6)}  # fmt: skip
+    lines = 0
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True}
+    body["seed"] = int(gap_s * 1e6)
 
     async def one(session: aiohttp.ClientSession, delay_s: float) -> None:
-        nonlocal count
+        nonlocal lines
         await asyncio.sleep(delay_s)
         begun = time.monotonic()
         first = True
@@ -123,9 +125,9 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
                 if first:
                     ttft.append(now_ns / 1e9 - begun)
                     first = False
-                parts = data.split(b'"content":"')[1:]
-                count += len(parts)
+                lines += data.count(b"\n")
                 if gap_s:
+                    parts = data.split(b'"content":"')[1:]
                     per_token.extend(
                         (now_ns - int(part[: part.index(b" ")])) / 1e9 for part in parts if b" " in part[:24]
                     )
@@ -138,6 +140,7 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
         begun = time.monotonic()
         await asyncio.gather(*(one(session, gap_s * k / streams) for k in range(streams)))
         lasted_s = time.monotonic() - begun
+    count = lines // 2 - streams  # two to an event, one of which ends each stream
     assert count >= streams * tokens, f"{count} tokens came of {streams * tokens}"
     return {"per_token_s": per_token, "ttft_s": ttft, "tokens": count, "lasted_s": lasted_s}
 
@@ -164,9 +167,7 @@ def main() -> None:
         "--flat-out", type=int, default=20_000, metavar="N", help="tokens for tokens/s per core; 0: none"
     )
     parser.add_argument("--source-port", type=int, default=18_001)
-    parser.add_argument(
-        "--also", action="append", default=[], metavar="NAME=URL[=PID]", help="another proxy before the source"
-    )
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=URL[=PID]", help="another proxy")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     parser.add_argument("--source", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
