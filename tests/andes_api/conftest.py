@@ -7,17 +7,21 @@ talks nonsense when a test says so. What engines really do is tested on real eng
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import json
 import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_api.server import Server
 from andes_api.settings import Settings
@@ -246,3 +250,58 @@ def simulated(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
             return stack.enter_context(Engine("simulated", "andes", ("--engine", "sim", *flags), log=log))
 
         yield start
+
+
+class Backend:
+    """Receives OTLP over HTTP and keeps it."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.metrics: list[Any] = []
+        self.services: set[str] = set()
+        self.raw = b""
+        backend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    content = gzip.decompress(content)
+                backend.take(self.path, content)
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def take(self, path: str, content: bytes) -> None:
+        self.raw += content
+        if path == "/v1/traces":
+            for resource in ExportTraceServiceRequest.FromString(content).resource_spans:
+                self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
+                self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        else:
+            for of in ExportMetricsServiceRequest.FromString(content).resource_metrics:
+                self.metrics += [metric for scope in of.scope_metrics for metric in scope.metrics]
+
+    @staticmethod
+    def said(thing: Any) -> dict[str, Any]:
+        """The attributes of a span, a data point or a resource."""
+        values = {}
+        for attribute in thing.attributes:
+            kind = attribute.value.WhichOneof("value")
+            value = getattr(attribute.value, kind)
+            values[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
+        return values
+
+
+@pytest.fixture(scope="session")
+def make_backend() -> type[Backend]:
+    """Makes what receives OTLP over HTTP."""
+    return Backend

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_api import names
 from andes_sglang.bench.engine import free_port
@@ -28,54 +24,6 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"
 KUBE = Path(__file__).parents[3] / "shared" / "kube"
 SERVER, CLIENT = 2, 3
-
-
-class Backend:
-    """Receives OTLP over HTTP and keeps it."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.metrics: list[Any] = []
-        self.services: set[str] = set()
-        self.raw = b""
-        backend = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = self.rfile.read(int(self.headers["content-length"]))
-                if self.headers.get("content-encoding") == "gzip":
-                    content = gzip.decompress(content)
-                backend.take(self.path, content)
-                self.send_response(200)
-                self.send_header("content-type", "application/x-protobuf")
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def take(self, path: str, content: bytes) -> None:
-        self.raw += content
-        if path == "/v1/traces":
-            for resource in ExportTraceServiceRequest.FromString(content).resource_spans:
-                self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
-                self.spans += [span for scope in resource.scope_spans for span in scope.spans]
-        else:
-            for of in ExportMetricsServiceRequest.FromString(content).resource_metrics:
-                self.metrics += [metric for scope in of.scope_metrics for metric in scope.metrics]
-
-
-def said(thing: Any) -> dict[str, Any]:
-    values = {}
-    for attribute in thing.attributes:
-        kind = attribute.value.WhichOneof("value")
-        value = getattr(attribute.value, kind)
-        values[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
-    return values
 
 
 @pytest.fixture(scope="session")
@@ -91,9 +39,9 @@ def otelcol(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(params=["directly", "through a collector"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Backend, str]]:
+def backend(request: pytest.FixtureRequest, make_backend: Any, tmp_path: Path) -> Iterator[tuple[Any, str]]:
     """What receives in the end, and the address to send to."""
-    backend = Backend()
+    backend = make_backend()
     if request.param == "directly":
         yield backend, backend.url
         return
@@ -130,7 +78,7 @@ def flush(server: Any) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_request_is_one_trace(backend: tuple[Backend, str], faulty: Start, gateway: Start) -> None:
+def test_a_request_is_one_trace(backend: tuple[Any, str], faulty: Start, gateway: Start) -> None:
     received, endpoint = backend
     upstream = faulty()
     server = gateway(upstream.url, otlp_endpoint=endpoint)
@@ -148,7 +96,7 @@ def test_a_request_is_one_trace(backend: tuple[Backend, str], faulty: Start, gat
     assert (
         outer.start_time_unix_nano <= inner.start_time_unix_nano <= inner.end_time_unix_nano <= outer.end_time_unix_nano
     )
-    about = said(inner)
+    about = received.said(inner)
     port = int(upstream.url.rpartition(":")[2])
     assert 0.0 < about.pop(names.TIME_TO_FIRST_CHUNK) < 10.0
     assert about.pop(names.RESPONSE_ID).startswith("id-")
@@ -158,7 +106,7 @@ def test_a_request_is_one_trace(backend: tuple[Backend, str], faulty: Start, gat
         "gen_ai.response.model": "m", "gen_ai.response.finish_reasons": ["length"], "gen_ai.usage.input_tokens": 5,
         "gen_ai.usage.output_tokens": 6, "server.address": "127.0.0.1", "server.port": port,
     }  # fmt: skip
-    about = said(outer)
+    about = received.said(outer)
     assert 0.9 < about["andes.qoe"] <= 1.0
     assert (about["andes.class"], about["andes.expected.tds"], about["andes.outcome"]) == ("reading", 9.0, "done")
     assert about["http.response.status_code"] == 200
@@ -166,7 +114,7 @@ def test_a_request_is_one_trace(backend: tuple[Backend, str], faulty: Start, gat
     found = {metric.name: metric for metric in received.metrics}
     ttft = found["gen_ai.server.time_to_first_token"]
     assert (ttft.unit, list(ttft.histogram.data_points[0].explicit_bounds)) == ("s", list(names.TTFT_BUCKETS))
-    assert said(ttft.histogram.data_points[0])["gen_ai.request.model"] == "m"
+    assert received.said(ttft.histogram.data_points[0])["gen_ai.request.model"] == "m"
     assert {n: found[n].histogram.data_points[0].count for n in found} == {
         "gen_ai.server.time_to_first_token": 1, "gen_ai.server.time_per_output_token": 1,
         "gen_ai.server.request.duration": 1, "andes.request.qoe": 1,
@@ -178,7 +126,7 @@ def events(span: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("backend", ["directly"], indirect=True)
-def test_what_went_wrong_is_in_the_trace(backend: tuple[Backend, str], faulty: Start, gateway: Start) -> None:
+def test_what_went_wrong_is_in_the_trace(backend: tuple[Any, str], faulty: Start, gateway: Start) -> None:
     received, endpoint = backend
     bad, good = faulty(), faulty()
     server = gateway(bad.url, good.url, policy="round_robin", otlp_endpoint=endpoint)
@@ -201,14 +149,14 @@ def test_what_went_wrong_is_in_the_trace(backend: tuple[Backend, str], faulty: S
     assert [events(span) for span in outer][:1] == [["andes.resume"]]
     assert [event for span in outer for event in events(span)].count("andes.retry") == 1
     failed = [span for span in received.spans if span.kind == CLIENT and span.status.code == 2]
-    assert {said(span)["error.type"] for span in failed} == {"connection"}
+    assert {received.said(span)["error.type"] for span in failed} == {"connection"}
     assert len(failed) == 2
-    assert sorted(said(span)["andes.attempts"] for span in outer) == [1, 2, 2]
+    assert sorted(received.said(span)["andes.attempts"] for span in outer) == [1, 2, 2]
 
 
 @pytest.mark.parametrize("backend", ["directly"], indirect=True)
 def test_a_stall_is_in_the_trace_and_a_refusal_has_its_reason(
-    backend: tuple[Backend, str], faulty: Start, gateway: Start
+    backend: tuple[Any, str], faulty: Start, gateway: Start
 ) -> None:
     received, endpoint = backend
     upstream = faulty()
@@ -224,10 +172,10 @@ def test_a_stall_is_in_the_trace_and_a_refusal_has_its_reason(
     flush(server)
     served, refused = (span for span in received.spans if span.kind == SERVER)
     assert events(served).count("andes.stall") >= 2
-    assert said(served)["andes.stalls"] == events(served).count("andes.stall")
-    assert said(refused)["andes.reason"] == "draining"
-    assert said(refused)["error.type"] == "503"
-    assert said(refused)["andes.qoe"] == 0.0
+    assert received.said(served)["andes.stalls"] == events(served).count("andes.stall")
+    assert received.said(refused)["andes.reason"] == "draining"
+    assert received.said(refused)["error.type"] == "503"
+    assert received.said(refused)["andes.qoe"] == 0.0
 
 
 def test_without_an_endpoint_the_trace_passes_through(faulty: Start, gateway: Start) -> None:

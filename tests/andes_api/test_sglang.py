@@ -1,0 +1,221 @@
+"""The gateway before a real SGLang engine on the CPU: passed through untouched, continued without a seam, in one trace."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socketserver
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from socket import create_connection
+from threading import Thread
+from typing import Any
+from unittest import mock
+
+import httpx
+import openai
+import pytest
+
+from andes_sglang.bench.engine import Engine, read_metrics
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+ASK: dict[str, Any] = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "Say it."}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
+FLAGS = (
+    "--max-total-tokens",
+    "4096",
+    "--max-running-requests",
+    "8",
+    "--enable-metrics",
+    "--tool-call-parser",
+    "qwen25",
+)
+TRACES = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
+
+
+@pytest.fixture(scope="module")
+def backend(make_backend: Any) -> Any:
+    return make_backend()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, backend: Any) -> Iterator[Engine]:
+    traces = ("--enable-trace", "--otlp-traces-endpoint", f"{backend.url}/v1/traces") if TRACES else ()
+    log = tmp_path_factory.mktemp("sglang") / "log"
+    with (
+        mock.patch.dict(os.environ, {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}),
+        Engine(tiny_model, "andes", (*FLAGS, *traces), log=log) as engine,
+    ):
+        yield engine
+
+
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0, timeout=120)
+
+
+def without_names(text: str) -> list[Any]:
+    """A stream's events but for what differs from request to request."""
+    events = []
+    for line in text.split("\n\n"):
+        if line.startswith("data: {"):
+            event = json.loads(line[6:])
+            del event["id"], event["created"]
+            events.append(event)
+    return events
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"logprobs": True, "top_logprobs": 2},
+        {"stop": ["a"]},
+        {"max_completion_tokens": 5, "max_tokens": None, "ignore_eos": True},
+    ],
+    ids=["plain", "usage", "continuous", "logprobs", "stop", "max_completion_tokens"],
+)
+def test_the_reader_gets_what_the_engine_says(more: dict[str, Any], engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url)
+    body = {**ASK, "stream": True, "ignore_eos": True, **more}
+    direct, through = (
+        httpx.post(url + "/v1/chat/completions", json=body, timeout=60) for url in (engine.url, server.url)
+    )
+    assert (direct.status_code, through.status_code) == (200, 200)
+    assert through.text.endswith("data: [DONE]\n\n")
+    wanted, got = without_names(direct.text), without_names(through.text)
+    assert "".join(str(e["choices"]) for e in got) == "".join(str(e["choices"]) for e in wanted)
+    assert [e.get("usage") for e in got] == [e.get("usage") for e in wanted]
+    whole = {**body, "stream": False, "stream_options": None}
+    direct, through = (
+        httpx.post(url + "/v1/chat/completions", json=whole, timeout=60).json() for url in (engine.url, server.url)
+    )
+    assert through["choices"] == direct["choices"]
+
+
+def test_errors_are_the_engines_own(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(server.url).chat.completions.create(**{**ASK, "max_tokens": 100_000})
+    direct = httpx.post(engine.url + "/v1/chat/completions", json={**ASK, "max_tokens": 100_000})
+    assert caught.value.response.json() == direct.json()
+
+
+def test_tools_and_schemas(engine: Engine, gateway: Any) -> None:
+    sdk = client(gateway(engine.url).url)
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+    answer = sdk.chat.completions.create(**{**ASK, "max_tokens": 60}, response_format=form)
+    assert json.loads(answer.choices[0].message.content or "")["city"] in ("Rome", "Oslo")
+    tools: Any = [{"type": "function", "function": {"name": "go", "parameters": schema}}]
+    asked: dict[str, Any] = {**ASK, "max_tokens": 100, "tools": tools, "tool_choice": "required"}
+    (call,) = sdk.chat.completions.create(**asked).choices[0].message.tool_calls or ()
+    assert (call.function.name, json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")) == ("go", True)
+    deltas = [c.choices[0].delta for c in sdk.chat.completions.create(**asked, stream=True) if c.choices]
+    calls = [call for delta in deltas for call in delta.tool_calls or ()]
+    assert calls[0].function.name == "go"
+    assert json.loads("".join(c.function.arguments or "" for c in calls))["city"] in ("Rome", "Oslo")
+
+
+def test_its_load_is_known(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url, load_interval_s=0.05)
+    deadline_s = time.monotonic() + 10
+    while True:
+        (replica,) = httpx.get(server.url + "/fleet/replicas").json()["replicas"]
+        if replica["slots"] == 8 or time.monotonic() > deadline_s:
+            break
+    assert replica["slots"] == 8
+    before = read_metrics(engine.url).get("andes_request_qoe_count", 0.0)
+    answer = httpx.post(
+        server.url + "/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 8, "stream": True}
+    )
+    assert answer.status_code == 200
+    record = httpx.get(server.url + "/fleet/demand").json()["records"][-1]
+    assert record["outcome"] == "done"
+    assert record["qoe"] > 0.9
+    assert read_metrics(engine.url)["andes_request_qoe_count"] == before + 1
+
+
+class Severing(socketserver.ThreadingTCPServer):
+    """Forwards to an engine and drops the connection after ``events`` events of a stream."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        self.events = 0
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                assert isinstance(self.server, Severing)
+                with create_connection(("127.0.0.1", port)) as engine, suppress(OSError):
+                    Thread(target=self.forward, args=(engine,), daemon=True).start()
+                    seen = 0
+                    while data := engine.recv(65536):
+                        self.request.sendall(data)
+                        seen += data.count(b"data: {")
+                        if self.server.events and seen >= self.server.events:
+                            return
+
+            def forward(self, engine: Any) -> None:
+                with suppress(OSError):
+                    while data := self.request.recv(65536):
+                        engine.sendall(data)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("events", [2, 7, 15])
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "completion"])
+def test_a_broken_stream_goes_on_without_a_seam(events: int, chat: bool, engine: Engine, gateway: Any) -> None:
+    severing = Severing(engine.port)
+    server = gateway(severing.url, engine.url, policy="round_robin", breaker_failures=100)
+    body: dict[str, Any] = {**ASK, "stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    if not chat:
+        body = {**body, "prompt": "Say it once more."}
+        del body["messages"]
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    severing.events = events
+    try:
+        direct, broken = (httpx.post(url + path, json=body, timeout=60).text for url in (engine.url, server.url))
+    finally:
+        severing.shutdown()
+
+    def text(events: list[Any]) -> str:
+        choices = [c for e in events for c in e["choices"]]
+        return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
+
+    assert "andes_gateway_resumes_total 1.0" in httpx.get(server.url + "/metrics").text
+    assert text(without_names(broken)) == text(without_names(direct))
+    assert without_names(broken)[-1]["usage"]["completion_tokens"] == 24
+    assert '"error"' not in broken
+
+
+@pytest.mark.skipif(not TRACES, reason="NO ENGINE SPANS: SGLang's tracing needs opentelemetry-exporter-otlp-proto-grpc")
+def test_the_engines_spans_join_the_trace(engine: Engine, backend: Any, gateway: Any) -> None:
+    server = gateway(engine.url, otlp_endpoint=backend.url)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert httpx.post(server.url + "/v1/chat/completions", json=ASK, headers=headers, timeout=60).status_code == 200
+    for provider in server.app.state.gateway.telemetry._providers:
+        provider.force_flush()
+    deadline_s = time.monotonic() + 30
+
+    def ours() -> list[Any]:
+        return [span for span in backend.spans if span.trace_id.hex() == trace]
+
+    while len(ours()) < 3 and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    client_span = next(span for span in ours() if span.name == "chat m")
+    assert backend.said(client_span)["gen_ai.provider.name"] == "sglang"
+    assert any(span.parent_span_id == client_span.span_id for span in ours())
