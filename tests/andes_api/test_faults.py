@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.server
+
 BODY: dict[str, Any] = {"model": "m", "prompt": "say", "max_tokens": 6, "temperature": 0, "stream": True}
 CHAT: dict[str, Any] = {
     "model": "m", "messages": [{"role": "user", "content": "say"}], "max_tokens": 6, "temperature": 0, "stream": True,

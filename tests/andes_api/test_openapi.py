@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytestmark = pytest.mark.server
+
 schemathesis = pytest.importorskip("schemathesis")
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+pytestmark = pytest.mark.server
+
 BODY: dict[str, Any] = {"model": "m", "prompt": "x", "max_tokens": 3, "stream": True}
 
 

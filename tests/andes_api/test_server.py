@@ -15,6 +15,8 @@ import pytest
 from andes_api.app import create_app
 from andes_api.settings import Settings
 
+pytestmark = pytest.mark.server
+
 BODY: dict[str, Any] = {"model": "m", "prompt": "my secret prompt", "max_tokens": 3, "stream": True}
 KEY, OTHER = "sk-acme-123", "sk-other-456"
 

@@ -17,6 +17,8 @@ import pytest
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.sketch import Sketch
 
+pytestmark = pytest.mark.server
+
 ASK: dict[str, Any] = {
     "model": "simulated",
     "messages": [{"role": "user", "content": "Tell me more."}],

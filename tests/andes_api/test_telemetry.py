@@ -17,6 +17,8 @@ import pytest
 from andes_api import names
 from andes_sglang.bench.engine import free_port
 
+pytestmark = pytest.mark.server
+
 ASK: dict[str, Any] = {
     "model": "m", "messages": [{"role": "user", "content": "a secret"}], "max_tokens": 6, "temperature": 0.5, "stream": True,
 }  # fmt: skip
