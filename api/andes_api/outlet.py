@@ -49,9 +49,10 @@ class Outlet:
         if tokens := sum([tokens for _, tokens in batch]):
             self._delivered(time.monotonic(), tokens)
 
-    async def end(self, last: bytes = b"") -> None:
+    async def end(self) -> None:
+        """After the last byte."""
         self.writing = self.sending = True
-        await self._send({"type": "http.response.body", "body": last, "more_body": False})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
         self.writing = self.sending = False
 
     async def close(self) -> None:
@@ -80,12 +81,12 @@ class PacedOutlet(Outlet):
             self._more.set()
         self.writing = False
 
-    async def end(self, last: bytes = b"") -> None:
+    async def end(self) -> None:
         if self._task is not None:
             self._ended = self.writing = True
             self._more.set()
             await self._task
-        await super().end(last)
+        await super().end()
 
     async def close(self) -> None:
         if self._task is not None:

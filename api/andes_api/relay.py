@@ -72,7 +72,9 @@ class Relay:
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
         try:
-            await self._try_replicas()
+            outcome = await self._try_replicas()
+            await self.outlet.end()
+            self.stream.record.outcome = outcome
         finally:
             await self.outlet.close()
 
@@ -90,16 +92,16 @@ class Relay:
             self._answer.close()
         return False
 
-    async def _try_replicas(self) -> None:
+    async def _try_replicas(self) -> str:
+        """Until one has answered or all is lost: "done", "error" (the request's) or "failed" (ours)."""
         stream, metrics = self.stream, self._gateway.metrics
-        body: dict[str, Any] | None = stream.body
+        body = stream.body
         continuation: Continuation | None = None
         order = self._order
-        while body is not None:
+        while True:
             replica, *order = order
             try:
-                await self._attempt(replica, body, continuation)
-                return
+                return await self._attempt(replica, body, continuation)
             except UpstreamError as error:
                 now_s = time.monotonic()
                 metrics.failures.labels(replica.name).inc()
@@ -107,11 +109,11 @@ class Relay:
                     replica.breaker.failed(now_s)
                 order = [r for r in order if r.takes(now_s)]
                 started = self.outlet.started
-                body = self._rest() if started else stream.body
-                if not order or body is None or stream.attempts > self._settings.retries:
+                rest = self._rest() if started else body
+                if not order or rest is None or stream.attempts > self._settings.retries:
                     await self._give_up(error)
-                    return
-                continuation = Continuation(stream.first_event, stream.tokens) if started else None
+                    return "failed"
+                body, continuation = rest, Continuation(stream.first_event, stream.tokens) if started else None
                 (metrics.resumes if started else metrics.retries).inc()
                 event = names.EVENT_RESUME if started else names.EVENT_RETRY
                 stream.span.add_event(event, {names.REASON: error.kind})
@@ -130,24 +132,23 @@ class Relay:
             retry_after_s=1.0,
         )  # fmt: skip
         if outlet.started:  # the 200 has gone out: say it in the stream, and end without a finish reason
-            await outlet.end(error.event or fault.event)
+            await outlet.write([(error.event or fault.event, 0)])
         elif error.answer is not None:
             await self._reply(*error.answer)
         else:
             headers = {"content-type": "application/json", **fault.headers}
             await self._reply(fault.status, headers, orjson.dumps(fault.body))
-        stream.record.outcome = "failed"
 
     async def _reply(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.stream.status = status
         await self.outlet.start(status, {**headers, **self._echo(), "content-length": str(len(content))})
-        await self.outlet.end(content)
+        await self.outlet.write([(content, 0)])
 
     def _echo(self) -> dict[str, str]:
         return {"x-request-id": self.stream.request_id, **self.stream.expectation.headers()}
 
-    async def _attempt(self, replica: Replica, body: dict[str, Any], continuation: Continuation | None) -> None:
-        """One try on one replica. Raises :class:`UpstreamError`."""
+    async def _attempt(self, replica: Replica, body: dict[str, Any], continuation: Continuation | None) -> str:
+        """One try on one replica; how it ended. Raises :class:`UpstreamError`."""
         stream, fleet = self.stream, self._gateway.fleet
         attempt = Attempt(replica, continuation)
         self._heard_s, self._silent = attempt.sent_s, False
@@ -164,9 +165,10 @@ class Relay:
                 ) as answer:
                     patience.reschedule(None)
                     self._answer = answer
-                    await self._pass_on(answer, attempt)
+                    outcome = await self._pass_on(answer, attempt)
             replica.breaker.succeeded()
             replica.seen.add(stream.prompt)
+            return outcome
         except UpstreamError as error:
             telemetry.failed(span, error.kind)
             raise
@@ -206,14 +208,13 @@ class Relay:
     def _counts_by_usage(self) -> bool:
         return self._settings.count_tokens == "usage"
 
-    async def _pass_on(self, answer: aiohttp.ClientResponse, attempt: Attempt) -> None:
+    async def _pass_on(self, answer: aiohttp.ClientResponse, attempt: Attempt) -> str:
         stream = self.stream
         kind = answer.headers.get("content-type", "")
         if answer.status == 200 and stream.streams:
             if not kind.startswith("text/event-stream"):
                 raise UpstreamError("garbage")
-            await self._events(answer, attempt)
-            return
+            return await self._events(answer, attempt)
         content = await _all(answer)
         headers = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
         if answer.status == 429 or answer.status >= 500:
@@ -227,9 +228,9 @@ class Relay:
             self._count_prompt(said.get("usage"))
             self._identify(said, [c.get("finish_reason") for c in said.get("choices") or () if isinstance(c, dict)])
         await self._reply(answer.status, headers, content)
-        stream.record.outcome = "done" if answer.status < 400 else "error"
+        return "done" if answer.status < 400 else "error"
 
-    async def _events(self, answer: aiohttp.ClientResponse, attempt: Attempt) -> None:
+    async def _events(self, answer: aiohttp.ClientResponse, attempt: Attempt) -> str:
         stream = self.stream
         events = EventStream(
             chat=stream.chat, asked=stream.asked, usage=self._counts_by_usage, several=answers(stream.body) > 1
@@ -254,9 +255,8 @@ class Relay:
         if stream.span.is_recording():
             first = stream.first_event
             self._identify(_object(first[6:]) if first.startswith(b"data: {") else {}, [events.finish_reason])
-        await self.outlet.end()
-        stream.record.outcome = "error" if events.error_event else "done"
         await _until_eof(answer)
+        return "error" if events.error_event else "done"
 
     async def _write(self, batch: list[Event], attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
         stream, outlet, continuation = self.stream, self.outlet, attempt.continuation
