@@ -127,7 +127,7 @@ class Faulty:
             return
         tokens, messages = body.get("max_tokens"), body.get("messages")
         sound = isinstance(messages, list) and messages and isinstance(messages[-1], dict) if chat else "prompt" in body
-        if not sound or not (tokens is None or (type(tokens) is int and tokens > 0)):
+        if not sound or not (tokens is None or (type(tokens) is int and 0 < tokens <= 4096)):
             await self._reply(send, 400, b'{"error":{"message":"no sound request","type":"BadRequest","code":400}}')
             return
         if body.get("stream") is not True:
