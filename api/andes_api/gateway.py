@@ -190,6 +190,7 @@ class Gateway:
             self.reread_classes()
             now_s = time.monotonic()
             for stream, relay in list(self._relays.items()):
+                relay.end_silent_upstream(now_s)
                 if relay.client_is_gone(now_s):
                     self.open[stream].cancel()
 

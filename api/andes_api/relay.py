@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,7 +19,7 @@ from andes_api.outlet import Outlet, PacedOutlet, Send
 from andes_api.pacing import Pacer
 from andes_api.replicas import Replica
 from andes_api.resume import Continuation, continued
-from andes_api.sse import Event, EventStream
+from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
 from andes_api.stream import Stream, answers
 
 if TYPE_CHECKING:
@@ -79,18 +80,17 @@ class Relay:
             await self.outlet.close()
 
     def client_is_gone(self, now_s: float) -> bool:
-        """Whether the client's socket has taken nothing for too long. An upstream that is silent for too long is ended."""
+        """Whether the client's socket has taken nothing for too long."""
         idle_s = now_s - max(self._heard_s, self.stream.delivered_s)
-        if self.outlet.sending:
-            return idle_s > self._settings.client_idle_s
-        if (
-            self._answer is not None
-            and not self.outlet.writing
-            and now_s - self._heard_s > self._settings.stream_idle_s
-        ):
+        return self.outlet.sending and idle_s > self._settings.client_idle_s
+
+    def end_silent_upstream(self, now_s: float) -> None:
+        """Close a stream of the engine that has said nothing for too long while we were listening."""
+        if self._answer is None or not self.stream.streams or self.outlet.writing:
+            return
+        if now_s - self._heard_s > self._settings.stream_idle_s:
             self._silent = True
             self._answer.close()
-        return False
 
     async def _try_replicas(self) -> str:
         """Until one has answered or all is lost: "done", "error" (the request's) or "failed" (ours)."""
@@ -159,7 +159,7 @@ class Relay:
         replica.breaker.trying(attempt.sent_s)
         replica.opened(stream)
         try:
-            async with asyncio.timeout(self._settings.stream_idle_s) as patience:
+            async with asyncio.timeout(self._patience_s) as patience:
                 async with fleet.session.post(
                     replica.url + stream.path, data=self._payload(body), headers=headers, allow_redirects=False
                 ) as answer:
@@ -172,8 +172,10 @@ class Relay:
         except UpstreamError as error:
             telemetry.failed(span, error.kind)
             raise
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, GarbageError) as error:
             kind = "silent" if self._silent or isinstance(error, TimeoutError) else "connection"
+            if isinstance(error, GarbageError):
+                kind = "garbage"
             telemetry.failed(span, kind)
             raise UpstreamError(kind) from error
         finally:
@@ -205,6 +207,11 @@ class Relay:
         return orjson.dumps({**body, **more})
 
     @property
+    def _patience_s(self) -> float:
+        """Seconds for an answer to begin; one in one piece begins when it is complete."""
+        return self._settings.stream_idle_s if self.stream.streams else self._settings.answer_timeout_s
+
+    @property
     def _counts_by_usage(self) -> bool:
         return self._settings.count_tokens == "usage"
 
@@ -218,15 +225,18 @@ class Relay:
         content = await _all(answer)
         headers = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
         if answer.status == 429 or answer.status >= 500:
-            error = (answer.status, headers, content) if kind.startswith("application/json") else None
-            raise UpstreamError(f"http_{answer.status}", blame=answer.status in (502, 503, 504), answer=error)
+            said = (answer.status, headers, content) if kind.startswith("application/json") else None
+            blame = said is None or answer.status in (502, 503, 504)
+            raise UpstreamError(f"http_{answer.status}", blame=blame, answer=said)
         if self.outlet.started:
             raise UpstreamError(f"http_{answer.status}", blame=False)
         if answer.status == 200:
-            said = _object(content)
-            stream.tokens = _count(said.get("usage"), "completion_tokens")
-            self._count_prompt(said.get("usage"))
-            self._identify(said, [c.get("finish_reason") for c in said.get("choices") or () if isinstance(c, dict)])
+            whole = object_of(content)
+            stream.tokens = _count(whole.get("usage"), "completion_tokens")
+            self._count_prompt(whole.get("usage"))
+            choices = whole.get("choices")
+            ends = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+            self._identify(whole, ends)
         await self._reply(answer.status, headers, content)
         return "done" if answer.status < 400 else "error"
 
@@ -253,8 +263,8 @@ class Relay:
                 break
         self._count_prompt(events.usage)
         if stream.span.is_recording():
-            first = stream.first_event
-            self._identify(_object(first[6:]) if first.startswith(b"data: {") else {}, [events.finish_reason])
+            with suppress(GarbageError):
+                self._identify(payload_of(stream.first_event), [events.finish_reason])
         await _until_eof(answer)
         return "error" if events.error_event else "done"
 
@@ -320,16 +330,6 @@ async def _until_eof(answer: aiohttp.ClientResponse) -> None:
                 pass
     except (TimeoutError, aiohttp.ClientError):
         answer.close()
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict):
-        raise UpstreamError("garbage")
-    return found
 
 
 def _count(usage: Any, name: str) -> int:

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from andes_api.sse import payload_of
+
 __all__ = ["Continuation", "continued", "resumable"]
 
 _STATEFUL = (
@@ -43,7 +45,7 @@ def text_of(events: Iterable[bytes]) -> str | None:
     for event in events:
         if not event.startswith(b"data: {"):
             continue
-        for choice in orjson.loads(event[6:]).get("choices", ()):
+        for choice in payload_of(event).get("choices", ()):
             delta = choice.get("delta") or {}
             if delta.get("tool_calls") or delta.get("reasoning_content"):
                 return None
@@ -86,10 +88,10 @@ class Continuation:
         self._tokens = tokens
 
     def rewrite(self, event: bytes) -> bytes:
-        """``event`` as the client should see it; empty where it must not."""
+        """``event`` as the client should see it; empty where it must not. Raises :class:`GarbageError`."""
         if not event.startswith(b"data: {"):
             return event
-        payload = orjson.loads(event[6:])
+        payload = payload_of(event)
         choices = payload.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
         if delta.get("role") and not delta.get("content"):

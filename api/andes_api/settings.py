@@ -134,7 +134,8 @@ class Settings(BaseSettings):
     health_interval_s: Seconds = 5.0
     load_interval_s: Seconds = 1.0
     connect_timeout_s: Seconds = 5.0
-    stream_idle_s: Seconds = 120.0
+    stream_idle_s: Seconds = 300.0
+    answer_timeout_s: Seconds = 3600.0
     retries: Annotated[int, Field(ge=0)] = 2
     resume: bool = True
     breaker_failures: Count = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DONE", "Event", "EventStream", "GarbageError"]
+__all__ = ["DONE", "Event", "EventStream", "GarbageError", "object_of", "payload_of"]
 
 Event = tuple[bytes, int]
 DONE = b"data: [DONE]"
@@ -102,7 +102,7 @@ class EventStream:
         if found is None:
             return self._by_event(event)
         if _NO_CHOICES.search(event):
-            self.usage = _object(found[2])
+            self.usage = object_of(found[2])
             return (event if self._asked_final else b""), 0
         self._last = event
         count = _COMPLETION.search(event, found.start())
@@ -122,7 +122,7 @@ class EventStream:
         if b'"choices"' not in event or not event.rstrip().endswith(b"}"):
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
         if _NO_CHOICES.search(event):
-            self.usage = _payload(event).get("usage")
+            self.usage = payload_of(event).get("usage")
             return event, 0
         self._last = event
         new = 1 if _TEXT.search(event) else 0
@@ -134,7 +134,7 @@ class EventStream:
         if event.startswith((DONE, b"data:[DONE]")):
             self.done = True
         elif event.startswith(b"data:"):
-            payload = _payload(event)
+            payload = payload_of(event)
             if "error" in payload:
                 return self._failed(event)
             if "choices" not in payload:
@@ -145,7 +145,7 @@ class EventStream:
         return event, 0
 
     def _failed(self, event: bytes) -> Event:
-        self.error, self.error_event = _payload(event)["error"], event
+        self.error, self.error_event = payload_of(event)["error"], event
         return b"", 0
 
 
@@ -156,11 +156,13 @@ def _comma_before(event: bytes, at: int) -> int:
     return comma if event[comma : comma + 1] == b"," else at
 
 
-def _payload(event: bytes) -> dict[str, Any]:
-    return _object(event.partition(b":")[2])
+def payload_of(event: bytes) -> dict[str, Any]:
+    """What an event says. Raises :class:`GarbageError`."""
+    return object_of(event.partition(b":")[2])
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def object_of(text: bytes) -> dict[str, Any]:
+    """A JSON object. Raises :class:`GarbageError`."""
     try:
         payload = orjson.loads(text)
     except orjson.JSONDecodeError:
