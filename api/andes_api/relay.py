@@ -64,6 +64,7 @@ class Relay:
         self._answer: aiohttp.ClientResponse | None = None
         self._heard_s = stream.arrival_s  # when the replica last said something
         self._silent = False
+        self._counted = False  # whether the engine has said how long the prompt is
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, self._settings.pace_interval_s)
             self.outlet: Outlet = PacedOutlet(send, stream.delivered, pacer)
@@ -113,7 +114,7 @@ class Relay:
                 if not order or rest is None or stream.attempts > self._settings.retries:
                     await self._give_up(error)
                     return "failed"
-                body, continuation = rest, Continuation(stream.first_event, stream.tokens) if started else None
+                body, continuation = rest, self._continuation() if started else None
                 (metrics.resumes if started else metrics.retries).inc()
                 event = names.EVENT_RESUME if started else names.EVENT_RETRY
                 stream.span.add_event(event, {names.REASON: error.kind})
@@ -123,6 +124,10 @@ class Relay:
         stream = self.stream
         stream.compact()
         return None if stream.log is None else continued(stream.body, stream.chat, stream.text, stream.tokens)
+
+    def _continuation(self) -> Continuation:
+        stream = self.stream
+        return Continuation(stream.first_event, stream.tokens, stream.record.prompt_tokens if self._counted else None)
 
     async def _give_up(self, error: UpstreamError) -> None:
         stream, outlet = self.stream, self.outlet
@@ -246,22 +251,24 @@ class Relay:
             chat=stream.chat, asked=stream.asked, usage=self._counts_by_usage, several=answers(stream.body) > 1
         )
         read = answer.content.readany
-        while not events.done:
-            data = await read()
-            if not data:
-                raise UpstreamError("ended early")
-            self._heard_s = time.monotonic()
-            batch = events.feed(data)
-            if batch:
-                await self._write(batch, attempt, answer)
-            if events.garbage is not None:
-                raise UpstreamError("garbage")
-            if events.error_event:
-                if _is_the_engines(events.error):
-                    raise UpstreamError("engine", blame=False, event=events.error_event)
-                await self._write([(events.error_event, 0)], attempt, answer)
-                break
-        self._count_prompt(events.usage)
+        try:
+            while not events.done:
+                data = await read()
+                if not data:
+                    raise UpstreamError("ended early")
+                self._heard_s = time.monotonic()
+                batch = events.feed(data)
+                if batch:
+                    await self._write(batch, attempt, answer)
+                if events.garbage is not None:
+                    raise UpstreamError("garbage")
+                if events.error_event:
+                    if _is_the_engines(events.error):
+                        raise UpstreamError("engine", blame=False, event=events.error_event)
+                    await self._write([(events.error_event, 0)], attempt, answer)
+                    break
+        finally:
+            self._count_prompt(events.usage_so_far)
         if stream.span.is_recording():
             with suppress(GarbageError):
                 self._identify(payload_of(stream.first_event), [events.finish_reason])
@@ -302,6 +309,7 @@ class Relay:
         if tokens and self.stream.attempts == 1:
             self._gateway.fleet.learn_length(self.stream.prompt, tokens)
             self.stream.record.prompt_tokens = tokens
+            self._counted = True
             details = usage.get("prompt_tokens_details")
             if details is not None:
                 self.stream.said[names.CACHED_TOKENS] = _count(details, "cached_tokens")

@@ -80,12 +80,16 @@ def continued(body: dict[str, Any], chat: bool, text: str, tokens: int) -> dict[
 
 
 class Continuation:
-    """Makes the events of a continuation read as the stream they continue: its id, no second role, usage of the whole."""
+    """Makes the events of a continuation read as the stream they continue: its id, no second role, usage of the whole.
 
-    def __init__(self, first_event: bytes, tokens: int) -> None:
+    tokens: those delivered before. prompt_tokens: of the request, where an engine has said.
+    """
+
+    def __init__(self, first_event: bytes, tokens: int, prompt_tokens: int | None = None) -> None:
         found = _ID.search(first_event)
         self._id = found[0] if found else b""
         self._tokens = tokens
+        self._prompt_tokens = prompt_tokens
 
     def rewrite(self, event: bytes) -> bytes:
         """``event`` as the client should see it; empty where it must not. Raises :class:`GarbageError`."""
@@ -99,6 +103,10 @@ class Continuation:
         usage = payload.get("usage")
         if usage:
             usage["completion_tokens"] = (usage.get("completion_tokens") or 0) + self._tokens
-            usage["prompt_tokens"] = max(0, (usage.get("prompt_tokens") or 0) - self._tokens)
+            prompt = (
+                (usage.get("prompt_tokens") or 0) - self._tokens if self._prompt_tokens is None else self._prompt_tokens
+            )
+            usage["prompt_tokens"] = max(0, prompt)
+            usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
             event = b"data: " + orjson.dumps(payload) + b"\n\n"
         return _ID.sub(lambda _: self._id, event, count=1) if self._id else event

@@ -62,6 +62,12 @@ class EventStream:
         self.garbage: str | None = None
 
     @property
+    def usage_so_far(self) -> dict[str, Any] | None:
+        """The last usage that came: the whole stream's, or a chunk's."""
+        found = None if self.usage else _USAGE.search(self._last, max(0, self._last.rfind(b'"usage"')))
+        return self.usage or (object_of(found[2]) if found else None)
+
+    @property
     def finish_reason(self) -> str | None:
         """Of the last choice that came."""
         found = _FINISH.search(self._last)

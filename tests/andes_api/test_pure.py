@@ -234,4 +234,6 @@ def test_a_continuation_reads_as_one_stream() -> None:
         b'data: {"id":"b","choices":[],"usage":{"prompt_tokens":14,"completion_tokens":6,"total_tokens":20}}\n\n'
     )
     assert b'"prompt_tokens":10,"completion_tokens":10,"total_tokens":20' in total
+    known = Continuation(b"", 4, prompt_tokens=9).rewrite(b'data: {"choices":[],"usage":{"prompt_tokens":14}}\n\n')
+    assert b'"prompt_tokens":9,"completion_tokens":4,"total_tokens":13' in known
     assert rewrite(b"data: [DONE]\n\n") == b"data: [DONE]\n\n"

@@ -75,7 +75,7 @@ def whole(answer: str) -> dict[str, Any]:
     choices = [choice for event in events(answer) for choice in event["choices"]]
     return {
         "text": text(answer),
-        "logprobs": [lp for c in choices for lp in (c.get("logprobs") or {}).get("content") or ()],
+        "logprobs": [lp["token"] for c in choices for lp in (c.get("logprobs") or {}).get("content") or ()],
         "finish": [c["finish_reason"] for c in choices if c["finish_reason"]],
         "roles": [c["delta"]["role"] for c in choices if c.get("delta", {}).get("role")],
         "usage": events(answer)[-1].get("usage"),
@@ -188,7 +188,8 @@ class Wire(socketserver.ThreadingTCPServer):
     @property
     def body(self) -> dict[str, Any]:
         """The last that was asked with a body."""
-        return dict(json.loads(self.asked.rpartition(b"\r\n\r\n")[2]))
+        asked = self.asked.rpartition(b"POST ")[2].partition(b"\r\n\r\n")[2]
+        return dict(json.JSONDecoder().raw_decode(asked.decode())[0])
 
 
 @pytest.mark.parametrize("cut", [2, 6])
