@@ -36,7 +36,7 @@ FLAGS = (
     "8",
     "--enable-metrics",
     "--tool-call-parser",
-    "qwen",
+    "pythonic",
 )
 TRACES = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
 
