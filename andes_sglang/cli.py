@@ -66,7 +66,10 @@ def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         allow_abbrev=False,
     )
     gateway.add_argument(
-        "--upstream", action="append", metavar="URL", help="http://HOST:PORT of an engine, or dns://NAME:PORT; repeatable"
+        "--upstream",
+        action="append",
+        metavar="URL",
+        help="http://HOST:PORT of an engine, or dns://NAME:PORT; repeatable",
     )
     gateway.add_argument("--config", metavar="FILE", help="settings in YAML")
     gateway.add_argument("--host", help="default: 127.0.0.1")
