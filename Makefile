@@ -2,10 +2,10 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/test_architecture.py -m "not engine"
+UNIT := tests/andes_sglang tests/andes_api tests/test_architecture.py -m "not engine and not server"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator lock clean
+.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator bench-gateway lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and gr
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
 	$(BIN)/python benchmarks/simulator_speed.py
+
+bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
+	$(BIN)/python benchmarks/gateway.py
 
 lock: ## make the pinned closures in requirements/ again (needs a package index)
 	tools/lock.sh
