@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,7 +51,17 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     sim = import_module("andes_sglang.sim.cli")
     sim.add_parsers(commands)
     import_module("andes_sglang.sim.plan_cli").add_parser(commands)
+    operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
+    operator.set_defaults(run=_operator)
     return parser, (UsageError, *bench.BenchError, *sim.SimulationError)
+
+
+def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if importlib.util.find_spec("kopf") is None or importlib.util.find_spec("kubernetes") is None:
+        raise UsageError("the operator is not installed: install andes-sglang[operator]")
+    from andes_operator import cli
+
+    return cli.main(list(rest))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

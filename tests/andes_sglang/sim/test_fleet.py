@@ -64,6 +64,14 @@ def test_routers_choose_as_they_say() -> None:
     assert chosen("qoe", [long, short, short, short]) == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("router", ROUTERS)
+def test_in_a_mixed_fleet_a_long_prompt_goes_where_it_fits(router: str) -> None:
+    small = EngineModel(COSTS, kv_capacity_tokens=300, chunk_tokens=500)
+    fleet = Fleet(ENGINE, engines=[small, ENGINE, small], router=ROUTERS[router]())
+    records = run(fleet, [RequestSpec(float(t), 900 if t % 2 else 50, 20) for t in range(12)])
+    assert {r.replica for r in records if r.prompt_tokens == 900} == {1}
+
+
 class Steps:
     """Asks for what it is told to, tick by tick."""
 
@@ -72,7 +80,7 @@ class Steps:
     def __init__(self, *wanted: int) -> None:
         self.left = list(wanted)
 
-    def wanted(self, fleet: Fleet) -> int:  # noqa: ARG002 - the interface's
+    def wanted(self, fleet: Fleet) -> int:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
 
