@@ -202,7 +202,9 @@ class Reconciler:
             try:
                 horizon_s = cold_start_s(spec, self._cold_starts.get(uid)) + spec.behavior.tick_s
                 since_s = max([seen.now_s - 600.0, *(r.demand_since_s for r in look.answers.reports)])
-                inquiry = Inquiry(spec, seen, since_s, horizon_s, history, await self._readers(look.namespace))
+                readers = await self._readers(look.namespace)
+                last = asked.predicted if asked is not None else None
+                inquiry = Inquiry(spec, seen, since_s, horizon_s, history, readers, last)
                 expected, predicted = await self._predictor(inquiry)
             except (PredictionError, ValueError) as error:
                 self._metrics.failures.labels("what_if").inc()

@@ -20,6 +20,7 @@ from andes_operator.spec import TargetSpec
 from andes_operator.whatif import Arrival, Prediction, Question, answer
 from andes_sglang.policy import make
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.sim.plan import capacity_rps
 from andes_sglang.sim.profile import Profile, load
 from andes_sglang.sim.replica import RefusedError, Replica
 from andes_sglang.sketch import Sketch
@@ -28,7 +29,6 @@ __all__ = ["Inquiry", "PredictionError", "Predictor", "RepresentativeReplicas", 
 
 LEAST_REQUESTS, MOST_REQUESTS = 400, 2500
 LEAST_S = 60.0
-FULL = 0.95
 HOPELESS_S = 10.0
 _profile = lru_cache(maxsize=32)(load)
 
@@ -46,18 +46,14 @@ class RepresentativeReplicas:
     """
 
     def guess(self, question: Question) -> int:
-        """Replicas that are busy for 95 % of the time: prefill, and decoding in the largest batch that the KV pool holds."""
-        engine = _profile(question.profile).engine
+        """As many as the work keeps busy."""
         requests = len(question.demand)
         if not requests:
             return 1
         prompt = sum(a.prompt_tokens for a in question.demand) / requests
         output = sum(a.output_tokens for a in question.demand) / requests
-        context = prompt + output / 2
-        batch = max(1.0, min(engine.max_running, engine.kv_capacity_tokens / context))
-        token_s = engine.costs.decode_s(round(batch), round(batch * context)) / batch
-        work_s = engine.costs.prefill_s(round(prompt)) - engine.costs.prefill_fixed_s + output * token_s
-        return max(1, round(question.rate_rps * work_s / FULL))
+        capacity = capacity_rps(_profile(question.profile).engine, prompt, output)
+        return max(1, round(question.rate_rps / capacity))
 
     def qoe(self, question: Question, replicas: int) -> Mapping[str, Sketch]:
         """See :class:`~andes_operator.whatif.FleetSimulator`."""
@@ -107,7 +103,8 @@ def _hopeless(replica: Replica) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """Everything that a prediction takes, to be sent to another process. horizon_s: until a pod started now would serve."""
+    """Everything that a prediction takes, to be sent to another process. horizon_s: until a pod started now would serve.
+    last: what was predicted before."""
 
     spec: TargetSpec
     seen: Observation
@@ -115,6 +112,7 @@ class Inquiry:
     horizon_s: float
     history: History = field(default_factory=History)
     readers: Mapping[str, Reader] = field(default_factory=dict)
+    last: Prediction | None = None
 
 
 def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
@@ -125,7 +123,7 @@ def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
     )  # fmt: skip
     demand, span_s = arrivals(spec, seen, expected.rate_rps, inquiry.readers)
     question = Question(spec.profile, spec.policy, spec.policy_options, demand, span_s)
-    return expected, answer(spec, question, RepresentativeReplicas())
+    return expected, answer(spec, question, RepresentativeReplicas(), inquiry.last)
 
 
 def _end_with_parent() -> None:

@@ -5,12 +5,14 @@ QoE does not fall when a replica is added, so the least number is found by bisec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from andes_operator.spec import Objective, TargetSpec
 from andes_sglang.qoe import QoETarget
+from andes_sglang.sim.plan import least
 from andes_sglang.sketch import Sketch
 
 __all__ = ["Arrival", "FleetSimulator", "Prediction", "Question", "answer"]
@@ -94,8 +96,11 @@ def meets(objectives: tuple[Objective, ...], values: tuple[float | None, ...], m
     return all(v is None or v >= min(1.0, o.value + margin) for o, v in zip(objectives, values))
 
 
-def answer(spec: TargetSpec, question: Question, simulator: FleetSimulator) -> Prediction:
-    """The least number of replicas in the target's bounds, at least one."""
+def answer(
+    spec: TargetSpec, question: Question, simulator: FleetSimulator, last: Prediction | None = None
+) -> Prediction:
+    """The least number of replicas in the target's bounds, at least one. last: an answer to much the same question, to begin
+    at what it would be at this rate; without it the simulator guesses."""
     played: dict[int, tuple[float | None, ...]] = {}
 
     def enough(replicas: int) -> bool:
@@ -104,15 +109,11 @@ def answer(spec: TargetSpec, question: Question, simulator: FleetSimulator) -> P
             played[replicas] = tuple(objective.among(qoe) for objective in spec.objectives)
         return meets(spec.objectives, played[replicas], spec.behavior.margin)
 
-    least, most = max(1, spec.min_replicas), max(1, spec.max_replicas)
-    low, high = least - 1, most + 1  # low is too few; high is enough, or out of bounds
-    guess, stride = min(max(simulator.guess(question), least), most), 1
-    while high - low > 1:
-        guess = guess if low < guess < high else (low + high) // 2
-        if enough(guess):
-            high, guess = guess, guess - stride
-        else:
-            low, guess = guess, guess + stride
-        stride *= 2
-    found = high if high <= most else None
+    fewest = max(1, spec.min_replicas)
+    if last is not None and last.least is not None and last.rate_rps > 0:
+        guess = math.ceil(last.least * question.rate_rps / last.rate_rps)
+    else:
+        guess = simulator.guess(question)
+    beyond = least(lambda n: enough(fewest + n - 1), guess - fewest + 1, spec.max_replicas - fewest + 1)
+    found = None if beyond is None else fewest + beyond - 1
     return Prediction(question.rate_rps, spec.objectives, spec.behavior.margin, found, played)

@@ -61,6 +61,14 @@ def test_near_what_there_is_it_takes_few() -> None:
     assert fleet.played == [20, 19], "enough, and one fewer is not"
 
 
+def test_a_second_question_begins_at_the_answer_to_the_first() -> None:
+    first = answer(SPEC, QUESTION, Cliff(20, at=1))
+    fleet = Cliff(30, at=1)
+    faster = Question("any", "andes", (), QUESTION.demand, 40.0)
+    assert answer(SPEC, faster, fleet, first).least == 30
+    assert fleet.played == [30, 29], "half as much again in demand, half as much again in replicas"
+
+
 def test_a_class_without_demand_is_content_and_margin_is_kept() -> None:
     found = answer(SPEC, QUESTION, Cliff(3))
     assert found.values[3] == (1.0, None)
