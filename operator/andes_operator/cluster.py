@@ -58,7 +58,7 @@ class Cluster:
             if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
                 config.load_incluster_config(client_configuration=configuration)
             else:
-                await config.load_kube_config(client_configuration=configuration)
+                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except config.ConfigException as error:
             raise ClusterError(0, f"no cluster to connect to: {error}") from None
         return cls(client.ApiClient(configuration), identity)
@@ -90,7 +90,10 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, f"{method} {path}: {error or type(error).__name__}") from None
         if answer.status >= 400:
-            raise ClusterError(answer.status, f"{method} {path}: {_message(text) or answer.reason}")
+            said = _message(text)
+            # A 404 in plain text is no word of a resource's: the API server is starting and does not serve its group yet.
+            status = 0 if answer.status == 404 and said is None else int(answer.status)
+            raise ClusterError(status, f"{method} {path}: {said or answer.reason}")
         try:
             return dict(json.loads(text))
         except ValueError:

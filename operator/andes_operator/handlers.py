@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 60.0
 STUCK_S = 300.0
 LONGEST_BACKOFF_S = 60.0
+WATCH_AGAIN_S = 5.0
 Key = tuple[str, str]
 
 
@@ -189,6 +190,16 @@ async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> N
     async def qoe_class(meta: kopf.Meta, **_: Any) -> None:
         work.classes_changed(str(meta["namespace"]))
 
-    await kopf.operator(
-        registry=registry, standalone=True, stop_flag=stop, clusterwide=not namespaces, namespaces=list(namespaces)
-    )
+    while not stop.is_set():
+        try:
+            await kopf.operator(
+                registry=registry,
+                standalone=True,
+                stop_flag=stop,
+                clusterwide=not namespaces,
+                namespaces=list(namespaces),
+            )
+            return
+        except Exception as error:  # an API server that is starting answers 404 for a while, which ends kopf
+            log.warning("the watch has failed: %s; again in %.0f s", error, WATCH_AGAIN_S)
+            await asyncio.sleep(WATCH_AGAIN_S)
