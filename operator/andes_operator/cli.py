@@ -26,6 +26,7 @@ from andes_operator.telemetry import Metrics, tracer
 __all__ = ["add_arguments", "main", "run"]
 
 log = logging.getLogger("andes_operator")
+STOP_S = 5.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -108,11 +109,17 @@ async def _lead(lease: Lease, work: Work, namespaces: Sequence[str], stop: async
         metrics.leading.set(0)
         sweeping.cancel()
         await work.stop()
-        await asyncio.gather(watching, return_exceptions=True)
+        await asyncio.wait([watching], timeout=STOP_S)
         lost = holding.exception() if holding.done() and not holding.cancelled() else None
         holding.cancel()
         if lost is None:
             await lease.release()
+    if (
+        not watching.done()
+    ):  # kopf can hang in its own end after an API server went away: nothing is left to be done here
+        log.warning("kopf does not end: leaving without it")
+        logging.shutdown()
+        os._exit(1 if lost is not None else 0)
     for job in jobs:
         if job.done() and not job.cancelled() and job.exception() is not None:
             raise job.exception()  # type: ignore[misc]

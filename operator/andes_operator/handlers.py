@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -172,6 +173,8 @@ async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> N
         settings.watching.client_timeout = 90
         settings.watching.connect_timeout = 10
         settings.posting.enabled = False
+        for number in (signal.SIGTERM, signal.SIGINT):  # kopf has put its own there
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         settings.scanning.disabled = True  # our CRDs are there before us; listing CRDs and namespaces takes more rights
 
     @kopf.on.login(registry=registry)
