@@ -2,10 +2,11 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/andes_api tests/test_architecture.py -m "not engine and not server"
+UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/test_architecture.py \
+	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator bench-gateway lock clean
+.PHONY: help setup demo test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +26,9 @@ test: setup lint ## everything: lint, types, unit tests, real engines
 
 test-unit: setup ## the tests that need no engine (seconds)
 	$(BIN)/pytest $(UNIT)
+
+test-cluster: setup ## the operator on a real Kubernetes control plane (minutes)
+	$(BIN)/pytest -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
 	$(BIN)/pytest -m engine

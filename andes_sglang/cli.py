@@ -45,7 +45,9 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     engine.add_arguments(serve)
     serve.set_defaults(run=engine.serve)
     _add_gateway(commands)
-    if argv[:1] in (["serve"], ["gateway"]):
+    operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
+    operator.set_defaults(run=_operator)
+    if argv[:1] in (["serve"], ["gateway"], ["operator"]):
         return parser, (UsageError,)
     bench = import_module("andes_sglang.bench.cli")
     bench.add_parsers(commands)
@@ -91,6 +93,14 @@ def _gateway(args: argparse.Namespace, rest: Sequence[str]) -> int:
         return cli.run(args)
     except settings.SettingsError as error:
         raise UsageError(str(error)) from None
+
+
+def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if importlib.util.find_spec("kopf") is None or importlib.util.find_spec("kubernetes") is None:
+        raise UsageError("the operator is not installed: install andes-sglang[operator]")
+    from andes_operator import cli
+
+    return cli.main(list(rest))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
