@@ -4,6 +4,7 @@ what the chart renders. ``--check`` only says what is out of date."""
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 import sys
@@ -44,12 +45,16 @@ def leaves(text: str) -> Iterator[tuple[tuple[str, ...], Any, str, dict[str, Any
             said = yaml.safe_load(schema[0]) if schema else {}
             yield here, default, " ".join(line for line in comment if not line.startswith("@schema")), typed | said
 
-    yield from walk(yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text), ())
+    yield from walk(yaml.compose(text, yaml.CSafeLoader), yaml.safe_load(text), ())
 
 
 def json_schema(text: str) -> str:
     """values.schema.json: strict, so that a misspelt value is refused by name."""
-    root: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {"global": {"type": "object"}}}
+    root: dict[str, Any] = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"global": {"type": "object"}},
+    }
     for path, default, comment, schema in leaves(text):
         at = root
         for name in path[:-1]:
@@ -79,7 +84,7 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.CSafeLoader):
     """Refuses a key that is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -105,32 +110,39 @@ def objects(values: Mapping[str, Any] | None = None, **options: Any) -> dict[str
     """The objects rendered, by template."""
     rendered = render(values, **options)
     rendered.pop("NOTES.txt", None)
-    documents = {path: list(yaml.load_all(text, _Strict)) for path, text in rendered.items()}  # noqa: S506
+    documents = {path: list(yaml.load_all(text, _Strict)) for path, text in rendered.items()}
     return {path: [o for o in found if o] for path, found in documents.items() if any(found)}
 
 
-def as_text(values: Mapping[str, Any] | None = None, **options: Any) -> dict[str, str]:
+def as_text(values: Mapping[str, Any]) -> dict[str, str]:
     """The same as text, one form for equal things, without what is drawn by chance."""
+    return dict(_as_text(json.dumps(values)))
+
+
+@functools.cache
+def _as_text(values: str) -> dict[str, str]:
     texts = {
-        path: "---\n".join(yaml.safe_dump(o, sort_keys=False, width=1000) for o in found)
-        for path, found in objects(values, **options).items()
+        path: "---\n".join(yaml.dump(o, Dumper=yaml.CSafeDumper, sort_keys=False, width=1000) for o in found)
+        for path, found in objects(json.loads(values)).items()
         if path != "crds.yaml"
     }
     if "gateway-admin.yaml" in texts:
         texts["gateway-admin.yaml"] = re.sub(r"\b[0-9A-Za-z]{40,64}\b", "RANDOM", texts["gateway-admin.yaml"])
-    texts["NOTES.txt"] = render(values, **options)["NOTES.txt"]
+    texts["NOTES.txt"] = render(json.loads(values))["NOTES.txt"]
     return texts
 
 
 def knobs() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, values given, values set) of every case in knobs.yaml. What a value needs switched on is given."""
+    defaults = {".".join(path): default for path, default, _, _ in leaves((CHART / "values.yaml").read_text())}
     for case in yaml.safe_load((TESTS / "knobs.yaml").read_text()):
         given, chosen = case.get("given", {}), case["set"]
-        defaults = {".".join(path): default for path, default, _, _ in leaves((CHART / "values.yaml").read_text())}
         for path in chosen:
-            switch = f"{path.rpartition('.')[0]}.enabled"
-            if switch != path and defaults.get(switch) is False:
-                given = {**given, switch: True}
+            parents = path.split(".")[:-1]
+            for depth in range(1, len(parents) + 1):
+                switch = ".".join([*parents[:depth], "enabled"])
+                if switch != path and defaults.get(switch) is False:
+                    given = {**given, switch: True}
         yield ", ".join(chosen), given, chosen
 
 
@@ -147,7 +159,7 @@ def difference(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
 
 def snapshots() -> dict[Path, str]:
     """The text of every snapshot, by file."""
-    defaults = "".join(f"# {path}\n{text}" for path, text in sorted(as_text().items()))
+    defaults = "".join(f"# {path}\n{text}" for path, text in sorted(as_text({}).items()))
     cases = "\n".join(
         f"=== {json.dumps(chosen)}{f' given {json.dumps(given)}' if given else ''}\n{difference(given, chosen)}\n"
         for _, given, chosen in knobs()
