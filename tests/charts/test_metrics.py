@@ -75,6 +75,13 @@ def test_the_gateway_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> No
     assert {name for name in asked if name.startswith("andes_gateway_")} <= exposed(Metrics().registry)
 
 
+@pytest.mark.skipif(NOT_HERE["andes_operator"], reason="THE OPERATOR IS NOT HERE: its metrics are not compared")
+def test_the_operator_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
+    from andes_operator.telemetry import Metrics
+
+    assert {name for name in asked if name.startswith("andes_operator_")} <= exposed(Metrics().registry)
+
+
 def test_the_engine_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
     from prometheus_client import REGISTRY
 
