@@ -50,7 +50,9 @@ class Cluster:
             return False
 
     def helm(self, namespace: str) -> Config:
-        return Config(kube_apiserver=self.url, kube_token=TOKEN, kube_insecure_skip_tls_verify=True, namespace=namespace)
+        return Config(
+            kube_apiserver=self.url, kube_token=TOKEN, kube_insecure_skip_tls_verify=True, namespace=namespace
+        )
 
 
 def binaries() -> Path | None:
@@ -72,12 +74,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = binaries()
-    if found is None:
-        pytest.skip("NO API SERVER: set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver")
+    found, openssl = binaries(), shutil.which("openssl")
+    if found is None or openssl is None:
+        pytest.skip(
+            "NO API SERVER: set KUBEBUILDER_ASSETS to a folder with etcd and kube-apiserver; openssl is needed too"
+        )
     here = tmp_path_factory.mktemp("cluster")
     key, tokens = here / "accounts.key", here / "tokens.csv"
-    subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
+    subprocess.run([openssl, "genrsa", "-out", key, "2048"], check=True, capture_output=True)
     tokens.write_text(f"{TOKEN},admin,admin,system:masters\n")
     store, peer, port = free_port(), free_port(), free_port()
     etcd = [
@@ -96,8 +100,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     running: list[subprocess.Popen[bytes]] = []
     try:
         for command in (etcd, server):
-            log = (here / f"{Path(command[0]).name}.log").open("wb")
-            running.append(subprocess.Popen(command, stdout=log, stderr=log))
+            with (here / f"{Path(command[0]).name}.log").open("wb") as log:
+                running.append(subprocess.Popen(command, stdout=log, stderr=log))
         cluster = Cluster(f"https://127.0.0.1:{port}")
         wait(cluster, running, here)
         yield cluster
