@@ -75,8 +75,20 @@ def test_the_gateway_takes_its_settings(tmp_path: Path, monkeypatch: pytest.Monk
     settings = load(file)
     assert settings.upstreams == ("dns://demo-andes-engine.chat.svc:30000", "http://10.0.0.1:30000")
     assert settings.drain_s == 600
+    mounts = {mount["mountPath"] for mount in container("gateway")["volumeMounts"]}
+    assert str(settings.classes_file.parent) in mounts
     assert settings.port == container("gateway")["ports"][0]["containerPort"]
     assert [tenant.name for tenant in settings.tenants] == ["web"]
+
+
+@needs("andes_operator")
+def test_the_gateway_mounts_what_the_operator_writes() -> None:
+    from andes_operator import names
+
+    (deployment,) = chart.objects()["gateway-deployment.yaml"]
+    (classes,) = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if v["name"] == "classes"]
+    assert classes["configMap"]["name"] == names.CLASSES_CONFIGMAP
+    assert yaml.safe_load(gateway_settings())["classes_file"].endswith(f"/{names.CLASSES_KEY}")
 
 
 @needs("andes_operator")
