@@ -6,7 +6,9 @@ COPY andes_sglang /src/andes_sglang
 COPY api /src/api
 COPY operator /src/operator
 RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
-    && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --no-deps /src && rm -rf /src \
+    && export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 \
+    && python3 -m pip install opentelemetry-sdk opentelemetry-exporter-otlp \
+    && python3 -m pip install --no-deps /src && rm -rf /src \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /cache andes && install -d -o andes -g andes /cache \
     && andes serve --help >/dev/null
 WORKDIR /cache

@@ -18,6 +18,7 @@ KINDS = {
     "apps": (f"/apis/apps/v1/namespaces/{NAMESPACE}", ["deployments"]),
     "networking": (f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}", ["ingresses", "networkpolicies"]),
     "roles": (f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}", ["roles", "rolebindings"]),
+    "leases": (f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}", ["leases"]),
     "cluster": ("/apis/rbac.authorization.k8s.io/v1", ["clusterroles", "clusterrolebindings"]),
 }
 MONITORING = "monitoring.coreos.com/v1"

@@ -82,12 +82,14 @@ def test_the_gateway_takes_its_settings(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @needs("andes_operator")
-def test_the_gateway_mounts_what_the_operator_writes() -> None:
+def test_what_the_operator_writes_is_there_and_reaches_the_gateway() -> None:
     from andes_operator import names
 
     (deployment,) = chart.objects()["gateway-deployment.yaml"]
     (classes,) = [v for v in deployment["spec"]["template"]["spec"]["volumes"] if v["name"] == "classes"]
     assert classes["configMap"]["name"] == names.CLASSES_CONFIGMAP
+    lease, written = chart.objects()["operator-state.yaml"]
+    assert (lease["metadata"]["name"], written["metadata"]["name"]) == (names.OPERATOR, names.CLASSES_CONFIGMAP)
     assert yaml.safe_load(gateway_settings())["classes_file"].endswith(f"/{names.CLASSES_KEY}")
 
 
