@@ -106,30 +106,31 @@ def render(
     return {path.removeprefix("andes/templates/"): text for path, text in json.loads(answer).items()}
 
 
-def objects(values: Mapping[str, Any] | None = None, **options: Any) -> dict[str, list[dict[str, Any]]]:
-    """The objects rendered, by template."""
-    rendered = render(values, **options)
-    rendered.pop("NOTES.txt", None)
-    documents = {path: list(yaml.load_all(text, _Strict)) for path, text in rendered.items()}
+def parsed(rendered: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """The objects of templates, by template."""
+    documents = {path: list(yaml.load_all(rendered[path], _Strict)) for path in rendered if path != "NOTES.txt"}
     return {path: [o for o in found if o] for path, found in documents.items() if any(found)}
 
 
-def as_text(values: Mapping[str, Any]) -> dict[str, str]:
-    """The same as text, one form for equal things, without what is drawn by chance."""
-    return dict(_as_text(json.dumps(values)))
+def objects(values: Mapping[str, Any] | None = None, **options: Any) -> dict[str, list[dict[str, Any]]]:
+    """The objects rendered, by template."""
+    return parsed(render(values, **options))
 
 
 @functools.cache
-def _as_text(values: str) -> dict[str, str]:
-    texts = {
-        path: "---\n".join(yaml.dump(o, Dumper=yaml.CSafeDumper, sort_keys=False, width=1000) for o in found)
-        for path, found in objects(json.loads(values)).items()
-        if path != "crds.yaml"
-    }
+def _texts(values: str) -> dict[str, str]:
+    lines = {path: [line for line in text.splitlines() if line] for path, text in render(json.loads(values)).items()}
+    texts = {path: "\n".join(found) for path, found in lines.items() if found and path != "crds.yaml"}
     if "gateway-admin.yaml" in texts:
         texts["gateway-admin.yaml"] = re.sub(r"\b[0-9A-Za-z]{40,64}\b", "RANDOM", texts["gateway-admin.yaml"])
-    texts["NOTES.txt"] = render(json.loads(values))["NOTES.txt"]
     return texts
+
+
+def changes(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """What setting ``chosen`` beside ``given`` changes: text before and after by template, chance left out."""
+    before, after = _texts(json.dumps(given)), _texts(json.dumps({**given, **chosen}))
+    pairs = {path: (before.get(path, ""), after.get(path, "")) for path in sorted(before.keys() | after.keys())}
+    return {path: (old, new) for path, (old, new) in pairs.items() if old != new}
 
 
 def knobs() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
@@ -147,19 +148,17 @@ def knobs() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
 
 
 def difference(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
-    """What setting these values changes, template by template."""
-    before, after = as_text(given), as_text({**given, **chosen})
+    """The same as text, template by template."""
     said = []
-    for path in sorted(before.keys() | after.keys()):
-        old, new = before.get(path, "").splitlines(), after.get(path, "").splitlines()
-        changed = [line for line in list(difflib.unified_diff(old, new, lineterm="", n=2))[2:] if line[:2] != "@@"]
-        said += [f"# {path}", *changed] if changed else []
+    for path, (old, new) in changes(given, chosen).items():
+        lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=2))[2:]
+        said += [f"# {path}", *(line for line in lines if not line.startswith("@@"))]
     return "\n".join(said)
 
 
 def snapshots() -> dict[Path, str]:
     """The text of every snapshot, by file."""
-    defaults = "".join(f"# {path}\n{text}" for path, text in sorted(as_text({}).items()))
+    defaults = "".join(f"# {path}\n{text}\n" for path, text in sorted(_texts("{}").items()))
     cases = "\n".join(
         f"=== {json.dumps(chosen)}{f' given {json.dumps(given)}' if given else ''}\n{difference(given, chosen)}\n"
         for _, given, chosen in knobs()

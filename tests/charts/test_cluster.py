@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,21 +93,12 @@ def test_monitors_come_once_the_cluster_knows_them(cluster: Any, helm: Config) -
             helm.install(chart.CHART, "demo", wanted)
         for kind in ("ServiceMonitor", "PrometheusRule"):
             cluster("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(kind))
+        while not cluster.serves(MONITORING):
+            time.sleep(0.1)
     with cluster.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
-        retry(lambda: fresh.install(chart.CHART, "demo", wanted))
+        fresh.install(chart.CHART, "demo", wanted)
     for kind in ("servicemonitors", "prometheusrules"):
         assert cluster("GET", f"/apis/{MONITORING}/namespaces/{NAMESPACE}/{kind}")["items"]
-
-
-def retry(act: Any) -> None:
-    """Until discovery shows a CRD that has just been made."""
-    for _ in range(20):
-        try:
-            act()
-            return
-        except HelmError as error:
-            last = error
-    raise last
 
 
 def definition(kind: str) -> dict[str, Any]:
