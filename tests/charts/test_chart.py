@@ -247,6 +247,16 @@ def test_services_and_policies_select_the_pods() -> None:
             assert selected == {rendered["metadata"]["name"]}
 
 
+def test_whoever_may_scrape_may_not_call() -> None:
+    """Unless he is named: metrics and API share a port."""
+    client = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
+    policy = one("NetworkPolicy", "gateway", {"networkPolicy.enabled": True, "networkPolicy.clients": [client]})
+    (rule,) = policy["spec"]["ingress"]
+    ours = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"][1:]]
+    assert rule["from"][0] == client
+    assert ours == ["operator", "test"]
+
+
 def test_the_notes_say_when_engines_are_simulated() -> None:
     assert "SIMULATED" in chart.render({"engine.kind": "sim"})["NOTES.txt"]
     assert "SIMULATED" not in chart.render()["NOTES.txt"]
