@@ -22,6 +22,15 @@ def test_every_file_is_installed_as_it_is() -> None:
     assert {crd["metadata"]["name"] for crd in rendered()} == {"qoetargets.andes.dev", "qoeclasses.andes.dev"}
 
 
+def test_older_servers_get_no_rules_that_they_would_refuse() -> None:
+    rules = "x-kubernetes-validations"
+    assert rules in chart.render()["crds.yaml"]
+    assert rules in chart.render(kubernetes="v1.28.0")["crds.yaml"]
+    old = chart.render(kubernetes="v1.20.2")["crds.yaml"]
+    assert rules not in old
+    assert old.count("\n") > 100
+
+
 def test_they_outlive_the_release_if_wanted() -> None:
     assert all(crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep" for crd in rendered())
     assert not any("annotations" in crd["metadata"] for crd in rendered(keep=False))
