@@ -80,7 +80,7 @@ def test_every_value_has_a_comment_and_a_case() -> None:
     assert [path for path, comment in paths.items() if not comment] == []
     tried = {path for _, _, chosen in KNOBS for path in chosen}
     assert tried - paths.keys() == set()
-    assert paths.keys() - tried == {"crds.enabled", "crds.keep"}  # in test_crds.py
+    assert paths.keys() - tried == {"crds.enabled", "crds.keep"}  # in test_operator_files.py
 
 
 @pytest.mark.parametrize(("given", "chosen"), [case[1:] for case in KNOBS], ids=[case[0] for case in KNOBS])
