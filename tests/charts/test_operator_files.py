@@ -18,13 +18,17 @@ def crds(**values: bool) -> list[dict[str, Any]]:
 def roles(values: dict[str, Any] | None = None) -> dict[tuple[str, str | None], list[dict[str, Any]]]:
     """Rules by kind and namespace; each has its binding to the operator's account."""
     found = chart.objects(values)["operator-rbac.yaml"]
-    bound = {(o["roleRef"]["kind"], o["roleRef"]["name"], o["metadata"].get("namespace")) for o in found if "subjects" in o}
+    bound = {
+        (o["roleRef"]["kind"], o["roleRef"]["name"], o["metadata"].get("namespace")) for o in found if "subjects" in o
+    }
     assert all(
         o["subjects"] == [{"kind": "ServiceAccount", "name": "demo-andes-operator", "namespace": "chat"}]
         for o in found
         if "subjects" in o
     )
-    made = {(o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")): o["rules"] for o in found if "rules" in o}
+    made = {
+        (o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")): o["rules"] for o in found if "rules" in o
+    }
     assert made.keys() == bound
     return {(kind, namespace): rules for (kind, _, namespace), rules in made.items()}
 
