@@ -83,24 +83,14 @@ def test_the_operator_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> N
 
 
 def test_the_engine_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
-    from prometheus_client import REGISTRY
+    from prometheus_client import CollectorRegistry
 
+    from andes_sglang.metrics import PrometheusMetrics
+
+    registry = CollectorRegistry()
+    PrometheusMetrics(registry)
     ours = {n for n in asked if n.startswith("andes_") and not n.startswith(("andes_gateway_", "andes_operator_"))}
-    assert ours <= engine_metrics(REGISTRY)
-
-
-def engine_metrics(registry: Any) -> set[str]:
-    if importlib.util.find_spec("andes_sglang.metrics"):
-        from andes_sglang.metrics import PrometheusMetrics
-        from prometheus_client import CollectorRegistry
-
-        registry = CollectorRegistry()
-        PrometheusMetrics(registry)
-    else:
-        from andes_sglang.adapter.metrics import PrometheusMetrics
-
-        PrometheusMetrics()
-    return exposed(registry)
+    assert ours <= exposed(registry)
 
 
 @pytest.mark.skipif(NOT_HERE["sglang"], reason="SGLANG IS NOT HERE: its metrics are not compared")
