@@ -5,8 +5,7 @@ BIN := .venv/bin
 UNIT := tests/andes_sglang tests/charts tests/test_architecture.py -m "not engine"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator lock clean
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy chart lock clean
+.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator chart lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +40,7 @@ bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and gr
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
 	$(BIN)/python benchmarks/simulator_speed.py
+
 chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
 	$(BIN)/python tools/chart.py
 
