@@ -2,11 +2,11 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/test_architecture.py \
+UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/charts tests/test_architecture.py \
 	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway lock clean
+.PHONY: help setup demo test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway chart lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-simulator: setup ## time the simulator, and the same for 10 and 100 times 
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py
+
+chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
+	$(BIN)/python tools/chart.py
 
 lock: ## make the pinned closures in requirements/ again (needs a package index)
 	tools/lock.sh
