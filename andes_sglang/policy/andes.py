@@ -30,10 +30,9 @@ class Andes:
     """See the module. Units: seconds, tokens.
 
     horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
-    without a first token first_bound_s after it was expected; the later relative to the bound, the sooner.
+    without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
-    has been paid for and must earn it). trigger_buffer_s: only a reader with
-    less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
+    has been paid for and must earn it). trigger_buffer_s: only a reader with less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
     length_guard: contexts count as at most this many times the mean. batch_candidates: batch sizes tried.
     preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions: version
     1's cap on the mean number of preemptions of a request, None for no cap. growth_tokens: KV kept free per request.
@@ -83,11 +82,11 @@ class Andes:
         running = t.phase == Phase.RUNNING
         if not len(t):
             return Decision()
-        priority, gain, batch = self._rank(state, running)
+        priority, gain, weighed, batch = self._rank(state, running)
         buffered_s = t.readers.buffered_s(state.now_s)
         lateness = -buffered_s / np.where(t.output_tokens > 0, self.stall_bound_s, self.first_bound_s)
         overdue = ~running & (lateness > 1.0)
-        priority = np.where(overdue, 1e9 * lateness, priority)
+        priority = np.where(overdue, 1e9 * lateness / weighed, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
         served_long_enough = t.slice_tokens >= np.where(
@@ -104,8 +103,9 @@ class Andes:
             accept=self._refiner(state, running, overdue, gain) if self.refine else None,
         )
 
-    def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, Array, int]:
-        """Priority per KV token and gain, both (N,), at the batch size with the largest total gain, and that size."""
+    def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, Array, Array, int]:
+        """Priority per KV token, gain and KV tokens as guarded, each (N,), at the batch size with the largest total gain,
+        and that size."""
         t = state.requests
         context = np.maximum(t.context_tokens, 1.0)
         mean_context = float(context.mean())
@@ -114,13 +114,13 @@ class Andes:
         sizes = self._batch_sizes(state, most, mean_context)
         interval_s = np.array([[state.latency.decode_s(b, b * mean_context)] for b in sizes])
         gains = self._gain(state, interval_s) * t.weight
-        weighed = gains / np.minimum(context, self.length_guard * mean_context)
-        density = np.where(running, weighed * (1.0 + self.running_bonus), weighed)
+        weighed = np.minimum(context, self.length_guard * mean_context)
+        density = gains / weighed * np.where(running, 1.0 + self.running_bonus, 1.0)
         if len(sizes) == 1:
-            return density[0], gains[0], state.max_running
+            return density[0], gains[0], weighed, state.max_running
         totals = [_packed_gain(density[k], gains[k], context, pool, b) for k, b in enumerate(sizes)]
         best = int(np.argmax(totals))
-        return density[best], gains[best], sizes[best]
+        return density[best], gains[best], weighed, sizes[best]
 
     def _batch_sizes(self, state: SchedulerState, most: int, mean_context: float) -> list[int]:
         fastest = float(state.requests.readers.tds.max())
