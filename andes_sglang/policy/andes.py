@@ -32,10 +32,11 @@ class Andes:
     horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
     without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
-    has been paid for and must earn it). trigger_buffer_s: only a reader with less than this buffered may displace. running_bonus: relative bonus of running requests against flapping.
-    length_guard: contexts count as at most this many times the mean. batch_candidates: batch sizes tried.
-    preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions: version
-    1's cap on the mean number of preemptions of a request, None for no cap. growth_tokens: KV kept free per request.
+    has been paid for and must earn it). trigger_buffer_s: only a reader with less than this buffered may displace.
+    running_bonus: relative bonus of running requests against flapping. length_guard: contexts count as at most this many
+    times the mean. batch_candidates: batch sizes tried. preemption: False keeps only the admission order. refine: the
+    overhead-aware refiner. max_preemptions: version 1's cap on the mean number of preemptions of a request, None for no
+    cap. growth_tokens: KV kept free per request.
     """
 
     name = "andes"
