@@ -2,10 +2,11 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/test_architecture.py -m "not engine"
+UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/charts tests/test_architecture.py \
+	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-engine lint format bench-policy bench-simulator lock clean
+.PHONY: help setup demo test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway chart lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,9 @@ test: setup lint ## everything: lint, types, unit tests, real engines
 test-unit: setup ## the tests that need no engine (seconds)
 	$(BIN)/pytest $(UNIT)
 
+test-cluster: setup ## the operator on a real Kubernetes control plane (minutes)
+	$(BIN)/pytest -m cluster
+
 test-engine: setup ## the tests on real SGLang servers (minutes)
 	$(BIN)/pytest -m engine
 
@@ -40,6 +44,12 @@ bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and gr
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
 	$(BIN)/python benchmarks/simulator_speed.py
+
+bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
+	$(BIN)/python benchmarks/gateway.py
+
+chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
+	$(BIN)/python tools/chart.py
 
 lock: ## make the pinned closures in requirements/ again (needs a package index)
 	tools/lock.sh

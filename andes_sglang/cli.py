@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -43,7 +44,10 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     )  # fmt: skip
     engine.add_arguments(serve)
     serve.set_defaults(run=engine.serve)
-    if argv[:1] == ["serve"]:
+    _add_gateway(commands)
+    operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
+    operator.set_defaults(run=_operator)
+    if argv[:1] in (["serve"], ["gateway"], ["operator"]):
         return parser, (UsageError,)
     bench = import_module("andes_sglang.bench.cli")
     bench.add_parsers(commands)
@@ -53,6 +57,50 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     profiling = import_module("andes_sglang.profiling")
     profiling.add_parser(commands)
     return parser, (UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError)
+
+
+def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    gateway = commands.add_parser(
+        "gateway",
+        help="an OpenAI-compatible gateway before one or many engines",
+        description="Serve OpenAI's API over engines, by the QoE of the readers. Everything else that can be set is in "
+        "docs/gateway.md: a YAML file, or ANDES_GATEWAY_* in the environment.",
+        allow_abbrev=False,
+    )
+    gateway.add_argument(
+        "--upstream",
+        action="append",
+        metavar="URL",
+        help="http://HOST:PORT of an engine, or dns://NAME:PORT; repeatable",
+    )
+    gateway.add_argument("--config", metavar="FILE", help="settings in YAML")
+    gateway.add_argument("--host", help="default: 127.0.0.1")
+    gateway.add_argument("--port", type=int, help="default: 8080")
+    gateway.add_argument("--policy", help="routing: qoe (default), prefix, least_load or round_robin")
+    gateway.add_argument("--otlp-endpoint", metavar="URL", help="where traces go (OTLP over HTTP); default: nowhere")
+    gateway.add_argument("--name", help="this gateway's name among its replicas")
+    gateway.set_defaults(run=_gateway)
+
+
+def _gateway(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise UsageError(f"unknown argument {rest[0]!r}")
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("pydantic_settings") is None:
+        raise UsageError("the gateway is not installed: install andes-sglang[gateway]")
+    from andes_api import cli, settings
+
+    try:
+        return cli.run(args)
+    except settings.SettingsError as error:
+        raise UsageError(str(error)) from None
+
+
+def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if importlib.util.find_spec("kopf") is None or importlib.util.find_spec("kubernetes") is None:
+        raise UsageError("the operator is not installed: install andes-sglang[operator]")
+    from andes_operator import cli
+
+    return cli.main(list(rest))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ from andes_sglang.sim.fit import fit_costs, slowdown
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Summary, aligned, summarise
 
+WITHOUT_EFFECT = {"--sleep-on-idle", "--enable-metrics", "--disable-cuda-graph", "--skip-server-warmup"}
+"""Flags of the recorded engines that mean nothing to a simulated one."""
 FIGURES = (
     ("mean QoE", ("qoe", "mean"), "absolute", 0.03),
     ("p5", ("qoe", "p5"), "absolute", None),
@@ -57,7 +59,7 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
     """Rows of a table, and what lies outside the tolerances."""
     result = json.loads((directory / "summary.json").read_text())
     arms = {name: Arm(arm["policy"], tuple(arm["flags"])) for name, arm in result["engine"]["arms"].items()}
-    passed = result["engine"]["flags"]
+    passed = [flag for flag in result["engine"]["flags"] if flag not in WITHOUT_EFFECT]
     rows: list[list[str]] = []
     outside: list[str] = []
     means: dict[str, tuple[list[float], list[float]]] = {}
@@ -65,11 +67,11 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
     for repeat in range(1, 100):
         if not (directory / f"records-{stock}-{repeat}.jsonl.gz").exists():
             break
-        base, fit = engine or profiles.load("cpu-tiny-llama").engine, None
+        base, fit, stock_slower = engine or profiles.load("cpu-tiny-llama").engine, None, 1.0
         if engine is None:
-            fit = fit_costs(
-                read_records(directory / f"records-{stock}-{repeat}.jsonl.gz"), chunk_tokens=base.chunk_tokens
-            )
+            reference = read_records(directory / f"records-{stock}-{repeat}.jsonl.gz")
+            fit = fit_costs(reference, chunk_tokens=base.chunk_tokens)
+            stock_slower = slowdown(reference, fit.costs, sends_late=fit.sends_late)
             print(f"{directory.name}, {repeat}: median error of a decode step {fit.decode_error:.0%}, of a prefill "
                   f"{fit.prefill_error:.0%}; {fit.costs}", file=sys.stderr)  # fmt: skip
         for name, arm in arms.items():
@@ -80,11 +82,11 @@ def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tupl
             real = result["policies"][name]["repeats"][repeat - 1]
             for key, value in summarise(records).items():
                 real.setdefault(key, value)
-            slower = 1.0
+            slower, model = 1.0, base
             if fit is not None:
-                slower = slowdown(records, fit.costs, sends_late=fit.sends_late)
-                base = replace(base, costs=fit.costs.times(slower))
-            simulated = again(records, base, arm, passed)
+                slower = slowdown(records, fit.costs, sends_late=fit.sends_late) / stock_slower
+                model = replace(base, costs=fit.costs.times(slower))
+            simulated = again(records, model, arm, passed)
             cells = []
             for title, path, kind, tolerance in FIGURES:
                 a, b = figure(real, path), figure(simulated, path)

@@ -65,6 +65,8 @@ COLUMNS = (
     "preempt/req",
 )
 INTERVAL_S = 0.1
+VALUES: list[float] = []
+"""Rows of a table of bursts, where they are not its own."""
 
 
 def capacity_rps(setting: Setting) -> float:
@@ -144,11 +146,11 @@ def burst_table(
 
 
 def intensity(names: list[str], seeds: int) -> None:
-    burst_table(names, seeds, "burst, x C", [1.0, 1.5, 2.0, 3.0], lambda s, v: (v, s.burst_s))
+    burst_table(names, seeds, "burst, x C", VALUES or [1.0, 1.5, 2.0, 3.0], lambda s, v: (v, s.burst_s))
 
 
 def duration(names: list[str], seeds: int) -> None:
-    burst_table(names, seeds, "burst of 1.5 C, s", [30.0, 120.0, 420.0], lambda _, v: (1.5, v))
+    burst_table(names, seeds, "burst of 1.5 C, s", VALUES or [30.0, 120.0, 420.0], lambda _, v: (1.5, v))
 
 
 def steady(names: list[str], seeds: int) -> None:
@@ -271,9 +273,11 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", default=["h100-chat"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--arms", help=f"only these, separated by semicolons: {'; '.join(ARMS)}")
+    parser.add_argument("--values", help="bursts: only these intensities or durations, comma-separated")
     parser.add_argument("--traces", type=Path, help="folder of traces, for the table traces")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]", help="one more arm")
     args = parser.parse_args()
+    VALUES.extend(float(value) for value in (args.values or "").split(",") if value)
     if args.arms:
         for name in [name for name in ARMS if name not in args.arms.split("; ")]:
             del ARMS[name]

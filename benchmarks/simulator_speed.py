@@ -18,6 +18,7 @@ from andes_sglang.summary import Figures
 from andes_sglang.workload import Stream, load_rates, readers_of
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
+HUNDRED = ("1000-1200", "400-600")
 
 
 def run(
@@ -49,7 +50,7 @@ def report(label: str, spent_s: float, running: float, figures: Figures, fleet: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="h100-llama-3.1-8b")
-    parser.add_argument("--rate", type=float, default=10.5, help="requests/s at which about 100 run")
+    parser.add_argument("--rate", type=float, default=7.0, help="requests/s at which about 100 run")
     parser.add_argument("--seconds", type=float, default=60.0, help="simulated, of the shortest run")
     parser.add_argument("--scale", default="1,10,100", help="lengths of the runs under stock, times --seconds")
     parser.add_argument(
@@ -70,7 +71,7 @@ def main() -> None:
         return
 
     def poisson(times: float) -> Stream:
-        return Stream("poisson", ((args.seconds * times, args.rate),), *CHAT, readers_of("reading"))
+        return Stream("poisson", ((args.seconds * times, args.rate),), *HUNDRED, readers_of("reading"))
 
     for policy, interval_s in (("stock", 0.0), ("fcfs", 0.0), ("andes", 0.0), ("andes", 0.1)):
         label = policy + (f", asked every {interval_s:g} s" if interval_s else "")

@@ -82,7 +82,10 @@ def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
         "stock",
     ]
     command += ["--shape", "poisson", "--rate", "5", "--duration", "20000", "--out", str(tmp_path)]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
+    )  # fmt: skip
     assert running.stderr is not None
     assert "done" in running.stderr.readline()
     running.send_signal(signal.SIGINT)

@@ -80,7 +80,7 @@ class Steps:
     def __init__(self, *wanted: int) -> None:
         self.left = list(wanted)
 
-    def wanted(self, fleet: Fleet) -> int:  # noqa: ARG002 - the interface's
+    def wanted(self, fleet: Fleet) -> int:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
 

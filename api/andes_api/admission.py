@@ -1,0 +1,97 @@
+"""Who is let in. Pure: limits, a forecast and the time go in; nothing or an error to send comes out."""
+
+from __future__ import annotations
+
+from andes_api.errors import ApiError
+from andes_api.forecast import Forecast, Newcomer, qoe_if
+from andes_api.settings import ClassSettings
+
+__all__ = ["TokenBucket", "full", "no_replica", "overload", "tenant_streams", "too_fast"]
+
+MAX_RETRY_AFTER_S = 120.0
+
+
+class TokenBucket:
+    """At most ``per_minute`` in a minute on average, a tenth of that (at least one) in a burst."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._rate = per_minute / 60.0
+        self._burst = max(1.0, per_minute / 10.0)
+        self._left = self._burst
+        self._at_s: float | None = None
+
+    def take(self, now_s: float) -> float:
+        """Take one: 0, or the seconds until one is there."""
+        if self._at_s is not None:
+            self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
+        self._at_s = now_s
+        if self._left >= 1.0:
+            self._left -= 1.0
+            return 0.0
+        return (1.0 - self._left) / self._rate
+
+
+def overload(new: Newcomer, expected: Forecast, cls: ClassSettings, horizon_s: float, name: str) -> ApiError | None:
+    """Refuse what would be served badly, or would cost others more than it gains, until when it would not."""
+    if cls.shed_below <= 0.0:
+        return None
+    if expected.qoe < cls.shed_below:
+        reason = "predicted_qoe"
+        what = f"the predicted QoE of this stream, {expected.qoe:.2f}, is below the {cls.shed_below:g} of class {name}"
+    elif new.weight * expected.qoe < expected.loss:
+        reason = "predicted_loss"
+        what = "admitting this stream would cost those being read more than it would gain"
+    else:
+        return None
+    wait_s = retry_after_s(new, expected, cls.shed_below, horizon_s)
+    return ApiError(
+        429, f"overloaded: {what}", "overloaded_error", code="overloaded", reason=reason, retry_after_s=wait_s
+    )
+
+
+def retry_after_s(new: Newcomer, expected: Forecast, wanted_qoe: float, horizon_s: float) -> float:
+    """Seconds until the queue ahead has drained so far that ``wanted_qoe`` is in reach, by bisection; 120 at most.
+
+    While a newcomer waits outside, the first token it would get comes nearer by as much.
+    """
+    low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
+    if qoe_if(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
+        return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(5.0, high_s)
+    for _ in range(20):
+        middle_s = 0.5 * (low_s + high_s)
+        if qoe_if(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
+            low_s = middle_s
+        else:
+            high_s = middle_s
+    return max(1.0, high_s)
+
+
+def full(wait_s: float) -> ApiError:
+    """Every stream the gateway or its replicas may hold is taken; ``wait_s``: how long until one usually ends."""
+    return ApiError(
+        429, "overloaded: no more streams can be opened", "overloaded_error", code="overloaded", reason="streams",
+        retry_after_s=wait_s,
+    )  # fmt: skip
+
+
+def no_replica(wait_s: float, draining: bool = False) -> ApiError:
+    """No engine can take anything."""
+    what = "this gateway is shutting down" if draining else "no engine is available"
+    return ApiError(
+        503, what, "service_unavailable_error", code="service_unavailable",
+        reason="draining" if draining else "no_replica", retry_after_s=wait_s,
+    )  # fmt: skip
+
+
+def tenant_streams(name: str, limit: int, wait_s: float) -> ApiError:
+    return ApiError(
+        429, f"{name} has {limit} streams open, its limit", "rate_limit_error", code="rate_limit_exceeded",
+        reason="tenant_streams", retry_after_s=wait_s,
+    )  # fmt: skip
+
+
+def too_fast(name: str, per_minute: float, wait_s: float) -> ApiError:
+    return ApiError(
+        429, f"{name} may send {per_minute:g} requests a minute", "rate_limit_error", code="rate_limit_exceeded",
+        reason="tenant_rate", retry_after_s=wait_s,
+    )  # fmt: skip

@@ -1,0 +1,268 @@
+"""The gateway as an ASGI application: the sum of its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Annotated, Any
+
+import aiohttp
+import orjson
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from andes_api.errors import ApiError
+from andes_api.expectations import key_matches, resolve, tenant_of
+from andes_api.gateway import Gateway
+from andes_api.media import check_media
+from andes_api.replicas import Replica
+from andes_api.schema import CHAT, COMPLETION, ERROR
+from andes_api.settings import Settings
+from andes_api.stream import Stream
+from andes_sglang import __version__
+from andes_sglang.sketch import Sketch
+
+__all__ = ["create_app"]
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class _Answer(Response):
+    """The rest of the request is the gateway's own: it writes to the connection as events come."""
+
+    def __init__(self, gateway: Gateway, stream: Stream, order: list[Replica]) -> None:
+        self.background = None
+        self._gateway, self._stream, self._order = gateway, stream, order
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        await self._gateway.serve(self._stream, self._order, receive, send)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """A gateway with these settings; engines are looked for when it starts."""
+    gateway = Gateway(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        yield
+        await gateway.stop()
+
+    app = FastAPI(
+        title="Andes gateway", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses={"4XX": ERROR, "5XX": ERROR},
+    )  # fmt: skip
+    app.state.gateway = gateway
+    _add_errors(app)
+    _add_inference(app, gateway)
+    _add_fleet(app, gateway)
+    _add_health(app, gateway)
+    if settings.show_page:
+        page = files("andes_api").joinpath("page.html").read_text()
+
+        @app.get("/", include_in_schema=False)
+        async def live() -> HTMLResponse:
+            return HTMLResponse(page)
+
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        fault = ApiError(error.status_code, str(error.detail), reason="http", retry=False)
+        return JSONResponse(fault.body, error.status_code, {**(error.headers or {}), **fault.headers})
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        faults = "; ".join(f"{'.'.join(str(p) for p in f['loc'])}: {f['msg']}" for f in error.errors())
+        fault = ApiError(400, faults)
+        return JSONResponse(fault.body, 400, fault.headers)
+
+
+def _add_inference(app: FastAPI, gateway: Gateway) -> None:
+    settings = gateway.settings
+
+    async def infer(request: Request, chat: bool) -> Response:
+        headers, settings = request.headers, gateway.settings  # classes may have changed
+        tenant = tenant_of(headers, settings)
+        body = await _body(request, settings)
+        refused = settings.refused_fields & body.keys()
+        if refused:
+            name = min(refused)
+            raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
+        check_media(body, settings.media_hosts)
+        expectation = resolve(headers, body, tenant, settings)
+        stream = gateway.new_stream(chat, body, expectation, tenant, _known_id(headers))
+        try:
+            order = gateway.admit(stream)
+        except ApiError as error:
+            gateway.refuse(stream, error)
+            raise
+        return _Answer(gateway, stream, order)
+
+    @app.post("/v1/chat/completions", openapi_extra=CHAT, summary="Answer a conversation")
+    async def chat_completions(request: Request) -> Response:
+        return await infer(request, chat=True)
+
+    @app.post("/v1/completions", openapi_extra=COMPLETION, summary="Continue a prompt")
+    async def completions(request: Request) -> Response:
+        return await infer(request, chat=False)
+
+    @app.get("/v1/models", summary="Models that can be asked for")
+    async def models(request: Request) -> Response:
+        tenant_of(request.headers, settings)
+        return await _from_any_replica(gateway, "/v1/models")
+
+    @app.get("/v1/models/{name:path}", summary="One model")
+    async def model(name: str, request: Request) -> Response:
+        tenant_of(request.headers, settings)
+        answer = await _from_any_replica(gateway, "/v1/models")
+        found = [m for m in orjson.loads(bytes(answer.body)).get("data", ()) if m.get("id") == name]
+        if not found:
+            raise ApiError(404, f"no model {name[:100]!r}", param="model", code="model_not_found", reason="model")
+        return JSONResponse(found[0])
+
+
+def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
+    """The caller's headers, without a request id that could not be sent on."""
+    known = dict(headers)
+    if not _REQUEST_ID.fullmatch(known.get("x-request-id", "")):
+        known.pop("x-request-id", None)
+    return known
+
+
+async def _body(request: Request, settings: Settings) -> dict[str, Any]:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, f"content-type: expected application/json; got {kind[:100]!r}", retry=False)
+    content = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for part in request.stream():
+                content += part
+                if len(content) > settings.max_body_bytes:
+                    raise ApiError(
+                        413, f"the body is longer than {settings.max_body_bytes} bytes", reason="body", retry=False
+                    )
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", reason="body") from None
+    try:
+        body = orjson.loads(bytes(content))
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is no JSON: {error}", retry=False) from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body must be a JSON object, got {type(body).__name__}", retry=False)
+    if body.get("stream") not in (None, True, False) or (
+        isinstance(body.get("stream"), int | float) and not isinstance(body["stream"], bool)
+    ):
+        raise ApiError(400, f"stream: expected true or false; got {body['stream']!r}", param="stream", retry=False)
+    return body
+
+
+async def _from_any_replica(gateway: Gateway, path: str) -> Response:
+    """The answer of the first replica that gives one."""
+    timeout = aiohttp.ClientTimeout(total=10.0)
+    for replica in gateway.fleet.taking(time.monotonic()):
+        try:
+            async with gateway.fleet.session.get(replica.url + path, timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 200:
+                    return Response(await answer.read(), media_type="application/json")
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            continue
+    raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
+
+
+def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
+    name = gateway.settings.name
+
+    @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
+    async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
+        """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways."""
+        gateway.note_open()
+        records = [record.to_dict() for record in gateway.demand.since(since)]
+        return _json({
+            "gateway": name, "now_s": time.time(), "complete_since_s": gateway.demand.complete_since_s, "records": records,
+        })  # fmt: skip
+
+    @app.get("/fleet/qoe", summary="Distribution of QoE per class")
+    async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0) -> Response:
+        """QoE of the streams that ended in the window, and of those open now. Merge several gateways by adding `counts`
+        and `total`; the figures beside them are for reading only."""
+        now_s = time.monotonic()
+        ended = gateway.qoe.of(now_s, window_s)
+        running: dict[str, Sketch] = {}
+        for stream in gateway.open:
+            if (score := stream.score(now_s)) is not None:
+                running.setdefault(stream.expectation.class_name, Sketch()).add(score)
+        return _json({
+            "gateway": name,
+            "now_s": time.time(),
+            "window_s": window_s,
+            "classes": {cls: sketch.to_dict() for cls, sketch in ended.items()},
+            "running": {cls: sketch.to_dict() for cls, sketch in running.items()},
+            "all": Sketch.merged(ended.values()).to_dict(),
+        })  # fmt: skip
+
+    @app.get("/fleet/replicas", summary="The engines and what they hold")
+    async def replicas() -> Response:
+        now_s = time.monotonic()
+        return _json({
+            "gateway": name,
+            "policy": gateway.settings.policy,
+            "replicas": [replica.describe(now_s) for replica in gateway.fleet.replicas.values()],
+        })  # fmt: skip
+
+    @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
+    async def drain(replica: str, request: Request, drained: bool = True) -> Response:
+        _administrator(request, gateway.settings)
+        found = [r for r in gateway.fleet.replicas.values() if r.name == replica]
+        if not found:
+            raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
+        found[0].drained = drained
+        gateway.count_replicas()
+        return _json(found[0].describe(time.monotonic()))
+
+
+def _administrator(request: Request, settings: Settings) -> None:
+    if settings.admin_key_sha256 is None:
+        if settings.loopback and "origin" not in request.headers:  # no page of a browser
+            return
+        raise ApiError(403, "set admin_key_sha256 to use this from outside", "permission_error", reason="admin")
+    key = request.headers.get("authorization", "").partition(" ")[2].strip()
+    if not key_matches(key, settings.admin_key_sha256):
+        raise ApiError(401, "no valid administrator's key", "authentication_error", reason="admin", retry=False)
+
+
+def _add_health(app: FastAPI, gateway: Gateway) -> None:
+    @app.get("/livez", summary="Whether this process works")
+    async def livez() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", summary="Whether requests should be sent here")
+    async def readyz() -> Response:
+        ready = not gateway.draining and any(r.healthy and not r.draining for r in gateway.fleet.replicas.values())
+        if not ready:
+            status = "draining" if gateway.draining else "no engine is available"
+            raise ApiError(503, status, "service_unavailable_error", reason="not_ready", retry_after_s=1.0)
+        return _json({"status": "ok"})
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        gateway.count_replicas()
+        return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _json(content: object) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

@@ -1,0 +1,84 @@
+"""What was asked lately and what readers got: the record that capacity is planned from, bounded in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from andes_sglang.sketch import Sketch
+
+__all__ = ["Demand", "DemandRecord", "QoEWindow"]
+
+SLICE_S = 10.0
+SLICES = 360
+
+
+@dataclass(slots=True)
+class DemandRecord:
+    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. ttft_s, qoe: None where
+    there is none (not streamed, no token yet). outcome: open, done, shed, failed, abandoned, error."""
+
+    arrival_s: float
+    class_name: str
+    stream: bool
+    prompt_tokens: int
+    output_tokens: int = 0
+    ttft_s: float | None = None
+    qoe: float | None = None
+    outcome: str = "open"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "arrival_s": round(self.arrival_s, 3),
+            "class": self.class_name,
+            "stream": self.stream,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "ttft_s": None if self.ttft_s is None else round(self.ttft_s, 4),
+            "qoe": None if self.qoe is None else round(self.qoe, 4),
+            "outcome": self.outcome,
+        }
+
+
+class Demand:
+    """The last ``limit`` requests, in order of arrival."""
+
+    def __init__(self, limit: int) -> None:
+        self._records: deque[DemandRecord] = deque(maxlen=limit)
+
+    def add(self, record: DemandRecord) -> None:
+        self._records.append(record)
+
+    def since(self, arrival_s: float) -> list[DemandRecord]:
+        """Those that arrived after ``arrival_s`` (Unix seconds), in order."""
+        recent = []
+        for record in reversed(self._records):
+            if record.arrival_s <= arrival_s:
+                break
+            recent.append(record)
+        return recent[::-1]
+
+    @property
+    def complete_since_s(self) -> float | None:
+        """The oldest arrival when records have been dropped: before it the record is not complete; None when it is."""
+        return self._records[0].arrival_s if len(self._records) == self._records.maxlen else None
+
+
+class QoEWindow:
+    """QoE of the streams that ended in the last hour, per class, in slices of ten seconds."""
+
+    def __init__(self) -> None:
+        self._slices: deque[tuple[float, dict[str, Sketch]]] = deque(maxlen=SLICES)
+
+    def add(self, now_s: float, class_name: str, qoe: float) -> None:
+        start_s = now_s - now_s % SLICE_S
+        if not self._slices or self._slices[-1][0] < start_s:
+            self._slices.append((start_s, {}))
+        self._slices[-1][1].setdefault(class_name, Sketch()).add(qoe)
+
+    def of(self, now_s: float, window_s: float) -> dict[str, Sketch]:
+        """Per class, the QoE of what ended in the last ``window_s`` seconds (to the slice)."""
+        recent = [classes for start_s, classes in self._slices if start_s + SLICE_S > now_s - window_s]
+        names = sorted({name for classes in recent for name in classes})
+        return {name: Sketch.merged(c[name] for c in recent if name in c) for name in names}

@@ -1,0 +1,47 @@
+"""Errors as an OpenAI client reads them, before and inside a stream."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+__all__ = ["ApiError"]
+
+
+@dataclass
+class ApiError(Exception):
+    """An answer that is an error.
+
+    reason: one word for the ``x-andes-reason`` header and for metrics. retry_after_s: seconds until trying again makes
+    sense. retry: False tells the official client not to try again.
+    """
+
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    reason: str = "invalid"
+    retry_after_s: float | None = None
+    retry: bool | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"x-andes-reason": self.reason}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, min(120, math.ceil(self.retry_after_s))))
+        if self.retry is not None:
+            headers["x-should-retry"] = str(self.retry).lower()
+        return headers
+
+    @property
+    def event(self) -> bytes:
+        """As a chunk of a stream that has begun."""
+        return b"data: " + orjson.dumps(self.body) + b"\n\n"

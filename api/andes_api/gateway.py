@@ -1,0 +1,239 @@
+"""Everything that lives as long as the server does: who is let in, who is here, what became of everybody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from andes_api import admission
+from andes_api.admission import TokenBucket
+from andes_api.demand import Demand, DemandRecord, QoEWindow
+from andes_api.errors import ApiError
+from andes_api.expectations import Expectation
+from andes_api.forecast import forecast
+from andes_api.metrics import Metrics
+from andes_api.outlet import Send
+from andes_api.prompts import Prompt
+from andes_api.relay import Relay
+from andes_api.replicas import Fleet, Replica
+from andes_api.resume import resumable
+from andes_api.routing import make
+from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
+from andes_api.stream import Stream
+from andes_api.telemetry import Telemetry
+
+__all__ = ["Gateway"]
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+SWEEP_S = 1.0
+_log = logging.getLogger("andes")
+_access = logging.getLogger("andes.access")
+
+
+class Gateway:
+    """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = self._as_told = settings
+        self._classes = b""
+        self.reread_classes()
+        self.metrics = Metrics()
+        self.fleet = Fleet(settings)
+        self.policy = make(settings.policy, horizon_s=settings.horizon_s, bound=settings.bounded_load)
+        self.demand = Demand(settings.demand_records)
+        self.qoe = QoEWindow()
+        self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
+        self.open: dict[Stream, asyncio.Task[None]] = {}
+        self.draining = False
+        self._relays: dict[Stream, Relay] = {}
+        self._by_tenant: Counter[str] = Counter()
+        self._buckets = {
+            t.name: TokenBucket(t.requests_per_minute) for t in settings.tenants if t.requests_per_minute is not None
+        }
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.fleet.start()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for task in self.open.values():
+            task.cancel()
+        await asyncio.gather(*self.open.values(), return_exceptions=True)
+        await self.fleet.stop()
+        await asyncio.to_thread(self.telemetry.stop)
+
+    def reread_classes(self) -> None:
+        """Take over what ``classes_file`` says when it has changed; what is wrong in it changes nothing."""
+        file = self._as_told.classes_file
+        content = file.read_bytes() if file is not None and file.exists() else b""
+        if content == self._classes:
+            return
+        self._classes = content
+        try:
+            self.settings = with_classes(self._as_told, file) if file is not None and content else self._as_told
+        except SettingsError as error:
+            _log.error("the classes stay as they were: %s", error)
+
+    def count_replicas(self) -> None:
+        now_s = time.monotonic()
+        self.metrics.replicas({r.name: (r.takes(now_s), len(r.streams)) for r in self.fleet.replicas.values()})
+
+    # Who is let in
+
+    def new_stream(
+        self, chat: bool, body: dict[str, Any], expectation: Expectation, tenant: TenantSettings | None,
+        headers: Mapping[str, str],
+    ) -> Stream:  # fmt: skip
+        """A stream for this request, on record but not admitted. Raises a 400."""
+        prompt = Prompt(body, chat)
+        prompt_tokens = max(1.0, prompt.tokens(self.fleet.chars_per_token))
+        streams = body.get("stream") is True
+        record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens))
+        can_resume = self.settings.resume and streams and resumable(body, chat)
+        stream = Stream(
+            chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
+            log=[] if can_resume else None,
+        )  # fmt: skip
+        stream.span = self.telemetry.server_span(stream)
+        self.demand.add(record)
+        return stream
+
+    def admit(self, stream: Stream) -> list[Replica]:
+        """Replicas for this stream, best first. Raises the error that refuses it."""
+        now_s = stream.arrival_s
+        settings, tenant = self.settings, stream.tenant
+        if self.draining:
+            raise admission.no_replica(5.0, draining=True)
+        if tenant is not None:
+            self._admit_tenant(tenant, now_s)
+        if len(self.open) >= settings.max_streams:
+            raise admission.full(self._until_one_ends(len(self.open)))
+        new = stream.newcomer
+        taking = {replica.name: replica for replica in self.fleet.taking(now_s)}
+        if not taking:
+            held = max(
+                (len(r.streams) for r in self.fleet.replicas.values() if r.healthy and not r.draining), default=0
+            )
+            full = held >= settings.max_streams_per_replica
+            raise admission.full(self._until_one_ends(len(self.open))) if full else admission.no_replica(5.0)
+        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in taking.values()]
+        order = self.policy.order(new, views, now_s)
+        stream.expected = forecast(new, order[0], now_s, settings.horizon_s)
+        if settings.admission and stream.streams and order[0].load:
+            cls = stream.expectation.settings
+            refusal = admission.overload(new, stream.expected, cls, settings.horizon_s, stream.expectation.class_name)
+            if refusal is not None:
+                raise refusal
+        return [taking[view.name] for view in order]
+
+    def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
+        held = self._by_tenant[tenant.name]
+        if tenant.max_streams is not None and held >= tenant.max_streams:
+            raise admission.tenant_streams(tenant.name, tenant.max_streams, self._until_one_ends(held))
+        if tenant.requests_per_minute is not None:
+            wait_s = self._buckets[tenant.name].take(now_s)
+            if wait_s:
+                raise admission.too_fast(tenant.name, tenant.requests_per_minute, wait_s)
+
+    def _until_one_ends(self, streams: int) -> float:
+        """Seconds until one of so many usually ends."""
+        lasts_s = [replica.stream_s for replica in self.fleet.replicas.values()] or [5.0]
+        return max(1.0, sum(lasts_s) / len(lasts_s) / max(1, streams))
+
+    # Who is here
+
+    async def serve(self, stream: Stream, order: list[Replica], receive: Receive, send: Send) -> None:
+        """Answer on this connection until the last byte, or until the client has gone: then upstream is cancelled."""
+        record, open_streams = stream.record, self.metrics.open.labels(stream.expectation.class_name)
+        relay = self._relays[stream] = Relay(self, stream, order, send)
+        task = self.open[stream] = asyncio.create_task(relay.run())
+        gone = asyncio.create_task(_disconnected(receive))
+        self._by_tenant[stream.tenant_name] += 1
+        open_streams.inc()
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if record.outcome != "open":  # the last byte is out; what follows is tidying up
+                await asyncio.wait({task})
+        finally:
+            task.cancel()
+            gone.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
+            del self.open[stream], self._relays[stream]
+            self._by_tenant[stream.tenant_name] -= 1
+            open_streams.dec()
+            fault = None if task.cancelled() else task.exception()
+            if record.outcome == "open":
+                record.outcome = "failed" if fault else "abandoned"
+            self._finish(stream)
+        if fault is not None:
+            raise fault
+
+    def refuse(self, stream: Stream, error: ApiError) -> None:
+        """Put a refusal on record."""
+        stream.status = error.status
+        stream.record.outcome = "shed"
+        self.metrics.shed.labels(stream.expectation.class_name, error.reason).inc()
+        self._finish(stream, error.reason)
+
+    async def _sweep(self) -> None:
+        """Once a second: end what has been silent for too long, upstream or in the client; look at the classes."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.reread_classes()
+            now_s = time.monotonic()
+            for stream, relay in list(self._relays.items()):
+                relay.end_silent_upstream(now_s)
+                if relay.client_is_gone(now_s):
+                    self.open[stream].cancel()
+
+    # What became of everybody
+
+    def note_open(self) -> None:
+        """Bring the records of open streams up to date."""
+        now_s = time.monotonic()
+        for stream in self.open:
+            stream.record.output_tokens = stream.tokens
+            stream.record.qoe = stream.score(now_s)
+
+    def _finish(self, stream: Stream, reason: str | None = None) -> None:
+        """Score, count and log a request that is over."""
+        now_s = time.monotonic()
+        record, cls = stream.record, stream.expectation.class_name
+        record.output_tokens = stream.tokens
+        record.qoe = stream.score(now_s)
+        if record.qoe is not None:
+            self.qoe.add(now_s, cls, record.qoe)
+        duration_s = now_s - stream.arrival_s
+        self.metrics.ended(stream, duration_s)
+        self.telemetry.ended(stream, duration_s, reason)
+        if self.settings.access_log:
+            _access.info("%s", json.dumps(_line(stream, duration_s, reason)))
+
+
+def _line(stream: Stream, duration_s: float, reason: str | None) -> dict[str, Any]:
+    line = {
+        "request_id": stream.request_id,
+        "tenant": stream.tenant_name,
+        "model": str(stream.body.get("model", ""))[:100],
+        "replica": stream.replica,
+        "attempts": stream.attempts,
+        "status": stream.status,
+        "duration_s": round(duration_s, 4),
+        "stalls": stream.reader.stalls,
+        "stall_s": round(stream.reader.stall_s, 3),
+        **stream.record.to_dict(),
+    }
+    return line if reason is None else {**line, "reason": reason}
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

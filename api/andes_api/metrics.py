@@ -1,0 +1,78 @@
+"""What Prometheus sees. Labels are few and bounded: classes, replicas, outcomes; never a user, a request or a model."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from andes_api import names
+from andes_api.stream import Stream
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """One registry per gateway."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        by_class = ["class"]
+        self.requests = Counter(
+            "andes_gateway_requests", "requests by how they ended", ["class", "outcome"], registry=registry
+        )
+        self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "reason"], registry=registry)
+        self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
+        self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
+        self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
+        self.failures = Counter(
+            "andes_gateway_upstream_failures", "attempts that a replica failed", ["replica"], registry=registry
+        )
+        self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
+        self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)
+        self.replica_streams = Gauge(
+            "andes_gateway_replica_streams", "our open streams there", ["replica"], registry=registry
+        )
+        self.qoe = Histogram(
+            "andes_gateway_request_qoe_ratio", "QoE as delivered to the socket", by_class, registry=registry,
+            buckets=names.QOE_BUCKETS,
+        )  # fmt: skip
+        self.ttft = Histogram(
+            "andes_gateway_time_to_first_token_seconds", "from arrival to the first token's delivery", by_class,
+            registry=registry, buckets=names.TTFT_BUCKETS,
+        )  # fmt: skip
+        self.tpot = Histogram(
+            "andes_gateway_time_per_output_token_seconds", "mean per stream, after the first token", by_class,
+            registry=registry, buckets=names.TPOT_BUCKETS,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "andes_gateway_request_duration_seconds", "from arrival to the last byte", by_class, registry=registry,
+            buckets=names.DURATION_BUCKETS,
+        )  # fmt: skip
+        self.stall = Histogram(
+            "andes_gateway_stall_seconds", "time a reader waited inside the answer, per stream", by_class,
+            registry=registry, buckets=names.DURATION_BUCKETS,
+        )  # fmt: skip
+
+    def ended(self, stream: Stream, duration_s: float) -> None:
+        """Count a request that is over."""
+        record, cls = stream.record, stream.expectation.class_name
+        self.requests.labels(cls, record.outcome).inc()
+        self.tokens.labels(cls).inc(stream.reader.delivered if stream.streams else stream.tokens)
+        self.duration.labels(cls).observe(duration_s)
+        if record.qoe is not None:
+            self.qoe.labels(cls).observe(record.qoe)
+        if record.ttft_s is not None:
+            self.ttft.labels(cls).observe(record.ttft_s)
+            self.stall.labels(cls).observe(stream.reader.stall_s)
+        if (tpot_s := stream.tpot_s) is not None:
+            self.tpot.labels(cls).observe(tpot_s)
+
+    def replicas(self, states: dict[str, tuple[bool, int]]) -> None:
+        """(up, streams) by replica; those not named are forgotten."""
+        self.replica_up.clear()
+        self.replica_streams.clear()
+        for name, (up, streams) in states.items():
+            self.replica_up.labels(name).set(up)
+            self.replica_streams.labels(name).set(streams)
+
+    def exposition(self) -> bytes:
+        return bytes(generate_latest(self.registry))

@@ -1,0 +1,108 @@
+"""The way out to one client: at once, or at the reader's speed. Never a second response once one has started."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from andes_api.pacing import Pacer
+from andes_api.sse import Event
+
+__all__ = ["Outlet", "PacedOutlet", "Send"]
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Delivered = Callable[[float, int], None]
+HELD_EVENTS = 4096
+
+
+class Outlet:
+    """Passes on what it is given and says when (clock seconds) how many tokens were delivered: once the socket has taken
+    them. ``writing``: the relay waits for us; ``sending``: we wait for the client's socket."""
+
+    def __init__(self, send: Send, delivered: Delivered) -> None:
+        self._send = send
+        self._delivered = delivered
+        self.started = False
+        self.writing = False
+        self.sending = False
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        lines = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": lines})
+
+    async def write(self, batch: list[Event]) -> None:
+        """Events with the tokens that each brings."""
+        self.writing = True
+        await self._put(batch)
+        self.writing = False
+
+    async def _put(self, batch: list[Event]) -> None:
+        self.sending = True
+        body = b"".join([event for event, _ in batch])
+        if body:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        self.sending = False
+        if tokens := sum([tokens for _, tokens in batch]):
+            self._delivered(time.monotonic(), tokens)
+
+    async def end(self) -> None:
+        """After the last byte."""
+        self.writing = self.sending = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.writing = self.sending = False
+
+    async def close(self) -> None:
+        """Stop, wherever it stands."""
+
+
+class PacedOutlet(Outlet):
+    """Passes on at the reader's speed; holds a bounded number of events, and when full holds the engine back."""
+
+    def __init__(self, send: Send, delivered: Delivered, pacer: Pacer) -> None:
+        super().__init__(send, delivered)
+        self._pacer = pacer
+        self._held: deque[tuple[float, Event]] = deque()
+        self._room = asyncio.Semaphore(HELD_EVENTS)
+        self._more = asyncio.Event()
+        self._ended = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def write(self, batch: list[Event]) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._release())
+        self.writing = True
+        for event in batch:
+            await self._room.acquire()
+            self._held.append((self._pacer.due(time.monotonic(), event[1]), event))
+            self._more.set()
+        self.writing = False
+
+    async def end(self) -> None:
+        if self._task is not None:
+            self._ended = self.writing = True
+            self._more.set()
+            await self._task
+        await super().end()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _release(self) -> None:
+        held = self._held
+        while held or not self._ended:
+            if not held:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            await asyncio.sleep(self._pacer.wait_s(held[0][0], time.monotonic()))
+            batch, now_s = [], time.monotonic()
+            while held and self._pacer.releases(held[0][0], now_s):
+                batch.append(held.popleft()[1])
+                self._room.release()
+            await self._put(batch)

@@ -1,0 +1,339 @@
+"""The engines behind the gateway: where they are, whether they answer, what they hold and how fast they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+
+from andes_api.forecast import Forecast, ReplicaView
+from andes_api.prompts import Prompt, Seen
+from andes_api.settings import Settings
+from andes_sglang.latency import LatencyModel
+from andes_sglang.qoe import Readers
+
+if TYPE_CHECKING:
+    from andes_api.stream import Stream
+
+__all__ = ["Breaker", "Fleet", "Replica"]
+
+VIEW_AGE_S = 0.1
+KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
+LATE_MEMORY_S = 10.0
+_ABSENT = (404, 405, 501)
+
+
+class Breaker:
+    """Opens after ``failures`` in a row, for ``cooldown_s`` doubling up to a minute; then one request may try. Pure."""
+
+    def __init__(self, failures: int, cooldown_s: float) -> None:
+        self._most, self._first_s = failures, cooldown_s
+        self.failures = 0
+        self.open_until_s = -math.inf
+
+    def allows(self, now_s: float) -> bool:
+        return now_s >= self.open_until_s
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.open_until_s = -math.inf
+
+    def failed(self, now_s: float) -> None:
+        self.failures += 1
+        beyond = self.failures - self._most
+        if beyond >= 0:
+            self.open_until_s = now_s + min(60.0, self._first_s * 2 ** min(beyond, 10))
+
+    def trying(self, now_s: float) -> None:
+        """A request goes out; after a cooldown it is the only one until its result is known."""
+        if self.failures >= self._most:
+            self.open_until_s = now_s + self._first_s
+
+
+class Replica:
+    """One engine."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self.url = url
+        self.name = url.partition("://")[2]
+        self.breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s)
+        self.healthy: bool | None = None
+        self.drained = False  # by hand
+        self.gone = False  # no longer listed
+        self.streams: set[Stream] = set()
+        self.others = 0
+        self.slots = settings.max_streams_per_replica
+        self.context_tokens = 0.0
+        self.latency = LatencyModel()
+        self.seen = Seen()
+        self.stream_s = 5.0  # how long a stream usually lasts
+        self._limit = settings.max_streams_per_replica
+        self._late, self._late_at_s = 1.0, 0.0
+        self._decoding = 0
+        self._decoding_at_s = self._observed_at_s = time.monotonic()
+        self._decoding_s = 0.0
+        self._tokens = 0
+        self._view_at_s = -math.inf
+        self._readers, self._weights, self._pending = Readers.of([]), np.empty(0), 0.0
+
+    @property
+    def draining(self) -> bool:
+        return self.drained or self.gone
+
+    def takes(self, now_s: float) -> bool:
+        """Whether it may get a new stream: listed, not known to be down, breaker closed, not full."""
+        return (
+            self.healthy is not False
+            and not self.draining
+            and self.breaker.allows(now_s)
+            and len(self.streams) < self._limit
+        )
+
+    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
+        """This replica as routing and admission see it; its readers are at most 0.1 s old."""
+        if now_s - self._view_at_s > VIEW_AGE_S or len(self._weights) != len(self.streams):
+            self._view_at_s = now_s
+            streams = list(self.streams)
+            self._readers = Readers.of(s.reader for s in streams)
+            self._weights = np.array([s.expectation.settings.weight for s in streams])
+            self._pending = sum(s.prompt_tokens for s in streams if not s.tokens)
+        crowded = self._pending > 0 or len(self.streams) + self.others >= self.slots
+        return ReplicaView(
+            self.name, self.latency, self._readers, self._weights, self._pending, self.others, self.slots,
+            self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
+        )  # fmt: skip
+
+    def late(self, now_s: float) -> float:
+        """Observed over predicted time to first token lately, drifting back to 1."""
+        return 1.0 + (self._late - 1.0) * math.exp((self._late_at_s - now_s) / LATE_MEMORY_S)
+
+    # What is seen of it
+
+    @property
+    def would_be_alone(self) -> bool:
+        """Whether a stream sent now would find nothing queued ahead of it."""
+        return len(self.streams) + self.others < self.slots and all(s.tokens for s in self.streams)
+
+    def opened(self, stream: Stream) -> None:
+        self.streams.add(stream)
+
+    def first_token(
+        self, stream: Stream, waited_s: float, expected: Forecast | None, alone: bool, now_s: float
+    ) -> None:
+        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
+        self._count_decoding(now_s, +1)
+        if alone:
+            self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
+        elif expected is not None:
+            late = self.late(now_s)
+            base_s = max(1e-4, (expected.ttft_s - expected.interval_s) / late)
+            seen = min(50.0, max(0.2, (waited_s - expected.interval_s) / base_s))
+            self._late, self._late_at_s = late + 0.2 * (seen - late), now_s
+
+    def received(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def closed(self, stream: Stream, sent_s: float, started: bool, now_s: float) -> None:
+        self.streams.discard(stream)
+        if started:
+            self._count_decoding(now_s, -1)
+            self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
+
+    def _count_decoding(self, now_s: float, change: int) -> None:
+        self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
+        self._decoding_at_s = now_s
+        self._decoding += change
+
+    def observe_pace(self, now_s: float) -> None:
+        """Since the last call: how long its streams took per token, as one observation of a decode step."""
+        self._count_decoding(now_s, 0)
+        elapsed_s = now_s - self._observed_at_s
+        if self._tokens >= 10 and elapsed_s > 0.2:
+            batch = self._decoding_s / elapsed_s
+            sharing = max(1.0, batch / self.slots)
+            interval_s = self._decoding_s / self._tokens / sharing
+            if batch >= 0.5:
+                self.latency.observe_decode(round(min(batch, self.slots)) or 1, int(self.context_tokens), interval_s)
+        self._tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
+
+    def load_is(self, loads: list[dict[str, Any]], held: int) -> None:
+        """What the engine's ``/v1/loads`` says. ``held``: our streams there when it was asked."""
+        running = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
+        self.others = max(0, running - max(held, len(self.streams)))
+        self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
+        slots = sum(int(load["max_running_requests"]) for load in loads)
+        capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
+        decoding = sum(int(load["num_running_reqs"]) for load in loads)
+        if capacity and decoding and self.context_tokens:
+            slots = min(slots, max(1, int(capacity / (self.context_tokens / decoding))))
+        if slots > 0:
+            self.slots = slots
+
+    def describe(self, now_s: float) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "healthy": self.healthy,
+            "draining": self.draining,
+            "breaker_open": not self.breaker.allows(now_s),
+            "streams": len(self.streams),
+            "waiting": sum(not s.tokens for s in self.streams),
+            "others": self.others,
+            "slots": self.slots,
+            "context_tokens": int(self.context_tokens),
+            "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
+        }
+
+
+class Fleet:
+    """All engines: discovered, probed and observed in the background between ``start`` and ``stop``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._fixed = [url for url in settings.upstreams if not url.startswith("dns://")]
+        self._names = [url for url in settings.upstreams if url.startswith("dns://")]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self.replicas: dict[str, Replica] = {}
+        self.chars_per_token = 4.0
+        self._resolved: dict[str, set[str]] = {}
+        self._list(self._fixed)
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "the gateway has not been started"  # noqa: S101
+        return self._session
+
+    async def start(self) -> None:
+        key = self._settings.upstream_api_key
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=int(self._settings.dns_interval_s)
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
+            headers={"authorization": f"Bearer {key.get_secret_value()}"} if key else None,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+            read_bufsize=self._settings.send_buffer_bytes,
+        )
+        if self._names:
+            await self._resolve()
+            self._spawn(self._every(self._settings.dns_interval_s, self._resolve))
+        self._probe_new()
+
+    async def stop(self) -> None:
+        tasks = [*self._tasks, *self._probes.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def taking(self, now_s: float) -> list[Replica]:
+        return [replica for replica in self.replicas.values() if replica.takes(now_s)]
+
+    def learn_length(self, prompt: Prompt, tokens: int) -> None:
+        """The engine counted ``tokens`` for this prompt."""
+        if tokens > 0 and prompt.length > 100 and not prompt.counted:
+            ratio = min(20.0, max(0.5, prompt.length / tokens))
+            self.chars_per_token += 0.05 * (ratio - self.chars_per_token)
+
+    def forget(self, replica: Replica) -> None:
+        """Drop a replica that is no longer listed once nobody reads from it."""
+        if replica.gone and not replica.streams and self.replicas.get(replica.url) is replica:
+            del self.replicas[replica.url]
+            if replica.url in self._probes:
+                self._probes.pop(replica.url).cancel()
+
+    def _list(self, urls: Iterable[str]) -> None:
+        listed = dict.fromkeys(urls)
+        for url in listed:
+            replica = self.replicas.setdefault(url, Replica(url, self._settings))
+            if replica.gone:
+                replica.gone, replica.healthy = False, None
+        for url in self.replicas.keys() - listed:
+            self.replicas[url].gone = True
+            self.forget(self.replicas[url])
+
+    async def _resolve(self) -> None:
+        """Look the names up again. A name that does not resolve keeps what it had: an outage of DNS empties no fleet."""
+        found: set[str] = set()
+        for name in self._names:
+            parts = urlsplit(name)
+            try:
+                answers = await asyncio.get_running_loop().getaddrinfo(
+                    parts.hostname, parts.port, type=socket.SOCK_STREAM
+                )
+                self._resolved[name] = {_address(str(answer[4][0]), int(answer[4][1])) for answer in answers}
+            except OSError:
+                pass
+            found |= self._resolved.get(name, set())
+        self._list([*self._fixed, *sorted(found)])
+        if self._session is not None:
+            self._probe_new()
+
+    def _probe_new(self) -> None:
+        for url, replica in self.replicas.items():
+            if url not in self._probes:
+                self._probes[url] = asyncio.create_task(self._watch(replica))
+
+    async def _watch(self, replica: Replica) -> None:
+        """Health and load of one replica, for as long as it is listed."""
+        next_health_s, has_loads = 0.0, True
+        while True:
+            now_s = time.monotonic()
+            if now_s >= next_health_s:
+                await self._health(replica)
+                next_health_s = time.monotonic() + (self._settings.health_interval_s if replica.healthy else 1.0)
+            if has_loads and replica.healthy:
+                has_loads = await self._load(replica)
+            replica.observe_pace(time.monotonic())
+            await asyncio.sleep(self._settings.load_interval_s)
+
+    async def _health(self, replica: Replica) -> None:
+        timeout = aiohttp.ClientTimeout(total=max(5.0, 2 * self._settings.health_interval_s))
+        try:
+            async with self.session.get(
+                replica.url + self._settings.health_path, timeout=timeout, allow_redirects=False
+            ) as answer:
+                healthy = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            healthy = False
+        if healthy and replica.healthy is False:
+            replica.breaker.succeeded()
+        replica.healthy = healthy
+
+    async def _load(self, replica: Replica) -> bool:
+        """Ask for the engine's load; False where it has no such thing."""
+        timeout, held = aiohttp.ClientTimeout(total=5.0), len(replica.streams)
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+            async with self.session.get(
+                replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
+            ) as answer:
+                if answer.status in _ABSENT:
+                    return False
+                if answer.status == 200:
+                    replica.load_is((await answer.json())["loads"], held)
+        return True
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            await work()
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,91 @@
+"""What the OpenAPI document says about bodies that the gateway reads but does not own: the engine has the last word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["CHAT", "COMPLETION", "ERROR"]
+
+_COMMON: dict[str, Any] = {
+    "model": {"type": "string"},
+    "stream": {"type": "boolean"},
+    "stream_options": {"type": "object"},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0},
+    "top_p": {"type": "number"},
+    "n": {"type": "integer", "minimum": 1, "maximum": 8},
+    "seed": {"type": "integer"},
+    "service_tier": {"type": "string", "enum": ["auto", "default", "flex", "scale", "priority", "fast"]},
+    "custom_params": {
+        "type": "object",
+        "properties": {
+            "qoe": {
+                "type": "object",
+                "description": "What the reader expects.",
+                "properties": {
+                    "ttft": {"type": "number", "minimum": 0, "description": "seconds to the first token"},
+                    "tds": {"type": "number", "exclusiveMinimum": 0, "description": "tokens per second"},
+                },
+                "additionalProperties": False,
+            }
+        },
+    },
+}
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "user", "assistant", "tool", "developer"]},
+        "content": {},
+    },
+    "required": ["role"],
+}
+_HEADERS = [
+    ("x-andes-class", "Class of reader, as configured.", {"type": "string"}),
+    ("x-andes-ttft-ms", "Expected milliseconds to the first token.", {"type": "number", "minimum": 0}),
+    ("x-andes-tds", "Expected tokens per second.", {"type": "number", "exclusiveMinimum": 0}),
+    ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
+]
+
+
+def _operation(required: str, field: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {required: field, **_COMMON}, "required": [required]}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "description": what, "schema": kind}
+            for name, what, kind in _HEADERS
+        ],
+        "responses": {
+            "200": {
+                "description": "The answer, or its events as they come.",
+                "content": {"application/json": {}, "text/event-stream": {}},
+            }
+        },
+    }
+
+
+CHAT = _operation("messages", {"type": "array", "items": _MESSAGE, "minItems": 1})
+COMPLETION = _operation("prompt", {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]})
+ERROR: dict[str, Any] = {
+    "description": "An error as OpenAI clients read it.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "error": {
+                        "type": "object",
+                        "properties": {
+                            "message": {"type": "string"},
+                            "type": {"type": "string"},
+                            "param": {},
+                            "code": {},
+                        },
+                        "required": ["message", "type"],
+                    }
+                },
+                "required": ["error"],
+            }
+        }
+    },
+}

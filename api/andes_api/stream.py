@@ -1,0 +1,147 @@
+"""One request while it is here: what was asked, what its reader has, how it ended."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from opentelemetry.trace import INVALID_SPAN, Span
+
+from andes_api import names
+from andes_api.demand import DemandRecord
+from andes_api.errors import ApiError
+from andes_api.expectations import ANONYMOUS, Expectation
+from andes_api.forecast import Forecast, Newcomer
+from andes_api.prompts import Prompt
+from andes_api.resume import text_of
+from andes_api.settings import TenantSettings
+from andes_sglang.qoe import QoETarget, ReaderStream
+
+__all__ = ["Stream", "answers"]
+
+COMPACT_EVENTS = 64
+MAX_SPAN_STALLS = 32
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """A request and its reader. Times are of the monotonic clock, in seconds.
+
+    tokens: what engines have produced for it; ``reader.delivered``: what its socket has taken. log: events not yet turned
+    into text; None where the answer could not be continued elsewhere.
+    """
+
+    chat: bool
+    body: dict[str, Any]
+    expectation: Expectation
+    tenant: TenantSettings | None
+    headers: Mapping[str, str]
+    arrival_s: float
+    prompt: Prompt
+    prompt_tokens: float
+    record: DemandRecord
+    span: Span = INVALID_SPAN
+    request_id: str = ""
+    asked: dict[str, Any] = field(default_factory=dict)
+    expected: Forecast | None = None
+    tokens: int = 0
+    attempts: int = 0
+    status: int = 0
+    replica: str = ""
+    delivered_s: float = 0.0
+    first_event: bytes = b""
+    said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
+    log: list[bytes] | None = None
+    text: str = ""
+    reader: ReaderStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request_id = self.headers.get("x-request-id") or uuid.uuid4().hex
+        if self.streams:
+            self.asked = stream_options(self.body)
+        # Several answers in one stream are read side by side: their tokens together against as many times the speed.
+        target = self.expectation.target
+        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, target.tds * answers(self.body)))
+
+    @property
+    def streams(self) -> bool:
+        return self.record.stream
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    @property
+    def tenant_name(self) -> str:
+        return self.tenant.name if self.tenant else ANONYMOUS
+
+    @property
+    def newcomer(self) -> Newcomer:
+        """As routing and admission see it before it has a place."""
+        return Newcomer(self.prompt_tokens, self.expectation.target, self.expectation.settings.weight, self.prompt.key)
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Mean seconds per token after the first, of what ended well; None where there is none."""
+        n, ttft_s = self.reader.delivered, self.record.ttft_s
+        if ttft_s is None or n < 2 or self.record.outcome != "done":
+            return None
+        return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
+
+    def delivered(self, now_s: float, tokens: int) -> None:
+        """The reader's socket has taken ``tokens`` more tokens."""
+        self.delivered_s = now_s
+        reader = self.reader
+        if not reader.delivered:
+            self.record.ttft_s = now_s - self.arrival_s
+        stalls, stall_s = reader.stalls, reader.stall_s
+        reader.deliver(now_s, tokens)
+        if reader.stalls != stalls and reader.stalls <= MAX_SPAN_STALLS:
+            self.span.add_event(names.EVENT_STALL, {names.STALL_SECONDS: reader.stall_s - stall_s})
+
+    def keep(self, events: list[bytes]) -> None:
+        """Remember what the reader was told, to continue from."""
+        if self.log is not None:
+            self.log += events
+            if len(self.log) >= COMPACT_EVENTS:
+                self.compact()
+
+    def compact(self) -> None:
+        """Turn what was kept into text."""
+        if self.log is None:
+            return
+        text = text_of(self.log)
+        if text is None:
+            self.log = None
+        else:
+            self.text += text
+            self.log = []
+
+    def score(self, now_s: float) -> float | None:
+        """QoE as it counts in the end: 0 for what was refused or broken off by us; what its reader had, when the reader
+        left; None where nothing was streamed."""
+        if not self.streams:
+            return None
+        outcome, reader = self.record.outcome, self.reader
+        if outcome in ("shed", "failed"):
+            return 0.0
+        if outcome in ("open", "abandoned"):
+            return reader.qoe_at(now_s)
+        return reader.final_qoe() if reader.delivered else None
+
+
+def stream_options(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's own stream_options. Raises a 400 where they are no object."""
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise ApiError(400, f"stream_options: expected an object; got {options!r}", param="stream_options")
+    return options or {}
+
+
+def answers(body: Mapping[str, Any]) -> int:
+    """How many answers a request asks for: ``n`` for each of its prompts."""
+    n, prompt = body.get("n"), body.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    return (n if isinstance(n, int) and n > 1 else 1) * prompts

@@ -1,0 +1,161 @@
+"""Traces and metrics by OpenTelemetry's GenAI conventions: an HTTP server span open until the last byte, under it a client
+span per attempt, and histograms; by OTLP over HTTP to where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from opentelemetry import metrics, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from andes_api import names
+from andes_api.stream import Stream
+
+__all__ = ["Telemetry", "failed"]
+
+MAX_MODELS = 50
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class Telemetry:
+    """To ``endpoint``, or nowhere: then the caller's trace context is passed on as it came."""
+
+    def __init__(self, endpoint: str | None, instance: str) -> None:
+        self._providers: list[Any] = []
+        self._models: set[str] = set()
+        tracer: trace.Tracer = trace.NoOpTracer()
+        meter: metrics.Meter = metrics.NoOpMeter("andes_api")
+        if endpoint is not None:
+            tracer, meter = self._export(endpoint.rstrip("/"), instance)
+        self._tracer = tracer
+        self._ttft = meter.create_histogram(
+            names.METRIC_TTFT, "s", "from arrival to the first token", explicit_bucket_boundaries_advisory=names.TTFT_BUCKETS
+        )  # fmt: skip
+        self._tpot = meter.create_histogram(
+            names.METRIC_TPOT, "s", "after the first token", explicit_bucket_boundaries_advisory=names.TPOT_BUCKETS
+        )
+        self._duration = meter.create_histogram(
+            names.METRIC_DURATION, "s", "from arrival to the last byte",
+            explicit_bucket_boundaries_advisory=names.DURATION_BUCKETS,
+        )  # fmt: skip
+        self._qoe = meter.create_histogram(
+            names.METRIC_QOE,
+            "1",
+            "QoE as delivered to the socket",
+            explicit_bucket_boundaries_advisory=names.QOE_BUCKETS,
+        )
+
+    def _export(self, endpoint: str, instance: str) -> tuple[trace.Tracer, metrics.Meter]:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        resource = Resource.create({"service.name": "andes-gateway", "service.instance.id": instance})
+        spans = TracerProvider(resource=resource)
+        span_exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=5)
+        spans.add_span_processor(BatchSpanProcessor(span_exporter, schedule_delay_millis=1000))
+        metric_exporter = OTLPMetricExporter(endpoint=f"{endpoint}/v1/metrics", timeout=5)
+        meters = MeterProvider([PeriodicExportingMetricReader(metric_exporter, 15_000)], resource)
+        self._providers = [spans, meters]
+        return spans.get_tracer("andes_api"), meters.get_meter("andes_api")
+
+    def server_span(self, stream: Stream) -> Span:
+        target = stream.expectation.target
+        attributes: dict[str, Any] = {
+            names.HTTP_METHOD: "POST",
+            names.HTTP_ROUTE: stream.path,
+            names.URL_PATH: stream.path,
+            names.CLASS: stream.expectation.class_name,
+            names.TTFT_TARGET: target.ttft_s,
+            names.TDS_TARGET: target.tds,
+        }
+        context = _PROPAGATOR.extract(stream.headers)
+        return self._tracer.start_span(f"POST {stream.path}", context, SpanKind.SERVER, attributes)
+
+    def client_span(self, stream: Stream, url: str, headers: MutableMapping[str, str]) -> Span:
+        """One attempt at ``url``; its context is put into ``headers``, so that the engine's spans join the trace."""
+        address, body = urlsplit(url), stream.body
+        attributes: dict[str, Any] = {
+            names.OPERATION: _operation(stream),
+            names.PROVIDER: "sglang",
+            names.REQUEST_STREAM: stream.streams,
+            names.SERVER_ADDRESS: address.hostname or "",
+            names.SERVER_PORT: address.port or (443 if address.scheme == "https" else 80),
+        }
+        model = body.get("model")
+        if isinstance(model, str):
+            attributes[names.REQUEST_MODEL] = model
+        for name, field in (
+            (names.REQUEST_MAX_TOKENS, "max_completion_tokens" if "max_completion_tokens" in body else "max_tokens"),
+            (names.REQUEST_TEMPERATURE, "temperature"),
+            (names.REQUEST_TOP_P, "top_p"),
+        ):
+            if isinstance(body.get(field), int | float):
+                attributes[name] = body[field]
+        name = f"{_operation(stream)} {attributes.get(names.REQUEST_MODEL, '')}".strip()
+        span = self._tracer.start_span(name, trace.set_span_in_context(stream.span), SpanKind.CLIENT, attributes)
+        _PROPAGATOR.inject(headers, trace.set_span_in_context(span))
+        return span
+
+    def ended(self, stream: Stream, duration_s: float, reason: str | None) -> None:
+        """End the server span of a request that is over, and count it."""
+        record, reader, span = stream.record, stream.reader, stream.span
+        span.set_attributes({
+            names.HTTP_STATUS: stream.status,
+            names.OUTCOME: record.outcome,
+            names.ATTEMPTS: stream.attempts,
+            names.STALLS: reader.stalls,
+            names.STALL_SECONDS: reader.stall_s,
+        })  # fmt: skip
+        if record.qoe is not None:
+            span.set_attribute(names.QOE, record.qoe)
+        if reason is not None:
+            span.set_attribute(names.REASON, reason)
+        if stream.status >= 500:
+            failed(span, str(stream.status))
+        span.end()
+        if not self._providers:
+            return
+        attributes = {
+            names.OPERATION: _operation(stream),
+            names.PROVIDER: "sglang",
+            names.REQUEST_MODEL: self._model(stream),
+            names.CLASS: stream.expectation.class_name,
+        }
+        self._duration.record(duration_s, attributes | {names.OUTCOME: record.outcome})
+        if record.qoe is not None:
+            self._qoe.record(record.qoe, attributes)
+        if record.ttft_s is not None:
+            self._ttft.record(record.ttft_s, attributes)
+        if (tpot_s := stream.tpot_s) is not None:
+            self._tpot.record(tpot_s, attributes)
+
+    def _model(self, stream: Stream) -> str:
+        """The model asked for; "other" where no engine has answered for it or there are too many."""
+        model = stream.body.get("model")
+        if not isinstance(model, str):
+            return "other"
+        if stream.status == 200 and len(self._models) < MAX_MODELS:
+            self._models.add(model)
+        return model if model in self._models else "other"
+
+    def stop(self) -> None:
+        """Send what is left."""
+        for provider in self._providers:
+            provider.shutdown()
+
+
+def failed(span: Span, kind: str) -> None:
+    span.set_attribute(names.ERROR_TYPE, kind)
+    span.set_status(Status(StatusCode.ERROR, kind))
+
+
+def _operation(stream: Stream) -> str:
+    return "chat" if stream.chat else "text_completion"

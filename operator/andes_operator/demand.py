@@ -1,0 +1,70 @@
+"""The demand to come, as arrivals to play: what came lately, closer together or further apart. Pure; chance is seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from andes_operator.observe import Observation, Request
+from andes_operator.spec import TargetSpec
+from andes_operator.whatif import Arrival
+from andes_sglang.qoe import QoETarget
+
+__all__ = ["Reader", "arrivals"]
+
+SPAN_S = 300.0
+LEAST_SAMPLE = 20
+TYPICAL_OUTPUT_TOKENS = 300
+TYPICAL_PROMPT_TOKENS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What readers of a class expect, and the weight of their QoE."""
+
+    target: QoETarget
+    weight: float = 1.0
+
+
+DEFAULT_READER = Reader(QoETarget())
+
+
+def arrivals(
+    spec: TargetSpec, seen: Observation, rate_rps: float, readers: Mapping[str, Reader], seed: int = 0
+) -> tuple[tuple[Arrival, ...], float]:
+    """Arrivals at ``rate_rps``, and the seconds that they cover: the recent ones with their gaps scaled, so that bursts stay
+    bursts; Poisson where too few came to show any. An answer that is not finished is taken to be as long as a finished one
+    of its class."""
+    if rate_rps <= 0.0:
+        return (), SPAN_S
+    chance = random.Random(seed)  # noqa: S311
+    done: dict[str, list[int]] = {}
+    for request in seen.recent:
+        if request.done and request.output_tokens > 0:
+            done.setdefault(request.class_name, []).append(request.output_tokens)
+    anyone = [tokens for of_class in done.values() for tokens in of_class]
+    usual = [int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS]
+
+    def arrival(at_s: float, request: Request) -> Arrival:
+        tokens = request.output_tokens
+        if not request.done or not tokens:
+            tokens = max(tokens, chance.choice(done.get(request.class_name) or anyone or usual))
+        reader = readers.get(request.class_name, DEFAULT_READER)
+        return Arrival(
+            at_s, request.class_name, max(1, request.prompt_tokens), max(1, tokens), reader.target, reader.weight
+        )
+
+    if len(seen.recent) >= LEAST_SAMPLE:
+        first_s = seen.recent[0].arrival_s
+        seen_s = max(1e-3, seen.now_s - first_s)
+        scale = len(seen.recent) / seen_s / rate_rps
+        return tuple(arrival((r.arrival_s - first_s) * scale, r) for r in seen.recent), seen_s * scale
+    pattern = seen.recent or (
+        Request(seen.now_s, "", int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS, 0, False),
+    )
+    made, at_s = [], chance.expovariate(rate_rps)
+    while at_s < SPAN_S:
+        made.append(arrival(at_s, chance.choice(pattern)))
+        at_s += chance.expovariate(rate_rps)
+    return tuple(made), SPAN_S

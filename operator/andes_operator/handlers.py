@@ -1,0 +1,208 @@
+"""kopf's part: it watches; what it sees starts, wakes and ends one task per QoETarget. No finalizers, no annotations.
+
+The tasks read the resource afresh at every tick, and a sweep lists all resources once a minute: a watch that has died in
+silence delays what is new by a minute and loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import kopf
+
+from andes_operator import names
+from andes_operator.cluster import Cluster, ClusterError
+from andes_operator.reconcile import Reconciler
+from andes_operator.telemetry import Metrics
+
+__all__ = ["Work", "watch"]
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 60.0
+STUCK_S = 300.0
+LONGEST_BACKOFF_S = 60.0
+WATCH_AGAIN_S = 5.0
+Key = tuple[str, str]
+
+
+class Work:
+    """The tasks of all targets, and the sweep over them."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        reconciler: Reconciler,
+        metrics: Metrics,
+        namespaces: Sequence[str],
+        sweep_s: float = SWEEP_S,
+    ) -> None:
+        self._cluster, self._reconciler, self._metrics = cluster, reconciler, metrics
+        self._namespaces: Sequence[str | None] = namespaces or [None]
+        self._sweep_s = sweep_s
+        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._wakes: dict[Key, asyncio.Event] = {}
+        self._generations: dict[Key, int] = {}
+        self._ticking: dict[Key, float] = {}
+        self._classes: dict[str, asyncio.Event] = {}
+        self._publishing: dict[str, asyncio.Task[None]] = {}
+        self.leading = False
+        self.swept_s: float | None = None
+        self.sweep_tried_s = time.monotonic()
+
+    # What happened
+
+    def target(self, namespace: str, name: str, generation: int) -> None:
+        """A target is there. A new one is started; an edited one looks at once; a change of its status is our own."""
+        key = namespace, name
+        known = self._tasks.get(key)
+        if known is None or known.done():
+            self._wakes[key] = asyncio.Event()
+            self._tasks[key] = asyncio.create_task(self._run(key), name=f"{namespace}/{name}")
+        elif self._generations.get(key) != generation:
+            self._wakes[key].set()
+        self._generations[key] = generation
+        self._metrics.targets.set(len(self._tasks))
+
+    def gone(self, namespace: str, name: str) -> None:
+        """It was deleted: its task finds out at its next look, which is now."""
+        if (namespace, name) in self._wakes:
+            self._wakes[namespace, name].set()
+
+    def classes_changed(self, namespace: str) -> None:
+        if namespace not in self._publishing:
+            self._classes[namespace] = asyncio.Event()
+            self._publishing[namespace] = asyncio.create_task(self._publish(namespace))
+        self._classes[namespace].set()
+
+    # Tasks
+
+    async def _run(self, key: Key) -> None:
+        """Look, wait, look again: until the target is gone. A look that fails is repeated, later and later."""
+        failures = 0
+        wake = self._wakes[key]
+        try:
+            while True:
+                wake.clear()
+                self._ticking[key] = time.monotonic()
+                try:
+                    delay_s = await self._reconciler.tick(*key)
+                    failures = 0
+                except ClusterError as error:
+                    failures += 1
+                    delay_s = min(LONGEST_BACKOFF_S, 2.0**failures)
+                    self._metrics.failures.labels("api").inc()
+                    log.warning("%s/%s: %s; again in %.0f s", *key, error, delay_s)
+                except Exception:
+                    failures += 1
+                    delay_s = min(LONGEST_BACKOFF_S, 2.0**failures)
+                    self._metrics.failures.labels("unexpected").inc()
+                    log.exception("%s/%s: again in %.0f s", *key, delay_s)
+                finally:
+                    self._ticking.pop(key, None)
+                if delay_s is None:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(wake.wait(), delay_s * random.uniform(0.95, 1.05))  # noqa: S311
+        finally:
+            if self._tasks.get(key) is asyncio.current_task():
+                for known in (self._tasks, self._wakes, self._generations):
+                    known.pop(key, None)
+                self._metrics.targets.set(len(self._tasks))
+
+    async def _publish(self, namespace: str) -> None:
+        while True:
+            await self._classes[namespace].wait()
+            self._classes[namespace].clear()
+            try:
+                await self._reconciler.publish_classes(namespace)
+            except ClusterError as error:
+                log.warning("classes of %s: %s", namespace, error)
+                await asyncio.sleep(5.0)
+                self._classes[namespace].set()
+
+    async def sweep(self) -> None:
+        """For ever: list everything and start what the watch has not told of."""
+        while True:
+            self.sweep_tried_s = time.monotonic()
+            try:
+                for namespace in self._namespaces:
+                    for found in await self._cluster.list_all(names.TARGETS, namespace):
+                        m = found["metadata"]
+                        self.target(m["namespace"], m["name"], m["generation"])
+                    for found in await self._cluster.list_all(names.CLASSES, namespace):
+                        self.classes_changed(found["metadata"]["namespace"])
+                self.swept_s = time.monotonic()
+            except ClusterError as error:
+                log.warning("sweep: %s", error)
+            await asyncio.sleep(self._sweep_s if self.swept_s is not None else 2.0)
+
+    async def stop(self) -> None:
+        tasks = [*self._tasks.values(), *self._publishing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Health
+
+    def stuck(self) -> str | None:
+        """What a restart would mend: a look or a sweep that does not end. An API server that is away is no such thing."""
+        now_s = time.monotonic()
+        for key, since_s in self._ticking.items():
+            if now_s - since_s > STUCK_S:
+                return f"the look at {key[0]}/{key[1]} takes {now_s - since_s:.0f} s"
+        if now_s - self.sweep_tried_s > self._sweep_s + STUCK_S:
+            return f"no sweep for {now_s - self.sweep_tried_s:.0f} s"
+        return None
+
+
+async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> None:
+    """Watch QoETargets and QoEClasses until ``stop``: of the namespaces, or of all where none is named."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=registry)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.watching.server_timeout = 60  # a silent watch is opened anew
+        settings.watching.client_timeout = 90
+        settings.watching.connect_timeout = 10
+        settings.posting.enabled = False
+        for number in (signal.SIGTERM, signal.SIGINT):  # kopf has put its own there
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        settings.scanning.disabled = True  # our CRDs are there before us; listing CRDs and namespaces takes more rights
+
+    @kopf.on.login(registry=registry)
+    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(names.GROUP, names.VERSION, names.TARGETS, registry=registry)
+    async def target(event: kopf.RawEvent, meta: kopf.Meta, **_: Any) -> None:
+        namespace, name = str(meta["namespace"]), str(meta["name"])
+        if event["type"] == "DELETED":
+            work.gone(namespace, name)
+        else:
+            work.target(namespace, name, int(meta["generation"]))
+
+    @kopf.on.event(names.GROUP, names.VERSION, names.CLASSES, registry=registry)
+    async def qoe_class(meta: kopf.Meta, **_: Any) -> None:
+        work.classes_changed(str(meta["namespace"]))
+
+    while not stop.is_set():
+        try:
+            await kopf.operator(
+                registry=registry,
+                standalone=True,
+                stop_flag=stop,
+                clusterwide=not namespaces,
+                namespaces=list(namespaces),
+            )
+            return
+        except Exception as error:  # an API server that is starting answers 404 for a while, which ends kopf
+            log.warning("the watch has failed: %s; again in %.0f s", error, WATCH_AGAIN_S)
+            await asyncio.sleep(WATCH_AGAIN_S)

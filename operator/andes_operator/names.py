@@ -1,0 +1,61 @@
+"""Every name that others can see, once: resources, annotations, conditions, reasons."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["Condition", "Mode", "Reason", "Statistic"]
+
+GROUP = "andes.dev"
+VERSION = "v1alpha1"
+TARGETS = "qoetargets"
+CLASSES = "qoeclasses"
+
+OPERATOR = "andes-operator"
+DRAINING = "andes.dev/draining-since"
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+CLASSES_CONFIGMAP = "andes-qoe-classes"
+CLASSES_KEY = "classes.yaml"
+HISTORY_KEY = "requests-per-second.json"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+ALL_CLASSES = "*"
+
+
+class Mode(StrEnum):
+    AUTO = "Auto"
+    ADVISORY = "Advisory"
+
+
+class Statistic(StrEnum):
+    MEAN = "Mean"
+    PERCENTILE = "Percentile"
+    SHARE_ABOVE = "ShareAbove"
+
+
+class Condition(StrEnum):
+    """Types of conditions. All are True when things are well, but for Conflict."""
+
+    READY = "Ready"
+    OBSERVED = "DataAvailable"
+    TARGET_FOUND = "TargetFound"
+    MET = "ObjectiveMet"
+    ATTAINABLE = "Attainable"
+    CONFLICT = "Conflict"
+
+
+class Reason(StrEnum):
+    """Why the operator asks for that many replicas; a condition's reason and a metric's label."""
+
+    FORECAST = "Forecast"
+    QOE_BELOW_TARGET = "QoEBelowTarget"
+    QUEUE_GROWING = "QueueGrowing"
+    SURPLUS = "Surplus"
+    STEADY = "Steady"
+    STABILIZING = "Stabilizing"
+    BOUNDS = "Bounds"
+    FIRST_REQUEST = "FirstRequest"
+    IDLE = "Idle"
+    DATA_MISSING = "DataMissing"
+    DATA_STALE = "DataStale"
+    DATA_CONTRADICTORY = "DataContradictory"
+    NO_PREDICTION = "NoPrediction"

@@ -1,0 +1,137 @@
+"""Demand and QoE from a Prometheus that scrapes the gateways, as one report.
+
+The gateway's histogram has an edge at each of the usual thresholds, so shares above those are exact, and so is the mean;
+percentiles are off by up to a bucket, downwards. Lengths of requests are not in the metrics: the target gives their means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import aiohttp
+
+from andes_operator.observe import FleetReplica, Report, Request
+from andes_operator.spec import Demand
+from andes_sglang.sketch import BINS, Sketch
+
+__all__ = ["NoSamplesError", "arrivals", "ask", "queries", "report", "sketches"]
+
+STEP_S = 30.0
+SPAN_S = 600.0
+NAME = "Prometheus"
+Sample = Mapping[str, Any]
+
+
+class NoSamplesError(OSError):
+    """Prometheus answers, but has no samples of the gateways."""
+
+
+def queries(selector: str, window_s: float) -> dict[str, str]:
+    """PromQL by purpose; ``selector``: label matchers without braces."""
+    where, window = f"{{{selector}}}", f"[{max(60, round(window_s))}s]"
+    return {
+        "rate": f"sum by (class) (rate(andes_gateway_requests_total{where}[1m]))",
+        "qoe": f"sum by (class, le) (increase(andes_gateway_request_qoe_ratio_bucket{where}{window}))",
+        "qoe_sum": f"sum by (class) (increase(andes_gateway_request_qoe_ratio_sum{where}{window}))",
+        "streams": f"sum by (replica) (andes_gateway_replica_streams{where})",
+        "up": f"max by (replica) (andes_gateway_replica_up{where})",
+        "sampled": f"min(timestamp(andes_gateway_replica_up{where}))",
+    }
+
+
+async def ask(session: aiohttp.ClientSession, demand: Demand, window_s: float, now_s: float) -> Report:
+    """Raises ``OSError`` where Prometheus does not answer or has nothing, ``ValueError`` where it answers nonsense."""
+    root = f"{str(demand.prometheus_url).rstrip('/')}/api/v1"
+
+    async def get(path: str, **query: Any) -> list[Sample]:
+        async with session.get(f"{root}/{path}", params={k: str(v) for k, v in query.items()}) as answer:
+            body = await answer.json(content_type=None)
+            if answer.status != 200 or body.get("status") != "success":
+                raise OSError(f"{NAME}: HTTP {answer.status}: {str(body.get('error', ''))[:200]}")
+            return list(body["data"]["result"])
+
+    asked = queries(demand.prometheus_selector, window_s)
+    rate = asked.pop("rate")
+    results = await asyncio.gather(
+        get("query_range", query=rate, start=now_s - SPAN_S, end=now_s, step=STEP_S),
+        *(get("query", query=query, time=now_s) for query in asked.values()),
+    )
+    try:
+        return report(demand, dict(zip(("rate", *asked), results)), now_s)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{NAME}: {error!r}") from None
+
+
+def report(demand: Demand, found: Mapping[str, Sequence[Sample]], now_s: float) -> Report:
+    """One report of what all gateways said to Prometheus. Raises :class:`NoSamplesError`."""
+    if not found["sampled"]:
+        raise NoSamplesError(f"{NAME}: no samples of andes_gateway_replica_up{{{demand.prometheus_selector}}}")
+    streams = {s["metric"]["replica"]: _value(s) for s in found["streams"]}
+    return Report(
+        gateway=NAME,
+        now_s=_value(found["sampled"][0]),
+        received_s=now_s,
+        demand_since_s=now_s - SPAN_S,
+        requests=arrivals(demand, found["rate"], now_s),
+        ended=sketches(found["qoe"], found["qoe_sum"]),
+        running={},
+        replicas=tuple(
+            FleetReplica(name, _value(s) > 0, False, round(streams.get(name, 0.0)), 0, 0)
+            for s in found["up"] for name in [s["metric"]["replica"]]
+        ),
+    )  # fmt: skip
+
+
+def arrivals(demand: Demand, rates: Sequence[Sample], now_s: float) -> tuple[Request, ...]:
+    """Requests spread evenly over each step of ``rates`` (a matrix by class), with the mean lengths; in order."""
+    made = []
+    for series in rates:
+        owed = 0.0
+        for at_s, rate in series["values"]:
+            owed += max(0.0, _finite(rate)) * STEP_S
+            count, end_s = math.floor(owed), min(float(at_s), now_s)
+            owed -= count
+            made += [
+                Request(end_s - STEP_S * (count - i - 0.5) / count, str(series["metric"].get("class", "")),
+                        round(demand.prompt_tokens), round(demand.output_tokens), True)
+                for i in range(count)
+            ]  # fmt: skip
+    return tuple(sorted(made, key=lambda r: r.arrival_s))
+
+
+def sketches(buckets: Sequence[Sample], sums: Sequence[Sample]) -> dict[str, Sketch]:
+    """QoE by class from cumulative buckets: each stream at the lower edge of its bucket, the total exact."""
+    by_class: dict[str, list[tuple[float, float]]] = {}
+    for sample in buckets:
+        edge = float(sample["metric"]["le"])
+        by_class.setdefault(str(sample["metric"].get("class", "")), []).append((edge, _value(sample)))
+    totals = {str(s["metric"].get("class", "")): _value(s) for s in sums}
+    made = {}
+    for name, cumulative in by_class.items():
+        sketch, lower, before, exact = Sketch(), 0.0, 0, 0.0
+        for edge, count in sorted(cumulative):
+            here = round(count)
+            if here > before:
+                k = int(min(lower, 1.0) * BINS + 1e-9)
+                sketch.counts[k] = sketch.counts.get(k, 0) + here - before
+                before = here
+            lower = edge
+            exact = max(exact, count)
+        if before:
+            sketch.total = min(float(before), totals.get(name, 0.0) * before / exact)
+            made[name] = sketch
+    return made
+
+
+def _value(sample: Sample) -> float:
+    return _finite(sample["value"][1])
+
+
+def _finite(text: Any) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{NAME}: {text!r} is no figure")
+    return value

@@ -1,0 +1,88 @@
+"""Metrics and traces of the operator's decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry import trace
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics", "tracer"]
+
+TARGET = ["namespace", "target"]
+
+
+class Metrics:
+    """One registry per operator. Labels are targets: as many as there are QoETargets."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.ticks = Counter("andes_operator_ticks", "looks at a target, by outcome", ["reason"], registry=registry)
+        self.failures = Counter("andes_operator_tick_failures", "looks that failed", ["kind"], registry=registry)
+        self.tick_s = Histogram(
+            "andes_operator_tick_seconds", "from the first question to the status", registry=registry,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60),
+        )  # fmt: skip
+        self.what_if_s = Histogram(
+            "andes_operator_what_if_seconds", "forecast and what-if, waiting included", registry=registry,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60),
+        )  # fmt: skip
+        self.scaled = Counter(
+            "andes_operator_scale_changes", "changes made", ["direction", "reason"], registry=registry
+        )
+        self.targets = Gauge("andes_operator_targets", "QoETargets at work", registry=registry)
+        self.leading = Gauge("andes_operator_leading", "1 while this one writes", registry=registry)
+        self.replicas = Gauge("andes_operator_replicas", "pods that exist", TARGET, registry=registry)
+        self.recommended = Gauge(
+            "andes_operator_recommended_replicas", "pods there should be", TARGET, registry=registry
+        )
+        self.demand = Gauge("andes_operator_demand_rps", "requests per second", [*TARGET, "kind"], registry=registry)
+        self.qoe = Gauge(
+            "andes_operator_objective_ratio", "statistic of an objective", [*TARGET, "class", "statistic", "kind"],
+            registry=registry,
+        )  # fmt: skip
+
+        self._series: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
+
+    def forget(self, namespace: str, name: str) -> None:
+        """A target that is gone."""
+        for gauge, labels in self._series.pop((namespace, name), ()):
+            gauge.remove(*labels)
+
+    def observe(self, namespace: str, name: str, status: dict[str, Any]) -> None:
+        """The figures of a status; what it does not know any more is taken away."""
+        self.forget(namespace, name)
+        series = self._series.setdefault((namespace, name), set())
+
+        def show(gauge: Gauge, value: float | None, *labels: str) -> None:
+            if value is not None:
+                whole = (namespace, name, *labels)
+                gauge.labels(*whole).set(value)
+                series.add((gauge, whole))
+
+        show(self.replicas, status["replicas"])
+        show(self.recommended, status["recommendedReplicas"])
+        show(self.demand, status["demand"]["requestsPerSecond"], "observed")
+        show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")
+        for objective in status["objectives"]:
+            for kind in ("current", "predicted", "target"):
+                show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
+
+    def exposition(self) -> bytes:
+        return bytes(generate_latest(self.registry))
+
+
+def tracer(endpoint: str | None, instance: str) -> tuple[trace.Tracer, Any]:
+    """Spans to ``endpoint`` (OTLP over HTTP), or nowhere; and the provider to be shut down at the end, if any."""
+    if not endpoint:
+        return trace.NoOpTracer(), None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    resource = Resource.create({"service.name": "andes-operator", "service.instance.id": instance})
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+    return provider.get_tracer("andes_operator"), provider

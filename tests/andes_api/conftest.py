@@ -1,0 +1,307 @@
+"""A gateway under uvicorn, and upstreams that misbehave on request.
+
+``Faulty`` is a fault-injection fixture and nothing else: a real ASGI server that streams numbered words and stalls, dies or
+talks nonsense when a test says so. What engines really do is tested on real engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from andes_api.server import Server
+from andes_api.settings import Settings
+from andes_sglang.bench.engine import Engine
+
+
+@contextmanager
+def running(server: uvicorn.Server) -> Iterator[uvicorn.Server]:
+    """``server`` in a thread of its own until the block ends."""
+    ready = threading.Event()
+    startup = server.startup
+
+    async def started(sockets: Any = None) -> None:
+        await startup(sockets)
+        ready.set()
+
+    server.startup = started  # type: ignore[method-assign]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def hang_up(send: Any) -> None:
+    """Close uvicorn's connection as a dying process does."""
+    send.__self__.transport.abort()
+
+
+class Faulty:
+    """An upstream. ``fault`` and ``after`` (events) say how it misbehaves, once ``strike`` is set where there is one; stalled
+    streams wait for ``release``."""
+
+    def __init__(self) -> None:
+        self.fault: str | None = None
+        self.after = 0
+        self.words = 1.0
+        self.gap_s = 0.0
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.healthy = True
+        self.strike: threading.Event | None = None
+        self.release = threading.Event()
+        self.stalled = threading.Event()
+        self.cancelled = threading.Event()
+        self.sent_bytes = 0
+        self.server = uvicorn.Server(
+            uvicorn.Config(
+                self._app,
+                port=0,
+                log_config=None,
+                lifespan="off",
+                interface="asgi3",
+                ws="none",
+                backlog=4096,
+                timeout_graceful_shutdown=1,
+                proxy_headers=False,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        path = scope["path"]
+        if path == "/health":
+            await self._reply(send, 200 if self.healthy else 503, b"")
+        elif path == "/v1/models":
+            await self._reply(send, 200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
+        elif path in ("/v1/completions", "/v1/chat/completions"):
+            body = b""
+            more = True
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+            self.bodies.append(json.loads(body))
+            self.headers.append({k.decode(): v.decode() for k, v in scope["headers"]})
+            await self._infer(self.bodies[-1], "chat" in path, receive, send)
+        else:
+            await self._reply(send, 404, b"{}")
+
+    async def _reply(self, send: Any, status: int, content: bytes, kind: bytes = b"application/json") -> None:
+        headers = [(b"content-length", str(len(content)).encode()), (b"content-type", kind)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
+        if self.fault and self.fault.isdigit():
+            error = {"object": "error", "message": "said so", "type": "X", "code": int(self.fault)}
+            await self._reply(send, int(self.fault), json.dumps({"error": error}).encode())
+            return
+        if self.fault == "hang up":
+            hang_up(send)
+            return
+        if self.fault == "no stream":
+            await self._reply(send, 200, b"<html>hello</html>", b"text/html")
+            return
+        tokens, messages = body.get("max_tokens"), body.get("messages")
+        sound = isinstance(messages, list) and messages and isinstance(messages[-1], dict) if chat else "prompt" in body
+        if not sound or not (tokens is None or (type(tokens) is int and 0 < tokens <= 4096)):
+            await self._reply(send, 400, b'{"error":{"message":"no sound request","type":"BadRequest","code":400}}')
+            return
+        if body.get("stream") is not True:
+            said = {"message": {"role": "assistant", "content": "w0 x"}} if chat else {"text": "w0 x"}
+            usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+            choices = [{"index": 0, **said, "finish_reason": "length"}]
+            await self._reply(
+                send, 200, json.dumps({"id": "id-1", "model": "m", "choices": choices, "usage": usage}).encode()
+            )
+            return
+        gone = asyncio.ensure_future(self._gone(receive))
+        try:
+            await self._events(body, chat, send, gone)
+        finally:
+            gone.cancel()
+
+    async def _gone(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.cancelled.set()
+
+    async def _events(self, body: dict[str, Any], chat: bool, send: Any, gone: asyncio.Future[None]) -> None:
+        prompt = body["messages"][-1].get("content") if chat else body["prompt"]
+        said = re.findall(r"w(\d+) ", prompt) if isinstance(prompt, str) else []
+        first = int(said[-1]) + 1 if said else 0
+        count = body.get("max_tokens") or 16
+        identity = {
+            "id": f"id-{id(self)}",
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": 1,
+        }
+
+        async def put(data: bytes) -> None:
+            self.sent_bytes += len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+        async def chunk(choices: list[Any], usage: Any = None) -> None:
+            data = {**identity, "model": "m", "choices": choices, "usage": usage}
+            await put(b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n")
+
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        if chat:
+            await chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}}])
+        for k in range(count):
+            if self.fault and k == self.after:
+                await self._misbehave(send, put, gone)
+            if gone.done():
+                return
+            text = f"w{first + k} " + "x" * int(self.words)
+            choice = {"index": 0, "delta": {"content": text}} if chat else {"index": 0, "text": text}
+            finish = "length" if k == count - 1 else None
+            usage = {"prompt_tokens": 5, "completion_tokens": k + 1, "total_tokens": 6 + k}
+            asked = body.get("stream_options", {}).get("continuous_usage_stats")
+            await chunk([{**choice, "finish_reason": finish}], usage if asked else None)
+            if self.gap_s:
+                await asyncio.sleep(self.gap_s)
+        if body.get("stream_options", {}).get("include_usage"):
+            await chunk([], {"prompt_tokens": 5, "completion_tokens": count, "total_tokens": 5 + count})
+        await put(b"data: [DONE]\n\n")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _misbehave(self, send: Any, put: Any, gone: asyncio.Future[None]) -> None:
+        while self.strike is not None and not self.strike.is_set():
+            await asyncio.wait({gone}, timeout=0.005)
+        if self.fault == "die":
+            hang_up(send)
+        if self.fault == "half":
+            await put(b'data: {"id":"x","choices":[{"te')
+            hang_up(send)
+        if self.fault == "garbage":
+            await put(b"\x00\xff<html>not an event\n\n")
+        if self.fault == "error":
+            await put(b'data: {"error":{"message":"gone","type":"InternalServerError","code":500}}\n\n')
+        if self.fault == "stall":
+            self.stalled.set()
+            while not self.release.is_set() and not gone.done():
+                await asyncio.wait({gone}, timeout=0.02)
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def faulty() -> Iterator[Callable[[], Faulty]]:
+    """Makes upstreams that misbehave."""
+    with ExitStack() as stack:
+
+        def make() -> Faulty:
+            upstream = Faulty()
+            stack.enter_context(running(upstream.server))
+            return upstream
+
+        yield make
+
+
+@pytest.fixture
+def gateway() -> Iterator[Start]:
+    """Starts gateways: ``gateway(url, ..., setting=value)``; the running server, whose ``url`` is its address."""
+    with ExitStack() as stack:
+
+        def start(*upstreams: str, **settings: Any) -> Server:
+            server = Server(
+                Settings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
+            )
+            stack.enter_context(running(server))
+            server.url = f"http://127.0.0.1:{server.port}"  # type: ignore[attr-defined]
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    """Starts simulated engines over real HTTP: ``simulated("--flag", ...)``."""
+    with ExitStack() as stack:
+        count = itertools.count()
+
+        def start(*flags: str) -> Engine:
+            log = tmp_path / f"engine{next(count)}.log"
+            return stack.enter_context(Engine("simulated", "andes", ("--engine", "sim", *flags), log=log))
+
+        yield start
+
+
+class Backend:
+    """Receives OTLP over HTTP and keeps it."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self.metrics: list[Any] = []
+        self.services: set[str] = set()
+        self.raw = b""
+        backend = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    content = gzip.decompress(content)
+                backend.take(self.path, content)
+                self.send_response(200)
+                self.send_header("content-type", "application/x-protobuf")
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def take(self, path: str, content: bytes) -> None:
+        self.raw += content
+        if path == "/v1/traces":
+            for resource in ExportTraceServiceRequest.FromString(content).resource_spans:
+                self.services |= {a.value.string_value for a in resource.resource.attributes if a.key == "service.name"}
+                self.spans += [span for scope in resource.scope_spans for span in scope.spans]
+        else:
+            for of in ExportMetricsServiceRequest.FromString(content).resource_metrics:
+                self.metrics += [metric for scope in of.scope_metrics for metric in scope.metrics]
+
+    @staticmethod
+    def said(thing: Any) -> dict[str, Any]:
+        """The attributes of a span, a data point or a resource."""
+        values = {}
+        for attribute in thing.attributes:
+            kind = attribute.value.WhichOneof("value")
+            value = getattr(attribute.value, kind)
+            values[attribute.key] = [v.string_value for v in value.values] if kind == "array_value" else value
+        return values
+
+
+@pytest.fixture(scope="session")
+def make_backend() -> type[Backend]:
+    """Makes what receives OTLP over HTTP."""
+    return Backend

@@ -1,0 +1,313 @@
+"""What goes wrong upstream and in clients, over real HTTP: others do not notice, nothing leaks, errors are clean."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+BODY: dict[str, Any] = {"model": "m", "prompt": "say", "max_tokens": 6, "temperature": 0, "stream": True}
+CHAT: dict[str, Any] = {
+    "model": "m", "messages": [{"role": "user", "content": "say"}], "max_tokens": 6, "temperature": 0, "stream": True,
+}  # fmt: skip
+ANSWER = "".join(f"w{k} x" for k in range(6))
+
+
+def stream(
+    url: str, body: dict[str, Any] | None = None, *, strike: Any = None, **headers: str
+) -> tuple[httpx.Response, list[Any]]:
+    """The answer and its events as a client that expects only standard chunks reads them. ``strike``: an upstream that
+    misbehaves after three words, to be told when they have been read."""
+    body = body or BODY
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    content = ""
+    if strike is not None:
+        strike.strike = threading.Event()
+    with httpx.stream("POST", url + path, json=body, headers=headers, timeout=20) as answer:
+        for part in answer.iter_text():
+            content += part
+            if strike is not None and "w2 x" in content:
+                strike.strike.set()
+    events = [line[6:] for line in content.split("\n\n") if line.startswith("data: ")]
+    whole = httpx.Response(answer.status_code, headers=answer.headers, content=content.encode())
+    return whole, [event if event == "[DONE]" else json.loads(event) for event in events]
+
+
+def text_of(events: list[Any]) -> str:
+    choices = [c for e in events if e != "[DONE]" for c in e.get("choices", ())]
+    return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
+
+
+def idle(server: Any) -> bool:
+    """Whether the gateway holds nothing any more: no stream, no relay, none at any replica."""
+    gateway = server.app.state.gateway
+    replicas = gateway.fleet.replicas.values()
+    return not gateway.open and not any(r.streams or r._decoding for r in replicas)
+
+
+def becomes_idle(server: Any) -> bool:
+    deadline_s = time.monotonic() + 5
+    while not idle(server) and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    return idle(server)
+
+
+def last_record(server: Any) -> dict[str, Any]:
+    return dict(httpx.get(server.url + "/fleet/demand").json()["records"][-1])
+
+
+@pytest.mark.parametrize("fault", ["hang up", "503", "500", "die", "garbage", "error", "half", "no stream"])
+def test_a_stream_that_has_not_begun_is_tried_elsewhere(fault: str, faulty: Any, gateway: Any) -> None:
+    bad, good = faulty(), faulty()
+    bad.fault = fault
+    server = gateway(bad.url, good.url, policy="round_robin")
+    for _ in range(4):
+        answer, events = stream(server.url)
+        assert answer.status_code == 200
+        assert text_of(events) == ANSWER
+        assert events[-1] == "[DONE]"
+    assert bad.bodies
+    assert becomes_idle(server)
+
+
+@pytest.mark.parametrize("fault", ["die", "half", "garbage", "error"])
+@pytest.mark.parametrize("body", [BODY, CHAT], ids=["completion", "chat"])
+@pytest.mark.parametrize("pace", ["off", "on"])
+def test_a_stream_that_has_begun_goes_on_elsewhere(
+    fault: str, body: dict[str, Any], pace: str, faulty: Any, gateway: Any
+) -> None:
+    bad, good = faulty(), faulty()
+    bad.fault, bad.after = fault, 3
+    server = gateway(bad.url, good.url, policy="round_robin")
+    asked = {**body, "stream_options": {"include_usage": True}}
+    _, events = stream(server.url, asked, strike=bad, **{"x-andes-pace": pace, "x-andes-tds": "100"})
+    assert text_of(events) == ANSWER
+    assert len({e["id"] for e in events[:-1]}) == 1
+    assert sum(bool(c.get("delta", {}).get("role")) for e in events[:-1] for c in e["choices"]) == ("messages" in body)
+    assert events[-2]["usage"]["completion_tokens"] == 6
+    assert good.bodies[0]["max_tokens"] == 3
+    assert last_record(server)["outcome"] == "done"
+    assert last_record(server)["output_tokens"] == 6
+    assert becomes_idle(server)
+
+
+@pytest.mark.parametrize(
+    "unlike", [{"temperature": 0.7}, {"logprobs": 1}, {"regex": "w+"}, {"n": 2}], ids=lambda u: next(iter(u))
+)
+def test_a_stream_that_cannot_go_on_ends_with_an_error_in_the_stream(
+    unlike: dict[str, Any], faulty: Any, gateway: Any
+) -> None:
+    bad, good = faulty(), faulty()
+    bad.fault, bad.after = "die", 3
+    server = gateway(bad.url, good.url, policy="round_robin")
+    answer, events = stream(server.url, {**BODY, **unlike}, strike=bad)
+    assert answer.status_code == 200
+    assert text_of(events) == "w0 xw1 xw2 x"
+    assert events[-1]["error"]["code"] == "upstream_error"
+    assert not good.bodies
+    assert last_record(server)["outcome"] == "failed"
+    assert last_record(server)["qoe"] == 0.0
+
+
+def test_only_one_engine_and_it_fails(faulty: Any, gateway: Any) -> None:
+    bad = faulty()
+    server = gateway(bad.url)
+    bad.fault = "hang up"
+    answer, _ = stream(server.url)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+    assert answer.headers["retry-after"] == "1"
+    bad.fault = "500"
+    answer, _ = stream(server.url)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (500, "said so")
+    assert becomes_idle(server)
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+def test_what_the_engine_says_about_a_request_is_passed_on(status: int, faulty: Any, gateway: Any) -> None:
+    one, other = faulty(), faulty()
+    one.fault = other.fault = str(status)
+    server = gateway(one.url, other.url)
+    answer, _ = stream(server.url)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (status, "said so")
+    assert len(one.bodies) + len(other.bodies) == 1
+
+
+def test_a_replica_that_fails_is_left_alone(faulty: Any, gateway: Any) -> None:
+    bad, good = faulty(), faulty()
+    bad.fault = "hang up"
+    server = gateway(bad.url, good.url, policy="round_robin", breaker_failures=2, breaker_cooldown_s=600)
+    for _ in range(10):
+        assert stream(server.url)[0].status_code == 200
+    assert len(bad.bodies) == 2
+    metrics = httpx.get(server.url + "/metrics").text
+    assert "andes_gateway_retries_total 2.0" in metrics
+
+
+def test_a_silent_engine_is_given_up(faulty: Any, gateway: Any) -> None:
+    silent, good = faulty(), faulty()
+    silent.fault, silent.after = "stall", 2
+    server = gateway(silent.url, good.url, policy="round_robin", stream_idle_s=0.5)
+    _, events = stream(server.url)
+    assert text_of(events) == ANSWER
+    assert silent.cancelled.wait(5)
+    assert becomes_idle(server)
+
+
+def test_a_client_that_leaves_cancels_upstream_and_others_do_not_notice(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.fault, upstream.after = "stall", 2
+    server = gateway(upstream.url)
+    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=20) as leaving:
+        lines = leaving.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert upstream.stalled.wait(5)
+        upstream.fault = None
+        assert text_of(stream(server.url)[1]) == ANSWER
+    assert upstream.cancelled.wait(5)
+    assert becomes_idle(server)
+    outcomes = [r["outcome"] for r in httpx.get(server.url + "/fleet/demand").json()["records"]]
+    assert outcomes == ["abandoned", "done"]
+
+
+def test_a_slow_client_holds_back_its_own_engine_only(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.words = 20_000
+    server = gateway(upstream.url, send_buffer_bytes=16_384)
+    long = {**BODY, "max_tokens": 4000}  # 80 MB
+    slow = socket.create_connection(("127.0.0.1", server.port))
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    content = json.dumps(long).encode()
+    slow.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+        + str(len(content)).encode() + b"\r\n\r\n" + content
+    )  # fmt: skip
+    assert slow.recv(100).startswith(b"HTTP/1.1 200")
+    before = -1
+    while before != upstream.sent_bytes:  # until nothing moves any more
+        before = upstream.sent_bytes
+        time.sleep(0.3)
+    assert upstream.sent_bytes < 12_000_000  # kernel buffers on loopback, not our memory
+    (relay,) = server.app.state.gateway._relays.values()
+    assert relay.outlet.sending
+    assert text_of(stream(server.url, {**BODY, "max_tokens": 1})[1]).startswith("w0 ")
+    slow.close()
+    assert becomes_idle(server)
+
+
+def test_a_client_that_never_reads_is_dropped(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.words = 20_000
+    server = gateway(upstream.url, send_buffer_bytes=16_384, client_idle_s=0.5)
+    content = json.dumps({**BODY, "max_tokens": 4000}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as slow:
+        slow.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+            + str(len(content)).encode() + b"\r\n\r\n" + content
+        )  # fmt: skip
+        assert upstream.cancelled.wait(20)
+        assert becomes_idle(server)
+    assert last_record(server)["outcome"] == "abandoned"
+
+
+def test_an_engine_that_drains_gets_nothing_new_and_keeps_what_it_has(faulty: Any, gateway: Any) -> None:
+    leaving, staying = faulty(), faulty()
+    leaving.fault, leaving.after = "stall", 2
+    server = gateway(leaving.url, staying.url, policy="round_robin")
+    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=20) as held:
+        assert leaving.stalled.wait(5)
+        name = leaving.url.removeprefix("http://")
+        assert httpx.post(f"{server.url}/fleet/replicas/{name}/drain").json()["draining"] is True
+        for _ in range(4):
+            assert stream(server.url)[0].status_code == 200
+        assert (len(leaving.bodies), len(staying.bodies)) == (1, 4)
+        leaving.release.set()
+        assert text_of([json.loads(x[6:]) for x in held.iter_lines() if x.startswith("data: {")]) == ANSWER
+    httpx.post(f"{server.url}/fleet/replicas/{name}/drain?drained=false")
+    leaving.fault = None
+    for _ in range(2):
+        stream(server.url)
+    assert len(leaving.bodies) == 2
+
+
+def test_no_engine_at_all(gateway: Any) -> None:
+    server = gateway("http://127.0.0.1:9")
+    deadline_s = time.monotonic() + 5
+    while (answer := stream(server.url)[0]).status_code != 503 and time.monotonic() < deadline_s:
+        pass
+    assert answer.headers["x-andes-reason"] == "no_replica"
+    assert int(answer.headers["retry-after"]) >= 1
+    assert httpx.get(server.url + "/readyz").status_code == 503
+    assert httpx.get(server.url + "/livez").status_code == 200
+    assert last_record(server)["outcome"] == "shed"
+
+
+def test_a_gateway_that_shuts_down_finishes_its_streams(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.fault, upstream.after = "stall", 2
+    server = gateway(upstream.url)
+    with httpx.Client(timeout=20) as kept, httpx.stream(
+        "POST", server.url + "/v1/completions", json=BODY, timeout=20
+    ) as held:  # fmt: skip
+        assert kept.get(server.url + "/readyz").status_code == 200
+        assert upstream.stalled.wait(5)
+        server.app.state.gateway.draining = True
+        answer = kept.post(server.url + "/v1/completions", json=BODY)
+        assert (answer.status_code, answer.headers["x-andes-reason"]) == (503, "draining")
+        server.should_exit = True  # as SIGTERM does, after draining is set
+        upstream.release.set()
+        assert "[DONE]" in held.read().decode()
+
+
+def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    port = upstream.url.rpartition(":")[2]
+    server = gateway(f"dns://localhost:{port}", dns_interval_s=0.1)
+    answer, events = stream(server.url)
+    assert answer.status_code == 200, answer.text
+    assert text_of(events) == ANSWER
+    fleet = server.app.state.gateway.fleet
+    assert f"http://127.0.0.1:{port}" in fleet.replicas
+    fleet._names = ["dns://name.invalid:80"]  # resolves no more: keeps nothing of another name
+    fleet._resolved.clear()
+    deadline_s = time.monotonic() + 5
+    while fleet.replicas and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert not fleet.replicas
+
+
+@pytest.mark.timeout(120)
+def test_a_thousand_streams_at_once_leave_nothing_behind(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.fault, upstream.after = "stall", 1
+    server = gateway(upstream.url, admission=False)
+    count = 1000
+
+    async def one(client: httpx.AsyncClient) -> str:
+        answer = await client.post(server.url + "/v1/completions", json={**BODY, "max_tokens": 3})
+        return answer.text
+
+    async def main() -> list[str]:
+        limits = httpx.Limits(max_connections=count)
+        async with httpx.AsyncClient(timeout=90, limits=limits) as client:
+            tasks = [asyncio.create_task(one(client)) for _ in range(count)]
+            gateway_open = server.app.state.gateway.open
+            while len(gateway_open) < count or not all(s.tokens for s in list(gateway_open)):
+                await asyncio.sleep(0.02)
+            upstream.release.set()
+            return await asyncio.gather(*tasks)
+
+    texts = asyncio.run(main())
+    assert len(texts) == count
+    assert all(t.endswith("data: [DONE]\n\n") and t.count("data: {") == 3 for t in texts)
+    assert becomes_idle(server)
+    figures = httpx.get(server.url + "/fleet/qoe").json()
+    assert figures["all"]["count"] == count
+    assert figures["running"] == {}

@@ -1,0 +1,250 @@
+"""The gateway before a real SGLang engine on the CPU: passed through untouched, continued without a seam, in one trace."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socketserver
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from socket import create_connection
+from threading import Thread
+from typing import Any
+from unittest import mock
+
+import httpx
+import openai
+import pytest
+
+from andes_sglang.bench.engine import Engine, read_metrics
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+ASK: dict[str, Any] = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "Say it."}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
+FLAGS = (
+    "--max-total-tokens",
+    "4096",
+    "--max-running-requests",
+    "8",
+    "--enable-metrics",
+    "--tool-call-parser",
+    "pythonic",
+)
+TRACES = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
+
+
+@pytest.fixture(scope="module")
+def backend(make_backend: Any) -> Any:
+    return make_backend()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, backend: Any) -> Iterator[Engine]:
+    traces = ("--enable-trace", "--otlp-traces-endpoint", f"{backend.url}/v1/traces") if TRACES else ()
+    log = tmp_path_factory.mktemp("sglang") / "log"
+    with (
+        mock.patch.dict(os.environ, {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}),
+        Engine(tiny_model, "andes", (*FLAGS, *traces), log=log) as engine,
+    ):
+        yield engine
+
+
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0, timeout=120)
+
+
+def events(answer: str) -> list[Any]:
+    return [json.loads(line[6:]) for line in answer.split("\n\n") if line.startswith("data: {")]
+
+
+def text(answer: str) -> str:
+    choices = [choice for event in events(answer) for choice in event["choices"]]
+    return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
+
+
+def whole(answer: str) -> dict[str, Any]:
+    """What a stream says in all, however the engine grouped its tokens into events."""
+    choices = [choice for event in events(answer) for choice in event["choices"]]
+    return {
+        "text": text(answer),
+        "logprobs": [lp["token"] for c in choices for lp in (c.get("logprobs") or {}).get("content") or ()],
+        "finish": [c["finish_reason"] for c in choices if c["finish_reason"]],
+        "roles": [c["delta"]["role"] for c in choices if c.get("delta", {}).get("role")],
+        "usage": events(answer)[-1].get("usage"),
+        "with usage": {bool(event.get("usage")) for event in events(answer)[:-1]},
+        "keys": {frozenset(event) | {"usage"} for event in events(answer)},
+    }
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stream_options": {"include_usage": True}},
+        {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"logprobs": True, "top_logprobs": 2},
+        {"stop": ["a"]},
+        {"max_completion_tokens": 5, "max_tokens": None, "ignore_eos": True},
+    ],
+    ids=["plain", "usage", "continuous", "logprobs", "stop", "max_completion_tokens"],
+)
+def test_the_reader_gets_what_the_engine_says(more: dict[str, Any], engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url)
+    body = {**ASK, "stream": True, "ignore_eos": True, **more}
+    direct, through = (
+        httpx.post(url + "/v1/chat/completions", json=body, timeout=60) for url in (engine.url, server.url)
+    )
+    assert (direct.status_code, through.status_code) == (200, 200)
+    assert through.text.endswith("data: [DONE]\n\n")
+    assert whole(through.text) == whole(direct.text)
+    unstreamed = {**body, "stream": False, "stream_options": None}
+    direct, through = (
+        httpx.post(url + "/v1/chat/completions", json=unstreamed, timeout=60).json() for url in (engine.url, server.url)
+    )
+    assert through["choices"] == direct["choices"]
+
+
+def test_errors_are_the_engines_own(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client(server.url).chat.completions.create(**{**ASK, "max_tokens": 100_000})
+    direct = httpx.post(engine.url + "/v1/chat/completions", json={**ASK, "max_tokens": 100_000})
+    assert caught.value.response.json() == direct.json()
+
+
+def test_schemas_hold_and_tools_pass_untouched(engine: Engine, gateway: Any) -> None:
+    """A model of random weights says what a grammar makes it say; its tool calls are the engine's business."""
+    server = gateway(engine.url)
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
+    answer = client(server.url).chat.completions.create(**{**ASK, "max_tokens": 100}, response_format=form)
+    assert json.loads(answer.choices[0].message.content or "")["city"] in ("Rome", "Oslo")
+    tools: Any = [{"type": "function", "function": {"name": "go", "description": "Go.", "parameters": schema}}]
+    called = {"id": "c1", "type": "function", "function": {"name": "go", "arguments": '{"city": "Rome"}'}}
+    talk = [*ASK["messages"], {"role": "assistant", "content": None, "tool_calls": [called]}]
+    talk.append({"role": "tool", "tool_call_id": "c1", "content": "there"})
+    asked: Any = {**ASK, "max_tokens": 60, "messages": talk, "tools": tools, "tool_choice": "required"}
+    direct, through = (client(url).chat.completions.create(**asked) for url in (engine.url, server.url))
+    assert through.choices == direct.choices
+    parts = [list(client(url).chat.completions.create(**asked, stream=True)) for url in (engine.url, server.url)]
+    said_direct, said_through = (
+        [(d.role, d.content, d.tool_calls) for c in part for d in [c.choices[0].delta] if d.content or d.tool_calls]
+        for part in parts
+    )
+    assert "".join(str(c) for _, c, _ in said_through) == "".join(str(c) for _, c, _ in said_direct)
+    assert [t for *_, calls in said_through for t in calls or ()] == [
+        t for *_, calls in said_direct for t in calls or ()
+    ]
+
+
+def test_its_load_is_known(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url, load_interval_s=0.05)
+    deadline_s = time.monotonic() + 10
+    while True:
+        (replica,) = httpx.get(server.url + "/fleet/replicas").json()["replicas"]
+        if replica["slots"] == 8 or time.monotonic() > deadline_s:
+            break
+    assert replica["slots"] == 8
+    before = read_metrics(engine.url).get("andes_request_qoe_count", 0.0)
+    answer = httpx.post(
+        server.url + "/v1/completions", json={"model": "m", "prompt": "x", "max_tokens": 8, "stream": True}
+    )
+    assert answer.status_code == 200
+    record = httpx.get(server.url + "/fleet/demand").json()["records"][-1]
+    assert record["outcome"] == "done"
+    assert record["qoe"] > 0.9
+    assert read_metrics(engine.url)["andes_request_qoe_count"] == before + 1
+
+
+class Wire(socketserver.ThreadingTCPServer):
+    """Forwards to an engine, remembers what was asked and drops the connection after ``events`` events of a stream."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, events: int = 1_000_000) -> None:
+        self.asked = b""
+        wire = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with create_connection(("127.0.0.1", port)) as engine, suppress(OSError):
+                    Thread(target=self.forward, args=(engine,), daemon=True).start()
+                    seen = 0
+                    while data := engine.recv(65536):
+                        self.request.sendall(data)
+                        seen += data.count(b"data: {")
+                        if seen >= events:
+                            return
+
+            def forward(self, engine: Any) -> None:
+                with suppress(OSError):
+                    while data := self.request.recv(65536):
+                        wire.asked += data
+                        engine.sendall(data)
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The last that was asked with a body."""
+        asked = self.asked.rpartition(b"POST ")[2].partition(b"\r\n\r\n")[2]
+        return dict(json.JSONDecoder().raw_decode(asked.decode())[0])
+
+
+@pytest.mark.parametrize("cut", [2, 6])
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "completion"])
+def test_a_broken_stream_goes_on_from_what_was_delivered(cut: int, chat: bool, engine: Engine, gateway: Any) -> None:
+    breaks, other = Wire(engine.port, cut), Wire(engine.port)
+    server = gateway(breaks.url, other.url, policy="round_robin", health_interval_s=600, load_interval_s=600)
+    body: dict[str, Any] = {**ASK, "max_tokens": 64, "stream": True, "ignore_eos": True}
+    body["stream_options"] = {"include_usage": True}
+    if not chat:
+        body["prompt"] = "Say it once more."
+        del body["messages"]
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    try:
+        broken = httpx.post(server.url + path, json=body, timeout=60).text
+        rest = other.body
+        straight, continued = (httpx.post(engine.url + path, json=b, timeout=60).text for b in (body, rest))
+    finally:
+        breaks.shutdown()
+        other.shutdown()
+    assert "andes_gateway_resumes_total 1.0" in httpx.get(server.url + "/metrics").text
+    said = rest["messages"][-1]["content"] if chat else rest["prompt"].removeprefix(body["prompt"])
+    assert said
+    assert text(straight).startswith(said)
+    assert text(broken) == said + text(continued)
+    got, wanted = whole(broken), whole(straight)
+    assert {**got, "text": ""} == {**wanted, "text": ""}
+    assert len({event["id"] for event in events(broken)}) == 1
+
+
+@pytest.mark.skipif(not TRACES, reason="NO ENGINE SPANS: SGLang's tracing needs opentelemetry-exporter-otlp-proto-grpc")
+def test_the_engines_spans_join_the_trace(engine: Engine, backend: Any, gateway: Any) -> None:
+    server = gateway(engine.url, otlp_endpoint=backend.url)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+    assert httpx.post(server.url + "/v1/chat/completions", json=ASK, headers=headers, timeout=60).status_code == 200
+    for provider in server.app.state.gateway.telemetry._providers:
+        provider.force_flush()
+    deadline_s = time.monotonic() + 30
+
+    def ours() -> list[Any]:
+        return [span for span in backend.spans if span.trace_id.hex() == trace]
+
+    while not any("Req" in span.name for span in ours()) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    client_span = next(span for span in ours() if span.name == "chat m")
+    engine_span = next((span for span in ours() if "Req" in span.name), None)
+    assert engine_span is not None, ({span.name for span in backend.spans}, backend.services, engine.tail())
+    assert engine_span.parent_span_id == client_span.span_id

@@ -1,0 +1,129 @@
+"""Events on their way through: nothing lost, nothing added, tokens counted, however the network cuts them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andes_api.sse import EventStream
+
+
+def chunk(text: str, usage: Any = None, index: int = 0, finish: str | None = None, chat: bool = False) -> bytes:
+    said = {"delta": {"content": text}} if chat else {"text": text}
+    choice = {"index": index, **said, "finish_reason": finish}
+    data: dict[str, Any] = {"id": "a", "object": "x", "choices": [choice], "model": "m"}
+    if usage is not None or not chat:
+        data["usage"] = usage
+    return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
+
+
+def usage(tokens: int) -> dict[str, Any]:
+    details = {"cached_tokens": 2}
+    return {
+        "prompt_tokens": 5,
+        "completion_tokens": tokens,
+        "total_tokens": 5 + tokens,
+        "prompt_tokens_details": details,
+    }
+
+
+def last(tokens: int) -> bytes:
+    return b"data: " + json.dumps({"id": "a", "choices": [], "usage": usage(tokens)}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+def read(parts: list[bytes], **options: Any) -> tuple[bytes, int, EventStream]:
+    stream = EventStream(**{"chat": False, "asked": {}, "usage": True, **options})
+    out, tokens = b"", 0
+    for part in parts:
+        for event, new in stream.feed(part):
+            out += event
+            tokens += new
+    return out, tokens, stream
+
+
+# Text that looks like what the stream parses must pass unharmed.
+TEXTS = st.lists(
+    st.sampled_from(['"usage":{"completion_tokens":9}', 'a\n\nb', '"choices":[]', "data: [DONE]", "é", "🙂", "}", '"', "\\"]),
+    min_size=1,
+    max_size=6,
+)  # fmt: skip
+
+
+@given(TEXTS, st.data(), st.booleans())
+def test_however_it_is_cut_the_same_comes_out(texts: list[str], data: st.DataObject, chat: bool) -> None:
+    sent = b"".join(chunk(text, usage(3 * (k + 1)), chat=chat) for k, text in enumerate(texts)) + last(30) + DONE
+    wanted = b"".join(chunk(text, chat=chat) for text in texts) + DONE
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
+    parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)])]
+    out, tokens, stream = read([part for part in parts if part], chat=chat)
+    assert out == wanted
+    assert tokens == 3 * len(texts)
+    assert stream.done
+    assert stream.usage == usage(30)
+    assert stream.garbage is None
+
+
+def test_a_client_gets_the_usage_it_asked_for() -> None:
+    sent = [chunk("a", usage(1)), chunk("b", usage(2)), last(2), DONE]
+    assert read(sent, asked={"include_usage": True})[0] == chunk("a") + chunk("b") + last(2) + DONE
+    everything = read(sent, asked={"include_usage": True, "continuous_usage_stats": True})
+    assert everything[0] == b"".join(sent)
+    assert everything[1] == 2
+
+
+def test_one_event_may_bring_no_token_or_several() -> None:
+    assert read([chunk("a", usage(4)), chunk("", usage(4)), chunk("bc", usage(6)), DONE])[1] == 6
+
+
+def test_tokens_of_several_choices_are_summed() -> None:
+    sent = [chunk("a", usage(1)), chunk("b", usage(2), index=1), chunk("c", usage(2)), last(4), DONE]
+    assert read(sent, several=True)[1] == 4
+
+
+def test_without_usage_an_event_with_text_is_a_token() -> None:
+    sent = [chunk("a"), chunk(""), chunk("b"), DONE]
+    out, tokens, _ = read(sent, usage=False)
+    assert (out, tokens) == (b"".join(sent), 2)
+    assert read(sent)[1] == 2  # asked for, but the engine gives none
+
+
+def test_other_ways_of_writing_the_same() -> None:
+    crlf = chunk("a", usage(1)).replace(b"\n", b"\r\n")
+    tight = chunk("b", usage(2)).replace(b"data: ", b"data:")
+    out, tokens, stream = read([crlf + tight + b": a comment\n\n" + b"data:[DONE]\n\n"])
+    assert tokens == 2
+    assert stream.done
+    assert b": a comment\n\n" in out
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"<html>\n\n", b"data: {no json\n\n", b'data: {"x": 1}\n\n', b"data: 7\n\n", b"\xff\x00\n\n", b"x" * (5 << 20)],
+    ids=["html", "broken", "no chunk", "number", "bytes", "endless"],
+)
+def test_garbage_ends_the_stream_and_keeps_what_came_before(garbage: bytes) -> None:
+    out, tokens, stream = read([chunk("a", usage(1)) + garbage])
+    assert (out, tokens) == (chunk("a"), 1)
+    assert stream.garbage
+    assert not stream.done
+
+
+@pytest.mark.parametrize("start", [b"data: ", b"data:", b"data:  "])
+def test_an_error_ends_the_stream_and_keeps_what_came_before(start: bytes) -> None:
+    error = start + b'{"error":{"message":"gone","code":500}}\n\n'
+    out, tokens, stream = read([chunk("a", usage(1)) + error + chunk("never") + DONE])
+    assert (out, tokens) == (chunk("a"), 1)
+    assert stream.error == {"message": "gone", "code": 500}
+    assert stream.error_event == error
+
+
+def test_how_the_last_choice_ended() -> None:
+    assert read([chunk("a", usage(1), finish="length"), last(1), DONE])[2].finish_reason == "length"
+    assert read([chunk("a", usage(1)), DONE])[2].finish_reason is None

@@ -1,0 +1,379 @@
+"""A real control plane for tests, a node whose pods run at once, and gateways that say what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from andes_sglang.sketch import Sketch
+
+ROOT = Path(__file__).parent.parent.parent
+CHART_FILES = ROOT / "charts" / "andes" / "files"
+KUBE = Path(os.environ.get("ANDES_KUBE", ROOT.parent / "shared" / "kube"))
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def port_block(size: int = 12) -> int:
+    """A port with ``size`` free ones after it: the control plane's scripts count up from one."""
+    for start in range(20_000 + os.getpid() % 97 * 100, 60_000, 100):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(start, start + size):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return start
+    raise RuntimeError("no free ports")
+
+
+class ApiError(Exception):
+    """What the API server says no to."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status, self.message = status, message
+
+
+def until(what: str, holds: Callable[[], Any], timeout_s: float = 90.0) -> Any:
+    """What ``holds`` gives once it is true; the API server is asked again every 0.2 s."""
+    end_s = time.monotonic() + timeout_s
+    seen: Any = None
+    while time.monotonic() < end_s:
+        try:
+            seen = holds()
+            if seen:
+                return seen
+        except (ApiError, OSError) as error:
+            seen = error
+        time.sleep(0.2)
+    raise AssertionError(f"not within {timeout_s:g} s: {what} (last: {seen!r})")
+
+
+class Plane:
+    """etcd, API server, controllers and the CRD server of Kubernetes 1.36, on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run = folder, folder / "run"
+        self.binaries = Path(_sh(KUBE / "unpack.sh", env={}).strip().splitlines()[-1])
+        self.port = port_block()
+        store = port_block_after(self.port)
+        self.env = {"R": str(self.run), "P": str(self.port), "EP": str(store), "PY": sys.executable,
+                    "EXTBIN": str(self.binaries / "apiextensions-apiserver")}  # fmt: skip
+        self.env["HOME"] = str(folder)  # kubectl keeps a cache there
+        self.env["PATH"] = f"{self.binaries}:{os.environ['PATH']}"
+
+    def start(self) -> None:
+        _sh(KUBE / "start.sh", str(self.binaries), env=self.env)
+        _sh(KUBE / "start-crd-server.sh", "andes.dev/v1alpha1", "parts.example/v1", env=self.env)
+
+    def stop(self) -> None:
+        _sh(KUBE / "stop.sh", env=self.env)
+
+    def restart_api_server(self) -> Callable[[], None]:
+        """Kill it; the returned function starts it again as it was."""
+        pid = int((self.run / "apiserver.pid").read_text())
+        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")[:-1]
+        os.kill(pid, 9)
+
+        def again() -> None:
+            with (self.run / "apiserver.log").open("ab") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            (self.run / "apiserver.pid").write_text(str(process.pid))
+
+        return again
+
+    @property
+    def kubeconfig(self) -> Path:
+        return self.run / "pki" / "admin.kubeconfig"
+
+    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", str(self.kubeconfig), *args], input=stdin, capture_output=True, text=True,
+            check=False, env=self.env, timeout=120,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"kubectl {' '.join(args)}: {done.stderr}")
+        return done.stdout + done.stderr
+
+    def install_crds(self) -> None:
+        for path in sorted((CHART_FILES / "crds").glob("*.yaml")):
+            self.kubectl("apply", "--validate=false", "-f", str(path))
+        for plural in ("qoetargets", "qoeclasses"):
+            path = f"/apis/andes.dev/v1alpha1/{plural}"
+            until(f"{plural} are served", lambda path=path: "items" in self("GET", path))
+
+    def __call__(self, method: str, path: str, body: Any = None, kind: str | None = None) -> dict[str, Any]:
+        """The API server's answer to its administrator. Raises :class:`ApiError`."""
+        pki = self.run / "pki"
+        tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
+        tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
+        kind = kind or ("application/merge-patch+json" if method == "PATCH" else "application/json")
+        data = None if body is None else json.dumps(body).encode()
+        url = f"https://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, data, {"content-type": kind}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=tls) as answer:
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            text = error.read().decode()
+            with contextlib.suppress(ValueError, KeyError):
+                text = json.loads(text)["message"]
+            raise ApiError(error.code, text) from None
+
+    def items(self, path: str) -> list[dict[str, Any]]:
+        return list(self("GET", path)["items"])
+
+    def operator_kubeconfig(
+        self, namespace: str, scales: tuple[tuple[str, str], ...] = (("apps", "deployments"),)
+    ) -> Path:
+        """A kubeconfig of a service account that holds the chart's role in ``namespace``, and nothing else."""
+        rules = yaml.safe_load((CHART_FILES / "operator-rules.yaml").read_text())
+        rules += [{"apiGroups": [g], "resources": [f"{r}/scale"], "verbs": ["get", "patch"]} for g, r in scales]
+        body: dict[str, Any] = {"metadata": {"name": "andes-operator"}}
+        core = f"/api/v1/namespaces/{namespace}"
+        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+        self("POST", f"{core}/serviceaccounts", body)
+        self("POST", f"{rbac}/roles", {**body, "rules": rules})
+        self("POST", f"{rbac}/rolebindings", {
+            **body,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "andes-operator"},
+            "subjects": [{"kind": "ServiceAccount", "name": "andes-operator", "namespace": namespace}],
+        })  # fmt: skip
+        token = self(
+            "POST", f"{core}/serviceaccounts/andes-operator/token",
+            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}},
+        )["status"]["token"]  # fmt: skip
+        ca = base64.b64encode((self.run / "pki" / "ca.crt").read_bytes()).decode()
+        path = self.folder / f"{namespace}.kubeconfig"
+        path.write_text(yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "current-context": "x",
+            "clusters": [{"name": "c", "cluster": {"server": f"https://127.0.0.1:{self.port}",
+                                                   "certificate-authority-data": ca}}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
+        }))  # fmt: skip
+        return path
+
+
+def port_block_after(port: int) -> int:
+    return port + 20
+
+
+def _sh(script: Path, *args: str, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", str(script), *args],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+class Node(threading.Thread):
+    """Binds, runs and ends pods. A pod's address is its annotation ``test/ip``, or the next of 127.0.9.x."""
+
+    def __init__(self, plane: Plane) -> None:
+        super().__init__(daemon=True)
+        self._plane = plane
+        self._stopped = threading.Event()
+        self._next = 0
+
+    def run(self) -> None:
+        with contextlib.suppress(ApiError):
+            self._plane("POST", "/api/v1/nodes", {"metadata": {"name": "node1"}})
+        while not self._stopped.wait(0.2):
+            try:
+                for pod in self._plane.items("/api/v1/pods"):
+                    with contextlib.suppress(ApiError):
+                        self._handle(pod)
+            except (ApiError, OSError) as error:  # the API server is restarted by a test
+                print(f"node: {error!r}"[:200], flush=True)
+
+    def _handle(self, pod: dict[str, Any]) -> None:
+        metadata, now = pod["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}"
+        if "deletionTimestamp" in metadata:
+            self._plane("DELETE", path, {"gracePeriodSeconds": 0})
+        elif "nodeName" not in pod["spec"]:
+            target = {"apiVersion": "v1", "kind": "Node", "name": "node1"}
+            self._plane("POST", f"{path}/binding", {"metadata": {"name": metadata["name"]}, "target": target})
+        elif pod["status"]["phase"] == "Pending":
+            self._next += 1
+            ip = metadata.get("annotations", {}).get("test/ip") or f"127.0.9.{self._next}"
+            conditions = [{"type": c, "status": "True", "lastTransitionTime": now} for c in ("Ready", "PodScheduled")]
+            self._plane("PATCH", f"{path}/status", {"status": {
+                "phase": "Running", "startTime": now, "podIP": ip, "podIPs": [{"ip": ip}], "conditions": conditions,
+            }})  # fmt: skip
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(30)
+
+
+@dataclass
+class World:
+    """What the gateways say: demand and QoE as a test sets them."""
+
+    rate_rps: float = 1.0
+    prompt_tokens: int = 500
+    output_tokens: int = 100
+    qoe: float = 1.0
+    waiting: int = 0
+    skew_s: float = 0.0
+    silent: bool = False
+    engines: Callable[[], list[str]] = field(default=list)
+    streams: dict[str, int] = field(default_factory=dict)
+    drained: list[tuple[str, bool]] = field(default_factory=list)
+    last_s: float | None = None
+    spans: dict[str, dict[str, str]] = field(default_factory=dict)
+    window_s: float = 120.0
+
+
+class Gateway(threading.Thread):
+    """Answers ``/fleet/*`` as the gateway does, on 127.0.0.1."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(daemon=True)
+        self.world = world
+        (self.port,) = free_ports(1)
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+
+    def start(self) -> None:
+        super().start()
+        assert self._ready.wait(30)
+
+    def run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+        self._loop.run_forever()
+
+    async def _serve(self) -> None:
+        app = web.Application()
+        app.add_routes([
+            web.get("/fleet/demand", self._demand), web.get("/fleet/qoe", self._qoe),
+            web.get("/fleet/replicas", self._replicas), web.post("/fleet/replicas/{name}/drain", self._drain),
+            web.post("/v1/traces", self._traces),
+        ])  # fmt: skip
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.port).start()
+        self._ready.set()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.join(10)
+
+    def _now_s(self) -> float:
+        if self.world.silent:
+            raise web.HTTPServiceUnavailable
+        return time.time() + self.world.skew_s
+
+    async def _demand(self, request: web.Request) -> web.Response:
+        world, now_s = self.world, self._now_s()
+        end_s = now_s if world.last_s is None else world.last_s
+        count = int(world.rate_rps * world.window_s)
+        times = [end_s - i / world.rate_rps for i in range(count)][::-1] if world.rate_rps else []
+        records = [
+            {"arrival_s": t, "class": "reading", "stream": True, "prompt_tokens": world.prompt_tokens,
+             "output_tokens": world.output_tokens, "ttft_s": 0.1, "qoe": world.qoe, "outcome": "done"}
+            for t in times if t > float(request.query["since"])
+        ]  # fmt: skip
+        return web.json_response(
+            {"gateway": "g", "now_s": now_s, "complete_since_s": now_s - world.window_s, "records": records}
+        )
+
+    async def _qoe(self, request: web.Request) -> web.Response:
+        sketch = Sketch()
+        for _ in range(50 if self.world.rate_rps else 0):
+            sketch.add(self.world.qoe)
+        classes = {"reading": sketch.to_dict()} if sketch.counts else {}
+        return web.json_response({"now_s": self._now_s(), "classes": classes, "running": {}})
+
+    async def _replicas(self, request: web.Request) -> web.Response:
+        self._now_s()
+        replicas = [
+            {"name": name, "healthy": True, "draining": (name, True) in self.world.drained,
+             "streams": self.world.streams.get(name, 0), "waiting": self.world.waiting, "others": 0}
+            for name in self.world.engines()
+        ]  # fmt: skip
+        return web.json_response({"replicas": replicas})
+
+    async def _traces(self, request: web.Request) -> web.Response:
+        """Spans as a collector gets them: by name, the text attributes of the last."""
+        found = ExportTraceServiceRequest.FromString(await request.read())
+        for resource in found.resource_spans:
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    self.world.spans[span.name] = {a.key: a.value.string_value for a in span.attributes}
+        return web.Response()
+
+    async def _drain(self, request: web.Request) -> web.Response:
+        if request.headers.get("authorization") != "Bearer secret":
+            raise web.HTTPUnauthorized
+        self.world.drained.append((request.match_info["name"], request.query["drained"] == "true"))
+        return web.json_response({})
+
+
+class Operator:
+    """``python -m andes_operator`` as a process, under the role."""
+
+    def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
+        (self.port,) = free_ports(1)
+        flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
+                 "lease-seconds": "10", "sweep-seconds": "5", **more}  # fmt: skip
+        self.log = log
+        path = f"{ROOT}:{ROOT / 'operator'}"
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "andes_operator", *(f"--{k}={v}" for k, v in flags.items())], stdout=out, stderr=out,
+                env={**os.environ, "KUBECONFIG": str(kubeconfig), "ANDES_ADMIN_KEY": "secret", "PYTHONPATH": path},
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def running(operator: Operator) -> Iterator[Operator]:
+    try:
+        yield operator
+    finally:
+        operator.stop()

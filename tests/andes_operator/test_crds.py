@@ -1,0 +1,143 @@
+"""The resources on a real API server: defaults, what is refused and with which words, columns, short names."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from plane import ApiError, Plane
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+TARGET: dict[str, Any] = {
+    "apiVersion": "andes.dev/v1alpha1",
+    "kind": "QoETarget",
+    "metadata": {"name": "chat", "namespace": "default"},
+    "spec": {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"},
+        "objectives": [{"class": "reading", "statistic": "ShareAbove", "threshold": 0.95, "value": 0.95}],
+        "maxReplicas": 10,
+        "demand": {"gateway": {"service": "gateway"}},
+        "whatIf": {"profile": "h100-llama-3.1-8b"},
+    },
+}
+CLASS: dict[str, Any] = {
+    "apiVersion": "andes.dev/v1alpha1",
+    "kind": "QoEClass",
+    "metadata": {"name": "reading", "namespace": "default"},
+    "spec": {},
+}
+
+
+def refused(plane: Plane, kind: str, body: dict[str, Any]) -> str:
+    """What the API server says against ``body``; empty: nothing."""
+    path = f"/apis/andes.dev/v1alpha1/namespaces/default/{kind}?dryRun=All"
+    try:
+        plane("POST", path, body)
+    except ApiError as error:
+        return error.message
+    return ""
+
+
+def changed(body: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    """A copy with ``where`` (dots between names) set, or removed where the value is None."""
+    body = copy.deepcopy(body)
+    *path, last = where.split(".")
+    at = body
+    for step in path:
+        at = at[int(step)] if step.isdigit() else at.setdefault(step, {})
+    if value is None:
+        at.pop(last)
+    else:
+        at[last] = value
+    return body
+
+
+def test_defaults_are_filled_in(plane: Plane) -> None:
+    made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", TARGET)["spec"]
+    assert (made["minReplicas"], made["mode"], made["gpusPerReplica"]) == (1, "Auto", 1)
+    assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "policy": "andes", "margin": 0.01}
+    assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 300, "periodSeconds": 60, "idleSeconds": 600}
+    made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses?dryRun=All", CLASS)["spec"]
+    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("spec.minReplicas", 11, "minReplicas must not be more than maxReplicas"),
+        ("spec.minReplicas", -1, "spec.minReplicas"),
+        ("spec.maxReplicas", 0, "spec.maxReplicas"),
+        ("spec.maxReplicas", None, "spec.maxReplicas: Required"),
+        ("spec.objectives", [], "spec.objectives"),
+        ("spec.objectives.0.value", 1.5, "spec.objectives[0].value"),
+        ("spec.objectives.0.statistic", "Median", "spec.objectives[0].statistic"),
+        ("spec.objectives.0.statistic", "Mean", "threshold belongs to the statistic ShareAbove"),
+        ("spec.objectives.0.threshold", None, "threshold belongs to the statistic ShareAbove"),
+        ("spec.objectives.0.percentile", 5, "percentile belongs to the statistic Percentile"),
+        ("spec.objectives.0.class", "No Good", "spec.objectives[0].class"),
+        ("spec.demand.prometheus", {"url": "http://p:9090", "promptTokens": 1, "outputTokens": 1}, "exactly one of"),
+        ("spec.demand", {}, "give exactly one of gateway and prometheus"),
+        ("spec.demand", {"prometheus": {"url": "ftp://p", "promptTokens": 1, "outputTokens": 1}}, "spec.demand.prometheus.url"),
+        ("spec.mode", "auto", "spec.mode"),
+        ("spec.behavior.tickSeconds", 0, "spec.behavior.tickSeconds"),
+        ("spec.whatIf", None, "spec.whatIf: Required"),
+        ("spec.scaleTargetRef.name", "", "spec.scaleTargetRef.name"),
+    ],
+)  # fmt: skip
+def test_a_target_that_makes_no_sense_is_refused(plane: Plane, where: str, value: Any, said: str) -> None:
+    assert refused(plane, "qoetargets", TARGET) == ""
+    assert said in refused(plane, "qoetargets", changed(TARGET, where, value))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("spec.ttftSeconds", 700, "ttftSeconds must be between minTtftSeconds and maxTtftSeconds"),
+        ("spec.tokensPerSecond", 0.1, "tokensPerSecond must be between"),
+        ("spec.weight", 0, "spec.weight"),
+        ("spec.shedBelow", 2, "spec.shedBelow"),
+        ("metadata.name", "a.b", "the name is the name of the class"),
+    ],
+)
+def test_a_class_that_makes_no_sense_is_refused(plane: Plane, where: str, value: Any, said: str) -> None:
+    assert refused(plane, "qoeclasses", CLASS) == ""
+    assert said in refused(plane, "qoeclasses", changed(CLASS, where, value))
+
+
+def test_two_objectives_of_one_class_and_statistic_are_refused(plane: Plane) -> None:
+    objectives = TARGET["spec"]["objectives"] * 2
+    assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives))
+
+
+def test_kubectl_shows_columns_under_short_names(plane: Plane) -> None:
+    plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets", changed(TARGET, "metadata.name", "shown"))
+    plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses", CLASS)
+    try:
+        head, row, *_ = plane.kubectl("get", "qt", "shown").splitlines()
+        assert head.split() == ["NAME", "TARGET", "MODE", "QOE", "REPLICAS", "WANTED", "READY", "REASON", "AGE"]
+        assert row.split()[:3] == ["shown", "engine", "Auto"]
+        assert plane.kubectl("get", "qc", "reading").splitlines()[1].split()[:5] == ["reading", "1", "4.8", "1", "0.25"]
+    finally:
+        plane.kubectl("delete", "qt/shown", "qc/reading")
+
+
+def test_schema_and_code_speak_of_the_same_fields(plane: Plane) -> None:
+    """A target with every field that the schema knows is read without loss; its names are the code's names."""
+    from andes_operator.spec import parse
+
+    full = changed(TARGET, "spec.behavior", {
+        "tickSeconds": 5, "windowSeconds": 60, "coldStartSeconds": 90,
+        "scaleUp": {"stabilizationWindowSeconds": 1, "maxReplicasPerMinute": 2},
+        "scaleDown": {"stabilizationWindowSeconds": 3, "periodSeconds": 4, "idleSeconds": 6},
+    })  # fmt: skip
+    full = changed(full, "spec.whatIf", {"profile": "p", "policy": "fcfs", "policyOptions": {"a": 1.5}, "margin": 0.02})
+    made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", full)["spec"]
+    assert made["behavior"] == full["spec"]["behavior"]
+    spec = parse(made)
+    b = spec.behavior
+    assert (b.tick_s, b.window_s, b.cold_start_s, b.up_stabilization_s, b.up_step) == (5, 60, 90, 1, 2)
+    assert (b.down_stabilization_s, b.down_period_s, b.idle_s, b.margin) == (3, 4, 6, 0.02)
+    assert (spec.profile, spec.policy, spec.policy_options) == ("p", "fcfs", (("a", 1.5),))
+    assert (spec.baseline_replicas, spec.gpus_per_replica) == (10, 1)

@@ -1,0 +1,138 @@
+"""Reports of several gateways become one observation, or a fault that says which gateway and what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from andes_operator.names import Reason
+from andes_operator.observe import FleetReplica, Observation, Pods, Report, Request, merge
+from andes_sglang.sketch import Sketch
+
+NOW_S = 1_000_000.0
+
+
+def sketch(*scores: float) -> Sketch:
+    made = Sketch()
+    for score in scores:
+        made.add(score)
+    return made
+
+
+def report(name: str = "a", **more: Any) -> Report:
+    given: dict[str, Any] = {
+        "now_s": NOW_S,
+        "received_s": NOW_S,
+        "demand_since_s": NOW_S - 600,
+        "requests": tuple(Request(NOW_S - 60 + i, "reading", 100, 50, True) for i in range(60)),
+        "ended": {"reading": sketch(*[1.0] * 30)},
+        "running": {"reading": sketch(*[0.9] * 4)},
+        "replicas": (
+            FleetReplica("10.0.0.1:80", True, False, 3, 1, 2),
+            FleetReplica("10.0.0.2:80", True, True, 1, 0, 1),
+        ),
+    }
+    return Report(gateway=name, **{**given, **more})
+
+
+def merged(*reports: Report, **more: Any) -> Observation:
+    return merge(reports, Pods(2, 2, 2), NOW_S, 120.0, **more)
+
+
+def test_gateways_are_added_up_not_averaged() -> None:
+    other = report(
+        "b",
+        ended={"reading": sketch(*[0.5] * 10), "code": sketch(0.7)},
+        replicas=(FleetReplica("10.0.0.1:80", True, False, 2, 0, 3),),
+        running={"reading": sketch(0.8, 0.8)},
+    )
+    seen = merged(report(), other)
+    assert seen.fault is None
+    assert seen.rate_rps == pytest.approx(120 / 120)
+    assert (seen.open_streams, seen.waiting, seen.idle_s) == (6, 1, 1.0)
+    assert seen.qoe["reading"].count == 30 + 4 + 10 + 2
+    assert seen.qoe["reading"].mean == pytest.approx((30 + 3.6 + 5 + 1.6) / 46)
+    assert seen.qoe["code"].mean == pytest.approx(0.7)
+    assert seen.streams_by_replica == {"10.0.0.1:80": 5, "10.0.0.2:80": 1}
+    assert seen.draining_replicas == {"10.0.0.2:80"}
+
+
+def test_the_rate_counts_only_the_time_that_is_known() -> None:
+    assert merged(report(demand_since_s=NOW_S - 30)).rate_rps == pytest.approx(29 / 30)
+
+
+def test_streams_held_without_an_engine_wait() -> None:
+    seen = merged(report(replicas=(), running={"reading": sketch(1.0, 1.0, 1.0)}), missing=())
+    assert (seen.open_streams, seen.waiting) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("reports", "more", "reason", "said"),
+    [
+        ([], {}, Reason.DATA_MISSING, "no gateway to ask"),
+        ([report()], {"missing": ["gateway b: timed out"]}, Reason.DATA_MISSING, "gateway b: timed out"),
+        ([report()], {"broken": ["gateway b: KeyError 'records'"]}, Reason.DATA_CONTRADICTORY, "gateway b"),
+        ([report(received_s=NOW_S - 90, now_s=NOW_S - 90)], {}, Reason.DATA_STALE, "gateway a said is 90 s old"),
+        ([report(now_s=NOW_S - 45)], {}, Reason.DATA_STALE, "gateway a is 45 s behind"),
+        ([report(now_s=NOW_S + 45)], {}, Reason.DATA_CONTRADICTORY, "gateway a is 45 s ahead"),
+        ([report(replicas=(FleetReplica("x:1", False, False, 0, 0, 0),))], {}, Reason.DATA_CONTRADICTORY,
+         "2 replicas are ready, but no gateway finds a healthy one"),
+        ([report(replicas=(FleetReplica("x:1", True, False, 5, 0, 40),))], {}, Reason.DATA_CONTRADICTORY,
+         "the engines hold 45 requests of which no gateway sent 40"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trusted_is_named(
+    reports: list[Report], more: dict[str, Any], reason: Reason, said: str
+) -> None:
+    fault = merged(*reports, **more).fault
+    assert fault is not None
+    assert fault.reason is reason
+    assert said in fault.message
+
+
+def test_others_of_one_gateway_are_streams_of_another() -> None:
+    a = report(replicas=(FleetReplica("x:1", True, False, 30, 0, 20),), running={})
+    b = report("b", replicas=(FleetReplica("x:1", True, False, 20, 0, 30),), running={})
+    assert merged(a, b).fault is None
+
+
+def test_a_report_is_read_from_what_the_gateway_answers() -> None:
+    demand = {"now_s": NOW_S, "complete_since_s": NOW_S - 50, "records": [
+        {"arrival_s": NOW_S - 5, "class": "code", "prompt_tokens": 10, "output_tokens": 3, "outcome": "open"}]}  # fmt: skip
+    qoe = {"now_s": NOW_S, "classes": {"code": sketch(0.5).to_dict()}, "running": {}}
+    replicas = {
+        "replicas": [{"name": "x:1", "healthy": None, "draining": False, "streams": 1, "waiting": 1, "others": 0}]
+    }
+    read = Report.of("a", demand, qoe, replicas, NOW_S - 600, NOW_S)
+    assert read.requests == (Request(NOW_S - 5, "code", 10, 3, False),)
+    assert read.demand_since_s == NOW_S - 50
+    assert read.ended["code"].mean == 0.5
+    assert read.replicas == (FleetReplica("x:1", False, False, 1, 1, 0),)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("now_s", float("nan")),
+        ("now_s", None),
+        ("records", None),
+        ("records", [{"arrival_s": 1.0}]),
+        ("records", [{"arrival_s": -1.0, "class": "a", "prompt_tokens": 1, "output_tokens": 1, "outcome": "done"}]),
+    ],
+)
+def test_nonsense_is_refused_with_the_gateways_name(part: str, value: Any) -> None:
+    demand = {"now_s": NOW_S, "records": [], part: value}
+    with pytest.raises(ValueError, match="gateway a: "):
+        Report.of("a", demand, {"now_s": NOW_S, "classes": {}, "running": {}}, {"replicas": []}, 0.0, NOW_S)
+    with pytest.raises(ValueError, match="gateway a: "):
+        Report.of("a", {"now_s": NOW_S, "records": []}, {"now_s": NOW_S, "classes": {"x": {"counts": {"999": 1}}}},
+                  {"replicas": []}, 0.0, NOW_S)  # fmt: skip
+
+
+def test_pods_that_are_wanted_or_there_but_not_ready_are_on_their_way() -> None:
+    assert Pods(5, 2, 2).starting == 3
+    assert Pods(2, 4, 2).starting == 2
+    assert Pods(2, 2, 2).starting == 0
+    assert replace(Pods(2, 2, 2), ready=3).starting == 0

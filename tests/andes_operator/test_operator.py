@@ -1,0 +1,502 @@
+"""The operator as a process, under exactly its role, on a real API server with real controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.trace import NoOpTracer
+from plane import ApiError, Gateway, Node, Operator, Plane, World, running, until
+
+from andes_operator.cluster import Cluster
+from andes_operator.gateways import Gateways
+from andes_operator.handlers import Work
+from andes_operator.reconcile import Reconciler
+from andes_operator.simulated import Inquiry, Predictor, predict
+from andes_operator.telemetry import Metrics
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+FAST = {
+    "tickSeconds": 1, "windowSeconds": 10, "coldStartSeconds": 5,
+    "scaleDown": {"stabilizationWindowSeconds": 4, "periodSeconds": 1, "idleSeconds": 4},
+}  # fmt: skip
+BUSY_RPS = 60.0
+"""More than one simulated H100 can serve at 500 prompt and 100 output tokens."""
+_numbers = itertools.count(1)
+
+
+class Site:
+    """A namespace with a role, a gateway, a Deployment of engines, and QoETargets."""
+
+    def __init__(self, plane: Plane, folder: Path) -> None:
+        self.plane, self.namespace = plane, f"site-{next(_numbers)}"
+        plane("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
+        self.core, self.apps = f"/api/v1/namespaces/{self.namespace}", f"/apis/apps/v1/namespaces/{self.namespace}"
+        self.own = f"/apis/andes.dev/v1alpha1/namespaces/{self.namespace}"
+        until("the namespace's account", lambda: plane("GET", f"{self.core}/serviceaccounts/default"))
+        scales = (("apps", "deployments"), ("parts.example", "gangs"))
+        self.kubeconfig = plane.operator_kubeconfig(self.namespace, scales)
+        self.world = World(engines=self.engine_names)
+        self.gateway = Gateway(self.world)
+        self.gateway.start()
+        self.log = folder / f"{self.namespace}.log"
+        self._serve_gateway()
+
+    def operator(self, **more: str) -> Operator:
+        return Operator(self.kubeconfig, self.namespace, self.log, **more)
+
+    def _serve_gateway(self) -> None:
+        labels = {"app": "gateway"}
+        container = {"name": "g", "image": "g", "ports": [{"name": "http", "containerPort": self.gateway.port}]}
+        self.plane("POST", f"{self.core}/pods", {
+            "metadata": {"name": "gateway-0", "labels": labels, "annotations": {"test/ip": "127.0.0.1"}},
+            "spec": {"containers": [container]},
+        })  # fmt: skip
+        self.plane("POST", f"{self.core}/services", {
+            "metadata": {"name": "gateway"},
+            "spec": {"selector": labels, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]},
+        })  # fmt: skip
+        until("the gateway runs", lambda: "podIP" in self.plane("GET", f"{self.core}/pods/gateway-0")["status"])
+
+    def deploy(self, replicas: int = 1) -> None:
+        labels = {"app": "engine"}
+        self.plane("POST", f"{self.apps}/deployments", {
+            "metadata": {"name": "engine"},
+            "spec": {
+                "replicas": replicas, "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "e", "image": "e"}]}},
+            },
+        })  # fmt: skip
+        until("the engines are ready", lambda: len(self.engine_names()) == replicas)
+
+    def pods(self) -> list[dict[str, Any]]:
+        return self.plane.items(f"{self.core}/pods?labelSelector=app%3Dengine")
+
+    def engine_names(self) -> list[str]:
+        """As the gateway calls them."""
+        there = [p for p in self.pods() if "deletionTimestamp" not in p["metadata"]]
+        return [f"{p['status']['podIP']}:8000" for p in there if "podIP" in p["status"]]
+
+    def replicas(self) -> int:
+        return int(self.plane("GET", f"{self.apps}/deployments/engine")["spec"]["replicas"])
+
+    def aim(self, name: str = "chat", **spec: Any) -> None:
+        """A QoETarget on the Deployment ``engine``, with these fields."""
+        whole = {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"},
+            "objectives": [{"statistic": "ShareAbove", "threshold": 0.95, "value": 0.95}],
+            "maxReplicas": 6,
+            "demand": {"gateway": {"service": "gateway", "port": "http"}},
+            "whatIf": {"profile": "h100-llama-3.1-8b"},
+            "behavior": FAST,
+            **spec,
+        }
+        body = {"apiVersion": "andes.dev/v1alpha1", "kind": "QoETarget", "metadata": {"name": name}, "spec": whole}
+        self.plane("POST", f"{self.own}/qoetargets", body)
+
+    def edit(self, name: str = "chat", **spec: Any) -> None:
+        self.plane("PATCH", f"{self.own}/qoetargets/{name}", {"spec": spec})
+
+    def target(self, name: str = "chat") -> dict[str, Any]:
+        return self.plane("GET", f"{self.own}/qoetargets/{name}")
+
+    def status(self, name: str = "chat") -> dict[str, Any]:
+        return dict(self.target(name).get("status") or {})
+
+    def condition(self, kind: str, name: str = "chat") -> tuple[str, str]:
+        """(status, reason)."""
+        for condition in self.status(name).get("conditions") or []:
+            if condition["type"] == kind:
+                return condition["status"], condition["reason"]
+        return "", ""
+
+    def events(self) -> set[str]:
+        return {event["reason"] for event in self.plane.items(f"{self.core}/events")}
+
+    def later(self, name: str = "chat", ticks: int = 3) -> dict[str, Any]:
+        """The status after some more looks at the target."""
+        seen: set[str] = set()
+
+        def enough() -> bool:
+            seen.add(self.status(name).get("observedAt", ""))
+            return len(seen) > ticks
+
+        until(f"{ticks} more looks at {name}", enough)
+        return self.status(name)
+
+
+@pytest.fixture
+def site(plane: Plane, node: Node, tmp_path: Path) -> Iterator[Site]:
+    made = Site(plane, tmp_path)
+    yield made
+    made.gateway.stop()
+    with contextlib.suppress(ApiError):
+        plane("DELETE", f"/api/v1/namespaces/{made.namespace}")
+
+
+def get(operator: Operator, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{operator.port}{path}", timeout=10) as answer:
+            return int(answer.status), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def test_a_surge_and_its_end(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = BUSY_RPS
+    site.aim()
+    collector = f"http://127.0.0.1:{site.gateway.port}"
+    with running(site.operator(**{"otlp-endpoint": collector})) as operator:
+        until("readiness", lambda: get(operator, "/readyz")[0] == 200)
+        until("more engines", lambda: site.replicas() >= 2)
+        most = site.replicas()
+        until("the status says so", lambda: site.status().get("readyReplicas") == site.status()["replicas"] == most)
+        status = site.later()
+        assert status["reason"] in ("Steady", "Forecast")
+        assert status["demand"]["requestsPerSecond"] == pytest.approx(BUSY_RPS, rel=0.15)
+        assert status["objectives"][0]["current"] == 1.0
+        assert status["objectives"][0]["predicted"] >= 0.95
+        assert status["summary"] == "1.000/0.95"
+        assert site.condition("Ready") == ("True", "AsExpected")
+        assert {c["type"] for c in status["conditions"]} == {
+            "Ready", "DataAvailable", "TargetFound", "ObjectiveMet", "Attainable", "Conflict"}  # fmt: skip
+        assert "replicas are predicted to give share with QoE >= 0.95" in status["message"]
+        site.world.rate_rps = 0.5
+        until("one engine", lambda: site.replicas() == 1)
+        until("the event", lambda: {"ScaledUp", "ScaledDown"} <= site.events())
+        metrics = get(operator, "/metrics")[1]
+        assert f'andes_operator_recommended_replicas{{namespace="{site.namespace}",target="chat"}}' in metrics
+        assert 'andes_operator_scale_changes_total{direction="up",reason="Forecast"} 1.0' in metrics
+        assert get(operator, "/livez") == (200, "ok")
+        until(
+            "spans", lambda: {"andes.tick", "andes.observe", "andes.what_if", "andes.scale"} <= site.world.spans.keys()
+        )
+        assert site.world.spans["andes.tick"]["andes.target"] == "chat"
+        assert site.world.spans["andes.tick"]["andes.reason"]
+        head, row = site.plane.kubectl("-n", site.namespace, "get", "qt").splitlines()[:2]
+        assert dict(zip(head.split(), row.split()))["QOE"] == "1.000/0.95"
+    assert " 403" not in operator.said()
+    assert "forbidden" not in operator.said()
+    assert operator.process.returncode == 0
+
+
+def test_without_data_the_scale_is_held_and_it_says_so(site: Site) -> None:
+    site.deploy(replicas=3)
+    site.world.silent = True
+    site.aim()
+    with running(site.operator()):
+        until("it says so", lambda: site.condition("DataAvailable") == ("False", "DataMissing"))
+        assert "HTTP 503" in site.later()["message"]
+        assert site.replicas() == 3
+        assert site.condition("Ready") == ("False", "DataMissing")
+        site.world.silent, site.world.skew_s = False, 100.0
+        until("a wrong clock", lambda: site.condition("DataAvailable") == ("False", "DataContradictory"))
+        assert site.replicas() == 3
+        site.world.skew_s = 0.0
+        until("data again", lambda: site.condition("Ready") == ("True", "AsExpected"))
+        site.plane("DELETE", f"{site.core}/services/gateway")
+        until("no gateway", lambda: site.condition("DataAvailable") == ("False", "DataMissing"))
+
+
+def test_advice_moves_nothing(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = BUSY_RPS
+    site.aim(mode="Advisory")
+    with running(site.operator()):
+        until("advice", lambda: site.status().get("recommendedReplicas", 0) >= 2)
+        site.later()
+        assert site.replicas() == 1
+        site.edit(mode="Auto")
+        until("an edit counts at once", lambda: site.replicas() >= 2)
+
+
+def test_an_autoscaler_on_the_same_deployment_is_a_conflict_and_no_fight(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.rate_rps = BUSY_RPS
+    ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
+    hpas = f"/apis/autoscaling/v1/namespaces/{site.namespace}/horizontalpodautoscalers"
+    site.plane("POST", hpas, {
+        "metadata": {"name": "old"}, "spec": {"scaleTargetRef": ref, "minReplicas": 2, "maxReplicas": 2}})  # fmt: skip
+    site.aim(minReplicas=3)
+    with running(site.operator()):
+        until("conflict", lambda: site.condition("Conflict") == ("True", "OtherWriter"))
+        assert "HorizontalPodAutoscaler old scales Deployment/engine too" in str(site.later()["conditions"])
+        assert site.replicas() == 2
+        assert site.condition("Ready") == ("False", "OtherWriter")
+        site.plane("DELETE", f"{hpas}/old")
+        until("peace", lambda: site.replicas() >= 3)
+        until("no conflict", lambda: site.condition("Conflict") == ("False", "SoleWriter"))
+
+
+def test_of_two_targets_on_one_deployment_the_older_rules(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = 0.5
+    site.aim("a-first")
+    with running(site.operator()):
+        until("the first works", lambda: site.condition("Ready", "a-first")[0] == "True")
+        site.aim("b-second", minReplicas=4)
+        until("the second sees it", lambda: site.condition("Conflict", "b-second") == ("True", "OtherWriter"))
+        site.later("b-second")
+        assert site.replicas() == 1
+        site.plane.kubectl("-n", site.namespace, "delete", "qt", "a-first")
+        until("the second takes over", lambda: site.replicas() == 4)
+
+
+def test_who_goes_is_who_has_least_to_lose(site: Site) -> None:
+    site.deploy(replicas=3)
+    site.world.rate_rps = 0.5
+    quiet = site.engine_names()[1]
+    site.world.streams = dict(zip(site.engine_names(), (9, 1, 5)))
+    site.aim(minReplicas=2)
+    with running(site.operator()):
+        until("one fewer", lambda: site.replicas() == 2)
+        assert site.world.drained[0] == (quiet, True)
+        note = "controller.kubernetes.io/pod-deletion-cost"
+        costs = {f"{p['status']['podIP']}:8000": int(p["metadata"]["annotations"][note]) for p in site.pods()}
+        assert {name: site.world.streams[name] for name in costs} == costs
+        # The controllers of 1.20 do not know the cost: where they took another pod, ours works again.
+        if quiet in site.engine_names():
+            until("work again", lambda: (quiet, False) in site.world.drained, timeout_s=150)
+
+
+def test_to_zero_and_back_on_the_first_request(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.rate_rps, site.world.last_s = 0.5, 0.0
+    site.aim(minReplicas=0)
+    with running(site.operator()):
+        until("none", lambda: site.replicas() == 0)
+        until("idle", lambda: site.status().get("reason") == "Idle")
+        site.world.last_s = None
+        until("back", lambda: site.replicas() >= 1)
+        assert site.status()["reason"] in ("FirstRequest", "Idle", "Forecast", "Steady")
+
+
+def test_a_killed_operator_goes_on_where_it_was(site: Site) -> None:
+    site.deploy(replicas=4)
+    site.world.rate_rps = 0.5
+    slow = {**FAST, "scaleDown": {"stabilizationWindowSeconds": 30, "periodSeconds": 1, "idleSeconds": 30}}
+    site.aim(behavior=slow)
+    operator = site.operator()
+    with running(operator):
+        since = until("it remembers", lambda: site.status().get("memory", {}).get("since"))
+        site.later()
+        operator.kill()
+    before = site.status()["memory"]
+    with running(site.operator()):
+        after = site.later(ticks=2)["memory"]
+        assert after["since"] == since, "stabilisation goes on"
+        assert after["replicaSeconds"] > before["replicaSeconds"], "GPU-hours go on"
+        until("and ends", lambda: site.replicas() < 4)
+
+
+def test_what_is_gone_wrong_or_forbidden_is_said(site: Site) -> None:
+    site.aim(scaleTargetRef={"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"})
+    site.aim("kind", scaleTargetRef={"apiVersion": "apps/v1", "kind": "Rocket", "name": "x"})
+    site.aim("role", scaleTargetRef={"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "x"})
+    site.aim("scale", scaleTargetRef={"apiVersion": "v1", "kind": "Service", "name": "gateway"})
+    with running(site.operator()) as operator:
+        until("not found", lambda: site.condition("TargetFound") == ("False", "NotFound"))
+        until("no such kind", lambda: site.condition("TargetFound", "kind") == ("False", "NotFound"))
+        assert "has no kind Rocket" in site.status("kind")["message"]
+        until("no right", lambda: site.condition("TargetFound", "role") == ("False", "Forbidden"))
+        until("no scale", lambda: "has no scale subresource" in site.status("scale").get("message", ""))
+        site.deploy()
+        until("found", lambda: site.condition("Ready") == ("True", "AsExpected"))
+        site.plane("DELETE", f"{site.apps}/deployments/engine")
+        until("gone", lambda: site.condition("TargetFound") == ("False", "NotFound"))
+        site.plane.kubectl("-n", site.namespace, "delete", "qt", "--all")
+        until("forgotten", lambda: "andes_operator_targets 0.0" in get(operator, "/metrics")[1])
+        assert 'target="chat"' not in get(operator, "/metrics")[1]
+
+
+def test_a_profile_that_nobody_knows_is_said_and_nothing_goes(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.rate_rps = 0.5
+    site.aim(whatIf={"profile": "abacus"})
+    with running(site.operator()) as operator:
+        until("no prediction", lambda: site.status().get("reason") == "NoPrediction")
+        site.later()
+        assert site.replicas() == 2
+        assert "profile 'abacus': not known" in operator.said()
+
+
+def test_anything_with_a_scale_subresource(site: Site) -> None:
+    gangs = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "gangs.parts.example"},
+        "spec": {"group": "parts.example", "scope": "Namespaced", "names": {"kind": "Gang", "plural": "gangs"}, "versions": [{
+            "name": "v1", "served": True, "storage": True,
+            "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            "subresources": {"scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas",
+                                       "labelSelectorPath": ".status.selector"}},
+        }]},
+    }  # fmt: skip
+    site.plane.kubectl("apply", "--validate=false", "-f", "-", stdin=json.dumps(gangs))
+    path = f"/apis/parts.example/v1/namespaces/{site.namespace}/gangs"
+    until("gangs are served", lambda: "items" in site.plane("GET", path))
+    gang = {"apiVersion": "parts.example/v1", "kind": "Gang", "metadata": {"name": "g"}, "spec": {"replicas": 1}}
+    site.plane("POST", path, gang)
+    site.aim(scaleTargetRef={"apiVersion": "parts.example/v1", "kind": "Gang", "name": "g"}, minReplicas=3)
+    with running(site.operator()):
+        until("three", lambda: site.plane("GET", f"{path}/g")["spec"]["replicas"] == 3)
+
+
+def test_classes_reach_the_gateway_as_a_config_map(site: Site) -> None:
+    body = {"apiVersion": "andes.dev/v1alpha1", "kind": "QoEClass", "metadata": {"name": "listening"},
+            "spec": {"tokensPerSecond": 3.3, "weight": 2}}  # fmt: skip
+
+    def published() -> str:
+        return str(site.plane("GET", f"{site.core}/configmaps/andes-qoe-classes")["data"]["classes.yaml"])
+
+    with running(site.operator()):
+        site.plane("POST", f"{site.own}/qoeclasses", body)
+        text = until("the map", published)
+        assert "  listening:\n    ttft_s: 1\n    tds: 3.3\n" in text
+        site.plane.kubectl(
+            "-n", site.namespace, "patch", "qc", "listening", "--type=merge", "-p", '{"spec":{"weight":3}}'
+        )
+        until("the edit", lambda: "weight: 3" in published())
+        until("ready", lambda: "True" in site.plane.kubectl("-n", site.namespace, "get", "qc"))
+
+
+def test_the_second_operator_waits_and_takes_over(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = 0.5
+    site.aim()
+    with running(site.operator()) as first:
+        until("the first works", lambda: site.condition("Ready")[0] == "True")
+        with running(site.operator()) as second:
+            until("the second waits", lambda: get(second, "/readyz") == (200, "waiting for the lease"))
+            site.later()
+            assert "andes_operator_leading 0.0" in get(second, "/metrics")[1]
+            first.kill()
+            until("it takes over", lambda: "andes_operator_leading 1.0" in get(second, "/metrics")[1])
+            site.edit(minReplicas=2)
+            until("and works", lambda: site.replicas() == 2)
+
+
+def test_an_api_server_that_goes_away_and_comes_back(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = 0.5
+    site.aim()
+    with running(site.operator(**{"lease-seconds": "120"})) as operator:
+        until("it works", lambda: site.condition("Ready")[0] == "True")
+        again = site.plane.restart_api_server()
+        try:
+            until("it notices", lambda: "again in" in operator.said())
+            assert get(operator, "/livez") == (200, "ok")
+        finally:
+            again()
+        until("the API server is back", lambda: site.target())
+        site.edit(minReplicas=2)
+        until("and the operator with it", lambda: site.replicas() == 2, timeout_s=150)
+        assert operator.process.poll() is None
+
+
+def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | None, float | None]:
+    """Two looks in this process, under the role; ``meanwhile`` happens once, while the first one predicts."""
+    happening = [meanwhile]
+
+    class Interrupted:
+        async def __call__(self, inquiry: Inquiry) -> Any:
+            found = predict(inquiry)
+            while happening:
+                await asyncio.to_thread(happening.pop())
+            return found
+
+    async def scenario() -> tuple[float | None, float | None]:
+        cluster, gateways = await Cluster.connect(), Gateways("secret")
+        try:
+            reconciler = Reconciler(cluster, gateways, Interrupted(), Metrics(), NoOpTracer())  # type: ignore[arg-type]
+            first = await reconciler.tick(site.namespace, "chat")
+            return first, await reconciler.tick(site.namespace, "chat")
+        finally:
+            await gateways.close()
+            await cluster.close()
+
+    return asyncio.run(scenario())
+
+
+def test_an_edit_in_mid_look_drops_the_decision(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
+    site.deploy()
+    site.world.rate_rps = BUSY_RPS
+    site.aim()
+    first, second = reconcile_with(site, lambda: site.edit(maxReplicas=1))
+    assert (first, second) == (1.0, FAST["tickSeconds"])
+    assert site.replicas() == 1, "what was decided for the old resource was not written"
+    assert site.status()["observedGeneration"] == site.target()["metadata"]["generation"]
+    assert site.condition("Attainable") == ("False", "MaxReplicas")
+
+
+def test_a_foreign_write_in_mid_look_wins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
+    site.deploy()
+    site.world.rate_rps = BUSY_RPS
+    site.aim()
+    scale = f"{site.apps}/deployments/engine/scale"
+    first, _ = reconcile_with(site, lambda: site.plane("PATCH", scale, {"spec": {"replicas": 6}}) and None)
+    assert first == 1.0
+    assert site.replicas() == 6
+
+
+def test_a_target_deleted_in_mid_look_is_no_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
+    site.deploy()
+    site.world.rate_rps = 0.5
+    site.aim()
+    path = f"{site.own}/qoetargets/chat"
+    assert reconcile_with(site, lambda: site.plane("DELETE", path) and None)[1] is None
+
+
+def test_without_any_watch_the_sweep_finds_what_is_new(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
+    site.deploy()
+    site.world.rate_rps = 0.5
+
+    async def scenario() -> None:
+        cluster, gateways, predictor, metrics = await Cluster.connect(), Gateways(), Predictor(), Metrics()
+        work = Work(
+            cluster, Reconciler(cluster, gateways, predictor, metrics, NoOpTracer()), metrics, [site.namespace], 1.0
+        )
+        sweeping = asyncio.create_task(work.sweep())
+        try:
+            await asyncio.to_thread(site.aim)
+            await asyncio.to_thread(until, "it is looked at", lambda: site.condition("Ready")[0] == "True")
+            assert work.stuck() is None
+        finally:
+            sweeping.cancel()
+            await work.stop()
+            predictor.close()
+            await gateways.close()
+            await cluster.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(1800)
+def test_five_hundred_targets(site: Site) -> None:
+    site.deploy()
+    site.world.rate_rps = 0.5
+    with running(site.operator()) as operator:
+        for i in range(500):
+            site.aim(f"t{i:03}", mode="Advisory", behavior={**FAST, "tickSeconds": 60})
+
+        def looked_at() -> bool:
+            items = site.plane.items(f"{site.own}/qoetargets")
+            return all(item.get("status", {}).get("recommendedReplicas") == 1 for item in items)
+
+        until("all have a recommendation", looked_at, timeout_s=900)
+        assert get(operator, "/livez") == (200, "ok")
+        assert "andes_operator_targets 500.0" in get(operator, "/metrics")[1]

@@ -1,0 +1,162 @@
+"""Demand, forecast and what-if together, on the real simulator, in its own process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from andes_operator.demand import LEAST_SAMPLE, SPAN_S, Reader, arrivals
+from andes_operator.names import Statistic
+from andes_operator.observe import Observation, Pods, Request
+from andes_operator.simulated import Inquiry, PredictionError, Predictor, RepresentativeReplicas, cold_start_s, predict
+from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
+from andes_operator.whatif import Arrival, Question
+from andes_sglang.qoe import QoETarget
+
+NOW_S = 1_000_000.0
+SPEC = TargetSpec(
+    ref=ScaleTargetRef("apps/v1", "Deployment", "engine"),
+    objectives=(Objective("*", Statistic.SHARE_ABOVE, 0.95, 0.95),),
+    min_replicas=1,
+    max_replicas=20,
+    demand=Demand(service="gateway"),
+    profile="h100-llama-3.1-8b",
+)
+
+
+def observed(rate_rps: float, seconds: float = 300.0) -> Observation:
+    chance = random.Random(1)  # noqa: S311
+    at_s, requests = NOW_S - seconds, []
+    while (at_s := at_s + chance.expovariate(rate_rps)) < NOW_S:
+        requests.append(Request(at_s, "reading", chance.randint(200, 2000), chance.randint(50, 500), True))
+    return Observation(NOW_S, Pods(2, 2, 2), rate_rps, recent=tuple(requests))
+
+
+def test_arrivals_keep_lengths_and_bursts_at_another_rate() -> None:
+    seen = observed(2.0)
+    made, span_s = arrivals(SPEC, seen, 4.0, {"reading": Reader(QoETarget(2.0, 9.0), 3.0)})
+    assert len(made) / span_s == pytest.approx(4.0)
+    assert [a.prompt_tokens for a in made] == [r.prompt_tokens for r in seen.recent]
+    gaps = [b.arrival_s - a.arrival_s for a, b in itertools.pairwise(seen.recent)]
+    scaled = [b.at_s - a.at_s for a, b in itertools.pairwise(made)]
+    assert scaled == pytest.approx([gap * span_s / (NOW_S - seen.recent[0].arrival_s) for gap in gaps])
+    assert {(a.reader, a.weight) for a in made} == {(QoETarget(2.0, 9.0), 3.0)}
+
+
+def test_an_answer_under_way_is_as_long_as_one_of_its_class() -> None:
+    done = tuple(Request(NOW_S - 100 + i, "reading", 100, 77, True) for i in range(LEAST_SAMPLE))
+    open_now = Request(NOW_S - 1, "reading", 100, 5, False)
+    made, _ = arrivals(SPEC, replace(observed(1.0), recent=(*done, open_now)), 1.0, {})
+    assert {a.output_tokens for a in made} == {77}
+
+
+def test_too_few_arrivals_become_poisson_and_none_become_none() -> None:
+    few = replace(observed(1.0), recent=(Request(NOW_S - 5, "code", 300, 40, True),))
+    made, span_s = arrivals(SPEC, few, 2.0, {})
+    assert span_s == SPAN_S
+    assert len(made) == pytest.approx(2.0 * SPAN_S, rel=0.15)
+    assert {(a.class_name, a.prompt_tokens, a.output_tokens) for a in made} == {("code", 300, 40)}
+    assert arrivals(SPEC, few, 2.0, {}) == (made, span_s), "chance is seeded"
+    assert arrivals(SPEC, few, 0.0, {}) == ((), SPAN_S)
+
+
+def test_more_replicas_never_look_worse_and_overload_looks_bad() -> None:
+    made, span_s = arrivals(SPEC, observed(60.0, 120.0), 60.0, {})
+    question = Question(SPEC.profile, "andes", (), made, span_s)
+    fleet = RepresentativeReplicas()
+    shares = [SPEC.objectives[0].among(fleet.qoe(question, n)) for n in (1, 4, 16)]
+    assert shares[0] < 0.5  # type: ignore[operator]
+    assert shares[0] <= shares[1] <= shares[2]  # type: ignore[operator]
+    assert shares[2] == 1.0
+    assert 3 <= fleet.guess(question) <= 10
+
+
+def test_a_class_is_told_apart() -> None:
+    demand = tuple(
+        Arrival(i * 0.5, "fast" if i % 2 else "slow", 500, 100, QoETarget(0.02, 500.0) if i % 2 else QoETarget())
+        for i in range(200)
+    )
+    found = RepresentativeReplicas().qoe(Question(SPEC.profile, "andes", (), demand, 100.0), 1)
+    assert found["slow"].mean == 1.0
+    assert found["fast"].mean < 0.9  # type: ignore[operator]
+
+
+def test_the_whole_prediction() -> None:
+    expected, predicted = predict(Inquiry(SPEC, observed(60.0, 120.0), NOW_S - 120, 75.0))
+    assert expected.rate_rps >= 60.0
+    assert predicted.least is not None
+    assert predicted.meets(predicted.least)
+    assert not predicted.meets(predicted.least - 1)
+    better = predict(Inquiry(replace(SPEC, policy="stock"), observed(60.0, 120.0), NOW_S - 120, 75.0))[1]
+    assert better.least is not None
+
+
+def test_nobody_to_serve_needs_the_least() -> None:
+    expected, predicted = predict(Inquiry(SPEC, Observation(NOW_S, Pods(3, 3, 3)), NOW_S - 600, 75.0))
+    assert (expected.rate_rps, predicted.least) == (0.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("profile", "abacus"), ("policy", "magic"), ("policy_options", (("no", 1.0),))]
+)
+def test_what_cannot_be_played_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=r"abacus|magic|no"):
+        predict(Inquiry(replace(SPEC, **{field: value}), observed(2.0), NOW_S - 300, 75.0))  # type: ignore[arg-type]
+
+
+def test_a_cold_start_is_as_set_or_learned_or_of_the_profile() -> None:
+    assert cold_start_s(replace(SPEC, behavior=replace(SPEC.behavior, cold_start_s=5.0)), 80.0) == 5.0
+    assert cold_start_s(SPEC, 80.0) == 80.0
+    assert cold_start_s(SPEC, None) > 0
+
+
+@contextmanager
+def predictor(timeout_s: float) -> Iterator[Predictor]:
+    made = Predictor(timeout_s)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.timeout(180)
+def test_the_loop_goes_on_while_it_predicts_and_a_dead_process_is_replaced() -> None:
+    async def scenario(ask: Predictor) -> None:
+        inquiry = Inquiry(SPEC, observed(40.0, 120.0), NOW_S - 120, 75.0)
+        running = asyncio.ensure_future(ask(inquiry))
+        longest = 0.0
+        while not running.done():
+            before = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - before)
+        assert running.result()[1].least is not None
+        assert longest < 1.0
+        (worker,) = ask._pool._processes.values()  # type: ignore[union-attr]
+        doomed = asyncio.ensure_future(ask(inquiry))
+        await asyncio.sleep(0)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(PredictionError, match="process has died"):
+            await doomed
+        assert (await ask(inquiry))[1].least is not None
+
+    with predictor(120.0) as ask:
+        asyncio.run(scenario(ask))
+
+
+@pytest.mark.timeout(120)
+def test_a_prediction_that_takes_too_long_is_ended() -> None:
+    async def scenario(ask: Predictor) -> None:
+        with pytest.raises(PredictionError, match=r"more than 0\.2 s"):
+            await ask(Inquiry(SPEC, observed(60.0, 120.0), NOW_S - 120, 75.0))
+
+    with predictor(0.2) as ask:
+        asyncio.run(scenario(ask))

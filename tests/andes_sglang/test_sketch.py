@@ -1,0 +1,65 @@
+"""Sketches: the distribution of a fleet is the sum of its parts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andes_sglang.sketch import BINS, Sketch
+
+SCORES = st.lists(st.floats(0, 1), max_size=200)
+
+
+def of(scores: list[float]) -> Sketch:
+    sketch = Sketch()
+    for score in scores:
+        sketch.add(score)
+    return sketch
+
+
+@given(SCORES, SCORES)
+def test_merging_is_adding(left: list[float], right: list[float]) -> None:
+    merged = Sketch.merged([of(left), of(right)])
+    whole = of(left + right)
+    assert merged.counts == whole.counts
+    assert merged.total == pytest.approx(whole.total)
+
+
+@given(SCORES.filter(bool), st.floats(0, 1))
+def test_quantiles_are_off_by_a_bin_at_most(scores: list[float], q: float) -> None:
+    exact = float(np.quantile(scores, q, method="lower"))
+    found = of(scores).quantile(q)
+    assert found is not None
+    assert found - 1e-6 <= exact <= found + 1 / BINS + 1e-6
+
+
+def test_counts_means_and_shares_are_exact() -> None:
+    sketch = of([0.949999, 0.95, 0.99, 1.0])
+    assert (sketch.count, sketch.mean) == (4, pytest.approx(0.97249975))
+    assert (sketch.share_at_least(0.95), sketch.share_at_least(0.99), sketch.share_at_least(1.0)) == (0.75, 0.5, 0.25)
+
+
+def test_over_the_wire_and_back() -> None:
+    sketch = of([0.0, 0.5, 1.0])
+    back = Sketch.from_dict(json.loads(json.dumps(sketch.to_dict())))
+    assert (back.counts, back.total) == (sketch.counts, sketch.total)
+    assert Sketch().to_dict()["mean"] is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"counts": {"x": 1}, "total": 0}, {"counts": {"201": 1}, "total": 0}, {"counts": {"1": -1}, "total": 0}, []],
+)
+def test_what_is_no_sketch_is_refused(data: dict[str, object]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (the text is Python's for a key that is no number)
+        Sketch.from_dict(data)
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_scores_outside_are_refused(score: float) -> None:
+    with pytest.raises(ValueError, match="score must be in"):
+        Sketch().add(score)

@@ -1,0 +1,274 @@
+"""The chart as Helm renders it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import chart
+import kubernetes_validate.utils
+import pytest
+import yaml
+from helm_python.chart import lint
+from helm_python.errors import HelmError
+
+KNOBS = list(chart.knobs())
+KUBERNETES = ["1.29", "1.37"]
+OTHERS = ("monitoring.coreos.com/v1",)
+EVERYTHING = {
+    "commonLabels": {"team": "chat"},
+    "gateway.ingress.enabled": True,
+    "gateway.ingress.tlsSecret": "tls",
+    "gateway.autoscaling.enabled": True,
+    "gateway.pdb.enabled": True,
+    "gateway.tenants.existingSecret": "tenants",
+    "engine.pdb.enabled": True,
+    "engine.model.existingClaim": "models",
+    "engine.model.huggingFaceSecret": "hf",
+    "engine.apiKeySecret": "key",
+    "engine.policyOptions": {"stall_bound_s": 30},
+    "monitoring.scrapeAnnotations": True,
+    "monitoring.serviceMonitor.enabled": True,
+    "monitoring.prometheusRule.enabled": True,
+    "monitoring.dashboards.enabled": True,
+    "networkPolicy.enabled": True,
+    "otel.endpoint": "http://collector:4318",
+    "test.apiKeySecret": "tester",
+}
+
+
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)  # megabytes
+
+
+def every(values: dict[str, Any] | None = None, **options: Any) -> Iterator[dict[str, Any]]:
+    for found in chart.objects(values, **options).values():
+        yield from found
+
+
+def one(kind: str, name: str, values: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    (found,) = [o for o in every(values, **options) if o["kind"] == kind and o["metadata"]["name"].endswith(name)]
+    return found
+
+
+def pod_specs(values: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Specification of every pod, by the name of its owner."""
+    return {
+        o["metadata"]["name"]: o["spec"]["template"]["spec"] if o["kind"] == "Deployment" else o["spec"]
+        for o in every(values)
+        if o["kind"] in ("Deployment", "Pod")
+    }
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING, {"engine.kind": "sim"}], ids=["defaults", "everything", "sim"])
+def test_helm_has_nothing_to_say(values: dict[str, Any]) -> None:
+    report = lint(chart.CHART, chart.nested(values), strict=True, kube_version="v1.33.0")
+    # lint knows no API but Kubernetes' own, and says that the Prometheus operator is missing
+    said = [m for m in report["messages"] if m["severity"] > 1 and "monitoring.coreos.com" not in m["error"]]
+    assert not said
+
+
+def test_what_is_made_from_the_values_is_up_to_date() -> None:
+    for path, text in (chart.made() | chart.snapshots()).items():
+        assert path.read_text() == text, f"{path.name}: run `make chart`, and read what it changes"
+
+
+def test_every_value_has_a_comment_and_a_case() -> None:
+    values = (chart.CHART / "values.yaml").read_text()
+    paths = {".".join(path): comment for path, _, comment, _ in chart.leaves(values)}
+    assert [path for path, comment in paths.items() if not comment] == []
+    tried = {path for _, _, chosen in KNOBS for path in chosen}
+    assert tried - paths.keys() == set()
+    assert paths.keys() - tried == {"crds.enabled", "crds.keep"}  # in test_operator_files.py
+
+
+@pytest.mark.parametrize(("given", "chosen"), [case[1:] for case in KNOBS], ids=[case[0] for case in KNOBS])
+def test_every_value_changes_what_is_rendered_into_valid_objects(given: Any, chosen: Any) -> None:
+    changed = chart.changes(given, chosen)
+    assert changed
+    for found in chart.parsed({path: after for path, (_, after) in changed.items()}).values():
+        for rendered in found:
+            check(rendered)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("values", [{}, EVERYTHING, {"engine.kind": "sim"}], ids=["defaults", "everything", "sim"])
+def test_objects_are_valid(values: dict[str, Any], version: str) -> None:
+    for rendered in every(values):
+        check(rendered, version)
+
+
+def check(rendered: dict[str, Any], version: str = KUBERNETES[-1]) -> None:
+    if rendered["apiVersion"] not in OTHERS and rendered["kind"] != "CustomResourceDefinition":
+        kubernetes_validate.validate(rendered, version, strict=True)
+    labels = rendered["metadata"]["labels"]
+    assert labels["app.kubernetes.io/managed-by"] == "Helm"
+    assert labels["helm.sh/chart"].startswith("andes-")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"engine.kind": "vllm"}, "/engine/kind"),
+        ({"engine.replicas": -1}, "/engine/replicas"),
+        ({"engine.gpu.count": 0}, "/engine/gpu/count"),
+        ({"engine.args": "--tp=4"}, "/engine/args"),
+        ({"engine.defaultTds": 0}, "/engine/defaultTds"),
+        ({"engine.policyOptions": {"a": []}}, "/engine/policyOptions/a"),
+        ({"gateway.replicas": "many"}, "/gateway/replicas"),
+        ({"gateway.replica": 3}, "replica"),
+        ({"gateway.upstreams": ["10.0.0.1"]}, "/gateway/upstreams/0"),
+        ({"gateway.service.port": 0}, "/gateway/service/port"),
+        ({"gateway.image.digest": "latest"}, "/gateway/image/digest"),
+        ({"image.pullPolicy": "Sometimes"}, "/image/pullPolicy"),
+        ({"monitoring.prometheusRule.qoe": 0.93}, "/monitoring/prometheusRule/qoe"),
+        ({"operator.namespaces": ["Not_One"]}, "/operator/namespaces/0"),
+        ({"otel.endpoint": "collector:4317"}, "/otel/endpoint"),
+        ({"engines.replicas": 3}, "engines"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(HelmError, match=named):
+        chart.render(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"engine.enabled": False}, "gateway.upstreams: no engine"),
+        ({"gateway.settings": {"drain_s": 5}}, "gateway.settings.drain_s"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(HelmError, match=said):
+        chart.render(values)
+
+
+@pytest.mark.parametrize(
+    "switch", ["monitoring.serviceMonitor.enabled", "monitoring.prometheusRule.enabled"], ids=["monitor", "rule"]
+)
+def test_what_the_cluster_lacks_is_named(switch: str) -> None:
+    with pytest.raises(HelmError, match=rf"{switch}: this cluster has no monitoring\.coreos\.com/v1"):
+        chart.render({switch: True}, apis=[])
+
+
+def test_pods_meet_the_restricted_standard() -> None:
+    for values in ({}, EVERYTHING, {"engine.kind": "sim"}):
+        for name, spec in pod_specs(values).items():
+            assert spec["securityContext"]["runAsNonRoot"], name
+            assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+            allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "name"}
+            assert all(volume.keys() <= allowed for volume in spec.get("volumes", ())), name
+            assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}, name
+            for container in spec["containers"]:
+                context = container["securityContext"]
+                assert context["readOnlyRootFilesystem"], name
+                assert context["allowPrivilegeEscalation"] is False, name
+                assert context["capabilities"] == {"drop": ["ALL"]}, name
+                assert container["resources"]["limits"]["memory"], name
+
+
+def test_only_the_operator_has_a_token() -> None:
+    tokens = {name: spec["automountServiceAccountToken"] for name, spec in pod_specs().items()}
+    assert {name for name, token in tokens.items() if token} == {"demo-andes-operator"}
+    assert all(o["automountServiceAccountToken"] is False for o in every() if o["kind"] == "ServiceAccount")
+
+
+def test_no_pod_gets_variables_of_services() -> None:
+    """A Service named andes-gateway would set ANDES_GATEWAY_PORT, which the gateway reads as its own setting."""
+    assert all(spec["enableServiceLinks"] is False for spec in pod_specs().values())
+
+
+@pytest.mark.parametrize("component", ["gateway", "engine"])
+def test_the_grace_period_outlasts_drain_and_pre_stop(component: str) -> None:
+    values = {f"{component}.drainSeconds": 900, f"{component}.preStopSeconds": 20}
+    spec = pod_specs(values)[f"demo-andes-{component}"]
+    assert spec["terminationGracePeriodSeconds"] >= 900 + 20 + 15
+    assert spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "20"]
+
+
+def test_replicas_are_left_to_who_scales() -> None:
+    assert "replicas" not in one("Deployment", "engine")["spec"]
+    assert one("Deployment", "engine", {"engine.replicas": 0})["spec"]["replicas"] == 0
+    assert "replicas" not in one("Deployment", "gateway", {"gateway.autoscaling.enabled": True})["spec"]
+
+
+def test_an_upgrade_of_the_chart_does_not_restart_engines() -> None:
+    labels = one("Deployment", "engine")["spec"]["template"]["metadata"]["labels"]
+    assert set(labels) == {f"app.kubernetes.io/{name}" for name in ("name", "instance", "component")}
+
+
+def test_gpus_come_beside_the_other_resources() -> None:
+    resources = pod_specs({"engine.gpu.count": 4})["demo-andes-engine"]["containers"][0]["resources"]
+    assert resources["limits"] == {"nvidia.com/gpu": "4", "memory": "48Gi"}
+    assert resources["requests"] == {"nvidia.com/gpu": "4", "cpu": "4", "memory": "24Gi"}
+
+
+def test_a_simulated_engine_asks_for_no_gpu() -> None:
+    spec = pod_specs({"engine.kind": "sim", "engine.apiKeySecret": "key"})["demo-andes-engine"]
+    assert "nvidia" not in json.dumps(spec)
+    assert spec["containers"][0]["image"].startswith("andes-gateway:")
+
+
+def test_ports_name_their_protocol() -> None:
+    """Server-side apply needs it on older API servers."""
+    for rendered in every(EVERYTHING):
+        ports = rendered["spec"]["ports"] if rendered["kind"] == "Service" else []
+        if rendered["kind"] == "Deployment":
+            ports = [port for c in rendered["spec"]["template"]["spec"]["containers"] for port in c["ports"]]
+        assert all(port["protocol"] == "TCP" for port in ports)
+
+
+def test_long_names_stay_names() -> None:
+    for rendered in every(EVERYTHING, name="r" * 53):
+        assert len(rendered["metadata"]["name"]) <= 63
+
+
+def test_two_releases_share_no_name() -> None:
+    """In a namespace one has the operator, in a cluster one has the CRDs."""
+    second = {**EVERYTHING, "operator.enabled": False, "crds.enabled": False}
+    one, two = every(EVERYTHING, name="one"), every(second, name="two")
+    names = [{(o["kind"], o["metadata"]["name"]) for o in release} for release in (one, two)]
+    assert names[0] & names[1] == set()
+
+
+def test_services_and_policies_select_the_pods() -> None:
+    pods = {
+        o["metadata"]["name"]: o["spec"]["template"]["metadata"]["labels"] for o in every() if o["kind"] == "Deployment"
+    }
+    for rendered in every(EVERYTHING):
+        spec = rendered.get("spec", {})
+        selector = {"Service": spec.get("selector"), "NetworkPolicy": spec.get("podSelector"),
+                    "PodDisruptionBudget": spec.get("selector")}.get(rendered["kind"])  # fmt: skip
+        if selector:
+            wanted = selector.get("matchLabels", selector)
+            selected = {name for name, labels in pods.items() if wanted.items() <= labels.items()}
+            assert selected == {rendered["metadata"]["name"]}
+
+
+def test_whoever_may_scrape_may_not_call() -> None:
+    """Unless he is named: metrics and API share a port."""
+    client = {"namespaceSelector": {"matchLabels": {"team": "web"}}}
+    policy = one("NetworkPolicy", "gateway", {"networkPolicy.enabled": True, "networkPolicy.clients": [client]})
+    (rule,) = policy["spec"]["ingress"]
+    ours = [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"][1:]]
+    assert rule["from"][0] == client
+    assert ours == ["operator", "test"]
+
+
+def test_the_notes_say_when_engines_are_simulated() -> None:
+    assert "SIMULATED" in chart.render({"engine.kind": "sim"})["NOTES.txt"]
+    assert "SIMULATED" not in chart.render()["NOTES.txt"]
+
+
+def test_the_admin_key_matches_its_hash() -> None:
+    import hashlib
+
+    secret = one("Secret", "admin")["stringData"]
+    assert hashlib.sha256(secret["key"].encode()).hexdigest() == secret["sha256"]
+
+
+def test_the_schema_accepts_the_defaults_and_a_parent_chart() -> None:
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    chart.render({**{k: v for k, v in values.items() if v}, "global": {"any": "thing"}})

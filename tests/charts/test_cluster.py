@@ -1,0 +1,115 @@
+"""The chart on a real API server: install, upgrade, uninstall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import chart
+import pytest
+from helm_python.config import Config
+from helm_python.errors import HelmError
+
+pytestmark = pytest.mark.timeout(600)
+
+NAMESPACE = "chat"
+KINDS = {
+    "core": (f"/api/v1/namespaces/{NAMESPACE}", ["services", "configmaps", "secrets", "serviceaccounts"]),
+    "apps": (f"/apis/apps/v1/namespaces/{NAMESPACE}", ["deployments"]),
+    "networking": (f"/apis/networking.k8s.io/v1/namespaces/{NAMESPACE}", ["ingresses", "networkpolicies"]),
+    "roles": (f"/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}", ["roles", "rolebindings"]),
+    "leases": (f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}", ["leases"]),
+    "cluster": ("/apis/rbac.authorization.k8s.io/v1", ["clusterroles", "clusterrolebindings"]),
+}
+MONITORING = "monitoring.coreos.com/v1"
+WANTED = {
+    "engine.kind": "sim",
+    "gateway.ingress.enabled": True,
+    "networkPolicy.enabled": True,
+    "monitoring.dashboards.enabled": True,
+    "crds.keep": False,
+}
+ENGINE = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/demo-andes-engine"
+ADMIN = f"/api/v1/namespaces/{NAMESPACE}/secrets/demo-andes-admin"
+
+
+@pytest.fixture
+def helm(cluster: Any) -> Iterator[Config]:
+    there = {namespace["metadata"]["name"] for namespace in cluster("GET", "/api/v1/namespaces")["items"]}
+    if NAMESPACE not in there:
+        cluster("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    with cluster.helm(NAMESPACE) as config:
+        yield config
+        config.uninstall("demo", ignore_not_found=True)
+
+
+def ours(cluster: Any) -> set[str]:
+    """kind/name of every object of the release that is there."""
+    found = set()
+    for folder, kinds in KINDS.values():
+        for kind in kinds:
+            items = cluster("GET", f"{folder}/{kind}?labelSelector=app.kubernetes.io/instance=demo")["items"]
+            found |= {f"{kind}/{item['metadata']['name']}" for item in items}
+    return found
+
+
+def test_install_upgrade_uninstall(cluster: Any, helm: Config) -> None:
+    helm.install(chart.CHART, "demo", chart.nested(WANTED))
+    installed = ours(cluster)
+    assert {f"deployments/demo-andes-{part}" for part in ("gateway", "engine", "operator")} <= installed
+    key = cluster("GET", ADMIN)["data"]["key"]
+
+    patch = {"spec": {"replicas": 5}}
+    cluster("PATCH", f"{ENGINE}/scale", patch, kind="application/merge-patch+json")
+    helm.upgrade(chart.CHART, "demo", chart.nested({**WANTED, "engine.args": ["--speed=2"]}))
+    engine = cluster("GET", ENGINE)["spec"]
+    assert "--speed=2" in engine["template"]["spec"]["containers"][0]["args"]
+    assert engine["replicas"] == 5, "an upgrade took the replicas from whoever scales"
+    assert cluster("GET", ADMIN)["data"]["key"] == key, "an upgrade changed the key"
+    assert ours(cluster) == installed
+
+    helm.rollback("demo")
+    assert "--speed=2" not in cluster("GET", ENGINE)["spec"]["template"]["spec"]["containers"][0]["args"]
+    helm.uninstall("demo")
+    assert ours(cluster) == set()
+
+
+@pytest.mark.parametrize(
+    ("api", "switch"), [("policy/v1", "gateway.pdb.enabled"), ("autoscaling/v2", "gateway.autoscaling.enabled")]
+)
+def test_what_this_server_lacks_is_named(cluster: Any, helm: Config, api: str, switch: str) -> None:
+    if cluster.serves(api):
+        helm.install(chart.CHART, "demo", chart.nested({switch: True}), dry_run="server")
+    else:
+        with pytest.raises(HelmError, match=f"{switch}: this cluster has no {api}"):
+            helm.install(chart.CHART, "demo", chart.nested({switch: True}), dry_run="server")
+
+
+def test_monitors_come_once_the_cluster_knows_them(cluster: Any, helm: Config) -> None:
+    wanted = chart.nested({"monitoring.serviceMonitor.enabled": True, "monitoring.prometheusRule.enabled": True})
+    if not cluster.serves(MONITORING):
+        with pytest.raises(HelmError, match=f"this cluster has no {MONITORING}"):
+            helm.install(chart.CHART, "demo", wanted)
+        for kind in ("ServiceMonitor", "PrometheusRule"):
+            cluster("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(kind))
+        while not cluster.serves(MONITORING):
+            time.sleep(0.1)
+    with cluster.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
+        fresh.install(chart.CHART, "demo", wanted)
+    for kind in ("servicemonitors", "prometheusrules"):
+        assert cluster("GET", f"/apis/{MONITORING}/namespaces/{NAMESPACE}/{kind}")["items"]
+
+
+def definition(kind: str) -> dict[str, Any]:
+    plural = f"{kind.lower()}s"
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    return {
+        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+        },
+    }
