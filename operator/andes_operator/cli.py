@@ -26,7 +26,6 @@ from andes_operator.telemetry import Metrics, tracer
 __all__ = ["add_arguments", "main", "run"]
 
 log = logging.getLogger("andes_operator")
-STOP_S = 5.0
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
@@ -99,27 +98,20 @@ async def _lead(lease: Lease, work: Work, namespaces: Sequence[str], stop: async
     log.info("holding the lease: at work in %s", ", ".join(namespaces) or "all namespaces")
     holding = asyncio.ensure_future(lease.hold())
     sweeping = asyncio.ensure_future(work.sweep())
-    watching = asyncio.ensure_future(watch(work, namespaces, stop))
+    watching = asyncio.ensure_future(watch(work, namespaces))
     jobs = [holding, sweeping, watching]
     try:
         await asyncio.wait([stopping, *jobs], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stop.set()
         work.leading = False
         metrics.leading.set(0)
         sweeping.cancel()
+        watching.cancel()
         await work.stop()
-        await asyncio.wait([watching], timeout=STOP_S)
         lost = holding.exception() if holding.done() and not holding.cancelled() else None
         holding.cancel()
         if lost is None:
             await lease.release()
-    if (
-        not watching.done()
-    ):  # kopf can hang in its own end after an API server went away: nothing is left to be done here
-        log.warning("kopf does not end: leaving without it")
-        logging.shutdown()
-        os._exit(1 if lost is not None else 0)
     for job in jobs:
         if job.done() and not job.cancelled() and job.exception() is not None:
             raise job.exception()  # type: ignore[misc]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import random
-import signal
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -163,8 +163,33 @@ class Work:
         return None
 
 
-async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> None:
-    """Watch QoETargets and QoEClasses until ``stop``: of the namespaces, or of all where none is named."""
+async def watch(work: Work, namespaces: Sequence[str]) -> None:
+    """Watch QoETargets and QoEClasses, of the namespaces or of all where none is named, until cancelled.
+
+    kopf runs in a thread and a loop of its own: there it leaves our signals alone, and where it fails (an API server that is
+    starting answers 404 for a while) or hangs at its end, nothing else does. It is started again; the sweep bridges the gap.
+    """
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    threading.Thread(target=_watch, args=(work, namespaces, loop, stop), name="watch", daemon=True).start()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        stop.set()
+
+
+def _watch(work: Work, namespaces: Sequence[str], loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            kopf.run(
+                registry=_registry(work, loop), standalone=True, stop_flag=stop, clusterwide=not namespaces,
+                namespaces=list(namespaces),
+            )  # fmt: skip
+        except Exception as error:
+            log.warning("the watch has failed: %s; again in %.0f s", error, WATCH_AGAIN_S)
+        stop.wait(WATCH_AGAIN_S)
+
+
+def _registry(work: Work, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=registry)
@@ -173,8 +198,6 @@ async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> N
         settings.watching.client_timeout = 90
         settings.watching.connect_timeout = 10
         settings.posting.enabled = False
-        for number in (signal.SIGTERM, signal.SIGINT):  # kopf has put its own there
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         settings.scanning.disabled = True  # our CRDs are there before us; listing CRDs and namespaces takes more rights
 
     @kopf.on.login(registry=registry)
@@ -185,24 +208,12 @@ async def watch(work: Work, namespaces: Sequence[str], stop: asyncio.Event) -> N
     async def target(event: kopf.RawEvent, meta: kopf.Meta, **_: Any) -> None:
         namespace, name = str(meta["namespace"]), str(meta["name"])
         if event["type"] == "DELETED":
-            work.gone(namespace, name)
+            loop.call_soon_threadsafe(work.gone, namespace, name)
         else:
-            work.target(namespace, name, int(meta["generation"]))
+            loop.call_soon_threadsafe(work.target, namespace, name, int(meta["generation"]))
 
     @kopf.on.event(names.GROUP, names.VERSION, names.CLASSES, registry=registry)
     async def qoe_class(meta: kopf.Meta, **_: Any) -> None:
-        work.classes_changed(str(meta["namespace"]))
+        loop.call_soon_threadsafe(work.classes_changed, str(meta["namespace"]))
 
-    while not stop.is_set():
-        try:
-            await kopf.operator(
-                registry=registry,
-                standalone=True,
-                stop_flag=stop,
-                clusterwide=not namespaces,
-                namespaces=list(namespaces),
-            )
-            return
-        except Exception as error:  # an API server that is starting answers 404 for a while, which ends kopf
-            log.warning("the watch has failed: %s; again in %.0f s", error, WATCH_AGAIN_S)
-            await asyncio.sleep(WATCH_AGAIN_S)
+    return registry
