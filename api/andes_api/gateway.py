@@ -107,7 +107,8 @@ class Gateway:
         return stream
 
     def admit(self, stream: Stream) -> list[Replica]:
-        """Replicas for this stream, best first. Raises the error that refuses it."""
+        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
+        Raises the error that refuses it."""
         now_s = stream.arrival_s
         settings, tenant = self.settings, stream.tenant
         if self.draining:
@@ -132,7 +133,9 @@ class Gateway:
             refusal = admission.overload(new, stream.expected, cls, settings.horizon_s, stream.expectation.class_name)
             if refusal is not None:
                 raise refusal
-        return [taking[view.name] for view in order]
+        replicas = [taking[view.name] for view in order]
+        replicas[0].opened(stream)
+        return replicas
 
     def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
         held = self._by_tenant[tenant.name]
@@ -167,6 +170,7 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
+            order[0].streams.discard(stream)
             self._by_tenant[stream.tenant_name] -= 1
             open_streams.dec()
             fault = None if task.cancelled() else task.exception()

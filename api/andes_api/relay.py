@@ -47,11 +47,11 @@ class Attempt:
 
     __slots__ = ("alone", "continuation", "replica", "sent_s", "waited_s")
 
-    def __init__(self, replica: Replica, continuation: Continuation | None) -> None:
+    def __init__(self, replica: Replica, stream: Stream, continuation: Continuation | None) -> None:
         self.replica, self.continuation = replica, continuation
         self.sent_s = time.monotonic()
         self.waited_s: float | None = None
-        self.alone = replica.would_be_alone
+        self.alone = replica.finds_no_queue(stream)
 
 
 class Relay:
@@ -155,7 +155,7 @@ class Relay:
     async def _attempt(self, replica: Replica, body: dict[str, Any], continuation: Continuation | None) -> str:
         """One try on one replica; how it ended. Raises :class:`UpstreamError`."""
         stream, fleet = self.stream, self._gateway.fleet
-        attempt = Attempt(replica, continuation)
+        attempt = Attempt(replica, stream, continuation)
         self._heard_s, self._silent = attempt.sent_s, False
         stream.attempts += 1
         stream.replica = replica.name

@@ -117,10 +117,10 @@ class Replica:
 
     # What is seen of it
 
-    @property
-    def would_be_alone(self) -> bool:
-        """Whether a stream sent now would find nothing queued ahead of it."""
-        return len(self.streams) + self.others < self.slots and all(s.tokens for s in self.streams)
+    def finds_no_queue(self, stream: Stream) -> bool:
+        """Whether ``stream``, sent now, would find nothing queued ahead of it."""
+        before = self.streams - {stream}
+        return len(before) + self.others < self.slots and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
         self.streams.add(stream)

@@ -242,7 +242,10 @@ def test_the_engines_spans_join_the_trace(engine: Engine, backend: Any, gateway:
     def ours() -> list[Any]:
         return [span for span in backend.spans if span.trace_id.hex() == trace]
 
-    while not any("Req" in span.name for span in ours()) and time.monotonic() < deadline_s:
+    def named(*parts: str) -> bool:
+        return all(any(part in span.name for span in ours()) for part in parts)
+
+    while not named("chat m", "Req") and time.monotonic() < deadline_s:
         time.sleep(0.05)
     client_span = next(span for span in ours() if span.name == "chat m")
     engine_span = next((span for span in ours() if "Req" in span.name), None)

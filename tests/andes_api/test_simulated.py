@@ -156,8 +156,9 @@ def test_a_paced_stream_comes_at_the_speed_of_its_reader(simulated: Any, gateway
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("policy", ["round_robin", "least_load", "prefix", "qoe"])
-def test_every_policy_uses_every_engine(policy: str, simulated: Any, gateway: Any) -> None:
+@pytest.mark.parametrize(("policy", "least"), [("round_robin", 12), ("least_load", 8), ("prefix", 4), ("qoe", 0)])
+def test_every_policy_serves_everybody(policy: str, least: int, simulated: Any, gateway: Any) -> None:
+    """``least``: requests that each of two idle engines gets; by QoE they are equal, and the quicker one may get all."""
     engines = simulated(), simulated()
     server = gateway(*(engine.url for engine in engines), policy=policy, admission=False)
 
@@ -175,7 +176,7 @@ def test_every_policy_uses_every_engine(policy: str, simulated: Any, gateway: An
     assert all(r["healthy"] and r["streams"] == 0 for r in replicas)
     served = [read_metrics(engine.url)["andes_request_qoe_count"] for engine in engines]
     assert sum(served) == 24
-    assert min(served) >= 4
+    assert min(served) >= least
 
 
 def test_an_engine_that_is_killed_is_not_noticed(simulated: Any, gateway: Any) -> None:
@@ -226,7 +227,7 @@ def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gate
     refused = [a for a in answers if a.status_code == 429]
     served = [a for a in answers if a.status_code == 200]
     assert len(refused) + len(served) == 100
-    assert refused  # most of them, unless this machine is too busy to ask for all at once
+    assert len(refused) > 50
     assert served
     for answer in refused:
         assert answer.headers["x-andes-reason"] in ("predicted_qoe", "predicted_loss")
