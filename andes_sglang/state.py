@@ -7,7 +7,7 @@ still be in the radix cache). RUNNING is in the decode batch. PARKED has left th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -188,3 +188,23 @@ class Decision:
     admit: tuple[str, ...] = ()
     resume: tuple[str, ...] = ()
     preempt: tuple[Preemption, ...] = field(default=())
+
+    def preempt_for_slots(
+        self, running: int, max_running: int, free_slots: int, parked: Iterable[str]
+    ) -> list[Preemption]:
+        """``preempt``, with releases in the place of parks, and of ``parked`` requests too, where those admitted need the
+        request slots: what is parked keeps its slot. running: requests in the batch; free_slots: unused request slots."""
+        preempt = list(self.preempt)
+        wanted = min(len(self.admit), max_running - (running + len(self.resume) - len(preempt)))
+        short = wanted - sum(p.mode is not PreemptionMode.PARK for p in preempt) - free_slots
+        if short <= 0:
+            return preempt
+        named = {p.rid for p in preempt}.union(self.resume)
+        idle = [rid for rid in parked if rid not in named]
+        preempt += [Preemption(rid, PreemptionMode.RELEASE, "slot") for rid in idle[:short]]
+        short -= len(idle)
+        for i, preemption in enumerate(preempt):
+            if short > 0 and preemption.mode is PreemptionMode.PARK:
+                preempt[i] = replace(preemption, mode=PreemptionMode.RELEASE)
+                short -= 1
+        return preempt

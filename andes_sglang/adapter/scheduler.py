@@ -43,7 +43,7 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestView, SchedulerState
+from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
 
 __all__ = ["ADMISSION_RESERVE_TOKENS", "QoEScheduler"]
 
@@ -439,7 +439,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     # What the policy said
 
     def _apply(self, decision: Decision, running_batch: Any) -> Any:
-        preempt = self._with_slots(decision, running_batch)
+        parked = [req.rid for req in self._parked.reqs] if self._parked is not None else []
+        free_slots = self.req_to_token_pool.available_size()
+        preempt = decision.preempt_for_slots(len(running_batch.reqs), self.max_running_requests, free_slots, parked)
         release = {p.rid: p for p in preempt if p.mode is not PreemptionMode.PARK}
         park = {p.rid: p for p in preempt if p.mode is PreemptionMode.PARK}
         if release:
@@ -452,25 +454,6 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
                 self.qoe_metrics.preemption(release[req.rid].mode.value, release[req.rid].reason)
         self._drop_finished_parked()
         return self._resume(decision.resume, running_batch)
-
-    def _with_slots(self, decision: Decision, running_batch: Any) -> list[Preemption]:
-        """What to preempt, with releases in the place of parks where those admitted need the request slots."""
-        preempt = list(decision.preempt)
-        running = len(running_batch.reqs) + len(decision.resume) - len(preempt)
-        wanted = min(len(decision.admit), self.max_running_requests - running)
-        released = sum(p.mode is not PreemptionMode.PARK for p in preempt)
-        short = wanted - released - self.req_to_token_pool.available_size()
-        if short <= 0:
-            return preempt
-        named = {p.rid for p in preempt}.union(decision.resume)
-        idle = [r.rid for r in self._parked.reqs if r.rid not in named] if self._parked is not None else []
-        preempt += [Preemption(rid, PreemptionMode.RELEASE, "slot") for rid in idle[:short]]
-        short -= len(idle)
-        for i, preemption in enumerate(preempt):
-            if short > 0 and preemption.mode is PreemptionMode.PARK:
-                preempt[i] = replace(preemption, mode=PreemptionMode.RELEASE)
-                short -= 1
-        return preempt
 
     def _settle(self) -> None:
         """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop

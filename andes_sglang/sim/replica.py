@@ -14,7 +14,6 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,7 @@ from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.engine import EngineModel, Overlap
 from andes_sglang.sim.population import Population
 from andes_sglang.sim.radix import Match, Node, RadixCache, Run, sequence
-from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
+from andes_sglang.state import Decision, Phase, PreemptionMode, SchedulerState
 
 __all__ = ["Job", "RefusedError", "Replica", "simulate"]
 
@@ -698,7 +697,9 @@ class Replica:
     def _apply(self, decision: Decision) -> set[Job]:
         """Preempt and resume; those released, who cannot come back at once."""
         released: set[Job] = set()
-        preempt = self._with_slots(decision)
+        held = len(self.running) + len(self.parked) + (self._chunked is not None)
+        most = self.engine.max_running
+        preempt = decision.preempt_for_slots(len(self.running), most, most - held, (job.rid for job in self.parked))
         if any(p.mode is not PreemptionMode.PARK for p in preempt):
             self._settle()
         for preemption in preempt:
@@ -711,26 +712,6 @@ class Replica:
             self.metrics.preemption(preemption.mode.value, preemption.reason)
         self._resume([self.by_rid[rid] for rid in decision.resume])
         return released
-
-    def _with_slots(self, decision: Decision) -> list[Preemption]:
-        """Releases in the place of parks where those admitted need the request slots, as in the adapter."""
-        preempt = list(decision.preempt)
-        running = len(self.running) + len(decision.resume) - len(preempt)
-        wanted = min(len(decision.admit), self.engine.max_running - running)
-        released = sum(p.mode is not PreemptionMode.PARK for p in preempt)
-        held = len(self.running) + len(self.parked) + (self._chunked is not None)
-        short = wanted - released - (self.engine.max_running - held)
-        if short <= 0:
-            return preempt
-        named = {p.rid for p in preempt}.union(decision.resume)
-        idle = [job.rid for job in self.parked if job.rid not in named]
-        preempt += [Preemption(rid, PreemptionMode.RELEASE, "slot") for rid in idle[:short]]
-        short -= len(idle)
-        for i, preemption in enumerate(preempt):
-            if short > 0 and preemption.mode is PreemptionMode.PARK:
-                preempt[i] = replace(preemption, mode=PreemptionMode.RELEASE)
-                short -= 1
-        return preempt
 
     def _settle(self) -> None:
         """Send the result in flight now, so that nothing is lost with a release."""
