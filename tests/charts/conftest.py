@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import time
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 from helm_python.config import Config
+
+from andes_sglang.bench.engine import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 TOKEN = "an-administrator-of-a-test"  # noqa: S105
@@ -64,12 +65,6 @@ def binaries() -> Path | None:
     if folder and all(shutil.which(part, path=folder) for part in PARTS):
         return Path(folder)
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from typing import Any
 import chart
 import pytest
 import yaml
+
+from andes_sglang.bench.engine import free_port
 
 
 def absent(*modules: str) -> list[str]:
@@ -149,12 +150,6 @@ def test_sglang_takes_the_flags_that_are_passed_on() -> None:
     command = [sys.executable, "-c", script, *passed]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
