@@ -30,7 +30,7 @@ class DemandRecord:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "arrival_s": round(self.arrival_s, 3),
+            "arrival_s": self.arrival_s,
             "class": self.class_name,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
