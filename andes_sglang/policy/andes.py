@@ -2,7 +2,9 @@
 
 Version 2 of the paper (arXiv 2404.16283, section 4): gain of being served over waiting within a horizon, greedy packing
 by gain per KV token, a few batch sizes tried, an overhead-aware refiner. Beyond it: a bound on how long any reader is
-left dry, a minimum slice, only readers about to run dry may displace, and a guard for long prompts.
+left dry, a minimum slice, only readers about to run dry may displace, a guard for long prompts, and two limits on what may
+be computed anew: a victim has had as much of the engine as its return will cost, and whoever displaces it would otherwise
+wait for long enough to be worth that.
 
 Trade-off: nobody starves beyond ``stall_bound_s`` as long as the engine can serve all who are overdue; in overload the
 late ones wait up to that bound so that the others read smoothly. Requests with long prompts cost more KV, hence wait
@@ -32,11 +34,13 @@ class Andes:
     horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
     without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
-    has been paid for and must earn it). trigger_buffer_s: only a reader with less than this buffered may displace.
-    running_bonus: relative bonus of running requests against flapping. length_guard: contexts count as at most this many
-    times the mean. batch_candidates: batch sizes tried. preemption: False keeps only the admission order. refine: the
-    overhead-aware refiner. max_preemptions: version 1's cap on the mean number of preemptions of a request, None for no
-    cap. growth_tokens: KV kept free per request.
+    has been paid for and must earn it). slice_worth: it has also had this many times the engine time that computing it anew
+    takes. wait_worth: the wait that a displacement saves, relative to the horizon, is at least this many times the work that
+    it adds (computing its victims anew), relative to that of an answer.
+    trigger_buffer_s: only a reader with less than this buffered may displace. running_bonus: relative bonus of running
+    requests against flapping. length_guard: contexts count as at most this many times the mean. batch_candidates: batch
+    sizes tried. preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions:
+    version 1's cap on the mean number of preemptions of a request, None for no cap. growth_tokens: KV kept free per request.
     """
 
     name = "andes"
@@ -46,12 +50,14 @@ class Andes:
         *,
         horizon_s: float = 60.0,
         stall_bound_s: float = 45.0,
-        first_bound_s: float = 1.0,
+        first_bound_s: float = 120.0,
         min_slice_tokens: int = 45,
         resumed_slice_tokens: int = 90,
+        slice_worth: float = 1.0,
+        wait_worth: float = 0.1,
         trigger_buffer_s: float = 1.0,
         running_bonus: float = 1.0,
-        length_guard: float = 3.0,
+        length_guard: float = 1.5,
         batch_candidates: int = 3,
         preemption: bool = True,
         refine: bool = True,
@@ -69,6 +75,8 @@ class Andes:
         self.first_bound_s = first_bound_s
         self.min_slice_tokens = min_slice_tokens
         self.resumed_slice_tokens = resumed_slice_tokens
+        self.slice_worth = slice_worth
+        self.wait_worth = wait_worth
         self.trigger_buffer_s = trigger_buffer_s
         self.running_bonus = running_bonus
         self.length_guard = length_guard
@@ -90,18 +98,22 @@ class Andes:
         priority = np.where(overdue, 1e9 * lateness / weighed, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
-        served_long_enough = t.slice_tokens >= np.where(
-            t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens
-        )
+        interval_s = state.latency.decode_s(int(running.sum()), float(t.kv_tokens[running].sum()))
+        token_s = interval_s / max(1, int(running.sum()))
+        recompute_s = _prefill_s(state, t.kv_tokens, 0.0)
+        slice_tokens = np.where(t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens)
+        earned = t.slice_tokens >= np.maximum(slice_tokens, self.slice_worth * recompute_s / token_s)
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
+        displacing = ~running & (buffered_s < self.trigger_buffer_s) & below_cap
+        accept = self._refiner(state, running, overdue, displacing, gain, recompute_s) if self.refine else None
         return select(
             state,
             priority,
             batch=batch,
             growth_tokens=self.growth_tokens,
-            displacing=~running & (buffered_s < self.trigger_buffer_s) & below_cap,
-            victims=(t.preemptible > 0) & (served_long_enough | ~running) & (t.kv_tokens > 0),
-            accept=self._refiner(state, running, overdue, gain) if self.refine else None,
+            displacing=displacing,
+            victims=(t.preemptible > 0) & (earned | ~running) & (t.kv_tokens > 0),
+            accept=accept,
         )
 
     def _rank(self, state: SchedulerState, running: Mask) -> tuple[Array, Array, Array, int]:
@@ -134,32 +146,40 @@ class Andes:
 
     def _gain(self, state: SchedulerState, interval_s: Array) -> Array:
         """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
-        t, prefill = state.requests, state.latency.prefill.coefficients
+        t = state.requests
         new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-        resume_s = np.where(t.phase == Phase.WAITING, prefill[0] + prefill[1] * new + prefill[2] * t.cached_tokens, 0.0)
+        resume_s = np.where(t.phase == Phase.WAITING, _prefill_s(state, new, t.cached_tokens), 0.0)
         wait = t.readers.waiting(state.now_s, self.horizon_s)
         serve = t.readers.served(state.now_s, self.horizon_s, resume_s + interval_s, interval_s)
         gain: Array = np.maximum(serve - wait, 0.0)
         return gain
 
-    def _refiner(self, state: SchedulerState, running: Mask, overdue: Mask, gain: Array) -> Accept:
-        """Accept a displacement when its gain exceeds what all running readers lose by standing still for it."""
+    def _refiner(
+        self, state: SchedulerState, running: Mask, overdue: Mask, displacing: Mask, gain: Array, recompute_s: Array
+    ) -> Accept:
+        """Accept a displacement when the wait that it saves is worth the work that it adds, and its gain exceeds what all
+        running readers lose by standing still for it. Who is overdue is past that."""
         t = state.requests
         spent_s = 0.0
 
         @cache
-        def ongoing() -> tuple[Readers, Array, float, Array]:
+        def ongoing() -> tuple[Readers, Array, float, Array, float, float]:
             rows = np.flatnonzero(running)
             readers = t.readers.take(rows)
             interval_s = state.latency.decode_s(len(rows), float(t.kv_tokens[rows].sum()))
             unpaused = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
-            return readers, t.weight[rows], interval_s, unpaused
+            left_s, wait_s = self._turnover(state, rows, interval_s, displacing)
+            answer_s = 2.0 * left_s / max(1, len(rows))
+            return readers, t.weight[rows], interval_s, unpaused, answer_s, wait_s
 
         def accept(row: int, victims: list[int], stall_s: float) -> bool:
             nonlocal spent_s
             if not overdue[row]:
-                readers, weight, interval_s, unpaused = ongoing()
-                cost_s = spent_s + stall_s + sum(state.latency.prefill_s(float(t.kv_tokens[v])) for v in victims)
+                readers, weight, interval_s, unpaused, answer_s, wait_s = ongoing()
+                again_s = float(recompute_s[victims].sum())
+                if wait_s / self.horizon_s < self.wait_worth * again_s / (stall_s + answer_s):
+                    return False
+                cost_s = spent_s + stall_s + again_s
                 paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
                 if gain[row] <= float(((unpaused - paused) * weight).sum()):
                     return False
@@ -167,6 +187,22 @@ class Andes:
             return True
 
         return accept
+
+    def _turnover(
+        self, state: SchedulerState, rows: npt.NDArray[np.intp], interval_s: float, displacing: Mask
+    ) -> tuple[float, float]:
+        """Seconds until the answers that run end, as they have on average as many tokens left as they have generated; and
+        until all who may displace would have found room without, in the KV that those leave."""
+        t = state.requests
+        left_s = interval_s * float(t.output_tokens[rows].mean()) if len(rows) else 0.0
+        wanted_tokens = float((t.context_tokens - t.kv_tokens)[displacing].sum())
+        return left_s, min(self.horizon_s, wanted_tokens / max(1.0, float(t.kv_tokens[rows].sum())) * left_s)
+
+
+def _prefill_s(state: SchedulerState, new_tokens: Array, prefix_tokens: Array | float) -> Array:
+    c = state.latency.prefill.coefficients
+    cost_s: Array = np.maximum(c[0] + c[1] * new_tokens + c[2] * prefix_tokens, 1e-6)
+    return cost_s
 
 
 def _packed_gain(density: Array, gain: Array, context: Array, pool: float, batch: int) -> float:

@@ -20,6 +20,8 @@ Mask = npt.NDArray[np.bool_]
 Accept = Callable[[int, list[int], float], bool]
 
 PRESSURE_TOKENS = 4
+MOST_REFUSED = 8
+"""Displacements refused in one decision before the rest is left to the next one: refusing takes time."""
 
 
 def select(
@@ -64,6 +66,7 @@ def select(
     preempted: list[Preemption] = []
     gone: set[int] = set()
     new_tokens = 0.0
+    refused = 0
 
     def take_off(row: int, mode: PreemptionMode, reason: str) -> None:
         nonlocal free, slots
@@ -101,7 +104,7 @@ def select(
         full = slots <= 0 or free < smallest_left[position]
         if full and (not displacers_left or priority[row] <= worst_victim()):
             break
-        displaces = displacing is not None and bool(displacing[row])
+        displaces = bool(displacers_left) and displacing is not None and bool(displacing[row])
         displacers_left -= displaces and bool(pool_of_victims)
         parked = bool(is_parked[row])
         compute = 0.0 if parked else max(1.0, float(t.context_tokens[row] - t.cached_tokens[row]))
@@ -117,6 +120,8 @@ def select(
                 continue
             stall = 0.0 if parked else state.latency.prefill_s(compute, float(t.cached_tokens[row]))
             if accept is not None and not accept(row, out, stall):
+                refused += 1
+                displacers_left *= refused < MOST_REFUSED
                 continue
             for victim in out:
                 keeps = free >= need[row]

@@ -152,6 +152,7 @@ class Replica:
         self._decide_due_s = 0.0
         self._out_link_free_s = 0.0
         self._idle_decisions = 0
+        self._batch_changed = True
 
     # From outside
 
@@ -455,8 +456,9 @@ class Replica:
         first_s = costs.decode_s(batch, self._context_tokens + batch)
         if until_s < self.now_s + first_s * steps:
             steps = min(steps, max(1, int((until_s - self.now_s) / first_s) + 1))
-        if self.policy is not None:
+        if self.policy is not None and (self._batch_changed or self.waiting or self.parked):
             self.latency.observe_decode(batch, self._context_tokens + batch, first_s)
+            self._batch_changed = False
         first_s = self._pass_s(first_s)
         if steps == 1:
             ends_s = np.array([self.now_s + first_s])
@@ -545,6 +547,7 @@ class Replica:
         job.joined_step = self._steps
         job.epoch += 1
         self.running[job] = None
+        self._batch_changed = True
         self._context_tokens += job.context_tokens
         if not self._seats:
             self._seats = list(range(len(self._limits), 2 * len(self._limits)))
@@ -564,6 +567,7 @@ class Replica:
             del self.parked[job]
             return
         del self.running[job]
+        self._batch_changed = True
         self._limits[job.seat] = 0
         self._seats.append(job.seat)
         steps = self._steps - job.joined_step
