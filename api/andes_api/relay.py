@@ -55,7 +55,8 @@ class Attempt:
 
 
 class Relay:
-    """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most."""
+    """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most; none: wait for
+    one."""
 
     def __init__(self, gateway: Gateway, stream: Stream, order: list[Replica], send: Send) -> None:
         self.stream = stream
@@ -74,9 +75,14 @@ class Relay:
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
         try:
-            outcome = await self._try_replicas()
-            await self.outlet.end()
-            self.stream.record.outcome = outcome
+            try:
+                outcome = await self._try_replicas()
+                await self.outlet.end()
+                self.stream.record.outcome = outcome
+            except ApiError as error:  # no engine has come
+                await self._refuse(error)
+                await self.outlet.end()
+                self._gateway.shed(self.stream, error)
         finally:
             await self.outlet.close()
 
@@ -100,7 +106,7 @@ class Relay:
         continuation: Continuation | None = None
         order = self._order
         while True:
-            replica, *order = order
+            replica, *order = order or await self._gateway.wait_for_place(stream)
             try:
                 return await self._attempt(replica, body, continuation)
             except UpstreamError as error:
@@ -111,7 +117,8 @@ class Relay:
                 order = [r for r in order if r.takes(now_s)]
                 started = self.outlet.started
                 rest = self._rest() if started else body
-                if not order or rest is None or stream.attempts > self._settings.retries:
+                ends = started or bool(self._gateway.fleet.taking(now_s))  # else there may be an engine in a while
+                if (ends and not order) or rest is None or stream.attempts > self._settings.retries:
                     await self._give_up(error)
                     return "failed"
                 body, continuation = rest, self._continuation() if started else None
@@ -141,8 +148,11 @@ class Relay:
         elif error.answer is not None:
             await self._reply(*error.answer)
         else:
-            headers = {"content-type": "application/json", **fault.headers}
-            await self._reply(fault.status, headers, orjson.dumps(fault.body))
+            await self._refuse(fault)
+
+    async def _refuse(self, error: ApiError) -> None:
+        headers = {"content-type": "application/json", **error.headers}
+        await self._reply(error.status, headers, orjson.dumps(error.body))
 
     async def _reply(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.stream.status = status
@@ -177,6 +187,10 @@ class Relay:
         except UpstreamError as error:
             telemetry.failed(span, error.kind)
             raise
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            replica.healthy = False  # nobody is there, until a probe finds somebody
+            telemetry.failed(span, "unreachable")
+            raise UpstreamError("unreachable") from error
         except (aiohttp.ClientError, TimeoutError, OSError, GarbageError) as error:
             kind = "silent" if self._silent or isinstance(error, TimeoutError) else "connection"
             if isinstance(error, GarbageError):

@@ -7,7 +7,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,11 +23,12 @@ from andes_sglang.qoe import Readers
 if TYPE_CHECKING:
     from andes_api.stream import Stream
 
-__all__ = ["Breaker", "Fleet", "Replica"]
+__all__ = ["LOOK_S", "Breaker", "Fleet", "Replica"]
 
 VIEW_AGE_S = 0.1
 KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
+LOOK_S = 1.0  # how often to look for an engine while there is none
 _ABSENT = (404, 405, 501)
 
 
@@ -205,6 +206,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self.chars_per_token = 4.0
         self._resolved: dict[str, set[str]] = {}
+        self._news = asyncio.Event()
         self._list(self._fixed)
 
     @property
@@ -226,7 +228,7 @@ class Fleet:
         )
         if self._names:
             await self._resolve()
-            self._spawn(self._every(self._settings.dns_interval_s, self._resolve))
+            self._spawn(self._keep_resolving())
         self._probe_new()
 
     async def stop(self) -> None:
@@ -239,6 +241,16 @@ class Fleet:
 
     def taking(self, now_s: float) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.takes(now_s)]
+
+    async def news(self, patience_s: float) -> None:
+        """Wait until an engine may take streams that did not before, so long at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), patience_s)
+
+    def tell(self) -> None:
+        """That is the news."""
+        self._news.set()
+        self._news.clear()
 
     def learn_length(self, prompt: Prompt, tokens: int) -> None:
         """The engine counted ``tokens`` for this prompt."""
@@ -290,13 +302,13 @@ class Fleet:
         next_health_s, has_loads = 0.0, True
         while True:
             now_s = time.monotonic()
-            if now_s >= next_health_s:
+            if now_s >= next_health_s or not replica.healthy:
                 await self._health(replica)
-                next_health_s = time.monotonic() + (self._settings.health_interval_s if replica.healthy else 1.0)
+                next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
             replica.observe_pace(time.monotonic())
-            await asyncio.sleep(self._settings.load_interval_s)
+            await asyncio.sleep(self._settings.load_interval_s if replica.healthy else LOOK_S)
 
     async def _health(self, replica: Replica) -> None:
         timeout = aiohttp.ClientTimeout(total=max(5.0, 2 * self._settings.health_interval_s))
@@ -310,6 +322,8 @@ class Fleet:
         if healthy and replica.healthy is False:
             replica.breaker.succeeded()
         replica.healthy = healthy
+        if healthy:
+            self.tell()
 
     async def _load(self, replica: Replica) -> bool:
         """Ask for the engine's load; False where it has no such thing."""
@@ -329,10 +343,11 @@ class Fleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
+    async def _keep_resolving(self) -> None:
         while True:
-            await asyncio.sleep(interval_s)
-            await work()
+            interval_s = self._settings.dns_interval_s
+            await asyncio.sleep(interval_s if self.taking(time.monotonic()) else min(LOOK_S, interval_s))
+            await self._resolve()
 
 
 def _address(host: str, port: int) -> str:

@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     answer_timeout_s: Seconds = 3600.0
     retries: Annotated[int, Field(ge=0)] = 2
     resume: bool = True
+    hold_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    max_held: Annotated[int, Field(ge=0)] = 256
     breaker_failures: Count = 3
     breaker_cooldown_s: Seconds = 2.0
     forward_expectations: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import socket
 import threading
@@ -238,15 +239,47 @@ def test_an_engine_that_drains_gets_nothing_new_and_keeps_what_it_has(faulty: An
 
 
 def test_no_engine_at_all(gateway: Any) -> None:
-    server = gateway("http://127.0.0.1:9")
-    deadline_s = time.monotonic() + 5
-    while (answer := stream(server.url)[0]).status_code != 503 and time.monotonic() < deadline_s:
-        pass
-    assert answer.headers["x-andes-reason"] == "no_replica"
-    assert int(answer.headers["retry-after"]) >= 1
-    assert httpx.get(server.url + "/readyz").status_code == 503
-    assert httpx.get(server.url + "/livez").status_code == 200
-    assert last_record(server)["outcome"] == "shed"
+    server = gateway("http://127.0.0.1:9", hold_s=0.2)
+    for body in (BODY, {**BODY, "stream": False}):
+        answer = httpx.post(server.url + "/v1/completions", json=body)
+        assert answer.status_code == 503
+        assert answer.headers["x-andes-reason"] == "no_replica"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["type"] == "service_unavailable_error"
+        assert answer.elapsed.total_seconds() >= 0.2
+        assert last_record(server)["outcome"] == "shed"
+    assert last_record(server)["qoe"] is None
+    ready = httpx.get(server.url + "/readyz")  # or else nobody would come, and no engine either
+    assert (ready.status_code, ready.json()) == (200, {"status": "no engine", "engines": 0, "held": 0})
+    metrics = httpx.get(server.url + "/metrics").text
+    assert 'andes_gateway_shed_total{class="reading",reason="no_replica"} 2.0' in metrics
+    assert becomes_idle(server)
+
+
+def test_only_so_many_wait_for_an_engine(gateway: Any) -> None:
+    server = gateway("http://127.0.0.1:9", hold_s=60, max_held=2)
+    held = server.app.state.gateway
+
+    async def main() -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            ask = functools.partial(client.post, server.url + "/v1/completions", json=BODY)
+            tasks = [asyncio.create_task(ask()) for _ in range(2)]
+            while held.held < 2:
+                await asyncio.sleep(0.01)
+            refused = await ask()
+            assert (refused.status_code, refused.headers["x-andes-reason"]) == (503, "no_replica")
+            assert "2 requests already wait" in refused.json()["error"]["message"]
+            tasks[0].cancel()  # its client goes
+            while held.held > 1:
+                await asyncio.sleep(0.01)
+            held.draining = True  # as SIGTERM does
+            told = await tasks[1]
+            assert (told.status_code, told.headers["x-andes-reason"]) == (503, "draining")
+
+    asyncio.run(main())
+    outcomes = sorted(r["outcome"] for r in httpx.get(server.url + "/fleet/demand").json()["records"])
+    assert outcomes == ["abandoned", "shed", "shed"]
+    assert becomes_idle(server)
 
 
 def test_a_gateway_that_shuts_down_finishes_its_streams(faulty: Any, gateway: Any) -> None:
