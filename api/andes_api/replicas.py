@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import numpy as np
 
+from andes_api.discovery import look_up
 from andes_api.forecast import Forecast, ReplicaView
 from andes_api.prompts import Prompt, Seen
 from andes_api.settings import Settings
@@ -205,6 +205,7 @@ class Fleet:
         self._session: aiohttp.ClientSession | None = None
         self.replicas: dict[str, Replica] = {}
         self.chars_per_token = 4.0
+        self._look_up = look_up(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._news = asyncio.Event()
         self._list(self._fixed)
@@ -276,17 +277,15 @@ class Fleet:
             self.forget(self.replicas[url])
 
     async def _resolve(self) -> None:
-        """Look the names up again. A name that does not resolve keeps what it had: an outage of DNS empties no fleet."""
+        """Look the names up again. Without an answer a name keeps what it had: an outage of DNS empties no fleet."""
         found: set[str] = set()
         for name in self._names:
             parts = urlsplit(name)
-            try:
-                answers = await asyncio.get_running_loop().getaddrinfo(
-                    parts.hostname, parts.port, type=socket.SOCK_STREAM
-                )
-                self._resolved[name] = {_address(str(answer[4][0]), int(answer[4][1])) for answer in answers}
-            except OSError:
-                pass
+            hosts = await self._look_up(str(parts.hostname))
+            if hosts is not None:
+                self._resolved[name] = {
+                    f"http://[{h}]:{parts.port}" if ":" in h else f"http://{h}:{parts.port}" for h in hosts
+                }
             found |= self._resolved.get(name, set())
         self._list([*self._fixed, *sorted(found)])
         if self._session is not None:
@@ -348,7 +347,3 @@ class Fleet:
             interval_s = self._settings.dns_interval_s
             await asyncio.sleep(interval_s if self.taking(time.monotonic()) else min(LOOK_S, interval_s))
             await self._resolve()
-
-
-def _address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

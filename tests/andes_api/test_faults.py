@@ -8,8 +8,10 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dns.rcode
 import httpx
 import pytest
 
@@ -314,6 +316,72 @@ def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
     while fleet.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert not fleet.replicas
+
+
+def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_server: Any) -> None:
+    one = faulty("127.0.0.1")
+    port = int(one.url.rpartition(":")[2])
+    two, three = faulty("127.0.0.2", port), faulty("127.0.0.3", port)
+    name_server.addresses = ["127.0.0.1", "127.0.0.2"]
+    server = gateway(
+        f"dns://engines.test:{port}", dns_server=name_server.address, dns_interval_s=0.05, policy="round_robin"
+    )
+
+    def listed() -> set[str]:
+        found = httpx.get(server.url + "/fleet/replicas").json()["replicas"]
+        return {"http://" + r["name"] for r in found if not r["draining"]}
+
+    def becomes(urls: set[str]) -> None:
+        deadline_s = time.monotonic() + 10
+        while listed() != urls and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert listed() == urls
+
+    def asked_again() -> None:
+        while name_server.asked.acquire(blocking=False):
+            pass
+        for _ in range(6):  # the first of these may have been answered before
+            assert name_server.asked.acquire(timeout=10)
+
+    assert listed() == {one.url, two.url}
+    for _ in range(4):
+        assert stream(server.url)[0].status_code == 200
+    assert (len(one.bodies), len(two.bodies)) == (2, 2)
+    name_server.addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    becomes({one.url, two.url, three.url})
+    for _ in range(3):
+        assert stream(server.url)[0].status_code == 200
+    assert [len(u.bodies) for u in (one, two, three)] == [3, 3, 1]
+
+    one.fault, one.after = "stall", 2
+    with ThreadPoolExecutor() as pool:
+        held = [pool.submit(stream, server.url) for _ in range(3)]
+        assert one.stalled.wait(10)
+        name_server.addresses = ["127.0.0.2", "127.0.0.3"]
+        becomes({two.url, three.url})
+        assert one.url in server.app.state.gateway.fleet.replicas
+        for _ in range(4):
+            assert stream(server.url)[0].status_code == 200
+        one.release.set()
+        assert [text_of(events.result()[1]) for events in held] == [ANSWER] * 3
+    assert len(one.bodies) == 4
+    deadline_s = time.monotonic() + 10
+    while one.url in server.app.state.gateway.fleet.replicas and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert one.url not in server.app.state.gateway.fleet.replicas
+
+    name_server.rcode = dns.rcode.SERVFAIL
+    asked_again()
+    assert listed() == {two.url, three.url}
+    name_server.rcode = dns.rcode.NXDOMAIN
+    becomes(set())
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(stream, server.url)
+        while httpx.get(server.url + "/readyz").json()["held"] != 1:
+            assert not waiting.done()
+        name_server.rcode, name_server.addresses = dns.rcode.NOERROR, ["127.0.0.3"]
+        assert text_of(waiting.result()[1]) == ANSWER
+    assert listed() == {three.url}
 
 
 @pytest.mark.timeout(120)
