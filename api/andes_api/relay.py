@@ -264,7 +264,7 @@ class Relay:
         events = EventStream(
             chat=stream.chat, asked=stream.asked, usage=self._counts_by_usage, several=answers(stream.body) > 1
         )
-        read = answer.content.readany
+        read, write = answer.content.readany, self.outlet.write
         try:
             while not events.done:
                 data = await read()
@@ -273,13 +273,17 @@ class Relay:
                 self._heard_s = time.monotonic()
                 batch = events.feed(data)
                 if batch:
-                    await self._write(batch, attempt, answer)
+                    batch = self._take(batch, attempt)
+                    if self.outlet.started or await self._begin(batch, answer):
+                        await write(batch)
                 if events.garbage is not None:
                     raise UpstreamError("garbage")
                 if events.error_event:
                     if _is_the_engines(events.error):
                         raise UpstreamError("engine", blame=False, event=events.error_event)
-                    await self._write([(events.error_event, 0)], attempt, answer)
+                    batch = [(events.error_event, 0)]
+                    if self.outlet.started or await self._begin(batch, answer):
+                        await write(batch)
                     break
         finally:
             self._count_prompt(events.usage_so_far)
@@ -289,28 +293,32 @@ class Relay:
         await _until_eof(answer)
         return "error" if events.error_event else "done"
 
-    async def _write(self, batch: list[Event], attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
-        stream, outlet, continuation = self.stream, self.outlet, attempt.continuation
+    def _take(self, batch: list[Event], attempt: Attempt) -> list[Event]:
+        """Count what has come; as the reader should see it."""
+        stream, continuation = self.stream, attempt.continuation
         new = 0
         for _, tokens in batch:
             new += tokens
         if new:
             stream.tokens += new
-            attempt.replica.received(new)
+            attempt.replica.tokens += new
             if attempt.waited_s is None:
                 self._first_token(attempt)
         if continuation is not None:
             batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
-        if not outlet.started:
-            first = next((event for event, _ in batch if event), None)
-            if first is None:
-                return
-            stream.status, stream.first_event = 200, first
-            headers = {"content-type": answer.headers["content-type"], "cache-control": "no-cache"}
-            await outlet.start(200, {**headers, "x-accel-buffering": "no", **self._echo()})
-        await outlet.write(batch)
+        return batch
+
+    async def _begin(self, batch: list[Event], answer: aiohttp.ClientResponse) -> bool:
+        """Send the head of the answer, once there is something to follow it; whether there is."""
+        first = next((event for event, _ in batch if event), None)
+        if first is None:
+            return False
+        self.stream.status, self.stream.first_event = 200, first
+        headers = {"content-type": answer.headers["content-type"], "cache-control": "no-cache"}
+        await self.outlet.start(200, {**headers, "x-accel-buffering": "no", **self._echo()})
+        return True
 
     def _first_token(self, attempt: Attempt) -> None:
         now_s = self._heard_s

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["LOOK_S", "Breaker", "Fleet", "Replica"]
 
 VIEW_AGE_S = 0.1
+MOST_READERS = 256  # a newcomer's cost to so many is reckoned; to more, from every second, third ... of them
 KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
 LOOK_S = 1.0  # how often to look for an engine while there is none
@@ -81,9 +82,9 @@ class Replica:
         self._decoding = 0
         self._decoding_at_s = self._observed_at_s = time.monotonic()
         self._decoding_s = 0.0
-        self._tokens = 0
-        self._view_at_s = -math.inf
-        self._readers, self._weights, self._pending = Readers.of([]), np.empty(0), 0.0
+        self.tokens = 0  # received since its pace was last observed
+        self._counted_at_s = -math.inf
+        self._rows, self._count, self._pending = np.empty((6, 0)), 0, 0.0
 
     @property
     def draining(self) -> bool:
@@ -99,18 +100,32 @@ class Replica:
         )
 
     def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
-        """This replica as routing and admission see it; its readers are at most 0.1 s old."""
-        if now_s - self._view_at_s > VIEW_AGE_S or len(self._weights) != len(self.streams):
-            self._view_at_s = now_s
-            streams = list(self.streams)
-            self._readers = Readers.of(s.reader for s in streams)
-            self._weights = np.array([s.expectation.settings.weight for s in streams])
-            self._pending = sum(s.prompt_tokens for s in streams if not s.tokens)
+        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
+        if now_s - self._counted_at_s > VIEW_AGE_S:
+            self._recount(now_s)
+        step = -(-self._count // MOST_READERS) or 1
+        *readers, weights = self._rows[:, : self._count : step]
         crowded = self._pending > 0 or len(self.streams) + self.others >= self.slots
         return ReplicaView(
-            self.name, self.latency, self._readers, self._weights, self._pending, self.others, self.slots,
-            self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
+            self.name, self.latency, len(self.streams), Readers(*readers), weights * step, self._pending, self.others,
+            self.slots, self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
         )  # fmt: skip
+
+    def _recount(self, now_s: float) -> None:
+        self._counted_at_s, self._count, self._pending = now_s, 0, 0.0
+        self._rows = np.empty((6, 2 * len(self.streams) + 64))
+        for stream in self.streams:
+            self._append(stream)
+
+    def _append(self, stream: Stream) -> None:
+        if self._count == self._rows.shape[1]:
+            self._counted_at_s = -math.inf
+            return
+        r = stream.reader
+        row = (r.start_s, r.tds, r.delivered, r.end_s, r.lateness_s, stream.expectation.settings.weight)
+        self._rows[:, self._count] = row
+        self._count += 1
+        self._pending += 0.0 if stream.tokens else stream.prompt_tokens
 
     def late(self, now_s: float) -> float:
         """Observed over predicted time to first token lately, drifting back to 1."""
@@ -124,7 +139,9 @@ class Replica:
         return len(before) + self.others < self.slots and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
-        self.streams.add(stream)
+        if stream not in self.streams:
+            self.streams.add(stream)
+            self._append(stream)
 
     def first_token(
         self, stream: Stream, waited_s: float, expected: Forecast | None, alone: bool, now_s: float
@@ -138,9 +155,6 @@ class Replica:
             base_s = max(1e-4, (expected.ttft_s - expected.interval_s) / late)
             seen = min(50.0, max(0.2, (waited_s - expected.interval_s) / base_s))
             self._late, self._late_at_s = late + 0.2 * (seen - late), now_s
-
-    def received(self, tokens: int) -> None:
-        self._tokens += tokens
 
     def closed(self, stream: Stream, sent_s: float, started: bool, now_s: float) -> None:
         self.streams.discard(stream)
@@ -157,13 +171,13 @@ class Replica:
         """Since the last call: how long its streams took per token, as one observation of a decode step."""
         self._count_decoding(now_s, 0)
         elapsed_s = now_s - self._observed_at_s
-        if self._tokens >= 10 and elapsed_s > 0.2:
+        if self.tokens >= 10 and elapsed_s > 0.2:
             batch = self._decoding_s / elapsed_s
             sharing = max(1.0, batch / self.slots)
-            interval_s = self._decoding_s / self._tokens / sharing
+            interval_s = self._decoding_s / self.tokens / sharing
             if batch >= 0.5:
                 self.latency.observe_decode(round(min(batch, self.slots)) or 1, int(self.context_tokens), interval_s)
-        self._tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
+        self.tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
 
     def load_is(self, loads: list[dict[str, Any]], held: int) -> None:
         """What the engine's ``/v1/loads`` says. ``held``: our streams there when it was asked."""
