@@ -49,7 +49,7 @@ def chunk(k: int, usage: bool) -> bytes:
 
 
 class Source(asyncio.Protocol):
-    """An engine reduced to its streams: ``max_tokens`` chunks, as ``user`` says: one every so many microseconds, or, for
+    """An engine reduced to its streams: ``max_tokens`` chunks, as the message says: one every so many microseconds, or, for
     "#k", one for every line "k" that comes on a connection that begins with "#"."""
 
     credits: ClassVar[defaultdict[bytes, asyncio.Semaphore]] = defaultdict(lambda: asyncio.Semaphore(0))
@@ -92,7 +92,7 @@ class Source(asyncio.Protocol):
             return
         asked = json.loads(body[:length])
         usage = bool((asked.get("stream_options") or {}).get("continuous_usage_stats"))
-        how = asked["user"]
+        how = asked["messages"][0]["content"]
         stream = self._lockstep if how[0] == "#" else self._stream
         task = asyncio.create_task(stream(asked["max_tokens"], how, usage))
         self._tasks.add(task)
@@ -126,13 +126,16 @@ async def serve_source(port: int) -> None:
     await server.serve_forever()
 
 
+def ask(how: str, tokens: int) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": how}], "max_tokens": tokens, "stream": True}
+
+
 async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, Any]:
     """Open ``streams`` streams at once; seconds from sending to arrival of every token, and until all had ended."""
     per_token: list[float] = []
     ttft: list[float] = []
     came = 0
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True}
-    body["user"] = str(int(gap_s * 1e6))
+    body = ask(str(int(gap_s * 1e6)), tokens)
 
     async def one(session: aiohttp.ClientSession, delay_s: float) -> None:
         nonlocal came
@@ -163,22 +166,25 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
     return {"per_token_s": per_token, "ttft_s": ttft, "tokens": streams * tokens, "lasted_s": lasted_s}
 
 
-async def lockstep(url: str, source_port: int, streams: int, tokens: int) -> dict[str, Any]:
+async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: int) -> dict[str, float]:
     """As ``load``, but a stream's next token leaves the source when the one before has arrived here: none can travel
-    together with another of its stream, so each is read and written on its own, as fast as that goes."""
-    reads = 0
+    together with another of its stream, so each is read and written on its own, as fast as that goes. Measured from when
+    all streams have begun."""
+    begun: list[float] = []
+    all_here = asyncio.Barrier(streams)
     _, credit = await asyncio.open_connection("127.0.0.1", source_port)
     credit.write(b"#")
 
     async def one(session: aiohttp.ClientSession, k: int) -> None:
-        nonlocal reads
-        body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True}
         line = b"%d\n" % k
-        async with session.post(url + "/v1/chat/completions", json={**body, "user": f"#{k}"}) as answer:
+        async with session.post(url + "/v1/chat/completions", json=ask(f"#{k}", tokens)) as answer:
             if answer.status != 200:
                 raise SystemExit(f"{url} answered {answer.status}: {await answer.text()}")
+            data = await answer.content.readany()
+            if await all_here.wait() == 0:
+                begun.extend((time.monotonic(), cpu_s(pid)))
+            credit.write(line * data.count(b'"content":"'))
             async for data in answer.content.iter_any():
-                reads += 1
                 credit.write(line * data.count(b'"content":"'))
 
     async with aiohttp.ClientSession(
@@ -186,11 +192,11 @@ async def lockstep(url: str, source_port: int, streams: int, tokens: int) -> dic
         timeout=aiohttp.ClientTimeout(total=600),
         headers={"authorization": KEY},
     ) as session:
-        begun = time.monotonic()
         await asyncio.gather(*(one(session, k) for k in range(streams)))
-        lasted_s = time.monotonic() - begun
+        lasted_s, used_s = time.monotonic() - begun[0], cpu_s(pid) - begun[1]
     credit.close()
-    return {"tokens": streams * tokens, "lasted_s": lasted_s, "reads": reads}
+    count = streams * (tokens - 1)
+    return {"tokens_per_s": count / lasted_s, "per_core": count / max(0.01, used_s)}
 
 
 def cpu_s(pid: int) -> float:
@@ -317,11 +323,8 @@ def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int]]) -> list
                 row["cpu_us"].append(1e6 * (cpu_s(pid) - before_s) / found["tokens"])
         for name in shuffle.sample(list(paths), len(paths)) if args.lockstep else ():
             url, pid = paths[name]
-            before_s = cpu_s(pid)
-            found = asyncio.run(lockstep(url, args.source_port, 100, args.lockstep))
-            row = rows[name, 0]
-            row["tokens_per_s"].append(found["tokens"] / found["lasted_s"])
-            row["per_core"].append(found["tokens"] / max(0.01, cpu_s(pid) - before_s))
+            for figure, value in asyncio.run(lockstep(url, pid, args.source_port, 100, args.lockstep)).items():
+                rows[name, 0][figure].append(value)
     return [{"path": name, "streams": streams, **_figures(row)} for (name, streams), row in rows.items()]
 
 
