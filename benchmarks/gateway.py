@@ -1,12 +1,12 @@
 """What the gateway adds: latency per token and to the first token, and tokens/s a core, against the engine direct.
 
-    python benchmarks/gateway.py [--streams 1,100,1000] [--seconds 10] [--rounds 5] [--also NAME=URL ...]
+    python benchmarks/gateway.py [--streams 1,100,1000] [--seconds 10] [--rounds 5] [--rivals nginx,litellm]
 
 A source process streams chat chunks with ``continuous_usage_stats`` as SGLang does, each with the clock of its sending in it;
 a client process notes the clock of its arrival. Both see the same monotonic clock, so the difference is the way through.
-Every round takes the paths (direct, gateway, and whatever ``--also`` names) in a new order; figures are of all rounds
-together. tokens/s per core: tokens relayed flat out over the CPU seconds of the gateway's process. ``--also`` may name any
-proxy that the caller has put in front of the source's address, which is fixed by ``--source-port``.
+Every round takes the paths (direct, gateway, and the rivals that are installed: nginx unbuffered, litellm's proxy with one
+worker) in a new order; figures are of all rounds together. tokens/s per core: tokens relayed in lockstep (see ``lockstep``)
+over the CPU seconds of the proxy's process and its children.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections import defaultdict
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import numpy as np
@@ -30,7 +34,10 @@ import numpy as np
 HEAD = (
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
 )
+KEY = "Bearer sk-1"
 SPEED = 10.0  # tokens/s of a stream, twice what people read
+BEGIN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 JSON = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
 
 
@@ -42,7 +49,10 @@ def chunk(k: int, usage: bool) -> bytes:
 
 
 class Source(asyncio.Protocol):
-    """An engine reduced to its streams: ``max_tokens`` chunks, one every ``seed`` microseconds (0: flat out)."""
+    """An engine reduced to its streams: ``max_tokens`` chunks, as the message says: one every so many microseconds, or, for
+    "#k", one for every line "k" that comes on a connection that begins with "#"."""
+
+    credits: ClassVar[defaultdict[bytes, asyncio.Semaphore]] = defaultdict(lambda: asyncio.Semaphore(0))
 
     def __init__(self) -> None:
         self._received = b""
@@ -64,6 +74,12 @@ class Source(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        if self._received.startswith(b"#"):
+            *lines, self._received = self._received[1:].split(b"\n")
+            self._received = b"#" + self._received
+            for line in lines:
+                self.credits[line].release()
+            return
         head, end, body = self._received.partition(b"\r\n\r\n")
         length = int((head.lower().partition(b"content-length:")[2].split() or [b"0"])[0])
         if not end or len(body) < length:
@@ -76,26 +92,32 @@ class Source(asyncio.Protocol):
             return
         asked = json.loads(body[:length])
         usage = bool((asked.get("stream_options") or {}).get("continuous_usage_stats"))
-        task = asyncio.create_task(self._stream(asked["max_tokens"], asked.get("seed", 0) / 1e6, usage))
+        how = asked["messages"][0]["content"]
+        stream = self._lockstep if how[0] == "#" else self._stream
+        task = asyncio.create_task(stream(asked["max_tokens"], how, usage))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _stream(self, tokens: int, gap_s: float, usage: bool) -> None:
-        write = self._out.write
-        write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-        )
+    async def _lockstep(self, tokens: int, how: str, usage: bool) -> None:
+        self._out.write(BEGIN)
+        credit = self.credits[how[1:].encode()]
+        for k in range(1, tokens + 1):
+            event = chunk(k, usage)
+            self._out.write(b"%x\r\n%b\r\n" % (len(event), event))
+            await credit.acquire()
+        self._out.write(END)
+
+    async def _stream(self, tokens: int, how: str, usage: bool) -> None:
+        write, gap_s = self._out.write, int(how) / 1e6
+        write(BEGIN)
         next_s = time.monotonic()
         for k in range(1, tokens + 1):
             event = chunk(k, usage)
             write(b"%x\r\n%b\r\n" % (len(event), event))
             next_s += gap_s
-            if gap_s:
-                await asyncio.sleep(next_s - time.monotonic())
-            elif not self._room.is_set() or k % 8 == 0:
-                await asyncio.sleep(0)
-                await self._room.wait()
-        write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+            await asyncio.sleep(next_s - time.monotonic())
+            await self._room.wait()
+        write(END)
 
 
 async def serve_source(port: int) -> None:
@@ -104,16 +126,19 @@ async def serve_source(port: int) -> None:
     await server.serve_forever()
 
 
+def ask(how: str, tokens: int) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": how}], "max_tokens": tokens, "stream": True}
+
+
 async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, Any]:
     """Open ``streams`` streams at once; seconds from sending to arrival of every token, and until all had ended."""
     per_token: list[float] = []
     ttft: list[float] = []
-    lines = 0
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": tokens, "stream": True}
-    body["seed"] = int(gap_s * 1e6)
+    came = 0
+    body = ask(str(int(gap_s * 1e6)), tokens)
 
     async def one(session: aiohttp.ClientSession, delay_s: float) -> None:
-        nonlocal lines
+        nonlocal came
         await asyncio.sleep(delay_s)
         begun = time.monotonic()
         first = True
@@ -125,24 +150,53 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
                 if first:
                     ttft.append(now_ns / 1e9 - begun)
                     first = False
-                lines += data.count(b"\n")
-                if gap_s:
-                    parts = data.split(b'"content":"')[1:]
-                    per_token.extend(
-                        (now_ns - int(part[: part.index(b" ")])) / 1e9 for part in parts if b" " in part[:24]
-                    )
+                came += data.count(b'"content":"')
+                parts = data.split(b'"content":"')[1:]
+                per_token.extend((now_ns - int(part[: part.index(b" ")])) / 1e9 for part in parts if b" " in part[:24])
 
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=600),
-        headers={"authorization": "Bearer sk-1"},
+        headers={"authorization": KEY},
     ) as session:
         begun = time.monotonic()
         await asyncio.gather(*(one(session, gap_s * k / streams) for k in range(streams)))
         lasted_s = time.monotonic() - begun
-    count = lines // 2 - streams  # two to an event, one of which ends each stream
-    assert count >= streams * tokens, f"{count} tokens came of {streams * tokens}"
-    return {"per_token_s": per_token, "ttft_s": ttft, "tokens": count, "lasted_s": lasted_s}
+    assert came >= 0.99 * streams * tokens, f"{came} tokens came of {streams * tokens}"  # reads may cut a mark in two
+    return {"per_token_s": per_token, "ttft_s": ttft, "tokens": streams * tokens, "lasted_s": lasted_s}
+
+
+async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: int) -> dict[str, float]:
+    """As ``load``, but a stream's next token leaves the source when the one before has arrived here: none can travel
+    together with another of its stream, so each is read and written on its own, as fast as that goes. Measured from when
+    all streams have begun."""
+    begun: list[float] = []
+    all_here = asyncio.Barrier(streams)
+    _, credit = await asyncio.open_connection("127.0.0.1", source_port)
+    credit.write(b"#")
+
+    async def one(session: aiohttp.ClientSession, k: int) -> None:
+        line = b"%d\n" % k
+        async with session.post(url + "/v1/chat/completions", json=ask(f"#{k}", tokens)) as answer:
+            if answer.status != 200:
+                raise SystemExit(f"{url} answered {answer.status}: {await answer.text()}")
+            data = await answer.content.readany()
+            if await all_here.wait() == 0:
+                begun.extend((time.monotonic(), cpu_s(pid)))
+            credit.write(line * data.count(b'"content":"'))
+            async for data in answer.content.iter_any():
+                credit.write(line * data.count(b'"content":"'))
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=600),
+        headers={"authorization": KEY},
+    ) as session:
+        await asyncio.gather(*(one(session, k) for k in range(streams)))
+        lasted_s, used_s = time.monotonic() - begun[0], cpu_s(pid) - begun[1]
+    credit.close()
+    count = streams * (tokens - 1)
+    return {"tokens_per_s": count / lasted_s, "per_core": count / max(0.01, used_s)}
 
 
 def cpu_s(pid: int) -> float:
@@ -163,71 +217,114 @@ def main() -> None:
     parser.add_argument("--streams", default="1,100,1000")
     parser.add_argument("--seconds", type=float, default=10.0, help="of streaming in each measurement")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--flat-out", type=int, default=20_000, metavar="N", help="tokens for tokens/s per core; 0: none"
-    )
+    parser.add_argument("--lockstep", type=int, default=200, metavar="N", help="tokens of each of 100 streams; 0: none")
+    parser.add_argument("--rivals", default="nginx,litellm", help="those not installed are left out")
     parser.add_argument("--source-port", type=int, default=18_001)
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=URL[=PID]", help="another proxy")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     parser.add_argument("--source", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.source:
         asyncio.run(serve_source(args.source_port))
         return
-    source_url, port = f"http://127.0.0.1:{args.source_port}", args.source_port + 1
-    source = subprocess.Popen(
-        [sys.executable, __file__, "--source", "--source-port", str(args.source_port)], stdout=subprocess.PIPE
-    )
-    command = [sys.executable, "-m", "andes_sglang.cli", "gateway", "--upstream", source_url, "--port", str(port)]
-    environment = {**os.environ, "ANDES_GATEWAY_ADMISSION": "false", "ANDES_GATEWAY_ACCESS_LOG": "false"}
-    environment |= {"ANDES_GATEWAY_MAX_STREAMS_PER_REPLICA": "4096"}
-    gateway = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
-    try:
-        assert source.stdout is not None
-        assert gateway.stderr is not None
-        source.stdout.readline()
-        while b"listens" not in (line := gateway.stderr.readline()):
-            if not line:
-                raise SystemExit("the gateway did not start")
-        paths: dict[str, tuple[str, int | None]] = {
-            "direct": (source_url, source.pid), "gateway": (f"http://127.0.0.1:{port}", gateway.pid),
-        }  # fmt: skip
-        for given in args.also:
-            name, url, *pid = given.split("=")
-            paths[name] = (url, int(pid[0]) if pid else None)
+    with ExitStack() as stack:
+        paths = start(args.source_port, args.rivals.split(",") if args.rivals else [], stack)
         figures = measure(args, paths)
-    finally:
-        for process in (gateway, source):
-            process.terminate()
-            process.wait(20)
     show(figures)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1))
 
 
-def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int | None]]) -> list[dict[str, Any]]:
+def start(source_port: int, rivals: list[str], stack: ExitStack) -> dict[str, tuple[str, int]]:
+    """Address and process of every path to the source, by name."""
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    commands: dict[str, list[str]] = {
+        "direct": [sys.executable, __file__, "--source", "--source-port", str(source_port)],
+        "gateway": [sys.executable, "-m", "andes_sglang.cli", "gateway", "--upstream", f"http://127.0.0.1:{source_port}",
+                    "--port", str(source_port + 1)],
+    }  # fmt: skip
+    for name in rivals:
+        if shutil.which(name):
+            commands[name] = {"nginx": nginx, "litellm": litellm}[name](
+                source_port, source_port + len(commands), directory
+            )
+        else:
+            print(f"{name} is not installed: left out", file=sys.stderr)
+    settings = {"ADMISSION": "false", "ACCESS_LOG": "false", "MAX_STREAMS_PER_REPLICA": "4096"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment |= {f"ANDES_GATEWAY_{name}": value for name, value in settings.items()}
+    paths: dict[str, tuple[str, int]] = {}
+    for k, (name, command) in enumerate(commands.items()):
+        log = (directory / f"{name}.log").open("w+")
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        stack.callback(process.wait, 20)
+        stack.callback(process.terminate)
+        url, deadline_s = f"http://127.0.0.1:{source_port + k}", time.monotonic() + 120
+        while not answers(url + ("/health/liveliness" if name == "litellm" else "/v1/models")):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                raise SystemExit(f"{name} did not start: {(directory / f'{name}.log').read_text()[-2000:]}")
+            time.sleep(0.1)
+        paths[name] = (url, process.pid)
+    return paths
+
+
+def answers(url: str) -> bool:
+    with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
+
+
+def nginx(source_port: int, port: int, directory: Path) -> list[str]:
+    """A plain reverse proxy that buffers nothing."""
+    places = " ".join(
+        f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    config = directory / "nginx.conf"
+    config.write_text(f"""
+worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log stderr warn;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; {places}
+  upstream source {{ server 127.0.0.1:{source_port}; keepalive 1024; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{ proxy_pass http://source; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
+  }}
+}}
+""")
+    return ["nginx", "-c", str(config), "-p", str(directory)]
+
+
+def litellm(source_port: int, port: int, directory: Path) -> list[str]:
+    """litellm's proxy with one worker."""
+    config = directory / "litellm.yaml"
+    config.write_text(f"""
+model_list:
+  - model_name: m
+    litellm_params: {{model: openai/m, api_base: "http://127.0.0.1:{source_port}/v1", api_key: sk-1}}
+""")
+    return ["litellm", "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+
+
+def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int]]) -> list[dict[str, Any]]:
     shuffle = random.Random(1)
     gap_s = 1.0 / SPEED
     rows: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    asyncio.run(load(paths["gateway"][0], 10, 100, 0.0))
+    for url, _ in paths.values():
+        asyncio.run(load(url, 10, 10, 0.02))  # warm
     for _ in range(args.rounds):
         for streams in map(int, args.streams.split(",")):
             for name in shuffle.sample(list(paths), len(paths)):
                 url, pid = paths[name]
-                before_s = cpu_s(pid) if pid else 0.0
+                before_s = cpu_s(pid)
                 found = asyncio.run(load(url, streams, int(args.seconds / gap_s), gap_s))
                 row = rows[name, streams]
                 row["per_token_s"] += found["per_token_s"]
                 row["ttft_s"] += found["ttft_s"]
-                row["cpu_us"].append(1e6 * (cpu_s(pid) - before_s) / found["tokens"] if pid else float("nan"))
-        for name in shuffle.sample(list(paths), len(paths)) if args.flat_out else ():
+                row["cpu_us"].append(1e6 * (cpu_s(pid) - before_s) / found["tokens"])
+        for name in shuffle.sample(list(paths), len(paths)) if args.lockstep else ():
             url, pid = paths[name]
-            before_s = cpu_s(pid) if pid else 0.0
-            found = asyncio.run(load(url, 20, args.flat_out // 20, 0.0))
-            row = rows[name, 0]
-            row["tokens_per_s"].append(found["tokens"] / found["lasted_s"])
-            if pid:
-                row["per_core"].append(found["tokens"] / max(0.01, cpu_s(pid) - before_s))
+            for figure, value in asyncio.run(lockstep(url, pid, args.source_port, 100, args.lockstep)).items():
+                rows[name, 0][figure].append(value)
     return [{"path": name, "streams": streams, **_figures(row)} for (name, streams), row in rows.items()]
 
 
@@ -257,13 +354,9 @@ def show(figures: list[dict[str, Any]]) -> None:
         cells += [f"{row[f'ttft_{p}_ms']:.2f}" for p in ("p50", "p99")]
         cells += [f"{row['ttft_p50_ms'] - base['ttft_p50_ms']:+.2f}", f"{row['cpu_us']:.0f}"]
         print("| " + " | ".join(map(str, cells)) + " |")
-    print("\n| path | tokens/s flat out | tokens/s per core (min to max) |\n|---|---|---|")
+    print("\n| path | tokens/s in lockstep | tokens/s per core (min to max) |\n|---|---|---|")
     for row in (r for r in figures if not r["streams"]):
-        core = (
-            f"{row['per_core']:,.0f} ({row['per_core_min']:,.0f} to {row['per_core_max']:,.0f})"
-            if "per_core" in row
-            else "-"
-        )
+        core = f"{row['per_core']:,.0f} ({row['per_core_min']:,.0f} to {row['per_core_max']:,.0f})"
         print(f"| {row['path']} | {row['tokens_per_s']:,.0f} | {core} |")
 
 

@@ -466,6 +466,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _stop(self, req: Any, how: str) -> None:
         served = self._served[req.rid]
+        req.time_stats.trace_ctx.trace_event("andes.preempted", 1, attrs={"andes.preemption.mode": how})
         served.preemptions += 1
         served.stopped = how
         served.recomputed = 0
@@ -474,6 +475,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def _start(self, served: _Served) -> None:
         if served.stopped is not None:
             self.qoe_metrics.resume(served.stopped, max(0, served.recomputed - 1))
+            served.req.time_stats.trace_ctx.trace_event("andes.resumed", 1)
         served.stopped = None
         served.slice_start = len(served.req.output_ids)
         served.since_s = time.perf_counter()

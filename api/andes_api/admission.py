@@ -74,9 +74,11 @@ def full(wait_s: float) -> ApiError:
     )  # fmt: skip
 
 
-def no_replica(wait_s: float, draining: bool = False) -> ApiError:
-    """No engine can take anything."""
+def no_replica(wait_s: float, *, held: int = 0, draining: bool = False) -> ApiError:
+    """No engine can take anything. ``held``: requests that wait for one already, where they are why."""
     what = "this gateway is shutting down" if draining else "no engine is available"
+    if held:
+        what += f", and {held} requests already wait for one"
     return ApiError(
         503, what, "service_unavailable_error", code="service_unavailable",
         reason="draining" if draining else "no_replica", retry_after_s=wait_s,

@@ -189,11 +189,13 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
-        """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways."""
+        """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways. `held`: requests that
+        wait for an engine now."""
         gateway.note_open()
         records = [record.to_dict() for record in gateway.demand.since(since)]
         return _json({
-            "gateway": name, "now_s": time.time(), "complete_since_s": gateway.demand.complete_since_s, "records": records,
+            "gateway": name, "now_s": time.time(), "held": gateway.held,
+            "complete_since_s": gateway.demand.complete_since_s, "records": records,
         })  # fmt: skip
 
     @app.get("/fleet/qoe", summary="Distribution of QoE per class")
@@ -221,6 +223,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         return _json({
             "gateway": name,
             "policy": gateway.settings.policy,
+            "held": gateway.held,
             "replicas": [replica.describe(now_s) for replica in gateway.fleet.replicas.values()],
         })  # fmt: skip
 
@@ -231,6 +234,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         if not found:
             raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
         found[0].drained = drained
+        gateway.fleet.tell()
         gateway.count_replicas()
         return _json(found[0].describe(time.monotonic()))
 
@@ -252,11 +256,11 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/readyz", summary="Whether requests should be sent here")
     async def readyz() -> Response:
-        ready = not gateway.draining and any(r.healthy and not r.draining for r in gateway.fleet.replicas.values())
-        if not ready:
-            status = "draining" if gateway.draining else "no engine is available"
-            raise ApiError(503, status, "service_unavailable_error", reason="not_ready", retry_after_s=1.0)
-        return _json({"status": "ok"})
+        """Also without any engine: what comes is held until there is one, which its waiting may bring about."""
+        if gateway.draining:
+            raise ApiError(503, "draining", "service_unavailable_error", reason="draining", retry_after_s=1.0)
+        engines = sum(bool(r.healthy) and not r.draining for r in gateway.fleet.replicas.values())
+        return _json({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:

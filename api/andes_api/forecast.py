@@ -7,6 +7,7 @@ while newcomers wait for their prefill turn. QoE is projected as in Andes, secti
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,15 @@ class Newcomer:
 class ReplicaView:
     """A replica as the gateway sees it at one moment.
 
-    readers, weights: streams the gateway has open there, arrays of shape (N,). pending_tokens: prompt tokens of those that
-    have no token yet. others: streams there that are not ours. slots: streams it can decode at a time. context_tokens: KV
-    tokens in use. latency: its costs, fitted from what was seen. hit_tokens: prompt tokens of the newcomer it probably has
-    in its cache. late: observed over predicted time to first token.
+    streams: those the gateway has open there. readers, weights: they or a sample of them, arrays of shape (N,), weights in
+    proportion. pending_tokens: prompt tokens of those that have no token yet. others: streams there that are not ours.
+    slots: streams it can decode at a time. context_tokens: KV tokens in use. latency: its costs, fitted from what was seen.
+    hit_tokens: prompt tokens of the newcomer it probably has in its cache. late: observed over predicted time to first token.
     """
 
     name: str
     latency: LatencyModel = field(default_factory=LatencyModel)
+    streams: int = 0
     readers: Readers = _NOBODY
     weights: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     pending_tokens: float = 0.0
@@ -54,7 +56,7 @@ class ReplicaView:
 
     @property
     def load(self) -> int:
-        return len(self.weights) + self.others
+        return self.streams + self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Forecast:
         return weight * (1.0 - self.qoe) + self.loss
 
 
+@lru_cache(maxsize=64)  # routing asks for all replicas, admission for the chosen one again
 def forecast(new: Newcomer, view: ReplicaView, now_s: float, horizon_s: float) -> Forecast:
     """The newcomer on this replica from ``now_s`` over ``horizon_s`` seconds."""
     own_tokens = max(1.0, new.prompt_tokens - view.hit_tokens)
@@ -83,10 +86,11 @@ def forecast(new: Newcomer, view: ReplicaView, now_s: float, horizon_s: float) -
     qoe = qoe_if(new.target, ttft_s, crowded_s, horizon_s)
     loss = 0.0
     if len(view.weights):
-        unstarted = view.readers.delivered == 0
-        before = view.readers.served(now_s, horizon_s, np.where(unstarted, queue_s, interval_s), interval_s)
-        first_s = np.where(unstarted, queue_s, prefill_s + crowded_s)
-        after = view.readers.served(now_s, horizon_s, first_s, crowded_s)
+        started_s = np.array(
+            [[interval_s], [prefill_s + crowded_s]]
+        )  # to the next token: without the newcomer, with it
+        first_s = np.where(view.readers.delivered == 0, queue_s, started_s)
+        before, after = view.readers.served(now_s, horizon_s, first_s, np.array([[interval_s], [crowded_s]]))
         loss = max(0.0, float(view.weights @ (before - after)))
     return Forecast(ttft_s, crowded_s, qoe, loss)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from andes_api import admission
+from andes_api import admission, names
 from andes_api.admission import TokenBucket
 from andes_api.demand import Demand, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
@@ -20,7 +20,7 @@ from andes_api.metrics import Metrics
 from andes_api.outlet import Send
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay
-from andes_api.replicas import Fleet, Replica
+from andes_api.replicas import LOOK_S, Fleet, Replica
 from andes_api.resume import resumable
 from andes_api.routing import make
 from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
@@ -31,6 +31,7 @@ __all__ = ["Gateway"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 SWEEP_S = 1.0
+RETRY_S = 5.0  # when to look again whether there is an engine
 _log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
@@ -50,6 +51,7 @@ class Gateway:
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
+        self.held = 0  # requests that wait for an engine
         self._relays: dict[Stream, Relay] = {}
         self._by_tenant: Counter[str] = Counter()
         self._buckets = {
@@ -84,6 +86,7 @@ class Gateway:
 
     def count_replicas(self) -> None:
         now_s = time.monotonic()
+        self.metrics.held.set(self.held)
         self.metrics.replicas({r.name: (r.takes(now_s), len(r.streams)) for r in self.fleet.replicas.values()})
 
     # Who is let in
@@ -107,24 +110,27 @@ class Gateway:
         return stream
 
     def admit(self, stream: Stream) -> list[Replica]:
-        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
-        Raises the error that refuses it."""
-        now_s = stream.arrival_s
-        settings, tenant = self.settings, stream.tenant
+        """As :meth:`place`, within the limits of this gateway and of the tenant."""
         if self.draining:
-            raise admission.no_replica(5.0, draining=True)
-        if tenant is not None:
-            self._admit_tenant(tenant, now_s)
-        if len(self.open) >= settings.max_streams:
+            raise admission.no_replica(RETRY_S, draining=True)
+        if stream.tenant is not None:
+            self._admit_tenant(stream.tenant, stream.arrival_s)
+        if len(self.open) >= self.settings.max_streams:
             raise admission.full(self._until_one_ends(len(self.open)))
-        new = stream.newcomer
+        return self.place(stream, stream.arrival_s)
+
+    def place(self, stream: Stream, now_s: float) -> list[Replica]:
+        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
+        Empty while no engine can take anything. Raises the error that refuses it."""
+        settings, new = self.settings, stream.newcomer
         taking = {replica.name: replica for replica in self.fleet.taking(now_s)}
         if not taking:
             held = max(
                 (len(r.streams) for r in self.fleet.replicas.values() if r.healthy and not r.draining), default=0
             )
-            full = held >= settings.max_streams_per_replica
-            raise admission.full(self._until_one_ends(len(self.open))) if full else admission.no_replica(5.0)
+            if held >= settings.max_streams_per_replica:
+                raise admission.full(self._until_one_ends(len(self.open)))
+            return []
         views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in taking.values()]
         order = self.policy.order(new, views, now_s)
         stream.expected = forecast(new, order[0], now_s, settings.horizon_s)
@@ -136,6 +142,23 @@ class Gateway:
         replicas = [taking[view.name] for view in order]
         replicas[0].opened(stream)
         return replicas
+
+    async def wait_for_place(self, stream: Stream) -> list[Replica]:
+        """As :meth:`place`, once an engine can take something. Raises a 503 when none has come ``hold_s`` after the
+        stream's arrival, or ``max_held`` others wait already."""
+        held, until_s = self.held, stream.arrival_s + self.settings.hold_s
+        if held >= self.settings.max_held:
+            raise admission.no_replica(RETRY_S, held=held)
+        stream.span.add_event(names.EVENT_HELD)
+        self.held += 1
+        try:
+            while (now_s := time.monotonic()) < until_s and not self.draining:
+                if order := self.place(stream, now_s):
+                    return order
+                await self.fleet.news(min(LOOK_S, until_s - now_s))
+        finally:
+            self.held -= 1
+        raise admission.no_replica(RETRY_S, draining=self.draining)
 
     def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
         held = self._by_tenant[tenant.name]
@@ -170,7 +193,8 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
-            order[0].streams.discard(stream)
+            if order:
+                order[0].streams.discard(stream)
             self._by_tenant[stream.tenant_name] -= 1
             open_streams.dec()
             fault = None if task.cancelled() else task.exception()
@@ -181,11 +205,14 @@ class Gateway:
             raise fault
 
     def refuse(self, stream: Stream, error: ApiError) -> None:
-        """Put a refusal on record."""
-        stream.status = error.status
+        """Put a refusal before it was served on record."""
+        self.shed(stream, error)
+        self._finish(stream)
+
+    def shed(self, stream: Stream, error: ApiError) -> None:
+        stream.status, stream.reason = error.status, error.reason
         stream.record.outcome = "shed"
         self.metrics.shed.labels(stream.expectation.class_name, error.reason).inc()
-        self._finish(stream, error.reason)
 
     async def _sweep(self) -> None:
         """Once a second: end what has been silent for too long, upstream or in the client; look at the classes."""
@@ -207,7 +234,7 @@ class Gateway:
             stream.record.output_tokens = stream.tokens
             stream.record.qoe = stream.score(now_s)
 
-    def _finish(self, stream: Stream, reason: str | None = None) -> None:
+    def _finish(self, stream: Stream) -> None:
         """Score, count and log a request that is over."""
         now_s = time.monotonic()
         record, cls = stream.record, stream.expectation.class_name
@@ -217,12 +244,12 @@ class Gateway:
             self.qoe.add(now_s, cls, record.qoe)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)
-        self.telemetry.ended(stream, duration_s, reason)
+        self.telemetry.ended(stream, duration_s)
         if self.settings.access_log:
-            _access.info("%s", json.dumps(_line(stream, duration_s, reason)))
+            _access.info("%s", json.dumps(_line(stream, duration_s)))
 
 
-def _line(stream: Stream, duration_s: float, reason: str | None) -> dict[str, Any]:
+def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
     line = {
         "request_id": stream.request_id,
         "tenant": stream.tenant_name,
@@ -235,7 +262,7 @@ def _line(stream: Stream, duration_s: float, reason: str | None) -> dict[str, An
         "stall_s": round(stream.reader.stall_s, 3),
         **stream.record.to_dict(),
     }
-    return line if reason is None else {**line, "reason": reason}
+    return line if stream.reason is None else {**line, "reason": stream.reason}
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -27,6 +27,7 @@ class Metrics:
             "andes_gateway_upstream_failures", "attempts that a replica failed", ["replica"], registry=registry
         )
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
+        self.held = Gauge("andes_gateway_held", "requests that wait for an engine", registry=registry)
         self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)
         self.replica_streams = Gauge(
             "andes_gateway_replica_streams", "our open streams there", ["replica"], registry=registry

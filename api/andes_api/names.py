@@ -36,6 +36,7 @@ STALL_SECONDS: Final = "andes.stall.duration"
 ATTEMPTS: Final = "andes.attempts"
 REASON: Final = "andes.reason"
 EVENT_STALL: Final = "andes.stall"
+EVENT_HELD: Final = "andes.held"
 EVENT_RETRY: Final = "andes.retry"
 EVENT_RESUME: Final = "andes.resume"
 

@@ -26,8 +26,11 @@ class Outlet:
         self._send = send
         self._delivered = delivered
         self.started = False
-        self.writing = False
         self.sending = False
+
+    @property
+    def writing(self) -> bool:
+        return self.sending
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         lines = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
@@ -36,24 +39,21 @@ class Outlet:
 
     async def write(self, batch: list[Event]) -> None:
         """Events with the tokens that each brings."""
-        self.writing = True
-        await self._put(batch)
-        self.writing = False
-
-    async def _put(self, batch: list[Event]) -> None:
-        self.sending = True
-        body = b"".join([event for event, _ in batch])
+        body, tokens = batch[0]
+        if len(batch) > 1:
+            body, tokens = b"".join([event for event, _ in batch]), sum([tokens for _, tokens in batch])
         if body:
+            self.sending = True
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        self.sending = False
-        if tokens := sum([tokens for _, tokens in batch]):
+            self.sending = False
+        if tokens:
             self._delivered(time.monotonic(), tokens)
 
     async def end(self) -> None:
         """After the last byte."""
-        self.writing = self.sending = True
+        self.sending = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        self.writing = self.sending = False
+        self.sending = False
 
     async def close(self) -> None:
         """Stop, wherever it stands."""
@@ -69,21 +69,26 @@ class PacedOutlet(Outlet):
         self._room = asyncio.Semaphore(HELD_EVENTS)
         self._more = asyncio.Event()
         self._ended = False
+        self._full = False
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def writing(self) -> bool:
+        return self._full or self._ended
 
     async def write(self, batch: list[Event]) -> None:
         if self._task is None:
             self._task = asyncio.create_task(self._release())
-        self.writing = True
+        self._full = True
         for event in batch:
             await self._room.acquire()
             self._held.append((self._pacer.due(time.monotonic(), event[1]), event))
             self._more.set()
-        self.writing = False
+        self._full = False
 
     async def end(self) -> None:
         if self._task is not None:
-            self._ended = self.writing = True
+            self._ended = True
             self._more.set()
             await self._task
         await super().end()
@@ -105,4 +110,4 @@ class PacedOutlet(Outlet):
             while held and self._pacer.releases(held[0][0], now_s):
                 batch.append(held.popleft()[1])
                 self._room.release()
-            await self._put(batch)
+            await super().write(batch)

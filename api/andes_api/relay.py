@@ -55,7 +55,8 @@ class Attempt:
 
 
 class Relay:
-    """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most."""
+    """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most; none: wait for
+    one."""
 
     def __init__(self, gateway: Gateway, stream: Stream, order: list[Replica], send: Send) -> None:
         self.stream = stream
@@ -74,9 +75,14 @@ class Relay:
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
         try:
-            outcome = await self._try_replicas()
-            await self.outlet.end()
-            self.stream.record.outcome = outcome
+            try:
+                outcome = await self._try_replicas()
+                await self.outlet.end()
+                self.stream.record.outcome = outcome
+            except ApiError as error:  # no engine has come
+                await self._refuse(error)
+                await self.outlet.end()
+                self._gateway.shed(self.stream, error)
         finally:
             await self.outlet.close()
 
@@ -100,7 +106,7 @@ class Relay:
         continuation: Continuation | None = None
         order = self._order
         while True:
-            replica, *order = order
+            replica, *order = order or await self._gateway.wait_for_place(stream)
             try:
                 return await self._attempt(replica, body, continuation)
             except UpstreamError as error:
@@ -111,7 +117,8 @@ class Relay:
                 order = [r for r in order if r.takes(now_s)]
                 started = self.outlet.started
                 rest = self._rest() if started else body
-                if not order or rest is None or stream.attempts > self._settings.retries:
+                ends = started or bool(self._gateway.fleet.taking(now_s))  # else there may be an engine in a while
+                if (ends and not order) or rest is None or stream.attempts > self._settings.retries:
                     await self._give_up(error)
                     return "failed"
                 body, continuation = rest, self._continuation() if started else None
@@ -141,8 +148,11 @@ class Relay:
         elif error.answer is not None:
             await self._reply(*error.answer)
         else:
-            headers = {"content-type": "application/json", **fault.headers}
-            await self._reply(fault.status, headers, orjson.dumps(fault.body))
+            await self._refuse(fault)
+
+    async def _refuse(self, error: ApiError) -> None:
+        headers = {"content-type": "application/json", **error.headers}
+        await self._reply(error.status, headers, orjson.dumps(error.body))
 
     async def _reply(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         self.stream.status = status
@@ -177,6 +187,10 @@ class Relay:
         except UpstreamError as error:
             telemetry.failed(span, error.kind)
             raise
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            replica.healthy = False  # nobody is there, until a probe finds somebody
+            telemetry.failed(span, "unreachable")
+            raise UpstreamError("unreachable") from error
         except (aiohttp.ClientError, TimeoutError, OSError, GarbageError) as error:
             kind = "silent" if self._silent or isinstance(error, TimeoutError) else "connection"
             if isinstance(error, GarbageError):
@@ -250,7 +264,7 @@ class Relay:
         events = EventStream(
             chat=stream.chat, asked=stream.asked, usage=self._counts_by_usage, several=answers(stream.body) > 1
         )
-        read = answer.content.readany
+        read, write = answer.content.readany, self.outlet.write
         try:
             while not events.done:
                 data = await read()
@@ -259,13 +273,17 @@ class Relay:
                 self._heard_s = time.monotonic()
                 batch = events.feed(data)
                 if batch:
-                    await self._write(batch, attempt, answer)
+                    batch = self._take(batch, attempt)
+                    if self.outlet.started or await self._begin(batch, answer):
+                        await write(batch)
                 if events.garbage is not None:
                     raise UpstreamError("garbage")
                 if events.error_event:
                     if _is_the_engines(events.error):
                         raise UpstreamError("engine", blame=False, event=events.error_event)
-                    await self._write([(events.error_event, 0)], attempt, answer)
+                    batch = [(events.error_event, 0)]
+                    if self.outlet.started or await self._begin(batch, answer):
+                        await write(batch)
                     break
         finally:
             self._count_prompt(events.usage_so_far)
@@ -275,28 +293,32 @@ class Relay:
         await _until_eof(answer)
         return "error" if events.error_event else "done"
 
-    async def _write(self, batch: list[Event], attempt: Attempt, answer: aiohttp.ClientResponse) -> None:
-        stream, outlet, continuation = self.stream, self.outlet, attempt.continuation
+    def _take(self, batch: list[Event], attempt: Attempt) -> list[Event]:
+        """Count what has come; as the reader should see it."""
+        stream, continuation = self.stream, attempt.continuation
         new = 0
         for _, tokens in batch:
             new += tokens
         if new:
             stream.tokens += new
-            attempt.replica.received(new)
+            attempt.replica.tokens += new
             if attempt.waited_s is None:
                 self._first_token(attempt)
         if continuation is not None:
             batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
-        if not outlet.started:
-            first = next((event for event, _ in batch if event), None)
-            if first is None:
-                return
-            stream.status, stream.first_event = 200, first
-            headers = {"content-type": answer.headers["content-type"], "cache-control": "no-cache"}
-            await outlet.start(200, {**headers, "x-accel-buffering": "no", **self._echo()})
-        await outlet.write(batch)
+        return batch
+
+    async def _begin(self, batch: list[Event], answer: aiohttp.ClientResponse) -> bool:
+        """Send the head of the answer, once there is something to follow it; whether there is."""
+        first = next((event for event, _ in batch if event), None)
+        if first is None:
+            return False
+        self.stream.status, self.stream.first_event = 200, first
+        headers = {"content-type": answer.headers["content-type"], "cache-control": "no-cache"}
+        await self.outlet.start(200, {**headers, "x-accel-buffering": "no", **self._echo()})
+        return True
 
     def _first_token(self, attempt: Attempt) -> None:
         now_s = self._heard_s

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
 
+from andes_api.discovery import look_up
 from andes_api.forecast import Forecast, ReplicaView
 from andes_api.prompts import Prompt, Seen
 from andes_api.settings import Settings
@@ -23,11 +23,13 @@ from andes_sglang.qoe import Readers
 if TYPE_CHECKING:
     from andes_api.stream import Stream
 
-__all__ = ["Breaker", "Fleet", "Replica"]
+__all__ = ["LOOK_S", "Breaker", "Fleet", "Replica"]
 
 VIEW_AGE_S = 0.1
+MOST_READERS = 256  # a newcomer's cost to so many is reckoned; to more, from every second, third ... of them
 KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
+LOOK_S = 1.0  # how often to look for an engine while there is none
 _ABSENT = (404, 405, 501)
 
 
@@ -80,9 +82,9 @@ class Replica:
         self._decoding = 0
         self._decoding_at_s = self._observed_at_s = time.monotonic()
         self._decoding_s = 0.0
-        self._tokens = 0
-        self._view_at_s = -math.inf
-        self._readers, self._weights, self._pending = Readers.of([]), np.empty(0), 0.0
+        self.tokens = 0  # received since its pace was last observed
+        self._counted_at_s = -math.inf
+        self._rows, self._count, self._pending = np.empty((6, 0)), 0, 0.0
 
     @property
     def draining(self) -> bool:
@@ -98,18 +100,32 @@ class Replica:
         )
 
     def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
-        """This replica as routing and admission see it; its readers are at most 0.1 s old."""
-        if now_s - self._view_at_s > VIEW_AGE_S or len(self._weights) != len(self.streams):
-            self._view_at_s = now_s
-            streams = list(self.streams)
-            self._readers = Readers.of(s.reader for s in streams)
-            self._weights = np.array([s.expectation.settings.weight for s in streams])
-            self._pending = sum(s.prompt_tokens for s in streams if not s.tokens)
+        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
+        if now_s - self._counted_at_s > VIEW_AGE_S:
+            self._recount(now_s)
+        step = -(-self._count // MOST_READERS) or 1
+        *readers, weights = self._rows[:, : self._count : step]
         crowded = self._pending > 0 or len(self.streams) + self.others >= self.slots
         return ReplicaView(
-            self.name, self.latency, self._readers, self._weights, self._pending, self.others, self.slots,
-            self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
+            self.name, self.latency, len(self.streams), Readers(*readers), weights * step, self._pending, self.others,
+            self.slots, self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
         )  # fmt: skip
+
+    def _recount(self, now_s: float) -> None:
+        self._counted_at_s, self._count, self._pending = now_s, 0, 0.0
+        self._rows = np.empty((6, 2 * len(self.streams) + 64))
+        for stream in self.streams:
+            self._append(stream)
+
+    def _append(self, stream: Stream) -> None:
+        if self._count == self._rows.shape[1]:
+            self._counted_at_s = -math.inf
+            return
+        r = stream.reader
+        row = (r.start_s, r.tds, r.delivered, r.end_s, r.lateness_s, stream.expectation.settings.weight)
+        self._rows[:, self._count] = row
+        self._count += 1
+        self._pending += 0.0 if stream.tokens else stream.prompt_tokens
 
     def late(self, now_s: float) -> float:
         """Observed over predicted time to first token lately, drifting back to 1."""
@@ -123,7 +139,9 @@ class Replica:
         return len(before) + self.others < self.slots and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
-        self.streams.add(stream)
+        if stream not in self.streams:
+            self.streams.add(stream)
+            self._append(stream)
 
     def first_token(
         self, stream: Stream, waited_s: float, expected: Forecast | None, alone: bool, now_s: float
@@ -137,9 +155,6 @@ class Replica:
             base_s = max(1e-4, (expected.ttft_s - expected.interval_s) / late)
             seen = min(50.0, max(0.2, (waited_s - expected.interval_s) / base_s))
             self._late, self._late_at_s = late + 0.2 * (seen - late), now_s
-
-    def received(self, tokens: int) -> None:
-        self._tokens += tokens
 
     def closed(self, stream: Stream, sent_s: float, started: bool, now_s: float) -> None:
         self.streams.discard(stream)
@@ -156,13 +171,13 @@ class Replica:
         """Since the last call: how long its streams took per token, as one observation of a decode step."""
         self._count_decoding(now_s, 0)
         elapsed_s = now_s - self._observed_at_s
-        if self._tokens >= 10 and elapsed_s > 0.2:
+        if self.tokens >= 10 and elapsed_s > 0.2:
             batch = self._decoding_s / elapsed_s
             sharing = max(1.0, batch / self.slots)
-            interval_s = self._decoding_s / self._tokens / sharing
+            interval_s = self._decoding_s / self.tokens / sharing
             if batch >= 0.5:
                 self.latency.observe_decode(round(min(batch, self.slots)) or 1, int(self.context_tokens), interval_s)
-        self._tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
+        self.tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
 
     def load_is(self, loads: list[dict[str, Any]], held: int) -> None:
         """What the engine's ``/v1/loads`` says. ``held``: our streams there when it was asked."""
@@ -204,7 +219,9 @@ class Fleet:
         self._session: aiohttp.ClientSession | None = None
         self.replicas: dict[str, Replica] = {}
         self.chars_per_token = 4.0
+        self._look_up = look_up(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
+        self._news = asyncio.Event()
         self._list(self._fixed)
 
     @property
@@ -226,7 +243,7 @@ class Fleet:
         )
         if self._names:
             await self._resolve()
-            self._spawn(self._every(self._settings.dns_interval_s, self._resolve))
+            self._spawn(self._keep_resolving())
         self._probe_new()
 
     async def stop(self) -> None:
@@ -239,6 +256,16 @@ class Fleet:
 
     def taking(self, now_s: float) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.takes(now_s)]
+
+    async def news(self, patience_s: float) -> None:
+        """Wait until an engine may take streams that did not before, so long at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), patience_s)
+
+    def tell(self) -> None:
+        """That is the news."""
+        self._news.set()
+        self._news.clear()
 
     def learn_length(self, prompt: Prompt, tokens: int) -> None:
         """The engine counted ``tokens`` for this prompt."""
@@ -264,17 +291,15 @@ class Fleet:
             self.forget(self.replicas[url])
 
     async def _resolve(self) -> None:
-        """Look the names up again. A name that does not resolve keeps what it had: an outage of DNS empties no fleet."""
+        """Look the names up again. Without an answer a name keeps what it had: an outage of DNS empties no fleet."""
         found: set[str] = set()
         for name in self._names:
             parts = urlsplit(name)
-            try:
-                answers = await asyncio.get_running_loop().getaddrinfo(
-                    parts.hostname, parts.port, type=socket.SOCK_STREAM
-                )
-                self._resolved[name] = {_address(str(answer[4][0]), int(answer[4][1])) for answer in answers}
-            except OSError:
-                pass
+            hosts = await self._look_up(str(parts.hostname))
+            if hosts is not None:
+                self._resolved[name] = {
+                    f"http://[{h}]:{parts.port}" if ":" in h else f"http://{h}:{parts.port}" for h in hosts
+                }
             found |= self._resolved.get(name, set())
         self._list([*self._fixed, *sorted(found)])
         if self._session is not None:
@@ -290,13 +315,13 @@ class Fleet:
         next_health_s, has_loads = 0.0, True
         while True:
             now_s = time.monotonic()
-            if now_s >= next_health_s:
+            if now_s >= next_health_s or not replica.healthy:
                 await self._health(replica)
-                next_health_s = time.monotonic() + (self._settings.health_interval_s if replica.healthy else 1.0)
+                next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
             replica.observe_pace(time.monotonic())
-            await asyncio.sleep(self._settings.load_interval_s)
+            await asyncio.sleep(self._settings.load_interval_s if replica.healthy else LOOK_S)
 
     async def _health(self, replica: Replica) -> None:
         timeout = aiohttp.ClientTimeout(total=max(5.0, 2 * self._settings.health_interval_s))
@@ -310,6 +335,8 @@ class Fleet:
         if healthy and replica.healthy is False:
             replica.breaker.succeeded()
         replica.healthy = healthy
+        if healthy:
+            self.tell()
 
     async def _load(self, replica: Replica) -> bool:
         """Ask for the engine's load; False where it has no such thing."""
@@ -329,11 +356,8 @@ class Fleet:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
+    async def _keep_resolving(self) -> None:
         while True:
-            await asyncio.sleep(interval_s)
-            await work()
-
-
-def _address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            interval_s = self._settings.dns_interval_s
+            await asyncio.sleep(interval_s if self.taking(time.monotonic()) else min(LOOK_S, interval_s))
+            await self._resolve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -50,6 +51,17 @@ def _upstream(url: str) -> str:
     if parts.query or parts.fragment or parts.username:
         raise ValueError(f"an upstream is only an address, got {url!r}")
     return url.rstrip("/").removesuffix("/v1")
+
+
+def _server(address: str) -> str:
+    try:
+        parts = urlsplit(f"dns://{address}")
+        usable = parts.port != 0 and ip_address(parts.hostname or "")
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"expected IP or IP:PORT, got {address!r}")
+    return address
 
 
 class Strict(BaseModel):
@@ -129,6 +141,7 @@ class Settings(BaseSettings):
     # Engines
     upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = Field(min_length=1)
     upstream_api_key: SecretStr | None = None
+    dns_server: Annotated[str, AfterValidator(_server)] | None = None
     dns_interval_s: Seconds = 5.0
     health_path: Annotated[str, Field(pattern="^/")] = "/health"
     health_interval_s: Seconds = 5.0
@@ -138,6 +151,8 @@ class Settings(BaseSettings):
     answer_timeout_s: Seconds = 3600.0
     retries: Annotated[int, Field(ge=0)] = 2
     resume: bool = True
+    hold_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    max_held: Annotated[int, Field(ge=0)] = 256
     breaker_failures: Count = 3
     breaker_cooldown_s: Seconds = 2.0
     forward_expectations: bool = True

@@ -103,6 +103,25 @@ class EventStream:
             return self._failed(event)
         if not self._usage:
             return self._by_event(event)
+        at = event.rfind(b',"usage":{')
+        end = event.find(b"}", at)
+        count = event.find(b'"completion_tokens":', at, end)
+        plain = at > 0 and count > 0 and event.find(b"{", at + 10, end) < 0 and event.find(b'"choices":[{', 0, at) > 0
+        comma = event.find(b",", count, end)
+        figure = event[count + 20 : comma if comma > 0 else end]  # "completion_tokens": has 20 characters
+        if not plain or self._several or not figure.isdigit():
+            return self._in_full(event)
+        self._last = event
+        total = int(figure)
+        new = total - self._counts.get(0, 0)
+        if new > 0:
+            self._counts[0] = total
+        if not self._asked_continuous:
+            event = event[:at] + (b"" if self._chat else b',"usage":null') + event[end + 1 :]
+        return event, max(new, 0)
+
+    def _in_full(self, event: bytes) -> Event:
+        """A chunk with usage, however it is written."""
         at = event.rfind(b'"usage"')
         found = _USAGE.match(event, _comma_before(event, at)) if at > 0 else None
         if found is None:

@@ -52,6 +52,7 @@ class Stream:
     replica: str = ""
     delivered_s: float = 0.0
     first_event: bytes = b""
+    reason: str | None = None  # why it was refused
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     log: list[bytes] | None = None
     text: str = ""

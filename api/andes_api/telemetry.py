@@ -104,7 +104,7 @@ class Telemetry:
         _PROPAGATOR.inject(headers, trace.set_span_in_context(span))
         return span
 
-    def ended(self, stream: Stream, duration_s: float, reason: str | None) -> None:
+    def ended(self, stream: Stream, duration_s: float) -> None:
         """End the server span of a request that is over, and count it."""
         record, reader, span = stream.record, stream.reader, stream.span
         span.set_attributes({
@@ -116,8 +116,8 @@ class Telemetry:
         })  # fmt: skip
         if record.qoe is not None:
             span.set_attribute(names.QOE, record.qoe)
-        if reason is not None:
-            span.set_attribute(names.REASON, reason)
+        if stream.reason is not None:
+            span.set_attribute(names.REASON, stream.reason)
         if stream.status >= 500:
             failed(span, str(stream.status))
         span.end()

@@ -46,7 +46,7 @@ class Gateways:
 
     async def ask(self, cluster: Cluster, namespace: str, demand: Demand, window_s: float, now_s: float) -> Answers:
         """All ready gateways have to answer. Those that are going are asked too, for the streams that they still hold; so are
-        those that are not ready, and where none is, one answer of theirs will do: without engines no gateway is ready."""
+        those that are not ready, and where none is, one answer of theirs will do."""
         if demand.prometheus_url is not None:
             return await self._ask_prometheus(demand, window_s, now_s)
         try:

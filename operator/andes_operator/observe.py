@@ -50,7 +50,8 @@ class FleetReplica:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What one gateway says. now_s: its clock when it answered; received_s: ours. demand_since_s: its list of requests is
-    complete from then on. ended, running: QoE per class of the streams that ended in the window, and of those open."""
+    complete from then on. ended, running: QoE per class of the streams that ended in the window, and of those open. held:
+    requests that wait there for an engine."""
 
     gateway: str
     now_s: float
@@ -60,6 +61,7 @@ class Report:
     ended: Mapping[str, Sketch]
     running: Mapping[str, Sketch]
     replicas: tuple[FleetReplica, ...]
+    held: int = 0
 
     @classmethod
     def of(
@@ -96,6 +98,7 @@ class Report:
                     )
                     for r in replicas["replicas"]
                 ),
+                held=int(_number(demand.get("held", 0))),
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
@@ -173,27 +176,20 @@ def merge(
             streams[r.name] = streams.get(r.name, 0) + r.streams
             loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
     ours = sum(streams.values())
+    held = sum(report.held for report in reports)
     return Observation(
         now_s=now_s,
         pods=pods,
         rate_rps=sum(r.arrival_s > since_s for r in requests) / span_s,
         idle_s=now_s - requests[-1].arrival_s if requests else now_s - since_s,
-        open_streams=ours + _held(reports),
-        waiting=sum(r.waiting for report in reports for r in report.replicas) + _held(reports),
+        open_streams=ours + held,
+        waiting=sum(r.waiting for report in reports for r in report.replicas) + held,
         ended=merge_classes(report.ended for report in reports),
         running=merge_classes(report.running for report in reports),
         recent=tuple(requests),
         streams_by_replica=streams,
         draining_replicas=frozenset(r.name for report in reports for r in report.replicas if r.draining),
         fault=_fault(reports, pods, now_s, missing, broken, stale_after_s, ours, sum(loads.values())),
-    )
-
-
-def _held(reports: Sequence[Report]) -> int:
-    """Streams that a gateway holds without any engine to send them to."""
-    return sum(
-        max(0, sum(sketch.count for sketch in report.running.values()) - sum(r.streams for r in report.replicas))
-        for report in reports
     )
 
 

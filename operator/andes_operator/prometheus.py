@@ -38,7 +38,8 @@ def queries(selector: str, window_s: float) -> dict[str, str]:
         "qoe_sum": f"sum by (class) (increase(andes_gateway_request_qoe_ratio_sum{where}{window}))",
         "streams": f"sum by (replica) (andes_gateway_replica_streams{where})",
         "up": f"max by (replica) (andes_gateway_replica_up{where})",
-        "sampled": f"min(timestamp(andes_gateway_replica_up{where}))",
+        "held": f"sum(andes_gateway_held{where})",
+        "sampled": f"min(timestamp(andes_gateway_held{where}))",
     }
 
 
@@ -68,7 +69,7 @@ async def ask(session: aiohttp.ClientSession, demand: Demand, window_s: float, n
 def report(demand: Demand, found: Mapping[str, Sequence[Sample]], now_s: float) -> Report:
     """One report of what all gateways said to Prometheus. Raises :class:`NoSamplesError`."""
     if not found["sampled"]:
-        raise NoSamplesError(f"{NAME}: no samples of andes_gateway_replica_up{{{demand.prometheus_selector}}}")
+        raise NoSamplesError(f"{NAME}: no samples of andes_gateway_held{{{demand.prometheus_selector}}}")
     streams = {s["metric"]["replica"]: _value(s) for s in found["streams"]}
     return Report(
         gateway=NAME,
@@ -82,6 +83,7 @@ def report(demand: Demand, found: Mapping[str, Sequence[Sample]], now_s: float) 
             FleetReplica(name, _value(s) > 0, False, round(streams.get(name, 0.0)), 0, 0)
             for s in found["up"] for name in [s["metric"]["replica"]]
         ),
+        held=round(sum(_value(s) for s in found["held"])),
     )  # fmt: skip
 
 

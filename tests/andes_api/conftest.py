@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 import re
+import socketserver
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
 import pytest
 import uvicorn
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -41,12 +46,12 @@ def running(server: uvicorn.Server) -> Iterator[uvicorn.Server]:
     server.startup = started  # type: ignore[method-assign]
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield server
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -59,7 +64,7 @@ class Faulty:
     """An upstream. ``fault`` and ``after`` (events) say how it misbehaves, once ``strike`` is set where there is one; stalled
     streams wait for ``release``."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.fault: str | None = None
         self.after = 0
         self.words = 1.0
@@ -75,7 +80,8 @@ class Faulty:
         self.server = uvicorn.Server(
             uvicorn.Config(
                 self._app,
-                port=0,
+                host=host,
+                port=port,
                 log_config=None,
                 lifespan="off",
                 interface="asgi3",
@@ -88,7 +94,7 @@ class Faulty:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        return "http://{}:{}".format(*self.server.servers[0].sockets[0].getsockname())
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         path = scope["path"]
@@ -211,12 +217,12 @@ Start = Callable[..., Server]
 
 
 @pytest.fixture
-def faulty() -> Iterator[Callable[[], Faulty]]:
+def faulty() -> Iterator[Callable[..., Faulty]]:
     """Makes upstreams that misbehave."""
     with ExitStack() as stack:
 
-        def make() -> Faulty:
-            upstream = Faulty()
+        def make(host: str = "127.0.0.1", port: int = 0) -> Faulty:
+            upstream = Faulty(host, port)
             stack.enter_context(running(upstream.server))
             return upstream
 
@@ -250,6 +256,38 @@ def simulated(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
             return stack.enter_context(Engine("simulated", "andes", ("--engine", "sim", *flags), log=log))
 
         yield start
+
+
+class NameServer(socketserver.ThreadingUDPServer):
+    """A DNS server whose every name has ``addresses`` (IPv4), or which answers ``rcode``. ``asked``: one permit a question."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), self.Answer)
+        self.address = "{}:{}".format(*self.server_address)
+        self.addresses: list[str] = []
+        self.rcode = dns.rcode.NOERROR
+        self.asked = threading.Semaphore(0)
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            content, sock = self.request
+            asked = dns.message.from_wire(content)
+            answer, question = dns.message.make_response(asked), asked.question[0]
+            answer.set_rcode(self.server.rcode)
+            if question.rdtype == dns.rdatatype.A and self.server.addresses:
+                answer.answer.append(dns.rrset.from_text(question.name, 0, "IN", "A", *self.server.addresses))
+            sock.sendto(answer.to_wire(), self.client_address)
+            self.server.asked.release()
+
+
+@pytest.fixture
+def name_server() -> Iterator[NameServer]:
+    with NameServer() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 class Backend:

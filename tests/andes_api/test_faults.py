@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import dns.rcode
 import httpx
 import pytest
 
@@ -238,15 +241,47 @@ def test_an_engine_that_drains_gets_nothing_new_and_keeps_what_it_has(faulty: An
 
 
 def test_no_engine_at_all(gateway: Any) -> None:
-    server = gateway("http://127.0.0.1:9")
-    deadline_s = time.monotonic() + 5
-    while (answer := stream(server.url)[0]).status_code != 503 and time.monotonic() < deadline_s:
-        pass
-    assert answer.headers["x-andes-reason"] == "no_replica"
-    assert int(answer.headers["retry-after"]) >= 1
-    assert httpx.get(server.url + "/readyz").status_code == 503
-    assert httpx.get(server.url + "/livez").status_code == 200
-    assert last_record(server)["outcome"] == "shed"
+    server = gateway("http://127.0.0.1:9", hold_s=0.2)
+    for body in (BODY, {**BODY, "stream": False}):
+        answer = httpx.post(server.url + "/v1/completions", json=body)
+        assert answer.status_code == 503
+        assert answer.headers["x-andes-reason"] == "no_replica"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["type"] == "service_unavailable_error"
+        assert answer.elapsed.total_seconds() >= 0.2
+        assert last_record(server)["outcome"] == "shed"
+    assert last_record(server)["qoe"] is None
+    ready = httpx.get(server.url + "/readyz")  # or else nobody would come, and no engine either
+    assert (ready.status_code, ready.json()) == (200, {"status": "no engine", "engines": 0, "held": 0})
+    metrics = httpx.get(server.url + "/metrics").text
+    assert 'andes_gateway_shed_total{class="reading",reason="no_replica"} 2.0' in metrics
+    assert becomes_idle(server)
+
+
+def test_only_so_many_wait_for_an_engine(gateway: Any) -> None:
+    server = gateway("http://127.0.0.1:9", hold_s=60, max_held=2)
+    held = server.app.state.gateway
+
+    async def main() -> None:
+        async with httpx.AsyncClient(timeout=30) as client:
+            ask = functools.partial(client.post, server.url + "/v1/completions", json=BODY)
+            tasks = [asyncio.create_task(ask()) for _ in range(2)]
+            while held.held < 2:
+                await asyncio.sleep(0.01)
+            refused = await ask()
+            assert (refused.status_code, refused.headers["x-andes-reason"]) == (503, "no_replica")
+            assert "2 requests already wait" in refused.json()["error"]["message"]
+            tasks[0].cancel()  # its client goes
+            while held.held > 1:
+                await asyncio.sleep(0.01)
+            held.draining = True  # as SIGTERM does
+            told = await tasks[1]
+            assert (told.status_code, told.headers["x-andes-reason"]) == (503, "draining")
+
+    asyncio.run(main())
+    outcomes = sorted(r["outcome"] for r in httpx.get(server.url + "/fleet/demand").json()["records"])
+    assert outcomes == ["abandoned", "shed", "shed"]
+    assert becomes_idle(server)
 
 
 def test_a_gateway_that_shuts_down_finishes_its_streams(faulty: Any, gateway: Any) -> None:
@@ -281,6 +316,72 @@ def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
     while fleet.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert not fleet.replicas
+
+
+def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_server: Any) -> None:
+    one = faulty("127.0.0.1")
+    port = int(one.url.rpartition(":")[2])
+    two, three = faulty("127.0.0.2", port), faulty("127.0.0.3", port)
+    name_server.addresses = ["127.0.0.1", "127.0.0.2"]
+    server = gateway(
+        f"dns://engines.test:{port}", dns_server=name_server.address, dns_interval_s=0.05, policy="round_robin"
+    )
+
+    def listed() -> set[str]:
+        found = httpx.get(server.url + "/fleet/replicas").json()["replicas"]
+        return {"http://" + r["name"] for r in found if not r["draining"]}
+
+    def becomes(urls: set[str]) -> None:
+        deadline_s = time.monotonic() + 10
+        while listed() != urls and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert listed() == urls
+
+    def asked_again() -> None:
+        while name_server.asked.acquire(blocking=False):
+            pass
+        for _ in range(6):  # the first of these may have been answered before
+            assert name_server.asked.acquire(timeout=10)
+
+    assert listed() == {one.url, two.url}
+    for _ in range(4):
+        assert stream(server.url)[0].status_code == 200
+    assert (len(one.bodies), len(two.bodies)) == (2, 2)
+    name_server.addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    becomes({one.url, two.url, three.url})
+    for _ in range(3):
+        assert stream(server.url)[0].status_code == 200
+    assert [len(u.bodies) for u in (one, two, three)] == [3, 3, 1]
+
+    one.fault, one.after = "stall", 2
+    with ThreadPoolExecutor() as pool:
+        held = [pool.submit(stream, server.url) for _ in range(3)]
+        assert one.stalled.wait(10)
+        name_server.addresses = ["127.0.0.2", "127.0.0.3"]
+        becomes({two.url, three.url})
+        assert one.url in server.app.state.gateway.fleet.replicas
+        for _ in range(4):
+            assert stream(server.url)[0].status_code == 200
+        one.release.set()
+        assert [text_of(events.result()[1]) for events in held] == [ANSWER] * 3
+    assert len(one.bodies) == 4
+    deadline_s = time.monotonic() + 10
+    while one.url in server.app.state.gateway.fleet.replicas and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert one.url not in server.app.state.gateway.fleet.replicas
+
+    name_server.rcode = dns.rcode.SERVFAIL
+    asked_again()
+    assert listed() == {two.url, three.url}
+    name_server.rcode = dns.rcode.NXDOMAIN
+    becomes(set())
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(stream, server.url)
+        while httpx.get(server.url + "/readyz").json()["held"] != 1:
+            assert not waiting.done()
+        name_server.rcode, name_server.addresses = dns.rcode.NOERROR, ["127.0.0.3"]
+        assert text_of(waiting.result()[1]) == ANSWER
+    assert listed() == {three.url}
 
 
 @pytest.mark.timeout(120)

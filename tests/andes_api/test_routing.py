@@ -44,7 +44,13 @@ def readers(n: int, buffered_s: float = 1.0, started: bool = True) -> Readers:
 
 def view(name: str, streams: int = 0, *, model: LatencyModel | None = None, buffered_s: float = 1.0, **more: Any) -> ReplicaView:  # fmt: skip
     return ReplicaView(
-        name, model or engine(), readers(streams, buffered_s), np.ones(streams), context_tokens=1000.0 * streams, **more
+        name,
+        model or engine(),
+        streams,
+        readers(streams, buffered_s),
+        np.ones(streams),
+        context_tokens=1000.0 * streams,
+        **more,
     )
 
 

@@ -114,7 +114,7 @@ def test_who_may_drain(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     path = "/fleet/replicas/" + upstream.url.removeprefix("http://") + "/drain"
     digest = hashlib.sha256(b"admin").hexdigest()
-    keyed, local = gateway(upstream.url, admin_key_sha256=digest), gateway(upstream.url)
+    keyed, local = gateway(upstream.url, admin_key_sha256=digest, hold_s=0), gateway(upstream.url)
     assert httpx.post(keyed.url + path).status_code == 401
     assert httpx.post(keyed.url + path, headers={"authorization": "Bearer admin"}).json()["draining"] is True
     assert post(keyed).headers["x-andes-reason"] == "no_replica"

@@ -43,6 +43,8 @@ def test_every_fault_is_named_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({}, "upstreams"),
         ({"upstreams": ["dns://name"]}, "dns://NAME:PORT"),
         ({"upstreams": ["http://u:p@host"]}, "only an address"),
+        ({"upstreams": [URL], "dns_server": "name:53"}, "IP:PORT"),
+        ({"upstreams": [URL], "dns_server": "10.0.0.1:x"}, "IP:PORT"),
         ({"upstreams": [URL], "default_class": "none"}, "no class 'none'"),
         ({"upstreams": [URL], "service_tiers": {"flex": "none"}}, "service_tiers.flex"),
         ({"upstreams": [URL], "classes": {"Ü": {}}, "default_class": "Ü", "service_tiers": {}}, "classes.Ü"),

@@ -8,7 +8,7 @@ import os
 import socketserver
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import create_connection
 from threading import Thread
@@ -48,11 +48,17 @@ def backend(make_backend: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, backend: Any) -> Iterator[Engine]:
+    with traced(tiny_model, "andes", backend, tmp_path_factory.mktemp("sglang") / "log") as engine:
+        yield engine
+
+
+@contextmanager
+def traced(model: Path, policy: str, backend: Any, log: Path, *flags: str) -> Iterator[Engine]:
+    """An engine whose spans go to ``backend``."""
     traces = ("--enable-trace", "--otlp-traces-endpoint", f"{backend.url}/v1/traces") if TRACES else ()
-    log = tmp_path_factory.mktemp("sglang") / "log"
     with (
         mock.patch.dict(os.environ, {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}),
-        Engine(tiny_model, "andes", (*FLAGS, *traces), log=log) as engine,
+        Engine(model, policy, (*FLAGS, *traces, *flags), log=log) as engine,
     ):
         yield engine
 
@@ -251,3 +257,29 @@ def test_the_engines_spans_join_the_trace(engine: Engine, backend: Any, gateway:
     engine_span = next((span for span in ours() if "Req" in span.name), None)
     assert engine_span is not None, ({span.name for span in backend.spans}, backend.services, engine.tail())
     assert engine_span.parent_span_id == client_span.span_id
+
+
+@pytest.mark.skipif(not TRACES, reason="NO ENGINE SPANS: SGLang's tracing needs opentelemetry-exporter-otlp-proto-grpc")
+def test_preemptions_are_in_the_engines_spans(tiny_model: Path, tmp_path: Path, backend: Any, gateway: Any) -> None:
+    """An engine that takes its request off every three tokens tells of each time in the request's trace."""
+    flags = ("--policy-option", "mode=release", "--policy-option", "every_tokens=3")
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with traced(tiny_model, "forced", backend, tmp_path / "log", *flags) as engine:
+        server = gateway(engine.url, otlp_endpoint=backend.url)
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        body = {**ASK, "ignore_eos": True}
+        assert (
+            httpx.post(server.url + "/v1/chat/completions", json=body, headers=headers, timeout=60).status_code == 200
+        )
+        counted = read_metrics(engine.url)['andes_preemptions_total{mode="release",reason="forced"}']
+        assert counted >= 4
+
+        def told(name: str) -> list[Any]:
+            spans = [span for span in backend.spans if span.trace_id.hex() == trace]
+            return [event for span in spans for event in span.events if event.name == name]
+
+        deadline_s = time.monotonic() + 60
+        while len(told("andes.preempted")) < counted and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert len(told("andes.preempted")) == len(told("andes.resumed")) == counted
+        assert {backend.said(event)["andes.preemption.mode"] for event in told("andes.preempted")} == {"release"}

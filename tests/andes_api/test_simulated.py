@@ -8,12 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from andes_operator.decide import Memory, decide
+from andes_operator.names import Statistic
+from andes_operator.observe import Pods, Report, merge
+from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.sketch import Sketch
 
@@ -177,6 +184,41 @@ def test_every_policy_serves_everybody(policy: str, least: int, simulated: Any, 
     served = [read_metrics(engine.url)["andes_request_qoe_count"] for engine in engines]
     assert sum(served) == 24
     assert min(served) >= least
+
+
+@pytest.mark.timeout(300)
+def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any, tmp_path: Path) -> None:
+    """From zero, and once more when the engine has gone a moment ago: what the operator reads makes it start one."""
+    engine = Engine("simulated", "andes", ("--engine", "sim"), log=tmp_path / "engine.log")
+    server = gateway(engine.url, hold_s=240)
+    spec = TargetSpec(
+        ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective("*", Statistic.SHARE_ABOVE, 0.9, 0.95),),
+        min_replicas=0, max_replicas=4, demand=Demand(service="gateway"),
+    )  # fmt: skip
+
+    def answers(path: str) -> Any:
+        return httpx.get(server.url + path).json()
+
+    with ThreadPoolExecutor() as pool:
+        for streams in (True, False):
+            asked = pool.submit(
+                httpx.post, server.url + "/v1/completions", json={**COMPLETE, "stream": streams}, timeout=250
+            )
+            while (demand := answers("/fleet/demand"))["held"] != 1:
+                assert not asked.done()
+            assert answers("/readyz") == {"status": "no engine", "engines": 0, "held": 1}
+            now_s = time.time()
+            report = Report.of("g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), now_s - 600, now_s)
+            seen = merge([report], Pods(0, 0, 0), now_s, 60.0)
+            assert (seen.waiting, seen.open_streams, seen.fault) == (1, 1, None)
+            assert decide(spec, seen, None, Memory()).replicas == 1
+            with engine:
+                answer = asked.result()
+                assert answer.status_code == 200
+                assert '"error"' not in answer.text
+                assert answers("/readyz") == {"status": "ok", "engines": 1, "held": 0}
+    records = answers("/fleet/demand")["records"]
+    assert [(r["outcome"], r["output_tokens"]) for r in records] == [("done", 24), ("done", 24)]
 
 
 def test_an_engine_that_is_killed_is_not_noticed(simulated: Any, gateway: Any) -> None:

@@ -21,8 +21,8 @@ def chunk(text: str, usage: Any = None, index: int = 0, finish: str | None = Non
     return b"data: " + json.dumps(data, separators=(",", ":")).encode() + b"\n\n"
 
 
-def usage(tokens: int) -> dict[str, Any]:
-    details = {"cached_tokens": 2}
+def usage(tokens: int, cached: int | None = 2) -> dict[str, Any]:
+    details = None if cached is None else {"cached_tokens": cached}
     return {
         "prompt_tokens": 5,
         "completion_tokens": tokens,
@@ -56,9 +56,12 @@ TEXTS = st.lists(
 )  # fmt: skip
 
 
-@given(TEXTS, st.data(), st.booleans())
-def test_however_it_is_cut_the_same_comes_out(texts: list[str], data: st.DataObject, chat: bool) -> None:
-    sent = b"".join(chunk(text, usage(3 * (k + 1)), chat=chat) for k, text in enumerate(texts)) + last(30) + DONE
+@given(TEXTS, st.data(), st.booleans(), st.sampled_from([None, 2]))
+def test_however_it_is_cut_the_same_comes_out(
+    texts: list[str], data: st.DataObject, chat: bool, cached: int | None
+) -> None:
+    chunks = [chunk(text, usage(3 * (k + 1), cached), chat=chat) for k, text in enumerate(texts)]
+    sent = b"".join(chunks) + last(30) + DONE
     wanted = b"".join(chunk(text, chat=chat) for text in texts) + DONE
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=8)))
     parts = [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)])]
@@ -76,6 +79,16 @@ def test_a_client_gets_the_usage_it_asked_for() -> None:
     everything = read(sent, asked={"include_usage": True, "continuous_usage_stats": True})
     assert everything[0] == b"".join(sent)
     assert everything[1] == 2
+
+
+@pytest.mark.parametrize("count", ["null", "-1", "1.5", '"1"', " 7"])
+def test_a_count_that_is_none_is_garbage_to_nobody(count: str) -> None:
+    odd = chunk("a", {"completion_tokens": 0, "prompt_tokens": 5}).replace(
+        b'"completion_tokens":0', f'"completion_tokens":{count}'.encode()
+    )
+    out, _, stream = read([odd, chunk("b", usage(8, None)), DONE])
+    assert out == chunk("a") + chunk("b") + DONE
+    assert stream.garbage is None
 
 
 def test_one_event_may_bring_no_token_or_several() -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from andes_api import names
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.engine import free_port, read_metrics
 
 pytestmark = pytest.mark.server
 
@@ -178,6 +179,42 @@ def test_a_stall_is_in_the_trace_and_a_refusal_has_its_reason(
     assert received.said(refused)["andes.reason"] == "draining"
     assert received.said(refused)["error.type"] == "503"
     assert received.said(refused)["andes.qoe"] == 0.0
+
+
+@pytest.mark.timeout(180)
+def test_preemptions_are_in_the_engines_spans(backend: tuple[Any, str], simulated: Start, gateway: Start) -> None:
+    """More slow readers than slots: the engine takes turns, and each trace tells whose turn it was not."""
+    received, endpoint = backend
+    engine = simulated(
+        "--max-running-requests", "2", "--enable-trace", "--otlp-traces-endpoint", f"{endpoint}/v1/traces"
+    )  # fmt: skip
+    server = gateway(engine.url, otlp_endpoint=endpoint, admission=False)
+    body = {**ASK, "model": "simulated", "max_tokens": 150, "ignore_eos": True}
+
+    def ask(tds: int) -> int:
+        path, headers = server.url + "/v1/chat/completions", {"x-andes-tds": str(tds)}
+        return httpx.post(path, json=body, headers=headers, timeout=120).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, [4] * 8)) == [200] * 8
+    counted = sum(n for name, n in read_metrics(engine.url).items() if name.startswith("andes_preemptions_total"))
+    assert counted > 0
+    flush(server)
+    engine.stop()  # sends what is left
+    clients = {span.span_id: span for span in received.spans if span.kind == CLIENT}
+    served = [span for span in received.spans if span.name.startswith("Req ")]
+    assert len(served) == len(clients) == 8
+    assert {span.parent_span_id for span in served} == set(clients)
+    assert all(span.trace_id == clients[span.parent_span_id].trace_id for span in served)
+    assert sum(received.said(span)["andes.preemptions"] for span in served) == counted
+    for span in served:
+        told = received.said(span)
+        assert told["gen_ai.usage.output_tokens"] == 150
+        assert 0.0 < told["andes.qoe"] <= 1.0
+        assert ("andes.preempted" in events(span)) == (told["andes.preemptions"] > 0)
+        assert events(span) == ["andes.preempted", "andes.resumed"] * (len(span.events) // 2)
+        modes = {received.said(event)["andes.preemption.mode"] for event in span.events[::2]}
+        assert modes <= {"park", "release", "retracted"}
 
 
 def test_without_an_endpoint_the_trace_passes_through(faulty: Start, gateway: Start) -> None:

@@ -64,7 +64,7 @@ def test_the_rate_counts_only_the_time_that_is_known() -> None:
 
 
 def test_streams_held_without_an_engine_wait() -> None:
-    seen = merged(report(replicas=(), running={"reading": sketch(1.0, 1.0, 1.0)}), missing=())
+    seen = merged(report(replicas=(), held=2), report("b", replicas=(), held=1))
     assert (seen.open_streams, seen.waiting) == (3, 3)
 
 

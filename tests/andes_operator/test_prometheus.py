@@ -25,6 +25,7 @@ FOUND = {
     "qoe_sum": [sample(95.5, **{"class": "reading"})],
     "streams": [sample(3, replica="10.0.0.1:80")],
     "up": [sample(1, replica="10.0.0.1:80"), sample(0, replica="10.0.0.2:80")],
+    "held": [sample(2)],
     "sampled": [sample(NOW_S - 12)],
 }
 
@@ -42,6 +43,7 @@ def test_an_answer_becomes_a_report() -> None:
         ("10.0.0.1:80", True, 3),
         ("10.0.0.2:80", False, 0),
     ]
+    assert read.held == 2
     assert len(read.requests) == 90
     assert (read.requests[0].prompt_tokens, read.requests[0].output_tokens) == (500, 100)
 
@@ -64,7 +66,7 @@ def test_shares_at_the_edges_and_the_mean_are_exact() -> None:
 
 
 def test_no_samples_is_missing_data() -> None:
-    with pytest.raises(NoSamplesError, match=r'andes_gateway_replica_up\{job="g"\}'):
+    with pytest.raises(NoSamplesError, match=r'andes_gateway_held\{job="g"\}'):
         report(DEMAND, {**FOUND, "sampled": []}, NOW_S)
     with pytest.raises(ValueError, match="nan"):
         report(DEMAND, {**FOUND, "up": [sample(float("nan"), replica="x")]}, NOW_S)

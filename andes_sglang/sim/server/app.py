@@ -121,6 +121,7 @@ class Endpoints:
             generation = self._live.submit(
                 dialect.rid, lambda now_s: [_spec(choice, wanted, now_s) for choice in choices], stream=wanted.stream
             )
+            self._live.spans.began(generation, request.headers)
         except (BadRequestError, RefusedError) as refused:
             if speak is Generate:
                 return JSONResponse({"error": {"message": str(refused)}}, 400)

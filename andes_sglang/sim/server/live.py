@@ -20,6 +20,7 @@ from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec, score
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.replica import Job, Replica
+from andes_sglang.sim.server.spans import Spans
 from andes_sglang.state import Phase
 
 __all__ = ["Answer", "DrainingError", "Generation", "LiveReplica", "Observer", "QueueFullError"]
@@ -50,9 +51,10 @@ class Observer(Protocol):
 
 
 class Answer:
-    """One choice of one request. tokens: how many are out; last_s: when the last one came; done: no more will."""
+    """One choice of one request. tokens: how many are out; last_s: when the last one came; done: no more will. stops: how
+    often it was taken off; off: it still is."""
 
-    __slots__ = ("aborted", "cached_tokens", "generation", "job", "last_s", "tokens")
+    __slots__ = ("aborted", "cached_tokens", "generation", "job", "last_s", "off", "stops", "tokens")
 
     def __init__(self, generation: Generation, job: Job) -> None:
         self.generation = generation
@@ -60,6 +62,8 @@ class Answer:
         self.tokens = 0
         self.cached_tokens = 0
         self.last_s = 0.0
+        self.stops = 0
+        self.off = False
         self.aborted = False
 
     @property
@@ -106,6 +110,7 @@ class LiveReplica:
         *,
         metrics: Metrics,
         observer: Observer,
+        spans: Spans | None = None,
         speed: float = 1.0,
         max_queued: int | None = None,
     ) -> None:
@@ -115,6 +120,7 @@ class LiveReplica:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.retractions = 0
+        self.spans = spans or Spans()
         self._observer = observer
         self._speed = speed
         self._max_queued = max_queued
@@ -199,6 +205,7 @@ class LiveReplica:
             times_s = np.concatenate([np.empty(0), *job.pieces])
             self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
+            self.spans.ended(answer)
         generation.wake()
 
     def abort_matching(self, rid: str = "") -> None:
@@ -242,6 +249,8 @@ class LiveReplica:
         gaps: dict[float, int] = {}
         done: list[Answer] = []
         for job, answer in self._open.items():
+            if answer.off or job.preemptions + job.retractions != answer.stops:
+                self._note_stops(job, answer)
             tokens = self.replica.generated(job)
             news = tokens - answer.tokens
             if news <= 0:
@@ -262,7 +271,17 @@ class LiveReplica:
         for answer in done:
             del self._open[answer.job]
             self._observer.ended(answer, at_s - answer.job.spec.arrival_s)
+            self.spans.ended(answer)
         since_s, before = self._window
         if at_s - since_s >= 1.0:
             self._tokens_per_s = (self._generated_tokens - before) / (at_s - since_s)
             self._window = (at_s, self._generated_tokens)
+
+    def _note_stops(self, job: Job, answer: Answer) -> None:
+        stops = job.preemptions + job.retractions
+        if stops != answer.stops:
+            answer.stops, answer.off = stops, True
+            self.spans.preempted(answer)
+        if answer.off and job.phase is Phase.RUNNING:
+            answer.off = False
+            self.spans.resumed(answer)

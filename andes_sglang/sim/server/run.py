@@ -15,6 +15,7 @@ from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.server.app import About, build_app
 from andes_sglang.sim.server.live import LiveReplica
 from andes_sglang.sim.server.metrics import Exposition, Gauges, SGLangObserver
+from andes_sglang.sim.server.spans import OtlpSpans, Spans
 
 __all__ = ["run"]
 
@@ -46,11 +47,14 @@ class Server(uvicorn.Server):
 
 
 async def _serve(
-    bound: Any, greeting: str, engine: EngineModel, policy: SchedulingPolicy | None, about: About, **pace: Any
-) -> None:
+    bound: Any, greeting: str, engine: EngineModel, policy: SchedulingPolicy | None, about: About, traces: str | None,
+    **pace: Any,
+) -> None:  # fmt: skip
     registry = CollectorRegistry()
     metrics = Metrics() if policy is None else PrometheusMetrics(registry)
-    live = LiveReplica(engine, policy, metrics=metrics, observer=SGLangObserver(about.model, registry), **pace)
+    observer = SGLangObserver(about.model, registry)
+    spans = OtlpSpans(traces, about.model) if traces else Spans()
+    live = LiveReplica(engine, policy, metrics=metrics, observer=observer, spans=spans, **pace)
     Gauges(live, about.model, registry)
     if policy is not None:
         metrics.in_charge(policy.name)
@@ -62,7 +66,10 @@ async def _serve(
     server = Server(config, live)
     bound.listen(4096)
     print(greeting, flush=True)
-    await server.serve([bound])
+    try:
+        await server.serve([bound])
+    finally:
+        await asyncio.to_thread(spans.stop)
     if server.clock is not None and server.clock.done():
         await server.clock
 

@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="turn away whoever finds so many waiting; default: none",
     )
     same.add_argument("--enable-cache-report", action="store_true", help="show cached tokens in the usage")
+    same.add_argument("--enable-trace", action="store_true", help="a span for every request, with its preemptions")
+    same.add_argument(
+        "--otlp-traces-endpoint", metavar="URL", help="where spans go, OTLP over HTTP: http://HOST:4318/v1/traces"
+    )
     same.add_argument("--enable-metrics", action="store_true", help="/metrics is there with and without")
 
 
@@ -70,7 +74,11 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     """Run the server until it is told to stop; the exit status."""
     if passed:
         raise UsageError(f"{passed[0]}: the simulated engine has no such flag; see andes serve --engine sim --help")
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    traces = args.otlp_traces_endpoint if args.enable_trace else None
+    if args.enable_trace and not str(traces).startswith(("http://", "https://")):
+        raise UsageError(f"--otlp-traces-endpoint: expected http://HOST:4318/v1/traces, got {traces!r}")
+    needed = (*_NEEDED, "opentelemetry") if traces else _NEEDED
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{', '.join(missing)} not installed: install andes-sglang[sim]")
     from andes_sglang.sim.server.app import About
@@ -117,5 +125,5 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         f"andes: simulated engine ({chosen.model} on {chosen.hardware}, policy {args.policy}) "
         f"listens on http://{shown}:{bound.getsockname()[1]}"
     )
-    run(bound, greeting, engine, policy, about, speed=args.speed, max_queued=args.max_queued_requests)
+    run(bound, greeting, engine, policy, about, traces, speed=args.speed, max_queued=args.max_queued_requests)
     return 0
