@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ class LinearCost:
         self._scale = scale
         self._forget = math.exp(-1.0 / memory)
         self._theta = [c * s for c, s in zip(prior, scale, strict=True)]
-        self._information = [[1e-3 * (i == j) for j in range(len(prior))] for i in range(len(prior))]
+        self._pairs = list(itertools.combinations_with_replacement(range(len(prior)), 2))
+        self._information = [1e-3 * (i == j) for i, j in self._pairs]
         self._moment = [1e-3 * c for c in self._theta]
         self._unsolved = 0
         self._residual_power = 0.0
@@ -48,14 +50,14 @@ class LinearCost:
         if not (math.isfinite(seconds) and seconds >= 0):
             return
         x = [f / s for f, s in zip(features, self._scale, strict=True)]
-        predicted = sum(c * v for c, v in zip(self._solve(), x, strict=True))
+        predicted = sum(map(mul, self._solve(), x))
         if self.observations >= 20:
             seconds = min(seconds, 5.0 * predicted)
         error = seconds - predicted
         weight = 1.0 / min(self.observations + 1.0, 50.0)
         self._residual_power += weight * (error * error - self._residual_power)
         keep = self._forget
-        self._information = [[keep * a + v * w for a, w in zip(row, x)] for row, v in zip(self._information, x)]
+        self._information = [keep * a + x[i] * x[j] for a, (i, j) in zip(self._information, self._pairs)]
         self._moment = [keep * m + seconds * v for m, v in zip(self._moment, x)]
         self._unsolved += 1
         self.observations += 1
@@ -71,7 +73,11 @@ class LinearCost:
         return self._theta
 
     def _regular(self) -> npt.NDArray[np.float64]:
-        return np.array(self._information) + 1e-9 * np.eye(len(self._moment))
+        matrix = 1e-9 * np.eye(len(self._moment))
+        i, j = np.transpose(self._pairs)
+        matrix[i, j] += self._information
+        matrix[j, i] = matrix[i, j]
+        return matrix
 
     @property
     def coefficients(self) -> tuple[float, ...]:

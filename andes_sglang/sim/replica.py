@@ -480,6 +480,17 @@ class Replica:
             heapq.heappop(self._leaving)
         return self._leaving[0][0]
 
+    def _leaving_next(self) -> list[Job]:
+        """Who leaves at the next step that anybody leaves at."""
+        heap, todo, jobs = self._leaving, [0], []
+        while todo:
+            at = todo.pop()
+            if at < len(heap) and heap[at][0] == heap[0][0]:
+                _, _, epoch, job = heap[at]
+                jobs += [job] * (job.epoch == epoch)
+                todo += (2 * at + 1, 2 * at + 2)
+        return jobs
+
     def _pass_s(self, seconds: float) -> float:
         """With the CPU time of a decision, where one is taken each iteration."""
         if self.policy is None or not self.engine.decision_s or not (self.waiting or self.parked):
@@ -620,7 +631,7 @@ class Replica:
         job.retractions += how == "retracted"
         self.waiting.append(job)
         if self.policy is not None:
-            self._people.stop(job.slot, Phase.WAITING, self.now_s, cached_tokens)
+            self._people.stop(job.slot, self._steps, Phase.WAITING, self.now_s, cached_tokens)
 
     def _release(self, job: Job, how: str, *, offload: bool = False) -> None:
         self._take_off(job)
@@ -668,13 +679,13 @@ class Replica:
 
     def state(self) -> SchedulerState:
         """What the policy sees."""
-        self._follow(self._sent_steps)
-        done: set[Job] = set()
-        if self.running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
-            last = self._steps + 1
-            done = {job for step, _, epoch, job in self._leaving if step == last and job.epoch == epoch}
-        running = [job.slot for job in self.running if job not in done]
-        table, held = self._people.table(running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
+        step = self._sent_steps
+        running = [job.slot for job in self.running]
+        self._people.follow(running, self._ends, self._ends_from, step)
+        if running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
+            for job in self._leaving_next():
+                running.remove(job.slot)
+        table, held = self._people.table(step, running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
         return SchedulerState(
             now_s=self.now_s,
             requests=table,
@@ -730,7 +741,7 @@ class Replica:
         job.stopped = "park"
         job.resuming_tokens = 0
         self.parked[job] = None
-        self._people.stop(job.slot, Phase.PARKED, self.now_s, 0)
+        self._people.stop(job.slot, self._steps, Phase.PARKED, self.now_s, 0)
 
     def _resume(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
