@@ -6,7 +6,8 @@ at which it joined the batch, and readers are brought up to date in a few array 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from andes_sglang.qoe import Readers
 from andes_sglang.request import RequestSpec
-from andes_sglang.state import ROW_WIDTH, Phase, RequestTable
+from andes_sglang.state import READER_WIDTH, ROW_WIDTH, Phase, RequestTable
 
 __all__ = ["Population"]
 
@@ -24,6 +25,24 @@ Array = npt.NDArray[np.float64]
     PREEMPTIBLE, WEIGHT,
 ) = range(ROW_WIDTH)  # fmt: skip
 """The order of :meth:`andes_sglang.state.RequestView.row`."""
+
+
+class _Table(RequestTable):
+    """Its readers are followed up to now when a policy first looks at them, as not every policy does at every decision."""
+
+    __slots__ = ("_follow",)
+
+    def __init__(self, rids: tuple[str, ...], columns: Array, follow: Callable[[], Array]) -> None:
+        super().__init__(rids, columns)
+        self._follow: Callable[[], Array] | None = follow
+
+    @property
+    def readers(self) -> Readers:
+        if self._follow is not None:
+            followed = self._follow()
+            self.columns[:READER_WIDTH, : followed.shape[1]] = followed
+            self._follow = None
+        return super().readers
 
 
 class Population:
@@ -88,8 +107,8 @@ class Population:
         c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
-    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> None:
-        """Bring the readers of those in the batch up to ``step``; step j ended at ``ends_s[j - first_step]``.
+    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> Array:
+        """The readers' columns of those in the batch, brought up to ``step``; step j ended at ``ends_s[j - first_step]``.
 
         Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
         end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
@@ -97,7 +116,7 @@ class Population:
         rows = np.array(slots, dtype=np.intp)
         seen = self._seen_step.take(rows)
         if not len(rows) or (oldest := int(seen.min())) >= step:
-            return
+            return self._readers(rows, step)
         news = np.maximum(step - seen, 0)
         times = ends_s[oldest - first_step : step - first_step]
         start, tds, delivered, end, lateness = self._columns[: LATENESS + 1].take(rows, axis=1)
@@ -117,19 +136,24 @@ class Population:
         self._columns[LATENESS][rows] = lateness + late_sum - silent * end - pace * news * delivered
         self._columns[END][rows] = digest + news * pace
         self._seen_step[rows] = seen + news
+        return self._readers(rows, step)
+
+    def _readers(self, rows: npt.NDArray[np.intp], step: int) -> Array:
+        columns = self._columns[:READER_WIDTH].take(rows, axis=1)
+        columns[DELIVERED] += np.maximum(step - self._joined_step.take(rows), 0)
+        return columns
 
     def table(
-        self, step: int, running: Sequence[int], parked: Sequence[int], waiting: Sequence[int]
+        self, step: int, ends_s: Array, first_step: int, running: Sequence[int], parked: Sequence[int], waiting: Sequence[int]
     ) -> tuple[RequestTable, int]:
-        """The rows of these slots, in that order, and the KV tokens they hold; the readers of those running have been
-        followed up to ``step``."""
+        """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
+        :meth:`follow`). To be read before anything else happens."""
         slots = np.array([*running, *parked, *waiting], dtype=np.intp)
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
         _count(columns[:, :batch], np.maximum(step - self._joined_step.take(slots[:batch]), 0))
-        readers = len(Readers._fields)
-        table = RequestTable(tuple(self._rids[slots].tolist()), Readers(*columns[:readers]), *columns[readers:])
-        return table, int(columns[KV].sum())
+        follow = partial(self.follow, running, ends_s, first_step, step)
+        return _Table(tuple(self._rids[slots].tolist()), columns, follow), int(columns[KV].sum())
 
 
 def _count(columns: Array, tokens: Any) -> None:

@@ -681,11 +681,11 @@ class Replica:
         """What the policy sees."""
         step = self._sent_steps
         running = [job.slot for job in self.running]
-        self._people.follow(running, self._ends, self._ends_from, step)
         if running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
             for job in self._leaving_next():
                 running.remove(job.slot)
-        table, held = self._people.table(step, running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
+        parked, waiting = [job.slot for job in self.parked], [job.slot for job in self.waiting]
+        table, held = self._people.table(step, self._ends, self._ends_from, running, parked, waiting)
         return SchedulerState(
             now_s=self.now_s,
             requests=table,
