@@ -151,9 +151,13 @@ class RequestTable:
     def __len__(self) -> int:
         return len(self.rids)
 
+    def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
+        """Shape (N,)."""
+        return self.phase == float(phase)  # numpy takes its time over an enum
+
     def rows(self, phase: Phase) -> npt.NDArray[np.intp]:
         """Row numbers of the requests in ``phase``, ascending."""
-        return np.flatnonzero(self.phase == phase)
+        return np.flatnonzero(self.is_in(phase))
 
     @property
     def context_tokens(self) -> Array:

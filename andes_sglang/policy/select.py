@@ -41,9 +41,8 @@ def select(
     fit, as a plain queue does, instead of letting a shorter one past it.
     """
     t = state.requests
-    phase = t.phase
-    running = phase == Phase.RUNNING
-    is_parked = phase == Phase.PARKED
+    running, is_parked = t.is_in(Phase.RUNNING), t.is_in(Phase.PARKED)
+    context = t.context_tokens
     outside = _by_priority(np.flatnonzero(~running), priority)
     count = len(t) - len(outside)
     batch = min(state.max_running, state.max_running if batch is None else batch) - state.running_reserved
@@ -53,7 +52,7 @@ def select(
     growing = float(growth[running].sum())
     free = pool - float(held.sum()) - growing
     slots = batch - count
-    need = np.minimum(t.context_tokens - held + growth, pool)
+    need = np.minimum(context - held + growth, pool)
     smallest_left = np.minimum.accumulate(need[outside][::-1])[::-1]
     pool_of_victims: list[int] = []
     if victims is not None:
@@ -104,7 +103,7 @@ def select(
         displaces = displacing is not None and bool(displacing[row])
         displacers_left -= displaces and bool(pool_of_victims)
         parked = bool(is_parked[row])
-        compute = 0.0 if parked else max(1.0, float(t.context_tokens[row] - t.cached_tokens[row]))
+        compute = 0.0 if parked else max(1.0, float(context[row] - t.cached_tokens[row]))
         out: list[int] = []
         if slots < 1 or free < need[row]:
             if displaces:
