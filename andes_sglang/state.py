@@ -153,7 +153,8 @@ class RequestTable:
 
     def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
         """Shape (N,)."""
-        return self.phase == float(phase)  # numpy takes its time over an enum
+        inside: npt.NDArray[np.bool_] = self.phase == float(phase)  # numpy takes its time over an enum
+        return inside
 
     def rows(self, phase: Phase) -> npt.NDArray[np.intp]:
         """Row numbers of the requests in ``phase``, ascending."""

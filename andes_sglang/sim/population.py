@@ -144,7 +144,13 @@ class Population:
         return columns
 
     def table(
-        self, step: int, ends_s: Array, first_step: int, running: Sequence[int], parked: Sequence[int], waiting: Sequence[int]
+        self,
+        step: int,
+        ends_s: Array,
+        first_step: int,
+        running: Sequence[int],
+        parked: Sequence[int],
+        waiting: Sequence[int],
     ) -> tuple[RequestTable, int]:
         """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
         :meth:`follow`). To be read before anything else happens."""

@@ -34,7 +34,19 @@ class Node:
     """``used``: logical time of the last access. on_device: its KV is in the pool. host_s: when its copy in host memory
     is complete, None without one. held_below: children on the device. The root is its own parent."""
 
-    __slots__ = ("children", "held_below", "host_s", "ids", "locks", "on_device", "parent", "serial", "stream", "unit", "used")
+    __slots__ = (
+        "children",
+        "held_below",
+        "host_s",
+        "ids",
+        "locks",
+        "on_device",
+        "parent",
+        "serial",
+        "stream",
+        "unit",
+        "used",
+    )
 
     def __init__(self, parent: Node | None, run: Run, used: int, serial: int) -> None:
         self.parent: Node = parent or self

@@ -50,14 +50,16 @@ class Job:
     """A request on the engine. ``generated``: tokens as of its last joining or leaving of the batch."""
 
     __slots__ = (
-        "cache_node", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase", "pieces",
-        "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions", "rid",
-        "seat", "slot", "spec", "stopped", "stream",
+        "cache_node", "enters_s", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase",
+        "pieces", "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions",
+        "rid", "seat", "slot", "spec", "stopped", "stream",
     )  # fmt: skip
 
-    def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int, root: Node) -> None:
+    def __init__(self, spec: RequestSpec, index: int, rid: str, engine: EngineModel, root: Node) -> None:
         self.spec = spec
-        self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most_tokens)
+        most = engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
+        self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most)
+        self.enters_s = spec.arrival_s + engine.entry_s
         self.index = index
         self.rid = rid
         self.stream = rid if spec.session_id is None or spec.blocks else f"session {spec.session_id}"
@@ -198,8 +200,7 @@ class Replica:
         """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
         self.check(spec)
         index = self._submitted if index is None else index
-        most = self.engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
-        job = Job(spec, index, rid if rid is not None else f"r{index}", most, self.cache.root)
+        job = Job(spec, index, rid if rid is not None else f"r{index}", self.engine, self.cache.root)
         self._submitted += 1
         self.by_rid[job.rid] = job
         self.open_prompt_tokens += spec.prompt_tokens
@@ -217,11 +218,11 @@ class Replica:
                 continue
             self._ratio = FIRST_RATIO
             self._send_late(self.now_s)
-            if not self._incoming or self._incoming[0].spec.arrival_s > until_s:
+            if not self._incoming or self._incoming[0].enters_s > until_s:
                 if until_s < float("inf"):
                     self.now_s = until_s
                 return
-            self.now_s = max(self.now_s, self._incoming[0].spec.arrival_s)
+            self.now_s = max(self.now_s, self._incoming[0].enters_s)
 
     def abort(self, job: Job) -> None:
         """The client has gone: drop ``job`` without a record."""
@@ -257,7 +258,7 @@ class Replica:
             self.waiting += self._received
             self._received = []
         ahead = busy and self.engine.overlap is Overlap.ASYNC
-        while self._incoming and self._incoming[0].spec.arrival_s <= self.now_s:
+        while self._incoming and self._incoming[0].enters_s <= self.now_s:
             job = self._incoming.popleft()
             (self._received if ahead else self.waiting).append(job)
             if self.policy is not None:
@@ -439,7 +440,7 @@ class Replica:
         if not (batch := len(self.running)):
             return
         if self._incoming:
-            until_s = min(until_s, self._incoming[0].spec.arrival_s)
+            until_s = min(until_s, self._incoming[0].enters_s)
         steps = min(self._next_leave() - self._steps, self._room() // batch, MOST_STEPS)
         if self._received or (self.waiting and self.policy is None and not self._full):
             steps = 1
