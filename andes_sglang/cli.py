@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from andes_sglang import __version__
 from andes_sglang.flags import UsageError
@@ -25,38 +26,64 @@ ENGINES = {
 }
 
 
+COMMANDS = {
+    "bench": ("andes_sglang.bench.cli", "replay a workload against an endpoint"),
+    "compare": ("andes_sglang.bench.cli", "replay one workload under several policies"),
+    "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),
+    "simulate": ("andes_sglang.sim.cli", "simulate one workload under several policies"),
+    "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
+    "profile": ("andes_sglang.profiling", "measure an engine and write its profile"),
+}
+"""By name: the room that knows the command's flags, and what it does."""
+
+
 def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[type[Exception], ...]]:
-    """The parser that ``argv`` needs, and what its commands raise for a mistake of the user's. Only the engine that is to
-    serve is imported: the simulated one starts in less time than the others' imports take."""
+    """The parser that ``argv`` needs, and what its command raises for a mistake of the user's. Only the room of the command
+    that is asked for is imported: each needs no more than its own extra, and the simulated engine starts in less time than
+    the others' imports take. Raises :class:`UsageError` where the extra is missing."""
+    command = argv[0] if argv else ""
     parser = argparse.ArgumentParser(prog="andes", description="QoE-aware serving of text streams on SGLang.")
     parser.add_argument("--version", action="version", version=f"andes {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands, argv)
+    _add_gateway(commands)
+    operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
+    operator.set_defaults(run=_operator)
+    mistakes: tuple[type[Exception], ...] = (UsageError,)
+    for name, (module, text) in COMMANDS.items():
+        chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
+        if name == command:
+            room = _room(module, f"{command} needs {{}}: install andes-sglang[bench]")
+            room.add_arguments(chosen, command)
+            mistakes += room.MISTAKES
+    return parser, mistakes
+
+
+def _room(module: str, otherwise: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "andes").startswith("andes"):
+            raise
+        raise UsageError(otherwise.format(error.name)) from None
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], argv: Sequence[str]) -> None:
+    text = "start SGLang, or a simulated engine, under a QoE policy"
+    if argv[:1] != ["serve"]:
+        commands.add_parser("serve", help=text, add_help=False)
+        return
     chosen = argparse.ArgumentParser(prog="andes serve", add_help=False, allow_abbrev=False)
     chosen.add_argument(
         "--engine", choices=list(ENGINES), default="sglang", help="sglang (default) or sim; --help of each"
     )
     known = [word for word in argv if word not in ("-h", "--help")]
-    module, description = ENGINES[chosen.parse_known_args(known)[0].engine if argv[:1] == ["serve"] else "sglang"]
-    engine = import_module(module)
-    serve = commands.add_parser(
-        "serve", help="start SGLang, or a simulated engine, under a QoE policy", description=description,
-        parents=[chosen], allow_abbrev=False,
-    )  # fmt: skip
+    name = chosen.parse_known_args(known)[0].engine
+    module, description = ENGINES[name]
+    engine = _room(module, f"serve --engine {name} needs {{}}: install andes-sglang[{name}]")
+    serve = commands.add_parser("serve", help=text, description=description, parents=[chosen], allow_abbrev=False)
     engine.add_arguments(serve)
     serve.set_defaults(run=engine.serve)
-    _add_gateway(commands)
-    operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
-    operator.set_defaults(run=_operator)
-    if argv[:1] in (["serve"], ["gateway"], ["operator"]):
-        return parser, (UsageError,)
-    bench = import_module("andes_sglang.bench.cli")
-    bench.add_parsers(commands)
-    sim = import_module("andes_sglang.sim.cli")
-    sim.add_parsers(commands)
-    import_module("andes_sglang.sim.plan_cli").add_parser(commands)
-    profiling = import_module("andes_sglang.profiling")
-    profiling.add_parser(commands)
-    return parser, (UsageError, *bench.BenchError, *sim.SimulationError, *profiling.ProfilingError)
 
 
 def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -105,12 +132,13 @@ def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser, mistakes = build_parser(argv)
-    args, passed = parser.parse_known_args(argv)
+    mistakes: tuple[type[Exception], ...] = (UsageError,)
     try:
+        parser, mistakes = build_parser(argv)
+        args, passed = parser.parse_known_args(argv)
         return int(args.run(args, passed))
     except mistakes as error:
-        print(f"andes {args.command}: {error}", file=sys.stderr)
+        print(f"andes {' '.join(argv[:1])}: {error}", file=sys.stderr)
         return 2
 
 

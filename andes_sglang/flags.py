@@ -1,4 +1,4 @@
-"""The flags of ``andes serve`` that hold for every engine, and what they mean."""
+"""Flags that several commands share, and what they mean: of every engine to serve, of every comparison."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import argparse
 import socket
 from typing import Any
 
-from andes_sglang.arms import policy_options
+from andes_sglang.arms import Arm, parse_arms, policy_options
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["UsageError", "add_serve_arguments", "bind", "options_of", "policy_of", "target_of"]
+__all__ = [
+    "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "bind", "check_run",
+    "options_of", "policy_of", "target_of",
+]  # fmt: skip
 
 
 class UsageError(Exception):
@@ -70,3 +73,34 @@ def bind(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: cannot listen there ({getattr(error, 'strerror', error)})"
         ) from None
     return bound
+
+
+def add_arm_arguments(parser: argparse.ArgumentParser, *, policies: str) -> None:
+    """What is compared with what: of every command that runs several policies."""
+    parser.add_argument("--policies", default=policies, help="comma-separated; default: %(default)s")
+    parser.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
+        help="one more arm: a policy with engine flags of its own, --policy-option NAME=VALUE among them; repeatable",
+    )  # fmt: skip
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, *, sustained: str) -> None:
+    """How much of it, and how often. sustained: whose capacity a load is a share of."""
+    parser.add_argument(
+        "--load", type=float, metavar="FRACTION", help=f"shape: set --rate to this fraction of what {sustained}"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each policy, each with the next seed")
+
+
+def arms_of(args: argparse.Namespace) -> dict[str, Arm]:
+    try:
+        return parse_arms(args.policies, args.arm)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_run(args: argparse.Namespace) -> None:
+    if args.repeats < 1:
+        raise UsageError(f"--repeats must be >= 1, got {args.repeats}")
+    if args.load is not None and (args.trace is not None or not args.load > 0):
+        raise UsageError(f"--load {args.load!r}: must be > 0, and goes with a --shape")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from operator import mul, truediv
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,9 @@ class LinearCost:
         self._scale = scale
         self._forget = math.exp(-1.0 / memory)
         self._theta = [c * s for c, s in zip(prior, scale, strict=True)]
-        self._information = [[1e-3 * (i == j) for j in range(len(prior))] for i in range(len(prior))]
+        self._pairs = list(itertools.combinations_with_replacement(range(len(prior)), 2))
+        self._rows, self._columns = np.transpose(self._pairs)
+        self._information = [1e-3 * (i == j) for i, j in self._pairs]
         self._moment = [1e-3 * c for c in self._theta]
         self._unsolved = 0
         self._residual_power = 0.0
@@ -47,15 +50,15 @@ class LinearCost:
         """One measured duration. After a warm-up an outlier counts as no more than five times the prediction."""
         if not (math.isfinite(seconds) and seconds >= 0):
             return
-        x = [f / s for f, s in zip(features, self._scale, strict=True)]
-        predicted = sum(c * v for c, v in zip(self._solve(), x, strict=True))
+        x = list(map(truediv, features, self._scale))
+        predicted = sum(map(mul, self._solve(), x))
         if self.observations >= 20:
             seconds = min(seconds, 5.0 * predicted)
         error = seconds - predicted
         weight = 1.0 / min(self.observations + 1.0, 50.0)
         self._residual_power += weight * (error * error - self._residual_power)
         keep = self._forget
-        self._information = [[keep * a + v * w for a, w in zip(row, x)] for row, v in zip(self._information, x)]
+        self._information = [keep * a + x[i] * x[j] for a, (i, j) in zip(self._information, self._pairs)]
         self._moment = [keep * m + seconds * v for m, v in zip(self._moment, x)]
         self._unsolved += 1
         self.observations += 1
@@ -71,7 +74,10 @@ class LinearCost:
         return self._theta
 
     def _regular(self) -> npt.NDArray[np.float64]:
-        return np.array(self._information) + 1e-9 * np.eye(len(self._moment))
+        matrix = 1e-9 * np.eye(len(self._moment))
+        matrix[self._rows, self._columns] += self._information
+        matrix[self._columns, self._rows] = matrix[self._rows, self._columns]
+        return matrix
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -90,14 +96,15 @@ def non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.
     """Minimise ``x.a.x / 2 - b.x`` over x >= 0 exactly, by trying every support (a handful of features)."""
     best, best_value = np.zeros_like(b), 0.0
     for size in range(1, len(b)):
-        for support in itertools.combinations(range(len(b)), size):
-            index = np.array(support)
-            x = np.linalg.solve(a[np.ix_(index, index)], b[index])
-            value = -0.5 * float(b[index] @ x)
-            if (x >= 0).all() and value < best_value:
-                best = np.zeros_like(b)
-                best[index] = x
-                best_value = value
+        supports = np.array(list(itertools.combinations(range(len(b)), size)))
+        target = b[supports]
+        x = np.linalg.solve(a[supports[:, :, None], supports[:, None, :]], target[:, :, None])[:, :, 0]
+        values = np.where((x >= 0).all(axis=1), -0.5 * (target * x).sum(axis=1), 0.0)
+        k = int(values.argmin())
+        if values[k] < best_value:
+            best = np.zeros_like(b)
+            best[supports[k]] = x[k]
+            best_value = float(values[k])
     return best
 
 

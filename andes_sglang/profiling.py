@@ -30,17 +30,15 @@ from andes_sglang.sim.fit import CostFit, FitError, fit_costs
 from andes_sglang.sim.profile import Profile, dump
 from andes_sglang.workload import Workload
 
-__all__ = ["ProfilingError", "add_parser", "costs_from_metrics", "load_for"]
+__all__ = ["MISTAKES", "add_arguments", "costs_from_metrics", "load_for"]
 
-ProfilingError = (FitError,)
+MISTAKES = (FitError, EndpointError)
 TRUSTED_ERROR = 0.25
 LEAST_PROMPTS = 100
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "profile", help="measure an engine and write its profile", description=_profile.__doc__
-    )
+def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
+    parser.description = _profile.__doc__
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--url", help="base address of a live engine that does nothing else meanwhile")
     source.add_argument(
@@ -184,6 +182,7 @@ def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Cos
             sizes.chunk_tokens,
             sizes.mixed,
             overlap,
+            entry_s=fit.entry_s,
         )
         source = (
             f"measured over {what}; {fit.decode_samples} decode steps (median error {fit.decode_error:.0%}"

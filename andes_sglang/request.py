@@ -64,20 +64,20 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
     k = _RAMP[:n] if n <= len(_RAMP) else np.arange(n, dtype=np.float64)
     behind = times_s - k * pace
     behind -= arrival_s + target.ttft_s
-    delay = np.maximum.accumulate(behind)
-    np.maximum(delay, 0.0, out=delay)
-    waits = delay[1:] - delay[:-1]
-    span = n * (float(delay[-1]) + n * pace) - 0.5 * n * n * pace
-    buffered = (delay[:-1] - behind[1:]) * target.tds
-    np.minimum(buffered, k[1:], out=buffered)
-    worth = (0.2 - buffered / n) / 0.1
-    return Score(
-        min(1.0, max(0.0, 1.0 - float(delay.sum()) / span)),
-        int(np.count_nonzero(waits > 0)),
-        float(delay[-1] - delay[0]),
-        float(waits.max()) if n > 1 else 0.0,
-        1.0 + float(np.minimum(np.maximum(worth, 0.0), 1.0).sum()),
-    )
+    buffered = -behind[1:]
+    qoe, stalls, stall_s, longest_s = 1.0, 0, 0.0, 0.0
+    if behind.max() > 0.0:
+        delay = np.maximum.accumulate(behind)
+        np.maximum(delay, 0.0, out=delay)
+        buffered += delay[:-1]
+        waits = delay[1:] - delay[:-1]
+        span = n * (float(delay[-1]) + n * pace) - 0.5 * n * n * pace
+        qoe = min(1.0, max(0.0, 1.0 - float(delay.sum()) / span))
+        stalls, stall_s = int(np.count_nonzero(waits)), float(delay[-1] - delay[0])
+        longest_s = float(waits.max()) if n > 1 else 0.0
+    buffered *= target.tds
+    worth = 2.0 - 10.0 / n * np.minimum(buffered, k[1:])
+    return Score(qoe, stalls, stall_s, longest_s, 1.0 + float(worth.clip(0.0, 1.0).sum()))
 
 
 class TokenTimes(Sequence[tuple[float, int]]):

@@ -97,27 +97,45 @@ class RequestView:
 
 
 Array = npt.NDArray[np.float64]
+READER_WIDTH = len(Readers._fields)
 ROW_WIDTH = 17
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RequestTable:
-    """The population as columns: every array is float64 of shape (N,); row i is the request ``rids[i]``."""
+class _Column:
+    def __init__(self, number: int) -> None:
+        self.number = number
 
-    rids: tuple[str, ...]
-    readers: Readers
-    phase: Array
-    arrival_s: Array
-    prompt_tokens: Array
-    output_tokens: Array
-    kv_tokens: Array
-    cached_tokens: Array
-    remaining_tokens: Array
-    slice_tokens: Array
-    phase_since_s: Array
-    preemptions: Array
-    preemptible: Array
-    weight: Array
+    def __get__(self, table: RequestTable, owner: type) -> Array:
+        column: Array = table.columns[self.number]
+        return column
+
+
+class RequestTable:
+    """The population as columns: every array is float64 of shape (N,); row i is the request ``rids[i]``. columns: all of
+    them, shape (ROW_WIDTH, N), in the order of :meth:`RequestView.row`."""
+
+    __slots__ = ("columns", "rids")
+
+    def __init__(self, rids: tuple[str, ...], columns: Array) -> None:
+        self.rids = rids
+        self.columns = columns
+
+    phase = _Column(5)
+    arrival_s = _Column(6)
+    prompt_tokens = _Column(7)
+    output_tokens = _Column(8)
+    kv_tokens = _Column(9)
+    cached_tokens = _Column(10)
+    remaining_tokens = _Column(11)
+    slice_tokens = _Column(12)
+    phase_since_s = _Column(13)
+    preemptions = _Column(14)
+    preemptible = _Column(15)
+    weight = _Column(16)
+
+    @property
+    def readers(self) -> Readers:
+        return Readers(*self.columns[:READER_WIDTH])
 
     @classmethod
     def of(cls, views: Iterable[RequestView]) -> RequestTable:
@@ -128,16 +146,19 @@ class RequestTable:
     @classmethod
     def of_rows(cls, rids: tuple[str, ...], rows: Array) -> RequestTable:
         """From an array of shape (N, ROW_WIDTH), a row as :meth:`RequestView.row` gives it; the array is copied."""
-        columns = rows.T.copy()
-        readers = len(Readers._fields)
-        return cls(rids, Readers(*columns[:readers]), *columns[readers:])
+        return cls(rids, rows.T.copy())
 
     def __len__(self) -> int:
         return len(self.rids)
 
+    def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
+        """Shape (N,)."""
+        inside: npt.NDArray[np.bool_] = self.phase == float(phase)  # numpy takes its time over an enum
+        return inside
+
     def rows(self, phase: Phase) -> npt.NDArray[np.intp]:
         """Row numbers of the requests in ``phase``, ascending."""
-        return np.flatnonzero(self.phase == phase)
+        return np.flatnonzero(self.is_in(phase))
 
     @property
     def context_tokens(self) -> Array:

@@ -1,35 +1,53 @@
 """The simulator beside the real engine: recorded runs of ``andes compare``, simulated again request by request.
 
-``python benchmarks/fidelity.py DIRECTORY...`` prints, for each arm of each directory, what readers got and what the simulator
-says they get. Costs come from ``--profile``; without it they are fitted to the directory's stock run, and one number for each
-arm, measured in the time between its tokens, says how much slower the machine was then. ``--markdown`` is for the docs.
+    python benchmarks/fidelity.py [DIRECTORY...] [--markdown] [--profile NAME] [--steady]
+
+For each arm of each directory: what readers got, and what the simulator says they get; exit status 1 where one is outside
+the tolerances. Without directories, the runs recorded in ``tests/fixtures/fidelity``.
+
+What an iteration costs is fitted to the directory's stock arm (where that shows too few, it is the packaged CPU profile's)
+and is then the same for every arm. How slow the host was is read off each run's own decode steps in windows of 3 s, for a
+virtual machine's speed moves by half within a minute. Neither looks at which request was served when. ``--profile`` takes a
+profile's costs for all; ``--steady`` leaves the host's speed out. Sizes and entry are the packaged CPU profile's.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
+import inspect
 import json
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from andes_sglang.arms import Arm
+from andes_sglang.policy import POLICIES, make, select
 from andes_sglang.request import RequestRecord, RequestSpec, read_records
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
-from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fit import fit_costs, slowdown
-from andes_sglang.sim.replica import simulate
+from andes_sglang.sim.engine import Costs, EngineModel
+from andes_sglang.sim.fit import FitError, fit_costs, host_pace
+from andes_sglang.sim.replica import Replica
 from andes_sglang.summary import Summary, aligned, summarise
 
+FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures" / "fidelity"
 WITHOUT_EFFECT = {"--sleep-on-idle", "--enable-metrics", "--disable-cuda-graph", "--skip-server-warmup"}
 """Flags of the recorded engines that mean nothing to a simulated one."""
+WINDOW_S = 3.0
+TIED = 0.01
+"""Mean QoE closer than this ranks nobody before anybody."""
 FIGURES = (
     ("mean QoE", ("qoe", "mean"), "absolute", 0.03),
     ("p5", ("qoe", "p5"), "absolute", None),
+    ("TTFT p50 s", ("ttft_s", "p50"), "relative", None),
     ("TTFT p90 s", ("ttft_s", "p90"), "relative", 0.15),
     ("stall p90 s", ("stall_s", "longest_p90"), "absolute", None),
     ("tokens/s", ("tokens_per_s",), "relative", 0.05),
@@ -38,89 +56,147 @@ FIGURES = (
 )
 
 
-def again(records: list[RequestRecord], engine: EngineModel, arm: Arm, passed: list[str]) -> Summary:
-    """The figures of the same requests on a simulated engine."""
+def again(
+    records: Sequence[RequestRecord], engine: EngineModel, arm: Arm, passed: Sequence[str], pace: Sequence[float]
+) -> Summary:
+    """The figures of the same requests on a simulated engine whose costs are ``pace[k]`` times its own in window k."""
     model, policy = configure(engine, arm, passed)
-    specs = [
-        RequestSpec(r.arrival_s, r.prompt_tokens, r.output_tokens, r.target)
-        for r in sorted(records, key=lambda r: r.arrival_s)
-    ]
-    return summarise(simulate(model, policy(), specs))
+    served: list[RequestRecord] = []
+    replica = Replica(model, policy(), sink=served.append)
+    window = 0
+    for record in sorted(records, key=lambda r: r.arrival_s):
+        while window < len(pace) and window * WINDOW_S <= record.arrival_s:
+            replica.advance(window * WINDOW_S)
+            replica.engine = replace(model, costs=model.costs.times(pace[window]))
+            window += 1
+        replica.advance(record.arrival_s)
+        replica.submit(RequestSpec(record.arrival_s, record.prompt_tokens, record.output_tokens, record.target))
+    for later in range(window, len(pace)):
+        replica.advance(later * WINDOW_S)
+        replica.engine = replace(model, costs=model.costs.times(pace[later]))
+    replica.advance()
+    return summarise(served)
 
 
-def figure(summary: Summary, path: tuple[str, ...]) -> float | None:
+def figure(summary: Summary, path: Sequence[str]) -> float | None:
     value: Any = summary
     for key in path:
         value = value.get(key) if value is not None else None
     return value
 
 
-def compare(directory: Path, engine: EngineModel | None, only: set[str]) -> tuple[list[list[str]], list[str]]:
+def row_of(label: str, real: Summary, simulated: Summary) -> tuple[list[str], list[str]]:
+    """A row of the table, and what in it lies outside the tolerances."""
+    cells, outside = [label], []
+    for title, path, kind, tolerance in FIGURES:
+        a, b = figure(real, path), figure(simulated, path)
+        if a is None or b is None:
+            cells.append("-")
+            continue
+        missed = tolerance is not None and abs(b - a) > tolerance * (1.0 if kind == "absolute" else a)
+        digits = 3 if max(abs(a), abs(b)) < 2 else 1 if max(abs(a), abs(b)) < 200 else 0
+        cells.append(f"{a:.{digits}f} / {b:.{digits}f}{' !' if missed else ''}")
+        if missed:
+            outside.append(f"{label}: {title} {a:.3f}, simulated {b:.3f}")
+    return cells, outside
+
+
+def order(means: dict[str, float]) -> set[tuple[str, str]]:
+    """Who is before whom."""
+    pairs = [(a, b) if means[a] > means[b] else (b, a) for a, b in combinations(means, 2)]
+    return {(a, b) for a, b in pairs if means[a] - means[b] >= TIED}
+
+
+def costs_of(records: list[RequestRecord], engine: EngineModel) -> Costs:
+    """As its stock arm shows them; of ``engine`` where that is too little."""
+    try:
+        return fit_costs(records, chunk_tokens=engine.chunk_tokens).costs
+    except FitError:
+        return engine.costs
+
+
+def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list[list[str]], list[str]]:
     """Rows of a table, and what lies outside the tolerances."""
     result = json.loads((directory / "summary.json").read_text())
     arms = {name: Arm(arm["policy"], tuple(arm["flags"])) for name, arm in result["engine"]["arms"].items()}
     passed = [flag for flag in result["engine"]["flags"] if flag not in WITHOUT_EFFECT]
+    base = profiles.load(profile or "cpu-tiny-llama").engine
+    stock = next(name for name, arm in arms.items() if arm.policy == "stock" and not arm.flags)
     rows: list[list[str]] = []
     outside: list[str] = []
-    means: dict[str, tuple[list[float], list[float]]] = {}
-    stock = next(name for name, arm in arms.items() if arm.policy == "stock" and not arm.flags)
-    for repeat in range(1, 100):
-        if not (directory / f"records-{stock}-{repeat}.jsonl.gz").exists():
-            break
-        base, fit, stock_slower = engine or profiles.load("cpu-tiny-llama").engine, None, 1.0
-        if engine is None:
-            reference = read_records(directory / f"records-{stock}-{repeat}.jsonl.gz")
-            fit = fit_costs(reference, chunk_tokens=base.chunk_tokens)
-            stock_slower = slowdown(reference, fit.costs, sends_late=fit.sends_late)
-            print(f"{directory.name}, {repeat}: median error of a decode step {fit.decode_error:.0%}, of a prefill "
-                  f"{fit.prefill_error:.0%}; {fit.costs}", file=sys.stderr)  # fmt: skip
+    for repeat in range(1, 1 + len(result["policies"][stock]["repeats"])):
+        records = {name: read_records(directory / f"records-{name}-{repeat}.jsonl.gz") for name in arms}
+        costs = base.costs if profile else costs_of(records[stock], base)
+        _, hiccups = host_pace(records[stock], costs, sends_late=True, window_s=WINDOW_S)
+        means: tuple[dict[str, float], dict[str, float]] = ({}, {})
         for name, arm in arms.items():
-            file = directory / f"records-{name}-{repeat}.jsonl.gz"
-            if not file.exists() or (only and name not in only):
+            recorded = result["engine"]["arms"][name].get("build", build_of(arm.policy))
+            if recorded != build_of(arm.policy):
+                print(
+                    f"{directory.name} {name}: recorded under build {recorded} of {arm.policy}, left out",
+                    file=sys.stderr,
+                )
                 continue
-            records = read_records(file)
-            real = result["policies"][name]["repeats"][repeat - 1]
-            for key, value in summarise(records).items():
-                real.setdefault(key, value)
-            slower, model = 1.0, base
-            if fit is not None:
-                slower = slowdown(records, fit.costs, sends_late=fit.sends_late) / stock_slower
-                model = replace(base, costs=fit.costs.times(slower))
-            simulated = again(records, model, arm, passed)
-            cells = []
-            for title, path, kind, tolerance in FIGURES:
-                a, b = figure(real, path), figure(simulated, path)
-                if a is None or b is None:
-                    cells.append("-")
-                    continue
-                off = abs(b - a) / (1.0 if kind == "absolute" else max(abs(a), 1e-9))
-                digits = 3 if max(abs(a), abs(b)) < 2 else 1 if max(abs(a), abs(b)) < 200 else 0
-                missed = tolerance is not None and off > tolerance
-                cells.append(f"{a:.{digits}f} / {b:.{digits}f}{' !' if missed else ''}")
-                if missed:
-                    outside.append(f"{directory.name}, {name} {repeat}: {title} {a:.3f}, simulated {b:.3f}")
-            rows.append([f"{directory.name} {name} {repeat}", f"{slower:.2f}", *cells])
-            pair = means.setdefault(name, ([], []))
-            pair[0].append(real["qoe"]["mean"])
-            pair[1].append(simulated["qoe"]["mean"])
-    orders = [sorted(means, key=lambda name: -float(np.mean(means[name][side]))) for side in (0, 1)]
-    if orders[0] != orders[1]:
-        outside.append(f"{directory.name}: best first {' > '.join(orders[0])}, simulated {' > '.join(orders[1])}")
+            told = result["policies"][name]["repeats"][repeat - 1]
+            counted = {key: told.get(key) for key in ("preemptions_per_request", "recomputed_tokens")}
+            real = {**summarise(records[name]), **counted}
+            pace, _ = host_pace(records[name], costs, sends_late=True, window_s=WINDOW_S)
+            pace = np.ones(0) if steady else pace * hiccups
+            simulated = again(records[name], replace(base, costs=costs), arm, passed, pace.tolist())
+            row, missed = row_of(f"{directory.name} {name}", real, simulated)
+            rows.append([*row, f"{pace.min():.2f} to {pace.max():.2f}" if len(pace) else "1"])
+            outside += missed
+            for side, summary in zip(means, (real, simulated), strict=True):
+                side[name] = summary["qoe"]["mean"]
+        if order(means[0]) != order(means[1]):
+            outside.append(f"{directory.name} {repeat}: order of mean QoE {means[0]}, simulated {means[1]}")
     return rows, outside
 
 
-def main() -> None:
+def build_of(policy: str) -> str:
+    """Which build of a policy decides: a run recorded under another one says nothing of this one."""
+    sources = [Path(inspect.getfile(type(make(policy)))), Path(inspect.getfile(select))] if policy in POLICIES else []
+    trees = [ast.parse(source.read_text()) for source in sources]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            del node.body[0]
+    return hashlib.sha256("".join(map(ast.dump, trees)).encode()).hexdigest()[:12]
+
+
+def keep(directory: Path, name: str) -> None:
+    """Make a fixture of what ``andes compare`` has just left in ``directory``."""
+    result = json.loads((directory / "summary.json").read_text())
+    told = ("preemptions_per_request", "recomputed_tokens")
+    arms = {arm: {**has, "build": build_of(has["policy"])} for arm, has in result["engine"]["arms"].items()}
+    kept = {
+        "workload": result["workload"],
+        "engine": {**{key: result["engine"][key] for key in ("what", "flags")}, "arms": arms},
+        "policies": {
+            arm: {"repeats": [{key: run.get(key) for key in told} for run in summary["repeats"]]}
+            for arm, summary in result["policies"].items()
+        },
+    }
+    target = FIXTURES / name
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "summary.json").write_text(json.dumps(kept, indent=1) + "\n")
+    for file in directory.glob("records-*.jsonl.gz"):
+        shutil.copy(file, target)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directories", type=Path, nargs="+")
-    parser.add_argument("--profile", help="a profile; default: fitted to each directory's stock arm")
-    parser.add_argument("--arms", default="", help="only these, comma-separated")
+    parser.add_argument("directories", type=Path, nargs="*")
+    parser.add_argument("--profile", help="its costs for every run")
+    parser.add_argument("--steady", action="store_true", help="as if the host's speed did not move")
+    parser.add_argument("--keep", metavar="NAME", help="make a fixture of this name of the one directory, then compare")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
-    engine = profiles.load(args.profile).engine if args.profile else None
-    table = [["real / simulated", "slowdown", *(title for title, _, _, _ in FIGURES)]]
+    if args.keep:
+        keep(*args.directories, args.keep)
+    table = [["real / simulated", *(title for title, _, _, _ in FIGURES), "host"]]
     outside: list[str] = []
-    for directory in args.directories:
-        rows, missed = compare(directory, engine, {name for name in args.arms.split(",") if name})
+    for directory in args.directories or sorted(path.parent for path in FIXTURES.glob("*/summary.json")):
+        rows, missed = compare(directory, profile=args.profile, steady=args.steady)
         table += rows
         outside += missed
     if args.markdown:
@@ -129,7 +205,8 @@ def main() -> None:
     else:
         print(aligned(table))
     print(f"\n{len(outside)} outside the tolerances", *outside, sep="\n- " if outside else "")
+    return int(bool(outside))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -16,59 +16,56 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang import results, summary
-from andes_sglang.arms import parse_arms
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
+from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
 from andes_sglang.request import RequestRecord
-from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments, mean_length, shape
+from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments, mean_length, shape
+from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["BenchError", "add_parsers"]
+__all__ = ["MISTAKES", "add_arguments"]
 
-BenchError = (WorkloadError, EndpointError, EngineError)
+MISTAKES = (WorkloadError, EndpointError, EngineError)
 WARM_UP_REQUESTS = 8
 
 
-def add_parsers(commands: Any) -> None:
-    one = commands.add_parser("bench", help="replay a workload against an endpoint", description=_bench.__doc__)
-    one.add_argument("--url", required=True, help="base address of an OpenAI-compatible endpoint")
-    one.add_argument("--name", default="endpoint", help="what to call it in the results")
-    one.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: OPENAI_API_KEY")
-    _add_workload(one)
-    one.set_defaults(run=_bench)
-    many = commands.add_parser(
-        "compare",
-        help="replay one workload under several policies",
-        description=_compare.__doc__,
-        epilog="Every flag not listed here is passed to each engine.",
-        allow_abbrev=False,
-    )
-    many.add_argument("--model", required=True, help="model directory")
-    many.add_argument("--policies", default="stock,andes", help="comma-separated; default: stock,andes")
-    many.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
-        help="one more arm: a policy with engine flags of its own; repeatable",
-    )  # fmt: skip
-    many.add_argument(
-        "--load", type=float, metavar="FRACTION",
-        help="shape: set --rate to this fraction of what a stock engine sustains, measured anew before every repeat",
-    )  # fmt: skip
-    many.add_argument(
+def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """Of ``bench``, ``compare`` or ``report``."""
+    {"bench": _bench_arguments, "compare": _compare_arguments, "report": _report_arguments}[command](parser)
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _bench.__doc__
+    parser.add_argument("--url", required=True, help="base address of an OpenAI-compatible endpoint")
+    parser.add_argument("--name", default="endpoint", help="what to call it in the results")
+    parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: OPENAI_API_KEY")
+    _add_workload(parser)
+    parser.set_defaults(run=_bench)
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _compare.__doc__
+    parser.epilog = "Every flag not listed here is passed to each engine."
+    parser.add_argument("--model", required=True, help="model directory")
+    add_arm_arguments(parser, policies="stock,andes")
+    add_run_arguments(parser, sustained="a stock engine sustains, measured anew before every repeat")
+    parser.add_argument(
         "--at-once", action="store_true",
         help="run the policies of a repeat at the same time, each on an engine of its own: what else happens on a shared "
         "machine happens to all alike",
     )  # fmt: skip
-    many.add_argument(
-        "--repeats", type=int, default=1, help="runs of each policy, interleaved; each with the next seed"
-    )
-    _add_workload(many)
-    many.set_defaults(run=_compare)
-    again = commands.add_parser("report", help="make the report of a finished run again", description=_report.__doc__)
-    again.add_argument("directory", type=Path)
-    again.set_defaults(run=_report)
+    _add_workload(parser)
+    parser.set_defaults(run=_compare)
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _report.__doc__
+    parser.add_argument("directory", type=Path)
+    parser.set_defaults(run=_report)
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
-    add_arguments(parser)
+    add_workload_arguments(parser)
     parser.add_argument("--vocabulary", default="10-1000", metavar="LOW-HIGH", help="token ids prompts are made of")
     parser.add_argument("--no-expectations", action="store_true", help="do not tell the server what readers expect")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for the results")
@@ -170,15 +167,9 @@ def _refuse(rest: Sequence[str]) -> None:
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run several policies on fresh engines of one configuration over the same workload, interleaved, with repeats."""
     passed = [flag for flag in rest if flag != "--"]
-    try:
-        arms = parse_arms(args.policies, args.arm)
-    except ValueError as error:
-        raise WorkloadError(str(error)) from None
-    if args.repeats < 1:
-        raise WorkloadError(f"--repeats must be >= 1, got {args.repeats}")
+    arms = arms_of(args)
+    check_run(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.load is not None and (args.trace is not None or not args.load > 0):
-        raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
     from_arguments(args, args.seed)  # an invalid one is refused before an engine starts
     sustained: list[float] = []
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}

@@ -88,7 +88,7 @@ class Andes:
 
     def decide(self, state: SchedulerState) -> Decision:
         t = state.requests
-        running = t.phase == Phase.RUNNING
+        running = t.is_in(Phase.RUNNING)
         if not len(t):
             return Decision()
         priority, gain, weighed, batch = self._rank(state, running)
@@ -148,7 +148,7 @@ class Andes:
         """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
         t = state.requests
         new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-        resume_s = np.where(t.phase == Phase.WAITING, _prefill_s(state, new, t.cached_tokens), 0.0)
+        resume_s = np.where(t.is_in(Phase.WAITING), _prefill_s(state, new, t.cached_tokens), 0.0)
         wait = t.readers.waiting(state.now_s, self.horizon_s)
         serve = t.readers.served(state.now_s, self.horizon_s, resume_s + interval_s, interval_s)
         gain: Array = np.maximum(serve - wait, 0.0)

@@ -43,22 +43,22 @@ def select(
     fit, as a plain queue does, instead of letting a shorter one past it.
     """
     t = state.requests
-    running = t.phase == Phase.RUNNING
-    is_parked = t.phase == Phase.PARKED
+    running, is_parked = t.is_in(Phase.RUNNING), t.is_in(Phase.PARKED)
+    context = t.context_tokens
+    outside = _by_priority(np.flatnonzero(~running), priority)
+    count = len(t) - len(outside)
     batch = min(state.max_running, state.max_running if batch is None else batch) - state.running_reserved
     held = t.kv_tokens
     growth = np.minimum(growth_tokens, t.remaining_tokens)
     pool = state.kv_capacity_tokens - state.kv_reserved_tokens
-    free = pool - float(held.sum()) - float(growth[running].sum())
-    slots = batch - int(np.count_nonzero(running))
-    need = np.where(running, 0.0, np.minimum(t.context_tokens - held + growth, pool))
-
-    ranked = np.argsort(-priority, kind="stable")
-    outside = ranked[~running[ranked]]
-    smallest_left = np.minimum.accumulate(need[outside][::-1])[::-1] if len(outside) else need
+    growing = float(growth[running].sum())
+    free = pool - float(held.sum()) - growing
+    slots = batch - count
+    need = np.minimum(context - held + growth, pool)
+    smallest_left = np.minimum.accumulate(need[outside][::-1])[::-1]
     pool_of_victims: list[int] = []
-    if victims is not None and victims.any():
-        pool_of_victims = [int(i) for i in ranked[victims[ranked]]]
+    if victims is not None:
+        pool_of_victims = _by_priority(np.flatnonzero(victims), priority).tolist()
     displacers_left = int(np.count_nonzero(displacing[outside])) if displacing is not None and pool_of_victims else 0
 
     admit: list[int] = []
@@ -89,7 +89,7 @@ def select(
         return next((float(priority[i]) for i in reversed(pool_of_victims) if i not in gone and i not in taken), np.inf)
 
     taken: set[int] = set()
-    pressure = free + float(growth[running].sum()) - PRESSURE_TOKENS * np.count_nonzero(running)
+    pressure = free + growing - PRESSURE_TOKENS * count
     while pressure < 0 and (row := pop_victim()) is not None:
         take_off(row, PreemptionMode.RELEASE, "kv")
         pressure += float(held[row]) + PRESSURE_TOKENS
@@ -97,8 +97,7 @@ def select(
         if running[row]:
             take_off(row, PreemptionMode.PARK, "pace")
 
-    for position, row in enumerate(outside):
-        row = int(row)
+    for position, row in enumerate(outside.tolist()):
         if row in gone:
             continue
         full = slots <= 0 or free < smallest_left[position]
@@ -107,7 +106,7 @@ def select(
         displaces = bool(displacers_left) and displacing is not None and bool(displacing[row])
         displacers_left -= displaces and bool(pool_of_victims)
         parked = bool(is_parked[row])
-        compute = 0.0 if parked else max(1.0, float(t.context_tokens[row] - t.cached_tokens[row]))
+        compute = 0.0 if parked else max(1.0, float(context[row] - t.cached_tokens[row]))
         out: list[int] = []
         if slots < 1 or free < need[row]:
             if displaces:
@@ -133,10 +132,15 @@ def select(
         new_tokens += compute
         if new_tokens > state.chunk_tokens:
             break
-    if not running.any() and not admit and not resume and len(outside) and not state.running_reserved:
+    if not (count or admit or resume or state.running_reserved) and len(outside):
         row = int(outside[0])
         (resume if is_parked[row] else admit).append(row)
     return Decision(admit=t.names(admit), resume=t.names(resume), preempt=tuple(preempted))
+
+
+def _by_priority(rows: npt.NDArray[np.intp], priority: Array) -> npt.NDArray[np.intp]:
+    """Highest first, ties by row."""
+    return rows[np.argsort(-priority[rows], kind="stable")]
 
 
 def _least_victims(

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from andes_sglang import results, summary
-from andes_sglang.arms import Arm, parse_arms, policy_options
+from andes_sglang.arms import Arm, policy_options
+from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
@@ -24,46 +25,34 @@ from andes_sglang.sim.fleet import ROUTERS, Fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError, simulate
 from andes_sglang.summary import Figures
-from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments, lengths, mean_length
+from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments, lengths, mean_length
+from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["SimulationError", "add_parsers", "configure"]
+__all__ = ["MISTAKES", "add_arguments", "configure"]
 
-SimulationError = (WorkloadError, profiles.ProfileError, RefusedError)
+MISTAKES = (WorkloadError, profiles.ProfileError, RefusedError)
 MOST_RECORDS = 4000
 SAMPLES = 400
 STOCK_MIXED = "stock-mixed"
 
 
-def add_parsers(commands: Any) -> None:
-    one = commands.add_parser(
-        "simulate",
-        help="simulate one workload under several policies",
-        description=_simulate.__doc__,
-        epilog="Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
-        "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule.",
-        allow_abbrev=False,
-    )  # fmt: skip
-    one.add_argument("--profile", required=True, help=f"a .toml file, or one of {', '.join(profiles.names())}")
-    one.add_argument(
-        "--policies", default=f"stock,{STOCK_MIXED},andes",
-        help=f"comma-separated; {STOCK_MIXED} is stock with --enable-mixed-chunk; default: %(default)s",
-    )  # fmt: skip
-    one.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
-        help="one more arm: a policy with engine flags of its own, --policy-option NAME=VALUE among them; repeatable",
-    )  # fmt: skip
-    one.add_argument(
-        "--load", type=float, metavar="FRACTION",
-        help="shape: set --rate to this fraction of what the replicas sustain under stock",
-    )  # fmt: skip
-    one.add_argument("--repeats", type=int, default=1, help="runs of each policy, each with the next seed")
-    one.add_argument("--replicas", type=int, default=1, help="engines behind one router")
-    one.add_argument("--router", choices=sorted(ROUTERS), default="least_requests")
-    one.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
-                     help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
-    add_arguments(one)
-    one.add_argument("--out", type=Path, default=Path("out/simulate"), help="directory for the results")
-    one.set_defaults(run=_simulate)
+def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
+    parser.description = _simulate.__doc__
+    parser.epilog = (
+        "Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
+        "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule. "
+        f"{STOCK_MIXED} is stock with --enable-mixed-chunk."
+    )
+    parser.add_argument("--profile", required=True, help=f"a .toml file, or one of {', '.join(profiles.names())}")
+    add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
+    add_run_arguments(parser, sustained="the replicas sustain under stock")
+    parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
+    parser.add_argument("--router", choices=sorted(ROUTERS), default="least_requests")
+    parser.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
+                        help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
+    add_workload_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("out/simulate"), help="directory for the results")
+    parser.set_defaults(run=_simulate)
 
 
 def _engine_flags() -> argparse.ArgumentParser:
@@ -178,19 +167,14 @@ def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: 
 def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
     """Replay one workload in virtual time under several policies, on the engines that a profile describes."""
     passed = [flag for flag in passed if flag != "--"]
+    check_run(args)
+    if args.replicas < 1:
+        raise WorkloadError(f"--replicas must be >= 1, got {args.replicas}")
     profile = profiles.load(args.profile)
-    try:
-        arms = parse_arms(args.policies, args.arm)
-    except ValueError as error:
-        raise WorkloadError(str(error)) from None
-    for flag, least in (("repeats", 1), ("replicas", 1)):
-        if getattr(args, flag) < least:
-            raise WorkloadError(f"--{flag} must be >= {least}, got {getattr(args, flag)}")
+    arms = arms_of(args)
     engines = {name: configure(profile.engine, arm, passed) for name, arm in arms.items()}
     sustained = None
     if args.load is not None:
-        if args.trace is not None or not args.load > 0:
-            raise WorkloadError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
         stock, _ = configure(profile.engine, Arm("stock"), passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)

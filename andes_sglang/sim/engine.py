@@ -79,8 +79,8 @@ class EngineModel:
     chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
     (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
     room there, 0 for no host tier. write_through: copy everything that enters the cache, not only what a policy offloads.
-    decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. Raises ``ValueError``
-    naming field and value.
+    decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client
+    to the scheduler and back, beside the iterations. Raises ``ValueError`` naming field and value.
     """
 
     costs: Costs
@@ -93,12 +93,13 @@ class EngineModel:
     host_tokens_per_s: float = 0.0
     write_through: bool = False
     decision_s: float = 0.0
+    entry_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("kv_capacity_tokens", "max_running", "chunk_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("host_capacity_tokens", "host_tokens_per_s", "decision_s"):
+        for name in ("host_capacity_tokens", "host_tokens_per_s", "decision_s", "entry_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be >= 0, got {value!r}")

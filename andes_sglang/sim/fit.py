@@ -18,7 +18,7 @@ from andes_sglang.latency import non_negative
 from andes_sglang.request import RequestRecord
 from andes_sglang.sim.engine import Costs
 
-__all__ = ["CostFit", "FitError", "fit_costs", "slowdown"]
+__all__ = ["CostFit", "FitError", "fit_costs", "host_pace"]
 
 Array = npt.NDArray[np.float64]
 LEAST_SAMPLES = 30
@@ -31,7 +31,8 @@ class FitError(ValueError):
 
 class CostFit(NamedTuple):
     """costs, and the median relative error of a decode step and of a prefill with the numbers they were fitted to.
-    sends_late: results of an iteration are sent when the next one has ended (:class:`~andes_sglang.sim.engine.Overlap`)."""
+    sends_late: results of an iteration are sent when the next one has ended (:class:`~andes_sglang.sim.engine.Overlap`).
+    entry_s: what the first token of a request that found the engine idle took beside its iterations; 0 if none did."""
 
     costs: Costs
     decode_error: float
@@ -39,6 +40,7 @@ class CostFit(NamedTuple):
     prefill_error: float
     prefill_samples: int
     sends_late: bool
+    entry_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -105,7 +107,21 @@ def fit_costs(records: Sequence[RequestRecord], *, chunk_tokens: int = 1 << 30) 
     fits = [fit for late in (False, True) if (fit := _fit(seen, late)) is not None]
     if not fits:
         raise FitError("the time between deliveries does not depend on what was computed; is this one engine's stream?")
-    return min(fits, key=lambda fit: fit.decode_error + fit.prefill_error)
+    best = min(fits, key=lambda fit: fit.decode_error + fit.prefill_error)
+    return best._replace(entry_s=_entry_s(records, best, chunk_tokens))
+
+
+def _entry_s(records: Sequence[RequestRecord], fit: CostFit, chunk_tokens: int) -> float:
+    beside: list[float] = []
+    idle_s = -np.inf
+    for record in sorted((r for r in records if r.deliveries), key=lambda r: r.sent_s):
+        tokens = record.prompt_tokens
+        if record.sent_s > idle_s and tokens <= chunk_tokens:
+            took_s = fit.costs.prefill_s(tokens, pairs=0.5 * tokens * tokens)
+            took_s += fit.costs.decode_s(1, tokens + 1) if fit.sends_late else 0.0
+            beside.append(record.deliveries[0][0] - record.sent_s - took_s)
+        idle_s = max(idle_s, record.end_s)
+    return max(0.0, float(np.median(beside))) if beside else 0.0
 
 
 def _intervals(seen: _Iterations, late: bool) -> tuple[Array, npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
@@ -142,18 +158,40 @@ def _fit(seen: _Iterations, late: bool) -> CostFit | None:
     return CostFit(costs, decode_error, decode_samples, prefill_error, prefill_samples, late)
 
 
-def slowdown(records: Sequence[RequestRecord], costs: Costs, *, sends_late: bool) -> float:
-    """How many times as long as ``costs`` say the decode steps of this run took: what a machine's speed was meanwhile."""
+def host_pace(
+    records: Sequence[RequestRecord], costs: Costs, *, sends_late: bool, window_s: float = 3.0
+) -> tuple[Array, float]:
+    """How slow the machine was meanwhile: in windows of ``window_s``, how many times as long as ``costs`` say a decode step
+    took; and by what factor hiccups add to that.
+
+    Medians, weighted by time, so that what only looks like a decode step (somebody preempted is prefilled again) has no
+    part in it. A window without steps lies between its neighbours. Raises :class:`FitError`.
+    """
     seen = _iterations(records, 1 << 30)
     took_s, rows, busy = _intervals(seen, sends_late)
     decode = busy & (seen.decoding[rows] > 0) & (seen.prefilling[rows] == 0)
     took_s, rows = took_s[decode], rows[decode]
     features = np.stack([np.ones(len(rows)), seen.decoding[rows], seen.context_tokens[rows]], axis=1)
     expected_s = features @ np.array([costs.decode_fixed_s, costs.decode_request_s, costs.decode_context_s])
-    plain = (took_s > expected_s / 3) & (took_s < expected_s * 3)
-    if np.count_nonzero(plain) < LEAST_SAMPLES:
-        raise FitError(f"only {np.count_nonzero(plain)} decode iterations were seen; {LEAST_SAMPLES} are needed")
-    return float(took_s[plain].sum() / expected_s[plain].sum())
+    ratio, window = took_s / expected_s, (seen.at_s[rows] / window_s).astype(np.int64)
+    medians: dict[int, float] = {}
+    steady_s = 0.0
+    for k in np.unique(window).tolist():
+        inside = window == k
+        if np.count_nonzero(inside) >= LEAST_SAMPLES // 2:
+            medians[k] = _weighted_median(ratio[inside], expected_s[inside])
+            steady_s += medians[k] * float(expected_s[inside].sum())
+    if len(rows) < LEAST_SAMPLES or not medians:
+        raise FitError(f"only {len(rows)} decode iterations were seen; {LEAST_SAMPLES} are needed")
+    counted = (ratio < 10.0) & np.isin(window, list(medians))
+    pace = np.interp(np.arange(window.max() + 1), list(medians), list(medians.values()))
+    return pace, float(took_s[counted].sum()) / steady_s
+
+
+def _weighted_median(values: Array, weights: Array) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(reached, reached[-1] / 2)])
 
 
 def _robust(features: Array, took_s: Array) -> tuple[list[float], float, int]:

@@ -15,47 +15,38 @@ from typing import Any
 import numpy as np
 
 from andes_sglang import report, results, summary
-from andes_sglang.arms import parse_arms
+from andes_sglang.flags import add_arm_arguments, arms_of
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.cli import STOCK_MIXED, configure
+from andes_sglang.sim.cli import MISTAKES, STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.workload import Stream, Workload, WorkloadError, add_arguments, from_arguments
+from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments
+from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["add_parser"]
+__all__ = ["MISTAKES", "add_arguments"]
 
 Engine = tuple[EngineModel, Callable[[], SchedulingPolicy | None]]
 
 
-def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
-        "plan",
-        help="the fewest replicas that hold a QoE objective",
-        description=_plan.__doc__,
-        epilog="Flags not listed here are SGLang's for each engine, as for andes simulate.",
-        allow_abbrev=False,
-    )
+def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
+    parser.description = _plan.__doc__
+    parser.epilog = "Flags not listed here are SGLang's for each engine, as for andes simulate."
     parser.add_argument(
         "--profile", action="append", required=True, metavar="NAME[@PRICE]",
         help="a profile, with its price per replica and hour if not the file's; repeat it for mixes of two",
     )  # fmt: skip
     parser.add_argument("--objective", default="mean>=0.95", help="mean>=X, pN>=X or share(Q)>=X; default: %(default)s")
-    parser.add_argument(
-        "--policies", default=f"stock,{STOCK_MIXED},andes", help="comma-separated; default: %(default)s"
-    )
-    parser.add_argument(
-        "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]", help="one more arm, as for andes simulate"
-    )
+    add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     parser.add_argument(
         "--most", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of the workload; default: %(default)s")
     parser.add_argument("--decision-interval", type=float, default=0.1, metavar="S",
                         help="ask policies no more often than this; default: %(default)s")  # fmt: skip
-    add_arguments(parser)
+    add_workload_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("out/plan"), help="directory for the results")
     parser.set_defaults(run=_plan)
 
@@ -156,9 +147,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     passed = [flag for flag in passed if flag != "--"]
     try:
         objective = Objective.parse(args.objective)
-        arms = parse_arms(args.policies, args.arm)
     except ValueError as error:
         raise WorkloadError(str(error)) from None
+    arms = arms_of(args)
     for flag in ("most", "seeds"):
         if getattr(args, flag) < 1:
             raise WorkloadError(f"--{flag} must be >= 1, got {getattr(args, flag)}")

@@ -1,19 +1,21 @@
 """The replica's population as columns, kept up to date instead of built anew for every decision.
 
-A waiting request does not change, so its column entries are written once; what runs is brought up to date in a few array
-expressions, however many steps have passed since.
+A waiting request does not change, so its column entries are written once. Of what runs, tokens are counted from the step
+at which it joined the batch, and readers are brought up to date in a few array expressions, however many steps have passed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.qoe import Readers
 from andes_sglang.request import RequestSpec
-from andes_sglang.state import ROW_WIDTH, Phase, RequestTable
+from andes_sglang.state import READER_WIDTH, ROW_WIDTH, Phase, RequestTable
 
 __all__ = ["Population"]
 
@@ -25,22 +27,42 @@ Array = npt.NDArray[np.float64]
 """The order of :meth:`andes_sglang.state.RequestView.row`."""
 
 
+class _Table(RequestTable):
+    """Its readers are followed up to now when a policy first looks at them, as not every policy does at every decision."""
+
+    __slots__ = ("_follow",)
+
+    def __init__(self, rids: tuple[str, ...], columns: Array, follow: Callable[[], Array]) -> None:
+        super().__init__(rids, columns)
+        self._follow: Callable[[], Array] | None = follow
+
+    @property
+    def readers(self) -> Readers:
+        if self._follow is not None:
+            followed = self._follow()
+            self.columns[:READER_WIDTH, : followed.shape[1]] = followed
+            self._follow = None
+        return super().readers
+
+
 class Population:
     """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds."""
 
     def __init__(self, capacity: int = 256) -> None:
         self._columns: Array = np.zeros((ROW_WIDTH, capacity))
+        self._joined_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._seen_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
-        self._rids: list[str] = [""] * capacity
+        self._rids = np.full(capacity, "", dtype=object)
         self._free = list(range(capacity - 1, -1, -1))
 
     def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:
         """The slot of a request that begins to wait."""
         if not self._free:
             size = len(self._rids)
+            self._rids = np.concatenate([self._rids, np.full(size, "", dtype=object)])
             self._columns = np.hstack([self._columns, np.zeros_like(self._columns)])
+            self._joined_step = np.concatenate([self._joined_step, np.zeros_like(self._joined_step)])
             self._seen_step = np.concatenate([self._seen_step, np.zeros_like(self._seen_step)])
-            self._rids += [""] * size
             self._free = list(range(2 * size - 1, size - 1, -1))
         slot = self._free.pop()
         self._rids[slot] = rid
@@ -63,11 +85,12 @@ class Population:
         c = self._columns
         c[PHASE, slot], c[CACHED, slot] = Phase.RUNNING, 0
         c[KV, slot] = c[PROMPT, slot] + c[OUTPUT, slot]
-        self._seen_step[slot] = step
+        self._joined_step[slot] = self._seen_step[slot] = step
 
-    def stop(self, slot: int, phase: Phase, now_s: float, cached_tokens: int) -> None:
-        """It has left the batch: parked with its KV, or waiting without."""
+    def stop(self, slot: int, step: int, phase: Phase, now_s: float, cached_tokens: int) -> None:
+        """It has left the batch after ``step``: parked with its KV, or waiting without."""
         c = self._columns
+        _count(c[:, slot], step - self._joined_step[slot])
         c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, now_s, cached_tokens
         c[PREEMPTIONS, slot] += 1
         if phase is Phase.WAITING:
@@ -82,26 +105,23 @@ class Population:
         digest = max(at_s - c[START, slot], c[END, slot])
         c[LATENESS, slot] += digest - c[DELIVERED, slot] / c[TDS, slot]
         c[END, slot] = digest + 1.0 / c[TDS, slot]
-        c[DELIVERED, slot] += 1
-        c[OUTPUT, slot] += 1
-        c[KV, slot] += 1
-        c[REMAINING, slot] -= 1
-        c[SLICE, slot] += 1
+        _count(c[:, slot], 1)
 
-    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> None:
-        """Bring those in the batch up to ``step``; step j ended at ``ends_s[j - first_step]``.
+    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> Array:
+        """The readers' columns of those in the batch, brought up to ``step``; step j ended at ``ends_s[j - first_step]``.
 
         Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
         end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
         """
         rows = np.array(slots, dtype=np.intp)
-        seen = self._seen_step[rows]
+        seen = self._seen_step.take(rows)
         if not len(rows) or (oldest := int(seen.min())) >= step:
-            return
-        c = self._columns
+            return self._readers(rows, step)
         news = np.maximum(step - seen, 0)
         times = ends_s[oldest - first_step : step - first_step]
-        start, pace, end = c[START, rows], 1.0 / c[TDS, rows], c[END, rows]
+        start, tds, delivered, end, lateness = self._columns[: LATENESS + 1].take(rows, axis=1)
+        delivered += seen - self._joined_step.take(rows)
+        pace = 1.0 / tds
         if len(times) == 1:
             late = np.where(news > 0, times[0] - start, -np.inf)
             digest = late_sum = np.maximum(late, end)
@@ -113,22 +133,37 @@ class Population:
             np.maximum.accumulate(late, axis=0, out=late)
             digest, late_sum = late[-1], late.sum(axis=0)
         silent = len(times) - news
-        c[LATENESS, rows] += late_sum - silent * end - pace * news * c[DELIVERED, rows]
-        c[END, rows] = digest + news * pace
-        c[DELIVERED, rows] += news
-        c[OUTPUT, rows] += news
-        c[KV, rows] += news
-        c[REMAINING, rows] -= news
-        c[SLICE, rows] += news
+        self._columns[LATENESS][rows] = lateness + late_sum - silent * end - pace * news * delivered
+        self._columns[END][rows] = digest + news * pace
         self._seen_step[rows] = seen + news
+        return self._readers(rows, step)
 
-    def table(self, running: Sequence[int], parked: Sequence[int], waiting: Sequence[int]) -> tuple[RequestTable, int]:
-        """The rows of these slots, in that order, and the KV tokens they hold."""
-        slots = [*running, *parked, *waiting]
-        columns = self._columns[:, slots]
-        readers = len(Readers._fields)
-        rids = self._rids
-        table = RequestTable(
-            tuple([rids[s] for s in slots]), Readers(*columns[:readers]), *columns[readers:]
-        )  # fmt: skip
-        return table, int(columns[KV].sum())
+    def _readers(self, rows: npt.NDArray[np.intp], step: int) -> Array:
+        columns = self._columns[:READER_WIDTH].take(rows, axis=1)
+        columns[DELIVERED] += np.maximum(step - self._joined_step.take(rows), 0)
+        return columns
+
+    def table(
+        self,
+        step: int,
+        ends_s: Array,
+        first_step: int,
+        running: Sequence[int],
+        parked: Sequence[int],
+        waiting: Sequence[int],
+    ) -> tuple[RequestTable, int]:
+        """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
+        :meth:`follow`). To be read before anything else happens."""
+        slots = np.array([*running, *parked, *waiting], dtype=np.intp)
+        columns = self._columns.take(slots, axis=1)
+        batch = len(running)
+        _count(columns[:, :batch], np.maximum(step - self._joined_step.take(slots[:batch]), 0))
+        follow = partial(self.follow, running, ends_s, first_step, step)
+        return _Table(tuple(self._rids[slots].tolist()), columns, follow), int(columns[KV].sum())
+
+
+def _count(columns: Array, tokens: Any) -> None:
+    """So many tokens more."""
+    for counter in (DELIVERED, OUTPUT, KV, SLICE):
+        columns[counter] += tokens
+    columns[REMAINING] -= tokens

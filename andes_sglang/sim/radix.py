@@ -32,18 +32,30 @@ def sequence(stream: Hashable, tokens: int, blocks: tuple[int, ...] = (), block_
 
 class Node:
     """``used``: logical time of the last access. on_device: its KV is in the pool. host_s: when its copy in host memory
-    is complete, None without one. The root is its own parent."""
+    is complete, None without one. held_below: children on the device. The root is its own parent."""
 
-    __slots__ = ("children", "host_s", "ids", "locks", "on_device", "parent", "serial", "stream", "unit", "used")
+    __slots__ = (
+        "children",
+        "held_below",
+        "host_s",
+        "ids",
+        "locks",
+        "on_device",
+        "parent",
+        "serial",
+        "stream",
+        "unit",
+        "used",
+    )
 
     def __init__(self, parent: Node | None, run: Run, used: int, serial: int) -> None:
         self.parent: Node = parent or self
         self.serial = serial
         self.stream, self.ids, self.unit = run
         self.children: dict[tuple[Hashable, int], Node] = {}
-        self.locks = 0
+        self.locks = self.held_below = 0
         self.used = used
-        self.on_device = True
+        self.on_device = False
         self.host_s: float | None = None
 
     @property
@@ -95,8 +107,7 @@ class RadixCache:
         node, missing, found = self.root, runs, 0
         for child, rest in self._walk(runs, None):
             if not child.on_device:
-                self._account(child, child.tokens)
-                child.on_device = True
+                self._put_on_device(child)
             else:
                 found += child.tokens
             node, missing = child, rest
@@ -104,7 +115,7 @@ class RadixCache:
             if len(run.ids):
                 fresh = Node(node, run, self._clock, next(self._serials))
                 node.children[run.stream, run.ids[0]] = fresh
-                self._account(fresh, fresh.tokens)
+                self._put_on_device(fresh)
                 node = fresh
         self._offer(node)
         return node, found
@@ -141,6 +152,7 @@ class RadixCache:
         parent.children[node.stream, node.ids[0]] = upper
         node.ids, node.parent = node.ids[length:], upper
         upper.children[node.stream, node.ids[0]] = node
+        upper.held_below = int(node.on_device)
         return upper
 
     def lock(self, node: Node) -> None:
@@ -161,14 +173,16 @@ class RadixCache:
                 self._offer(at)
             at = at.parent
 
-    def _account(self, node: Node, tokens: int) -> None:
-        self.tokens += tokens
+    def _put_on_device(self, node: Node) -> None:
+        node.on_device = True
+        node.parent.held_below += 1
+        self.tokens += node.tokens
         if not node.locks:
-            self.evictable += tokens
+            self.evictable += node.tokens
 
     def _offer(self, node: Node) -> None:
         """A candidate for eviction, unless something on the device hangs below it."""
-        if node is not self.root and not node.locks and node.on_device and not _held_below(node):
+        if node is not self.root and not node.locks and node.on_device and not node.held_below:
             heapq.heappush(self._leaves, (node.used, node.serial, node))
 
     def evict(self, tokens: int) -> int:
@@ -176,7 +190,7 @@ class RadixCache:
         freed = 0
         while freed < tokens and self._leaves:
             used, _, node = heapq.heappop(self._leaves)
-            if node.locks or not node.on_device or _held_below(node):
+            if node.locks or not node.on_device or node.held_below:
                 continue
             if used != node.used:
                 self._offer(node)
@@ -184,6 +198,7 @@ class RadixCache:
             freed += node.tokens
             node.on_device = False
             parent = node.parent
+            parent.held_below -= 1
             if node.host_s is None:
                 self._drop(node)
             self._offer(parent)
@@ -227,7 +242,3 @@ def _common(ids: Sequence[int], run: Sequence[int], at: int) -> int:
     if isinstance(ids, range) or ids[:most] == run[at : at + most]:
         return most
     return next(k for k in range(most) if ids[k] != run[at + k])
-
-
-def _held_below(node: Node) -> bool:
-    return any(child.on_device for child in node.children.values())

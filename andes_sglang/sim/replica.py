@@ -50,14 +50,16 @@ class Job:
     """A request on the engine. ``generated``: tokens as of its last joining or leaving of the batch."""
 
     __slots__ = (
-        "cache_node", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase", "pieces",
-        "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions", "rid",
-        "seat", "slot", "spec", "stopped", "stream",
+        "cache_node", "enters_s", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase",
+        "pieces", "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions",
+        "rid", "seat", "slot", "spec", "stopped", "stream",
     )  # fmt: skip
 
-    def __init__(self, spec: RequestSpec, index: int, rid: str, most_tokens: int, root: Node) -> None:
+    def __init__(self, spec: RequestSpec, index: int, rid: str, engine: EngineModel, root: Node) -> None:
         self.spec = spec
-        self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most_tokens)
+        most = engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
+        self.max_tokens = min(max(spec.max_tokens or 0, spec.output_tokens), most)
+        self.enters_s = spec.arrival_s + engine.entry_s
         self.index = index
         self.rid = rid
         self.stream = rid if spec.session_id is None or spec.blocks else f"session {spec.session_id}"
@@ -199,8 +201,7 @@ class Replica:
         """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
         self.check(spec)
         index = self._submitted if index is None else index
-        most = self.engine.kv_capacity_tokens - POLICY_CLIP_TOKENS - spec.prompt_tokens
-        job = Job(spec, index, rid if rid is not None else f"r{index}", most, self.cache.root)
+        job = Job(spec, index, rid if rid is not None else f"r{index}", self.engine, self.cache.root)
         self._submitted += 1
         self.by_rid[job.rid] = job
         self.open_prompt_tokens += spec.prompt_tokens
@@ -218,11 +219,11 @@ class Replica:
                 continue
             self._ratio = FIRST_RATIO
             self._send_late(self.now_s)
-            if not self._incoming or self._incoming[0].spec.arrival_s > until_s:
+            if not self._incoming or self._incoming[0].enters_s > until_s:
                 if until_s < float("inf"):
                     self.now_s = until_s
                 return
-            self.now_s = max(self.now_s, self._incoming[0].spec.arrival_s)
+            self.now_s = max(self.now_s, self._incoming[0].enters_s)
 
     def abort(self, job: Job) -> None:
         """The client has gone: drop ``job`` without a record."""
@@ -258,7 +259,7 @@ class Replica:
             self.waiting += self._received
             self._received = []
         ahead = busy and self.engine.overlap is Overlap.ASYNC
-        while self._incoming and self._incoming[0].spec.arrival_s <= self.now_s:
+        while self._incoming and self._incoming[0].enters_s <= self.now_s:
             job = self._incoming.popleft()
             (self._received if ahead else self.waiting).append(job)
             if self.policy is not None:
@@ -440,7 +441,7 @@ class Replica:
         if not (batch := len(self.running)):
             return
         if self._incoming:
-            until_s = min(until_s, self._incoming[0].spec.arrival_s)
+            until_s = min(until_s, self._incoming[0].enters_s)
         steps = min(self._next_leave() - self._steps, self._room() // batch, MOST_STEPS)
         if self._received or (self.waiting and self.policy is None and not self._full):
             steps = 1
@@ -481,6 +482,17 @@ class Replica:
         while self._leaving[0][2] != self._leaving[0][3].epoch:
             heapq.heappop(self._leaving)
         return self._leaving[0][0]
+
+    def _leaving_next(self) -> list[Job]:
+        """Who leaves at the next step that anybody leaves at."""
+        heap, todo, jobs = self._leaving, [0], []
+        while todo:
+            at = todo.pop()
+            if at < len(heap) and heap[at][0] == heap[0][0]:
+                _, _, epoch, job = heap[at]
+                jobs += [job] * (job.epoch == epoch)
+                todo += (2 * at + 1, 2 * at + 2)
+        return jobs
 
     def _pass_s(self, seconds: float) -> float:
         """With the CPU time of a decision, where one is taken each iteration."""
@@ -624,7 +636,7 @@ class Replica:
         job.retractions += how == "retracted"
         self.waiting.append(job)
         if self.policy is not None:
-            self._people.stop(job.slot, Phase.WAITING, self.now_s, cached_tokens)
+            self._people.stop(job.slot, self._steps, Phase.WAITING, self.now_s, cached_tokens)
 
     def _release(self, job: Job, how: str, *, offload: bool = False) -> None:
         self._take_off(job)
@@ -672,13 +684,13 @@ class Replica:
 
     def state(self) -> SchedulerState:
         """What the policy sees."""
-        self._follow(self._sent_steps)
-        done: set[Job] = set()
-        if self.running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
-            last = self._steps + 1
-            done = {job for step, _, epoch, job in self._leaving if step == last and job.epoch == epoch}
-        running = [job.slot for job in self.running if job not in done]
-        table, held = self._people.table(running, [j.slot for j in self.parked], [j.slot for j in self.waiting])
+        step = self._sent_steps
+        running = [job.slot for job in self.running]
+        if running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
+            for job in self._leaving_next():
+                running.remove(job.slot)
+        parked, waiting = [job.slot for job in self.parked], [job.slot for job in self.waiting]
+        table, held = self._people.table(step, self._ends, self._ends_from, running, parked, waiting)
         return SchedulerState(
             now_s=self.now_s,
             requests=table,
@@ -734,7 +746,7 @@ class Replica:
         job.stopped = "park"
         job.resuming_tokens = 0
         self.parked[job] = None
-        self._people.stop(job.slot, Phase.PARKED, self.now_s, 0)
+        self._people.stop(job.slot, self._steps, Phase.PARKED, self.now_s, 0)
 
     def _resume(self, jobs: Iterable[Job]) -> None:
         for job in jobs:

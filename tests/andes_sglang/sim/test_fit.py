@@ -9,7 +9,7 @@ from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.fit import FitError, fit_costs, slowdown
+from andes_sglang.sim.fit import FitError, fit_costs, host_pace
 from andes_sglang.sim.replica import simulate
 
 COSTS = Costs(
@@ -65,7 +65,15 @@ def test_a_slower_machine_is_told_whatever_the_policy(policy: str | None) -> Non
     engine = EngineModel(COSTS.times(1.3), 4000, 32, 8192, overlap=Overlap.SYNC)
     served = list(simulate(engine, make(policy) if policy else None, specs))
     assert policy is None or sum(r.preemptions or 0 for r in served) > 10
-    assert slowdown(served, COSTS, sends_late=True) == pytest.approx(1.3, rel=0.06)
+    pace, hiccups = host_pace(served, COSTS, sends_late=True)
+    assert pace == pytest.approx(1.3, rel=0.06)
+    assert policy or hiccups == pytest.approx(1.0, abs=0.03)
+
+
+def test_what_the_way_in_takes_is_found_again() -> None:
+    specs = [RequestSpec(2.0 * k + 0.1 * j, 100, 30, QoETarget()) for k in range(40) for j in range(2)]
+    engine = EngineModel(COSTS, 20_000, 32, 8192, overlap=Overlap.SYNC, entry_s=0.02)
+    assert fit_costs(list(simulate(engine, None, specs))).entry_s == pytest.approx(0.02, abs=2e-3)
 
 
 def test_too_little_is_said() -> None:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from andes_sglang.cli import main
 from andes_sglang.policy import make
 from andes_sglang.sim import profile
+from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve, what_if
 from andes_sglang.workload import Stream, readers_of
 
-CPU = profile.load("cpu-tiny-llama").engine
+CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
 READERS = readers_of("reading", tds=4.5)
 
 
