@@ -51,7 +51,8 @@ class Job:
 
     __slots__ = (
         "cache_node", "enters_s", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase",
-        "pieces", "preemptions", "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions",
+        "pieces", "preemptions",
+        "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions",
         "rid", "seat", "slot", "spec", "stopped", "stream",
     )  # fmt: skip
 
