@@ -128,6 +128,11 @@ class LatencyModel:
         c = self.prefill.coefficients
         return max(1e-6, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
 
+    def resume_s(self, new_tokens: float, cached_tokens: float, host_tokens: float = 0.0) -> float:
+        """Seconds until a request runs that has ``cached_tokens``, ``host_tokens`` of them in host memory only: they are
+        loaded while the others are computed."""
+        return max(self.prefill_s(new_tokens, cached_tokens), self.load_s(host_tokens))
+
     def load_s(self, tokens: float) -> float:
         """Seconds to copy the KV of ``tokens`` tokens from host memory."""
         c = self.load.coefficients

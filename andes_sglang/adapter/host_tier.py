@@ -47,6 +47,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         pool_bytes = sum(params.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes())
         object.__setattr__(server_args, "hicache_size", _host_bytes(pool_bytes) / 1e9)
         super().__init__(params, server_args)
+        self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them
 
     def back_up(self, req: Any, tokens: int) -> None:
         """Put the first ``tokens`` tokens of a running request into the tree, locked, and so on their way to the host."""

@@ -63,6 +63,7 @@ class _Served:
     __slots__ = (
         "arrival_s",
         "cached_tokens",
+        "host_tokens",
         "preemptible",
         "preemptions",
         "reader",
@@ -85,6 +86,7 @@ class _Served:
         self.preemptions = 0
         self.recomputed = 0
         self.cached_tokens = 0
+        self.host_tokens = 0
         self.preemptible = preemptible
         self.stopped: str | None = None
         self.slot = -1
@@ -461,6 +463,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             output_tokens=output,
             kv_tokens=0 if phase is Phase.WAITING else prompt + output,
             cached_tokens=min(served.cached_tokens, prompt + output - 1) if phase is Phase.WAITING else 0,
+            host_tokens=served.host_tokens if phase is Phase.WAITING else self._copied_tokens(req),
             remaining_tokens=max(0, req.sampling_params.max_new_tokens - output),
             slice_tokens=output - served.slice_start,
             phase_since_s=served.since_s,
@@ -475,11 +478,15 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self._lookup_cursor = (self._lookup_cursor + 1) % len(queue)
             req = queue[self._lookup_cursor]
             match = match_prefix_for_req(self.tree_cache, req)
-            self._set_cached(req, len(match.device_indices))
+            self._set_cached(req, len(match.device_indices) + match.host_hit_length, match.host_hit_length)
 
-    def _set_cached(self, req: Any, tokens: int) -> None:
+    def _copied_tokens(self, req: Any) -> int:
+        """How much of a request that holds its KV has a copy in host memory: all that is in the tree, or its end has none."""
+        return int(req.cache_protected_len) if self._host is not None and req.last_node.backuped else 0
+
+    def _set_cached(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         served = self._served[req.rid]
-        served.cached_tokens = tokens
+        served.cached_tokens, served.host_tokens = tokens, host_tokens
         self._ledger.write(served.slot, self._view(req, Phase.WAITING))
 
     # What the policy said
@@ -534,7 +541,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         batch.batch_is_full = False
         if self._host is not None and how == "release":
             match = match_prefix_for_req(self.tree_cache, req)
-            how = "offload" if match.last_host_node is match.last_device_node else how
+            how = "offload" if match.last_device_node.backuped else how
         self._stop(req, how)
         self._set_cached(req, len(req.origin_input_ids) + len(req.output_ids) - 1)
         self._released_now.add(req.rid)
