@@ -1,7 +1,8 @@
 """What a scheduling policy sees and what it says. Pure data: no clock, no engine, no I/O.
 
 A request is in one of three places. WAITING holds no KV of its own (new, or released: then part of its KV may
-still be in the radix cache, or have a copy in host memory). RUNNING is in the decode batch. PARKED has left the batch and keeps its KV.
+still be in the radix cache, or have a copy in host memory). RUNNING is in the decode batch. PARKED has left the batch and
+keeps its KV.
 """
 
 from __future__ import annotations

@@ -370,7 +370,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if not due:
             return
         due.sort(key=lambda item: -item[0])
-        step_s = self.latency.decode_s(len(running_batch.reqs), sum(len(r.origin_input_ids) for r in running_batch.reqs))
+        prompts = sum(len(req.origin_input_ids) for req in running_batch.reqs)
+        step_s = self.latency.decode_s(len(running_batch.reqs), prompts)
         for _, req, computed in due:
             step_s -= self.latency.load_s(computed - req.cache_protected_len)
             self._host.back_up(req, computed)

@@ -116,11 +116,11 @@ def waited_s() -> float:
     return _engine.waited_s
 
 
-@torch.inference_mode()  # a thread's own; the pools are written in it
 def copy_rows(sources: Sequence[Any], targets: Sequence[Any], source_rows: Any, target_rows: Any) -> None:
     """``target[target_rows] = source[source_rows]`` for each pair."""
-    for source, target in zip(sources, targets, strict=True):
-        target[target_rows] = source[source_rows]
+    with torch.inference_mode():  # each thread is asked for it anew, and the pools may be written in no other
+        for source, target in zip(sources, targets, strict=True):
+            target[target_rows] = source[source_rows]
 
 
 def transfer_kv_direct(

@@ -44,7 +44,10 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
             ((*offload, "--host-kv-gib", "99999"), "--host-kv-gib 99999: must be > 0 and at most"),
             ((*offload, "--host-kv-gib", "0"), "--host-kv-gib 0: must be > 0"),
             ((*offload, "--policy", "stock"), "policy stock preempts nobody"),
-            (("--model", model, "--policy", "forced", "--policy-option", "mode=offload"), "needs --preemption-mode offload"),
+            (
+                ("--model", model, "--policy", "forced", "--policy-option", "mode=offload"),
+                "needs --preemption-mode offload",
+            ),
             (("--model", model, "--port", port), f"--port {port}: cannot listen there"),
         ):
             done = serve(*arguments)
