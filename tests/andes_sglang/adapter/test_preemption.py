@@ -159,11 +159,26 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
     assert found == expected
     assert preemptions(server, mode) > 60
     if mode == "offload":
+        check_load(server, evicting=380)
         figures = read_metrics(server.url)
-        assert figures["andes_host_hit_tokens_total"] > 0
-        assert figures['andes_host_copied_bytes_total{direction="write"}'] > 0
+        assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
         assert figures['andes_host_copy_seconds_total{direction="load"}'] > 0.02
-        assert figures["andes_recomputed_tokens_total"] == 0
+        assert figures["andes_recomputed_tokens_total"] < 10
+
+
+def check_load(engine: Engine, evicting: int) -> None:
+    """What a prompt of ``evicting`` tokens drives off the device comes back from host memory, and is what it was."""
+
+    def hits() -> float:
+        return read_metrics(engine.url)["andes_host_hit_tokens_total"]
+
+    other = [11 + (17 * j) % 890 for j in range(evicting)]
+    stream(engine, other, max_tokens=2)
+    first = stream(engine, PROMPTS[5])
+    stream(engine, other, max_tokens=2)
+    before = hits()
+    assert stream(engine, PROMPTS[5]) == first
+    assert hits() >= before + len(PROMPTS[5]) - 1
 
 
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
@@ -248,31 +263,28 @@ def test_kv_runs_out(tiny_model: Path, tmp_path: Path, unhurried: list[str], mon
 def test_host_memory_fills_up(
     tiny_model: Path, tmp_path: Path, unhurried: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room for fewer copies than the device holds: some preemptions are releases, all streams come whole; as after a restart that
-    came amid everything."""
+    """Room for fewer copies than the device holds: some preemptions are plain releases, and all streams come whole. The
+    engine is ended amid all that once: a new one knows nothing of it."""
     monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
-    for name, value in slow_copies(tmp_path).items():
-        monkeypatch.setenv(name, value)
     flags = ("--max-total-tokens", "700", "--max-running-requests", "16", "--enable-metrics")
-    policy = ("--policy-option", "min_slice_tokens=5", "--policy-option", "resumed_slice_tokens=10")
-    readers = ("--default-ttft", "0.1", "--default-tds", "100")
+    policy = ("--policy-option", "mode=offload", "--policy-option", "every_tokens=6")
     offload = ("--preemption-mode", "offload", "--host-kv-gib", "0.0004")
-    with Engine(tiny_model, "andes", (*flags, *policy, *readers, *offload), log=tmp_path / "log") as engine:
+    with Engine(tiny_model, "forced", (*flags, *policy, *offload), log=tmp_path / "log") as engine:
         with ThreadPoolExecutor(1) as pool:
             interrupted = pool.submit(crowd, engine, 24)
-            while read_metrics(engine.url).get("andes_host_hit_tokens_total", 0.0) == 0:
+            while preemptions(engine, "offload") < 20:
                 assert engine.alive(), engine.tail()
                 assert not interrupted.done()
             engine.stop()
             assert interrupted.exception() is not None
         with engine:
             assert crowd(engine, 24) == unhurried
-            wait_until_idle(engine)
             figures = read_metrics(engine.url)
             assert figures["andes_host_refused_tokens_total"] > 0
-            assert figures["andes_host_hit_tokens_total"] > 0
-            for mode in ("offload", "release"):
-                assert any(key.startswith(f'andes_preemptions_total{{mode="{mode}"') for key in figures), figures
+            assert preemptions(engine, "offload") > 0
+            assert preemptions(engine, "release") > 0
+            check_load(engine, evicting=600)
+            wait_until_idle(engine)
             assert "leak" not in engine.log.read_text(errors="replace").lower()
 
 
