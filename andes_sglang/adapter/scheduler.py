@@ -38,6 +38,7 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang import expectations
+from andes_sglang.adapter.eviction import EvictionOrder
 from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
@@ -126,6 +127,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self.qoe_metrics = PrometheusMetrics()
         if isinstance(self.tree_cache, HostTier):
             self._host = self.tree_cache
+            self._host.eviction_strategy = EvictionOrder(self._paused_kv)
         elif options.preemption_mode == "offload":
             raise ValueError("andes: --preemption-mode offload is not supported for the KV cache of this model")
 
@@ -351,6 +353,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         reader has most in store first: the likeliest to be taken off."""
         if self._host is None:
             return
+        self._host.eviction_strategy.look_again()
         for tokens, seconds in self._host.take_loads():
             self.latency.observe_load(tokens, seconds)
         due: list[tuple[float, Any, int]] = []
@@ -377,6 +380,14 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self._host.back_up(req, computed)
             if step_s <= 0:
                 break
+
+    def _paused_kv(self) -> Iterator[tuple[Any, float]]:
+        """Where the KV of each stream that waits for its return ends in the tree, and when its reader runs dry."""
+        for served in self._served.values():
+            req = served.req
+            if served.stopped not in (None, "park") and req.last_node is not None:
+                last = req.best_match_node if req.host_hit_length else req.last_node
+                yield last, served.reader.start_s + served.reader.end_s
 
     def _finish_writes(self) -> None:
         if self._host is not None:

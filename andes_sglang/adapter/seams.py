@@ -59,6 +59,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     f"{_HICACHE}.check_hicache_events": ("self",),
     f"{_HICACHE}.ready_to_load_host_cache": ("self",),
     f"{_HICACHE}.reset": ("self",),
+    "sglang.srt.mem_cache.evict_policy.EvictionStrategy.get_priority": ("self", "node"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
 }
 
