@@ -1,5 +1,5 @@
-"""Whose KV is given up first, on the device and in host memory: that of finished conversations, the least recently used before
-others; then that of the paused stream whose reader runs dry last.
+"""Whose KV is given up first, on the device and in host memory: that of finished conversations, the least recently used
+before others; then that of the paused stream whose reader runs dry last.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ __all__ = ["EvictionOrder"]
 
 
 class EvictionOrder:
-    """SGLang's ``EvictionStrategy``: the smallest goes first. ``paused`` names the streams that are to come back: the last node
-    of each, and when its reader runs dry. It is asked once after each :meth:`look_again`."""
+    """SGLang's ``EvictionStrategy``: the smallest goes first. ``paused`` names the streams that are to come back: the last
+    node of each, and when its reader runs dry. It is asked once after each :meth:`look_again`."""
 
     def __init__(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
         self._paused = paused
