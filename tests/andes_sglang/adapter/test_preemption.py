@@ -159,7 +159,7 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
     assert found == expected
     assert preemptions(server, mode) > 60
     if mode == "offload":
-        check_load(server, evicting=380)
+        check_load(server, evicting=440)
         figures = read_metrics(server.url)
         assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
         assert figures['andes_host_copy_seconds_total{direction="load"}'] > 0.02
@@ -167,18 +167,21 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
 
 
 def check_load(engine: Engine, evicting: int) -> None:
-    """What a prompt of ``evicting`` tokens drives off the device comes back from host memory, and is what it was."""
+    """What a prompt of ``evicting`` tokens, nearly the whole pool, drives off the device comes back from host memory, and is
+    what it was."""
 
     def hits() -> float:
         return read_metrics(engine.url)["andes_host_hit_tokens_total"]
 
-    other = [11 + (17 * j) % 890 for j in range(evicting)]
-    stream(engine, other, max_tokens=2)
-    first = "".join(stream(engine, PROMPTS[5])[0])
-    stream(engine, other, max_tokens=2)
+    wait_until_idle(engine)
     before = hits()
+    first = "".join(stream(engine, PROMPTS[5])[0])
+    stream(engine, [11 + (17 * j) % 890 for j in range(evicting)], max_tokens=2)
     assert "".join(stream(engine, PROMPTS[5])[0]) == first
-    assert hits() >= before + len(PROMPTS[5]) - 1
+    for _ in range(500):
+        if hits() >= before + len(PROMPTS[5]) - 15:  # metrics follow within a moment
+            return
+    raise AssertionError(f"{hits() - before} tokens of {len(PROMPTS[5])} were loaded")
 
 
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
@@ -283,7 +286,7 @@ def test_host_memory_fills_up(
             assert figures["andes_host_refused_tokens_total"] > 0
             assert preemptions(engine, "offload") > 0
             assert preemptions(engine, "release") > 0
-            check_load(engine, evicting=600)
+            check_load(engine, evicting=690)
             wait_until_idle(engine)
             assert "leak" not in engine.log.read_text(errors="replace").lower()
 
