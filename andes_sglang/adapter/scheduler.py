@@ -335,6 +335,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         batch.filter_batch()
         if not batch.is_empty() and not batch.check_decode_mem():
             self._settle()
+            self._finish_writes()
             batch.filter_batch()
             self._drop_finished_parked()
             while not batch.is_empty() and not batch.check_decode_mem():
