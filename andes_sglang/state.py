@@ -52,7 +52,7 @@ class RequestView:
     prompt_tokens, output_tokens: prompt length and tokens generated so far (known to the engine, which may be ahead of
     what was delivered). kv_tokens: KV tokens held now (0 while WAITING). cached_tokens: leading tokens a WAITING
     request need not compute (its prefix hit). host_tokens: those of them that are in host memory only and have to be loaded;
-    of a RUNNING or PARKED request the leading tokens with a copy there, which it would not lose by a release.
+    of a RUNNING or PARKED request the tokens that it would not lose by a release.
     remaining_tokens: most tokens it may still generate.
     slice_tokens: tokens generated since it last started running. phase_since_s: when it entered its phase.
     preemptions: how often it was preempted so far.

@@ -476,7 +476,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             output_tokens=output,
             kv_tokens=0 if phase is Phase.WAITING else prompt + output,
             cached_tokens=min(served.cached_tokens, prompt + output - 1) if phase is Phase.WAITING else 0,
-            host_tokens=served.host_tokens if phase is Phase.WAITING else self._copied_tokens(req),
+            host_tokens=served.host_tokens if phase is Phase.WAITING else self._keeps_tokens(req),
             remaining_tokens=max(0, req.sampling_params.max_new_tokens - output),
             slice_tokens=output - served.slice_start,
             phase_since_s=served.since_s,
@@ -493,9 +493,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             match = match_prefix_for_req(self.tree_cache, req)
             self._set_cached(req, len(match.device_indices) + match.host_hit_length, match.host_hit_length)
 
-    def _copied_tokens(self, req: Any) -> int:
-        """How much of a request that holds its KV has a copy in host memory: all that is in the tree, or its end has none."""
-        return int(req.cache_protected_len) if self._host is not None and req.last_node.backuped else 0
+    def _keeps_tokens(self, req: Any) -> int:
+        """What a request that holds its KV would not lose by a release: all, if its part in the tree has found room in host
+        memory; the rest follows it there."""
+        kept = self._host is not None and req.last_node is not None and req.last_node.backuped
+        return len(req.origin_input_ids) + len(req.output_ids) if kept else 0
 
     def _set_cached(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         served = self._served[req.rid]
