@@ -114,12 +114,16 @@ class LatencyModel:
     def __init__(self) -> None:
         self.decode = LinearCost(prior=(0.01, 2e-4, 2e-8), scale=(1.0, 16.0, 8192.0))
         self.prefill = LinearCost(prior=(0.01, 5e-5, 1e-7), scale=(1.0, 1024.0, 8192.0))
+        self.load = LinearCost(prior=(0.0, 1e-5), scale=(1.0, 1024.0))
 
     def observe_decode(self, batch: int, context_tokens: int, seconds: float) -> None:
         self.decode.observe((1.0, float(batch), float(context_tokens)), seconds)
 
     def observe_prefill(self, new_tokens: int, prefix_tokens: int, seconds: float) -> None:
         self.prefill.observe((1.0, float(new_tokens), float(prefix_tokens)), seconds)
+
+    def observe_load(self, tokens: int, seconds: float) -> None:
+        self.load.observe((1.0, float(tokens)), seconds)
 
     def decode_s(self, batch: float, context_tokens: float) -> float:
         """Seconds of one decode step of ``batch`` requests over ``context_tokens`` KV tokens in all."""
@@ -130,6 +134,16 @@ class LatencyModel:
         """Seconds to compute ``new_tokens`` after a cached prefix of ``prefix_tokens``."""
         c = self.prefill.coefficients
         return max(1e-6, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
+
+    def resume_s(self, new_tokens: float, cached_tokens: float, host_tokens: float = 0.0) -> float:
+        """Seconds until a request runs that has ``cached_tokens``, ``host_tokens`` of them in host memory only: they are
+        loaded while the others are computed."""
+        return max(self.prefill_s(new_tokens, cached_tokens), self.load_s(host_tokens))
+
+    def load_s(self, tokens: float) -> float:
+        """Seconds to copy the KV of ``tokens`` tokens from host memory."""
+        c = self.load.coefficients
+        return c[0] + c[1] * tokens if tokens > 0 else 0.0
 
     def uncertainty(self) -> tuple[float, float]:
         """Relative standard error of a decode step (batch 16, 8192 tokens) and of a prefill (1024 tokens)."""

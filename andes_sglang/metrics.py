@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from andes_sglang.latency import LatencyModel
 
-__all__ = ["Metrics", "PrometheusMetrics"]
+__all__ = ["HostUse", "Metrics", "PrometheusMetrics"]
 
 _DECISION_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
 _QOE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class HostUse:
+    """Copies between the KV pool and host memory so far, and how full it is.
+
+    write_s, load_s: time of the copies each way (write_s: on a CPU only); waited_s: what of it the engine stood still for
+    (on a GPU without the waits inside a forward pass). hit_tokens: tokens loaded instead of computed. refused_tokens:
+    tokens that found no room there.
+    """
+
+    written_bytes: int = 0
+    loaded_bytes: int = 0
+    write_s: float = 0.0
+    load_s: float = 0.0
+    waited_s: float = 0.0
+    hit_tokens: int = 0
+    refused_tokens: int = 0
+    used_tokens: int = 0
+    capacity_tokens: int = 0
 
 
 class Metrics:
@@ -39,6 +60,9 @@ class Metrics:
 
     def costs(self, latency: LatencyModel) -> None:
         """What the engine's iterations cost, as fitted, and how sure that is."""
+
+    def host(self, use: HostUse) -> None:
+        """Copies between the KV pool and host memory."""
 
 
 class PrometheusMetrics(Metrics):
@@ -73,6 +97,15 @@ class PrometheusMetrics(Metrics):
             "andes_cost_relative_error", "standard error of a typical iteration's cost", ["stage"],
             multiprocess_mode="mostrecent",
         )  # fmt: skip
+        self._host = HostUse()
+        self._host_bytes = Counter("andes_host_copied_bytes", "KV copied between pool and host memory", ["direction"])
+        self._host_copy = Counter("andes_host_copy_seconds", "time of these copies", ["direction"])
+        self._host_wait = Counter("andes_host_wait_seconds", "time the engine stood still for copies")
+        self._host_hits = Counter("andes_host_hit_tokens", "tokens loaded from host memory instead of computed")
+        self._host_refused = Counter("andes_host_refused_tokens", "tokens that found no room in host memory")
+        self._host_tokens = Gauge(
+            "andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="mostrecent"
+        )
 
     def in_charge(self, policy: str) -> None:
         self._info.labels(policy=policy).set(1)
@@ -108,3 +141,15 @@ class PrometheusMetrics(Metrics):
                 self._cost.labels(stage=stage, per=term).set(seconds)
         for stage, error in zip(("decode", "prefill"), latency.uncertainty(), strict=True):
             self._cost_error.labels(stage=stage).set(error)
+
+    def host(self, use: HostUse) -> None:
+        before, self._host = self._host, use
+        self._host_bytes.labels(direction="write").inc(use.written_bytes - before.written_bytes)
+        self._host_bytes.labels(direction="load").inc(use.loaded_bytes - before.loaded_bytes)
+        self._host_copy.labels(direction="write").inc(use.write_s - before.write_s)
+        self._host_copy.labels(direction="load").inc(use.load_s - before.load_s)
+        self._host_wait.inc(use.waited_s - before.waited_s)
+        self._host_hits.inc(use.hit_tokens - before.hit_tokens)
+        self._host_refused.inc(use.refused_tokens - before.refused_tokens)
+        self._host_tokens.labels(what="used").set(use.used_tokens)
+        self._host_tokens.labels(what="capacity").set(use.capacity_tokens)

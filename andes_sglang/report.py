@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.request import RequestRecord
-from andes_sglang.summary import cells
+from andes_sglang.summary import cells, host_line
 
 __all__ = ["COLOURS", "CSS", "figure", "plot", "render"]
 
@@ -123,6 +123,9 @@ def render(
         + "</tr>"
         for n in names
     )
+    offload = "".join(
+        f'<p class="note">{html.escape(n)}: {line}</p>' for n in names if (line := host_line(policies[n])) is not None
+    )
     key = "".join(f'<span class="key" style="background:{c}"></span>{html.escape(n)}' for n, c in colours.items())
 
     def lines(values: Any) -> list[tuple[str, str, list[float], list[float]]]:
@@ -180,6 +183,7 @@ def render(
 <p class="note">{html.escape(str(workload.get("name", "")))} · {workload.get("requests")} requests a run · {html.escape(str(engine.get("what", "")))}</p>
 <table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>
 <p class="note">QoE 1: every token was there when its reader wanted it. ± is the standard deviation over repeats. A failed request scores 0.</p>
+{offload}
 <p>{key}</p>
 <h2>What readers got</h2><div class="row">{"".join(pictures)}</div>
 <h2>What the engine did</h2><div class="row">{"".join(over_time) or "<p>The endpoint has no metrics.</p>"}</div>

@@ -1,7 +1,8 @@
 """What a scheduling policy sees and what it says. Pure data: no clock, no engine, no I/O.
 
 A request is in one of three places. WAITING holds no KV of its own (new, or released: then part of its KV may
-still be in the radix cache). RUNNING is in the decode batch. PARKED has left the batch and keeps its KV.
+still be in the radix cache, or have a copy in host memory). RUNNING is in the decode batch. PARKED has left the batch and
+keeps its KV.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Phase(IntEnum):
 
 
 class PreemptionMode(Enum):
-    """PARK leaves the batch and keeps its KV; RELEASE gives the KV to the radix cache, unlocked; OFFLOAD also copies it
-    to host memory."""
+    """PARK leaves the batch and keeps its KV; RELEASE gives the KV to the radix cache, unlocked; OFFLOAD also keeps a copy
+    in host memory. On an engine with a host tier a RELEASE is an OFFLOAD as long as there is room."""
 
     PARK = "park"
     RELEASE = "release"
@@ -50,7 +51,9 @@ class RequestView:
 
     prompt_tokens, output_tokens: prompt length and tokens generated so far (known to the engine, which may be ahead of
     what was delivered). kv_tokens: KV tokens held now (0 while WAITING). cached_tokens: leading tokens a WAITING
-    request would find in the radix cache (its prefix hit). remaining_tokens: most tokens it may still generate.
+    request need not compute (its prefix hit). host_tokens: those of them that are in host memory only and have to be loaded;
+    of a RUNNING or PARKED request the tokens that it would not lose by a release.
+    remaining_tokens: most tokens it may still generate.
     slice_tokens: tokens generated since it last started running. phase_since_s: when it entered its phase.
     preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
@@ -65,6 +68,7 @@ class RequestView:
     output_tokens: int = 0
     kv_tokens: int = 0
     cached_tokens: int = 0
+    host_tokens: int = 0
     remaining_tokens: int = 1 << 20
     slice_tokens: int = 0
     phase_since_s: float = 0.0
@@ -87,6 +91,7 @@ class RequestView:
             self.output_tokens,
             self.kv_tokens,
             self.cached_tokens,
+            self.host_tokens,
             self.remaining_tokens,
             self.slice_tokens,
             self.phase_since_s,
@@ -98,7 +103,7 @@ class RequestView:
 
 Array = npt.NDArray[np.float64]
 READER_WIDTH = len(Readers._fields)
-ROW_WIDTH = 17
+ROW_WIDTH = 18
 
 
 class _Column:
@@ -126,12 +131,13 @@ class RequestTable:
     output_tokens = _Column(8)
     kv_tokens = _Column(9)
     cached_tokens = _Column(10)
-    remaining_tokens = _Column(11)
-    slice_tokens = _Column(12)
-    phase_since_s = _Column(13)
-    preemptions = _Column(14)
-    preemptible = _Column(15)
-    weight = _Column(16)
+    host_tokens = _Column(11)
+    remaining_tokens = _Column(12)
+    slice_tokens = _Column(13)
+    phase_since_s = _Column(14)
+    preemptions = _Column(15)
+    preemptible = _Column(16)
+    weight = _Column(17)
 
     @property
     def readers(self) -> Readers:

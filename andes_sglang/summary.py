@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from andes_sglang.request import RequestRecord
 
-__all__ = ["Figures", "aligned", "cells", "combine", "summarise", "table"]
+__all__ = ["Figures", "aligned", "cells", "combine", "host_line", "summarise", "table"]
 
 Summary = dict[str, Any]
 MOST_ROWS = 100_000
@@ -156,7 +156,16 @@ def summarise(
         summary["preemptions_per_request"] = (counted("andes_preemptions_total") or 0.0) / figures.requests
         summary["recomputed_tokens"] = counted("andes_recomputed_tokens_total")
         summary["retractions"] = counted("andes_retractions_total")
+    if capacity := counters.get('andes_host_tokens{what="capacity"}'):
+        summary["host"] = {name: counted(f"andes_host_{name}_total") for name in _HOST_COUNTERS}
+        summary["host"]["fill"] = counters['andes_host_tokens{what="used"}'] / capacity
+        for way in ("write", "load"):
+            key = f'andes_host_copied_bytes_total{{direction="{way}"}}'
+            summary["host"][f"{way}_bytes"] = counters[key] - earlier.get(key, 0.0)
     return summary
+
+
+_HOST_COUNTERS = ("hit_tokens", "refused_tokens", "copy_seconds", "wait_seconds")
 
 
 def combine(runs: Sequence[Summary]) -> Summary:
@@ -218,6 +227,20 @@ def _at(summary: Summary, path: Sequence[str]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
+
+
+def host_line(summary: Summary) -> str | None:
+    """What went to host memory and back, in a sentence; None for an engine without a host tier."""
+    if (host := summary.get("host")) is None:
+        return None
+    hidden_s = max(0.0, host["copy_seconds"] - host["wait_seconds"])
+    recomputed = summary["recomputed_tokens"] or 0.0
+    return (
+        f"{host['write_bytes'] / 2**20:.1f} MiB copied to host memory, {host['load_bytes'] / 2**20:.1f} MiB back "
+        f"({host['hit_tokens']:.0f} tokens loaded instead of computed, {recomputed:.0f} computed again); copies took "
+        f"{hidden_s:.2f} s beside the engine and {host['wait_seconds']:.2f} s of it; host memory {host['fill']:.0%} full at "
+        f"the end, {host['refused_tokens']:.0f} tokens found no room."
+    )
 
 
 def table(policies: Mapping[str, Summary]) -> str:

@@ -11,7 +11,7 @@ __all__ = ["Forced"]
 
 
 class Forced:
-    """Takes a running request off every ``every_tokens`` tokens in ``mode`` (park or release); puts it back next time."""
+    """Takes a running request off every ``every_tokens`` tokens in ``mode``; puts it back next time."""
 
     name = "forced"
 

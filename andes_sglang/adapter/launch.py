@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -30,12 +31,23 @@ _CPU_DEFAULTS = {
     "--chunked-prefill-size": "8192",
     "--max-running-requests": "64",
 }
+_OFFLOAD_SWITCHES = ("--enable-hierarchical-cache",)
+_OFFLOAD_ON_CPU = {"--hicache-io-backend": "direct", "--hicache-mem-layout": "layer_first"}
 _CPU_SWITCHES = ("--sleep-on-idle", "--disable-cuda-graph", "--skip-server-warmup")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "--model-path", dest="model", required=True, help="model directory or name")
     add_serve_arguments(parser)
+    parser.add_argument(
+        "--preemption-mode", choices=("release", "offload"), default="release",
+        help="what becomes of the KV of a stream that has to make room: release (default) leaves it to be evicted and "
+        "computed again; offload keeps a copy in host memory",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host-kv-gib", type=float, metavar="GIB",
+        help="offload: host memory for copies; default: a quarter of what is free, at most 8 times the KV pool",
+    )  # fmt: skip
 
 
 def check_arguments(args: argparse.Namespace) -> Options:
@@ -44,7 +56,8 @@ def check_arguments(args: argparse.Namespace) -> Options:
     if policy != "forced":
         policy_of(args)
     default = target_of(args)
-    options = Options(policy, options_of(args), default.ttft_s, default.tds)
+    options = Options(policy, options_of(args), default.ttft_s, default.tds, args.preemption_mode, args.host_kv_gib)
+    _check_offload(options)
     model = Path(args.model)
     if model.exists() and not (model / "config.json").is_file():
         raise UsageError(f"--model {args.model}: no model directory (it has no config.json)")
@@ -52,6 +65,25 @@ def check_arguments(args: argparse.Namespace) -> Options:
         raise UsageError(f"--model {args.model}: no such directory")
     bind(args.host, args.port).close()
     return options
+
+
+def _check_offload(options: Options) -> None:
+    offload = options.preemption_mode == "offload"
+    if offload and options.policy is None:
+        raise UsageError("--preemption-mode offload: policy stock preempts nobody")
+    if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
+        raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
+    if options.host_kv_gib is None:
+        return
+    if not offload:
+        raise UsageError(f"--host-kv-gib {options.host_kv_gib:g}: goes with --preemption-mode offload")
+    import psutil
+
+    free_gib = psutil.virtual_memory().available / 2**30
+    if not (math.isfinite(options.host_kv_gib) and 0 < options.host_kv_gib <= 0.9 * free_gib):
+        raise UsageError(
+            f"--host-kv-gib {options.host_kv_gib:g}: must be > 0 and at most 90 % of the {free_gib:.1f} GiB that are free"
+        )
 
 
 def prepare_environment(options: Options) -> bool:
@@ -80,12 +112,18 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     """SGLang's command line: what the user passed, plus defaults for a CPU where he chose nothing."""
     given = {flag.split("=", 1)[0] for flag in passed if flag.startswith("--")}
     line = ["--model-path", args.model, "--host", args.host, "--port", str(args.port), *passed]
+    defaults: dict[str, str] = {}
+    switches: tuple[str, ...] = ()
+    if args.preemption_mode == "offload":
+        defaults |= _OFFLOAD_ON_CPU if cpu else {}
+        switches += _OFFLOAD_SWITCHES
     if cpu:
-        for flag, value in _CPU_DEFAULTS.items():
-            if flag not in given:
-                line += [flag, value]
-        line += [flag for flag in _CPU_SWITCHES if flag not in given]
-    return line
+        defaults |= _CPU_DEFAULTS
+        switches += _CPU_SWITCHES
+    for flag, value in defaults.items():
+        if flag not in given:
+            line += [flag, value]
+    return line + [flag for flag in switches if flag not in given]
 
 
 def serve(args: argparse.Namespace, passed: list[str]) -> int:

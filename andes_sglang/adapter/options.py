@@ -18,12 +18,15 @@ ENVIRONMENT = "ANDES_OPTIONS"
 class Options:
     """policy: a name of ``andes_sglang.policy.POLICIES``, ``forced`` (a diagnostic that preempts every few tokens) or None:
     SGLang untouched. policy_options: constructor arguments. default_ttft_s, default_tds: expectations of requests
-    that bring none."""
+    that bring none. preemption_mode: what happens to KV that has to go: release, or offload to host memory, of which
+    host_kv_gib GiB may be used (None: as much as :mod:`andes_sglang.adapter.host_tier` finds reasonable)."""
 
     policy: str | None = None
     policy_options: dict[str, Any] = field(default_factory=dict)
     default_ttft_s: float = QoETarget().ttft_s
     default_tds: float = QoETarget().tds
+    preemption_mode: str = "release"
+    host_kv_gib: float | None = None
 
     @property
     def default_target(self) -> QoETarget:

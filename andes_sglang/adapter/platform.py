@@ -22,6 +22,22 @@ def activate() -> str | None:
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     _enum = PlatformEnum.OOT
 
+    def init_backend(self) -> None:
+        """Give the hierarchical cache (``--hicache-io-backend direct``) the three things it takes from CUDA: streams, a
+        copy, and memory of the host, which is not to be pinned here and of which nothing is to be held back."""
+        from sglang.srt.managers import cache_controller
+        from sglang.srt.mem_cache.pool_host import base, common, mha
+
+        from andes_sglang.adapter import streams
+
+        def allocate(dims: tuple[int, ...], *, dtype: Any, device: str, **_: Any) -> Any:
+            return torch.empty(dims, dtype=dtype, device=device)
+
+        cache_controller.device_module = streams
+        mha.transfer_kv_direct = streams.transfer_kv_direct
+        common.ALLOC_MEMORY_FUNCS["cpu"] = allocate
+        base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
+
     def get_dispatch_key_name(self) -> str:
         return "native"
 

@@ -44,3 +44,7 @@ def _register(options: Options) -> None:
         "sglang.srt.sampling.sampling_params.SamplingParams.verify", verify_expectations, HookType.AFTER
     )
     HookRegistry.register("sglang.srt.managers.scheduler.Scheduler", QoEScheduler, HookType.REPLACE)
+    if options.preemption_mode == "offload":
+        from andes_sglang.adapter.host_tier import HostTier
+
+        HookRegistry.register("sglang.srt.mem_cache.hiradix_cache.HiRadixCache", HostTier, HookType.REPLACE)

@@ -6,6 +6,8 @@ the policy sees everybody and its decision is applied:
 - park: the request moves from the running batch to a batch of its own; slot and KV stay.
 - release: its KV goes into the radix tree unlocked and it joins the waiting queue; the stock prefill path brings it
   back, with a prefix hit for whatever is still there.
+- offload: a release on an engine with a host tier (:mod:`andes_sglang.adapter.host_tier`): what is evicted meanwhile is
+  loaded back instead of computed again. Without room in host memory it is a plain release, and is counted as one.
 - admit: the waiting queue, in the policy's order, is handed to SGLang's own prefill admission; the others stay back.
 
 In overlap mode the result of the last iteration is processed before anything is released, so no token in flight is
@@ -36,7 +38,9 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang import expectations
+from andes_sglang.adapter.eviction import EvictionOrder
 from andes_sglang.adapter.forced import Forced
+from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
 from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
@@ -51,6 +55,7 @@ ADMISSION_RESERVE_TOKENS = 16
 _PREFIX_LOOKUPS_PER_DECISION = 1
 _REPORT_PERIOD_S = 0.1
 _COSTS_PERIOD_S = 2.0
+_WRITE_CHUNK_TOKENS = 64
 
 
 class _Served:
@@ -59,6 +64,7 @@ class _Served:
     __slots__ = (
         "arrival_s",
         "cached_tokens",
+        "host_tokens",
         "preemptible",
         "preemptions",
         "reader",
@@ -81,6 +87,7 @@ class _Served:
         self.preemptions = 0
         self.recomputed = 0
         self.cached_tokens = 0
+        self.host_tokens = 0
         self.preemptible = preemptible
         self.stopped: str | None = None
         self.slot = -1
@@ -111,12 +118,18 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._costs_due_s = 0.0
         self._lookup_cursor = 0
         self._released_now: set[str] = set()
+        self._host: HostTier | None = None
         self.latency = LatencyModel()
         self.qoe_metrics = Metrics()
         _refuse_unsupported(args[0] if args else kwargs["server_args"])
         super().__init__(*args, **kwargs)
         if self.server_args.enable_metrics:
             self.qoe_metrics = PrometheusMetrics()
+        if isinstance(self.tree_cache, HostTier):
+            self._host = self.tree_cache
+            self._host.eviction_strategy = EvictionOrder(self._paused_kv)
+        elif options.preemption_mode == "offload":
+            raise ValueError("andes: --preemption-mode offload is not supported for the KV cache of this model")
 
     # SGLang's own accounting sees the parked
 
@@ -251,6 +264,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._released_now.clear()
         self._drop_finished_parked()
         self._report_population(running_batch)
+        self._write_through(running_batch)
         if not self.waiting_queue and self._parked is None and not self._needs_decision(running_batch):
             plan = super().get_new_batch_prefill(running_batch)
             self._note_admitted(plan.batch_to_run)
@@ -321,6 +335,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         batch.filter_batch()
         if not batch.is_empty() and not batch.check_decode_mem():
             self._settle()
+            self._finish_writes()
             batch.filter_batch()
             self._drop_finished_parked()
             while not batch.is_empty() and not batch.check_decode_mem():
@@ -329,9 +344,55 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
                 if not victims or (home is batch and len(batch.reqs) == 1):
                     break
                 self._release(max(victims, key=lambda req: self._served[req.rid].arrival_s), home, "retracted")
+                self._finish_writes()
                 self._drop_finished_parked()
                 self.qoe_metrics.retraction()
         return super().update_running_batch(batch)
+
+    def _write_through(self, running_batch: Any) -> None:
+        """Send what has been generated to host memory, a chunk a stream, as much as fits behind one decode step; of whose
+        reader has most in store first: the likeliest to be taken off."""
+        if self._host is None:
+            return
+        self._host.eviction_strategy.look_again()
+        for tokens, seconds in self._host.take_loads():
+            self.latency.observe_load(tokens, seconds)
+        due: list[tuple[float, Any, int]] = []
+        for batch in (running_batch, self._parked):
+            for req in batch.reqs if batch is not None else ():
+                served = self._served.get(req.rid)
+                computed = len(req.origin_input_ids) + len(req.output_ids) - 1
+                if (
+                    served is not None
+                    and served.req is req
+                    and served.preemptible
+                    and computed - req.cache_protected_len >= _WRITE_CHUNK_TOKENS
+                    and len(req.output_ids) > served.slice_start
+                    and not req.finished()
+                ):
+                    due.append((served.reader.start_s + served.reader.end_s, req, computed))
+        if not due:
+            return
+        due.sort(key=lambda item: -item[0])
+        prompts = sum(len(req.origin_input_ids) for req in running_batch.reqs)
+        step_s = self.latency.decode_s(len(running_batch.reqs), prompts)
+        for _, req, computed in due:
+            step_s -= self.latency.load_s(computed - req.cache_protected_len)
+            self._host.back_up(req, computed)
+            if step_s <= 0:
+                break
+
+    def _paused_kv(self) -> Iterator[tuple[Any, float]]:
+        """Where the KV of each stream that waits for its return ends in the tree, and when its reader runs dry."""
+        for served in self._served.values():
+            req = served.req
+            if served.stopped not in (None, "park") and req.last_node is not None:
+                last = req.best_match_node if req.host_hit_length else req.last_node
+                yield last, served.reader.start_s + served.reader.end_s
+
+    def _finish_writes(self) -> None:
+        if self._host is not None:
+            self._host.finish_writes()
 
     def run_batch(self, batch: Any, pp_proxy_tensors: Any = None) -> Any:
         now_s = time.perf_counter()
@@ -415,6 +476,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             output_tokens=output,
             kv_tokens=0 if phase is Phase.WAITING else prompt + output,
             cached_tokens=min(served.cached_tokens, prompt + output - 1) if phase is Phase.WAITING else 0,
+            host_tokens=served.host_tokens if phase is Phase.WAITING else self._keeps_tokens(req),
             remaining_tokens=max(0, req.sampling_params.max_new_tokens - output),
             slice_tokens=output - served.slice_start,
             phase_since_s=served.since_s,
@@ -429,11 +491,17 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self._lookup_cursor = (self._lookup_cursor + 1) % len(queue)
             req = queue[self._lookup_cursor]
             match = match_prefix_for_req(self.tree_cache, req)
-            self._set_cached(req, len(match.device_indices))
+            self._set_cached(req, len(match.device_indices) + match.host_hit_length, match.host_hit_length)
 
-    def _set_cached(self, req: Any, tokens: int) -> None:
+    def _keeps_tokens(self, req: Any) -> int:
+        """What a request that holds its KV would not lose by a release: all, if its part in the tree has found room in host
+        memory; the rest follows it there."""
+        kept = self._host is not None and req.last_node is not None and req.last_node.backuped
+        return len(req.origin_input_ids) + len(req.output_ids) if kept else 0
+
+    def _set_cached(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         served = self._served[req.rid]
-        served.cached_tokens = tokens
+        served.cached_tokens, served.host_tokens = tokens, host_tokens
         self._ledger.write(served.slot, self._view(req, Phase.WAITING))
 
     # What the policy said
@@ -450,8 +518,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self.qoe_metrics.preemption("park", park[req.rid].reason)
         for home in (running_batch, self._parked) if release else ():
             for req in [r for r in home.reqs if r.rid in release and not r.finished()] if home is not None else ():
-                self._release(req, home, "release")
-                self.qoe_metrics.preemption(release[req.rid].mode.value, release[req.rid].reason)
+                how = self._release(req, home, "release")
+                self.qoe_metrics.preemption(how, release[req.rid].reason)
+        if release:
+            self._finish_writes()
         self._drop_finished_parked()
         return self._resume(decision.resume, running_batch)
 
@@ -480,15 +550,20 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         served.slice_start = len(served.req.output_ids)
         served.since_s = time.perf_counter()
 
-    def _release(self, req: Any, batch: Any, how: str) -> None:
+    def _release(self, req: Any, batch: Any, how: str) -> str:
+        """Give up its KV; ``how``, or offload in the place of release where all of it is in host memory or on its way."""
         release_kv_cache(req, self.tree_cache, is_insert=True)
         req.reset_for_retract()
         batch.filter_batch(keep_indices=[i for i, r in enumerate(batch.reqs) if r is not req])
         batch.batch_is_full = False
+        if self._host is not None and how == "release":
+            match = match_prefix_for_req(self.tree_cache, req)
+            how = "offload" if match.last_device_node.backuped else how
         self._stop(req, how)
         self._set_cached(req, len(req.origin_input_ids) + len(req.output_ids) - 1)
         self._released_now.add(req.rid)
         self.waiting_queue.append(req)
+        return how
 
     def _park(self, rids: Iterable[str], batch: Any) -> list[Any]:
         """Move those of ``rids`` that run out of ``batch``; the requests that moved."""
@@ -553,6 +628,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             released=released,
             waiting=len(self.waiting_queue) - released,
         )
+        if self._host is not None:
+            self.qoe_metrics.host(self._host.use())
         if now_s >= self._costs_due_s:
             self._costs_due_s = now_s + _COSTS_PERIOD_S
             self.qoe_metrics.costs(self.latency)

@@ -18,6 +18,7 @@ SGLANG_VERSION = "0.5.17"
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+_HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
 
 SEAMS: dict[str, tuple[str, ...]] = {
     f"{_SCHEDULER}.get_new_batch_prefill": ("self", "running_batch"),
@@ -49,6 +50,16 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.utils.is_health_check_generate_req": ("recv_req",),
     "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
     "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
+    "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": ("self", "req", "chunked"),
+    f"{_HICACHE}.__init__": ("self", "params", "server_args"),
+    f"{_HICACHE}.write_backup": ("self", "node", "write_back"),
+    f"{_HICACHE}.writing_check": ("self", "write_back", "finish_count"),
+    f"{_HICACHE}.load_back": ("self", "node", "mem_quota"),
+    f"{_HICACHE}.loading_check": ("self", "finish_count"),
+    f"{_HICACHE}.check_hicache_events": ("self",),
+    f"{_HICACHE}.ready_to_load_host_cache": ("self",),
+    f"{_HICACHE}.reset": ("self",),
+    "sglang.srt.mem_cache.evict_policy.EvictionStrategy.get_priority": ("self", "node"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
 }
 

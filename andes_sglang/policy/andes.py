@@ -100,7 +100,7 @@ class Andes:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
         interval_s = state.latency.decode_s(int(running.sum()), float(t.kv_tokens[running].sum()))
         token_s = interval_s / max(1, int(running.sum()))
-        recompute_s = _prefill_s(state, t.kv_tokens, 0.0)
+        recompute_s = _resume_s(state, t.kv_tokens - t.host_tokens, t.host_tokens)
         slice_tokens = np.where(t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens)
         earned = t.slice_tokens >= np.maximum(slice_tokens, self.slice_worth * recompute_s / token_s)
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
@@ -148,7 +148,7 @@ class Andes:
         """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
         t = state.requests
         new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-        resume_s = np.where(t.is_in(Phase.WAITING), _prefill_s(state, new, t.cached_tokens), 0.0)
+        resume_s = np.where(t.is_in(Phase.WAITING), _resume_s(state, new, t.cached_tokens), 0.0)
         wait = t.readers.waiting(state.now_s, self.horizon_s)
         serve = t.readers.served(state.now_s, self.horizon_s, resume_s + interval_s, interval_s)
         gain: Array = np.maximum(serve - wait, 0.0)
@@ -199,10 +199,13 @@ class Andes:
         return left_s, min(self.horizon_s, wanted_tokens / max(1.0, float(t.kv_tokens[rows].sum())) * left_s)
 
 
-def _prefill_s(state: SchedulerState, new_tokens: Array, prefix_tokens: Array | float) -> Array:
-    c = state.latency.prefill.coefficients
-    cost_s: Array = np.maximum(c[0] + c[1] * new_tokens + c[2] * prefix_tokens, 1e-6)
-    return cost_s
+def _resume_s(state: SchedulerState, new_tokens: Array, prefix_tokens: Array) -> Array:
+    """Seconds to compute ``new_tokens``, during which what is in host memory of the prefix is loaded."""
+    c, load = state.latency.prefill.coefficients, state.latency.load.coefficients
+    compute_s = c[0] + c[1] * new_tokens + c[2] * prefix_tokens
+    host = state.requests.host_tokens
+    cost_s: Array = np.maximum(compute_s, load[0] * (host > 0) + load[1] * host)
+    return np.maximum(cost_s, 1e-6)
 
 
 def _packed_gain(density: Array, gain: Array, context: Array, pool: float, batch: int) -> float:

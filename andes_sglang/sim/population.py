@@ -21,8 +21,8 @@ __all__ = ["Population"]
 
 Array = npt.NDArray[np.float64]
 (
-    START, TDS, DELIVERED, END, LATENESS, PHASE, ARRIVAL, PROMPT, OUTPUT, KV, CACHED, REMAINING, SLICE, SINCE, PREEMPTIONS,
-    PREEMPTIBLE, WEIGHT,
+    START, TDS, DELIVERED, END, LATENESS, PHASE, ARRIVAL, PROMPT, OUTPUT, KV, CACHED, HOST, REMAINING, SLICE, SINCE,
+    PREEMPTIONS, PREEMPTIBLE, WEIGHT,
 ) = range(ROW_WIDTH)  # fmt: skip
 """The order of :meth:`andes_sglang.state.RequestView.row`."""
 
@@ -46,9 +46,11 @@ class _Table(RequestTable):
 
 
 class Population:
-    """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds."""
+    """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds.
+    written_through: what runs has a copy in host memory."""
 
-    def __init__(self, capacity: int = 256) -> None:
+    def __init__(self, capacity: int = 256, *, written_through: bool = False) -> None:
+        self._written_through = written_through
         self._columns: Array = np.zeros((ROW_WIDTH, capacity))
         self._joined_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._seen_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
@@ -68,7 +70,7 @@ class Population:
         self._rids[slot] = rid
         self._columns[:, slot] = (
             spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, Phase.WAITING, spec.arrival_s, spec.prompt_tokens,
-            0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, 1,
+            0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, 1,
         )  # fmt: skip
         return slot
 
@@ -83,7 +85,7 @@ class Population:
     def join(self, slot: int, step: int) -> None:
         """It is in the batch and gets a token at every step after ``step``."""
         c = self._columns
-        c[PHASE, slot], c[CACHED, slot] = Phase.RUNNING, 0
+        c[PHASE, slot], c[CACHED, slot], c[HOST, slot] = Phase.RUNNING, 0, 0
         c[KV, slot] = c[PROMPT, slot] + c[OUTPUT, slot]
         self._joined_step[slot] = self._seen_step[slot] = step
 
@@ -96,8 +98,8 @@ class Population:
         if phase is Phase.WAITING:
             c[KV, slot] = 0
 
-    def set_cached(self, slot: int, tokens: int) -> None:
-        self._columns[CACHED, slot] = tokens
+    def set_cached(self, slot: int, tokens: int, host_tokens: int) -> None:
+        self._columns[CACHED, slot], self._columns[HOST, slot] = tokens, host_tokens
 
     def deliver(self, slot: int, at_s: float) -> None:
         """One token reaches the reader outside the batch's steps: the first after a prefill."""
@@ -158,6 +160,9 @@ class Population:
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
         _count(columns[:, :batch], np.maximum(step - self._joined_step.take(slots[:batch]), 0))
+        if self._written_through:
+            holding = slice(batch + len(parked))
+            columns[HOST, holding] = columns[KV, holding]
         follow = partial(self.follow, running, ends_s, first_step, step)
         return _Table(tuple(self._rids[slots].tolist()), columns, follow), int(columns[KV].sum())
 

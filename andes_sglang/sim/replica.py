@@ -150,7 +150,7 @@ class Replica:
         self._unsent_step = False
         self._unsent_firsts: list[tuple[Job, npt.NDArray[np.float64]]] = []
         self._leaving: list[tuple[int, int, int, Job]] = []
-        self._people = Population()
+        self._people = Population(written_through=engine.write_through and engine.host_capacity_tokens > 0)
         self._cursor = 0
         self._decide_due_s = 0.0
         self._out_link_free_s = 0.0
@@ -396,7 +396,9 @@ class Replica:
             if self.policy is not None:
                 self.latency.observe_prefill(new, prefix, seconds)
         if loaded:
-            seconds = max(seconds, loaded / self.engine.host_tokens_per_s)
+            load_s = loaded / self.engine.host_tokens_per_s
+            self.latency.observe_load(loaded, load_s)
+            seconds = max(seconds, load_s)
         end_s = self._pass(seconds)
         if batch:
             self._log_steps(np.array([end_s]), batch)
@@ -709,7 +711,7 @@ class Replica:
             self._cursor = (self._cursor + 1) % len(self.waiting)
             job = self.waiting[self._cursor]
             match = self.cache.match(job.runs(job.context_tokens), job.context_tokens - 1, self.now_s)
-            self._people.set_cached(job.slot, match.tokens + match.host_tokens)
+            self._people.set_cached(job.slot, match.tokens + match.host_tokens, match.host_tokens)
 
     def _apply(self, decision: Decision) -> set[Job]:
         """Preempt and resume; those released, who cannot come back at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics, PrometheusMetrics
+from andes_sglang.metrics import HostUse, Metrics, PrometheusMetrics
 
 
 def tell(metrics: Metrics) -> None:
@@ -22,6 +22,8 @@ def tell(metrics: Metrics) -> None:
     for batch in (4, 8, 12) * 100:
         latency.observe_decode(batch, 100 * batch, 0.01 + 0.002 * batch)
     metrics.costs(latency)
+    metrics.host(HostUse(written_bytes=100, write_s=0.5, used_tokens=7, capacity_tokens=9))
+    metrics.host(HostUse(150, 40, 0.75, 0.25, 0.125, hit_tokens=11, refused_tokens=2, used_tokens=5, capacity_tokens=9))
 
 
 def test_names_and_values() -> None:
@@ -42,6 +44,15 @@ def test_names_and_values() -> None:
     assert value("andes_requests", {"state": "parked"}) == 1
     assert value("andes_cost_seconds", {"stage": "decode", "per": "iteration"}) == pytest.approx(0.01, rel=0.05)
     assert value("andes_cost_relative_error", {"stage": "decode"}) < 0.1
+    assert value("andes_host_copied_bytes_total", {"direction": "write"}) == 150
+    assert value("andes_host_copied_bytes_total", {"direction": "load"}) == 40
+    assert value("andes_host_copy_seconds_total", {"direction": "write"}) == 0.75
+    assert value("andes_host_copy_seconds_total", {"direction": "load"}) == 0.25
+    assert value("andes_host_wait_seconds_total") == 0.125
+    assert value("andes_host_hit_tokens_total") == 11
+    assert value("andes_host_refused_tokens_total") == 2
+    assert value("andes_host_tokens", {"what": "used"}) == 5
+    assert value("andes_host_tokens", {"what": "capacity"}) == 9
 
 
 def test_silent_without_metrics() -> None:

@@ -74,6 +74,30 @@ def test_what_the_engine_tells_is_counted_from_records_or_else_from_its_counters
     assert summarise([record(0, 0.0, [1.0, 2.0])], {}, after)["preemptions_per_request"] == 5.0
 
 
+def test_what_went_to_host_memory_is_a_line_of_the_report() -> None:
+    def told(scale: float) -> dict[str, float]:
+        return {
+            'andes_policy_info{policy="andes"}': 1.0,
+            "andes_recomputed_tokens_total": 3 * scale,
+            'andes_host_copied_bytes_total{direction="write"}': scale * 2**20,
+            'andes_host_copied_bytes_total{direction="load"}': scale * 2**19,
+            'andes_host_copy_seconds_total{direction="write"}': 0.5 * scale,
+            'andes_host_copy_seconds_total{direction="load"}': 0.25 * scale,
+            "andes_host_wait_seconds_total": 0.25 * scale,
+            "andes_host_hit_tokens_total": 700 * scale,
+            "andes_host_refused_tokens_total": 0.0,
+            'andes_host_tokens{what="used"}': 50.0,
+            'andes_host_tokens{what="capacity"}': 200.0,
+        }
+
+    figures = summary.combine([summarise([record(0, 0.0, [1.0, 2.0])], told(1.0), told(3.0))])
+    line = summary.host_line(figures)
+    assert line is not None
+    assert line.startswith("2.0 MiB copied to host memory, 1.0 MiB back (1400 tokens loaded")
+    assert "6 computed again); copies took 1.00 s beside the engine and 0.50 s of it; host memory 25% full" in line
+    assert summary.host_line(summarise([record(0, 0.0, [1.0, 2.0])])) is None
+
+
 def test_a_failed_request_scores_nothing_and_counts() -> None:
     failed = RequestRecord(1, 0.0, 0.0, 10, 10, 1.0, 5.0, [], 3.0, "HTTP 503")
     figures = summarise([record(0, 0.0, [0.5, 0.6]), failed])

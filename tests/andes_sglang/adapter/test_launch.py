@@ -32,6 +32,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = str(busy.getsockname()[1])
+        offload = ("--model", model, "--preemption-mode", "offload")
         for arguments, says in (
             (("--model", model, "--policy", "magic"), "unknown policy 'magic'"),
             (("--model", model, "--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
@@ -39,6 +40,14 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
             (("--model", model, "--default-tds", "0"), "--default-tds: tds must be"),
             (("--model", str(tmp_path / "none")), "no such directory"),
             (("--model", str(tmp_path.parent)), "it has no config.json"),
+            (("--model", model, "--host-kv-gib", "1"), "goes with --preemption-mode offload"),
+            ((*offload, "--host-kv-gib", "99999"), "--host-kv-gib 99999: must be > 0 and at most"),
+            ((*offload, "--host-kv-gib", "0"), "--host-kv-gib 0: must be > 0"),
+            ((*offload, "--policy", "stock"), "policy stock preempts nobody"),
+            (
+                ("--model", model, "--policy", "forced", "--policy-option", "mode=offload"),
+                "needs --preemption-mode offload",
+            ),
             (("--model", model, "--port", port), f"--port {port}: cannot listen there"),
         ):
             done = serve(*arguments)
@@ -48,7 +57,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0)
+    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5)
     monkeypatch.setenv(ENVIRONMENT, options.to_env())
     assert Options.from_env() == options
     monkeypatch.delenv(ENVIRONMENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -105,7 +106,22 @@ def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 CONFIGURATIONS = [
     *itertools.product(("overlap", "no overlap"), ("park", "release"), ("chunked", "whole")),
     *itertools.product(("overlap",), ("park", "release"), ("mixed",)),
+    ("overlap", "offload", "chunked"),
+    ("no overlap", "offload", "whole"),
 ]
+OFFLOAD = ("--preemption-mode", "offload", "--max-total-tokens", "450")
+"""Too little KV for everybody, so that what was offloaded has to be loaded back."""
+
+
+def slow_copies(directory: Path) -> dict[str, str]:
+    """An environment in which every copy to or from host memory takes a while: most of what happens does so amid one."""
+    (directory / "sitecustomize.py").write_text(
+        "import time\n"
+        "from andes_sglang.adapter import streams\n"
+        "copy_rows = streams.copy_rows\n"
+        "streams.copy_rows = lambda *rows: (time.sleep(0.02), copy_rows(*rows))\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
 
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS, ids=["-".join(c).replace(" ", "_") for c in CONFIGURATIONS])
@@ -117,6 +133,15 @@ def engine(
     flags += ["--chunked-prefill-size", "-1" if chunk == "whole" else "32"]
     flags += ["--enable-mixed-chunk"] if chunk == "mixed" else []
     flags += ["--disable-overlap-schedule"] if overlap == "no overlap" else []
+    if mode == "offload":
+        flags += OFFLOAD
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in slow_copies(tmp_path_factory.mktemp("slow")).items():
+                patch.setenv(name, value)
+            patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
+            with Engine(tiny_model, "forced", flags, log=tmp_path_factory.mktemp("forced") / "log") as started:
+                yield started, mode
+        return
     with Engine(tiny_model, "forced", flags, log=tmp_path_factory.mktemp("forced") / "log") as started:
         yield started, mode
 
@@ -133,6 +158,30 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
         expected = {key: value for key, value in expected.items() if key != "penalty"}
     assert found == expected
     assert preemptions(server, mode) > 60
+    if mode == "offload":
+        check_load(server, evicting=440)
+        figures = read_metrics(server.url)
+        assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
+        assert figures['andes_host_copy_seconds_total{direction="load"}'] > 0.02
+        assert figures["andes_recomputed_tokens_total"] < 10
+
+
+def check_load(engine: Engine, evicting: int) -> None:
+    """What a prompt of ``evicting`` tokens, nearly the whole pool, drives off the device comes back from host memory, and is
+    what it was."""
+
+    def hits() -> float:
+        return read_metrics(engine.url)["andes_host_hit_tokens_total"]
+
+    wait_until_idle(engine)
+    before = hits()
+    first = "".join(stream(engine, PROMPTS[5])[0])
+    stream(engine, [11 + (17 * j) % 890 for j in range(evicting)], max_tokens=2)
+    assert "".join(stream(engine, PROMPTS[5])[0]) == first
+    for _ in range(500):
+        if hits() >= before + len(PROMPTS[5]) - 15:  # metrics follow within a moment
+            return
+    raise AssertionError(f"{hits() - before} tokens of {len(PROMPTS[5])} were loaded")
 
 
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
@@ -175,6 +224,7 @@ def test_nothing_is_left_when_idle(engine: tuple[Engine, str]) -> None:
     wait_until_idle(server)
     for state in ("running", "parked", "released", "waiting"):
         assert read_metrics(server.url)[f'andes_requests{{state="{state}"}}'] == 0
+    assert read_metrics(server.url)['andes_host_tokens{what="used"}'] == 0
     assert "leak" not in server.log.read_text(errors="replace").lower()
     assert server.alive()
 
@@ -211,6 +261,34 @@ def test_kv_runs_out(tiny_model: Path, tmp_path: Path, unhurried: list[str], mon
         figures = read_metrics(engine.url)
         assert figures["andes_retractions_total"] > 5
         assert figures['andes_resumes_total{mode="retracted"}'] == figures["andes_retractions_total"]
+
+
+def test_host_memory_fills_up(
+    tiny_model: Path, tmp_path: Path, unhurried: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for fewer copies than the device holds: some preemptions are plain releases, and all streams come whole. The
+    engine is ended amid all that once: a new one knows nothing of it."""
+    monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
+    flags = ("--max-total-tokens", "700", "--max-running-requests", "16", "--enable-metrics")
+    policy = ("--policy-option", "mode=offload", "--policy-option", "every_tokens=6")
+    offload = ("--preemption-mode", "offload", "--host-kv-gib", "0.0004")
+    with Engine(tiny_model, "forced", (*flags, *policy, *offload), log=tmp_path / "log") as engine:
+        with ThreadPoolExecutor(1) as pool:
+            interrupted = pool.submit(crowd, engine, 24)
+            while preemptions(engine, "offload") < 20:
+                assert engine.alive(), engine.tail()
+                assert not interrupted.done()
+            engine.stop()
+            assert interrupted.exception() is not None
+        with engine:
+            assert crowd(engine, 24) == unhurried
+            figures = read_metrics(engine.url)
+            assert figures["andes_host_refused_tokens_total"] > 0
+            assert preemptions(engine, "offload") > 0
+            assert preemptions(engine, "release") > 0
+            check_load(engine, evicting=690)
+            wait_until_idle(engine)
+            assert "leak" not in engine.log.read_text(errors="replace").lower()
 
 
 def test_the_parked_do_not_hold_the_slots_of_the_admitted(

@@ -60,7 +60,8 @@ def states(draw: st.DrawFn) -> SchedulerState:
         views.append(
             RequestView(
                 f"r{k}", phase, now_s - age_s, reader, prompt, output, kv,
-                cached_tokens=draw(st.integers(0, prompt)) if phase is Phase.WAITING else 0,
+                cached_tokens=(cached := draw(st.integers(0, prompt)) if phase is Phase.WAITING else 0),
+                host_tokens=draw(st.integers(0, cached if phase is Phase.WAITING else prompt)),
                 slice_tokens=draw(st.integers(0, 200)), phase_since_s=now_s - draw(st.floats(0, age_s)),
                 preemptions=draw(st.integers(0, 3)), preemptible=draw(st.booleans()),
             )

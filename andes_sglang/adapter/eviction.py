@@ -1,0 +1,34 @@
+"""Whose KV is given up first, on the device and in host memory: that of finished conversations, the least recently used
+before others; then that of the paused stream whose reader runs dry last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+__all__ = ["EvictionOrder"]
+
+
+class EvictionOrder:
+    """SGLang's ``EvictionStrategy``: the smallest goes first. ``paused`` names the streams that are to come back: the last
+    node of each, and when its reader runs dry. It is asked once after each :meth:`look_again`."""
+
+    def __init__(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+        self._paused = paused
+        self._dry_at_s: dict[Any, float] | None = None
+
+    def look_again(self) -> None:
+        self._dry_at_s = None
+
+    def get_priority(self, node: Any) -> tuple[int, float]:
+        if self._dry_at_s is None:
+            self._dry_at_s = {}
+            for last, dry_at_s in self._paused():
+                at = last
+                while at is not None and self._dry_at_s.get(at, float("inf")) > dry_at_s:
+                    self._dry_at_s[at] = dry_at_s
+                    at = at.parent
+        if node in self._dry_at_s:
+            return 1, -self._dry_at_s[node]
+        return 0, node.last_access_time

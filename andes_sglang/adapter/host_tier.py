@@ -1,0 +1,151 @@
+"""SGLang's hierarchical cache as the home of preempted KV.
+
+Whatever enters the radix tree is copied to host memory in the background (SGLang's write-through). Here running streams
+enter it too, in chunks as they grow, so that a release has next to nothing left to copy. What was loaded back keeps its
+host copy: the next preemption, and the next turn of the conversation, move only what is new.
+
+Copies of what is still on the device are not given up for others: with host memory full of them, a stream gets no copy and
+its preemption is a plain release.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
+
+from andes_sglang.adapter import streams
+from andes_sglang.adapter.options import Options
+from andes_sglang.metrics import HostUse
+
+__all__ = ["HostTier"]
+
+GIB = float(1 << 30)
+MOST_DEVICE_POOLS = 8
+"""The derived size: a quarter of the memory that is free, but no more than this many times the device pool."""
+
+logger = logging.getLogger(__name__)
+
+
+class HostTier(HiRadixCache):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, params: Any, server_args: Any) -> None:
+        self._written_tokens = 0
+        self._refused_tokens = 0
+        self._loaded_tokens = 0
+        self._load_s = 0.0
+        self._waited_s = 0.0
+        self._early_load = -1
+        self._loads: list[tuple[int, float]] = []
+        server_args = copy.copy(server_args)
+        pool_bytes = sum(params.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes())
+        object.__setattr__(server_args, "hicache_size", _host_bytes(pool_bytes) / 1e9)
+        super().__init__(params, server_args)
+        self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them
+
+    def back_up(self, req: Any, tokens: int) -> None:
+        """Put the first ``tokens`` tokens of a running request into the tree, locked, and so on their way to the host."""
+        ids = (req.origin_input_ids + req.output_ids)[:tokens]
+        begun = SimpleNamespace(
+            get_fill_ids=lambda: ids,
+            req_pool_idx=req.req_pool_idx,
+            extra_key=req.extra_key,
+            priority=getattr(req, "priority", 0),
+            cache_protected_len=req.cache_protected_len,
+            last_node=req.last_node,
+        )
+        self.cache_unfinished_req(begun)
+        req.cache_protected_len, req.last_node = begun.cache_protected_len, begun.last_node
+
+    def write_backup(self, node: Any, write_back: bool = False) -> int:
+        written = int(super().write_backup(node, write_back))
+        self._written_tokens += written
+        self._refused_tokens += 0 if written else len(node.value)
+        return written
+
+    def finish_writes(self) -> None:
+        """Wait for the copies under way: what they read is locked until then, and somebody needs the room."""
+        started_s = time.perf_counter()
+        for ack in self.cache_controller.ack_write_queue:
+            ack.finish_event.synchronize()
+        self._waited_s += time.perf_counter() - started_s
+        self.writing_check()
+
+    def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
+        loaded = super().load_back(node, mem_quota)
+        self._loaded_tokens += 0 if loaded is None else len(loaded)
+        return loaded
+
+    def loading_check(self, finish_count: int | None = None) -> None:
+        for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
+            if ack.timing_enabled:
+                ack.finish_event.synchronize()
+                seconds = ack.start_event.elapsed_time(ack.finish_event) / 1e3
+                self._loads.append((ack.num_tokens, seconds))
+                self._load_s += seconds
+        super().loading_check(finish_count)
+
+    def take_loads(self) -> list[tuple[int, float]]:
+        """Tokens and seconds of each load since the last call."""
+        loads, self._loads = self._loads, []
+        return loads
+
+    def check_hicache_events(self) -> None:
+        """A load that was queued for a batch which then was not formed starts on its own; the next batch waits for it."""
+        super().check_hicache_events()
+        if self.cache_controller.load_queue and not self.cache_controller.ack_load_queue:
+            self._early_load = super().ready_to_load_host_cache()
+
+    def ready_to_load_host_cache(self) -> int:
+        load = int(super().ready_to_load_host_cache())
+        early, self._early_load = self._early_load, -1
+        return load if load >= 0 else early
+
+    def reset(self) -> None:
+        """A flush. SGLang has made sure that nothing runs, so whatever host memory the tree does not hold is lost."""
+        if hasattr(self, "root_node"):
+            lost = self._used_tokens() - self._held_tokens()
+            if lost:
+                logger.error("leak: %d tokens of host memory belong to nobody", lost)
+        super().reset()
+
+    def _used_tokens(self) -> int:
+        pool = self.token_to_kv_pool_host
+        return int(pool.logical_size - pool.available_size())
+
+    def _held_tokens(self) -> int:
+        held, nodes = 0, [self.root_node]
+        while nodes:
+            node = nodes.pop()
+            nodes += node.children.values()
+            held += len(node.host_value) if node.host_value is not None else 0
+        return held
+
+    def use(self) -> HostUse:
+        """What has been copied so far, and how full host memory is."""
+        token_bytes = self.token_to_kv_pool_host.size_per_token
+        write_stream = self.cache_controller.write_stream
+        return HostUse(
+            written_bytes=self._written_tokens * token_bytes,
+            loaded_bytes=self._loaded_tokens * token_bytes,
+            write_s=write_stream.busy_s if isinstance(write_stream, streams.Stream) else 0.0,
+            load_s=self._load_s,
+            waited_s=self._waited_s + streams.waited_s(),
+            hit_tokens=self._loaded_tokens,
+            refused_tokens=self._refused_tokens,
+            used_tokens=self._used_tokens(),
+            capacity_tokens=int(self.token_to_kv_pool_host.logical_size),
+        )
+
+
+def _host_bytes(pool_bytes: float) -> float:
+    asked_gib = Options.from_env().host_kv_gib
+    if asked_gib is not None:
+        return asked_gib * GIB
+    return float(min(0.25 * psutil.virtual_memory().available, MOST_DEVICE_POOLS * pool_bytes))
