@@ -17,9 +17,8 @@ import pytest
 from andes_operator.demand import LEAST_SAMPLE, SPAN_S, Reader, arrivals
 from andes_operator.names import Statistic
 from andes_operator.observe import Observation, Pods, Request
-from andes_operator.simulated import Inquiry, PredictionError, Predictor, RepresentativeReplicas, cold_start_s, predict
+from andes_operator.simulated import Inquiry, PredictionError, Predictor, cold_start_s, predict
 from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
-from andes_operator.whatif import Arrival, Question
 from andes_sglang.qoe import QoETarget
 
 NOW_S = 1_000_000.0
@@ -70,24 +69,28 @@ def test_too_few_arrivals_become_poisson_and_none_become_none() -> None:
 
 
 def test_more_replicas_never_look_worse_and_overload_looks_bad() -> None:
-    made, span_s = arrivals(SPEC, observed(60.0, 120.0), 60.0, {})
-    question = Question(SPEC.profile, "andes", (), made, span_s)
-    fleet = RepresentativeReplicas()
-    shares = [SPEC.objectives[0].among(fleet.qoe(question, n)) for n in (1, 4, 16)]
-    assert shares[0] < 0.5  # type: ignore[operator]
+    few, some, many = (
+        predict(Inquiry(replace(SPEC, min_replicas=n, max_replicas=n), observed(60.0, 120.0), NOW_S - 120, 75.0))[1]
+        for n in (1, 4, 16)
+    )
+    shares = few.values[1][0], some.values[4][0], many.values[16][0]
+    assert shares[0] < 0.95  # type: ignore[operator]
     assert shares[0] <= shares[1] <= shares[2]  # type: ignore[operator]
     assert shares[2] == 1.0
-    assert 3 <= fleet.guess(question) <= 10
+    assert few.least is None
+    assert many.least == 16
 
 
 def test_a_class_is_told_apart() -> None:
-    demand = tuple(
-        Arrival(i * 0.5, "fast" if i % 2 else "slow", 500, 100, QoETarget(0.02, 500.0) if i % 2 else QoETarget())
-        for i in range(200)
-    )
-    found = RepresentativeReplicas().qoe(Question(SPEC.profile, "andes", (), demand, 100.0), 1)
-    assert found["slow"].mean == 1.0
-    assert found["fast"].mean < 0.9  # type: ignore[operator]
+    requests = tuple(Request(NOW_S - 100 + i * 0.5, "fast" if i % 2 else "slow", 500, 100, True) for i in range(200))
+    readers = {"fast": Reader(QoETarget(0.02, 500.0)), "slow": Reader(QoETarget())}
+    objectives = (Objective("slow", Statistic.MEAN, 0.5), Objective("fast", Statistic.MEAN, 0.01))
+    spec = replace(SPEC, objectives=objectives, max_replicas=1)
+    seen = replace(observed(2.0), recent=requests)
+    predicted = predict(Inquiry(spec, seen, NOW_S - 100, 75.0, readers=readers))[1]
+    slow, fast = predicted.values[1]
+    assert slow == 1.0
+    assert fast < 0.9  # type: ignore[operator]
 
 
 def test_the_whole_prediction() -> None:
