@@ -25,7 +25,8 @@ __all__ = ["Goal", "Played", "WhatIf", "work_s"]
 
 Array = npt.NDArray[np.float64]
 MOST_REQUESTS = 1000
-LEAST_S = 60.0
+ROUTED_S, LEAST_S = 120.0, 60.0
+"""As many replicas as that many requests are for so long; one, if need be with more of them, for this long at least."""
 DECISION_INTERVAL_S = 0.25
 CHECKS = 30
 """How often it is asked, while playing, whether the goals can still be met."""
@@ -66,8 +67,8 @@ def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
 class WhatIf:
     """The question for ``requests``, in order of arrival in ``span_s`` seconds, and replicas of ``engine`` under ``policy``.
 
-    kinds: of each request, what goals tell apart. most_requests: as many are played for one size of fleet, unless 60 s of one
-    replica have more; where that is less than all that one replica would get, it is the busiest stretch. Raises
+    kinds: of each request, what goals tell apart. most_requests: as many are played for one size of fleet, unless a minute of
+    one replica has more; where that is less than all that one replica would get, it is the busiest stretch. Raises
     ``ValueError`` naming field and value; playing raises :class:`~andes_sglang.sim.replica.RefusedError` for what can never
     fit.
     """
@@ -137,8 +138,10 @@ class WhatIf:
         """The cell's requests, their kinds, and how many replicas it has. Its clock is stretched so that the work in a second
         is the fleet's, whichever requests were picked."""
         count = len(self.requests)
-        cell = max(1, min(replicas, self.most_requests * replicas // max(1, count)))
-        stretch = int(max(self.most_requests / cell, LEAST_S * count / self.span_s / replicas) * replicas)
+        each_rps = max(1, count) / self.span_s / replicas
+        cell = int(self.most_requests / each_rps / min(self.span_s, ROUTED_S))
+        cell = max(1, min(replicas, cell))
+        stretch = int(max(self.most_requests / cell, LEAST_S * each_rps) * replicas)
         first = 0
         if stretch < count:
             first = int(np.argmin(self._times_s[stretch:] - self._times_s[:-stretch]))
