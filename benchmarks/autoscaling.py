@@ -104,6 +104,11 @@ class World:
     def between(self, since_s: float, until_s: float) -> Sequence[RequestSpec]:
         return self.requests[bisect_left(self.arrived_s, since_s) : bisect_left(self.arrived_s, until_s)]
 
+    def last(self, now_s: float, window_s: float, least: int) -> Sequence[RequestSpec]:
+        """What arrived in the window before ``now_s``, or in as long a one as ``least`` took."""
+        until = bisect_left(self.arrived_s, now_s)
+        return self.requests[max(0, min(bisect_left(self.arrived_s, now_s - window_s), until - least)) : until]
+
     def rate_rps(self, now_s: float, window_s: float) -> float:
         return len(self.between(now_s - window_s, now_s)) / max(1e-9, min(window_s, now_s))
 
@@ -167,14 +172,15 @@ class Planner:
         return self.world.clock(60.0)
 
     def wanted(self, fleet: Fleet) -> int:
-        seen, now_s, window_s = self.world, fleet.now_s, max(self.world.clock(60.0), 5.0)
-        recent = seen.between(now_s - 5 * window_s, now_s)
-        if not recent:
+        seen, now_s = self.world, fleet.now_s
+        recent = seen.last(now_s, seen.clock(60.0), 50)
+        if len(recent) < 2:
             return len(fleet.serving)
+        window_s = now_s - recent[0].arrival_s
         late = [r.ttft_s / r.ttft_target_s for r in seen.ended_since(now_s - window_s)]
         correction = min(2.0, max(1.0, float(np.mean(late)))) if late else 1.0
         each = self.share * takes_rps(seen.engine, recent)
-        now = math.ceil(seen.rate_rps(now_s, window_s) * correction / each)
+        now = math.ceil(len(recent) / window_s * correction / each)
         self.asked = [(t, n) for t, n in self.asked if t >= now_s - seen.clock(300.0)] + [
             (now_s, min(MOST, max(1, now)))
         ]
@@ -239,7 +245,7 @@ class Ours:
         ended = Sketch()
         for record in seen.ended_since(now_s - behavior.window_s):
             ended.add(record.qoe)
-        recent = seen.between(now_s - max(seen.clock(600.0), 150.0), now_s)
+        recent = seen.last(now_s, seen.clock(600.0), 500)
         observation = Observation(
             now_s, Pods(current, current, len(fleet.serving)), rate_rps, idle_s=0.0, open_streams=fleet.open_requests,
             waiting=waiting, ended={"reader": ended}, running={"reader": late},

@@ -26,7 +26,7 @@ __all__ = ["Goal", "Played", "WhatIf", "work_s"]
 Array = npt.NDArray[np.float64]
 MOST_REQUESTS = 1000
 ROUTED_S, LEAST_S = 120.0, 60.0
-"""As many replicas as that many requests are for so long; one, if need be with more of them, for this long at least."""
+"""The cell has as many replicas as the requests are enough for in the first; no less of its time is played than the second."""
 DECISION_INTERVAL_S = 0.25
 CHECKS = 30
 """How often it is asked, while playing, whether the goals can still be met."""

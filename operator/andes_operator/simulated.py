@@ -57,7 +57,6 @@ def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
     def policy() -> SchedulingPolicy | None:
         return None if spec.policy == "stock" else make(spec.policy, **options)
 
-    policy()
     return expected, answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last)
 
 

@@ -51,6 +51,16 @@ def test_arrivals_keep_lengths_and_bursts_at_another_rate() -> None:
     assert {(a.reader, a.weight) for a in made} == {(QoETarget(2.0, 9.0), 3.0)}
 
 
+@pytest.mark.parametrize(("tds", "least_s"), [(1000.0, 60.0), (5.0, 165.0)])
+def test_a_few_seconds_of_demand_go_on_until_a_fleet_has_filled_up(tds: float, least_s: float) -> None:
+    seen = observed(20.0, 7.0)
+    made, span_s = arrivals(SPEC, seen, 40.0, {"reading": Reader(QoETarget(1.0, tds))})
+    assert span_s == pytest.approx(least_s, rel=0.15), "a minute, or three answers of 275 tokens"
+    assert len(made) / span_s == pytest.approx(40.0)
+    assert [a.at_s for a in made] == sorted(a.at_s for a in made)
+    assert [a.prompt_tokens for a in made[: len(seen.recent)]] == [r.prompt_tokens for r in seen.recent]
+
+
 def test_an_answer_under_way_is_as_long_as_one_of_its_class() -> None:
     done = tuple(Request(NOW_S - 100 + i, "reading", 100, 77, True) for i in range(LEAST_SAMPLE))
     open_now = Request(NOW_S - 1, "reading", 100, 5, False)
