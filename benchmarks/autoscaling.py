@@ -40,7 +40,7 @@ from andes_sglang.sim.cli import configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Autoscaler, Fleet, TargetScaler, qoe
 from andes_sglang.sim.plan import capacity_rps
-from andes_sglang.sim.whatif import work_s
+from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.sketch import Sketch
 from andes_sglang.workload import Rates, Stream, load, load_rates, mean_length, readers_of
 
@@ -49,7 +49,7 @@ DAY_S = 86_400.0
 TARGET = 0.95
 WINDOWS = 24
 MOST = 40
-INTERVAL_S = 0.25
+
 SCHEDULERS = ("stock", "andes")
 REACTIVE = ("HPA, KV", "KEDA, running", "KEDA, waiting", "TTFT/ITL planner")
 
@@ -334,7 +334,7 @@ def play(world: World, scheduler: str, arm: str, value: float) -> dict[str, Any]
 
     first = round(value) if arm == "static peak" else start(world)
     fleet = Fleet(engine, policy, replicas=first, router=qoe, autoscaler=scaler, start_s=world.cold_start_s,
-                  decision_interval_s=INTERVAL_S, sink=keep)  # fmt: skip
+                  decision_interval_s=decision_interval(engine), sink=keep)  # fmt: skip
     started = time.process_time()
     for number, spec in enumerate(world.requests):
         fleet.submit(spec)
@@ -355,6 +355,7 @@ def play(world: World, scheduler: str, arm: str, value: float) -> dict[str, Any]
         "mean": float(scores.mean()), "p5": float(np.percentile(scores, 5)), "share": float((scores >= 0.95).mean()),
         "met": float(np.mean([w >= TARGET for w in windows])), "windows": windows, "timeline": timeline,
         "cpu_s": time.process_time() - started,
+        "known": {f"{1.03**k:.3g}": p.least for k, (_, p) in sorted(getattr(scaler, "known", {}).items())},
         "what_ifs": getattr(scaler, "what_ifs", 0), "what_if_s": getattr(scaler, "what_if_s", 0.0),
     }  # fmt: skip
 

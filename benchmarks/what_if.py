@@ -14,7 +14,7 @@ from andes_sglang.arms import Arm
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
 from andes_sglang.sim.plan import Objective, capacity_rps, least, serve
-from andes_sglang.sim.whatif import DECISION_INTERVAL_S, Goal, WhatIf
+from andes_sglang.sim.whatif import Goal, WhatIf
 from andes_sglang.workload import Stream, mean_length, readers_of
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
@@ -47,7 +47,9 @@ def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, o
     whole: dict[int, float] = {}
 
     def holds(n: int) -> bool:
-        whole[n] = objective.of(serve([engine] * n, policy, requests, decision_interval_s=DECISION_INTERVAL_S)[0])
+        whole[n] = objective.of(
+            serve([engine] * n, policy, requests, decision_interval_s=question.decision_interval_s)[0]
+        )
         return whole[n] >= objective.value
 
     found = least(holds, answer or 4 * load, 4 * load)

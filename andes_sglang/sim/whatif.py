@@ -21,13 +21,13 @@ from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, Router, qoe
 from andes_sglang.sim.plan import Objective, least
 
-__all__ = ["Goal", "Played", "WhatIf", "work_s"]
+__all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
 
 Array = npt.NDArray[np.float64]
-MOST_REQUESTS = 1000
+MOST_REQUESTS = 600
 ROUTED_S, LEAST_S = 120.0, 60.0
-"""The cell has as many replicas as the requests are enough for in the first; no less of its time is played than the second."""
-DECISION_INTERVAL_S = 0.25
+"""The cell has as many replicas as the requests are enough for in the first; no less time is played than the second."""
+DECISION_INTERVAL_S = 0.5
 CHECKS = 30
 """How often it is asked, while playing, whether the goals can still be met."""
 
@@ -50,6 +50,11 @@ class Played(NamedTuple):
 
     values: tuple[float | None, ...]
     exact: bool
+
+
+def decision_interval(engine: EngineModel) -> float:
+    """How seldom a policy can be asked without holding prefill up: half a second, or one chunk if that takes less."""
+    return min(DECISION_INTERVAL_S, engine.costs.prefill_s(engine.chunk_tokens))
 
 
 def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
@@ -84,13 +89,14 @@ class WhatIf:
         kinds: Sequence[int] = (),
         router: Router = qoe,
         most_requests: int = MOST_REQUESTS,
-        decision_interval_s: float = DECISION_INTERVAL_S,
+        decision_interval_s: float | None = None,
     ) -> None:
         if not span_s > 0:
             raise ValueError(f"span_s must be > 0 seconds, got {span_s!r}")
         self.engine, self.policy, self.router = engine, policy, router
         self.requests, self.span_s, self.goals = requests, span_s, tuple(goals)
-        self.most_requests, self.decision_interval_s = most_requests, decision_interval_s
+        self.most_requests = most_requests
+        self.decision_interval_s = decision_interval(engine) if decision_interval_s is None else decision_interval_s
         self._kinds = np.array(kinds or [0] * len(requests))
         self._times_s = np.array([r.arrival_s for r in requests])
         self._work_s = work_s(engine, requests)

@@ -57,7 +57,7 @@ def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
     def policy() -> SchedulingPolicy | None:
         return None if spec.policy == "stock" else make(spec.policy, **options)
 
-    return expected, answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last)
+    return expected, answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last, seen.pods.wanted)
 
 
 def _end_with_parent() -> None:

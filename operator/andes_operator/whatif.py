@@ -76,9 +76,11 @@ def answer(
     engine: EngineModel,
     policy: Callable[[], SchedulingPolicy | None],
     last: Prediction | None = None,
+    current: int = 0,
 ) -> Prediction:
     """The least number of replicas of ``engine`` in the target's bounds, at least one, for ``demand`` in ``span_s`` seconds.
-    last: an answer to much the same question, to begin at what it would be at this rate. Raises ``ValueError`` for a request
+    last: an answer to much the same question, to begin at what it would be at this rate; without it, at the ``current``
+    replicas if that is about what the work keeps busy. Raises ``ValueError`` for a request
     that no engine can hold."""
     names = sorted({a.class_name for a in demand})
     margin = spec.behavior.margin
@@ -92,6 +94,8 @@ def answer(
     rate_rps, guess = len(demand) / span_s, None
     if last is not None and last.least is not None and last.rate_rps > 0:
         guess = math.ceil(last.least * rate_rps / last.rate_rps)
+    elif 0.5 * question.load <= current <= 2.0 * question.load:
+        guess = current
     found = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
     return Prediction(rate_rps, spec.objectives, margin, found, {n: p.values for n, p in question.played.items()})
 

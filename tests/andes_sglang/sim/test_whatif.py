@@ -36,8 +36,9 @@ def whole_fleet(requests: list[RequestSpec], objective: Objective, guess: int) -
 
 def test_a_small_fleet_is_played_whole() -> None:
     requests = demand(8.0, 30.0)
-    played = what_if(requests, "andes", Goal(MEAN), Goal(SHARE)).play(4)
-    scores, _ = serve([CPU] * 4, lambda: make("andes"), requests, decision_interval_s=0.25)
+    question = what_if(requests, "andes", Goal(MEAN), Goal(SHARE))
+    played = question.play(4)
+    scores, _ = serve([CPU] * 4, lambda: make("andes"), requests, decision_interval_s=question.decision_interval_s)
     assert played.exact
     assert played.values == pytest.approx((MEAN.of(scores), SHARE.of(scores)))
 
