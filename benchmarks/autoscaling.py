@@ -216,7 +216,7 @@ class Ours:
         self.world, self.policy = world, policy
         self.engine, _ = configure(world.engine, Arm(policy_name))
         fine = world.trace.speed == 1.0
-        self.interval_s = 15.0 if fine else clock(240.0)
+        self.interval_s = 15.0 if fine else max(clock(60.0), 5.0)
         self.spec = TargetSpec(
             ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective("*", Statistic.MEAN, TARGET),), 1, MOST,
             Demand("gateway"), profile=world.trace.profile, policy=policy_name,

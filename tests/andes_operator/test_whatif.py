@@ -28,8 +28,10 @@ def demand(rate_rps: float, class_name: str = "reading") -> tuple[Arrival, ...]:
     return tuple(Arrival(i / rate_rps, class_name, 100, 100, QoETarget()) for i in range(round(SPAN_S * rate_rps)))
 
 
-def ask(arrivals: tuple[Arrival, ...], spec: TargetSpec = SPEC, last: Prediction | None = None) -> Prediction:
-    return answer(spec, arrivals, SPAN_S, ENGINE, lambda: None, last)
+def ask(
+    arrivals: tuple[Arrival, ...], spec: TargetSpec = SPEC, last: Prediction | None = None, current: int = 0
+) -> Prediction:
+    return answer(spec, arrivals, SPAN_S, ENGINE, lambda: None, last, current)
 
 
 def test_the_least_number_and_not_one_fewer() -> None:
@@ -59,6 +61,13 @@ def test_a_second_question_begins_at_the_answer_to_the_first() -> None:
     more = ask(demand(15.0), last=first)
     assert more.least is not None
     assert min(more.values) >= 1.5 * first.least - 3, "half as much again in demand, half as much again in replicas"
+
+
+def test_a_first_question_begins_at_what_there_is_unless_that_is_far_off() -> None:
+    cold = ask(demand(10.0))
+    assert cold.least is not None
+    assert sorted(ask(demand(10.0), current=cold.least).values) == [cold.least - 1, cold.least]
+    assert ask(demand(10.0), current=1).values == cold.values
 
 
 def test_a_class_without_demand_is_content_and_margin_is_kept() -> None:

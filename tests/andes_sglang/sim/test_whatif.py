@@ -12,7 +12,7 @@ from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
 from andes_sglang.sim.plan import Objective, least, serve
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.whatif import Goal, WhatIf, work_s
+from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
 from andes_sglang.workload import Stream, readers_of
 
 CPU = profile.load("cpu-tiny-llama").engine
@@ -53,7 +53,7 @@ def test_a_cell_tells_about_a_fleet_of_many(objective: Objective) -> None:
     assert fleet is not None
     assert abs(found - fleet) <= 1
     scores, _ = serve([CPU] * found, lambda: None, requests)
-    assert question.played[found].values[0] == pytest.approx(objective.of(scores), abs=0.04)
+    assert question.played[found].values[0] == pytest.approx(objective.of(scores), abs=0.06)
 
 
 def test_work_is_the_fleets_whichever_requests_are_picked() -> None:
@@ -128,6 +128,13 @@ def test_nobody_needs_the_least_and_what_can_never_fit_is_refused() -> None:
         what_if([RequestSpec(0.0, 9000, 10)], span_s=60.0).fewest(60)
     with pytest.raises(ValueError, match="span_s"):
         what_if(demand(1.0), span_s=0.0)
+
+
+def test_a_policy_is_asked_as_often_as_prefill_needs_it() -> None:
+    """Asked every half second, an engine that computes a chunk in a tenth would prefill a fifth of the time."""
+    h100, slow = (profile.load(name).engine for name in ("h100-llama-3.1-8b", "l4-llama-3.1-8b"))
+    assert decision_interval(h100) == h100.costs.prefill_s(h100.chunk_tokens) < 0.1
+    assert decision_interval(slow) == 0.5
 
 
 def test_work_is_about_the_time_that_a_flooded_engine_takes() -> None:
