@@ -18,16 +18,20 @@ from andes_sglang import report, results, summary
 from andes_sglang.flags import add_arm_arguments, arms_of
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
+from andes_sglang.sim import whatif
 from andes_sglang.sim.cli import MISTAKES, STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
+from andes_sglang.sim.whatif import Goal, WhatIf
 from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = ["MISTAKES", "add_arguments"]
 
+MOST_TO_GUESS = 200_000
+"""Requests; more are not held in memory to guess from."""
 Engine = tuple[EngineModel, Callable[[], SchedulingPolicy | None]]
 
 
@@ -90,6 +94,14 @@ class _Planner:
             backlogs.append(backlog / max(1, len(scores)))
         return values, float(np.mean(backlogs))
 
+    def guess(self, engine: Engine) -> int:
+        """Where to begin: the what-if's answer where that is much cheaper than one fleet, else arithmetic."""
+        workload = self.workloads[0]
+        if 4 * whatif.MOST_REQUESTS < len(workload) <= MOST_TO_GUESS:
+            question = WhatIf(*engine, workload.requests, workload.duration_s, [Goal(self.objective)])
+            return question.fewest(self.most) or self.most
+        return round(self.rate_rps / capacity_rps(engine[0], *self.lengths) + 0.5)
+
     def plan(self, profile: Profile, policy: str, engine: Engine) -> _Plan:
         plan = _Plan(profile, policy)
 
@@ -97,8 +109,7 @@ class _Planner:
             plan.values[n], plan.backlog[n] = self.values([engine] * n, f"{profile.name}, {policy}")
             return float(np.mean(plan.values[n])) >= self.objective.value
 
-        guess = round(self.rate_rps / capacity_rps(engine[0], *self.lengths) + 0.5)
-        plan.replicas = least(holds, guess, self.most)
+        plan.replicas = least(holds, self.guess(engine), self.most)
         return plan
 
     def mix(self, one: _Plan, other: _Plan, engines: tuple[Engine, Engine]) -> dict[str, Any] | None:

@@ -74,6 +74,7 @@ async def _main(args: argparse.Namespace) -> None:
         duration_s=args.lease_seconds, retry_s=args.lease_seconds / 5,
     )  # fmt: skip
     health = await _serve_health(args.host, args.port, work, metrics)
+    predictor.start()
     try:
         await _lead(lease, work, args.namespace, stop, metrics)
     finally:

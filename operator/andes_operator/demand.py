@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from andes_operator.observe import Observation, Request
 from andes_operator.spec import TargetSpec
@@ -14,6 +15,7 @@ from andes_sglang.qoe import QoETarget
 __all__ = ["Reader", "arrivals"]
 
 SPAN_S = 300.0
+LEAST_SPAN_S, ANSWERS, MOST_REPEATED = 60.0, 3.0, 20_000
 LEAST_SAMPLE = 20
 TYPICAL_OUTPUT_TOKENS = 300
 TYPICAL_PROMPT_TOKENS = 1000
@@ -34,7 +36,8 @@ def arrivals(
     spec: TargetSpec, seen: Observation, rate_rps: float, readers: Mapping[str, Reader], seed: int = 0
 ) -> tuple[tuple[Arrival, ...], float]:
     """Arrivals at ``rate_rps``, and the seconds that they cover: the recent ones with their gaps scaled, so that bursts stay
-    bursts; Poisson where too few came to show any. An answer that is not finished is taken to be as long as a finished one
+    bursts; Poisson where too few came to show any. What came in a short time comes again, until a fleet that begins empty has
+    filled up: for as long as three answers are read. An answer that is not finished is taken to be as long as a finished one
     of its class."""
     if rate_rps <= 0.0:
         return (), SPAN_S
@@ -59,7 +62,11 @@ def arrivals(
         first_s = seen.recent[0].arrival_s
         seen_s = max(1e-3, seen.now_s - first_s)
         scale = len(seen.recent) / seen_s / rate_rps
-        return tuple(arrival((r.arrival_s - first_s) * scale, r) for r in seen.recent), seen_s * scale
+        once = [arrival((r.arrival_s - first_s) * scale, r) for r in seen.recent]
+        span_s = seen_s * scale
+        read_s = sum(a.output_tokens / a.reader.tds for a in once) / len(once)
+        rounds = math.ceil(max(LEAST_SPAN_S, min(ANSWERS * read_s, MOST_REPEATED / rate_rps)) / span_s)
+        return tuple(replace(a, at_s=a.at_s + k * span_s) for k in range(rounds) for a in once), rounds * span_s
     pattern = seen.recent or (
         Request(seen.now_s, "", int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS, 0, False),
     )

@@ -1,21 +1,23 @@
-"""The question that a tick asks: how few replicas would meet the objective? Pure; the simulator answers one fleet at a time.
-
-QoE does not fall when a replica is added, so the least number is found by bisection, from the simulator's own guess on.
-"""
+"""The question that a tick asks: how few replicas would meet the objectives? Pure; ``andes_sglang.sim.whatif`` answers it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from andes_operator.names import ALL_CLASSES, Statistic
 from andes_operator.spec import Objective, TargetSpec
+from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.qoe import QoETarget
-from andes_sglang.sim.plan import least
-from andes_sglang.sketch import Sketch
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim import plan as sim
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.whatif import Goal, WhatIf
 
-__all__ = ["Arrival", "FleetSimulator", "Prediction", "Question", "answer"]
+__all__ = ["Arrival", "Prediction", "answer"]
+
+_STATISTIC = {Statistic.MEAN: "mean", Statistic.PERCENTILE: "p", Statistic.SHARE_ABOVE: "share"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,35 +30,6 @@ class Arrival:
     output_tokens: int
     reader: QoETarget
     weight: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """demand: all arrivals at the fleet, in order, over ``span_s`` seconds. policy: by name, with options, as the engines
-    run it. profile: what an engine costs and holds, by name."""
-
-    profile: str
-    policy: str
-    policy_options: tuple[tuple[str, float], ...]
-    demand: tuple[Arrival, ...]
-    span_s: float
-
-    @property
-    def rate_rps(self) -> float:
-        return len(self.demand) / self.span_s
-
-
-class FleetSimulator(Protocol):
-    """Plays a fleet in virtual time with the policy object that runs in the engines."""
-
-    def guess(self, question: Question) -> int:
-        """About how many replicas the work needs, by arithmetic."""
-        ...
-
-    def qoe(self, question: Question, replicas: int) -> Mapping[str, Sketch]:
-        """QoE by class of the requests that were played, whoever is still waiting included. Raises ``ValueError`` naming
-        what it cannot play: an unknown profile or policy, a request that no engine can hold."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +70,38 @@ def meets(objectives: tuple[Objective, ...], values: tuple[float | None, ...], m
 
 
 def answer(
-    spec: TargetSpec, question: Question, simulator: FleetSimulator, last: Prediction | None = None
+    spec: TargetSpec,
+    demand: Sequence[Arrival],
+    span_s: float,
+    engine: EngineModel,
+    policy: Callable[[], SchedulingPolicy | None],
+    last: Prediction | None = None,
+    current: int = 0,
 ) -> Prediction:
-    """The least number of replicas in the target's bounds, at least one. last: an answer to much the same question, to begin
-    at what it would be at this rate; without it the simulator guesses."""
-    played: dict[int, tuple[float | None, ...]] = {}
-
-    def enough(replicas: int) -> bool:
-        if replicas not in played:
-            qoe = simulator.qoe(question, replicas)
-            played[replicas] = tuple(objective.among(qoe) for objective in spec.objectives)
-        return meets(spec.objectives, played[replicas], spec.behavior.margin)
-
-    fewest = max(1, spec.min_replicas)
+    """The least number of replicas of ``engine`` in the target's bounds, at least one, for ``demand`` in ``span_s`` seconds.
+    last: an answer to much the same question, to begin at what it would be at this rate; without it, at the ``current``
+    replicas if that is about what the work keeps busy. Raises ``ValueError`` for a request
+    that no engine can hold."""
+    names = sorted({a.class_name for a in demand})
+    margin = spec.behavior.margin
+    goals = [
+        Goal(sim.Objective(_STATISTIC[o.statistic], o.at or 0.0, o.value), _kind(o, names), margin)
+        for o in spec.objectives
+    ]
+    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader) for a in demand]
+    kinds = [names.index(a.class_name) for a in demand]
+    question = WhatIf(engine, policy, requests, span_s, goals, kinds=kinds)
+    rate_rps, guess = len(demand) / span_s, None
     if last is not None and last.least is not None and last.rate_rps > 0:
-        guess = math.ceil(last.least * question.rate_rps / last.rate_rps)
-    else:
-        guess = simulator.guess(question)
-    beyond = least(lambda n: enough(fewest + n - 1), guess - fewest + 1, spec.max_replicas - fewest + 1)
-    found = None if beyond is None else fewest + beyond - 1
-    return Prediction(question.rate_rps, spec.objectives, spec.behavior.margin, found, played)
+        guess = math.ceil(last.least * rate_rps / last.rate_rps)
+    elif 0.5 * question.load <= current <= 2.0 * question.load:
+        guess = current
+    found = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
+    return Prediction(rate_rps, spec.objectives, margin, found, {n: p.values for n, p in question.played.items()})
+
+
+def _kind(objective: Objective, names: Sequence[str]) -> int | None:
+    """Its class by number; one that nobody is of where none came."""
+    if objective.class_name == ALL_CLASSES:
+        return None
+    return names.index(objective.class_name) if objective.class_name in names else len(names)

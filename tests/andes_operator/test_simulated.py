@@ -17,9 +17,8 @@ import pytest
 from andes_operator.demand import LEAST_SAMPLE, SPAN_S, Reader, arrivals
 from andes_operator.names import Statistic
 from andes_operator.observe import Observation, Pods, Request
-from andes_operator.simulated import Inquiry, PredictionError, Predictor, RepresentativeReplicas, cold_start_s, predict
+from andes_operator.simulated import Inquiry, PredictionError, Predictor, cold_start_s, predict
 from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
-from andes_operator.whatif import Arrival, Question
 from andes_sglang.qoe import QoETarget
 
 NOW_S = 1_000_000.0
@@ -52,6 +51,16 @@ def test_arrivals_keep_lengths_and_bursts_at_another_rate() -> None:
     assert {(a.reader, a.weight) for a in made} == {(QoETarget(2.0, 9.0), 3.0)}
 
 
+@pytest.mark.parametrize(("tds", "least_s"), [(1000.0, 60.0), (5.0, 165.0)])
+def test_a_few_seconds_of_demand_go_on_until_a_fleet_has_filled_up(tds: float, least_s: float) -> None:
+    seen = observed(20.0, 7.0)
+    made, span_s = arrivals(SPEC, seen, 40.0, {"reading": Reader(QoETarget(1.0, tds))})
+    assert span_s == pytest.approx(least_s, rel=0.15), "a minute, or three answers of 275 tokens"
+    assert len(made) / span_s == pytest.approx(40.0)
+    assert [a.at_s for a in made] == sorted(a.at_s for a in made)
+    assert [a.prompt_tokens for a in made[: len(seen.recent)]] == [r.prompt_tokens for r in seen.recent]
+
+
 def test_an_answer_under_way_is_as_long_as_one_of_its_class() -> None:
     done = tuple(Request(NOW_S - 100 + i, "reading", 100, 77, True) for i in range(LEAST_SAMPLE))
     open_now = Request(NOW_S - 1, "reading", 100, 5, False)
@@ -70,24 +79,28 @@ def test_too_few_arrivals_become_poisson_and_none_become_none() -> None:
 
 
 def test_more_replicas_never_look_worse_and_overload_looks_bad() -> None:
-    made, span_s = arrivals(SPEC, observed(60.0, 120.0), 60.0, {})
-    question = Question(SPEC.profile, "andes", (), made, span_s)
-    fleet = RepresentativeReplicas()
-    shares = [SPEC.objectives[0].among(fleet.qoe(question, n)) for n in (1, 4, 16)]
-    assert shares[0] < 0.5  # type: ignore[operator]
+    few, some, many = (
+        predict(Inquiry(replace(SPEC, min_replicas=n, max_replicas=n), observed(60.0, 120.0), NOW_S - 120, 75.0))[1]
+        for n in (1, 4, 16)
+    )
+    shares = few.values[1][0], some.values[4][0], many.values[16][0]
+    assert shares[0] < 0.95  # type: ignore[operator]
     assert shares[0] <= shares[1] <= shares[2]  # type: ignore[operator]
     assert shares[2] == 1.0
-    assert 3 <= fleet.guess(question) <= 10
+    assert few.least is None
+    assert many.least == 16
 
 
 def test_a_class_is_told_apart() -> None:
-    demand = tuple(
-        Arrival(i * 0.5, "fast" if i % 2 else "slow", 500, 100, QoETarget(0.02, 500.0) if i % 2 else QoETarget())
-        for i in range(200)
-    )
-    found = RepresentativeReplicas().qoe(Question(SPEC.profile, "andes", (), demand, 100.0), 1)
-    assert found["slow"].mean == 1.0
-    assert found["fast"].mean < 0.9  # type: ignore[operator]
+    requests = tuple(Request(NOW_S - 100 + i * 0.5, "fast" if i % 2 else "slow", 500, 100, True) for i in range(200))
+    readers = {"fast": Reader(QoETarget(0.02, 500.0)), "slow": Reader(QoETarget())}
+    objectives = (Objective("slow", Statistic.MEAN, 0.5), Objective("fast", Statistic.MEAN, 0.01))
+    spec = replace(SPEC, objectives=objectives, max_replicas=1)
+    seen = replace(observed(2.0), recent=requests)
+    predicted = predict(Inquiry(spec, seen, NOW_S - 100, 75.0, readers=readers))[1]
+    slow, fast = predicted.values[1]
+    assert slow == 1.0
+    assert fast < 0.9  # type: ignore[operator]
 
 
 def test_the_whole_prediction() -> None:

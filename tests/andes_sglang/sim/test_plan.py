@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sglang.cli import main
-from andes_sglang.policy import make
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve, what_if
+from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
 from andes_sglang.workload import Stream, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
@@ -70,36 +69,6 @@ def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price
     assert holds(a, b)
     every = [x * price + y for x in range(13) for y in range(13) if holds(x, y)]
     assert a * price + b == pytest.approx(min(every))
-
-
-def test_what_if_agrees_with_the_whole_fleet() -> None:
-    forecast = demand(6.0, 40.0)
-    objective = Objective.parse("mean>=0.95")
-    answer = what_if(forecast, CPU, lambda: make("andes"), objective)
-    assert answer.replicas is not None
-    for n, prediction in answer.predicted.items():
-        if prediction.exact:
-            scores, _ = serve([CPU] * n, lambda: make("andes"), forecast)
-            assert prediction.value == pytest.approx(objective.of(scores), abs=0.04)
-    assert answer.predicted[answer.replicas].value >= 0.95
-    fewer = answer.predicted.get(answer.replicas - 1)
-    assert fewer is None or fewer.value < 0.95
-
-
-def test_what_if_holds_one_objective_for_each_kind_of_reader() -> None:
-    fast, slow = readers_of("reading", tds=40.0)[0][1], READERS[0][1]
-    forecast = demand(4.0, readers=((0.5, fast), (0.5, slow)))
-    alike = what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.93")] * 2)
-    lax = what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.3"), Objective.parse("mean>=0.93")])
-    assert alike.replicas is not None
-    assert lax.replicas is not None
-    assert alike.replicas > lax.replicas
-    with pytest.raises(ValueError, match="expected 1 or 2"):
-        what_if(forecast, CPU, lambda: None, [Objective.parse("mean>=0.9")] * 3)
-
-
-def test_more_than_allowed_is_said() -> None:
-    assert what_if(demand(30.0), CPU, lambda: None, Objective.parse("mean>=0.95"), most=2).replicas is None
 
 
 def test_capacity_is_about_what_a_flooded_engine_serves() -> None:

@@ -1,0 +1,181 @@
+"""What if there were N replicas? The operator asks it every minute, and the planner to know where to begin.
+
+A fleet behind a balancing router is many nearly independent parts. So a cell of a few replicas is played, behind the same
+router, with every (N / cell)-th request: the whole fleet where it is small, and what does not grow with it where it is large.
+Pure: no clock, no chance; requests are picked evenly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.fleet import Fleet, Router, qoe
+from andes_sglang.sim.plan import Objective, least
+
+__all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
+
+Array = npt.NDArray[np.float64]
+MOST_REQUESTS = 600
+ROUTED_S, LEAST_S = 120.0, 60.0
+"""The cell has as many replicas as the requests are enough for in the first; no less time is played than the second."""
+DECISION_INTERVAL_S = 0.5
+CHECKS = 30
+"""How often it is asked, while playing, whether the goals can still be met."""
+
+
+class Goal(NamedTuple):
+    """An objective for the requests of one kind, None: for all. With ``margin``, as far as QoE can go."""
+
+    objective: Objective
+    kind: int | None = None
+    margin: float = 0.0
+
+    @property
+    def value(self) -> float:
+        return min(1.0, self.objective.value + self.margin)
+
+
+class Played(NamedTuple):
+    """values: of the goals' statistics, in their order; None where no request is of the kind. exact: False where it was given
+    up as missed; the values are then what they would be if all who wait got everything at once."""
+
+    values: tuple[float | None, ...]
+    exact: bool
+
+
+def decision_interval(engine: EngineModel) -> float:
+    """How seldom a policy can be asked without holding prefill up: half a second, or one chunk if that takes less."""
+    return min(DECISION_INTERVAL_S, engine.costs.prefill_s(engine.chunk_tokens))
+
+
+def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
+    """Seconds of ``engine`` that each request takes in batches as large as its KV holds, without prefix hits; shape (n,)."""
+    prompt = np.array([r.prompt_tokens for r in requests], dtype=np.float64)
+    output = np.array([r.output_tokens for r in requests], dtype=np.float64)
+    context, costs = prompt + 0.5 * output, engine.costs
+    batch = max(1.0, min(engine.max_running, engine.kv_capacity_tokens * output.sum() / max(1.0, context @ output)))
+    prefill = costs.prefill_request_s + costs.prefill_token_s * prompt + 0.5 * costs.prefill_pair_s * prompt**2
+    chunks = np.maximum(1.0, prompt / engine.chunk_tokens) * costs.prefill_fixed_s
+    step = costs.decode_fixed_s / batch + costs.decode_request_s + costs.decode_context_s * context
+    return np.asarray(prefill + chunks + output * step)
+
+
+class WhatIf:
+    """The question for ``requests``, in order of arrival in ``span_s`` seconds, and replicas of ``engine`` under ``policy``.
+
+    kinds: of each request, what goals tell apart. most_requests: as many are played for one size of fleet, unless a minute of
+    one replica has more; where that is less than all that one replica would get, it is the busiest stretch. Raises
+    ``ValueError`` naming field and value; playing raises :class:`~andes_sglang.sim.replica.RefusedError` for what can never
+    fit.
+    """
+
+    def __init__(
+        self,
+        engine: EngineModel,
+        policy: Callable[[], SchedulingPolicy | None],
+        requests: Sequence[RequestSpec],
+        span_s: float,
+        goals: Sequence[Goal],
+        *,
+        kinds: Sequence[int] = (),
+        router: Router = qoe,
+        most_requests: int = MOST_REQUESTS,
+        decision_interval_s: float | None = None,
+    ) -> None:
+        if not span_s > 0:
+            raise ValueError(f"span_s must be > 0 seconds, got {span_s!r}")
+        self.engine, self.policy, self.router = engine, policy, router
+        self.requests, self.span_s, self.goals = requests, span_s, tuple(goals)
+        self.most_requests = most_requests
+        self.decision_interval_s = decision_interval(engine) if decision_interval_s is None else decision_interval_s
+        self._kinds = np.array(kinds or [0] * len(requests))
+        self._times_s = np.array([r.arrival_s for r in requests])
+        self._work_s = work_s(engine, requests)
+        self.played: dict[int, Played] = {}
+
+    @property
+    def load(self) -> float:
+        """Replicas that the work would keep busy."""
+        return float(self._work_s.sum()) / self.span_s
+
+    def fewest(self, most: int, *, least_replicas: int = 1, guess: int | None = None) -> int | None:
+        """The fewest replicas in ``least_replicas..most`` that meet all goals, None: not even the most do. guess: where to
+        begin, for instance a recent answer; by default the load."""
+        guess = math.ceil(self.load) if guess is None else guess
+        more = least(
+            lambda n: self.meets(least_replicas + n - 1), guess - least_replicas + 1, most - least_replicas + 1
+        )
+        return None if more is None else least_replicas + more - 1
+
+    def meets(self, replicas: int) -> bool:
+        if replicas not in self.played:
+            self.played[replicas] = self.play(replicas)
+        return self.played[replicas].exact and self._met(self.played[replicas].values)
+
+    def play(self, replicas: int) -> Played:
+        """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
+        requests, kinds, cell = self._cell(replicas)
+        scores = np.ones(len(requests))
+        fleet = Fleet(
+            self.engine, self.policy, replicas=cell, router=self.router, decision_interval_s=self.decision_interval_s,
+            sink=lambda record: scores.__setitem__(record.index, record.qoe),
+        )  # fmt: skip
+        every = max(10, len(requests) // CHECKS)
+        for number, spec in enumerate(requests, start=1):
+            fleet.submit(spec)
+            if number % every == 0 and not self._met(values := self._values(_at_best(fleet, scores), kinds)):
+                return Played(values, exact=False)
+        while fleet.open_requests:
+            fleet.advance(fleet.now_s + 5.0)
+            if not self._met(values := self._values(_at_best(fleet, scores), kinds)):
+                return Played(values, exact=False)
+        return Played(self._values(scores, kinds), exact=True)
+
+    def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int]:
+        """The cell's requests, their kinds, and how many replicas it has. Its clock is stretched so that the work in a second
+        is the fleet's, whichever requests were picked."""
+        count = len(self.requests)
+        each_rps = max(1, count) / self.span_s / replicas
+        cell = int(self.most_requests / each_rps / min(self.span_s, ROUTED_S))
+        cell = max(1, min(replicas, cell))
+        stretch = int(max(self.most_requests / cell, LEAST_S * each_rps) * replicas)
+        first = 0
+        if stretch < count:
+            first = int(np.argmin(self._times_s[stretch:] - self._times_s[:-stretch]))
+            count = stretch
+        picked = first + ((np.arange(count * cell // replicas) + 0.5) * replicas / cell).astype(np.int64)
+        fair_s = float(self._work_s[first : first + count].sum()) * cell / replicas
+        slower = float(self._work_s[picked].sum()) / fair_s if fair_s else 1.0
+        times_s = (self._times_s[picked] - self._times_s[first : first + 1]) * slower
+        requests = [replace(self.requests[i], arrival_s=at) for i, at in zip(picked.tolist(), times_s.tolist())]
+        return requests, self._kinds[picked], cell
+
+    def _values(self, scores: Array, kinds: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
+        of = (scores if goal.kind is None else scores[kinds == goal.kind] for goal in self.goals)
+        return tuple(goal.objective.of(those) if len(those) else None for goal, those in zip(self.goals, of))
+
+    def _met(self, values: Sequence[float | None]) -> bool:
+        return all(value is None or value >= goal.value for goal, value in zip(self.goals, values))
+
+
+def _at_best(fleet: Fleet, scores: Array) -> Array:
+    """Scores of those who have finished, and of the others what they would be if they got the rest now."""
+    best = scores.copy()
+    for replica in fleet.replicas:
+        for job in replica.by_rid.values():
+            spec = job.spec
+            late_s = replica.now_s - spec.arrival_s - spec.target.ttft_s - job.generated / spec.target.tds
+            if job in replica.running or late_s <= 0.0:
+                continue
+            tokens = spec.output_tokens
+            best[job.index] = 1.0 - (1 - job.generated / tokens) * late_s / (late_s + 0.5 * tokens / spec.target.tds)
+    return best

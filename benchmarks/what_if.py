@@ -1,0 +1,90 @@
+"""How far the what-if is from the whole fleet, and what it takes: ``python benchmarks/what_if.py``. Simulated.
+
+For steady demand of five minutes: the fewest replicas that hold the objective when the whole fleet is played (``serve``) and
+when a cell of it is (``WhatIf``), how far the statistic is off where both were played, and CPU seconds of either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+
+from andes_sglang.arms import Arm
+from andes_sglang.sim import profile as profiles
+from andes_sglang.sim.cli import configure
+from andes_sglang.sim.plan import Objective, capacity_rps, least, serve
+from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.workload import Stream, mean_length, readers_of
+
+CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
+LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
+CASES = {
+    "L4, chat": ("l4-llama-3.1-8b", *CHAT),
+    "A100-13B, chat": ("a100-40gb-llama-2-13b", *CHAT),
+    "A100-phi, long answers": ("a100-40gb-phi-3-mini", *LONG),
+    "H100-8B, chat": ("h100-llama-3.1-8b", *CHAT),
+}
+
+
+HEAD = ("case", "policy", "load", "seed", "fleet", "what-if", "statistic off by", "fleet, CPU s", "what-if, CPU s")
+
+
+def line(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, objective: Objective) -> None:
+    """One row: the same demand asked of the what-if, then of whole fleets from its answer on."""
+    name, prompt, output = CASES[case]
+    engine, policy = configure(profiles.load(name).engine, Arm(policy_name))
+    rate_rps = load * capacity_rps(engine, mean_length(prompt), mean_length(output))
+    requests = list(Stream(case, ((seconds, rate_rps),), prompt, output, readers_of("reading"), seed))
+    started = time.process_time()
+    question = WhatIf(engine, policy, requests, seconds, [Goal(objective)])
+    answer = question.fewest(4 * load)
+    asked = time.process_time()
+    whole: dict[int, float] = {}
+
+    def holds(n: int) -> bool:
+        whole[n] = objective.of(
+            serve([engine] * n, policy, requests, decision_interval_s=question.decision_interval_s)[0]
+        )
+        return whole[n] >= objective.value
+
+    found = least(holds, answer or 4 * load, 4 * load)
+    played = {n: p.values[0] for n, p in question.played.items() if n in whole and p.exact}
+    off = ", ".join(f"{value - whole[n]:+.3f}" for n, value in played.items() if value is not None)
+    line(
+        case,
+        policy_name,
+        load,
+        seed,
+        found,
+        answer,
+        off or "-",
+        f"{time.process_time() - asked:.1f}",
+        f"{asked - started:.2f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", default=";".join(CASES), help="separated by semicolons")
+    parser.add_argument("--policies", default="stock,andes")
+    parser.add_argument("--sizes", default="4,12,50", help="replicas that the demand would keep busy")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--objective", default="share(0.95)>=0.95")
+    args = parser.parse_args()
+    objective = Objective.parse(args.objective)
+    print(f"simulated, {args.seconds:g} s of steady demand, {objective}\n")
+    line(*HEAD)
+    line(*("---" for _ in HEAD))
+    for case, policy, load in itertools.product(args.cases.split(";"), args.policies.split(","), args.sizes.split(",")):
+        for seed in range(1, args.seeds + 1):
+            compare(case, policy, int(load), seed, args.seconds, objective)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The what-if: a few replicas played for a fleet of many, and the fewest that do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from andes_sglang.policy import make
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim import profile
+from andes_sglang.sim.plan import Objective, least, serve
+from andes_sglang.sim.replica import RefusedError
+from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
+from andes_sglang.workload import Stream, readers_of
+
+CPU = profile.load("cpu-tiny-llama").engine
+MEAN, SHARE = Objective.parse("mean>=0.95"), Objective.parse("share(0.95)>=0.9")
+
+
+def demand(rate_rps: float, seconds: float = 60.0, seed: int = 1) -> list[RequestSpec]:
+    return list(Stream("demand", ((seconds, rate_rps),), "200-400", "150-250", readers_of("reading"), seed))
+
+
+def what_if(requests: list[RequestSpec], policy: str = "stock", *goals: Goal, **more: Any) -> WhatIf:
+    span_s = more.pop("span_s", requests[-1].arrival_s if requests else 60.0)
+    return WhatIf(
+        CPU, lambda: None if policy == "stock" else make(policy), requests, span_s, goals or [Goal(MEAN)], **more
+    )
+
+
+def whole_fleet(requests: list[RequestSpec], objective: Objective, guess: int) -> int | None:
+    return least(lambda n: objective.of(serve([CPU] * n, lambda: None, requests)[0]) >= objective.value, guess, 60)
+
+
+def test_a_small_fleet_is_played_whole() -> None:
+    requests = demand(8.0, 30.0)
+    question = what_if(requests, "andes", Goal(MEAN), Goal(SHARE))
+    played = question.play(4)
+    scores, _ = serve([CPU] * 4, lambda: make("andes"), requests, decision_interval_s=question.decision_interval_s)
+    assert played.exact
+    assert played.values == pytest.approx((MEAN.of(scores), SHARE.of(scores)))
+
+
+@pytest.mark.parametrize("objective", [MEAN, SHARE])
+def test_a_cell_tells_about_a_fleet_of_many(objective: Objective) -> None:
+    requests = demand(36.0)
+    question = what_if(requests, "stock", Goal(objective))
+    found = question.fewest(60)
+    fleet = whole_fleet(requests, objective, found or 60)
+    assert found is not None
+    assert fleet is not None
+    assert abs(found - fleet) <= 1
+    scores, _ = serve([CPU] * found, lambda: None, requests)
+    assert question.played[found].values[0] == pytest.approx(objective.of(scores), abs=0.06)
+
+
+def test_work_is_the_fleets_whichever_requests_are_picked() -> None:
+    """Every twelfth request is ten times as long: a cell of one replica in twelve would see all of them, or none."""
+    requests = [
+        RequestSpec(r.arrival_s, 250, 1000 if i % 12 == 0 else 100, r.target) for i, r in enumerate(demand(36.0, 120.0))
+    ]
+    found = what_if(requests, most_requests=200).fewest(60)
+    fleet = whole_fleet(requests, MEAN, found or 60)
+    assert found is not None
+    assert fleet is not None
+    assert abs(found - fleet) <= 2
+
+
+def test_the_busiest_stretch_decides() -> None:
+    """A minute of surge in ten of calm: whoever comes in it counts, although all that came are too many to play."""
+    calm, surge = 4.0, 16.0
+    rates = ((270.0, calm), (60.0, surge), (270.0, calm))
+    requests = list(Stream("surge", rates, "200-400", "150-250", readers_of("reading"), 1))
+    found = what_if(requests, most_requests=100).fewest(60)
+    steady = what_if(demand(surge), most_requests=100).fewest(60)
+    assert found is not None
+    assert steady is not None
+    assert abs(found - steady) <= 1
+
+
+def test_it_gives_up_early_what_cannot_be_met() -> None:
+    requests = demand(30.0, 120.0)
+    question = what_if(requests)
+    hopeless = question.play(3)
+    assert not hopeless.exact
+    assert hopeless.values[0] < 0.95  # type: ignore[operator]
+    assert not question.meets(3)
+    assert what_if(requests).fewest(3) is None
+
+
+def test_one_objective_for_each_kind_of_reader() -> None:
+    fast, slow = QoETarget(0.05, 180.0), QoETarget(1.0, 4.5)
+    requests = [
+        RequestSpec(r.arrival_s, r.prompt_tokens, r.output_tokens, fast if i % 2 else slow)
+        for i, r in enumerate(demand(6.0))
+    ]
+    kinds = [i % 2 for i in range(len(requests))]
+    both = what_if(requests, "stock", Goal(MEAN, 0), Goal(MEAN, 1), kinds=kinds).fewest(60)
+    slow_only = what_if(requests, "stock", Goal(MEAN, 0), kinds=kinds).fewest(60)
+    nobody = what_if(requests, "stock", Goal(MEAN, 2), kinds=kinds)
+    assert both is not None
+    assert slow_only is not None
+    assert both > slow_only
+    assert nobody.fewest(60) == 1
+    assert nobody.played[1].values == (None,)
+
+
+def test_margin_is_on_top_as_far_as_qoe_goes() -> None:
+    assert Goal(MEAN, margin=0.02).value == pytest.approx(0.97)
+    assert Goal(MEAN, margin=0.2).value == 1.0
+
+
+def test_a_good_guess_is_cheap_and_bounds_are_kept() -> None:
+    requests = demand(12.0)
+    found = what_if(requests).fewest(60)
+    assert found is not None
+    again = what_if(requests)
+    assert again.fewest(60, guess=found) == found
+    assert sorted(again.played) == [found - 1, found]
+    assert what_if(requests).fewest(60, least_replicas=found + 3) == found + 3
+
+
+def test_nobody_needs_the_least_and_what_can_never_fit_is_refused() -> None:
+    assert what_if([]).fewest(60) == 1
+    with pytest.raises(RefusedError, match="prompt_tokens 9000"):
+        what_if([RequestSpec(0.0, 9000, 10)], span_s=60.0).fewest(60)
+    with pytest.raises(ValueError, match="span_s"):
+        what_if(demand(1.0), span_s=0.0)
+
+
+def test_a_policy_is_asked_as_often_as_prefill_needs_it() -> None:
+    """Asked every half second, an engine that computes a chunk in a tenth would prefill a fifth of the time."""
+    h100, slow = (profile.load(name).engine for name in ("h100-llama-3.1-8b", "l4-llama-3.1-8b"))
+    assert decision_interval(h100) == h100.costs.prefill_s(h100.chunk_tokens) < 0.1
+    assert decision_interval(slow) == 0.5
+
+
+def test_work_is_about_the_time_that_a_flooded_engine_takes() -> None:
+    from andes_sglang.sim.replica import simulate
+
+    flood = [RequestSpec(0.0, 300, 200) for _ in range(400)]
+    end_s = max(r.end_s for r in simulate(CPU, None, flood))
+    assert work_s(CPU, flood).sum() == pytest.approx(end_s, rel=0.15)
