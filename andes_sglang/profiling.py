@@ -104,7 +104,8 @@ def _sizes(args: argparse.Namespace, info: Mapping[str, Any]) -> _Sizes:
 def load_for(kv_capacity_tokens: int, max_running: int, chunk_tokens: int, seconds: float) -> Workload:
     """Rounds of requests, each with room in the KV pool, about ``seconds`` long in all.
 
-    In a round one long answer keeps the engine busy while others come in pairs, with prompts of different lengths, until as
+    In a round one long answer keeps the engine busy while others come in pairs, with prompts of different lengths that fit a
+    chunk together, until as
     many run as the round is for: so prefills are seen of one and of two prompts, and decode steps of every size of batch.
     """
     batches = [b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b < max_running]
@@ -114,7 +115,7 @@ def load_for(kv_capacity_tokens: int, max_running: int, chunk_tokens: int, secon
     specs: list[RequestSpec] = []
     for number, (batch, share) in enumerate(rounds):
         answer = max(16, min(120, kv_capacity_tokens // (4 * batch)))
-        prompt = int(min(chunk_tokens, share * kv_capacity_tokens / batch - answer))
+        prompt = int(min(chunk_tokens // 2, share * kv_capacity_tokens / batch - answer))
         if prompt < 16:
             continue
         at_s = number * each_s

@@ -59,9 +59,16 @@ class _Iterations:
 def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
     """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
     then somebody's token was held up on its way. First tokens some time apart are of two prefills. Where nobody goes on who
-    was there before, somebody preempted was prefilled again, of which the length cannot be seen: left out."""
+    was there before, somebody preempted was prefilled again, of which the length cannot be seen: left out. So is a prefill at
+    whose start more than a chunk waited, and the next one: who can tell how far it came."""
+    records = [r for r in records if not r.error]
+    to_come = sorted(((r.sent_s, index) for index, r in enumerate(records)), reverse=True)
+    waiting: dict[int, int] = {}
+    begun: set[int] = set()
+    served: set[int] = set()
+    overfull = False
     deliveries: list[tuple[float, int, int, int, int, bool]] = []
-    for index, record in enumerate(r for r in records if not r.error):
+    for index, record in enumerate(records):
         sent = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
         last = len(record.deliveries) - 1
         for k, (at, n) in enumerate(record.deliveries):
@@ -80,6 +87,13 @@ def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterati
         if not rows or (begins and at - before_s > LEAST_GAP_S) or (k == 0 and at - before_s > PREFILL_GAP_S):
             if rows and not firsts:
                 rows[-1][6] = rows[-1][6] and not known.isdisjoint(members)
+            while rows and to_come and to_come[-1][0] <= rows[-1][0]:
+                _, newcomer = to_come.pop()
+                if newcomer not in served:
+                    waiting[newcomer] = records[newcomer].prompt_tokens
+            if k == 0:
+                overfull = sum(waiting.values()) > chunk_tokens
+                begun |= waiting.keys() if overfull else set()
             known = known | members if firsts else members
             rows.append([at, 0, 0, 0, 0, 0, opened > 0])
             members, firsts = set(), k == 0
@@ -88,6 +102,9 @@ def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterati
         row = rows[-1]
         if k == 0:
             opened += 1
+            served.add(index)
+            waiting.pop(index, None)
+            row[6] = row[6] and not overfull and index not in begun
             row[3] += 1
             row[4] += prompt
             row[5] += prompt * prompt / 2

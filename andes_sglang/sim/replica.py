@@ -148,7 +148,7 @@ class Replica:
         self._ends_from = 0
         self._late = engine.overlap is Overlap.SYNC
         self._unsent_step = False
-        self._unsent_firsts: list[tuple[Job, npt.NDArray[np.float64]]] = []
+        self._unsent_firsts: dict[Job, npt.NDArray[np.float64]] = {}
         self._leaving: list[tuple[int, int, int, Job]] = []
         self._people = Population(written_through=engine.write_through and engine.host_capacity_tokens > 0)
         self._cursor = 0
@@ -182,6 +182,8 @@ class Replica:
 
     def generated(self, job: Job) -> int:
         """Tokens of ``job`` that have been sent by now."""
+        if job in self._unsent_firsts:
+            return job.generated - 1
         if job.phase is not Phase.RUNNING:
             return job.generated
         return min(job.spec.output_tokens, job.generated + self._sent_steps - job.joined_step)
@@ -240,7 +242,7 @@ class Replica:
         else:
             self._take_off(job)
             self._free(job, keep=True)
-        self._unsent_firsts = [unsent for unsent in self._unsent_firsts if unsent[0] is not job]
+        self._unsent_firsts.pop(job, None)
         self._forget(job)
 
     # One iteration
@@ -428,7 +430,7 @@ class Replica:
         job.pieces.append(first)
         job.generated += 1
         if self._late:
-            self._unsent_firsts.append((job, first))
+            self._unsent_firsts[job] = first
         self._join(job)
         if self.policy is not None:
             self._people.start(job.slot, self.now_s)
@@ -519,7 +521,7 @@ class Replica:
         if self._unsent_step:
             self._ends[self._steps - 1 - self._ends_from] = end_s
             self._unsent_step = False
-        for job, first in self._unsent_firsts:
+        for job, first in self._unsent_firsts.items():
             first[0] = end_s
             if self.policy is not None:
                 self._people.deliver(job.slot, end_s)
