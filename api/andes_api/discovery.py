@@ -15,7 +15,7 @@ __all__ = ["LookUp", "look_up"]
 
 LookUp = Callable[[str], Awaitable[set[str] | None]]
 PATIENCE_S = 5.0
-_NOTHING = (socket.EAI_NONAME, socket.EAI_NODATA)
+_NOTHING = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 def look_up(server: str | None) -> LookUp:
@@ -32,7 +32,7 @@ def look_up(server: str | None) -> LookUp:
             return set((await resolver.resolve_name(name)).addresses())
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
             return set()
-        except dns.exception.DNSException:
+        except (dns.exception.DNSException, OSError):
             return None
 
     return of_the_server
@@ -41,6 +41,8 @@ def look_up(server: str | None) -> LookUp:
 async def _of_the_system(name: str) -> set[str] | None:
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except UnicodeError:  # no name at all
+        return set()
     except socket.gaierror as error:
         return set() if error.errno in _NOTHING else None
     return {str(answer[4][0]) for answer in answers}
