@@ -10,12 +10,13 @@ from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
+from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import Objective, least, serve
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
 from andes_sglang.workload import Stream, readers_of
 
-CPU = profile.load("cpu-tiny-llama").engine
+CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
 MEAN, SHARE = Objective.parse("mean>=0.95"), Objective.parse("share(0.95)>=0.9")
 
 
