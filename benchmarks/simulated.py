@@ -3,7 +3,7 @@
 A setting is an engine with lengths of prompts and answers. Load is relative to C, the requests per second that stock SGLang
 sustains there with a queue that is never empty. A burst of ``x`` is ``x C`` for some time over half load before and after;
 only those who arrive in the burst are scored, and everybody is served to the end. Every run is kept under ``--out`` until
-the sources of the package change, so a table that was interrupted goes on where it was.
+the sources it depends on change, so a table that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -61,18 +61,19 @@ SETTINGS = {
     "h100-chat": Setting("h100-llama-3.1-8b", *CHAT),
     "h100-chat-30s": Setting("h100-llama-3.1-8b", *CHAT, 30.0),
     "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0, 8.0)),
-    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0),
-    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0),
-    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0),
+    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
+    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5)),
+    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
     "paper": Setting("a100-40gb-phi-3-mini", *MULTI_ROUND, 420.0),
     "cpu": Setting("cpu-tiny-llama", "200-400", "150-250", flags=()),
-    "h100-mooncake": Setting("h100-llama-3.1-8b", trace="mooncake_conv", loads=(0.5, 0.75, 1.0, 1.25)),
-    "h100-azure-code": Setting("h100-llama-3.1-8b", trace="azure23_code_bursty", loads=(0.25, 0.5, 1.0)),
+    "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(0.75, 1.0, 1.25, 1.5)),
+    "h100-azure-code": Setting("h100-llama-3.1-8b", trace="azure23_code_bursty", loads=(0.5, 0.75, 1.0)),
 }
 STOCK = {"stock": Arm("stock"), "stock, mixed": Arm("stock", (MIXED,))}
 OURS = {
     "andes": Arm("andes"),
     "andes, mixed": Arm("andes", (MIXED,)),
+    "andes, host": Arm("andes", (HOST,)),
     "andes, mixed, host": Arm("andes", (MIXED, HOST)),
 }
 RIVALS = {
@@ -82,7 +83,11 @@ RIVALS = {
     "andes_v1 (paper)": Arm("andes_v1", (MIXED, HOST)),
     "lifo": Arm("lifo", (MIXED, HOST)),
 }
-ORACLES = {"srpt, lengths known": Arm("srpt", (MIXED, HOST)), "clairvoyant": Arm("clairvoyant", (MIXED, HOST))}
+ORACLES = {
+    "srpt, lengths known": Arm("srpt", (MIXED, HOST)),
+    "clairvoyant": Arm("clairvoyant", (MIXED, HOST)),
+    "clairvoyant, prefill first": Arm("clairvoyant", (HOST,)),
+}
 ALL = STOCK | OURS | RIVALS | ORACLES
 COLUMNS = (
     "mean QoE", "p5", "stall p90, s", "TTFT p90, s", "short half", "middle", "longest tenth", "worst group - stock",
@@ -111,21 +116,29 @@ class Bench:
         self.out, self.traces, self.seeds = out, traces, seeds
         self.progress = Progress("simulated")
         self.done = self.ran = 0
-        sources = sorted(Path(andes_sglang.__file__).parent.rglob("*.py"))
-        sources += sorted(Path(profiles.__file__).parent.rglob("*.toml"))
-        self.version = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
+        package = Path(andes_sglang.__file__).parent
+        own = package / "policy" / "andes.py"
+        folders = [
+            f for folder in ("policy", "sim") for f in (package / folder).rglob("*") if f.suffix in (".py", ".toml")
+        ]
+        modules = [package / f"{name}.py" for name in ("latency", "qoe", "request", "state", "summary", "workload")]
+        self.ours = own.read_text()
+        self.others = "".join(f.read_text() for f in [*sorted(folders), *modules] if f != own)
         out.mkdir(parents=True, exist_ok=True)
 
     def figures(self, case: Case) -> Summary:
         """Of those scored; the backlog is of the moment when the last of them has arrived."""
-        return self._kept(repr((SETTINGS[case.setting], case)), lambda: self._run(case))
+        sources = self.others + self.ours * (case.arm.policy == "andes")
+        return self._kept(sources, repr((SETTINGS[case.setting]._replace(loads=()), case)), lambda: self._run(case))
 
     def capacity_rps(self, setting: str) -> float:
-        found: Summary = self._kept(repr(SETTINGS[setting]), lambda: {"rps": self._capacity_rps(setting)})
+        found: Summary = self._kept(
+            self.others, repr(SETTINGS[setting]._replace(loads=())), lambda: {"rps": self._capacity_rps(setting)}
+        )
         return float(found["rps"])
 
-    def _kept(self, key: str, compute: Callable[[], Summary]) -> Summary:
-        file = self.out / (hashlib.sha256((self.version + key).encode()).hexdigest()[:24] + ".json")
+    def _kept(self, sources: str, key: str, compute: Callable[[], Summary]) -> Summary:
+        file = self.out / (hashlib.sha256((sources + key).encode()).hexdigest()[:24] + ".json")
         if file.exists():
             kept: Summary = json.loads(file.read_text())["figures"]
         else:
@@ -289,7 +302,7 @@ def title(bench: Bench, name: str) -> None:
 def arms_for(name: str, arms: Iterable[str]) -> list[str]:
     """Without those that differ by host memory only, where the engine has none."""
     host = profiles.load(SETTINGS[name].profile).engine.host_capacity_tokens
-    return [arm for arm in arms if host or arm != "andes, mixed, host"]
+    return [arm for arm in arms if host or not arm.startswith("andes") or not arm.endswith("host")]
 
 
 def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]], arms: Iterable[str]) -> None:
@@ -301,7 +314,7 @@ def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]]
             line(text, arm, *cells(row))
 
 
-HEADLINE = [*OURS, "clairvoyant"]
+HEADLINE = ["andes", "andes, mixed", "andes, mixed, host", "clairvoyant"]
 
 
 def intensity(bench: Bench, names: list[str]) -> None:
