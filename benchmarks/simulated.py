@@ -60,7 +60,7 @@ class Setting(NamedTuple):
 SETTINGS = {
     "h100-chat": Setting("h100-llama-3.1-8b", *CHAT),
     "h100-chat-30s": Setting("h100-llama-3.1-8b", *CHAT, 30.0),
-    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0, 8.0)),
+    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0)),
     "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
     "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5)),
     "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
