@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -79,8 +79,8 @@ OURS = {
 RIVALS = {
     "tokenflow": Arm("tokenflow", (MIXED, HOST)),
     "lqsf": Arm("lqsf", (MIXED, HOST)),
-    "andes_v2 (paper)": Arm("andes_v2", (MIXED, HOST)),
-    "andes_v1 (paper)": Arm("andes_v1", (MIXED, HOST)),
+    "andes-v2": Arm("andes-v2", (MIXED, HOST)),
+    "andes-v1": Arm("andes-v1", (MIXED, HOST)),
     "lifo": Arm("lifo", (MIXED, HOST)),
 }
 ORACLES = {
@@ -234,11 +234,12 @@ class Bench:
             "worst_group": float(np.nanmin(np.subtract(groups, stock))),
         }  # fmt: skip
 
-    def compare(self, case: Case, arms: Iterable[str]) -> dict[str, Summary]:
-        """A row per arm, stock always among them."""
+    def compare(self, case: Case, arms: Iterable[str]) -> Iterator[tuple[str, Summary]]:
+        """A row per arm, both stock arms first."""
         stock = {name: self.row(replace(case, arm=arm)) for name, arm in STOCK.items()}
         better = max(stock.values(), key=lambda r: float(r["mean"]))
-        return {name: self.row(replace(case, arm=ALL[name]), better) for name in [*STOCK, *arms]}
+        for name in (*STOCK, *arms):
+            yield name, self.row(replace(case, arm=ALL[name]), better)
 
     def held(self, name: str, kind: str, span: float, arm: Arm) -> float:
         """The largest load ``x`` at which the mean QoE is at least 0.95, to 4 %; 0 where there is none above 0.05."""
@@ -310,7 +311,7 @@ def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]]
     head(label, "arm", *COLUMNS)
     chosen = arms_for(name, arms)
     for text, case in cases:
-        for arm, row in bench.compare(case, chosen).items():
+        for arm, row in bench.compare(case, chosen):
             line(text, arm, *cells(row))
 
 
@@ -379,9 +380,9 @@ def paper(bench: Bench, names: list[str]) -> None:
     for name in names:
         cases = [(f"{x:g}, 35 %", Case(name, "cycle", x, 0.35, 1, Arm("stock"))) for x in (1.5, 2.0, 2.5)]
         cases += [(f"2, {w:.0%}", Case(name, "cycle", 2.0, w, 1, Arm("stock"))) for w in (0.25, 0.45)]
-        sweep(bench, name, "intensity, duration", cases, [*OURS, "andes_v2 (paper)", "tokenflow", "clairvoyant"])
+        sweep(bench, name, "intensity, duration", cases, [*OURS, "andes-v2", "tokenflow", "clairvoyant"])
         print()
-        arms = arms_for(name, [*STOCK, *OURS, "andes_v2 (paper)"])
+        arms = arms_for(name, [*STOCK, *OURS, "andes-v2"])
         head("held at QoE 0.95", *arms)
         line("intensity, 35 %", *(f"{bench.held(name, 'cycle', 0.35, ALL[arm]):.2f}" for arm in arms))
 
