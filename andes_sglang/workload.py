@@ -27,6 +27,7 @@ from andes_sglang.request import RequestSpec
 __all__ = [
     "LISTENING",
     "READING",
+    "Rates",
     "RequestSpec",
     "Stream",
     "Workload",

@@ -129,6 +129,8 @@ def main() -> None:
     parser.add_argument("--rate-scale", type=float, default=1.0)
     parser.add_argument("--intensity", type=float)
     parser.add_argument("--bound", action="store_true", help="also the upper bound on mean QoE; takes minutes")
+    parser.add_argument("--no-later", metavar="POLICIES", default="", help="also a bound for each of these: over the schedules "
+                        "that end no answer later than it does")  # fmt: skip
     parser.add_argument("--latest", type=float, default=0.0, help="of the bound: most seconds a last token is late")
     parser.add_argument("--slot", type=float, default=1.0, help="of the bound: seconds of a slot")
     parser.add_argument("--chunks", type=int, default=20, help="of the bound: parts of an answer")
@@ -142,6 +144,7 @@ def main() -> None:
           + " ".join(f"{c:>6s}" for c in COLUMNS[7:11]) + f" {'left':>7s} {'sd':>5s} {'cpu_s':>6s}")  # fmt: skip
     means: dict[str, float] = {}
     latest: dict[str, float] = {}
+    late: dict[str, list[list[float]]] = {}
     ends_s = np.zeros(args.seeds)
     for name in args.policies.split(","):
         started = time.process_time()
@@ -150,7 +153,8 @@ def main() -> None:
         spread = f"{rows[:, 0].std():5.3f} {(time.process_time() - started) / args.seeds:6.1f}"
         print(line(name, rows.mean(axis=0), spread), flush=True)
         means[name] = float(rows[:, 0].mean())
-        latest[name] = max(r.end_s - ideal_end_s(r) for records in runs for r in records)
+        late[name] = [[max(0.0, r.end_s - ideal_end_s(r)) for r in sorted(rs, key=lambda r: r.index)] for rs in runs]
+        latest[name] = max(late_s for one in late[name] for late_s in one)
         ends_s = np.maximum(ends_s, [max(r.end_s for r in records) for records in runs])
     told = {name: mean for name, mean in means.items() if name.split(":")[0] in CLAIRVOYANT}
     bound, latest_s = np.inf, args.latest or max(latest.values())
@@ -162,6 +166,14 @@ def main() -> None:
             for w, end_s in zip(workloads, ends_s, strict=True)
         ]))  # fmt: skip
         print(f"no schedule whose last tokens are at most {latest_s:.0f} s late has a mean above {bound:.3f}")
+    for name in filter(None, args.no_later.split(",")):
+        own = float(np.mean([
+            upper_bound(w.requests, setting.engine, end_s + 1.0, latest_s=one, slot_s=args.slot, chunks=args.chunks).mean_qoe
+            for w, end_s, one in zip(workloads, ends_s, late[name], strict=True)
+        ]))  # fmt: skip
+        print(
+            f"no schedule that ends no answer later than {name} does has a mean above {own:.3f}, which has {means[name]:.3f}"
+        )
     for name, mean in means.items():
         oracle_text = f"{max(told.values()) - mean:7.3f} to oracle" if told else ""
         bound_text = f"{bound - mean:7.3f} to bound" if bound < np.inf and latest[name] <= latest_s else ""

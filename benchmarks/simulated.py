@@ -1,297 +1,433 @@
 """The tables of docs/benchmarks/simulated.md, each by one command: ``python benchmarks/simulated.py TABLE [SETTING...]``.
 
-A setting is a profile with lengths of prompts and answers. Load is relative to C, the requests per second that stock SGLang
+A setting is an engine with lengths of prompts and answers. Load is relative to C, the requests per second that stock SGLang
 sustains there with a queue that is never empty. A burst of ``x`` is ``x C`` for some time over half load before and after;
-only those who arrive in the burst are scored, and everybody is served to the end.
+only those who arrive in the burst are scored, and everybody is served to the end. Every run is kept under ``--out`` until
+the sources it depends on change, so a table that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+import andes_sglang
 from andes_sglang.arms import Arm
+from andes_sglang.policy import CLAIRVOYANT, make
 from andes_sglang.request import RequestSpec
+from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure, sustained_tokens_per_s
+from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Figures, Summary
-from andes_sglang.workload import Stream, load, mean_length, readers_of
+from andes_sglang.workload import Rates, Stream, Workload, load, mean_length, readers_of, shape
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
-PAPER = ("p50=700,p90=8000,p99=20000", "p50=380,p90=600,p99=900")
+MULTI_ROUND = ("p50=700,p90=8000,p99=20000", "p50=380,p90=600,p99=900")
 SMALL = ("p50=250,p90=600,p99=1500", "p50=200,p90=399,p99=610")
+GPU = ("--max-running-requests", "2048")
+"""What SGLang 0.5.17 chooses by itself where the KV pool does not bind earlier."""
+MIXED, HOST = "--enable-mixed-chunk", "--enable-hierarchical-cache"
+BEFORE_S, AFTER_S = 60.0, 120.0
+INTERVAL_S = 0.1
+REPLAY_S = 600.0
 
 
 class Setting(NamedTuple):
+    """Engine and requests; trace: of a file in ``--traces`` instead of by quantiles."""
+
     profile: str
-    prompt: str
-    output: str
+    prompt: str = ""
+    output: str = ""
     burst_s: float = 120.0
+    trace: str = ""
+    flags: tuple[str, ...] = GPU
+    loads: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
 
 
 SETTINGS = {
     "h100-chat": Setting("h100-llama-3.1-8b", *CHAT),
-    "h100-long": Setting("h100-llama-3.1-8b", *LONG),
-    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0),
-    "32b-chat": Setting("h100-qwen2.5-32b", *CHAT),
-    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0),
-    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0),
-    "l4-chat": Setting("l4-llama-3.1-8b", *CHAT),
-    "paper": Setting("a100-40gb-phi-3-mini", *PAPER, 420.0),
+    "h100-chat-30s": Setting("h100-llama-3.1-8b", *CHAT, 30.0),
+    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0)),
+    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
+    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5)),
+    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
+    "paper": Setting("a100-40gb-phi-3-mini", *MULTI_ROUND, 420.0),
+    "cpu": Setting("cpu-tiny-llama", "200-400", "150-250", flags=()),
+    "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(0.75, 1.0, 1.25, 1.5)),
+    "h100-azure-code": Setting("h100-llama-3.1-8b", trace="azure23_code_bursty", loads=(0.5, 0.75, 1.0)),
 }
-ARMS = {
-    "stock": Arm("stock"),
-    "stock, mixed": Arm("stock-mixed"),
-    "andes, order only": Arm("andes", ("--policy-option", "preemption=false")),
+STOCK = {"stock": Arm("stock"), "stock, mixed": Arm("stock", (MIXED,))}
+OURS = {
     "andes": Arm("andes"),
-    "andes, host copies": Arm("andes", ("--enable-hierarchical-cache",)),
+    "andes, mixed": Arm("andes", (MIXED,)),
+    "andes, host": Arm("andes", (HOST,)),
+    "andes, mixed, host": Arm("andes", (MIXED, HOST)),
 }
+RIVALS = {
+    "tokenflow": Arm("tokenflow", (MIXED, HOST)),
+    "lqsf": Arm("lqsf", (MIXED, HOST)),
+    "andes-v2": Arm("andes-v2", (MIXED, HOST)),
+    "andes-v1": Arm("andes-v1", (MIXED, HOST)),
+    "lifo": Arm("lifo", (MIXED, HOST)),
+}
+ORACLES = {
+    "srpt, lengths known": Arm("srpt", (MIXED, HOST)),
+    "clairvoyant": Arm("clairvoyant", (MIXED, HOST)),
+    "clairvoyant, prefill first": Arm("clairvoyant", (HOST,)),
+}
+ALL = STOCK | OURS | RIVALS | ORACLES
 COLUMNS = (
-    "mean QoE",
-    "p5",
-    "stall p90, s",
-    "TTFT p90, s",
-    "short half",
-    "middle",
-    "longest tenth",
-    "backlog",
-    "preempt/req",
-)
-INTERVAL_S = 0.1
-VALUES: list[float] = []
-"""Rows of a table of bursts, where they are not its own."""
+    "mean QoE", "p5", "stall p90, s", "TTFT p90, s", "short half", "middle", "longest tenth", "worst group - stock",
+    "backlog", "preempt/req",
+)  # fmt: skip
 
 
-def capacity_rps(setting: Setting) -> float:
-    engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"))
-    return sustained_tokens_per_s(engine, setting.prompt, setting.output, 1) / mean_length(setting.output)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run. kind: ``burst`` of ``x`` C for ``span`` seconds, ``steady`` load, ``cycle`` (the paper's: intensity ``x``, the
+    burst a share ``span`` of 20 minutes that average C) or ``replay`` of a trace's own arrivals."""
+
+    setting: str
+    kind: str
+    x: float
+    span: float
+    seed: int
+    arm: Arm
+    interval_s: float = INTERVAL_S
 
 
-def burst(setting: Setting, times: float, burst_s: float, capacity: float, seed: int) -> Stream:
-    rates = ((60.0, 0.5 * capacity), (burst_s, times * capacity), (120.0, 0.5 * capacity))
-    return Stream("burst", rates, setting.prompt, setting.output, readers_of("reading"), seed)
+class Bench:
+    """Runs cases, or finds them among those kept."""
 
+    def __init__(self, out: Path, traces: Path | None, seeds: int) -> None:
+        self.out, self.traces, self.seeds = out, traces, seeds
+        self.progress = Progress("simulated")
+        self.done = self.ran = 0
+        package = Path(andes_sglang.__file__).parent
+        own = package / "policy" / "andes.py"
+        folders = [
+            f for folder in ("policy", "sim") for f in (package / folder).rglob("*") if f.suffix in (".py", ".toml")
+        ]
+        modules = [package / f"{name}.py" for name in ("latency", "qoe", "request", "state", "summary", "workload")]
+        self.ours = own.read_text()
+        self.others = "".join(f.read_text() for f in [*sorted(folders), *modules] if f != own)
+        out.mkdir(parents=True, exist_ok=True)
 
-def figures(
-    setting: Setting,
-    arm: Arm,
-    requests: Iterable[RequestSpec],
-    since_s: float,
-    until_s: float,
-    interval_s: float = INTERVAL_S,
-) -> Summary:
-    """Of those who arrive in [since_s, until_s); the backlog is of that moment."""
-    engine, policy = configure(profiles.load(setting.profile).engine, arm)
-    seen = Figures()
-    backlog = 0
-    for record in simulate(engine, policy(), requests, decision_interval_s=interval_s):
-        if since_s <= record.arrival_s < until_s:
-            seen.add(record)
-            backlog += record.end_s > until_s
-    return {**seen.summary(), "backlog_requests": backlog}
+    def figures(self, case: Case) -> Summary:
+        """Of those scored; the backlog is of the moment when the last of them has arrived."""
+        sources = self.others + self.ours * (case.arm.policy == "andes")
+        return self._kept(sources, repr((SETTINGS[case.setting]._replace(loads=()), case)), lambda: self._run(case))
 
+    def capacity_rps(self, setting: str) -> float:
+        found: Summary = self._kept(
+            self.others, repr(SETTINGS[setting]._replace(loads=())), lambda: {"rps": self._capacity_rps(setting)}
+        )
+        return float(found["rps"])
 
-def row(runs: list[Summary]) -> list[str]:
-    def mean(*path: str) -> float:
-        values = []
-        for run in runs:
-            value = run
+    def _kept(self, sources: str, key: str, compute: Callable[[], Summary]) -> Summary:
+        file = self.out / (hashlib.sha256((sources + key).encode()).hexdigest()[:24] + ".json")
+        if file.exists():
+            kept: Summary = json.loads(file.read_text())["figures"]
+        else:
+            kept = compute()
+            file.write_text(json.dumps({"key": key, "figures": kept}))
+            self.ran += 1
+        self.done += 1
+        self.progress(
+            f"{self.done} runs, {self.done - self.ran} of them kept from before; {time.process_time():.0f} CPU s"
+        )
+        return kept
+
+    def _run(self, case: Case) -> Summary:
+        requests, since_s, until_s = self.requests(case)
+        setting = SETTINGS[case.setting]
+        engine = profiles.load(setting.profile).engine
+        if case.arm.policy in CLAIRVOYANT:
+            engine, _ = configure(engine, replace(case.arm, policy="fcfs"), setting.flags)
+            told = {f"r{k}": r.output_tokens for k, r in enumerate(requests)}
+            policy = make(case.arm.policy, output_tokens=told)
+        else:
+            engine, factory = configure(engine, case.arm, setting.flags)
+            policy = factory()  # type: ignore[assignment]
+        seen, backlog = Figures(), 0
+        for record in simulate(engine, policy, requests, decision_interval_s=case.interval_s):
+            if since_s <= record.arrival_s < until_s:
+                seen.add(record)
+                backlog += record.end_s > until_s
+        return {**seen.summary(), "backlog_requests": backlog}
+
+    def requests(self, case: Case) -> tuple[Sequence[RequestSpec], float, float]:
+        """Who arrives, and from when to when they are scored."""
+        setting, rps = SETTINGS[case.setting], self.capacity_rps(case.setting)
+        if case.kind == "replay":
+            whole = _trace(self.trace_file(setting.trace))
+            own_rps = len(whole) / whole.duration_s
+            drawn = whole.scaled(rate_scale=case.x * rps / own_rps).scaled(duration_s=REPLAY_S)
+            since_s, until_s = 0.0, REPLAY_S
+        elif case.kind == "cycle":
+            drawn = shape("burst", rate_rps=rps, duration_s=1200.0, prompt=setting.prompt, output=setting.output,
+                          seed=case.seed, intensity=case.x, width=case.span)  # fmt: skip
+            since_s, until_s = 0.0, 1200.0
+        else:
+            since_s, until_s = BEFORE_S, BEFORE_S + case.span
+            rates: Rates = ((BEFORE_S, 0.5 * rps), (case.span, case.x * rps), (AFTER_S, 0.5 * rps))
+            if case.kind == "steady":
+                rates = ((BEFORE_S + case.span + AFTER_S, case.x * rps),)
+            lengths = (setting.prompt, setting.output) if not setting.trace else ("1", "1")
+            stream = Stream(case.kind, rates, *lengths, readers_of("reading"), case.seed)
+            drawn = Workload(case.kind, tuple(stream))
+            if setting.trace:
+                rows = _trace(self.trace_file(setting.trace)).requests
+                first = case.seed * len(drawn) % len(rows)
+                rows = (*rows[first:], *rows[:first]) * (len(drawn) // len(rows) + 1)
+                drawn = Workload(
+                    case.kind, tuple(replace(r, arrival_s=at.arrival_s) for r, at in zip(rows, drawn, strict=False))
+                )
+        return (
+            drawn.with_readers(case.seed, ttft_s=None, tds=None, population="reading").requests,
+            since_s,
+            until_s,
+        )
+
+    def trace_file(self, name: str) -> Path:
+        if self.traces is None:
+            raise SystemExit(f"--traces: say where {name}.jsonl.gz is")
+        return self.traces / f"{name}.jsonl.gz"
+
+    def _capacity_rps(self, name: str) -> float:
+        setting = SETTINGS[name]
+        engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"), setting.flags)
+        if setting.trace:
+            return _flood_rps(engine, _trace(self.trace_file(setting.trace)).requests[:1500])
+        tokens_per_s = sustained_tokens_per_s(engine, setting.prompt, setting.output, 1)
+        return tokens_per_s / mean_length(setting.output)
+
+    def row(self, case: Case, better: Summary | None = None) -> Summary:
+        """Means over seeds; ``worst_group``: the least of QoE by prompt length less that of ``better``, the better stock."""
+        runs = [self.figures(replace(case, seed=seed)) for seed in range(1, self.seeds + 1)]
+
+        def mean(*path: str) -> float:
+            values: list[Any] = list(runs)
             for key in path:
-                value = value[key]
-            values.append(float(value) if value is not None else float("nan"))  # type: ignore[arg-type]
-        return float(np.mean(values))
+                values = [value[key] for value in values]
+            return float(np.mean([np.nan if value is None else value for value in values]))
 
-    groups = [mean("qoe", "by_prompt_length", g) for g in ("shortest_half", "middle", "longest_tenth")]
-    head = [mean("qoe", "mean"), mean("qoe", "p5")]
+        groups = [mean("qoe", "by_prompt_length", g) for g in ("shortest_half", "middle", "longest_tenth")]
+        stock = groups if better is None else better["groups"]
+        return {
+            "mean": mean("qoe", "mean"), "p5": mean("qoe", "p5"), "stall": mean("stall_s", "longest_p90"),
+            "ttft": mean("ttft_s", "p90"), "groups": groups, "backlog": mean("backlog_requests"),
+            "preemptions": mean("preemptions_per_request"),
+            "worst_group": float(np.nanmin(np.subtract(groups, stock))),
+        }  # fmt: skip
+
+    def compare(self, case: Case, arms: Iterable[str]) -> Iterator[tuple[str, Summary]]:
+        """A row per arm, both stock arms first."""
+        stock = {name: self.row(replace(case, arm=arm)) for name, arm in STOCK.items()}
+        better = max(stock.values(), key=lambda r: float(r["mean"]))
+        for name in (*STOCK, *arms):
+            yield name, self.row(replace(case, arm=ALL[name]), better)
+
+    def held(self, name: str, kind: str, span: float, arm: Arm) -> float:
+        """The largest load ``x`` at which the mean QoE is at least 0.95, to 4 %; 0 where there is none above 0.05."""
+
+        def holds(x: float) -> bool:
+            return float(self.row(Case(name, kind, round(x, 4), span, 1, arm))["mean"]) >= 0.95
+
+        low = 1.0
+        while not holds(low):
+            low /= 1.5
+            if low < 0.05:
+                return 0.0
+        high = low * 1.5
+        while holds(high):
+            low, high = high, high * 1.5
+            if high > 16:
+                return low
+        while high / low > 1.04:
+            middle = (low * high) ** 0.5
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+
+@cache
+def _trace(file: Path) -> Workload:
+    """As recorded, prompts clamped to 100,000 tokens and answers to 4,000."""
+    return load(file, seed=1).scaled(max_prompt=100_000, max_output=4_000)
+
+
+def _flood_rps(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
+    """Requests per second of a stock engine with all of ``requests`` there at once, over the middle of the run."""
+    ends_s = np.sort([r.end_s for r in simulate(engine, None, [replace(r, arrival_s=0.0) for r in requests])])
+    first, last = len(ends_s) // 4, len(ends_s) * 3 // 4
+    return (last - first) / float(ends_s[last] - ends_s[first])
+
+
+def cells(row: Summary) -> list[str]:
     return [
-        *(f"{v:.3f}" for v in head), f"{mean('stall_s', 'longest_p90'):.1f}", f"{mean('ttft_s', 'p90'):.2f}",
-        *(f"{v:.3f}" for v in groups), f"{mean('backlog_requests'):.0f}", f"{mean('preemptions_per_request'):.2f}",
+        f"{row['mean']:.3f}", f"{row['p5']:.3f}", f"{row['stall']:.1f}", f"{row['ttft']:.2f}",
+        *(f"{g:.3f}" for g in row["groups"]), f"{row['worst_group']:+.2f}", f"{row['backlog']:.0f}",
+        f"{row['preemptions']:.2f}",
     ]  # fmt: skip
 
 
-def line(*cells: str) -> None:
-    print("| " + " | ".join(cells) + " |", flush=True)
+def line(*texts: str) -> None:
+    print("| " + " | ".join(texts) + " |", flush=True)
 
 
-def head(*first: str) -> None:
-    line(*first, *COLUMNS)
-    line(*(["---"] * (len(first) + len(COLUMNS))))
+def head(*texts: str) -> None:
+    line(*texts)
+    line(*["---"] * len(texts))
 
 
-def burst_table(
-    names: list[str], seeds: int, title: str, values: list[float], of: Callable[[Setting, float], tuple[float, float]]
-) -> None:
-    """One row per value and arm; ``of`` gives the burst's intensity and seconds."""
+def title(bench: Bench, name: str) -> None:
+    setting = SETTINGS[name]
+    lengths = f"{setting.trace}" if setting.trace else f"prompts {setting.prompt}, answers {setting.output}"
+    seeds = "one seed" if bench.seeds == 1 else f"{bench.seeds} seeds"
+    print(f"\n**{name}**: {setting.profile}, {lengths}; C = {bench.capacity_rps(name):.2f} requests/s; {seeds}\n")
+
+
+def arms_for(name: str, arms: Iterable[str]) -> list[str]:
+    """Without those that differ by host memory only, where the engine has none."""
+    host = profiles.load(SETTINGS[name].profile).engine.host_capacity_tokens
+    return [arm for arm in arms if host or not arm.startswith("andes") or not arm.endswith("host")]
+
+
+def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]], arms: Iterable[str]) -> None:
+    title(bench, name)
+    head(label, "arm", *COLUMNS)
+    chosen = arms_for(name, arms)
+    for text, case in cases:
+        for arm, row in bench.compare(case, chosen):
+            line(text, arm, *cells(row))
+
+
+HEADLINE = ["andes", "andes, mixed", "andes, mixed, host", "clairvoyant"]
+
+
+def intensity(bench: Bench, names: list[str]) -> None:
+    """QoE against the intensity of a burst."""
+    for name in names:
+        span = SETTINGS[name].burst_s
+        cases = [(f"{x:g}", Case(name, "burst", x, span, 1, Arm("stock"))) for x in SETTINGS[name].loads]
+        sweep(bench, name, f"burst of {span:g} s, x C", cases, HEADLINE)
+
+
+def duration(bench: Bench, names: list[str]) -> None:
+    """QoE against the duration of a burst, at the second highest of the setting's intensities."""
+    for name in names:
+        x = SETTINGS[name].loads[-2]
+        cases = [(f"{s:g}", Case(name, "burst", x, s, 1, Arm("stock"))) for s in (30.0, 120.0, 420.0)]
+        sweep(bench, name, f"burst of {x:g} C, s", cases, HEADLINE)
+
+
+def steady(bench: Bench, names: list[str]) -> None:
+    """QoE against steady Poisson load for ten minutes, of which the middle seven are scored."""
+    for name in names:
+        cases = [(f"{x:g}", Case(name, "steady", x, 420.0, 1, Arm("stock"))) for x in (0.5, 0.8, 0.95, 1.1)]
+        sweep(bench, name, "load, x C", cases, ["andes, mixed", "andes, mixed, host"])
+
+
+def rivals(bench: Bench, names: list[str]) -> None:
+    """Every policy in one burst."""
+    for name in names:
+        x, span = SETTINGS[name].loads[-2], SETTINGS[name].burst_s
+        sweep(bench, name, f"burst of {span:g} s, x C", [(f"{x:g}", Case(name, "burst", x, span, 1, Arm("stock")))],
+              [*OURS, *RIVALS, *ORACLES])  # fmt: skip
+
+
+def held(bench: Bench, names: list[str]) -> None:
+    """The largest load at which the mean QoE is 0.95."""
+    arms = [*STOCK, *OURS, "tokenflow", "clairvoyant"]
+    head("setting", *arms, "best of ours / better stock")
     for name in names:
         setting = SETTINGS[name]
-        capacity = capacity_rps(setting)
-        lengths = f"prompts {setting.prompt}, answers {setting.output}"
-        print(f"\n{name}: {setting.profile}, {lengths}; C = {capacity:.2f} requests/s\n")
-        head(title, "arm")
-        for value in values:
-            times, burst_s = of(setting, value)
-            for label, arm in ARMS.items():
-                runs = [
-                    figures(setting, arm, burst(setting, times, burst_s, capacity, seed), 60.0, 60.0 + burst_s)
-                    for seed in range(1, seeds + 1)
-                ]
-                line(f"{value:g}", label, *row(runs))
+        chosen = arms_for(name, arms)
+        loads = {arm: bench.held(name, "burst", setting.burst_s, ALL[arm]) for arm in chosen}
+        gain = max(loads[a] for a in chosen if a in OURS) / max(loads[a] for a in STOCK)
+        texts = [f"{loads[arm]:.2f}" if arm in loads else "" for arm in arms]
+        line(f"{name}, burst of {setting.burst_s:g} s", *texts, f"{gain:.2f}")
 
 
-def intensity(names: list[str], seeds: int) -> None:
-    burst_table(names, seeds, "burst, x C", VALUES or [1.0, 1.5, 2.0, 3.0], lambda s, v: (v, s.burst_s))
-
-
-def duration(names: list[str], seeds: int) -> None:
-    burst_table(names, seeds, "burst of 1.5 C, s", VALUES or [30.0, 120.0, 420.0], lambda _, v: (1.5, v))
-
-
-def steady(names: list[str], seeds: int) -> None:
-    """Poisson for ten minutes; scored are those of the middle eight."""
-    for name in names:
-        setting = SETTINGS[name]
-        capacity = capacity_rps(setting)
-        print(f"\n{name}: {setting.profile}; C = {capacity:.2f} requests/s\n")
-        head("load, x C", "arm")
-        for value in (0.5, 0.8, 0.95, 1.1):
-            for label, arm in ARMS.items():
-                runs = []
-                for seed in range(1, seeds + 1):
-                    rates = ((600.0, value * capacity),)
-                    stream = Stream("steady", rates, setting.prompt, setting.output, readers_of("reading"), seed)
-                    runs.append(figures(setting, arm, stream, 60.0, 540.0))
-                line(f"{value:g}", label, *row(runs))
-
-
-def held(names: list[str], seeds: int) -> None:
-    """The largest burst, in C, at which the mean QoE of its arrivals is 0.95, by bisection to 5 %."""
-    line("setting", *ARMS, "gain over the better stock")
-    line(*(["---"] * (len(ARMS) + 2)))
-    for name in names:
-        setting = SETTINGS[name]
-        capacity = capacity_rps(setting)
-        loads = {}
-        for label, arm in ARMS.items():
-            low = high = 1.0
-            while high < 12 and _holds(setting, arm, high, capacity, seeds):
-                low, high = high, high * 1.5
-            while low == high > 0.1 and not _holds(setting, arm, low / 1.5, capacity, seeds):
-                low = high = low / 1.5
-            low = low / 1.5 if low == high else low
-            while high / low > 1.05 and high < 12:
-                middle = (low * high) ** 0.5
-                if _holds(setting, arm, middle, capacity, seeds):
-                    low = middle
-                else:
-                    high = middle
-            loads[label] = low
-            print(f"{name}, {label}: {low:.2f}", file=sys.stderr, flush=True)
-        stock = max(loads["stock"], loads["stock, mixed"])
-        gain = max(v for k, v in loads.items() if k.startswith("andes")) / stock
-        line(f"{name}, {setting.burst_s:g} s", *(f"{v:.2f}" for v in loads.values()), f"{gain:.2f}")
-
-
-def _holds(setting: Setting, arm: Arm, times: float, capacity: float, seeds: int) -> bool:
-    scores = []
-    for seed in range(1, seeds + 1):
-        stream = burst(setting, times, setting.burst_s, capacity, seed)
-        scores.append(figures(setting, arm, stream, 60.0, 60.0 + setting.burst_s)["qoe"]["mean"])
-    return float(np.mean(scores)) >= 0.95
-
-
-def sensitivity(names: list[str], seeds: int) -> None:
-    """andes in a burst of 2 C, one option changed at a time."""
-    options = ["", "length_guard=100", "running_bonus=0", "refine=false"]
-    options += [f"horizon_s={v}" for v in (5, 20, 100, 200)]
-    options += [f"stall_bound_s={v}" for v in (15, 120)] + [f"max_preemptions={v}" for v in (0.3, 1)]
-    for name in names:
-        setting = SETTINGS[name]
-        capacity = capacity_rps(setting)
-        print(f"\n{name}\n")
-        head("andes with")
-        variants: list[tuple[str, Arm, float]] = [
-            (option or "its defaults", Arm("andes", ("--policy-option", option) if option else ()), INTERVAL_S)
-            for option in options
-        ]
-        variants += [(f"a decision every {s:g} s", Arm("andes"), s) for s in (0.02, 0.5, 1.0)]
-        for label, arm, interval_s in variants:
-            runs = [
-                figures(
-                    setting,
-                    arm,
-                    burst(setting, 2.0, setting.burst_s, capacity, seed),
-                    60.0,
-                    60.0 + setting.burst_s,
-                    interval_s,
-                )
-                for seed in range(1, seeds + 1)
-            ]
-            line(label, *row(runs))
-
-
-def traces(names: list[str], seeds: int, folder: Path) -> None:
-    """Ten minutes of each recorded trace on one replica of the first setting, at two rates relative to C of that trace."""
+def traces(bench: Bench, names: list[str]) -> None:
+    """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
     setting = SETTINGS[names[0]]
-    engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"))
-    print(f"\n{setting.profile}, traces clamped to prompts of 32,000 tokens and answers of 4,000\n")
-    head("trace", "rate, 1/s", "arm")
-    for file in sorted(folder.glob("*.jsonl.gz")):
-        whole = load(file, seed=1).scaled(max_prompt=32_000, max_output=4_000, limit=3000)
-        flood = [RequestSpec(0.0, r.prompt_tokens, r.output_tokens, r.target, r.session_id, r.blocks) for r in whole][
-            :1500
-        ]
-        ends = np.sort([r.end_s for r in simulate(engine, None, flood)])
-        capacity = 0.5 * len(ends) / float(ends[len(ends) * 3 // 4] - ends[len(ends) // 4])
-        own = len(whole) / whole.duration_s
-        for times in (0.7, 1.0):
-            scaled = whole.scaled(rate_scale=times * capacity / own)
-            workload = scaled.scaled(duration_s=600.0).with_readers(1, ttft_s=None, tds=None, population="reading")
-            for label, arm in ARMS.items():
-                run = figures(setting, arm, workload, 0.0, workload.duration_s)
-                line(file.name.removesuffix(".jsonl.gz"), f"{times * capacity:.2f} ({times:g} C)", label, *row([run]))
-    _ = seeds
+    for file in sorted(bench.trace_file("x").parent.glob("*.jsonl.gz")):
+        trace = file.name.removesuffix(".jsonl.gz")
+        name = f"{names[0]} {trace}"
+        SETTINGS[name] = setting._replace(trace=trace)
+        cases = [(f"{x:g}", Case(name, "replay", x, 0.0, 1, Arm("stock"))) for x in (0.7, 1.0)]
+        sweep(
+            bench, name, "load, x C", cases, ["andes, mixed", "andes, mixed, host", "tokenflow", "lqsf", "clairvoyant"]
+        )
 
 
-def chosen(names: list[str]) -> Iterator[str]:
+def paper(bench: Bench, names: list[str]) -> None:
+    """The paper's load: 20 minutes that average C, with one burst."""
     for name in names:
-        if name not in SETTINGS:
-            raise SystemExit(f"setting {name!r}: not known; choose of {', '.join(SETTINGS)}")
-        yield name
+        cases = [(f"{x:g}, 35 %", Case(name, "cycle", x, 0.35, 1, Arm("stock"))) for x in (1.5, 2.0, 2.5)]
+        cases += [(f"2, {w:.0%}", Case(name, "cycle", 2.0, w, 1, Arm("stock"))) for w in (0.25, 0.45)]
+        sweep(bench, name, "intensity, duration", cases, [*OURS, "andes-v2", "tokenflow", "clairvoyant"])
+        print()
+        arms = arms_for(name, [*STOCK, *OURS, "andes-v2"])
+        head("held at QoE 0.95", *arms)
+        line("intensity, 35 %", *(f"{bench.held(name, 'cycle', 0.35, ALL[arm]):.2f}" for arm in arms))
+
+
+def sensitivity(bench: Bench, names: list[str]) -> None:
+    """andes with one option changed at a time, in one burst."""
+    options = ["", *(f"horizon_s={v}" for v in (5, 20, 60, 110, 200)), *(f"max_preemptions={v}" for v in (0.1, 0.3, 1))]
+    options += [*(f"stall_bound_s={v}" for v in (15, 45, 120)), *(f"length_guard={v}" for v in (1, 1.5, 3, 100))]
+    options += ["running_bonus=0", "refine=false", "preemption=false"]
+    for name in names:
+        setting = SETTINGS[name]
+        title(bench, name)
+        head(f"andes, mixed, host, burst of {setting.loads[-2]:g} C, with", *COLUMNS)
+        base = Case(name, "burst", setting.loads[-2], setting.burst_s, 1, Arm("stock"))
+        better = max((bench.row(replace(base, arm=arm)) for arm in STOCK.values()), key=lambda r: float(r["mean"]))
+        for option in options:
+            flags = (MIXED, HOST, *(("--policy-option", option) if option else ()))
+            line(option or "its defaults", *cells(bench.row(replace(base, arm=Arm("andes", flags)), better)))
+        for interval_s in (0.02, 0.5, 1.0):
+            row = bench.row(replace(base, arm=OURS["andes, mixed, host"], interval_s=interval_s), better)
+            line(f"a decision every {interval_s:g} s", *cells(row))
+
+
+TABLES: dict[str, Callable[[Bench, list[str]], None]] = {
+    f.__name__: f for f in (intensity, duration, steady, rivals, held, traces, paper, sensitivity)
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tables = {"intensity": intensity, "duration": duration, "steady": steady, "held": held, "sensitivity": sensitivity}
-    parser.add_argument("table", choices=[*tables, "traces"])
-    parser.add_argument("settings", nargs="*", default=["h100-chat"])
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--arms", help=f"only these, separated by semicolons: {'; '.join(ARMS)}")
-    parser.add_argument("--values", help="bursts: only these intensities or durations, comma-separated")
-    parser.add_argument("--traces", type=Path, help="folder of traces, for the table traces")
-    parser.add_argument("--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]", help="one more arm")
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("settings", nargs="*", default=["h100-chat"], help=f"of {', '.join(SETTINGS)}")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--traces", type=Path, help="folder of the recorded traces")
+    parser.add_argument("--out", type=Path, default=Path("out/simulated"), help="folder where runs are kept")
     args = parser.parse_args()
-    VALUES.extend(float(value) for value in (args.values or "").split(",") if value)
-    if args.arms:
-        for name in [name for name in ARMS if name not in args.arms.split("; ")]:
-            del ARMS[name]
-    for text in args.arm:
-        name, _, rest = text.partition("=")
-        policy, _, flags = rest.partition(":")
-        ARMS[name] = Arm(policy, tuple(flags.split()))
-    names = list(chosen(args.settings))
-    if args.table == "traces":
-        if args.traces is None:
-            parser.error("--traces: say where the traces are")
-        traces(names, args.seeds, args.traces)
-    else:
-        tables[args.table](names, args.seeds)
+    for name in args.settings:
+        if name not in SETTINGS:
+            parser.error(f"setting {name!r}: not known; choose of {', '.join(SETTINGS)}")
+    bench = Bench(args.out, args.traces, args.seeds)
+    try:
+        TABLES[args.table](bench, args.settings)
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was computed is kept", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

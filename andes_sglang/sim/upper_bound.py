@@ -51,7 +51,7 @@ def upper_bound(
     engine: EngineModel,
     horizon_s: float,
     *,
-    latest_s: float = np.inf,
+    latest_s: float | Sequence[float] = np.inf,
     slot_s: float = 2.0,
     chunks: int = 12,
     growth: float = 1.15,
@@ -60,7 +60,7 @@ def upper_bound(
     prices: Prices | None = None,
 ) -> Bound:
     """Bound on the mean QoE of ``requests`` over every schedule that has delivered them all by ``horizon_s`` (clock of the
-    arrivals), and no last token more than ``latest_s`` after its ideal time.
+    arrivals), and no last token more than ``latest_s``, of all or of each, after its ideal time.
 
     slot_s; chunks: parts of an answer; growth (> 1): of the steps in which lateness is counted: finer is tighter and slower,
     every setting is valid. iterations: of the search for prices, which begins at ``prices`` (for the same slots), ends where
@@ -76,7 +76,10 @@ def upper_bound(
             raise ValueError(f"request {k}: arrives at {request.arrival_s} s, not before horizon_s {horizon_s}")
     if not (slot_s > 0 and chunks > 0 and growth > 1):
         raise ValueError(f"slot_s and chunks must be > 0 and growth > 1, got {slot_s!r}, {chunks!r}, {growth!r}")
-    parts = _Relaxation(requests, engine, horizon_s, latest_s, slot_s, chunks, growth)
+    latest = np.broadcast_to(np.asarray(latest_s, dtype=np.float64), len(requests))
+    if not (latest >= 0).all():
+        raise ValueError(f"latest_s must be >= 0 seconds, got {float(latest[~(latest >= 0)][0])!r}")
+    parts = _Relaxation(requests, engine, horizon_s, latest, slot_s, chunks, growth)
     plans = _Plans(parts)
     best, best_lost, tried = parts.opening()[0], 0.0, 0
     for now in [prices] if prices is not None else parts.opening():
@@ -147,12 +150,14 @@ class _Relaxation:
         requests: Sequence[RequestSpec],
         engine: EngineModel,
         horizon_s: float,
-        latest_s: float,
+        latest_s: Array,
         slot_s: float,
         chunks: int,
         growth: float,
     ) -> None:
-        requests = sorted(requests, key=lambda r: r.arrival_s)
+        order = sorted(range(len(requests)), key=lambda k: requests[k].arrival_s)
+        self.order = order
+        requests, latest_s = [requests[k] for k in order], latest_s[order]
         costs, pool = engine.costs, float(engine.kv_capacity_tokens)
         arrival, prompt, n, ttft, tds = np.array(
             [(r.arrival_s, r.prompt_tokens, r.output_tokens, r.target.ttft_s, r.target.tds) for r in requests]
@@ -182,20 +187,20 @@ class _Relaxation:
             costs.decode_request_s + costs.decode_context_s * (prompt + first) + costs.decode_fixed_s * share_of_fixed
         )
         self.decode_s = np.vstack([once, np.cumsum(size * token_s, axis=0)])
-        self.compute_s = np.maximum(costs.prefill_token_s * self.context - token_s, 0.0) * (
-            not engine.host_capacity_tokens
-        )
-        self.compute_s[0] = costs.prefill_token_s * own
+        again_s = costs.prefill_token_s * self.context * (not engine.host_capacity_tokens) + costs.prefill_request_s
+        self.compute_s = np.maximum(again_s - token_s, 0.0)
+        self.compute_s[0] = costs.prefill_token_s * own + costs.prefill_request_s
         self.begin_s = arrival + self.compute_s[0]
         self.ideal_s = arrival + ttft + last / tds
         self.half_reading_s = n / (2 * tds)
 
         steps = [0]
-        while steps[-1] * slot_s < min(latest_s, horizon_s - float((arrival + ttft).min())):
+        while steps[-1] * slot_s < min(float(latest_s.max()), horizon_s - float((arrival + ttft).min())):
             steps.append(max(steps[-1] + 1, int(steps[-1] * growth)))
         offset_s = slot_s - np.mod(arrival + ttft - arrival[0], slot_s)
         self.late_s = np.vstack([once, offset_s + slot_s * np.array(steps)[:, None]])
         self.classes = len(self.late_s) - 1
+        self.allowed = self.late_s[:-1] <= latest_s
         blur_s = slot_s + (np.maximum(np.ceil(share), 1) - 1 + (last - np.floor(first)).max(axis=0)) / tds
         self.least = self._cell(self.late_s[:-1] - blur_s, slice(None))
 
@@ -228,6 +233,10 @@ class _Relaxation:
         """The bound on the sum of lost QoE at ``prices``, and the class that is cheapest for each request."""
         all_of = np.full(len(self.half_reading_s), 1)
         costs = np.stack([self.costs(prices, c * all_of) for c in range(self.classes)])
+        costs[~self.allowed] = np.inf
+        if not np.isfinite(costs.min(axis=0)).all():
+            k = self.order[int(np.argmax(costs.min(axis=0)))]
+            raise ValueError(f"request {k}: no schedule delivers it by horizon_s and within its latest_s")
         return float(costs.min(axis=0).sum()) - self.worth(prices), costs.argmin(axis=0)
 
     def plan(self, prices: Prices, classes: Index) -> tuple[Array, csc_array]:

@@ -16,13 +16,13 @@ from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.replica import simulate
 from andes_sglang.sim.upper_bound import Prices, upper_bound
 
-TINY = EngineModel(Costs(0.125, 0.125, 0.0, 0.0, 0.25), 16, max_running=2, chunk_tokens=2)
+TINY = EngineModel(Costs(0.125, 0.125, 0.0, 0.0, 0.25, 0.125), 16, max_running=2, chunk_tokens=2)
 QUICK: dict[str, Any] = {"slot_s": 0.25, "chunks": 2, "growth": 1.4, "iterations": 12, "tolerance": 0.005}
 
 
-def best_mean_qoe(requests: list[RequestSpec], engine: EngineModel) -> float:
-    """The largest mean QoE of any schedule, by trying them all: who is computed, who decodes, who is dropped for it, and
-    whether to wait for the next arrival. For a handful of requests and tokens.
+def best_mean_qoe(requests: list[RequestSpec], engine: EngineModel, latest_s: float = np.inf) -> float:
+    """The largest mean QoE of any schedule whose last tokens are at most ``latest_s`` late, by trying them all: who is
+    computed, who decodes, who is dropped for it, and whether to wait for the next arrival. For a handful of requests.
 
     Of every request: tokens generated, KV in the pool, lateness of its last token, sum of latenesses.
     """
@@ -39,6 +39,8 @@ def best_mean_qoe(requests: list[RequestSpec], engine: EngineModel) -> float:
     @cache
     def best(now_s: float, states: tuple[tuple[int, bool, float, float], ...]) -> float:
         open_ = [i for i, r in enumerate(requests) if states[i][0] < r.output_tokens]
+        if any(late > latest_s for _, _, late, _ in states):
+            return -np.inf
         if not open_:
             return sum(
                 1 - total / (r.output_tokens * (late + r.output_tokens / 2 / r.target.tds))
@@ -56,7 +58,9 @@ def best_mean_qoe(requests: list[RequestSpec], engine: EngineModel) -> float:
                         if sum(context[i] for i in kept) + sum(context[i] for i in who) > engine.kv_capacity_tokens:
                             continue
                         tokens = sum(context[i] for i in who)
-                        seconds = costs.prefill_s(tokens) if computes else costs.decode_s(len(who), tokens)
+                        seconds = (
+                            costs.prefill_s(tokens, requests=size) if computes else costs.decode_s(len(who), tokens)
+                        )
                         after = [(s[0], i in kept, s[2], s[3]) for i, s in enumerate(states)]
                         deliver(who, after, now_s + seconds)
                         values.append(best(now_s + seconds, tuple(after)))
@@ -89,6 +93,14 @@ def test_every_setting_is_valid(coarse: dict[str, Any]) -> None:
     assert best_mean_qoe(requests, TINY) <= upper_bound(requests, TINY, 14.0, **settings).mean_qoe + 1e-9
 
 
+def test_it_is_lower_where_nobody_may_end_late() -> None:
+    requests = tiny(1)
+    limits = [3.0, 5.0, 14.0]
+    bounds = [upper_bound(requests, TINY, 14.0, latest_s=[limit] * 3, **QUICK).mean_qoe for limit in limits]
+    assert all(best_mean_qoe(requests, TINY, limit) <= b + 1e-9 for limit, b in zip(limits, bounds, strict=True))
+    assert bounds[0] < bounds[-1] - 0.01
+
+
 def test_any_prices_are_valid() -> None:
     requests = tiny(1)
     settings = {**QUICK, "iterations": 0}
@@ -107,14 +119,22 @@ def test_no_policy_beats_it() -> None:
     ]
     lengths = {f"r{k}": r.output_tokens for k, r in enumerate(requests)}
     best, end_s, latest_s = 0.0, 0.0, 0.0
+    settings: dict[str, Any] = {"slot_s": 1.0, "chunks": 6, "growth": 1.4, "iterations": 15}
     for name in (*POLICIES, *CLAIRVOYANT):
         policy = make(name, **({"output_tokens": lengths} if name in CLAIRVOYANT else {}))
         records = list(simulate(engine, policy, requests))
         best = max(best, float(np.mean([r.qoe for r in records])))
         end_s = max(end_s, *(r.end_s for r in records))
-        latest_s = max(latest_s, *(r.end_s - r.arrival_s - 1.0 - (r.output_tokens - 1) / 4.5 for r in records))
-    bound = upper_bound(requests, engine, end_s, latest_s=latest_s, slot_s=1.0, chunks=6, growth=1.4, iterations=15)
+        late_s = {r.index: max(0.0, r.end_s - r.arrival_s - 1.0 - (r.output_tokens - 1) / 4.5) for r in records}
+        latest_s = max(latest_s, *late_s.values())
+        if name == "andes":
+            no_later = upper_bound(
+                requests, engine, end_s, latest_s=[late_s[k] for k in range(len(requests))], **settings
+            )
+            assert float(np.mean([r.qoe for r in records])) <= no_later.mean_qoe
+    bound = upper_bound(requests, engine, end_s, latest_s=latest_s, **settings)
     assert best <= bound.mean_qoe < 1.0 - 0.05 * (1.0 - best)
+    assert no_later.mean_qoe < bound.mean_qoe + 0.001
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -123,5 +143,10 @@ def test_what_cannot_be_is_refused() -> None:
         upper_bound(long, TINY, 10.0)
     with pytest.raises(ValueError, match=r"request 0: arrives at 0.0 s, not before horizon_s 0.0"):
         upper_bound([RequestSpec(0.0, 2, 2)], TINY, 0.0)
+    with pytest.raises(ValueError, match=r"latest_s must be >= 0 seconds, got -1.0"):
+        upper_bound([RequestSpec(0.0, 2, 2)], TINY, 10.0, latest_s=[-1.0])
+    with pytest.raises(ValueError, match=r"request 1: no schedule delivers it by horizon_s and within its latest_s"):
+        upper_bound([RequestSpec(0.0, 2, 2, QoETarget(9.0, 1.0)), RequestSpec(0.0, 8, 2, QoETarget(0.1, 1.0))], TINY, 10.0,
+                    latest_s=[0.0, 0.0], slot_s=0.25)  # fmt: skip
     with pytest.raises(ValueError, match=r"slot_s and chunks must be > 0"):
         upper_bound([RequestSpec(0.0, 2, 2)], TINY, 10.0, slot_s=0.0)
