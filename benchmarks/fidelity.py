@@ -3,7 +3,8 @@
     python benchmarks/fidelity.py [DIRECTORY...] [--markdown] [--profile NAME] [--steady]
 
 For each arm of each directory: what readers got, and what the simulator says they get; exit status 1 where one is outside
-the tolerances. Without directories, the runs recorded in ``tests/fixtures/fidelity``.
+the tolerances (marked ``!``; ``~``: a first token off by more than 15 %, but by less than 0.15 s). Without directories, the
+runs recorded in ``tests/fixtures/fidelity``; an arm's options are pinned there to what they were when it was recorded.
 
 What an iteration costs is fitted to the directory's stock arm (where that shows too few, it is the packaged CPU profile's)
 and is then the same for every arm. How slow the host was is read off each run's own decode steps in windows of 3 s, for a
@@ -14,9 +15,6 @@ profile's costs for all; ``--steady`` leaves the host's speed out. Sizes and ent
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
-import inspect
 import json
 import shutil
 import sys
@@ -29,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.arms import Arm
-from andes_sglang.policy import POLICIES, make, select
 from andes_sglang.request import RequestRecord, RequestSpec, read_records
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
@@ -44,6 +41,9 @@ WITHOUT_EFFECT = {"--sleep-on-idle", "--enable-metrics", "--disable-cuda-graph",
 WINDOW_S = 3.0
 TIED = 0.01
 """Mean QoE closer than this ranks nobody before anybody."""
+NEAR_S = 0.15
+"""First tokens closer than this are near enough, whatever that is of a few hundredths: readers expect theirs within 1 s. Which
+tenth of the requests has to wait under andes hangs on the order of events within milliseconds."""
 FIGURES = (
     ("mean QoE", ("qoe", "mean"), "absolute", 0.03),
     ("p5", ("qoe", "p5"), "absolute", None),
@@ -93,9 +93,10 @@ def row_of(label: str, real: Summary, simulated: Summary) -> tuple[list[str], li
         if a is None or b is None:
             cells.append("-")
             continue
-        missed = tolerance is not None and abs(b - a) > tolerance * (1.0 if kind == "absolute" else a)
+        off = tolerance is not None and abs(b - a) > tolerance * (1.0 if kind == "absolute" else a)
+        missed = off and not (path[0] == "ttft_s" and abs(b - a) <= NEAR_S)
         digits = 3 if max(abs(a), abs(b)) < 2 else 1 if max(abs(a), abs(b)) < 200 else 0
-        cells.append(f"{a:.{digits}f} / {b:.{digits}f}{' !' if missed else ''}")
+        cells.append(f"{a:.{digits}f} / {b:.{digits}f}{' !' if missed else ' ~' if off else ''}")
         if missed:
             outside.append(f"{label}: {title} {a:.3f}, simulated {b:.3f}")
     return cells, outside
@@ -130,13 +131,6 @@ def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list
         _, hiccups = host_pace(records[stock], costs, sends_late=True, window_s=WINDOW_S)
         means: tuple[dict[str, float], dict[str, float]] = ({}, {})
         for name, arm in arms.items():
-            recorded = result["engine"]["arms"][name].get("build", build_of(arm.policy))
-            if recorded != build_of(arm.policy):
-                print(
-                    f"{directory.name} {name}: recorded under build {recorded} of {arm.policy}, left out",
-                    file=sys.stderr,
-                )
-                continue
             told = result["policies"][name]["repeats"][repeat - 1]
             counted = {key: told.get(key) for key in ("preemptions_per_request", "recomputed_tokens")}
             real = {**summarise(records[name]), **counted}
@@ -153,24 +147,13 @@ def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list
     return rows, outside
 
 
-def build_of(policy: str) -> str:
-    """Which build of a policy decides: a run recorded under another one says nothing of this one."""
-    sources = [Path(inspect.getfile(type(make(policy)))), Path(inspect.getfile(select))] if policy in POLICIES else []
-    trees = [ast.parse(source.read_text()) for source in sources]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
-            del node.body[0]
-    return hashlib.sha256("".join(map(ast.dump, trees)).encode()).hexdigest()[:12]
-
-
 def keep(directory: Path, name: str) -> None:
     """Make a fixture of what ``andes compare`` has just left in ``directory``."""
     result = json.loads((directory / "summary.json").read_text())
     told = ("preemptions_per_request", "recomputed_tokens")
-    arms = {arm: {**has, "build": build_of(has["policy"])} for arm, has in result["engine"]["arms"].items()}
     kept = {
         "workload": result["workload"],
-        "engine": {**{key: result["engine"][key] for key in ("what", "flags")}, "arms": arms},
+        "engine": {key: result["engine"][key] for key in ("what", "flags", "arms")},
         "policies": {
             arm: {"repeats": [{key: run.get(key) for key in told} for run in summary["repeats"]]}
             for arm, summary in result["policies"].items()

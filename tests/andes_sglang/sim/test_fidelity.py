@@ -21,11 +21,11 @@ def fidelity(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.timeout(300)
 def test_readers_get_what_the_simulator_says() -> None:
-    """Mean QoE within 0.03, TTFT p90 within 15 %, tokens/s within 5 %, and the policies in the same order."""
+    """Mean QoE within 0.03, TTFT p90 within 15 % or 0.15 s, tokens/s within 5 %, and the policies in the same order."""
     done = fidelity()
     assert done.returncode == 0, done.stdout + done.stderr
     compared = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
-    assert {(workload, "stock") for workload in WORKLOADS} <= compared
+    assert {(workload, arm) for workload in WORKLOADS for arm in ("stock", "andes")} <= compared
 
 
 @pytest.mark.timeout(300)
