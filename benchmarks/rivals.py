@@ -129,8 +129,12 @@ def main() -> None:
     parser.add_argument("--rate-scale", type=float, default=1.0)
     parser.add_argument("--intensity", type=float)
     parser.add_argument("--bound", action="store_true", help="also the upper bound on mean QoE; takes minutes")
-    parser.add_argument("--no-later", metavar="POLICIES", default="", help="also a bound for each of these: over the schedules "
-                        "that end no answer later than it does")  # fmt: skip
+    parser.add_argument(
+        "--no-later",
+        metavar="POLICIES",
+        default="",
+        help="also a bound for each of these: over the schedules that end no answer later than it does",
+    )
     parser.add_argument("--latest", type=float, default=0.0, help="of the bound: most seconds a last token is late")
     parser.add_argument("--slot", type=float, default=1.0, help="of the bound: seconds of a slot")
     parser.add_argument("--chunks", type=int, default=20, help="of the bound: parts of an answer")

@@ -30,6 +30,7 @@ from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure, sustained_tokens_per_s
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.replica import simulate
+from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures, Summary
 from andes_sglang.workload import Rates, Stream, Workload, load, mean_length, readers_of, shape
 
@@ -42,6 +43,7 @@ GPU = ("--max-running-requests", "2048")
 MIXED, HOST = "--enable-mixed-chunk", "--enable-hierarchical-cache"
 BEFORE_S, AFTER_S = 60.0, 120.0
 INTERVAL_S = 0.1
+"""Between two decisions at most; less where a chunk of prefill takes less, which would be held up."""
 REPLAY_S = 600.0
 
 
@@ -106,7 +108,7 @@ class Case:
     span: float
     seed: int
     arm: Arm
-    interval_s: float = INTERVAL_S
+    interval_s: float | None = None
 
 
 class Bench:
@@ -162,8 +164,9 @@ class Bench:
         else:
             engine, factory = configure(engine, case.arm, setting.flags)
             policy = factory()  # type: ignore[assignment]
+        interval_s = min(INTERVAL_S, decision_interval(engine)) if case.interval_s is None else case.interval_s
         seen, backlog = Figures(), 0
-        for record in simulate(engine, policy, requests, decision_interval_s=case.interval_s):
+        for record in simulate(engine, policy, requests, decision_interval_s=interval_s):
             if since_s <= record.arrival_s < until_s:
                 seen.add(record)
                 backlog += record.end_s > until_s
@@ -351,7 +354,7 @@ def rivals(bench: Bench, names: list[str]) -> None:
 
 def held(bench: Bench, names: list[str]) -> None:
     """The largest load at which the mean QoE is 0.95."""
-    arms = [*STOCK, *OURS, "tokenflow", "clairvoyant"]
+    arms = [*STOCK, "andes", "andes, mixed", "andes, mixed, host", "tokenflow", "clairvoyant"]
     head("setting", *arms, "best of ours / better stock")
     for name in names:
         setting = SETTINGS[name]
