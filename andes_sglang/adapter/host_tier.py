@@ -64,7 +64,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         req.cache_protected_len, req.last_node = begun.cache_protected_len, begun.last_node
 
     def write_backup(self, node: Any, write_back: bool = False) -> int:
-        written = int(super().write_backup(node, write_back))
+        fits = len(node.value) <= self.token_to_kv_pool_host.logical_size  # or others would make room in vain
+        written = int(super().write_backup(node, write_back)) if fits else 0
         self._written_tokens += written
         self._refused_tokens += 0 if written else len(node.value)
         return written
