@@ -153,7 +153,8 @@ async def _serve_health(host: str, port: int, work: Work, metrics: Metrics) -> w
 
 
 def _own_namespace() -> str:
-    return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+    file = NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+    return os.environ.get("POD_NAMESPACE") or file
 
 
 def main(argv: list[str] | None = None) -> int:
