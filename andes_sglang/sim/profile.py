@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.roofline import Roofline
 
-__all__ = ["Profile", "ProfileError", "dump", "load", "names"]
+__all__ = ["FOLDER_VARIABLE", "Profile", "ProfileError", "dump", "load", "names"]
 
 T = TypeVar("T")
 _PACKAGED = files("andes_sglang.sim") / "profiles"

@@ -57,7 +57,11 @@ def binaries() -> Path:
     if assets:
         folder = Path(assets)
     elif unpack.exists():
-        folder = Path(subprocess.run(["bash", unpack], check=True, capture_output=True, text=True).stdout.strip())
+        folder = Path(
+            subprocess.run(
+                [shutil.which("bash") or "bash", unpack], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "andes" / "control-plane"
     missing = [name for name in NEEDED if shutil.which(name, path=str(folder)) is None]

@@ -2,8 +2,9 @@
 
 What containers would give is put in their place in plain sight. A pod has an address of its own in 127/8; where arguments,
 variables and mounted files say 0.0.0.0 or a path that is mounted, they get that address and the pod's folder. Names of
-Services resolve to the ready pods that they select (``pod/sitecustomize.py``; Endpoints may not hold addresses of 127/8), so a
-Service's port has to be its pods' port. Probes, preStop, grace period, restarts, ConfigMaps that change and conditions are as Kubernetes has them.
+Services resolve to the ready pods that they select (``pod/sitecustomize.py``; Endpoints may not hold addresses of 127/8), so
+a Service's port has to be its pods' port. Probes, preStop, grace period, restarts, changing ConfigMaps and conditions are as
+Kubernetes has them.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ def _selects(service: Object, pod: Object) -> bool:
 
 
 class Node:
-    """A context manager. images: how the containers of an image start, by the name of its repository. exits: how the processes
-    of the pods that are gone have ended."""
+    """A context manager. images: how the containers of an image start, by the name of its repository. exits: how the
+    processes of the pods that are gone have ended."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, images: Mapping[str, Sequence[str]], name: str = "node") -> None:
+    def __init__(
+        self, plane: ControlPlane, folder: Path, images: Mapping[str, Sequence[str]], name: str = "node"
+    ) -> None:
         self.plane, self.folder, self.images, self.name = plane, folder, images, name
         self.pods: dict[str, Pod] = {}
         self.exits: dict[str, int | None] = {}
@@ -346,7 +349,9 @@ class Pod(threading.Thread):
 
     def _files(self, volume: Object) -> dict[str, str]:
         if "projected" in volume:
-            return {name: text for source in volume["projected"]["sources"] for name, text in self._files(source).items()}
+            return {
+                name: text for source in volume["projected"]["sources"] for name, text in self._files(source).items()
+            }
         if "serviceAccountToken" in volume:
             account = self._pod["spec"]["serviceAccountName"]
             return {volume["serviceAccountToken"]["path"]: self._plane.account_token(self.namespace, account)}

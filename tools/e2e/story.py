@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord
 from e2e.control_plane import ROOT, ApiError, ControlPlane, until
 from e2e.node import Node
 from e2e.traffic import Traffic
-
-from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestRecord
 
 __all__ = ["OBJECTIVE", "Outcome", "tell"]
 
 CHART = ROOT / "charts" / "andes"
 NAMESPACE, RELEASE = "stage", "demo"
 READER = QoETarget(ttft_s=1.5, tds=4.8)
-PROMPT_TOKENS, OUTPUT_TOKENS = 20, 40
-CALM_RPS, SURGE_RPS = 0.4, 4.0
+PROMPT_TOKENS, OUTPUT_TOKENS = 20, 30
+CALM_RPS, SURGE_RPS = 0.5, 4.0
+CALM_READERS = 5
 OBJECTIVE = 0.9
 MOST = 6
 PATIENCE_S = 400.0
@@ -75,8 +75,8 @@ TARGET: dict[str, Any] = {
     "demand": {"gateway": {"service": f"{RELEASE}-andes-gateway"}},
     "whatIf": {"profile": "slow"},
     "behavior": {
-        "tickSeconds": 1, "windowSeconds": 15,
-        "scaleDown": {"stabilizationWindowSeconds": 6, "periodSeconds": 3, "idleSeconds": 6},
+        "tickSeconds": 1, "windowSeconds": 10,
+        "scaleDown": {"stabilizationWindowSeconds": 6, "periodSeconds": 2, "idleSeconds": 6},
     },
 }  # fmt: skip
 CORE, APPS = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}"
@@ -130,8 +130,8 @@ class _Stage:
         before = everything(plane)
         with plane.helm(NAMESPACE) as helm:
             self.install(helm)
-            traffic = Traffic(self.gateways, PROMPT_TOKENS, OUTPUT_TOKENS, READER)
-            outcome.origin_s, outcome.records = traffic.origin_s, traffic.records
+            traffic = Traffic(self.gateways, PROMPT_TOKENS, OUTPUT_TOKENS, READER, outcome.origin_s)
+            outcome.records = traffic.records
             with traffic, self.sampled(traffic):
                 self.surge(traffic)
                 self.upgrade(helm)
@@ -162,7 +162,8 @@ class _Stage:
     def surge(self, traffic: Traffic) -> None:
         self.say(f"calm: {CALM_RPS:g} requests/s")
         traffic.rate_rps = CALM_RPS
-        until("readers get what they were promised", lambda: self.qoe() and self.condition("ObjectiveMet"), PATIENCE_S)
+        until("a few readers are served", lambda: len(traffic.records) >= CALM_READERS, PATIENCE_S)
+        until("they get what they were promised", lambda: self.qoe() and self.condition("ObjectiveMet"), PATIENCE_S)
         self.say(f"a surge: {SURGE_RPS:g} requests/s, where an engine can serve about 1")
         traffic.rate_rps = SURGE_RPS
         until("more engines are wanted", lambda: self.status().get("recommendedReplicas", 0) > 1, PATIENCE_S)

@@ -20,17 +20,18 @@ BLOCK_S = 3.0
 
 
 class Traffic:
-    """A context manager; Poisson arrivals at ``rate_rps``, which may be set at any time. gateways: the addresses to choose from
-    when a connection is opened, as a Service would. Leaving waits until every stream has ended.
+    """A context manager; Poisson arrivals at ``rate_rps``, which may be set at any time. gateways: the addresses to choose
+    from when a connection is opened, as a Service would. Leaving waits until every stream has ended.
 
-    Lengths in tokens. records: of all requests, once their block has ended; ``arrival_s`` in seconds since ``origin_s`` (Unix).
+    Lengths in tokens. records: of all requests, once their block has ended; times in seconds since ``origin_s`` (Unix).
     """
 
     def __init__(
-        self, gateways: Callable[[], Sequence[str]], prompt_tokens: int, output_tokens: int, reader: QoETarget, seed: int = 1
-    ) -> None:
+        self, gateways: Callable[[], Sequence[str]], prompt_tokens: int, output_tokens: int, reader: QoETarget,
+        origin_s: float, seed: int = 1,
+    ) -> None:  # fmt: skip
         self.rate_rps = 0.0
-        self.origin_s = time.time()
+        self.origin_s = origin_s
         self.records: list[RequestRecord] = []
         self._gateways, self._lengths, self._reader = gateways, (prompt_tokens, output_tokens), reader
         self._chance = random.Random(seed)  # noqa: S311
@@ -76,7 +77,9 @@ class Traffic:
             return
         start_s = time.time() - self.origin_s
         url = f"http://{self._chance.choice(self._gateways())}"
-        records = await replay(url, Workload("readers", tuple(requests)), seed=len(self.records), send_expectations=False)
+        records = await replay(
+            url, Workload("readers", tuple(requests)), seed=len(self.records), send_expectations=False
+        )
         for record in records:
             record.deliveries = [(at + start_s, tokens) for at, tokens in record.deliveries]
             record.arrival_s, record.sent_s = record.arrival_s + start_s, record.sent_s + start_s

@@ -1,5 +1,5 @@
-"""The cluster's DNS for a pod's processes: ``NAME.NAMESPACE.svc``, and a ``NAME`` of $NODE_NAMESPACE, are looked up in the file
-$NODE_HOSTS, as in /etc/hosts."""
+"""The cluster's DNS for a pod's processes: ``NAME.NAMESPACE.svc``, and a ``NAME`` of $NODE_NAMESPACE, are looked up in the
+file $NODE_HOSTS, as in /etc/hosts."""
 
 import contextlib
 import os
