@@ -26,7 +26,7 @@ CHART = ROOT / "charts" / "andes"
 NAMESPACE, RELEASE = "stage", "demo"
 READER = QoETarget(ttft_s=1.5, tds=4.8)
 PROMPT_TOKENS, OUTPUT_TOKENS = 20, 30
-CALM_RPS, SURGE_RPS = 0.5, 4.0
+CALM_RPS, SURGE_RPS = 0.4, 4.0
 CALM_READERS = 5
 OBJECTIVE = 0.9
 MOST = 6
@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
     "profiles": {"slow": PROFILE},
     "engine": {"kind": "sim", "profile": "slow", "drainSeconds": 120, "preStopSeconds": 3},
     "gateway": {
-        "replicas": 2, "drainSeconds": 120, "preStopSeconds": 6, "service": {"port": 8080},
+        "replicas": 2, "drainSeconds": 120, "preStopSeconds": 8, "service": {"port": 8080},
         "settings": {"dns_interval_s": 1.0, "health_interval_s": 1.0},
     },
     "operator": {"namespaces": [NAMESPACE], "args": ["--host=0.0.0.0"]},
@@ -201,6 +201,9 @@ class _Stage:
         ]  # fmt: skip
         self.say("helm uninstall")
         helm.uninstall(RELEASE)
+        crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        ours = {"qoetargets.andes.dev", "qoeclasses.andes.dev"}
+        until("the CRDs are gone", lambda: not ours & {crd["metadata"]["name"] for crd in self.plane.items(crds)})
         self.plane.unserve(GROUP_VERSION)
 
     def settled(self, before: set[str]) -> None:
@@ -295,7 +298,7 @@ class _Stage:
 
 
 def everything(plane: ControlPlane) -> set[str]:
-    """resource/namespace/name of every object there is, but events."""
+    """resource/namespace/name of every object there is, but events and what every namespace is given."""
     found = set()
     paths = ["/api/v1", *(f"/apis/{g['preferredVersion']['groupVersion']}" for g in plane("GET", "/apis")["groups"])]
     for path in paths:
@@ -307,5 +310,6 @@ def everything(plane: ControlPlane) -> set[str]:
             if "list" in resource["verbs"] and resource["name"] not in ("events", "componentstatuses"):
                 for item in plane("GET", f"{path}/{resource['name']}").get("items") or []:
                     metadata = item["metadata"]
-                    found.add(f"{resource['name']}/{metadata.get('namespace', '')}/{metadata['name']}")
+                    if not metadata["name"].startswith(("kube-root-ca.crt", "default-token-")):
+                        found.add(f"{resource['name']}/{metadata.get('namespace', '')}/{metadata['name']}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -21,7 +22,8 @@ BLOCK_S = 3.0
 
 class Traffic:
     """A context manager; Poisson arrivals at ``rate_rps``, which may be set at any time. gateways: the addresses to choose
-    from when a connection is opened, as a Service would. Leaving waits until every stream has ended.
+    from when a connection is opened, as a Service would. Leaving waits until every stream has ended, after an exception cuts
+    them.
 
     Lengths in tokens. records: of all requests, once their block has ended; times in seconds since ``origin_s`` (Unix).
     """
@@ -37,6 +39,7 @@ class Traffic:
         self._chance = random.Random(seed)  # noqa: S311
         self._stop = threading.Event()
         self._error: BaseException | None = None
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="traffic")
 
     def __enter__(self) -> Traffic:
@@ -46,21 +49,20 @@ class Traffic:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end()
-
-    def end(self) -> None:
-        """Nobody comes any more; returns when everybody is served. Raises what went wrong with a whole block."""
         self._stop.set()
-        self._thread.join()
-        error, self._error = self._error, None
         if error is not None:
-            raise error
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(self._loop)])
+        self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._come())
-        except BaseException as error:
-            self._error = error
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._come())
+            except BaseException as error:
+                self._error = error
 
     async def _come(self) -> None:
         blocks = []
