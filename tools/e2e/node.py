@@ -296,7 +296,8 @@ class Pod(threading.Thread):
     def _stop(self) -> None:
         """As a kubelet ends a container; all of its processes are gone afterwards."""
         if self._process.poll() is None and not self._killed:
-            grace_s = self._grace_s if self._grace_s is not None else 30.0
+            own_s = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
+            grace_s = own_s if self._grace_s is None else self._grace_s
             end_s = time.monotonic() + grace_s
             before = self._container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
             if before and self._grace_s is not None:
