@@ -58,6 +58,12 @@ def test_an_upgrade_changes_what_runs(outcome: Outcome) -> None:
     assert outcome.policies == ({"andes"}, {"lqsf"})
 
 
+def test_the_first_request_brings_an_engine_back_and_is_answered(outcome: Outcome) -> None:
+    assert outcome.first_answer[-1] == "data: [DONE]"
+    assert not [event for event in outcome.first_answer if '"error"' in event]
+    assert any("FirstRequest" in reason or "a request has come" in message for reason, message in outcome.events)
+
+
 def test_helm_test_passes(outcome: Outcome) -> None:
     assert outcome.smoke == "deployed"
 

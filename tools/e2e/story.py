@@ -1,5 +1,6 @@
 """The whole story on a control plane: install, calm, a surge, QoE dips, the operator scales up, QoE recovers, calm, it scales
-down, an upgrade under traffic, uninstall. Every step waits for what is to happen, however long a busy machine takes."""
+down, an upgrade under traffic, to zero and back on the first request, uninstall. Every step waits for what is to happen,
+however long a busy machine takes."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ VALUES: dict[str, Any] = {
     "engine": {"kind": "sim", "profile": "slow", "drainSeconds": 120, "preStopSeconds": 3},
     "gateway": {
         "replicas": 2, "drainSeconds": 120, "preStopSeconds": 8, "service": {"port": 8080},
-        "settings": {"dns_interval_s": 1.0, "health_interval_s": 1.0},
+        "settings": {"dns_interval_s": 1.0, "health_interval_s": 1.0, "hold_s": PATIENCE_S},
     },
     "operator": {"namespaces": [NAMESPACE], "args": ["--host=0.0.0.0"]},
 }  # fmt: skip
@@ -88,8 +89,9 @@ OWN = f"/apis/{GROUP_VERSION}/namespaces/{NAMESPACE}"
 class Outcome:
     """What happened. Times in seconds since ``origin_s`` (Unix).
 
-    samples: once a second, what ``kubectl get qoetargets`` says. steps: (when, what happened). engines: of every engine that
-    was there at some time, its name and how its process ended. left, processes: what uninstalling left behind.
+    steps: (when, what happened). samples: once a second, what the QoETarget's status says. events: the QoETarget's (reason,
+    message). policies: what engines ran before and after the upgrade. first_answer: the answer to the request that found no
+    engine, as SSE. exits: how the process of each pod has ended. left, processes: what uninstalling left behind.
     """
 
     origin_s: float = field(default_factory=time.time)
@@ -103,6 +105,7 @@ class Outcome:
     left: set[str] = field(default_factory=set)
     processes: list[str] = field(default_factory=list)
     gpu_hours_saved: str = ""
+    first_answer: list[str] = field(default_factory=list)
 
     @property
     def cut(self) -> list[RequestRecord]:
@@ -135,6 +138,7 @@ class _Stage:
             with traffic, self.sampled(traffic):
                 self.surge(traffic)
                 self.upgrade(helm)
+            self.to_zero_and_back()
             self.say(f"{len(outcome.records)} streams served, {len(outcome.cut)} cut")
             self.uninstall(helm)
         self.settled(before)
@@ -193,6 +197,14 @@ class _Stage:
         until("all engines and gateways are new", rolled, PATIENCE_S)
         self.outcome.policies = policies, self.policies()
         self.say("all engines and gateways are new")
+
+    def to_zero_and_back(self) -> None:
+        self.say("nobody comes any more, and no engine has to stay")
+        self.plane("PATCH", f"{OWN}/qoetargets/chat", {"spec": {"minReplicas": 0}})
+        until("no engine is left", lambda: self.replicas() == 0 and not self.pods("engine"), PATIENCE_S)
+        self.say("no engine is left; somebody comes")
+        self.outcome.first_answer = ask(f"http://{self.gateways()[0]}")
+        self.say("the gateway has held the request until an engine was there, and it is answered")
 
     def uninstall(self, helm: Any) -> None:
         self.outcome.events = [
@@ -295,6 +307,20 @@ class _Stage:
             with urllib.request.urlopen(url, timeout=30) as answer:
                 found.add(str(json.load(answer)["policy"]))
         return found
+
+
+def ask(gateway: str) -> list[str]:
+    """The events of one streamed answer."""
+    body = {
+        "model": "any",
+        "stream": True,
+        "max_tokens": OUTPUT_TOKENS,
+        "messages": [{"role": "user", "content": "Anybody?"}],
+    }
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{gateway}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return [line for line in answer.read().decode().splitlines() if line]
 
 
 def everything(plane: ControlPlane) -> set[str]:
