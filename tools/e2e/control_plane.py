@@ -157,13 +157,13 @@ class ControlPlane:
 
     def kubectl(self, *args: str, stdin: str | None = None) -> str:
         """What kubectl says, as the administrator. Raises ``AssertionError`` where it fails."""
-        command = [self._programs / "kubectl", "--kubeconfig", self.kubeconfig, *args]
+        command = [str(self._programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), *args]
         environment = {**os.environ, "HOME": str(self.folder)}  # it keeps a cache there
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, check=False, timeout=120, env=environment
         )
         assert done.returncode == 0, f"kubectl {' '.join(args)}: {done.stderr}"
-        return done.stdout + done.stderr
+        return str(done.stdout + done.stderr)
 
     def helm(self, namespace: str) -> Config:
         """Helm, as the administrator."""

@@ -153,7 +153,7 @@ class Probe:
         self.due_s = time.monotonic() + self.period_s
         try:
             with urllib.request.urlopen(self.url, timeout=self.timeout_s) as answer:
-                good = 200 <= answer.status < 400
+                good = bool(200 <= answer.status < 400)
         except OSError:
             good = False
         self.failures = 0 if good else self.failures + 1
@@ -161,7 +161,7 @@ class Probe:
 
     @property
     def failed(self) -> bool:
-        return self.failures >= self.failures_allowed
+        return bool(self.failures >= self.failures_allowed)
 
 
 class Pod(threading.Thread):

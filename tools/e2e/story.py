@@ -154,8 +154,8 @@ class _Stage:
         self.say("helm install: two gateways, one simulated engine, the operator")
         helm.install(CHART, RELEASE, VALUES)
         self.plane.serve(GROUP_VERSION)
-        for part in ("gateway", "engine", "operator"):
-            until(f"the {part} is available", lambda part=part: self.available(part), PATIENCE_S)
+        parts = ("gateway", "engine", "operator")
+        until("everything is available", lambda: all(map(self.available, parts)), PATIENCE_S)
         until("QoETargets are served", lambda: "items" in self.plane("GET", f"{OWN}/qoetargets"))
         self.create("QoEClass", "reading", CLASS)
         self.create("QoETarget", "chat", TARGET)
@@ -276,8 +276,9 @@ class _Stage:
     def available(self, part: str) -> bool:
         found = self.plane("GET", f"{APPS}/deployments/{RELEASE}-andes-{part}")
         status, wanted = found.get("status", {}), found["spec"]["replicas"]
-        current = status.get("observedGeneration") == found["metadata"]["generation"]
-        return current and status.get("availableReplicas", 0) == status.get("updatedReplicas", 0) == wanted
+        if status.get("observedGeneration") != found["metadata"]["generation"]:
+            return False
+        return bool(status.get("availableReplicas", 0) == status.get("updatedReplicas", 0) == wanted)
 
     def replicas(self) -> int:
         return int(self.plane("GET", f"{APPS}/deployments/{RELEASE}-andes-engine")["spec"]["replicas"])

@@ -37,4 +37,4 @@ with contextlib.suppress(ImportError):
     async def _looked_up(self: Any, host: Any, port: Any, **more: Any) -> Any:
         return await _loop(self, host, port, **more) if _addresses(host) is None else getaddrinfo(host, port)
 
-    uvloop.Loop.getaddrinfo = _looked_up
+    uvloop.Loop.getaddrinfo = _looked_up  # type: ignore[method-assign]
