@@ -325,7 +325,7 @@ def ask(gateway: str) -> list[str]:
 
 
 def everything(plane: ControlPlane) -> set[str]:
-    """resource/namespace/name of every object there is, but events and what every namespace is given."""
+    """resource/namespace/name of every object there is, but events and what Kubernetes makes for itself."""
     found = set()
     paths = ["/api/v1", *(f"/apis/{g['preferredVersion']['groupVersion']}" for g in plane("GET", "/apis")["groups"])]
     for path in paths:
@@ -337,6 +337,7 @@ def everything(plane: ControlPlane) -> set[str]:
             if "list" in resource["verbs"] and resource["name"] not in ("events", "componentstatuses"):
                 for item in plane("GET", f"{path}/{resource['name']}").get("items") or []:
                     metadata = item["metadata"]
-                    if not metadata["name"].startswith(("kube-root-ca.crt", "default-token-")):
-                        found.add(f"{resource['name']}/{metadata.get('namespace', '')}/{metadata['name']}")
+                    name, namespace = metadata["name"], metadata.get("namespace", "")
+                    if not (name.startswith(("kube-", "default-token-")) or namespace.startswith("kube-")):
+                        found.add(f"{resource['name']}/{namespace}/{name}")
     return found
