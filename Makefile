@@ -6,7 +6,7 @@ UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/charts tes
 	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway chart lock clean
+.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway chart lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,13 +21,19 @@ demo: setup out/model/config.json ## stock SGLang against andes in a surge, on t
 out/model/config.json: | setup
 	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
 
+demo-cluster: setup ## chart and operator on a real control plane: a surge, and how it is met; picture in out/demo-cluster
+	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
+
+control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 12 minutes)
+	tools/control-plane.sh
+
 test: setup lint ## everything: lint, types, unit tests, real engines
 	$(BIN)/pytest
 
 test-unit: setup ## the tests that need no engine (seconds)
 	$(BIN)/pytest $(UNIT)
 
-test-cluster: setup ## the operator on a real Kubernetes control plane (minutes)
+test-cluster: setup ## operator and chart on a real Kubernetes control plane (minutes)
 	$(BIN)/pytest -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)

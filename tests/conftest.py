@@ -1,11 +1,16 @@
-"""Shared by all tests: a tiny model made once, and real engines."""
+"""Shared by all tests: a tiny model and a Kubernetes control plane, each made once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from e2e.control_plane import ControlPlane
 
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)
@@ -17,3 +22,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from andes_sglang.adapter.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", layers=2, hidden=64)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One for all suites: each leaves it as it was."""
+    from e2e.control_plane import AbsentError, ControlPlane, binaries
+
+    try:
+        programs = binaries()
+    except AbsentError as absent:
+        pytest.skip(str(absent))
+    with ControlPlane(tmp_path_factory.mktemp("control-plane"), programs) as made:
+        yield made

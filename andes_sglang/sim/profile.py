@@ -3,12 +3,14 @@
 A file has ``hardware``, ``model``, ``source``, optionally ``price_per_hour`` and ``start_s``, a table ``[engine]`` (fields of
 :class:`~andes_sglang.sim.engine.EngineModel`) and either ``[costs]``, measured (:class:`~andes_sglang.sim.engine.Costs`), or
 ``[roofline]``, derived (:class:`~andes_sglang.sim.roofline.Roofline`), which gives the sizes that ``[engine]`` leaves out.
+Those of your own go by name too, before those of the package, from the folder that $ANDES_PROFILES names.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import tomllib
 import types
 import typing
@@ -16,16 +18,18 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.roofline import Roofline
 
-__all__ = ["Profile", "ProfileError", "dump", "load", "names"]
+__all__ = ["FOLDER_VARIABLE", "Profile", "ProfileError", "dump", "load", "names"]
 
 T = TypeVar("T")
 _PACKAGED = files("andes_sglang.sim") / "profiles"
+FOLDER_VARIABLE = "ANDES_PROFILES"
 
 
 class ProfileError(ValueError):
@@ -53,17 +57,22 @@ class Profile:
 
 
 def names() -> list[str]:
-    """Profiles that come with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in _PACKAGED.iterdir() if p.name.endswith(".toml"))
+    """Profiles that come with the package, and those of $ANDES_PROFILES."""
+    return sorted(_found())
+
+
+def _found() -> dict[str, Traversable]:
+    own = os.environ.get(FOLDER_VARIABLE)
+    folders: list[Traversable] = [_PACKAGED, *([Path(own)] if own and Path(own).is_dir() else [])]
+    return {p.name.removesuffix(".toml"): p for folder in folders for p in folder.iterdir() if p.name.endswith(".toml")}
 
 
 def load(name: str) -> Profile:
-    """The profile in the file ``name`` (ending in ``.toml``) or, of the package, called ``name``. Raises
-    :class:`ProfileError`."""
+    """The profile in the file ``name`` (ending in ``.toml``), or called ``name``. Raises :class:`ProfileError`."""
     path = Path(name) if name.endswith(".toml") else None
-    if path is None and name not in names():
+    source = path or _found().get(name)
+    if source is None:
         raise ProfileError(f"profile {name!r}: not known; give a .toml file or one of {', '.join(names())}")
-    source = path or _PACKAGED / f"{name}.toml"
     try:
         table = tomllib.loads(source.read_text(encoding="utf-8"))
     except OSError as error:

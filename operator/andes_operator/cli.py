@@ -29,6 +29,10 @@ log = logging.getLogger("andes_operator")
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
+class ListenError(RuntimeError):
+    """Somebody else has the port of the probes."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--namespace", action="append", default=[], metavar="NS", help="serve this namespace; repeatable; default: all"
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every status that we write
     try:
         asyncio.run(_main(args))
-    except (ClusterError, LeaseLostError) as error:
+    except (ClusterError, LeaseLostError, ListenError) as error:
         log.error("%s", error)
         return 1
     return 0
@@ -73,12 +77,14 @@ async def _main(args: argparse.Namespace) -> None:
         cluster, args.lease_namespace or _own_namespace(), args.lease, identity,
         duration_s=args.lease_seconds, retry_s=args.lease_seconds / 5,
     )  # fmt: skip
-    health = await _serve_health(args.host, args.port, work, metrics)
-    predictor.start()
     try:
-        await _lead(lease, work, args.namespace, stop, metrics)
+        health = await _serve_health(args.host, args.port, work, metrics)
+        predictor.start()
+        try:
+            await _lead(lease, work, args.namespace, stop, metrics)
+        finally:
+            await health.cleanup()
     finally:
-        await health.cleanup()
         predictor.close()
         await gateways.close()
         await cluster.close()
@@ -148,12 +154,17 @@ async def _serve_health(host: str, port: int, work: Work, metrics: Metrics) -> w
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", exposition)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ListenError(f"--host {host}, --port {port}: {os.strerror(error.errno or 0)}") from None
     return runner
 
 
 def _own_namespace() -> str:
-    return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+    file = NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+    return os.environ.get("POD_NAMESPACE") or file
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -46,6 +46,7 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient, identity: str = names.OPERATOR) -> None:
         self._api = api
+        api.user_agent = names.OPERATOR  # also the manager of the fields that it writes
         self._identity = identity
         self._paths: dict[tuple[str, str], str] = {}
         self._cached: dict[str, tuple[float, asyncio.Future[Any]]] = {}
@@ -186,8 +187,9 @@ class Cluster:
     async def write_config_map(
         self, namespace: str, name: str, data: Mapping[str, str], owner: Mapping[str, Any] | None = None
     ) -> None:
-        """Make or change it; with an owner (a QoETarget) it goes when the owner goes."""
-        metadata: dict[str, Any] = {"name": name, "labels": {names.MANAGED_BY_LABEL: names.OPERATOR}}
+        """Make or change it; with an owner (a QoETarget) it goes when the owner goes. The labels of one that is there stay as
+        they are: Helm refuses to upgrade what somebody else has labelled."""
+        metadata: dict[str, Any] = {"name": name}
         if owner is not None:
             metadata["ownerReferences"] = [_reference(owner)]
         body = {"metadata": metadata, "data": dict(data)}
@@ -196,6 +198,7 @@ class Cluster:
         except ClusterError as error:
             if error.status != 404:
                 raise
+            metadata["labels"] = {names.MANAGED_BY_LABEL: names.OPERATOR}
             await self.request("POST", _core(namespace, "configmaps"), body)
 
     async def event(self, about: Mapping[str, Any], reason: str, message: str, warning: bool, now_s: float) -> None:

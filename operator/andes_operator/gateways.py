@@ -14,14 +14,13 @@ import aiohttp
 from andes_operator import prometheus
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.observe import Report
-from andes_operator.spec import Demand
+from andes_operator.spec import Demand, TargetSpec
 from andes_operator.victims import ready
 
 __all__ = ["Answers", "Gateways"]
 
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 MOST_BYTES = 32 << 20
-HISTORY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +43,17 @@ class Gateways:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, cluster: Cluster, namespace: str, demand: Demand, window_s: float, now_s: float) -> Answers:
+    async def ask(self, cluster: Cluster, namespace: str, spec: TargetSpec, now_s: float) -> Answers:
         """All ready gateways have to answer. Those that are going are asked too, for the streams that they still hold; so are
         those that are not ready, and where none is, one answer of theirs will do."""
+        demand, window_s = spec.demand, spec.behavior.window_s
         if demand.prometheus_url is not None:
             return await self._ask_prometheus(demand, window_s, now_s)
         try:
             required, optional = await self._addresses(cluster, namespace, demand)
         except ClusterError as error:
             return Answers(missing=(str(error),))
-        since_s = now_s - max(window_s, HISTORY_S)
+        since_s = now_s - spec.behavior.history_s
         wanted = [*required, *optional]
         found = await asyncio.gather(*(self._report(address, since_s, window_s) for address in wanted))
         reports: list[Report] = []

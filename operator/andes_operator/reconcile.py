@@ -158,7 +158,7 @@ class Reconciler:
         window_s = spec.behavior.window_s
         with self._tracer.start_as_current_span("andes.observe"):
             pods = await self._cluster.pods(namespace, scale.selector)
-            answers = await self._gateways.ask(self._cluster, namespace, spec.demand, window_s, now_s)
+            answers = await self._gateways.ask(self._cluster, namespace, spec, now_s)
         learned = victims.cold_start_s(pods)
         if learned is not None:
             self._cold_starts[target["metadata"]["uid"]] = learned
@@ -201,7 +201,7 @@ class Reconciler:
         with self._tracer.start_as_current_span("andes.what_if") as span:
             try:
                 horizon_s = cold_start_s(spec, self._cold_starts.get(uid)) + spec.behavior.tick_s
-                since_s = max([seen.now_s - 600.0, *(r.demand_since_s for r in look.answers.reports)])
+                since_s = max([seen.now_s - spec.behavior.history_s, *(r.demand_since_s for r in look.answers.reports)])
                 readers = await self._readers(look.namespace)
                 last = asked.predicted if asked is not None else None
                 inquiry = Inquiry(spec, seen, since_s, horizon_s, history, readers, last)

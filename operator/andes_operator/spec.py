@@ -80,6 +80,12 @@ class Behavior:
     down_period_s: float = 60.0
     idle_s: float = 600.0
 
+    @property
+    def history_s(self) -> float:
+        """How far back requests tell what those to come are like, bursts included: five windows, at most ten minutes, but a
+        whole window."""
+        return max(self.window_s, min(600.0, 5 * self.window_s))
+
 
 @dataclass(frozen=True, slots=True)
 class Demand:

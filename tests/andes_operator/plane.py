@@ -1,20 +1,15 @@
-"""A real control plane for tests, a node whose pods run at once, and gateways that say what a test wants."""
+"""A node whose pods run at once, gateways that say what a test wants, and the operator as a process."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,184 +18,44 @@ from typing import Any
 
 import yaml
 from aiohttp import web
+from e2e.control_plane import ApiError, ControlPlane
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_sglang.sketch import Sketch
 
 ROOT = Path(__file__).parent.parent.parent
 CHART_FILES = ROOT / "charts" / "andes" / "files"
-KUBE = Path(os.environ.get("ANDES_KUBE", ROOT.parent / "shared" / "kube"))
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-def port_block(size: int = 12) -> int:
-    """A port with ``size`` free ones after it: the control plane's scripts count up from one."""
-    for start in range(20_000 + os.getpid() % 97 * 100, 60_000, 100):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in range(start, start + size):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return start
-    raise RuntimeError("no free ports")
-
-
-class ApiError(Exception):
-    """What the API server says no to."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status, self.message = status, message
-
-
-def until(what: str, holds: Callable[[], Any], timeout_s: float = 90.0) -> Any:
-    """What ``holds`` gives once it is true; the API server is asked again every 0.2 s."""
-    end_s = time.monotonic() + timeout_s
-    seen: Any = None
-    while time.monotonic() < end_s:
-        try:
-            seen = holds()
-            if seen:
-                return seen
-        except (ApiError, OSError) as error:
-            seen = error
-        time.sleep(0.2)
-    raise AssertionError(f"not within {timeout_s:g} s: {what} (last: {seen!r})")
-
-
-class Plane:
-    """etcd, API server, controllers and the CRD server of Kubernetes 1.36, on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run = folder, folder / "run"
-        self.binaries = Path(_sh(KUBE / "unpack.sh", env={}).strip().splitlines()[-1])
-        self.port = port_block()
-        store = port_block_after(self.port)
-        self.env = {"R": str(self.run), "P": str(self.port), "EP": str(store), "PY": sys.executable,
-                    "EXTBIN": str(self.binaries / "apiextensions-apiserver")}  # fmt: skip
-        self.env["HOME"] = str(folder)  # kubectl keeps a cache there
-        self.env["PATH"] = f"{self.binaries}:{os.environ['PATH']}"
-
-    def start(self) -> None:
-        _sh(KUBE / "start.sh", str(self.binaries), env=self.env)
-        _sh(KUBE / "start-crd-server.sh", "andes.dev/v1alpha1", "parts.example/v1", env=self.env)
-
-    def stop(self) -> None:
-        _sh(KUBE / "stop.sh", env=self.env)
-
-    def restart_api_server(self) -> Callable[[], None]:
-        """Kill it; the returned function starts it again as it was."""
-        pid = int((self.run / "apiserver.pid").read_text())
-        command = (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")[:-1]
-        os.kill(pid, 9)
-
-        def again() -> None:
-            with (self.run / "apiserver.log").open("ab") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            (self.run / "apiserver.pid").write_text(str(process.pid))
-
-        return again
-
-    @property
-    def kubeconfig(self) -> Path:
-        return self.run / "pki" / "admin.kubeconfig"
-
-    def kubectl(self, *args: str, stdin: str | None = None, check: bool = True) -> str:
-        done = subprocess.run(
-            ["kubectl", "--kubeconfig", str(self.kubeconfig), *args], input=stdin, capture_output=True, text=True,
-            check=False, env=self.env, timeout=120,
-        )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(f"kubectl {' '.join(args)}: {done.stderr}")
-        return done.stdout + done.stderr
-
-    def install_crds(self) -> None:
-        for path in sorted((CHART_FILES / "crds").glob("*.yaml")):
-            self.kubectl("apply", "--validate=false", "-f", str(path))
-        for plural in ("qoetargets", "qoeclasses"):
-            path = f"/apis/andes.dev/v1alpha1/{plural}"
-            until(f"{plural} are served", lambda path=path: "items" in self("GET", path))
-
-    def __call__(self, method: str, path: str, body: Any = None, kind: str | None = None) -> dict[str, Any]:
-        """The API server's answer to its administrator. Raises :class:`ApiError`."""
-        pki = self.run / "pki"
-        tls = ssl.create_default_context(cafile=str(pki / "ca.crt"))
-        tls.load_cert_chain(pki / "admin.crt", pki / "admin.key")
-        kind = kind or ("application/merge-patch+json" if method == "PATCH" else "application/json")
-        data = None if body is None else json.dumps(body).encode()
-        url = f"https://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, {"content-type": kind}, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=30, context=tls) as answer:
-                return dict(json.load(answer))
-        except urllib.error.HTTPError as error:
-            text = error.read().decode()
-            with contextlib.suppress(ValueError, KeyError):
-                text = json.loads(text)["message"]
-            raise ApiError(error.code, text) from None
-
-    def items(self, path: str) -> list[dict[str, Any]]:
-        return list(self("GET", path)["items"])
-
-    def operator_kubeconfig(
-        self, namespace: str, scales: tuple[tuple[str, str], ...] = (("apps", "deployments"),)
-    ) -> Path:
-        """A kubeconfig of a service account that holds the chart's role in ``namespace``, and nothing else."""
-        rules = yaml.safe_load((CHART_FILES / "operator-rules.yaml").read_text())
-        rules += [{"apiGroups": [g], "resources": [f"{r}/scale"], "verbs": ["get", "patch"]} for g, r in scales]
-        body: dict[str, Any] = {"metadata": {"name": "andes-operator"}}
-        core = f"/api/v1/namespaces/{namespace}"
-        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
-        self("POST", f"{core}/serviceaccounts", body)
-        self("POST", f"{rbac}/roles", {**body, "rules": rules})
-        self("POST", f"{rbac}/rolebindings", {
-            **body,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "andes-operator"},
-            "subjects": [{"kind": "ServiceAccount", "name": "andes-operator", "namespace": namespace}],
-        })  # fmt: skip
-        token = self(
-            "POST", f"{core}/serviceaccounts/andes-operator/token",
-            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}},
-        )["status"]["token"]  # fmt: skip
-        ca = base64.b64encode((self.run / "pki" / "ca.crt").read_bytes()).decode()
-        path = self.folder / f"{namespace}.kubeconfig"
-        path.write_text(yaml.safe_dump({
-            "apiVersion": "v1", "kind": "Config", "current-context": "x",
-            "clusters": [{"name": "c", "cluster": {"server": f"https://127.0.0.1:{self.port}",
-                                                   "certificate-authority-data": ca}}],
-            "users": [{"name": "u", "user": {"token": token}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u", "namespace": namespace}}],
-        }))  # fmt: skip
-        return path
-
-
-def port_block_after(port: int) -> int:
-    return port + 20
-
-
-def _sh(script: Path, *args: str, env: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["bash", str(script), *args],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{script.name}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout
+def operator_kubeconfig(
+    plane: ControlPlane, namespace: str, scales: tuple[tuple[str, str], ...] = (("apps", "deployments"),)
+) -> Path:
+    """A kubeconfig of a service account that holds the chart's role in ``namespace``, and nothing else."""
+    rules = yaml.safe_load((CHART_FILES / "operator-rules.yaml").read_text())
+    rules += [{"apiGroups": [g], "resources": [f"{r}/scale"], "verbs": ["get", "patch"]} for g, r in scales]
+    body: dict[str, Any] = {"metadata": {"name": "andes-operator"}}
+    core = f"/api/v1/namespaces/{namespace}"
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
+    plane("POST", f"{core}/serviceaccounts", body)
+    plane("POST", f"{rbac}/roles", {**body, "rules": rules})
+    plane("POST", f"{rbac}/rolebindings", {
+        **body,
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "andes-operator"},
+        "subjects": [{"kind": "ServiceAccount", "name": "andes-operator", "namespace": namespace}],
+    })  # fmt: skip
+    return plane.write_kubeconfig(namespace, plane.account_token(namespace, "andes-operator"), namespace)
 
 
 class Node(threading.Thread):
     """Binds, runs and ends pods. A pod's address is its annotation ``test/ip``, or the next of 127.0.9.x."""
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ControlPlane) -> None:
         super().__init__(daemon=True)
         self._plane = plane
         self._stopped = threading.Event()
@@ -234,8 +89,10 @@ class Node(threading.Thread):
             }})  # fmt: skip
 
     def stop(self) -> None:
+        """Its pods are taken away by the controllers once there is no such node any more."""
         self._stopped.set()
         self.join(30)
+        self._plane("DELETE", "/api/v1/nodes/node1")
 
 
 @dataclass
@@ -263,7 +120,7 @@ class Gateway(threading.Thread):
     def __init__(self, world: World) -> None:
         super().__init__(daemon=True)
         self.world = world
-        (self.port,) = free_ports(1)
+        self.port = free_port()
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
 
@@ -347,7 +204,7 @@ class Operator:
     """``python -m andes_operator`` as a process, under the role."""
 
     def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
-        (self.port,) = free_ports(1)
+        self.port = free_port()
         flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
                  "lease-seconds": "10", "sweep-seconds": "5", **more}  # fmt: skip
         self.log = log

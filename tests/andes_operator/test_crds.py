@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import pytest
-from plane import ApiError, Plane
+from e2e.control_plane import ApiError, ControlPlane
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -30,7 +30,7 @@ CLASS: dict[str, Any] = {
 }
 
 
-def refused(plane: Plane, kind: str, body: dict[str, Any]) -> str:
+def refused(plane: ControlPlane, kind: str, body: dict[str, Any]) -> str:
     """What the API server says against ``body``; empty: nothing."""
     path = f"/apis/andes.dev/v1alpha1/namespaces/default/{kind}?dryRun=All"
     try:
@@ -54,7 +54,7 @@ def changed(body: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
     return body
 
 
-def test_defaults_are_filled_in(plane: Plane) -> None:
+def test_defaults_are_filled_in(plane: ControlPlane) -> None:
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", TARGET)["spec"]
     assert (made["minReplicas"], made["mode"], made["gpusPerReplica"]) == (1, "Auto", 1)
     assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "policy": "andes", "margin": 0.01}
@@ -86,7 +86,7 @@ def test_defaults_are_filled_in(plane: Plane) -> None:
         ("spec.scaleTargetRef.name", "", "spec.scaleTargetRef.name"),
     ],
 )  # fmt: skip
-def test_a_target_that_makes_no_sense_is_refused(plane: Plane, where: str, value: Any, said: str) -> None:
+def test_a_target_that_makes_no_sense_is_refused(plane: ControlPlane, where: str, value: Any, said: str) -> None:
     assert refused(plane, "qoetargets", TARGET) == ""
     assert said in refused(plane, "qoetargets", changed(TARGET, where, value))
 
@@ -101,17 +101,17 @@ def test_a_target_that_makes_no_sense_is_refused(plane: Plane, where: str, value
         ("metadata.name", "a.b", "the name is the name of the class"),
     ],
 )
-def test_a_class_that_makes_no_sense_is_refused(plane: Plane, where: str, value: Any, said: str) -> None:
+def test_a_class_that_makes_no_sense_is_refused(plane: ControlPlane, where: str, value: Any, said: str) -> None:
     assert refused(plane, "qoeclasses", CLASS) == ""
     assert said in refused(plane, "qoeclasses", changed(CLASS, where, value))
 
 
-def test_two_objectives_of_one_class_and_statistic_are_refused(plane: Plane) -> None:
+def test_two_objectives_of_one_class_and_statistic_are_refused(plane: ControlPlane) -> None:
     objectives = TARGET["spec"]["objectives"] * 2
     assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives))
 
 
-def test_kubectl_shows_columns_under_short_names(plane: Plane) -> None:
+def test_kubectl_shows_columns_under_short_names(plane: ControlPlane) -> None:
     plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets", changed(TARGET, "metadata.name", "shown"))
     plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses", CLASS)
     try:
@@ -123,7 +123,7 @@ def test_kubectl_shows_columns_under_short_names(plane: Plane) -> None:
         plane.kubectl("delete", "qt/shown", "qc/reading")
 
 
-def test_schema_and_code_speak_of_the_same_fields(plane: Plane) -> None:
+def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     """A target with every field that the schema knows is read without loss; its names are the code's names."""
     from andes_operator.spec import parse
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e.control_plane import ApiError, ControlPlane, until
 from opentelemetry.trace import NoOpTracer
-from plane import ApiError, Gateway, Node, Operator, Plane, World, running, until
+from plane import Gateway, Node, Operator, World, operator_kubeconfig, running
 
 from andes_operator.cluster import Cluster
 from andes_operator.gateways import Gateways
@@ -37,14 +38,14 @@ _numbers = itertools.count(1)
 class Site:
     """A namespace with a role, a gateway, a Deployment of engines, and QoETargets."""
 
-    def __init__(self, plane: Plane, folder: Path) -> None:
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
         self.plane, self.namespace = plane, f"site-{next(_numbers)}"
         plane("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
         self.core, self.apps = f"/api/v1/namespaces/{self.namespace}", f"/apis/apps/v1/namespaces/{self.namespace}"
         self.own = f"/apis/andes.dev/v1alpha1/namespaces/{self.namespace}"
         until("the namespace's account", lambda: plane("GET", f"{self.core}/serviceaccounts/default"))
         scales = (("apps", "deployments"), ("parts.example", "gangs"))
-        self.kubeconfig = plane.operator_kubeconfig(self.namespace, scales)
+        self.kubeconfig = operator_kubeconfig(plane, self.namespace, scales)
         self.world = World(engines=self.engine_names)
         self.gateway = Gateway(self.world)
         self.gateway.start()
@@ -135,7 +136,7 @@ class Site:
 
 
 @pytest.fixture
-def site(plane: Plane, node: Node, tmp_path: Path) -> Iterator[Site]:
+def site(plane: ControlPlane, node: Node, tmp_path: Path) -> Iterator[Site]:
     made = Site(plane, tmp_path)
     yield made
     made.gateway.stop()
@@ -343,6 +344,7 @@ def test_anything_with_a_scale_subresource(site: Site) -> None:
         }]},
     }  # fmt: skip
     site.plane.kubectl("apply", "--validate=false", "-f", "-", stdin=json.dumps(gangs))
+    site.plane.serve("parts.example/v1")
     path = f"/apis/parts.example/v1/namespaces/{site.namespace}/gangs"
     until("gangs are served", lambda: "items" in site.plane("GET", path))
     gang = {"apiVersion": "parts.example/v1", "kind": "Gang", "metadata": {"name": "g"}, "spec": {"replicas": 1}}

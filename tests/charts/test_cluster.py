@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import chart
 import pytest
+from e2e.control_plane import ControlPlane, until
 from helm_python.config import Config
 from helm_python.errors import HelmError
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 NAMESPACE = "chat"
 KINDS = {
@@ -35,70 +35,70 @@ ADMIN = f"/api/v1/namespaces/{NAMESPACE}/secrets/demo-andes-admin"
 
 
 @pytest.fixture
-def helm(cluster: Any) -> Iterator[Config]:
-    there = {namespace["metadata"]["name"] for namespace in cluster("GET", "/api/v1/namespaces")["items"]}
+def helm(control_plane: ControlPlane) -> Iterator[Config]:
+    there = {namespace["metadata"]["name"] for namespace in control_plane("GET", "/api/v1/namespaces")["items"]}
     if NAMESPACE not in there:
-        cluster("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    with cluster.helm(NAMESPACE) as config:
+        control_plane("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    with control_plane.helm(NAMESPACE) as config:
         yield config
         config.uninstall("demo", ignore_not_found=True)
 
 
-def ours(cluster: Any) -> set[str]:
+def ours(control_plane: ControlPlane) -> set[str]:
     """kind/name of every object of the release that is there."""
     found = set()
     for folder, kinds in KINDS.values():
         for kind in kinds:
-            items = cluster("GET", f"{folder}/{kind}?labelSelector=app.kubernetes.io/instance=demo")["items"]
+            items = control_plane("GET", f"{folder}/{kind}?labelSelector=app.kubernetes.io/instance=demo")["items"]
             found |= {f"{kind}/{item['metadata']['name']}" for item in items}
     return found
 
 
-def test_install_upgrade_uninstall(cluster: Any, helm: Config) -> None:
+def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) -> None:
     helm.install(chart.CHART, "demo", chart.nested(WANTED))
-    installed = ours(cluster)
+    installed = ours(control_plane)
     assert {f"deployments/demo-andes-{part}" for part in ("gateway", "engine", "operator")} <= installed
-    key = cluster("GET", ADMIN)["data"]["key"]
+    key = control_plane("GET", ADMIN)["data"]["key"]
 
     patch = {"spec": {"replicas": 5}}
-    cluster("PATCH", f"{ENGINE}/scale", patch, kind="application/merge-patch+json")
+    control_plane("PATCH", f"{ENGINE}/scale", patch)
     helm.upgrade(chart.CHART, "demo", chart.nested({**WANTED, "engine.args": ["--speed=2"]}))
-    engine = cluster("GET", ENGINE)["spec"]
+    engine = control_plane("GET", ENGINE)["spec"]
     assert "--speed=2" in engine["template"]["spec"]["containers"][0]["args"]
     assert engine["replicas"] == 5, "an upgrade took the replicas from whoever scales"
-    assert cluster("GET", ADMIN)["data"]["key"] == key, "an upgrade changed the key"
-    assert ours(cluster) == installed
+    assert control_plane("GET", ADMIN)["data"]["key"] == key, "an upgrade changed the key"
+    assert ours(control_plane) == installed
 
     helm.rollback("demo")
-    assert "--speed=2" not in cluster("GET", ENGINE)["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--speed=2" not in control_plane("GET", ENGINE)["spec"]["template"]["spec"]["containers"][0]["args"]
     helm.uninstall("demo")
-    assert ours(cluster) == set()
+    assert ours(control_plane) == set()
 
 
 @pytest.mark.parametrize(
     ("api", "switch"), [("policy/v1", "gateway.pdb.enabled"), ("autoscaling/v2", "gateway.autoscaling.enabled")]
 )
-def test_what_this_server_lacks_is_named(cluster: Any, helm: Config, api: str, switch: str) -> None:
-    if cluster.serves(api):
+def test_what_this_server_lacks_is_named(control_plane: ControlPlane, helm: Config, api: str, switch: str) -> None:
+    if control_plane.serves(api):
         helm.install(chart.CHART, "demo", chart.nested({switch: True}), dry_run="server")
     else:
         with pytest.raises(HelmError, match=f"{switch}: this cluster has no {api}"):
             helm.install(chart.CHART, "demo", chart.nested({switch: True}), dry_run="server")
 
 
-def test_monitors_come_once_the_cluster_knows_them(cluster: Any, helm: Config) -> None:
+def test_monitors_come_once_the_cluster_knows_them(control_plane: ControlPlane, helm: Config) -> None:
     wanted = chart.nested({"monitoring.serviceMonitor.enabled": True, "monitoring.prometheusRule.enabled": True})
-    if not cluster.serves(MONITORING):
+    if not control_plane.serves(MONITORING):
         with pytest.raises(HelmError, match=f"this cluster has no {MONITORING}"):
             helm.install(chart.CHART, "demo", wanted)
         for kind in ("ServiceMonitor", "PrometheusRule"):
-            cluster("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(kind))
-        while not cluster.serves(MONITORING):
-            time.sleep(0.1)
-    with cluster.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
+            control_plane("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(kind))
+        control_plane.serve(MONITORING)
+        until("monitors are served", lambda: control_plane.serves(MONITORING))
+    with control_plane.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
         fresh.install(chart.CHART, "demo", wanted)
     for kind in ("servicemonitors", "prometheusrules"):
-        assert cluster("GET", f"/apis/{MONITORING}/namespaces/{NAMESPACE}/{kind}")["items"]
+        assert control_plane("GET", f"/apis/{MONITORING}/namespaces/{NAMESPACE}/{kind}")["items"]
 
 
 def definition(kind: str) -> dict[str, Any]:

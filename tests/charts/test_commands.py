@@ -129,6 +129,18 @@ def test_the_simulated_engine_takes_its_flags() -> None:
     assert args.policy_option == ["stall_bound_s=30"]
 
 
+def test_profiles_of_ones_own_are_found_by_those_who_simulate() -> None:
+    from andes_sglang.sim.profile import FOLDER_VARIABLE
+
+    values = {"engine.kind": "sim", "profiles": {"mine": "hardware = 'h'"}}
+    (config,) = chart.objects(values)["profiles.yaml"]
+    assert config["data"] == {"mine.toml": "hardware = 'h'\n"}
+    for component in ("engine", "operator"):
+        found = container(component, values)
+        folder = {variable["name"]: variable.get("value") for variable in found["env"]}[FOLDER_VARIABLE]
+        assert folder in {mount["mountPath"] for mount in found["volumeMounts"]}
+
+
 @needs("sglang")
 def test_sglang_takes_the_flags_that_are_passed_on() -> None:
     """In a process of its own: SGLang changes the interpreter that imports it."""

@@ -123,6 +123,20 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{- /* Profiles of one's own, for those who simulate: . */ -}}
+{{- define "andes.profilesVariable" -}}
+- {name: ANDES_PROFILES, value: /etc/andes-profiles}
+{{- end -}}
+
+{{- define "andes.profilesMount" -}}
+- {name: profiles, mountPath: /etc/andes-profiles, readOnly: true}
+{{- end -}}
+
+{{- define "andes.profilesVolume" -}}
+- name: profiles
+  configMap: {name: {{ include "andes.component" (list . "profiles") }}}
+{{- end -}}
+
 {{- define "andes.engineUrl" -}}
 dns://{{ include "andes.component" (list . "engine") }}.{{ .Release.Namespace }}.svc:30000
 {{- end -}}

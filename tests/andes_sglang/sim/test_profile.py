@@ -111,3 +111,16 @@ def test_an_unknown_profile_is_refused_with_those_known(tmp_path: Path) -> None:
         profile.load("h200")
     with pytest.raises(ProfileError, match=r"none.toml: cannot be read \(No such file"):
         profile.load(str(tmp_path / "none.toml"))
+
+
+def test_those_of_ones_own_go_by_name_and_before_the_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text(MEASURED)
+    (tmp_path / "l4-llama-3.1-8b.toml").write_text(MEASURED)
+    with pytest.raises(ProfileError, match="'mine': not known"):
+        profile.load("mine")
+    monkeypatch.setenv(profile.FOLDER_VARIABLE, str(tmp_path))
+    assert {"mine", "h100-llama-3.1-8b"} <= set(profile.names())
+    assert (profile.load("mine").name, profile.load("mine").hardware) == ("mine", "h")
+    assert profile.load("l4-llama-3.1-8b").hardware == "h"
+    with pytest.raises(ProfileError, match=r"'yours': not known.*mine"):
+        profile.load("yours")
