@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -42,8 +41,8 @@ WINDOW_S = 3.0
 TIED = 0.01
 """Mean QoE closer than this ranks nobody before anybody."""
 NEAR_S = 0.15
-"""First tokens closer than this are near enough, whatever that is of a few hundredths: readers expect theirs within 1 s. Which
-tenth of the requests has to wait under andes hangs on the order of events within milliseconds."""
+"""First tokens closer than this are near enough, whatever that is of a few hundredths: readers expect theirs within 1 s, and
+which tenth of the requests has to wait under andes hangs on the order of events within milliseconds."""
 FIGURES = (
     ("mean QoE", ("qoe", "mean"), "absolute", 0.03),
     ("p5", ("qoe", "p5"), "absolute", None),
