@@ -97,15 +97,8 @@ class PrometheusMetrics(Metrics):
             "andes_cost_relative_error", "standard error of a typical iteration's cost", ["stage"],
             multiprocess_mode="mostrecent",
         )  # fmt: skip
-        self._host = HostUse()
-        self._host_bytes = Counter("andes_host_copied_bytes", "KV copied between pool and host memory", ["direction"])
-        self._host_copy = Counter("andes_host_copy_seconds", "time of these copies", ["direction"])
-        self._host_wait = Counter("andes_host_wait_seconds", "time the engine stood still for copies")
-        self._host_hits = Counter("andes_host_hit_tokens", "tokens loaded from host memory instead of computed")
-        self._host_refused = Counter("andes_host_refused_tokens", "tokens that found no room in host memory")
-        self._host_tokens = Gauge(
-            "andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="mostrecent"
-        )
+        self._make_host = partial(_HostMetrics, Counter, Gauge)
+        self._host: _HostMetrics | None = None
 
     def in_charge(self, policy: str) -> None:
         self._info.labels(policy=policy).set(1)
@@ -143,13 +136,33 @@ class PrometheusMetrics(Metrics):
             self._cost_error.labels(stage=stage).set(error)
 
     def host(self, use: HostUse) -> None:
-        before, self._host = self._host, use
-        self._host_bytes.labels(direction="write").inc(use.written_bytes - before.written_bytes)
-        self._host_bytes.labels(direction="load").inc(use.loaded_bytes - before.loaded_bytes)
-        self._host_copy.labels(direction="write").inc(use.write_s - before.write_s)
-        self._host_copy.labels(direction="load").inc(use.load_s - before.load_s)
-        self._host_wait.inc(use.waited_s - before.waited_s)
-        self._host_hits.inc(use.hit_tokens - before.hit_tokens)
-        self._host_refused.inc(use.refused_tokens - before.refused_tokens)
-        self._host_tokens.labels(what="used").set(use.used_tokens)
-        self._host_tokens.labels(what="capacity").set(use.capacity_tokens)
+        if self._host is None:
+            self._host = self._make_host()
+        self._host.follow(use)
+
+
+class _HostMetrics:
+    """Of an engine with a host tier only."""
+
+    def __init__(self, counter: Any, gauge: Any) -> None:
+        self._use = HostUse()
+        self._bytes = counter("andes_host_copied_bytes", "KV copied between pool and host memory", ["direction"])
+        self._copy = counter("andes_host_copy_seconds", "time of these copies", ["direction"])
+        self._wait = counter("andes_host_wait_seconds", "time the engine stood still for copies")
+        self._hits = counter("andes_host_hit_tokens", "tokens loaded from host memory instead of computed")
+        self._refused = counter("andes_host_refused_tokens", "tokens that found no room in host memory")
+        self._tokens = gauge(
+            "andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="mostrecent"
+        )
+
+    def follow(self, use: HostUse) -> None:
+        before, self._use = self._use, use
+        self._bytes.labels(direction="write").inc(use.written_bytes - before.written_bytes)
+        self._bytes.labels(direction="load").inc(use.loaded_bytes - before.loaded_bytes)
+        self._copy.labels(direction="write").inc(use.write_s - before.write_s)
+        self._copy.labels(direction="load").inc(use.load_s - before.load_s)
+        self._wait.inc(use.waited_s - before.waited_s)
+        self._hits.inc(use.hit_tokens - before.hit_tokens)
+        self._refused.inc(use.refused_tokens - before.refused_tokens)
+        self._tokens.labels(what="used").set(use.used_tokens)
+        self._tokens.labels(what="capacity").set(use.capacity_tokens)
