@@ -221,7 +221,7 @@ class Pod(threading.Thread):
                 self._told.wait(1.0)
                 continue
             self._probe()
-            self._stop()
+            self._end()
             code = self._process.returncode
             over = {"terminated": {"exitCode": code, "reason": "Completed" if code == 0 else "Error"}}
             if self._pod["spec"].get("restartPolicy", "Always") == "Never":
@@ -293,7 +293,7 @@ class Pod(threading.Thread):
             due_s = [p.due_s for kind, p in found.items() if (kind == "startup") != started]
             self._told.wait(max(0.05, min([POLL_S, *(due - time.monotonic() for due in due_s)])))
 
-    def _stop(self) -> None:
+    def _end(self) -> None:
         """As a kubelet ends a container; all of its processes are gone afterwards."""
         if self._process.poll() is None and not self._killed:
             own_s = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
