@@ -24,7 +24,9 @@ def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int
         return _system(host, port, family, type, proto, flags)
     if not found:
         raise socket.gaierror(socket.EAI_NONAME, f"{host}: no pod is ready")
-    return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, int(port or 0))) for address in found]
+    return [
+        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, int(port or 0))) for address in found
+    ]
 
 
 socket.getaddrinfo = getaddrinfo  # asyncio's own loop asks here too
