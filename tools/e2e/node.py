@@ -120,7 +120,10 @@ class Node:
             if "deletionTimestamp" in found["metadata"]:
                 self.pods[uid].delete(found["metadata"].get("deletionGracePeriodSeconds", 30))
         there = {found["metadata"]["uid"] for found in bound}
-        for uid in [uid for uid, pod in self.pods.items() if uid not in there and not pod.is_alive()]:
+        for uid in self.pods.keys() - there:
+            self.pods[uid].delete(0)  # one that has ended by itself goes without notice
+            if self.pods[uid].is_alive():
+                continue
             pod = self.pods.pop(uid)
             self.exits[pod.name] = None if pod.process is None else pod.process.returncode
         self._write_hosts([pod for pod in bound if _ready(pod)])
