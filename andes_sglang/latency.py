@@ -19,6 +19,8 @@ __all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
 
 MOST_UNSOLVED = 16
 
+Array = npt.NDArray[np.float64]
+
 
 class Estimate(NamedTuple):
     """A predicted duration and its standard error, both in seconds."""
@@ -135,10 +137,13 @@ class LatencyModel:
         c = self.prefill.coefficients
         return max(1e-6, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
 
-    def resume_s(self, new_tokens: float, cached_tokens: float, host_tokens: float = 0.0) -> float:
-        """Seconds until a request runs that has ``cached_tokens``, ``host_tokens`` of them in host memory only: they are
-        loaded while the others are computed."""
-        return max(self.prefill_s(new_tokens, cached_tokens), self.load_s(host_tokens))
+    def resume_s(self, new_tokens: Array | float, cached_tokens: Array | float, host_tokens: Array | float) -> Array:
+        """Seconds, of the arguments' shape, until requests run that have ``cached_tokens``, ``host_tokens`` of them in host
+        memory only: they are loaded while the others are computed."""
+        c, load = self.prefill.coefficients, self.load.coefficients
+        compute_s = c[0] + c[1] * new_tokens + c[2] * cached_tokens
+        slower_s: Array = np.maximum(compute_s, load[0] * (host_tokens > 0) + load[1] * host_tokens)
+        return np.maximum(slower_s, 1e-6)
 
     def load_s(self, tokens: float) -> float:
         """Seconds to copy the KV of ``tokens`` tokens from host memory."""

@@ -98,14 +98,18 @@ class Andes:
         priority = np.where(overdue, 1e9 * lateness / weighed, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
-        interval_s = state.latency.decode_s(int(running.sum()), float(t.kv_tokens[running].sum()))
-        token_s = interval_s / max(1, int(running.sum()))
-        recompute_s = _resume_s(state, t.kv_tokens - t.host_tokens, t.host_tokens)
+        batch_now = int(running.sum())
+        interval_s = state.latency.decode_s(batch_now, float(t.kv_tokens[running].sum()))
+        recompute_s = state.latency.resume_s(t.kv_tokens - t.host_tokens, t.host_tokens, t.host_tokens)
         slice_tokens = np.where(t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens)
-        earned = t.slice_tokens >= np.maximum(slice_tokens, self.slice_worth * recompute_s / token_s)
+        earned = t.slice_tokens >= np.maximum(
+            slice_tokens, self.slice_worth * recompute_s / (interval_s / max(1, batch_now))
+        )
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
         displacing = ~running & (buffered_s < self.trigger_buffer_s) & below_cap
-        accept = self._refiner(state, running, overdue, displacing, gain, recompute_s) if self.refine else None
+        accept = None
+        if self.refine:
+            accept = self._refiner(state, running, interval_s, overdue, displacing, gain, recompute_s)
         return select(
             state,
             priority,
@@ -148,14 +152,21 @@ class Andes:
         """Q_serve - Q_wait at the horizon, shape (len(interval_s), N)."""
         t = state.requests
         new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-        resume_s = np.where(t.is_in(Phase.WAITING), _resume_s(state, new, t.cached_tokens), 0.0)
+        resume_s = np.where(t.is_in(Phase.WAITING), state.latency.resume_s(new, t.cached_tokens, t.host_tokens), 0.0)
         wait = t.readers.waiting(state.now_s, self.horizon_s)
         serve = t.readers.served(state.now_s, self.horizon_s, resume_s + interval_s, interval_s)
         gain: Array = np.maximum(serve - wait, 0.0)
         return gain
 
     def _refiner(
-        self, state: SchedulerState, running: Mask, overdue: Mask, displacing: Mask, gain: Array, recompute_s: Array
+        self,
+        state: SchedulerState,
+        running: Mask,
+        interval_s: float,
+        overdue: Mask,
+        displacing: Mask,
+        gain: Array,
+        recompute_s: Array,
     ) -> Accept:
         """Accept a displacement when the wait that it saves is worth the work that it adds, and its gain exceeds what all
         running readers lose by standing still for it. Who is overdue is past that."""
@@ -163,19 +174,18 @@ class Andes:
         spent_s = 0.0
 
         @cache
-        def ongoing() -> tuple[Readers, Array, float, Array, float, float]:
+        def ongoing() -> tuple[Readers, Array, Array, float, float]:
             rows = np.flatnonzero(running)
             readers = t.readers.take(rows)
-            interval_s = state.latency.decode_s(len(rows), float(t.kv_tokens[rows].sum()))
             unpaused = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
             left_s, wait_s = self._turnover(state, rows, interval_s, displacing)
             answer_s = 2.0 * left_s / max(1, len(rows))
-            return readers, t.weight[rows], interval_s, unpaused, answer_s, wait_s
+            return readers, t.weight[rows], unpaused, answer_s, wait_s
 
         def accept(row: int, victims: list[int], stall_s: float) -> bool:
             nonlocal spent_s
             if not overdue[row]:
-                readers, weight, interval_s, unpaused, answer_s, wait_s = ongoing()
+                readers, weight, unpaused, answer_s, wait_s = ongoing()
                 again_s = float(recompute_s[victims].sum())
                 if wait_s / self.horizon_s < self.wait_worth * again_s / (stall_s + answer_s):
                     return False
@@ -197,15 +207,6 @@ class Andes:
         left_s = interval_s * float(t.output_tokens[rows].mean()) if len(rows) else 0.0
         wanted_tokens = float((t.context_tokens - t.kv_tokens)[displacing].sum())
         return left_s, min(self.horizon_s, wanted_tokens / max(1.0, float(t.kv_tokens[rows].sum())) * left_s)
-
-
-def _resume_s(state: SchedulerState, new_tokens: Array, prefix_tokens: Array) -> Array:
-    """Seconds to compute ``new_tokens``, during which what is in host memory of the prefix is loaded."""
-    c, load = state.latency.prefill.coefficients, state.latency.load.coefficients
-    compute_s = c[0] + c[1] * new_tokens + c[2] * prefix_tokens
-    host = state.requests.host_tokens
-    cost_s: Array = np.maximum(compute_s, load[0] * (host > 0) + load[1] * host)
-    return np.maximum(cost_s, 1e-6)
 
 
 def _packed_gain(density: Array, gain: Array, context: Array, pool: float, batch: int) -> float:

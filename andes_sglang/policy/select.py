@@ -118,7 +118,7 @@ def select(
                     break
                 continue
             cached, host = float(t.cached_tokens[row]), float(t.host_tokens[row])
-            stall = 0.0 if parked else state.latency.resume_s(compute, cached, host)
+            stall = 0.0 if parked else float(state.latency.resume_s(compute, cached, host))
             if accept is not None and not accept(row, out, stall):
                 refused += 1
                 displacers_left *= refused < MOST_REFUSED
