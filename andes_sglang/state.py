@@ -7,6 +7,7 @@ keeps its KV.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
@@ -107,8 +108,12 @@ ROW_WIDTH = 18
 
 
 class _Column:
-    def __init__(self, number: int) -> None:
-        self.number = number
+    """The columns after the readers' are numbered in the order in which the table declares them."""
+
+    _numbers = itertools.count(READER_WIDTH)
+
+    def __init__(self) -> None:
+        self.number = next(self._numbers)
 
     def __get__(self, table: RequestTable, owner: type) -> Array:
         column: Array = table.columns[self.number]
@@ -125,19 +130,19 @@ class RequestTable:
         self.rids = rids
         self.columns = columns
 
-    phase = _Column(5)
-    arrival_s = _Column(6)
-    prompt_tokens = _Column(7)
-    output_tokens = _Column(8)
-    kv_tokens = _Column(9)
-    cached_tokens = _Column(10)
-    host_tokens = _Column(11)
-    remaining_tokens = _Column(12)
-    slice_tokens = _Column(13)
-    phase_since_s = _Column(14)
-    preemptions = _Column(15)
-    preemptible = _Column(16)
-    weight = _Column(17)
+    phase = _Column()
+    arrival_s = _Column()
+    prompt_tokens = _Column()
+    output_tokens = _Column()
+    kv_tokens = _Column()
+    cached_tokens = _Column()
+    host_tokens = _Column()
+    remaining_tokens = _Column()
+    slice_tokens = _Column()
+    phase_since_s = _Column()
+    preemptions = _Column()
+    preemptible = _Column()
+    weight = _Column()
 
     @property
     def readers(self) -> Readers:
