@@ -6,9 +6,10 @@ left dry, a minimum slice, only readers about to run dry may displace, a guard f
 be computed anew: a victim has had as much of the engine as its return will cost, and whoever displaces it would otherwise
 wait for long enough to be worth that.
 
-Trade-off: nobody starves beyond ``stall_bound_s`` as long as the engine can serve all who are overdue; in overload the
-late ones wait up to that bound so that the others read smoothly. Requests with long prompts cost more KV, hence wait
-first; ``length_guard`` limits by how much.
+Trade-off: nobody starves beyond ``stall_bound_s`` as long as half the engine can serve all who are overdue; in overload the
+late ones wait up to that bound so that the others read smoothly, and in a lasting one past it: were all of the engine
+spent on whoever is latest, everybody would be late. Requests with long prompts cost more KV, hence wait first;
+``length_guard`` limits by how much.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy.select import Accept, select
-from andes_sglang.qoe import Readers
 from andes_sglang.state import Decision, Phase, SchedulerState
 
 __all__ = ["Andes"]
@@ -27,12 +27,16 @@ __all__ = ["Andes"]
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
+PAUSES = np.concatenate(([0.0], np.geomspace(1 / 1024, 1.0, 11)))
+"""Shares of the horizon for which the refiner asks what a pause costs; between them it interpolates."""
+
 
 class Andes:
     """See the module. Units: seconds, tokens.
 
     horizon_s: how far gains look ahead (paper: delta t). stall_bound_s: a reader dry for longer goes first, as does one
     without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
+    overdue_share: of the KV pool, at most, for readers who run for their lateness and not for their gain.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
     has been paid for and must earn it). slice_worth: it has also had this many times the engine time that computing it anew
     takes. wait_worth: the wait that a displacement saves, relative to the horizon, is at least this many times the work that
@@ -49,8 +53,9 @@ class Andes:
         self,
         *,
         horizon_s: float = 60.0,
-        stall_bound_s: float = 45.0,
+        stall_bound_s: float = 90.0,
         first_bound_s: float = 120.0,
+        overdue_share: float = 0.5,
         min_slice_tokens: int = 45,
         resumed_slice_tokens: int = 90,
         slice_worth: float = 1.0,
@@ -73,6 +78,7 @@ class Andes:
         self.horizon_s = horizon_s
         self.stall_bound_s = stall_bound_s
         self.first_bound_s = first_bound_s
+        self.overdue_share = overdue_share
         self.min_slice_tokens = min_slice_tokens
         self.resumed_slice_tokens = resumed_slice_tokens
         self.slice_worth = slice_worth
@@ -94,8 +100,9 @@ class Andes:
         priority, gain, weighed, batch = self._rank(state, running)
         buffered_s = t.readers.buffered_s(state.now_s)
         lateness = -buffered_s / np.where(t.output_tokens > 0, self.stall_bound_s, self.first_bound_s)
-        overdue = ~running & (lateness > 1.0)
-        priority = np.where(overdue, 1e9 * lateness / weighed, priority)
+        urgency = lateness / weighed
+        overdue = self._first(state, running, np.flatnonzero(~running & (lateness > 1.0)), priority, urgency)
+        priority = np.where(overdue, 1e9 * urgency, priority)
         if not self.preemption:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
         batch_now = int(running.sum())
@@ -139,6 +146,24 @@ class Andes:
         best = int(np.argmax(totals))
         return density[best], gains[best], weighed, sizes[best]
 
+    def _first(
+        self, state: SchedulerState, running: Mask, late: npt.NDArray[np.intp], priority: Array, urgency: Array
+    ) -> Mask:
+        """Which of the rows ``late`` go first, most urgent first: until they fill their share of the pool, those included
+        who run although others, who fit the pool without them, gain more."""
+        t = state.requests
+        first = np.zeros(len(t), dtype=bool)
+        if not len(late):
+            return first
+        pool = float(state.kv_capacity_tokens - state.kv_reserved_tokens)
+        order = np.argsort(-priority, kind="stable")
+        beyond = order[np.cumsum(t.context_tokens[order]) > pool]
+        owed = float(t.kv_tokens[beyond[running[beyond]]].sum())
+        late = late[np.argsort(-urgency[late], kind="stable")]
+        before = owed + np.cumsum(t.context_tokens[late]) - t.context_tokens[late]
+        first[late[before < self.overdue_share * pool]] = True
+        return first
+
     def _batch_sizes(self, state: SchedulerState, most: int, mean_context: float) -> list[int]:
         fastest = float(state.requests.readers.tds.max())
         if state.latency.decode_s(most, most * mean_context) <= 1.0 / fastest:
@@ -174,24 +199,23 @@ class Andes:
         spent_s = 0.0
 
         @cache
-        def ongoing() -> tuple[Readers, Array, Array, float, float]:
+        def ongoing() -> tuple[Array, float, float]:
             rows = np.flatnonzero(running)
-            readers = t.readers.take(rows)
-            unpaused = readers.served(state.now_s, self.horizon_s, interval_s, interval_s)
+            served = t.readers.take(rows).served(
+                state.now_s, self.horizon_s, interval_s + self.horizon_s * PAUSES[:, None], interval_s
+            )
+            lost = ((served[0] - served) * t.weight[rows]).sum(axis=1)
             left_s, wait_s = self._turnover(state, rows, interval_s, displacing)
-            answer_s = 2.0 * left_s / max(1, len(rows))
-            return readers, t.weight[rows], unpaused, answer_s, wait_s
+            return lost, 2.0 * left_s / max(1, len(rows)), wait_s
 
         def accept(row: int, victims: list[int], stall_s: float) -> bool:
             nonlocal spent_s
             if not overdue[row]:
-                readers, weight, unpaused, answer_s, wait_s = ongoing()
+                lost, answer_s, wait_s = ongoing()
                 again_s = float(recompute_s[victims].sum())
                 if wait_s / self.horizon_s < self.wait_worth * again_s / (stall_s + answer_s):
                     return False
-                cost_s = spent_s + stall_s + again_s
-                paused = readers.served(state.now_s, self.horizon_s, interval_s + cost_s, interval_s)
-                if gain[row] <= float(((unpaused - paused) * weight).sum()):
+                if gain[row] <= np.interp((spent_s + stall_s + again_s) / self.horizon_s, PAUSES, lost):
                     return False
             spent_s += stall_s
             return True

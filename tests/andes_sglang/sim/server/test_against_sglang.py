@@ -56,7 +56,8 @@ def ask(url: str, path: str, body: Any) -> Any:
     ("path", "body"),
     [
         ("/v1/completions", {"prompt": "an be cor", "max_tokens": 6, **QUIET}),
-        ("/v1/completions", {"prompt": ["an be", "cor"], "max_tokens": 6, "n": 2, "ignore_eos": True}),
+        ("/v1/completions", {"prompt": ["an be", "cor"], "max_tokens": 6, "ignore_eos": True}),
+        ("/v1/completions", {"prompt": "an be cor", "max_tokens": 6, "n": 2, "ignore_eos": True}),
         ("/v1/completions", {"prompt": [5, 6, 7], "max_tokens": 6, "echo": True, **QUIET}),
         ("/v1/completions", {"prompt": [5, 6, 7], "max_tokens": 6, "stream": True, **QUIET}),
         (
