@@ -290,7 +290,7 @@ class Replica:
         if self.policy is None:
             return self._form_prefill(self.waiting, STOCK_CLIP_TOKENS)
         if not self._asks_policy():
-            return self._form_prefill([], POLICY_CLIP_TOKENS)
+            return self._form_prefill([], POLICY_CLIP_TOKENS) if self._chunked else []
         decision = self._decide(self.policy)
         released = self._apply(decision)
         waiting = (self.by_rid[rid] for rid in decision.admit)
@@ -314,7 +314,8 @@ class Replica:
 
     def _room(self) -> int:
         """KV tokens that are free or can be evicted."""
-        return self._free_tokens() + self.cache.evictable
+        cache = self.cache
+        return self.engine.kv_capacity_tokens - cache.tokens - self._loose_tokens + cache.evictable
 
     # Admission and prefill
 
