@@ -52,7 +52,8 @@ LEAST_X, MOST_X = 0.1, 13.0
 
 
 class Setting(NamedTuple):
-    """Engine and requests; trace: of a file in ``--traces`` instead of by quantiles."""
+    """Engine and requests. trace: of a file in ``--traces`` instead of by quantiles. loads: bursts of the table
+    ``intensity``, x: of the others. without: an arm that takes minutes a run."""
 
     profile: str
     prompt: str = ""
@@ -61,12 +62,18 @@ class Setting(NamedTuple):
     trace: str = ""
     loads: tuple[float, ...] = (1.0, 1.5, 2.0)
     x: float = 1.5
+    without: str = ""
+
+    @property
+    def key(self) -> str:
+        """All that a run depends on beside its case."""
+        return repr((self.profile, self.prompt, self.output, self.trace))
 
 
 SETTINGS = {
     "h100-chat": Setting("h100-llama-3.1-8b", *CHAT),
     "h100-chat-30s": Setting("h100-llama-3.1-8b", *CHAT, 30.0),
-    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0), x=3.0),
+    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0), x=3.0, without="lqsf"),
     "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
     "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
     "32b-chat": Setting("h100-qwen2.5-32b", *CHAT),
@@ -80,7 +87,6 @@ STOCK = {"stock": Arm("stock"), "stock, mixed": Arm("stock", (MIXED,))}
 OURS = {
     "andes": Arm("andes"),
     "andes, mixed": Arm("andes", (MIXED,)),
-    "andes, host": Arm("andes", (HOST,)),
     "andes, mixed, host": Arm("andes", (MIXED, HOST)),
 }
 RIVALS = {
@@ -140,11 +146,11 @@ class Bench:
 
     def figures(self, case: Case) -> Summary:
         """Of those scored; the backlog is of the moment when the last of them has arrived."""
-        key = repr((SETTINGS[case.setting]._replace(loads=(), x=0.0), case))
+        key = SETTINGS[case.setting].key + repr(case)
         return self._kept(self._sources(case.setting, case.arm.policy) + key, key, lambda: self._run(case))
 
     def capacity_rps(self, setting: str) -> float:
-        key = repr(SETTINGS[setting]._replace(loads=(), x=0.0, burst_s=0.0))
+        key = SETTINGS[setting].key
         found = self._kept(self._sources(setting, "stock") + key, key, lambda: {"rps": self._capacity_rps(setting)})
         return float(found["rps"])
 
@@ -312,9 +318,9 @@ def title(bench: Bench, name: str) -> Lines:
 
 
 def arms_for(name: str, arms: Iterable[str]) -> list[str]:
-    """Without those that differ by host memory only, where the engine has none."""
+    """Without those that differ by host memory only, where the engine has none, and that which the setting is without."""
     host = profiles.load(SETTINGS[name].profile).engine.host_capacity_tokens
-    return [arm for arm in arms if host or not arm.startswith("andes") or not arm.endswith("host")]
+    return [arm for arm in arms if arm != SETTINGS[name].without and (host or not arm.endswith(", host"))]
 
 
 def best_arm(name: str) -> str:
@@ -376,8 +382,10 @@ def bars(bench: Bench, names: list[str]) -> Lines:
         rows = dict(bench.compare(burst(name), arms_for(name, [*OURS, *RIVALS, *ORACLES])))
         ours = rows[best_arm(name)]
         oracle = max(float(rows[arm]["mean"]) for arm in ORACLES)
-        ahead = [f"{ours[key] - rows[arm][key]:+.3f}" for arm in ("tokenflow", "lqsf") for key in ("mean", "p5")]
-        best = [max(RIVALS, key=lambda arm: float(rows[arm][key])) for key in ("mean", "p5")]
+        ahead = [f"{ours[key] - rows[arm][key]:+.3f}" if arm in rows else "" for arm in ("tokenflow", "lqsf")
+                 for key in ("mean", "p5")]  # fmt: skip
+        named_rivals = [arm for arm in RIVALS if arm in rows]
+        best = [max(named_rivals, key=lambda arm: float(rows[arm][key])) for key in ("mean", "p5")]
         named = [f"{arm} {rows[arm][key]:.3f}" for arm, key in zip(best, ("mean", "p5"), strict=True)]
         yield line(name, f"{ours['mean']:.3f}, p5 {ours['p5']:.3f}", f"{ours['mean'] - oracle:+.3f}", *ahead,
                    f"{ours['worst_group']:+.2f}", *named)  # fmt: skip
