@@ -83,10 +83,10 @@ class Figures:
             self._uncounted.append(at_s[1:] - at_s[:-1])
             if len(self._uncounted) == 64:
                 self._count_gaps()
-        for name in self._engine:
-            told = getattr(record, name)
-            self._engine_told &= told is not None
-            self._engine[name] += told or 0
+        told = record.preemptions, record.recomputed_tokens, record.retractions
+        self._engine_told &= None not in told
+        if told != (0, 0, 0):
+            self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), told)}
 
     def _count_gaps(self) -> None:
         if self._uncounted:

@@ -85,6 +85,11 @@ class Job:
     def context_tokens(self) -> int:
         return self.spec.prompt_tokens + self.generated
 
+    @property
+    def unheard_of(self) -> bool:
+        """Nothing of it can be in the cache: it has no session, no blocks, and has never run."""
+        return self.stream is self.rid and self.stopped is None and not self.spec.blocks
+
     def runs(self, tokens: int) -> list[Run]:
         return sequence(self.stream, tokens, self.spec.blocks)
 
@@ -713,6 +718,8 @@ class Replica:
         if self.waiting:
             self._cursor = (self._cursor + 1) % len(self.waiting)
             job = self.waiting[self._cursor]
+            if job.unheard_of:
+                return
             match = self.cache.match(job.runs(job.context_tokens), job.context_tokens - 1, self.now_s)
             self._people.set_cached(job.slot, match.tokens + match.host_tokens, match.host_tokens)
 
