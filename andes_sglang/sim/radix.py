@@ -120,7 +120,7 @@ class RadixCache:
         return node, found
 
     def _walk(self, runs: list[Run], limit_tokens: int | None) -> tuple[list[Node], int, int]:
-        """Nodes along ``runs``, the last split so that it lies within, and where they end: in which run, after how many ids."""
+        """Nodes along ``runs``, the last split so that it lies within; in which run they end, and after how many ids."""
         self._clock += 1
         path: list[Node] = []
         node = self.root
