@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from operator import mul, truediv
+from operator import itemgetter, mul, truediv
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +40,11 @@ class LinearCost:
         self._scale = scale
         self._forget = math.exp(-1.0 / memory)
         self._theta = [c * s for c, s in zip(prior, scale, strict=True)]
-        self._pairs = list(itertools.combinations_with_replacement(range(len(prior)), 2))
-        self._rows, self._columns = np.transpose(self._pairs)
-        self._information = [1e-3 * (i == j) for i, j in self._pairs]
+        self._coefficients = prior
+        pairs = list(itertools.combinations_with_replacement(range(len(prior)), 2))
+        self._rows, self._columns = np.transpose(pairs)
+        self._left, self._right = (itemgetter(*side) for side in zip(*pairs, strict=True))
+        self._information = [1e-3 * (i == j) for i, j in pairs]
         self._moment = [1e-3 * c for c in self._theta]
         self._unsolved = 0
         self._residual_power = 0.0
@@ -60,7 +62,7 @@ class LinearCost:
         weight = 1.0 / min(self.observations + 1.0, 50.0)
         self._residual_power += weight * (error * error - self._residual_power)
         keep = self._forget
-        self._information = [keep * a + x[i] * x[j] for a, (i, j) in zip(self._information, self._pairs)]
+        self._information = [keep * a + u * v for a, u, v in zip(self._information, self._left(x), self._right(x))]
         self._moment = [keep * m + seconds * v for m, v in zip(self._moment, x)]
         self._unsolved += 1
         self.observations += 1
@@ -72,6 +74,7 @@ class LinearCost:
             b = np.array(self._moment)
             theta = np.linalg.solve(a, b)
             self._theta = (non_negative(a, b) if (theta < 0).any() else theta).tolist()
+            self._coefficients = tuple(map(truediv, self._theta, self._scale))
             self._unsolved = 0
         return self._theta
 
@@ -83,7 +86,8 @@ class LinearCost:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        return tuple(c / s for c, s in zip(self._solve(), self._scale, strict=True))
+        self._solve()
+        return self._coefficients
 
     def estimate(self, features: tuple[float, ...]) -> Estimate:
         """Prediction and its standard error: residual noise and, where little was seen, the fit's own uncertainty."""

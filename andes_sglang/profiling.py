@@ -34,6 +34,7 @@ __all__ = ["MISTAKES", "add_arguments", "costs_from_metrics", "load_for"]
 
 MISTAKES = (FitError, EndpointError)
 TRUSTED_ERROR = 0.25
+DOUBTFUL_ERROR = 0.15
 LEAST_PROMPTS = 100
 
 
@@ -169,6 +170,13 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
     profile = _build(args, sizes, fit, published, what)
     args.out.write_text(dump(profile))
     print(profile.source, file=sys.stderr)
+    for what, error in (("decode", fit.decode_error), ("prefill", fit.prefill_error)):
+        if error > DOUBTFUL_ERROR:
+            print(
+                f"warning: {what} costs have a median error of {error:.0%}; measure longer (--seconds), or with less "
+                "else running on the machine of the engine and on this one",
+                file=sys.stderr,
+            )
     print(args.out)
     return 0
 

@@ -150,6 +150,8 @@ class RequestRecord:
     @property
     def ttft_s(self) -> float:
         """From the arrival, not from the sending; for a request without any token, the whole wait."""
+        if isinstance(self.deliveries, TokenTimes):
+            return float(self.deliveries.times_s[0]) - self.arrival_s
         return (self.deliveries[0][0] if self.deliveries else self.end_s) - self.arrival_s
 
 

@@ -45,6 +45,7 @@ class Figures:
         self._rows: list[_Row] = []
         self._stride = 1
         self._gaps: npt.NDArray[np.int64] = np.zeros(40 * 256, dtype=np.int64)
+        self._uncounted: list[npt.NDArray[np.float64]] = []
         self.requests = self.failed = self.tokens = 0
         self._qoe_sum = self._stall_sum = self._effective = self._lag_s = self._last_s = 0.0
         self._perfect = [0, 0]
@@ -79,19 +80,27 @@ class Figures:
             self._last_s = max(self._last_s, float(times_s[-1]))
         at_s = times_s if len(record.deliveries) == len(times_s) else np.array([at for at, _ in record.deliveries])
         if len(at_s) > 1:
-            gaps_s = np.maximum(at_s[1:] - at_s[:-1], _LEAST_GAP_S)
+            self._uncounted.append(at_s[1:] - at_s[:-1])
+            if len(self._uncounted) == 64:
+                self._count_gaps()
+        told = record.preemptions, record.recomputed_tokens, record.retractions
+        self._engine_told &= None not in told
+        if told != (0, 0, 0):
+            self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), told)}
+
+    def _count_gaps(self) -> None:
+        if self._uncounted:
+            gaps_s = np.maximum(np.concatenate(self._uncounted), _LEAST_GAP_S)
             steps = (gaps_s.view(np.int64) >> _GAP_BITS) - _FIRST_GAP
-            np.add.at(self._gaps, np.minimum(steps, len(self._gaps) - 1), 1)
-        for name in self._engine:
-            told = getattr(record, name)
-            self._engine_told &= told is not None
-            self._engine[name] += told or 0
+            self._gaps += np.bincount(np.minimum(steps, len(self._gaps) - 1), minlength=len(self._gaps))
+            self._uncounted = []
 
     @property
     def mean_qoe(self) -> float:
         return self._qoe_sum / max(self.requests, 1)
 
     def _gap_s(self, share: float) -> float | None:
+        self._count_gaps()
         total = int(self._gaps.sum())
         if not total:
             return None

@@ -1,4 +1,5 @@
-"""The tables of docs/benchmarks/simulated.md, each by one command: ``python benchmarks/simulated.py TABLE [SETTING...]``.
+"""The tables of docs/benchmarks/simulated.md, each by one command: ``python benchmarks/simulated.py TABLE [SETTING...]``,
+and all of them by ``python benchmarks/simulated.py all --traces FOLDER --page docs/benchmarks/simulated.md``.
 
 A setting is an engine with lengths of prompts and answers. Load is relative to C, the requests per second that stock SGLang
 sustains there with a queue that is never empty. A burst of ``x`` is ``x C`` for some time over half load before and after;
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,8 +32,8 @@ from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure, sustained_tokens_per_s
 from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.plan import least
 from andes_sglang.sim.replica import simulate
-from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures, Summary
 from andes_sglang.workload import Rates, Stream, Workload, load, mean_length, readers_of, shape
 
@@ -38,44 +41,52 @@ CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
 MULTI_ROUND = ("p50=700,p90=8000,p99=20000", "p50=380,p90=600,p99=900")
 SMALL = ("p50=250,p90=600,p99=1500", "p50=200,p90=399,p99=610")
-GPU = ("--max-running-requests", "2048")
-"""What SGLang 0.5.17 chooses by itself where the KV pool does not bind earlier."""
 MIXED, HOST = "--enable-mixed-chunk", "--enable-hierarchical-cache"
 BEFORE_S, AFTER_S = 60.0, 120.0
 INTERVAL_S = 0.1
-"""Between two decisions at most; less where a chunk of prefill takes less, which would be held up."""
+"""Between two decisions while nothing is prefilled; after every chunk of prefill there is one anyway."""
 REPLAY_S = 600.0
+HELD, NEAR, STEP = 0.95, 0.03, 1.05
+"""Load held: the target, how near one seed must come to it for the others to be asked, the ratio of neighbouring loads."""
+LEAST_X, MOST_X = 0.1, 13.0
 
 
 class Setting(NamedTuple):
-    """Engine and requests; trace: of a file in ``--traces`` instead of by quantiles."""
+    """Engine and requests. trace: of a file in ``--traces`` instead of by quantiles. loads: bursts of the table
+    ``intensity``, x: of the others. without: an arm that takes minutes a run."""
 
     profile: str
     prompt: str = ""
     output: str = ""
     burst_s: float = 120.0
     trace: str = ""
-    flags: tuple[str, ...] = GPU
-    loads: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0)
+    loads: tuple[float, ...] = (1.0, 1.5, 2.0)
+    x: float = 1.5
+    without: str = ""
+
+    @property
+    def key(self) -> str:
+        """All that a run depends on beside its case."""
+        return repr((self.profile, self.prompt, self.output, self.trace))
 
 
 SETTINGS = {
     "h100-chat": Setting("h100-llama-3.1-8b", *CHAT),
     "h100-chat-30s": Setting("h100-llama-3.1-8b", *CHAT, 30.0),
-    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0)),
-    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
-    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5)),
-    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5)),
+    "h100-long": Setting("h100-llama-3.1-8b", *LONG, loads=(1.5, 3.0, 5.0), x=3.0, without="lqsf"),
+    "a100-phi": Setting("a100-40gb-phi-3-mini", *CHAT, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
+    "a100-13b": Setting("a100-40gb-llama-2-13b", *SMALL, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
+    "32b-chat": Setting("h100-qwen2.5-32b", *CHAT),
+    "70b-chat": Setting("h100x4-llama-3.1-70b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
+    "l4-chat": Setting("l4-llama-3.1-8b", *CHAT, 420.0, loads=(1.0, 1.25, 1.5), x=1.25),
     "paper": Setting("a100-40gb-phi-3-mini", *MULTI_ROUND, 420.0),
-    "cpu": Setting("cpu-tiny-llama", "200-400", "150-250", flags=()),
-    "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(0.75, 1.0, 1.25, 1.5)),
-    "h100-azure-code": Setting("h100-llama-3.1-8b", trace="azure23_code_bursty", loads=(0.5, 0.75, 1.0)),
+    "cpu": Setting("cpu-tiny-llama", "200-400", "150-250"),
+    "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(1.0, 1.25, 1.5), x=1.25),
 }
 STOCK = {"stock": Arm("stock"), "stock, mixed": Arm("stock", (MIXED,))}
 OURS = {
     "andes": Arm("andes"),
     "andes, mixed": Arm("andes", (MIXED,)),
-    "andes, host": Arm("andes", (HOST,)),
     "andes, mixed, host": Arm("andes", (MIXED, HOST)),
 }
 RIVALS = {
@@ -91,6 +102,7 @@ ORACLES = {
     "clairvoyant, prefill first": Arm("clairvoyant", (HOST,)),
 }
 ALL = STOCK | OURS | RIVALS | ORACLES
+SIMULATOR = ("cli", "engine", "overrides", "population", "radix", "replica")
 COLUMNS = (
     "mean QoE", "p5", "stall p90, s", "TTFT p90, s", "short half", "middle", "longest tenth", "worst group - stock",
     "backlog", "preempt/req",
@@ -108,7 +120,7 @@ class Case:
     span: float
     seed: int
     arm: Arm
-    interval_s: float | None = None
+    interval_s: float = INTERVAL_S
 
 
 class Bench:
@@ -119,28 +131,31 @@ class Bench:
         self.progress = Progress("simulated")
         self.done = self.ran = 0
         package = Path(andes_sglang.__file__).parent
+        names = ("latency", "qoe", "request", "state", "workload", *(f"sim/{name}" for name in SIMULATOR))
         own = package / "policy" / "andes.py"
-        folders = [
-            f for folder in ("policy", "sim") for f in (package / folder).rglob("*") if f.suffix in (".py", ".toml")
-        ]
-        modules = [package / f"{name}.py" for name in ("latency", "qoe", "request", "state", "summary", "workload")]
-        self.ours = own.read_text()
-        self.others = "".join(f.read_text() for f in [*sorted(folders), *modules] if f != own)
+        self._simulator = "".join((package / f"{name}.py").read_text() for name in names)
+        self._simulator += inspect.getsource(Bench.requests) + inspect.getsource(Bench._run)
+        self._policies = "".join(f.read_text() for f in sorted((package / "policy").glob("*.py")) if f != own)
+        self._ours = own.read_text()
         out.mkdir(parents=True, exist_ok=True)
+
+    def _sources(self, setting: str, policy: str) -> str:
+        """All that a run depends on, as text: stock on no policy, and only ours on our policy's own source."""
+        text = self._simulator + repr(profiles.load(SETTINGS[setting].profile))
+        return text + self._policies * (policy != "stock") + self._ours * (policy == "andes")
 
     def figures(self, case: Case) -> Summary:
         """Of those scored; the backlog is of the moment when the last of them has arrived."""
-        sources = self.others + self.ours * (case.arm.policy == "andes")
-        return self._kept(sources, repr((SETTINGS[case.setting]._replace(loads=()), case)), lambda: self._run(case))
+        key = SETTINGS[case.setting].key + repr(case)
+        return self._kept(self._sources(case.setting, case.arm.policy) + key, key, lambda: self._run(case))
 
     def capacity_rps(self, setting: str) -> float:
-        found: Summary = self._kept(
-            self.others, repr(SETTINGS[setting]._replace(loads=())), lambda: {"rps": self._capacity_rps(setting)}
-        )
+        key = SETTINGS[setting].key
+        found = self._kept(self._sources(setting, "stock") + key, key, lambda: {"rps": self._capacity_rps(setting)})
         return float(found["rps"])
 
-    def _kept(self, sources: str, key: str, compute: Callable[[], Summary]) -> Summary:
-        file = self.out / (hashlib.sha256((sources + key).encode()).hexdigest()[:24] + ".json")
+    def _kept(self, depends_on: str, key: str, compute: Callable[[], Summary]) -> Summary:
+        file = self.out / (hashlib.sha256(depends_on.encode()).hexdigest()[:24] + ".json")
         if file.exists():
             kept: Summary = json.loads(file.read_text())["figures"]
         else:
@@ -158,15 +173,14 @@ class Bench:
         setting = SETTINGS[case.setting]
         engine = profiles.load(setting.profile).engine
         if case.arm.policy in CLAIRVOYANT:
-            engine, _ = configure(engine, replace(case.arm, policy="fcfs"), setting.flags)
+            engine, _ = configure(engine, replace(case.arm, policy="fcfs"))
             told = {f"r{k}": r.output_tokens for k, r in enumerate(requests)}
             policy = make(case.arm.policy, output_tokens=told)
         else:
-            engine, factory = configure(engine, case.arm, setting.flags)
+            engine, factory = configure(engine, case.arm)
             policy = factory()  # type: ignore[assignment]
-        interval_s = min(INTERVAL_S, decision_interval(engine)) if case.interval_s is None else case.interval_s
         seen, backlog = Figures(), 0
-        for record in simulate(engine, policy, requests, decision_interval_s=interval_s):
+        for record in simulate(engine, policy, requests, decision_interval_s=case.interval_s):
             if since_s <= record.arrival_s < until_s:
                 seen.add(record)
                 backlog += record.end_s > until_s
@@ -212,7 +226,7 @@ class Bench:
 
     def _capacity_rps(self, name: str) -> float:
         setting = SETTINGS[name]
-        engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"), setting.flags)
+        engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"))
         if setting.trace:
             return _flood_rps(engine, _trace(self.trace_file(setting.trace)).requests[:1500])
         tokens_per_s = sustained_tokens_per_s(engine, setting.prompt, setting.output, 1)
@@ -244,26 +258,21 @@ class Bench:
         for name in (*STOCK, *arms):
             yield name, self.row(replace(case, arm=ALL[name]), better)
 
-    def held(self, name: str, kind: str, span: float, arm: Arm) -> float:
-        """The largest load ``x`` at which the mean QoE is at least 0.95, to 4 %; 0 where there is none above 0.05."""
+    def held(self, name: str, kind: str, span: float, arm: Arm, guess: float = 1.0) -> float:
+        """The largest load ``x`` of a ladder at which the mean QoE is at least 0.95; 0 where none above ``LEAST_X`` is."""
 
-        def holds(x: float) -> bool:
-            return float(self.row(Case(name, kind, round(x, 4), span, 1, arm))["mean"]) >= 0.95
+        def falls_short(rung: int) -> bool:
+            case = Case(name, kind, round(LEAST_X * STEP**rung, 4), span, 1, arm)
+            if abs((first := self.figures(case)["qoe"]["mean"]) - HELD) > NEAR:
+                return bool(first < HELD)
+            return float(self.row(case)["mean"]) < HELD
 
-        low = 1.0
-        while not holds(low):
-            low /= 1.5
-            if low < 0.05:
-                return 0.0
-        high = low * 1.5
-        while holds(high):
-            low, high = high, high * 1.5
-            if high > 16:
-                return low
-        while high / low > 1.04:
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if holds(middle) else (low, middle)
-        return low
+        def rung(x: float) -> int:
+            return round(np.log(x / LEAST_X) / np.log(STEP))
+
+        short = least(falls_short, max(1, rung(guess)), rung(MOST_X))
+        held = rung(MOST_X) if short is None else short - 1
+        return float(LEAST_X * STEP**held) if held else 0.0
 
 
 @cache
@@ -287,85 +296,116 @@ def cells(row: Summary) -> list[str]:
     ]  # fmt: skip
 
 
-def line(*texts: str) -> None:
-    print("| " + " | ".join(texts) + " |", flush=True)
+Lines = Iterator[str]
 
 
-def head(*texts: str) -> None:
-    line(*texts)
-    line(*["---"] * len(texts))
+def line(*texts: str) -> str:
+    return "| " + " | ".join(texts) + " |"
 
 
-def title(bench: Bench, name: str) -> None:
+def head(*texts: str) -> Lines:
+    yield line(*texts)
+    yield "|" + "---|" * len(texts)
+
+
+def title(bench: Bench, name: str) -> Lines:
     setting = SETTINGS[name]
     lengths = f"{setting.trace}" if setting.trace else f"prompts {setting.prompt}, answers {setting.output}"
     seeds = "one seed" if bench.seeds == 1 else f"{bench.seeds} seeds"
-    print(f"\n**{name}**: {setting.profile}, {lengths}; C = {bench.capacity_rps(name):.2f} requests/s; {seeds}\n")
+    yield ""
+    yield f"**{name}**: {setting.profile}, {lengths}; C = {bench.capacity_rps(name):.2f} requests/s; {seeds}"
+    yield ""
 
 
 def arms_for(name: str, arms: Iterable[str]) -> list[str]:
-    """Without those that differ by host memory only, where the engine has none."""
+    """Without those that differ by host memory only, where the engine has none, and that which the setting is without."""
     host = profiles.load(SETTINGS[name].profile).engine.host_capacity_tokens
-    return [arm for arm in arms if host or not arm.startswith("andes") or not arm.endswith("host")]
+    return [arm for arm in arms if arm != SETTINGS[name].without and (host or not arm.endswith(", host"))]
 
 
-def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]], arms: Iterable[str]) -> None:
-    title(bench, name)
-    head(label, "arm", *COLUMNS)
+def best_arm(name: str) -> str:
+    """The one configuration of ours that the bars are measured with: mixed chunks, and host memory where there is any."""
+    return arms_for(name, ["andes, mixed", "andes, mixed, host"])[-1]
+
+
+def sweep(bench: Bench, name: str, label: str, cases: Sequence[tuple[str, Case]], arms: Iterable[str]) -> Lines:
+    yield from title(bench, name)
+    yield from head(label, "arm", *COLUMNS)
     chosen = arms_for(name, arms)
     for text, case in cases:
         for arm, row in bench.compare(case, chosen):
-            line(text, arm, *cells(row))
+            yield line(text, arm, *cells(row))
 
 
-HEADLINE = ["andes", "andes, mixed", "andes, mixed, host", "clairvoyant"]
+HEADLINE = ["andes, mixed", "andes, mixed, host", "clairvoyant"]
 
 
-def intensity(bench: Bench, names: list[str]) -> None:
+def burst(name: str, x: float = 0.0, span: float = 0.0) -> Case:
+    """Of the setting's own intensity and duration unless others are given."""
+    return Case(name, "burst", x or SETTINGS[name].x, span or SETTINGS[name].burst_s, 1, STOCK["stock"])
+
+
+def intensity(bench: Bench, names: list[str]) -> Lines:
     """QoE against the intensity of a burst."""
     for name in names:
-        span = SETTINGS[name].burst_s
-        cases = [(f"{x:g}", Case(name, "burst", x, span, 1, Arm("stock"))) for x in SETTINGS[name].loads]
-        sweep(bench, name, f"burst of {span:g} s, x C", cases, HEADLINE)
+        cases = [(f"{x:g}", burst(name, x)) for x in SETTINGS[name].loads]
+        yield from sweep(bench, name, f"burst of {SETTINGS[name].burst_s:g} s, x C", cases, HEADLINE)
 
 
-def duration(bench: Bench, names: list[str]) -> None:
-    """QoE against the duration of a burst, at the second highest of the setting's intensities."""
+def duration(bench: Bench, names: list[str]) -> Lines:
+    """QoE against the duration of a burst."""
     for name in names:
-        x = SETTINGS[name].loads[-2]
-        cases = [(f"{s:g}", Case(name, "burst", x, s, 1, Arm("stock"))) for s in (30.0, 120.0, 420.0)]
-        sweep(bench, name, f"burst of {x:g} C, s", cases, HEADLINE)
+        cases = [(f"{s:g}", burst(name, span=s)) for s in (30.0, 120.0, 420.0)]
+        yield from sweep(bench, name, f"burst of {SETTINGS[name].x:g} C, s", cases, HEADLINE)
 
 
-def steady(bench: Bench, names: list[str]) -> None:
+def steady(bench: Bench, names: list[str]) -> Lines:
     """QoE against steady Poisson load for ten minutes, of which the middle seven are scored."""
     for name in names:
         cases = [(f"{x:g}", Case(name, "steady", x, 420.0, 1, Arm("stock"))) for x in (0.5, 0.8, 0.95, 1.1)]
-        sweep(bench, name, "load, x C", cases, ["andes, mixed", "andes, mixed, host"])
+        yield from sweep(bench, name, "load, x C", cases, [best_arm(name)])
 
 
-def rivals(bench: Bench, names: list[str]) -> None:
+def rivals(bench: Bench, names: list[str]) -> Lines:
     """Every policy in one burst."""
     for name in names:
-        x, span = SETTINGS[name].loads[-2], SETTINGS[name].burst_s
-        sweep(bench, name, f"burst of {span:g} s, x C", [(f"{x:g}", Case(name, "burst", x, span, 1, Arm("stock")))],
-              [*OURS, *RIVALS, *ORACLES])  # fmt: skip
-
-
-def held(bench: Bench, names: list[str]) -> None:
-    """The largest load at which the mean QoE is 0.95."""
-    arms = [*STOCK, "andes", "andes, mixed", "andes, mixed, host", "tokenflow", "clairvoyant"]
-    head("setting", *arms, "best of ours / better stock")
-    for name in names:
         setting = SETTINGS[name]
-        chosen = arms_for(name, arms)
-        loads = {arm: bench.held(name, "burst", setting.burst_s, ALL[arm]) for arm in chosen}
-        gain = max(loads[a] for a in chosen if a in OURS) / max(loads[a] for a in STOCK)
+        arms = [*OURS, *RIVALS, *ORACLES]
+        yield from sweep(bench, name, f"burst of {setting.burst_s:g} s, x C", [(f"{setting.x:g}", burst(name))], arms)
+
+
+def bars(bench: Bench, names: list[str]) -> Lines:
+    """Ours against the best of those that know lengths, tokenflow and lqsf; from the runs of ``rivals``."""
+    yield from head("setting", "ours", "mean QoE - best oracle's", "mean - tokenflow's", "p5 - tokenflow's", "mean - lqsf's",
+                    "p5 - lqsf's", "worst group - stock", "best rival in mean", "best rival in p5")  # fmt: skip
+    for name in names:
+        rows = dict(bench.compare(burst(name), arms_for(name, [*OURS, *RIVALS, *ORACLES])))
+        ours = rows[best_arm(name)]
+        oracle = max(float(rows[arm]["mean"]) for arm in ORACLES)
+        ahead = [f"{ours[key] - rows[arm][key]:+.3f}" if arm in rows else "" for arm in ("tokenflow", "lqsf")
+                 for key in ("mean", "p5")]  # fmt: skip
+        named_rivals = [arm for arm in RIVALS if arm in rows]
+        best = [max(named_rivals, key=lambda arm: float(rows[arm][key])) for key in ("mean", "p5")]
+        named = [f"{arm} {rows[arm][key]:.3f}" for arm, key in zip(best, ("mean", "p5"), strict=True)]
+        yield line(name, f"{ours['mean']:.3f}, p5 {ours['p5']:.3f}", f"{ours['mean'] - oracle:+.3f}", *ahead,
+                   f"{ours['worst_group']:+.2f}", *named)  # fmt: skip
+
+
+def held(bench: Bench, names: list[str]) -> Lines:
+    """The largest load at which the mean QoE is 0.95, in steps of 5 %."""
+    arms = [*STOCK, "andes, mixed", "andes, mixed, host", "tokenflow", "clairvoyant"]
+    yield from head("setting", *arms, "ours / better stock")
+    for name in names:
+        span, guess = SETTINGS[name].burst_s, 1.0
+        loads: dict[str, float] = {}
+        for arm in arms_for(name, arms):
+            guess = loads[arm] = bench.held(name, "burst", span, ALL[arm], guess)
+        gain = loads[best_arm(name)] / max(loads[a] for a in STOCK)
         texts = [f"{loads[arm]:.2f}" if arm in loads else "" for arm in arms]
-        line(f"{name}, burst of {setting.burst_s:g} s", *texts, f"{gain:.2f}")
+        yield line(f"{name}, burst of {span:g} s", *texts, f"{gain:.2f}")
 
 
-def traces(bench: Bench, names: list[str]) -> None:
+def traces(bench: Bench, names: list[str]) -> Lines:
     """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
     setting = SETTINGS[names[0]]
     for file in sorted(bench.trace_file("x").parent.glob("*.jsonl.gz")):
@@ -373,61 +413,98 @@ def traces(bench: Bench, names: list[str]) -> None:
         name = f"{names[0]} {trace}"
         SETTINGS[name] = setting._replace(trace=trace)
         cases = [(f"{x:g}", Case(name, "replay", x, 0.0, 1, Arm("stock"))) for x in (0.7, 1.0)]
-        sweep(
-            bench, name, "load, x C", cases, ["andes, mixed", "andes, mixed, host", "tokenflow", "lqsf", "clairvoyant"]
-        )
+        yield from sweep(bench, name, "load, x C", cases, [best_arm(name), "tokenflow", "lqsf", "clairvoyant"])
 
 
-def paper(bench: Bench, names: list[str]) -> None:
+def paper(bench: Bench, names: list[str]) -> Lines:
     """The paper's load: 20 minutes that average C, with one burst."""
     for name in names:
         cases = [(f"{x:g}, 35 %", Case(name, "cycle", x, 0.35, 1, Arm("stock"))) for x in (1.5, 2.0, 2.5)]
         cases += [(f"2, {w:.0%}", Case(name, "cycle", 2.0, w, 1, Arm("stock"))) for w in (0.25, 0.45)]
-        sweep(bench, name, "intensity, duration", cases, [*OURS, "andes-v2", "tokenflow", "clairvoyant"])
-        print()
-        arms = arms_for(name, [*STOCK, *OURS, "andes-v2"])
-        head("held at QoE 0.95", *arms)
-        line("intensity, 35 %", *(f"{bench.held(name, 'cycle', 0.35, ALL[arm]):.2f}" for arm in arms))
+        yield from sweep(
+            bench, name, "intensity, duration", cases, [*HEADLINE[:2], "andes-v2", "tokenflow", "clairvoyant"]
+        )
+        yield ""
+        arms = arms_for(name, [*STOCK, *HEADLINE[:2], "andes-v2"])
+        yield from head("held at QoE 0.95", *arms)
+        yield line("intensity, 35 %", *(f"{bench.held(name, 'cycle', 0.35, ALL[arm], 1.5):.2f}" for arm in arms))
 
 
-def sensitivity(bench: Bench, names: list[str]) -> None:
+def sensitivity(bench: Bench, names: list[str]) -> Lines:
     """andes with one option changed at a time, in one burst."""
     options = ["", *(f"horizon_s={v}" for v in (5, 20, 60, 110, 200)), *(f"max_preemptions={v}" for v in (0.1, 0.3, 1))]
     options += [*(f"stall_bound_s={v}" for v in (15, 45, 120)), *(f"length_guard={v}" for v in (1, 1.5, 3, 100))]
     options += ["running_bonus=0", "refine=false", "preemption=false"]
     for name in names:
-        setting = SETTINGS[name]
-        title(bench, name)
-        head(f"andes, mixed, host, burst of {setting.loads[-2]:g} C, with", *COLUMNS)
-        base = Case(name, "burst", setting.loads[-2], setting.burst_s, 1, Arm("stock"))
+        yield from title(bench, name)
+        ours = ALL[best_arm(name)]
+        yield from head(f"{best_arm(name)}, burst of {SETTINGS[name].x:g} C, with", *COLUMNS)
+        base = burst(name)
         better = max((bench.row(replace(base, arm=arm)) for arm in STOCK.values()), key=lambda r: float(r["mean"]))
         for option in options:
-            flags = (MIXED, HOST, *(("--policy-option", option) if option else ()))
-            line(option or "its defaults", *cells(bench.row(replace(base, arm=Arm("andes", flags)), better)))
+            flags = (*ours.flags, *(("--policy-option", option) if option else ()))
+            yield line(
+                option or "its defaults", *cells(bench.row(replace(base, arm=replace(ours, flags=flags)), better))
+            )
         for interval_s in (0.02, 0.5, 1.0):
-            row = bench.row(replace(base, arm=OURS["andes, mixed, host"], interval_s=interval_s), better)
-            line(f"a decision every {interval_s:g} s", *cells(row))
+            row = bench.row(replace(base, arm=ours, interval_s=interval_s), better)
+            yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
-TABLES: dict[str, Callable[[Bench, list[str]], None]] = {
-    f.__name__: f for f in (intensity, duration, steady, rivals, held, traces, paper, sensitivity)
+class Table(NamedTuple):
+    lines: Callable[[Bench, list[str]], Lines]
+    settings: str
+    """Those that it has unless others are named."""
+    seeds: int = 1
+
+
+BARS = "h100-chat-30s h100-chat h100-long a100-phi a100-13b h100-mooncake cpu"
+TABLES = {
+    "held": Table(held, "h100-chat-30s h100-chat h100-long a100-phi h100-mooncake", 3),
+    "rivals": Table(rivals, BARS, 3),
+    "bars": Table(bars, BARS, 3),
+    "intensity": Table(intensity, "h100-chat h100-long 32b-chat 70b-chat a100-phi a100-13b l4-chat cpu h100-mooncake"),
+    "duration": Table(duration, "h100-chat a100-13b"),
+    "steady": Table(steady, "h100-chat cpu"),
+    "traces": Table(traces, "h100-chat"),
+    "paper": Table(paper, "paper"),
+    "sensitivity": Table(sensitivity, "h100-chat a100-13b"),
 }
+
+
+def insert(page: Path, name: str, text: str) -> None:
+    """Into ``page``, between the comments that begin and end the table ``name``."""
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    old = page.read_text()
+    if not marked.search(old):
+        raise SystemExit(f"--page {page}: has no <!-- {name} --> ... <!-- end of {name} -->")
+    page.write_text(marked.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", old))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
-    parser.add_argument("settings", nargs="*", default=["h100-chat"], help=f"of {', '.join(SETTINGS)}")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("table", choices=[*TABLES, "all"])
+    parser.add_argument("settings", nargs="*", help=f"instead of the table's own; of {', '.join(SETTINGS)}")
+    parser.add_argument("--seeds", type=int, help="instead of the table's own number")
     parser.add_argument("--traces", type=Path, help="folder of the recorded traces")
-    parser.add_argument("--out", type=Path, default=Path("out/simulated"), help="folder where runs are kept")
+    parser.add_argument("--out", type=Path, default=Path("out/simulated"), help="folder where runs and tables are kept")
+    parser.add_argument("--page", type=Path, help="a page to put the tables in, each between its comments")
     args = parser.parse_args()
     for name in args.settings:
         if name not in SETTINGS:
             parser.error(f"setting {name!r}: not known; choose of {', '.join(SETTINGS)}")
-    bench = Bench(args.out, args.traces, args.seeds)
     try:
-        TABLES[args.table](bench, args.settings)
+        for name in TABLES if args.table == "all" else [args.table]:
+            table = TABLES[name]
+            bench = Bench(args.out, args.traces, args.seeds or table.seeds)
+            bench.progress = Progress(name)
+            text = ""
+            for row in table.lines(bench, args.settings or table.settings.split()):
+                print(row, flush=True)
+                text += row + "\n"
+                (args.out / f"{name}.md").write_text(text)
+            if args.page:
+                insert(args.page, name, text)
     except KeyboardInterrupt:
         print("\ninterrupted; what was computed is kept", file=sys.stderr)
         raise SystemExit(130) from None

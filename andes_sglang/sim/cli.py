@@ -157,7 +157,8 @@ def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: 
     """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
     rng = np.random.default_rng(seed)
     draw_prompt, draw_output = lengths(prompt), lengths(output)
-    count = 6 * engine.max_running
+    batch = engine.kv_capacity_tokens / (mean_length(prompt) + 0.5 * mean_length(output))
+    count = max(1000, 6 * int(min(engine.max_running, batch)))
     flood = [RequestSpec(0.0, draw_prompt(rng), draw_output(rng), QoETarget()) for _ in range(count)]
     arrived = np.sort(np.concatenate([r.token_times_s for r in simulate(engine, None, flood)]))
     first, last = arrived[len(arrived) // 5], arrived[len(arrived) * 3 // 4]

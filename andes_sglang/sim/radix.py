@@ -44,6 +44,7 @@ class Node:
         "parent",
         "serial",
         "stream",
+        "tokens",
         "unit",
         "used",
     )
@@ -52,15 +53,12 @@ class Node:
         self.parent: Node = parent or self
         self.serial = serial
         self.stream, self.ids, self.unit = run
+        self.tokens = len(self.ids) * self.unit
         self.children: dict[tuple[Hashable, int], Node] = {}
         self.locks = self.held_below = 0
         self.used = used
         self.on_device = False
         self.host_s: float | None = None
-
-    @property
-    def tokens(self) -> int:
-        return len(self.ids) * self.unit
 
 
 class Match(NamedTuple):
@@ -92,7 +90,7 @@ class RadixCache:
         node, found = self.root, 0
         host: list[Node] = []
         host_found = 0
-        for child, _ in self._walk(runs, limit_tokens):
+        for child in self._walk(runs, limit_tokens)[0]:
             if child.on_device and not host:
                 node, found = child, found + child.tokens
             elif child.host_s is not None and child.host_s <= now_s:
@@ -104,26 +102,27 @@ class RadixCache:
 
     def insert(self, runs: list[Run]) -> tuple[Node, int]:
         """Put ``runs`` on the device; the last node, and how many of its tokens were there already."""
-        node, missing, found = self.root, runs, 0
-        for child, rest in self._walk(runs, None):
-            if not child.on_device:
-                self._put_on_device(child)
+        node, found = self.root, 0
+        path, k, at = self._walk(runs, None)
+        for node in path:
+            if not node.on_device:
+                self._put_on_device(node)
             else:
-                found += child.tokens
-            node, missing = child, rest
-        for run in missing:
-            if len(run.ids):
-                fresh = Node(node, run, self._clock, next(self._serials))
-                node.children[run.stream, run.ids[0]] = fresh
+                found += node.tokens
+        for run in runs[k:]:
+            if ids := run.ids[at:]:
+                fresh = Node(node, Run(run.stream, ids, run.unit), self._clock, next(self._serials))
+                node.children[run.stream, ids[0]] = fresh
                 self._put_on_device(fresh)
                 node = fresh
+            at = 0
         self._offer(node)
         return node, found
 
-    def _walk(self, runs: list[Run], limit_tokens: int | None) -> list[tuple[Node, list[Run]]]:
-        """Nodes along ``runs`` with what follows each of them; the last is split so that it lies within."""
+    def _walk(self, runs: list[Run], limit_tokens: int | None) -> tuple[list[Node], int, int]:
+        """Nodes along ``runs``, the last split so that it lies within; in which run they end, and after how many ids."""
         self._clock += 1
-        path: list[tuple[Node, list[Run]]] = []
+        path: list[Node] = []
         node = self.root
         left = limit_tokens if limit_tokens is not None else 1 << 62
         for k, run in enumerate(runs):
@@ -131,18 +130,18 @@ class RadixCache:
             while at < len(run.ids):
                 child = node.children.get((run.stream, run.ids[at]))
                 if child is None:
-                    return path
+                    return path, k, at
                 common = min(_common(child.ids, run.ids, at), left // child.unit)
                 if not common:
-                    return path
+                    return path, k, at
                 if common < len(child.ids):
                     child = self._split(child, common)
                 child.used = self._clock
                 at += common
                 left -= child.tokens
-                path.append((child, [Run(run.stream, run.ids[at:], run.unit), *runs[k + 1 :]]))
+                path.append(child)
                 node = child
-        return path
+        return path, len(runs), 0
 
     def _split(self, node: Node, length: int) -> Node:
         """Cut ``node`` after ``length`` ids; the upper part, which takes its place."""
@@ -151,6 +150,7 @@ class RadixCache:
         upper.locks, upper.on_device, upper.host_s = node.locks, node.on_device, node.host_s
         parent.children[node.stream, node.ids[0]] = upper
         node.ids, node.parent = node.ids[length:], upper
+        node.tokens -= upper.tokens
         upper.children[node.stream, node.ids[0]] = node
         upper.held_below = int(node.on_device)
         return upper

@@ -85,6 +85,11 @@ class Job:
     def context_tokens(self) -> int:
         return self.spec.prompt_tokens + self.generated
 
+    @property
+    def unheard_of(self) -> bool:
+        """Nothing of it can be in the cache: it has no session, no blocks, and has never run."""
+        return self.stream is self.rid and self.stopped is None and not self.spec.blocks
+
     def runs(self, tokens: int) -> list[Run]:
         return sequence(self.stream, tokens, self.spec.blocks)
 
@@ -102,8 +107,8 @@ class _Piece(NamedTuple):
 class Replica:
     """Serves requests on ``engine`` under ``policy``; None: SGLang untouched. A record per request goes to ``sink``.
 
-    Submit requests in order of arrival and :meth:`advance` in between. decision_interval_s: ask the policy no more often
-    than that (0: at every iteration, as the adapter does).
+    Submit requests in order of arrival and :meth:`advance` in between. decision_interval_s: between decode steps, ask the
+    policy no more often than that (0: at every iteration, as the adapter does); after a chunk of prefill it is always asked.
     """
 
     def __init__(
@@ -141,8 +146,8 @@ class Replica:
         self._ratio = FIRST_RATIO
         self._loose_tokens = 0
         self._context_tokens = 0
-        self._limits = np.zeros(engine.max_running, dtype=np.int64)
-        self._seats = list(range(engine.max_running))
+        self._limits = np.zeros(min(engine.max_running, 64), dtype=np.int64)
+        self._seats = list(range(len(self._limits)))
         self._steps = 0
         self._ends = np.empty(4096)
         self._ends_from = 0
@@ -290,14 +295,14 @@ class Replica:
         if self.policy is None:
             return self._form_prefill(self.waiting, STOCK_CLIP_TOKENS)
         if not self._asks_policy():
-            return self._form_prefill([], POLICY_CLIP_TOKENS)
+            return self._form_prefill([], POLICY_CLIP_TOKENS) if self._chunked else []
         decision = self._decide(self.policy)
-        self._decide_due_s = self.now_s + self.decision_interval_s
         released = self._apply(decision)
         waiting = (self.by_rid[rid] for rid in decision.admit)
         admitted = [job for job in waiting if job.phase is Phase.WAITING and job not in released]
         self._full = False
         pieces = self._form_prefill(admitted, POLICY_CLIP_TOKENS) if admitted or self._chunked else []
+        self._decide_due_s = self.now_s + (0.0 if pieces else self.decision_interval_s)
         if not pieces and not self.running and self.parked and not decision.preempt:
             self._resume(list(self.parked))
         return pieces
@@ -314,7 +319,8 @@ class Replica:
 
     def _room(self) -> int:
         """KV tokens that are free or can be evicted."""
-        return self._free_tokens() + self.cache.evictable
+        cache = self.cache
+        return self.engine.kv_capacity_tokens - cache.tokens - self._loose_tokens + cache.evictable
 
     # Admission and prefill
 
@@ -712,6 +718,8 @@ class Replica:
         if self.waiting:
             self._cursor = (self._cursor + 1) % len(self.waiting)
             job = self.waiting[self._cursor]
+            if job.unheard_of:
+                return
             match = self.cache.match(job.runs(job.context_tokens), job.context_tokens - 1, self.now_s)
             self._people.set_cached(job.slot, match.tokens + match.host_tokens, match.host_tokens)
 

@@ -84,7 +84,7 @@ def test_more_replicas_never_look_worse_and_overload_looks_bad() -> None:
         for n in (1, 4, 16)
     )
     shares = few.values[1][0], some.values[4][0], many.values[16][0]
-    assert shares[0] < 0.95  # type: ignore[operator]
+    assert shares[0] < 0.95 + SPEC.behavior.margin  # type: ignore[operator]
     assert shares[0] <= shares[1] <= shares[2]  # type: ignore[operator]
     assert shares[2] == 1.0
     assert few.least is None
