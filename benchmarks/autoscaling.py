@@ -66,7 +66,7 @@ class Trace(NamedTuple):
     peak: float = 9.0
     thin: int = 1
     stretch: float = 1.0
-    remember_s: float = math.inf
+    remember_s: float = 7200.0
     cold_start_s: float = 300.0
 
 
