@@ -38,7 +38,7 @@ def arrivals(
     """Arrivals at ``rate_rps``, and the seconds that they cover: the recent ones with their gaps scaled, so that bursts stay
     bursts; Poisson where too few came to show any. What came in a short time comes again, until a fleet that begins empty has
     filled up: for as long as three answers are read. An answer that is not finished is taken to be as long as a finished one
-    of its class."""
+    of its class that is longer than it is already."""
     if rate_rps <= 0.0:
         return (), SPAN_S
     chance = random.Random(seed)  # noqa: S311
@@ -52,7 +52,8 @@ def arrivals(
     def arrival(at_s: float, request: Request) -> Arrival:
         tokens = request.output_tokens
         if not request.done or not tokens:
-            tokens = max(tokens, chance.choice(done.get(request.class_name) or anyone or usual))
+            known = done.get(request.class_name) or anyone or usual
+            tokens = chance.choice([total for total in known if total > tokens] or [tokens + 1])
         reader = readers.get(request.class_name, DEFAULT_READER)
         return Arrival(
             at_s, request.class_name, max(1, request.prompt_tokens), max(1, tokens), reader.target, reader.weight

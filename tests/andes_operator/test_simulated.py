@@ -113,6 +113,17 @@ def test_the_whole_prediction() -> None:
     assert better.least is not None
 
 
+def test_the_engines_policy_is_played_unless_the_target_names_one() -> None:
+    """A policy of the engines that does not exist shows that it is asked for."""
+    seen = replace(observed(2.0), policy=("magic", ()))
+    with pytest.raises(ValueError, match="magic"):
+        predict(Inquiry(SPEC, seen, NOW_S - 300, 75.0))
+    named = predict(Inquiry(replace(SPEC, policy="stock"), seen, NOW_S - 300, 75.0))[1]
+    assert named.values == predict(Inquiry(SPEC, replace(seen, policy=("stock", ())), NOW_S - 300, 75.0))[1].values
+    with pytest.raises(ValueError, match="no_such_option"):
+        predict(Inquiry(SPEC, replace(seen, policy=("andes", (("no_such_option", 1),))), NOW_S - 300, 75.0))
+
+
 def test_nobody_to_serve_needs_the_least() -> None:
     expected, predicted = predict(Inquiry(SPEC, Observation(NOW_S, Pods(3, 3, 3)), NOW_S - 600, 75.0))
     assert (expected.rate_rps, predicted.least) == (0.0, 1)
