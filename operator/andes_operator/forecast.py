@@ -1,8 +1,8 @@
 """Demand at the time when a pod that is started now would serve.
 
 With two days of history a Theta model with a daily season (statsmodels); before that, the trend of the last minutes as far
-as it is certain. On the ServeGen rates the seasonal one halves the trend's error 20 and 30 minutes ahead. Never below the present
-rate: whoever is here has to be served too, and going down waits for stabilisation anyway.
+as it is certain. On the ServeGen rates the seasonal one halves the trend's error 20 and 30 minutes ahead. Never below the
+present rate: whoever is here has to be served too, and going down waits for stabilisation anyway.
 """
 
 from __future__ import annotations
