@@ -49,6 +49,7 @@ DAY_S = 86_400.0
 TARGET = 0.95
 WINDOWS = 24
 MOST = 40
+LEAST_SEEN = 500
 
 SCHEDULERS = ("stock", "andes")
 REACTIVE = ("HPA, KV", "KEDA, running", "KEDA, waiting", "TTFT/ITL planner")
@@ -66,7 +67,7 @@ class Trace(NamedTuple):
     peak: float = 9.0
     thin: int = 1
     stretch: float = 1.0
-    remember_s: float = math.inf
+    remember_s: float = 3600.0
     cold_start_s: float = 300.0
 
 
@@ -104,10 +105,11 @@ class World:
     def between(self, since_s: float, until_s: float) -> Sequence[RequestSpec]:
         return self.requests[bisect_left(self.arrived_s, since_s) : bisect_left(self.arrived_s, until_s)]
 
-    def last(self, now_s: float, window_s: float, least: int) -> Sequence[RequestSpec]:
-        """What arrived in the window before ``now_s``, or in as long a one as ``least`` took."""
+    def last(self, now_s: float, window_s: float, least: int) -> list[tuple[int, RequestSpec]]:
+        """What arrived in the window before ``now_s``, or in as long a one as ``least`` took, with indices."""
         until = bisect_left(self.arrived_s, now_s)
-        return self.requests[max(0, min(bisect_left(self.arrived_s, now_s - window_s), until - least)) : until]
+        first = max(0, min(bisect_left(self.arrived_s, now_s - window_s), until - least))
+        return list(enumerate(self.requests[first:until], start=first))
 
     def rate_rps(self, now_s: float, window_s: float) -> float:
         return len(self.between(now_s - window_s, now_s)) / max(1e-9, min(window_s, now_s))
@@ -173,7 +175,7 @@ class Planner:
 
     def wanted(self, fleet: Fleet) -> int:
         seen, now_s = self.world, fleet.now_s
-        recent = seen.last(now_s, seen.clock(60.0), 50)
+        recent = [request for _, request in seen.last(now_s, seen.clock(60.0), 50)]
         if len(recent) < 2:
             return len(fleet.serving)
         window_s = now_s - recent[0].arrival_s
@@ -216,7 +218,7 @@ class Ours:
         self.world, self.policy = world, policy
         self.engine, _ = configure(world.engine, Arm(policy_name))
         fine = world.trace.speed == 1.0
-        self.interval_s = 15.0 if fine else max(clock(60.0), 5.0)
+        self.interval_s = max(clock(15.0), 1.0)
         self.spec = TargetSpec(
             ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective("*", Statistic.MEAN, TARGET),), 1, MOST,
             Demand("gateway"), profile=world.trace.profile, policy=policy_name,
@@ -236,20 +238,24 @@ class Ours:
         seen, now_s, behavior = self.world, fleet.now_s, self.spec.behavior
         current = len(fleet.serving) + len(fleet.starting)
         rate_rps = seen.rate_rps(now_s, behavior.window_s)
-        late, waiting = Sketch(), 0
+        late, waiting, generated = Sketch(), 0, {}
         for replica in fleet.replicas:
             for job in replica.by_rid.values():
+                generated[job.index] = job.generated
                 if not job.generated:
                     waiting += 1
                     late.add(float(now_s <= job.spec.arrival_s + job.spec.target.ttft_s))
         ended = Sketch()
         for record in seen.ended_since(now_s - behavior.window_s):
             ended.add(record.qoe)
-        recent = seen.last(now_s, seen.clock(600.0), 500)
+        recent = seen.last(now_s, seen.clock(600.0), LEAST_SEEN)
         observation = Observation(
             now_s, Pods(current, current, len(fleet.serving)), rate_rps, idle_s=0.0, open_streams=fleet.open_requests,
             waiting=waiting, ended={"reader": ended}, running={"reader": late},
-            recent=tuple(Request(r.arrival_s, "reader", r.prompt_tokens, r.output_tokens, True) for r in recent),
+            recent=tuple(
+                Request(r.arrival_s, "reader", r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated)
+                for i, r in recent
+            ),
         )  # fmt: skip
         predicted = self.predict(observation)
         decision = decide(self.spec, observation, predicted, self.memory)

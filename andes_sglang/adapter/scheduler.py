@@ -107,6 +107,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             if options.policy == "forced"
             else make(options.policy or "andes", **options.policy_options)
         )
+        self._qoe_options = {"policy": options.policy or "andes", "policy_options": options.policy_options}
         self._qoe_target = options.default_target
         self._served: dict[str, _Served] = {}
         self._ledger = Ledger()
@@ -148,6 +149,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             return running
         reqs = self._parked.reqs + ([] if running is besides else running.reqs)
         return SimpleNamespace(reqs=reqs, is_empty=lambda: not reqs)
+
+    def get_internal_state(self, recv_req: Any) -> Any:
+        """With the policy in charge, for ``/server_info``."""
+        said = super().get_internal_state(recv_req)
+        said.internal_state["andes"] = self._qoe_options
+        return said
 
     # Requests come and go
 

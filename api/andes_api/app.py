@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -123,12 +123,12 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
         tenant_of(request.headers, settings)
-        return await _from_any_replica(gateway, "/v1/models")
+        return await _models(gateway)
 
     @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str, request: Request) -> Response:
         tenant_of(request.headers, settings)
-        answer = await _from_any_replica(gateway, "/v1/models")
+        answer = await _models(gateway)
         found = [m for m in orjson.loads(bytes(answer.body)).get("data", ()) if m.get("id") == name]
         if not found:
             raise ApiError(404, f"no model {name[:100]!r}", param="model", code="model_not_found", reason="model")
@@ -171,16 +171,17 @@ async def _body(request: Request, settings: Settings) -> dict[str, Any]:
     return body
 
 
-async def _from_any_replica(gateway: Gateway, path: str) -> Response:
-    """The answer of the first replica that gives one."""
-    timeout = aiohttp.ClientTimeout(total=10.0)
-    for replica in gateway.fleet.taking(time.monotonic()):
-        try:
-            async with gateway.fleet.session.get(replica.url + path, timeout=timeout, allow_redirects=False) as answer:
+async def _models(gateway: Gateway) -> Response:
+    """The answer of the first replica that gives one; with none, for instance scaled to zero, the last that was given."""
+    timeout, fleet = aiohttp.ClientTimeout(total=10.0), gateway.fleet
+    for replica in fleet.taking(time.monotonic()):
+        with suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with fleet.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status == 200:
-                    return Response(await answer.read(), media_type="application/json")
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            continue
+                    fleet.models = await answer.read()
+                    break
+    if fleet.models is not None:
+        return Response(fleet.models, media_type="application/json")
     raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
 
 

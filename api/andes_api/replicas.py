@@ -30,7 +30,9 @@ MOST_READERS = 256  # a newcomer's cost to so many is reckoned; to more, from ev
 KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
 LOOK_S = 1.0  # how often to look for an engine while there is none
+_STOCK: dict[str, Any] = {"policy": "stock", "policy_options": {}}
 _ABSENT = (404, 405, 501)
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError)
 
 
 class Breaker:
@@ -70,6 +72,7 @@ class Replica:
         self.healthy: bool | None = None
         self.drained = False  # by hand
         self.gone = False  # no longer listed
+        self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.streams: set[Stream] = set()
         self.others = 0
         self.slots = settings.max_streams_per_replica
@@ -202,6 +205,7 @@ class Replica:
             "waiting": sum(not s.tokens for s in self.streams),
             "others": self.others,
             "slots": self.slots,
+            "policy": self.policy,
             "context_tokens": int(self.context_tokens),
             "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
         }
@@ -218,6 +222,7 @@ class Fleet:
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self.replicas: dict[str, Replica] = {}
+        self.models: bytes | None = None  # what an engine last said of ``/v1/models``
         self.chars_per_token = 4.0
         self._look_up = look_up(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
@@ -334,14 +339,30 @@ class Fleet:
             healthy = False
         if healthy and replica.healthy is False:
             replica.breaker.succeeded()
+        came_up = healthy and not replica.healthy
         replica.healthy = healthy
         if healthy:
             self.tell()
+        if came_up:
+            await self._ask_about(replica)
+
+    async def _ask_about(self, replica: Replica) -> None:
+        """What it serves, and the policy in charge there, where it says so."""
+        timeout = aiohttp.ClientTimeout(total=5.0)
+        with contextlib.suppress(*_NO_ANSWER):
+            async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 200:
+                    self.models = await answer.read()
+        with contextlib.suppress(*_NO_ANSWER):
+            async with self.session.get(replica.url + "/server_info", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 200:
+                    said = (await answer.json())["internal_states"][0].get("andes", _STOCK)
+                    replica.policy = {"name": str(said["policy"]), "options": dict(said["policy_options"])}
 
     async def _load(self, replica: Replica) -> bool:
         """Ask for the engine's load; False where it has no such thing."""
         timeout, held = aiohttp.ClientTimeout(total=5.0), len(replica.streams)
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(*_NO_ANSWER):
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
             ) as answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from andes_operator.observe import Observation, Request
@@ -37,32 +37,22 @@ def arrivals(
 ) -> tuple[tuple[Arrival, ...], float]:
     """Arrivals at ``rate_rps``, and the seconds that they cover: the recent ones with their gaps scaled, so that bursts stay
     bursts; Poisson where too few came to show any. What came in a short time comes again, until a fleet that begins empty has
-    filled up: for as long as three answers are read. An answer that is not finished is taken to be as long as a finished one
-    of its class."""
+    filled up: for as long as three answers are read."""
     if rate_rps <= 0.0:
         return (), SPAN_S
     chance = random.Random(seed)  # noqa: S311
-    done: dict[str, list[int]] = {}
-    for request in seen.recent:
-        if request.done and request.output_tokens > 0:
-            done.setdefault(request.class_name, []).append(request.output_tokens)
-    anyone = [tokens for of_class in done.values() for tokens in of_class]
-    usual = [int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS]
+    usual = int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS
 
-    def arrival(at_s: float, request: Request) -> Arrival:
-        tokens = request.output_tokens
-        if not request.done or not tokens:
-            tokens = max(tokens, chance.choice(done.get(request.class_name) or anyone or usual))
+    def arrival(at_s: float, request: Request, tokens: int) -> Arrival:
         reader = readers.get(request.class_name, DEFAULT_READER)
-        return Arrival(
-            at_s, request.class_name, max(1, request.prompt_tokens), max(1, tokens), reader.target, reader.weight
-        )
+        return Arrival(at_s, request.class_name, max(1, request.prompt_tokens), tokens, reader.target, reader.weight)
 
     if len(seen.recent) >= LEAST_SAMPLE:
         first_s = seen.recent[0].arrival_s
         seen_s = max(1e-3, seen.now_s - first_s)
         scale = len(seen.recent) / seen_s / rate_rps
-        once = [arrival((r.arrival_s - first_s) * scale, r) for r in seen.recent]
+        tokens = _output_tokens(seen.recent, usual, chance)
+        once = [arrival((r.arrival_s - first_s) * scale, r, n) for r, n in zip(seen.recent, tokens)]
         span_s = seen_s * scale
         read_s = sum(a.output_tokens / a.reader.tds for a in once) / len(once)
         rounds = math.ceil(max(LEAST_SPAN_S, min(ANSWERS * read_s, MOST_REPEATED / rate_rps)) / span_s)
@@ -70,8 +60,25 @@ def arrivals(
     pattern = seen.recent or (
         Request(seen.now_s, "", int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS, 0, False),
     )
+    lengths = list(zip(pattern, _output_tokens(pattern, usual, chance)))
     made, at_s = [], chance.expovariate(rate_rps)
     while at_s < SPAN_S:
-        made.append(arrival(at_s, chance.choice(pattern)))
+        made.append(arrival(at_s, *chance.choice(lengths)))
         at_s += chance.expovariate(rate_rps)
     return tuple(made), SPAN_S
+
+
+def _output_tokens(requests: Sequence[Request], usual: int, chance: random.Random) -> list[int]:
+    """Of each request. One that is not finished gets as long as one of its class, drawn from those that have got further
+    (Efron 1967: that makes the lengths Kaplan and Meier's estimate), or twice as far as it is where none has."""
+    tokens = [0] * len(requests)
+    further: dict[str, list[int]] = {}
+    for i in sorted(range(len(requests)), key=lambda i: -requests[i].output_tokens):
+        request = requests[i]
+        known = further.setdefault(request.class_name, [])
+        if request.done and request.output_tokens:
+            tokens[i] = request.output_tokens
+        else:
+            tokens[i] = chance.choice(known) if known else max(usual, 2 * request.output_tokens)
+        known.append(tokens[i])
+    return tokens

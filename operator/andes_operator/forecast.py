@@ -1,8 +1,8 @@
 """Demand at the time when a pod that is started now would serve.
 
-With two days of history a Theta model with a daily season (statsmodels); before that, the trend of the last minutes, damped.
-On the ServeGen rates the seasonal one halves the trend's error 20 and 30 minutes ahead. Never below the present rate: whoever
-is here has to be served too, and going down waits for stabilisation anyway.
+With two days of history a Theta model with a daily season (statsmodels); before that, the trend of the last minutes as far
+as it is certain. On the ServeGen rates the seasonal one halves the trend's error 20 and 30 minutes ahead. Never below the
+present rate: whoever is here has to be served too, and going down waits for stabilisation anyway.
 """
 
 from __future__ import annotations
@@ -81,21 +81,19 @@ class History:
 
 def trend_rps(arrivals_s: Sequence[float], now_s: float, since_s: float, horizon_s: float) -> float:
     """Arrivals (Unix seconds) since ``since_s`` as a straight line through bins of 30 s, carried on for ``horizon_s`` but for
-    no longer than it was seen. A slope within twice its standard error, that of counting alone at least, is none."""
+    no longer than it was seen. Its slope is the smallest in the 95 % confidence interval of Theil and Sen's estimator: the
+    median of slopes between bins, which neither a burst of one client nor counting noise moves."""
     bins = int(min(20.0, (now_s - since_s) // TREND_BIN_S))
     if bins < 4:
         return len(arrivals_s) / max(1.0, now_s - since_s)
-    edges = now_s - TREND_BIN_S * np.arange(bins, -1, -1.0)
-    rates = np.histogram(np.asarray(arrivals_s, dtype=np.float64), edges)[0] / TREND_BIN_S
-    at = 0.5 * (edges[:-1] + edges[1:]) - now_s
-    centred = at - at.mean()
-    slope = float(centred @ rates / (centred @ centred))
-    level = float(rates.mean())
-    residual = rates - level - slope * centred
-    noise = max(float(residual @ residual) / (bins - 2), level / TREND_BIN_S)
-    if abs(slope) < 2.0 * math.sqrt(noise / float(centred @ centred)):
-        return level
-    return max(0.0, level + slope * (min(horizon_s, bins * TREND_BIN_S) - float(at.mean())))
+    from scipy.stats import theilslopes
+
+    edges = TREND_BIN_S * np.arange(-bins, 1.0)
+    rates = np.histogram(np.asarray(arrivals_s, dtype=np.float64) - now_s, edges)[0] / TREND_BIN_S
+    fitted = theilslopes(rates, edges[1:])
+    slope = max(0.0, float(fitted.low_slope)) + min(0.0, float(fitted.high_slope))
+    ahead_s = min(horizon_s, bins * TREND_BIN_S) + 0.5 * bins * TREND_BIN_S
+    return max(0.0, float(rates.mean()) + slope * ahead_s)
 
 
 def seasonal_rps(history: History, now_s: float, horizon_s: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from andes_sglang.sketch import Sketch
 
 __all__ = ["Fault", "FleetReplica", "Observation", "Pods", "Report", "Request", "merge"]
 
+PolicyOptions = tuple[tuple[str, Any], ...]
 CLOCK_TOLERANCE_S = 30.0
 FOREIGN_LEAST, FOREIGN_SHARE = 10, 0.5
 
@@ -37,7 +39,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class FleetReplica:
-    """An engine as one gateway sees it: its streams there, those without a first token, and what others sent it."""
+    """An engine as one gateway sees it: its streams there, those without a first token, and what others sent it. policy: that
+    it says is in charge, and its options; None where it says nothing."""
 
     name: str
     healthy: bool
@@ -45,6 +48,7 @@ class FleetReplica:
     streams: int
     waiting: int
     others: int
+    policy: tuple[str, PolicyOptions] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Report:
                 replicas=tuple(
                     FleetReplica(
                         str(r["name"]), bool(r["healthy"]), bool(r["draining"]), int(_number(r["streams"])),
-                        int(_number(r["waiting"])), int(_number(r["others"])),
+                        int(_number(r["waiting"])), int(_number(r["others"])), _policy(r.get("policy")),
                     )
                     for r in replicas["replicas"]
                 ),
@@ -102,6 +106,14 @@ class Report:
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
+
+
+def _policy(said: Mapping[str, Any] | None) -> tuple[str, PolicyOptions] | None:
+    if not said:
+        return None
+    if not all(isinstance(value, str | int | float) for value in said["options"].values()):
+        raise ValueError(f"policy options: {said['options']!r}")
+    return str(said["name"]), tuple(sorted(said["options"].items()))
 
 
 def _number(value: Any) -> float:
@@ -128,7 +140,8 @@ class Pods:
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The fleet at ``now_s`` (Unix seconds). rate_rps: requests/s over the last ``window_s``. idle_s: since the last
-    arrival, at least. recent: requests in order of arrival. With ``fault`` the rest may be wrong and is not acted on."""
+    arrival, at least. recent: requests in order of arrival. policy: of most engines that
+    say theirs, with its options. With ``fault`` the rest may be wrong and is not acted on."""
 
     now_s: float
     pods: Pods
@@ -141,6 +154,7 @@ class Observation:
     recent: Sequence[Request] = ()
     streams_by_replica: Mapping[str, int] = field(default_factory=dict)
     draining_replicas: frozenset[str] = frozenset()
+    policy: tuple[str, PolicyOptions] | None = None
     fault: Fault | None = None
 
     @property
@@ -177,6 +191,7 @@ def merge(
             loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
     ours = sum(streams.values())
     held = sum(report.held for report in reports)
+    policies = Counter(r.policy for report in reports for r in report.replicas if r.healthy and r.policy)
     return Observation(
         now_s=now_s,
         pods=pods,
@@ -188,6 +203,7 @@ def merge(
         running=merge_classes(report.running for report in reports),
         recent=tuple(requests),
         streams_by_replica=streams,
+        policy=max(policies, key=lambda policy: policies[policy], default=None),
         draining_replicas=frozenset(r.name for report in reports for r in report.replicas if r.draining),
         fault=_fault(reports, pods, now_s, missing, broken, stale_after_s, ours, sum(loads.values())),
     )

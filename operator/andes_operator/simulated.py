@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from andes_operator.demand import Reader, arrivals
 from andes_operator.forecast import Forecast, History, forecast
-from andes_operator.observe import Observation
+from andes_operator.observe import Observation, PolicyOptions
 from andes_operator.spec import TargetSpec
 from andes_operator.whatif import Prediction, answer
 from andes_sglang.policy import SchedulingPolicy, make
@@ -24,6 +24,8 @@ from andes_sglang.sim.replica import RefusedError
 
 __all__ = ["Inquiry", "PredictionError", "Predictor", "cold_start_s", "predict"]
 
+DEFAULT_POLICY: tuple[str, PolicyOptions] = ("andes", ())
+"""Of engines that do not say theirs."""
 _profile = lru_cache(maxsize=32)(load)
 
 
@@ -46,16 +48,19 @@ class Inquiry:
 
 
 def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
-    """Forecast, then what-if. Raises ``ValueError`` naming what cannot be played."""
+    """Forecast, then what-if under the policy that the target names, else the one in charge of the engines. Raises
+    ``ValueError`` naming what cannot be played."""
     spec, seen = inquiry.spec, inquiry.seen
     expected = forecast(
         inquiry.history, [r.arrival_s for r in seen.recent], seen.now_s, inquiry.since_s, seen.rate_rps, inquiry.horizon_s
     )  # fmt: skip
     demand, span_s = arrivals(spec, seen, expected.rate_rps, inquiry.readers)
-    options = dict(spec.policy_options)
+    in_charge, its_options = seen.policy or DEFAULT_POLICY
+    name = spec.policy or in_charge
+    options = spec.policy_options or (its_options if name == in_charge else ())
 
     def policy() -> SchedulingPolicy | None:
-        return None if spec.policy == "stock" else make(spec.policy, **options)
+        return None if name == "stock" else make(name, **dict(options))
 
     return expected, answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last, seen.pods.wanted)
 

@@ -109,7 +109,7 @@ class TargetSpec:
     demand: Demand
     mode: Mode = Mode.AUTO
     profile: str = ""
-    policy: str = "andes"
+    policy: str = ""
     policy_options: tuple[tuple[str, float], ...] = ()
     gpus_per_replica: float = 1.0
     baseline_replicas: int = 0
@@ -151,7 +151,7 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
             output_tokens=float(prometheus.get("outputTokens", 0)),
         ),
         profile=str(_need(what_if, "profile", "spec.whatIf")),
-        policy=str(what_if.get("policy", "andes")),
+        policy=str(what_if.get("policy", "")),
         policy_options=tuple(sorted((str(k), float(v)) for k, v in (what_if.get("policyOptions") or {}).items())),
         gpus_per_replica=float(spec.get("gpusPerReplica", 1)),
         baseline_replicas=int(spec.get("baselineReplicas", most)),

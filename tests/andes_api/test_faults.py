@@ -258,6 +258,21 @@ def test_no_engine_at_all(gateway: Any) -> None:
     assert becomes_idle(server)
 
 
+def test_models_are_still_known_when_there_is_no_engine_left(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url, health_interval_s=0.05)
+    while server.app.state.gateway.fleet.models is None:  # it asks by itself
+        time.sleep(0.01)
+    upstream.healthy = False
+    while httpx.get(server.url + "/readyz").json()["engines"]:
+        time.sleep(0.01)
+    assert [m["id"] for m in httpx.get(server.url + "/v1/models").json()["data"]] == ["m"]
+    assert httpx.get(server.url + "/v1/models/m").json()["id"] == "m"
+    assert httpx.get(server.url + "/v1/models/n").status_code == 404
+    never = gateway("http://127.0.0.1:9")
+    assert httpx.get(never.url + "/v1/models").status_code == 503
+
+
 def test_only_so_many_wait_for_an_engine(gateway: Any) -> None:
     server = gateway("http://127.0.0.1:9", hold_s=60, max_held=2)
     held = server.app.state.gateway

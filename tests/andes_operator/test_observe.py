@@ -41,6 +41,19 @@ def merged(*reports: Report, **more: Any) -> Observation:
     return merge(reports, Pods(2, 2, 2), NOW_S, 120.0, **more)
 
 
+def test_the_policy_of_most_engines_is_known() -> None:
+    said = {"name": "10.0.0.3:80", "healthy": True, "draining": False, "streams": 0, "waiting": 0, "others": 0}
+    policies = [{"name": "andes", "options": {"stall_bound_s": 30}}] * 2 + [{"name": "stock", "options": {}}, None]
+    sketches = {"now_s": NOW_S, "classes": {}, "running": {}}
+    answer = {"replicas": [{**said, "policy": policy} for policy in policies]}
+    made = Report.of("a", {"now_s": NOW_S, "records": []}, sketches, answer, NOW_S - 600, NOW_S)
+    assert merged(made).policy == ("andes", (("stall_bound_s", 30),))
+    assert merged(report()).policy is None
+    with pytest.raises(ValueError, match="policy options"):
+        Report.of("a", {"now_s": NOW_S, "records": []}, sketches,
+                  {"replicas": [{**said, "policy": {"name": "andes", "options": {"x": []}}}]}, 0, NOW_S)  # fmt: skip
+
+
 def test_gateways_are_added_up_not_averaged() -> None:
     other = report(
         "b",

@@ -68,6 +68,21 @@ def test_an_answer_under_way_is_as_long_as_one_of_its_class() -> None:
     assert {a.output_tokens for a in made} == {77}
 
 
+def test_lengths_are_not_taken_from_short_answers_only_because_long_ones_are_not_finished() -> None:
+    chance = random.Random(1)  # noqa: S311
+    true = [round(chance.expovariate(1 / 100)) + 1 for _ in range(4000)]
+    seen = [chance.randint(1, 300) for _ in true]  # how far each could have got by now
+    recent = tuple(
+        Request(NOW_S - 400 + i / 10, "reading", 100, min(total, so_far), total <= so_far)
+        for i, (total, so_far) in enumerate(zip(true, seen))
+    )
+    made, _ = arrivals(SPEC, replace(observed(1.0), recent=recent), 10.0, {})
+    lengths = [a.output_tokens for a in made[: len(true)]]
+    finished = [r.output_tokens for r in recent if r.done]
+    assert sum(lengths) / sum(true) == pytest.approx(1.0, abs=0.1)
+    assert sum(finished) / len(finished) < 0.8 * sum(true) / len(true)
+
+
 def test_too_few_arrivals_become_poisson_and_none_become_none() -> None:
     few = replace(observed(1.0), recent=(Request(NOW_S - 5, "code", 300, 40, True),))
     made, span_s = arrivals(SPEC, few, 2.0, {})
@@ -111,6 +126,17 @@ def test_the_whole_prediction() -> None:
     assert not predicted.meets(predicted.least - 1)
     better = predict(Inquiry(replace(SPEC, policy="stock"), observed(60.0, 120.0), NOW_S - 120, 75.0))[1]
     assert better.least is not None
+
+
+def test_the_engines_policy_is_played_unless_the_target_names_one() -> None:
+    """A policy of the engines that does not exist shows that it is asked for."""
+    seen = replace(observed(2.0), policy=("magic", ()))
+    with pytest.raises(ValueError, match="magic"):
+        predict(Inquiry(SPEC, seen, NOW_S - 300, 75.0))
+    named = predict(Inquiry(replace(SPEC, policy="stock"), seen, NOW_S - 300, 75.0))[1]
+    assert named.values == predict(Inquiry(SPEC, replace(seen, policy=("stock", ())), NOW_S - 300, 75.0))[1].values
+    with pytest.raises(ValueError, match="no_such_option"):
+        predict(Inquiry(SPEC, replace(seen, policy=("andes", (("no_such_option", 1),))), NOW_S - 300, 75.0))
 
 
 def test_nobody_to_serve_needs_the_least() -> None:

@@ -37,12 +37,14 @@ _VERSION = f"andes {__version__}, simulated"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What the server says of itself. model: the name it serves; arguments: shown by ``/server_info``."""
+    """What the server says of itself. model: the name it serves; arguments: shown by ``/server_info``; policy: in charge, and
+    its options, likewise."""
 
     model: str
     limits: Limits
     cache_report: bool
     arguments: Mapping[str, Any]
+    policy: Mapping[str, Any]
 
 
 class _Stream:
@@ -192,7 +194,8 @@ class Endpoints:
         return JSONResponse(info)
 
     async def server_info(self, _request: Request) -> Response:
-        info = {**self._about.arguments, "version": _VERSION, "internal_states": [self._exposition.load()]}
+        state = {**self._exposition.load(), "andes": self._about.policy}
+        info = {**self._about.arguments, "version": _VERSION, "internal_states": [state]}
         return JSONResponse(info)
 
     async def loads(self, _request: Request) -> Response:

@@ -118,6 +118,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
             "context_length": limits.context_tokens,
             "max_queued_requests": args.max_queued_requests,
         },
+        {"policy": args.policy, "policy_options": flags.options_of(args)},
     )
     bound = flags.bind(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host

@@ -348,4 +348,5 @@ def test_what_it_says_of_itself(engine: Any) -> None:
     for path in ("/get_server_info", "/server_info"):
         info = engine.get(path)
         assert (info["profile"], info["policy"], info["max_total_num_tokens"]) == (MODEL, "andes", 426788)
+        assert info["internal_states"][0]["andes"] == {"policy": "andes", "policy_options": {}}
     assert engine.get("/get_load")[0]["num_reqs"] == 0
