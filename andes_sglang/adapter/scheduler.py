@@ -38,7 +38,6 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang import expectations
-from andes_sglang.adapter.eviction import EvictionOrder
 from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
@@ -46,6 +45,7 @@ from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
 
@@ -357,6 +357,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._host.eviction_strategy.look_again()
         for tokens, seconds in self._host.take_loads():
             self.latency.observe_load(tokens, seconds)
+        if not self._host.writes_through:
+            return
         due: list[tuple[float, Any, int]] = []
         for batch in (running_batch, self._parked):
             for req in batch.reqs if batch is not None else ():
@@ -495,9 +497,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _keeps_tokens(self, req: Any) -> int:
         """What a request that holds its KV would not lose by a release: all, if its part in the tree has found room in host
-        memory; the rest follows it there."""
-        kept = self._host is not None and req.last_node is not None and req.last_node.backuped
-        return len(req.origin_input_ids) + len(req.output_ids) if kept else 0
+        memory, or would; the rest follows it there."""
+        tokens = len(req.origin_input_ids) + len(req.output_ids)
+        kept = self._host is not None and req.last_node is not None and self._host.keeps(req.last_node, tokens)
+        return tokens if kept else 0
 
     def _set_cached(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         served = self._served[req.rid]
@@ -556,9 +559,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         req.reset_for_retract()
         batch.filter_batch(keep_indices=[i for i, r in enumerate(batch.reqs) if r is not req])
         batch.batch_is_full = False
-        if self._host is not None and how == "release":
-            match = match_prefix_for_req(self.tree_cache, req)
-            how = "offload" if match.last_device_node.backuped else how
+        if self._host is not None:
+            last = match_prefix_for_req(self.tree_cache, req).last_device_node
+            self._host.save(last)
+            how = "offload" if last.backuped and how == "release" else how
         self._stop(req, how)
         self._set_cached(req, len(req.origin_input_ids) + len(req.output_ids) - 1)
         self._released_now.add(req.rid)
