@@ -31,7 +31,7 @@ from andes_sglang.metrics import HostUse
 __all__ = ["HostTier"]
 
 GIB = float(1 << 30)
-MOST_DEVICE_POOLS = 8
+MOST_DEVICE_POOLS = 16
 """The derived size: a quarter of the memory that is free, but no more than this many times the device pool."""
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._written_tokens = 0
         self._refused_tokens = 0
         self._loaded_tokens = 0
+        self._ahead_tokens = 0
         self._load_s = 0.0
         self._waited_s = 0.0
         self._early_load = -1
@@ -77,6 +78,11 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self.cache_unfinished_req(begun)
         req.cache_protected_len, req.last_node = begun.cache_protected_len, begun.last_node
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether copies are made beside the engine's work."""
+        return self._without != "overlap"
+
     def save(self, node: Any) -> None:
         """Copy whatever of ``node`` and of the nodes above it has no copy, where nothing has been written through."""
         path = []
@@ -95,7 +101,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         written = int(super().write_backup(node, write_back)) if fits else 0
         self._written_tokens += written
         self._refused_tokens += 0 if written else len(node.value)
-        if self._without == "overlap":
+        if not self.overlaps:
             self._wait(self.cache_controller.ack_write_queue)
         return written
 
@@ -114,6 +120,12 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         loaded = super().load_back(node, mem_quota)
         self._loaded_tokens += 0 if loaded is None else len(loaded)
         return loaded
+
+    def load_ahead(self, node: Any, room_tokens: int) -> bool:
+        """Begin to load ``node`` and what is above it before its request is admitted; False: no room."""
+        loaded = self.load_back(node, room_tokens)
+        self._ahead_tokens += 0 if loaded is None else len(loaded)
+        return loaded is not None
 
     def loading_check(self, finish_count: int | None = None) -> None:
         for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
@@ -145,6 +157,15 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
                     n.host_value = None
         self._outdated.clear()
 
+    def loading_tokens(self) -> int:
+        """Tokens that are locked for the sake of loads only: they are for requests that wait."""
+        tokens = 0
+        for node in self.ongoing_load_back.values():
+            while node is not self.root_node:
+                tokens += len(node.key) if node.lock_ref == 1 else 0
+                node = node.parent
+        return tokens
+
     def take_loads(self) -> list[tuple[int, float]]:
         """Tokens and seconds of each load since the last call."""
         loads, self._loads = self._loads, []
@@ -161,7 +182,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
 
     def _start_loads(self) -> int:
         load = int(super().ready_to_load_host_cache())
-        if self._without == "overlap":
+        if not self.overlaps:
             self._wait(self.cache_controller.ack_load_queue)
         return load
 
@@ -173,6 +194,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     def reset(self) -> None:
         """A flush. SGLang has made sure that nothing runs, so whatever host memory the tree does not hold is lost."""
         if hasattr(self, "root_node"):
+            self._wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
             lost = self._used_tokens() - self._held_tokens()
             if lost:
                 logger.error("leak: %d tokens of host memory belong to nobody", lost)
@@ -202,6 +224,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
             load_s=self._load_s,
             waited_s=self._waited_s + streams.waited_s(),
             hit_tokens=self._loaded_tokens,
+            ahead_tokens=self._ahead_tokens,
             refused_tokens=self._refused_tokens,
             used_tokens=self._used_tokens(),
             capacity_tokens=int(self.token_to_kv_pool_host.logical_size),

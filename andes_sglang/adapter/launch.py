@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--host-kv-gib", type=float, metavar="GIB",
-        help="offload: host memory for copies; default: a quarter of what is free, at most 8 times the KV pool",
+        help="offload: host memory for copies; default: a quarter of what is free, at most 16 times the KV pool",
     )  # fmt: skip
     parser.add_argument(
         "--offload-without", choices=OFFLOAD_PARTS,

@@ -65,6 +65,7 @@ class _Served:
         "arrival_s",
         "cached_tokens",
         "host_tokens",
+        "loaded_ahead",
         "preemptible",
         "preemptions",
         "reader",
@@ -88,6 +89,7 @@ class _Served:
         self.recomputed = 0
         self.cached_tokens = 0
         self.host_tokens = 0
+        self.loaded_ahead = False
         self.preemptible = preemptible
         self.stopped: str | None = None
         self.slot = -1
@@ -282,6 +284,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         by_rid = {req.rid: req for req in self.waiting_queue}
         admitted = [by_rid.pop(rid) for rid in decision.admit if rid in by_rid and rid not in self._released_now]
         held_back = list(by_rid.values())
+        if self._load_ahead(admitted, running_batch):
+            admitted, held_back = [], admitted + held_back
         if not admitted and self.chunked_req is None:
             self._look_after_queues()
             return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(running_batch, decision))
@@ -296,6 +300,24 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if plan.batch_to_run is None:
             return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(plan.running_batch, decision))
         return plan
+
+    def _load_ahead(self, admitted: list[Any], running_batch: Any) -> bool:
+        """Where those admitted have next to nothing to compute that loads could hide behind, the loads start now and go
+        behind one more decode step, once for each return: True, nobody is admitted yet."""
+        if self._host is None or not self._host.overlaps or self.chunked_req is not None or running_batch.is_empty():
+            return False
+        returning = [self._served[req.rid] for req in admitted]
+        if not all(served.stopped is not None and not served.loaded_ahead for served in returning):
+            return False
+        room = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        room -= ADMISSION_RESERVE_TOKENS * len(running_batch.reqs)
+        for served in returning:
+            match = match_prefix_for_req(self.tree_cache, served.req)
+            if match.host_hit_length and self._host.load_ahead(match.best_match_node, room):
+                served.loaded_ahead = True
+                room -= match.host_hit_length + ADMISSION_RESERVE_TOKENS
+                self._set_cached(served.req, len(match.device_indices) + match.host_hit_length)
+        return any(served.loaded_ahead for served in returning)
 
     def _look_after_queues(self) -> None:
         """What SGLang does whenever it looks for a prefill, for the iterations in which we do not let it look."""
@@ -455,6 +477,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             held += view.kv_tokens
         slots += [self._served[req.rid].slot for req in self.waiting_queue]
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        free += self._host.loading_tokens() if self._host is not None else 0
         return SchedulerState(
             now_s=now_s,
             requests=self._ledger.table(slots),
@@ -542,6 +565,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         req.time_stats.trace_ctx.trace_event("andes.preempted", 1, attrs={"andes.preemption.mode": how})
         served.preemptions += 1
         served.stopped = how
+        served.loaded_ahead = False
         served.recomputed = 0
         served.since_s = time.perf_counter()
 

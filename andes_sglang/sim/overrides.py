@@ -27,7 +27,9 @@ def apply(engine: EngineModel, given: argparse.Namespace) -> EngineModel:
     """``engine`` with the flags ``given``. Without a hierarchical cache there is no host tier. Raises ``ValueError``."""
     host = given.enable_hierarchical_cache or given.preemption_mode == "offload"
     if host and not engine.host_capacity_tokens:
-        raise ValueError("--preemption-mode offload: the profile has no host_capacity_tokens")
+        raise ValueError(
+            "--enable-hierarchical-cache, --preemption-mode offload: the profile has no host_capacity_tokens"
+        )
     changes: dict[str, Any] = {
         "max_running": given.max_running_requests,
         "kv_capacity_tokens": given.max_total_tokens,

@@ -164,6 +164,7 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
         figures = read_metrics(server.url)
         assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
         assert figures['andes_host_copy_seconds_total{direction="load"}'] > 0.02
+        assert 0 < figures["andes_host_ahead_tokens_total"] <= figures[HITS]
         assert figures["andes_recomputed_tokens_total"] < 10
 
 
