@@ -394,6 +394,8 @@ class Replica:
         prefix = sum(p.prefix for p in pieces)
         loaded = sum(p.loaded for p in pieces)
         pairs = sum(p.new * (p.prefix + 0.5 * p.new) for p in pieces)
+        if self.engine.pads_prefix:
+            pairs = sum(0.5 * (p.prefix + p.new) ** 2 for p in pieces)
         batch = len(self.running) if self.engine.mixed else 0
         self._allocate(new + loaded + batch)
         if batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,16 @@ def test_host_memory_gives_up_only_what_the_device_has_evicted() -> None:
     assert cache.back_up(new, 0.0)
     assert cache.match(sequence("old", 60), 60).host_tokens == 0
     assert (cache.tokens, cache.host_tokens) == (60, 60)
+
+
+def test_a_padded_prefix_costs_its_attention_again() -> None:
+    def again_s(**engine: Any) -> float:
+        model = EngineModel(replace(COSTS, prefill_pair_s=1e-6), 2000, chunk_tokens=1000, **engine)
+        turns = [spec(0.0, 400, 1, session_id="s"), spec(5.0, 401, 1, session_id="s")]
+        return run(turns, engine=model)[1].ttft_s
+
+    assert again_s() == pytest.approx(0.02 + 1e-3 + 400.5e-6)
+    assert again_s(pads_prefix=True) == pytest.approx(0.02 + 1e-3 + 0.5 * 401**2 * 1e-6)
 
 
 def test_overlap_sends_late_on_a_cpu_and_joins_late_on_a_gpu() -> None:
