@@ -19,7 +19,8 @@ class HostUse:
     """Copies between the KV pool and host memory so far, and how full it is.
 
     write_s, load_s: time of the copies each way (write_s: on a CPU only); waited_s: what of it the engine stood still for
-    (on a GPU without the waits inside a forward pass). hit_tokens: tokens loaded instead of computed. refused_tokens:
+    (on a GPU without the waits inside a forward pass). hit_tokens: tokens loaded instead of computed, ahead_tokens of
+    them before the admission. refused_tokens:
     tokens that found no room there.
     """
 
@@ -29,6 +30,7 @@ class HostUse:
     load_s: float = 0.0
     waited_s: float = 0.0
     hit_tokens: int = 0
+    ahead_tokens: int = 0
     refused_tokens: int = 0
     used_tokens: int = 0
     capacity_tokens: int = 0
@@ -150,6 +152,7 @@ class _HostMetrics:
         self._copy = counter("andes_host_copy_seconds", "time of these copies", ["direction"])
         self._wait = counter("andes_host_wait_seconds", "time the engine stood still for copies")
         self._hits = counter("andes_host_hit_tokens", "tokens loaded from host memory instead of computed")
+        self._ahead = counter("andes_host_ahead_tokens", "of these, tokens whose load began before the admission")
         self._refused = counter("andes_host_refused_tokens", "tokens that found no room in host memory")
         self._tokens = gauge(
             "andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="mostrecent"
@@ -163,6 +166,7 @@ class _HostMetrics:
         self._copy.labels(direction="load").inc(use.load_s - before.load_s)
         self._wait.inc(use.waited_s - before.waited_s)
         self._hits.inc(use.hit_tokens - before.hit_tokens)
+        self._ahead.inc(use.ahead_tokens - before.ahead_tokens)
         self._refused.inc(use.refused_tokens - before.refused_tokens)
         self._tokens.labels(what="used").set(use.used_tokens)
         self._tokens.labels(what="capacity").set(use.capacity_tokens)

@@ -174,7 +174,7 @@ def summarise(
     return summary
 
 
-_HOST_COUNTERS = ("hit_tokens", "refused_tokens", "copy_seconds", "wait_seconds")
+_HOST_COUNTERS = ("hit_tokens", "ahead_tokens", "refused_tokens", "copy_seconds", "wait_seconds")
 
 
 def combine(runs: Sequence[Summary]) -> Summary:
@@ -243,10 +243,11 @@ def host_line(summary: Summary) -> str | None:
     if (host := summary.get("host")) is None:
         return None
     hidden_s = max(0.0, host["copy_seconds"] - host["wait_seconds"])
-    recomputed = summary["recomputed_tokens"] or 0.0
+    recomputed, ahead = summary["recomputed_tokens"] or 0.0, host.get("ahead_tokens") or 0.0
     return (
         f"{host['write_bytes'] / 2**20:.1f} MiB copied to host memory, {host['load_bytes'] / 2**20:.1f} MiB back "
-        f"({host['hit_tokens']:.0f} tokens loaded instead of computed, {recomputed:.0f} computed again); copies took "
+        f"({host['hit_tokens']:.0f} tokens loaded instead of computed, {ahead:.0f} of them ahead of the admission, "
+        f"{recomputed:.0f} computed again); copies took "
         f"{hidden_s:.2f} s beside the engine and {host['wait_seconds']:.2f} s of it; host memory {host['fill']:.0%} full at "
         f"the end, {host['refused_tokens']:.0f} tokens found no room."
     )

@@ -6,13 +6,18 @@ host copy: the next preemption, and the next turn of the conversation, move only
 
 Copies of what is still on the device are not given up for others: with host memory full of them, a stream gets no copy and
 its preemption is a plain release.
+
+Three parts of this can be left out, each to see what it is worth (``--offload-without``): the write-through, the overlap of
+copies and compute, and the increments.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +31,7 @@ from andes_sglang.metrics import HostUse
 __all__ = ["HostTier"]
 
 GIB = float(1 << 30)
-MOST_DEVICE_POOLS = 8
+MOST_DEVICE_POOLS = 16
 """The derived size: a quarter of the memory that is free, but no more than this many times the device pool."""
 
 logger = logging.getLogger(__name__)
@@ -39,15 +44,25 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._written_tokens = 0
         self._refused_tokens = 0
         self._loaded_tokens = 0
+        self._ahead_tokens = 0
         self._load_s = 0.0
         self._waited_s = 0.0
         self._early_load = -1
         self._loads: list[tuple[int, float]] = []
+        self._outdated: list[Any] = []
+        self._without = Options.from_env().offload_without
         server_args = copy.copy(server_args)
         pool_bytes = sum(params.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes())
         object.__setattr__(server_args, "hicache_size", _host_bytes(pool_bytes) / 1e9)
         super().__init__(params, server_args)
         self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them
+        if not self.writes_through:
+            self.write_through_threshold = sys.maxsize
+
+    @property
+    def writes_through(self) -> bool:
+        """Whether whatever enters the tree is copied at once; otherwise what is handed to :meth:`save` is."""
+        return self._without != "write-through"
 
     def back_up(self, req: Any, tokens: int) -> None:
         """Put the first ``tokens`` tokens of a running request into the tree, locked, and so on their way to the host."""
@@ -63,25 +78,54 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self.cache_unfinished_req(begun)
         req.cache_protected_len, req.last_node = begun.cache_protected_len, begun.last_node
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether copies are made beside the engine's work."""
+        return self._without != "overlap"
+
+    def save(self, node: Any) -> None:
+        """Copy whatever of ``node`` and of the nodes above it has no copy, where nothing has been written through."""
+        path = []
+        while not self.writes_through and node is not self.root_node and not node.backuped:
+            path.append(node)
+            node = node.parent
+        while path and self.write_backup(path[-1]):
+            path.pop()
+
+    def keeps(self, node: Any, tokens: int) -> bool:
+        """Whether a request of ``tokens`` tokens, of which the tree holds those up to ``node``, finds room in host memory."""
+        return bool(node.backuped or self.token_to_kv_pool_host.available_size() >= tokens)
+
     def write_backup(self, node: Any, write_back: bool = False) -> int:
         fits = len(node.value) <= self.token_to_kv_pool_host.logical_size  # or others would make room in vain
         written = int(super().write_backup(node, write_back)) if fits else 0
         self._written_tokens += written
         self._refused_tokens += 0 if written else len(node.value)
+        if not self.overlaps:
+            self._wait(self.cache_controller.ack_write_queue)
         return written
+
+    def _wait(self, copies: Iterable[Any]) -> None:
+        started_s = time.perf_counter()
+        for copied in copies:
+            copied.finish_event.synchronize()
+        self._waited_s += time.perf_counter() - started_s
 
     def finish_writes(self) -> None:
         """Wait for the copies under way: what they read is locked until then, and somebody needs the room."""
-        started_s = time.perf_counter()
-        for ack in self.cache_controller.ack_write_queue:
-            ack.finish_event.synchronize()
-        self._waited_s += time.perf_counter() - started_s
+        self._wait(self.cache_controller.ack_write_queue)
         self.writing_check()
 
     def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
         loaded = super().load_back(node, mem_quota)
         self._loaded_tokens += 0 if loaded is None else len(loaded)
         return loaded
+
+    def load_ahead(self, node: Any, room_tokens: int) -> bool:
+        """Begin to load ``node`` and what is above it before its request is admitted; False: no room."""
+        loaded = self.load_back(node, room_tokens)
+        self._ahead_tokens += 0 if loaded is None else len(loaded)
+        return loaded is not None
 
     def loading_check(self, finish_count: int | None = None) -> None:
         for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
@@ -90,7 +134,37 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
                 seconds = ack.start_event.elapsed_time(ack.finish_event) / 1e3
                 self._loads.append((ack.num_tokens, seconds))
                 self._load_s += seconds
+            if self._without == "increments":
+                self._outdated += [self.ongoing_load_back[node_id] for node_id in ack.node_ids]
         super().loading_check(finish_count)
+
+    def _give_up_copies(self) -> None:
+        """Of whatever has been loaded, with what has grown below it since: SGLang wants no gaps above a copy. Where a copy is
+        all there is, or of use to others, it stays."""
+        for node in self._outdated:
+            below, found = [node], []
+            while below:
+                found.append(below.pop())
+                below += found[-1].children.values()
+            if any(n.evicted for n in found):
+                continue
+            while node.parent is not self.root_node and sum(n.backuped for n in node.parent.children.values()) == 1:
+                node = node.parent
+                found.append(node)
+            for n in found:
+                if n.backuped:
+                    self.cache_controller.evict_host(n.host_value)
+                    n.host_value = None
+        self._outdated.clear()
+
+    def loading_tokens(self) -> int:
+        """Tokens that are locked for the sake of loads only: they are for requests that wait."""
+        tokens = 0
+        for node in self.ongoing_load_back.values():
+            while node is not self.root_node:
+                tokens += len(node.key) if node.lock_ref == 1 else 0
+                node = node.parent
+        return tokens
 
     def take_loads(self) -> list[tuple[int, float]]:
         """Tokens and seconds of each load since the last call."""
@@ -98,22 +172,33 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return loads
 
     def check_hicache_events(self) -> None:
-        """A load that was queued for a batch which then was not formed starts on its own; the next batch waits for it."""
+        """A load that was queued for a batch which then was not formed starts on its own; the next batch waits for it. Copies
+        are given up while none is read or written."""
         super().check_hicache_events()
+        if not (self.ongoing_load_back or self.ongoing_write_through):
+            self._give_up_copies()
         if self.cache_controller.load_queue and not self.cache_controller.ack_load_queue:
-            self._early_load = super().ready_to_load_host_cache()
+            self._early_load = self._start_loads()
+
+    def _start_loads(self) -> int:
+        load = int(super().ready_to_load_host_cache())
+        if not self.overlaps:
+            self._wait(self.cache_controller.ack_load_queue)
+        return load
 
     def ready_to_load_host_cache(self) -> int:
-        load = int(super().ready_to_load_host_cache())
+        load = self._start_loads()
         early, self._early_load = self._early_load, -1
         return load if load >= 0 else early
 
     def reset(self) -> None:
         """A flush. SGLang has made sure that nothing runs, so whatever host memory the tree does not hold is lost."""
         if hasattr(self, "root_node"):
+            self._wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
             lost = self._used_tokens() - self._held_tokens()
             if lost:
                 logger.error("leak: %d tokens of host memory belong to nobody", lost)
+            self._outdated.clear()
         super().reset()
 
     def _used_tokens(self) -> int:
@@ -139,6 +224,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
             load_s=self._load_s,
             waited_s=self._waited_s + streams.waited_s(),
             hit_tokens=self._loaded_tokens,
+            ahead_tokens=self._ahead_tokens,
             refused_tokens=self._refused_tokens,
             used_tokens=self._used_tokens(),
             capacity_tokens=int(self.token_to_kv_pool_host.logical_size),

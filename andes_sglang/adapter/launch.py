@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from andes_sglang.adapter.options import ENVIRONMENT, Options
+from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, Options
 from andes_sglang.flags import UsageError, add_serve_arguments, bind, options_of, policy_of, target_of
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--host-kv-gib", type=float, metavar="GIB",
-        help="offload: host memory for copies; default: a quarter of what is free, at most 8 times the KV pool",
+        help="offload: host memory for copies; default: a quarter of what is free, at most 16 times the KV pool",
+    )  # fmt: skip
+    parser.add_argument(
+        "--offload-without", choices=OFFLOAD_PARTS,
+        help="offload, to measure what a part of it is worth: without write-through copies are made at a preemption, while "
+        "all wait; without overlap every copy is waited for; without increments a load gives the host copy up, so that the "
+        "next preemption copies everything again",
     )  # fmt: skip
 
 
@@ -56,7 +62,8 @@ def check_arguments(args: argparse.Namespace) -> Options:
     if policy != "forced":
         policy_of(args)
     default = target_of(args)
-    options = Options(policy, options_of(args), default.ttft_s, default.tds, args.preemption_mode, args.host_kv_gib)
+    offload = (args.preemption_mode, args.host_kv_gib, args.offload_without)
+    options = Options(policy, options_of(args), default.ttft_s, default.tds, *offload)
     _check_offload(options)
     model = Path(args.model)
     if model.exists() and not (model / "config.json").is_file():
@@ -73,10 +80,11 @@ def _check_offload(options: Options) -> None:
         raise UsageError("--preemption-mode offload: policy stock preempts nobody")
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
+    for flag, value in (("--host-kv-gib", options.host_kv_gib), ("--offload-without", options.offload_without)):
+        if value is not None and not offload:
+            raise UsageError(f"{flag} {value}: goes with --preemption-mode offload")
     if options.host_kv_gib is None:
         return
-    if not offload:
-        raise UsageError(f"--host-kv-gib {options.host_kv_gib:g}: goes with --preemption-mode offload")
     import psutil
 
     free_gib = psutil.virtual_memory().available / 2**30

@@ -9,9 +9,10 @@ from typing import Any
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["ENVIRONMENT", "Options"]
+__all__ = ["ENVIRONMENT", "OFFLOAD_PARTS", "Options"]
 
 ENVIRONMENT = "ANDES_OPTIONS"
+OFFLOAD_PARTS = ("write-through", "overlap", "increments")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Options:
     """policy: a name of ``andes_sglang.policy.POLICIES``, ``forced`` (a diagnostic that preempts every few tokens) or None:
     SGLang untouched. policy_options: constructor arguments. default_ttft_s, default_tds: expectations of requests
     that bring none. preemption_mode: what happens to KV that has to go: release, or offload to host memory, of which
-    host_kv_gib GiB may be used (None: as much as :mod:`andes_sglang.adapter.host_tier` finds reasonable)."""
+    host_kv_gib GiB may be used (None: as much as :mod:`andes_sglang.adapter.host_tier` finds reasonable). offload_without:
+    a part of it to leave out, to see what it is worth, one of ``OFFLOAD_PARTS``."""
 
     policy: str | None = None
     policy_options: dict[str, Any] = field(default_factory=dict)
@@ -27,6 +29,7 @@ class Options:
     default_tds: float = QoETarget().tds
     preemption_mode: str = "release"
     host_kv_gib: float | None = None
+    offload_without: str | None = None
 
     @property
     def default_target(self) -> QoETarget:

@@ -38,7 +38,6 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang import expectations
-from andes_sglang.adapter.eviction import EvictionOrder
 from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
@@ -46,6 +45,7 @@ from andes_sglang.adapter.snapshot import Ledger
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
 
@@ -65,6 +65,7 @@ class _Served:
         "arrival_s",
         "cached_tokens",
         "host_tokens",
+        "loaded_ahead",
         "preemptible",
         "preemptions",
         "reader",
@@ -88,6 +89,7 @@ class _Served:
         self.recomputed = 0
         self.cached_tokens = 0
         self.host_tokens = 0
+        self.loaded_ahead = False
         self.preemptible = preemptible
         self.stopped: str | None = None
         self.slot = -1
@@ -289,6 +291,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         by_rid = {req.rid: req for req in self.waiting_queue}
         admitted = [by_rid.pop(rid) for rid in decision.admit if rid in by_rid and rid not in self._released_now]
         held_back = list(by_rid.values())
+        if self._load_ahead(admitted, running_batch):
+            admitted, held_back = [], admitted + held_back
         if not admitted and self.chunked_req is None:
             self._look_after_queues()
             return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(running_batch, decision))
@@ -303,6 +307,24 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if plan.batch_to_run is None:
             return NextBatchPlan(batch_to_run=None, running_batch=self._never_idle(plan.running_batch, decision))
         return plan
+
+    def _load_ahead(self, admitted: list[Any], running_batch: Any) -> bool:
+        """Where those admitted have next to nothing to compute that loads could hide behind, the loads start now and go
+        behind one more decode step, once for each return: True, nobody is admitted yet."""
+        if self._host is None or not self._host.overlaps or self.chunked_req is not None or running_batch.is_empty():
+            return False
+        returning = [self._served[req.rid] for req in admitted]
+        if not all(served.stopped is not None and not served.loaded_ahead for served in returning):
+            return False
+        room = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        room -= ADMISSION_RESERVE_TOKENS * len(running_batch.reqs)
+        for served in returning:
+            match = match_prefix_for_req(self.tree_cache, served.req)
+            if match.host_hit_length and self._host.load_ahead(match.best_match_node, room):
+                served.loaded_ahead = True
+                room -= match.host_hit_length + ADMISSION_RESERVE_TOKENS
+                self._set_cached(served.req, len(match.device_indices) + match.host_hit_length)
+        return any(served.loaded_ahead for served in returning)
 
     def _look_after_queues(self) -> None:
         """What SGLang does whenever it looks for a prefill, for the iterations in which we do not let it look."""
@@ -364,6 +386,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._host.eviction_strategy.look_again()
         for tokens, seconds in self._host.take_loads():
             self.latency.observe_load(tokens, seconds)
+        if not self._host.writes_through:
+            return
         due: list[tuple[float, Any, int]] = []
         for batch in (running_batch, self._parked):
             for req in batch.reqs if batch is not None else ():
@@ -460,6 +484,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             held += view.kv_tokens
         slots += [self._served[req.rid].slot for req in self.waiting_queue]
         free = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        free += self._host.loading_tokens() if self._host is not None else 0
         return SchedulerState(
             now_s=now_s,
             requests=self._ledger.table(slots),
@@ -502,9 +527,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _keeps_tokens(self, req: Any) -> int:
         """What a request that holds its KV would not lose by a release: all, if its part in the tree has found room in host
-        memory; the rest follows it there."""
-        kept = self._host is not None and req.last_node is not None and req.last_node.backuped
-        return len(req.origin_input_ids) + len(req.output_ids) if kept else 0
+        memory, or would; the rest follows it there."""
+        tokens = len(req.origin_input_ids) + len(req.output_ids)
+        kept = self._host is not None and req.last_node is not None and self._host.keeps(req.last_node, tokens)
+        return tokens if kept else 0
 
     def _set_cached(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         served = self._served[req.rid]
@@ -546,6 +572,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         req.time_stats.trace_ctx.trace_event("andes.preempted", 1, attrs={"andes.preemption.mode": how})
         served.preemptions += 1
         served.stopped = how
+        served.loaded_ahead = False
         served.recomputed = 0
         served.since_s = time.perf_counter()
 
@@ -563,9 +590,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         req.reset_for_retract()
         batch.filter_batch(keep_indices=[i for i, r in enumerate(batch.reqs) if r is not req])
         batch.batch_is_full = False
-        if self._host is not None and how == "release":
-            match = match_prefix_for_req(self.tree_cache, req)
-            how = "offload" if match.last_device_node.backuped else how
+        if self._host is not None:
+            last = match_prefix_for_req(self.tree_cache, req).last_device_node
+            self._host.save(last)
+            how = "offload" if last.backuped and how == "release" else how
         self._stop(req, how)
         self._set_cached(req, len(req.origin_input_ids) + len(req.output_ids) - 1)
         self._released_now.add(req.rid)

@@ -271,7 +271,7 @@ def _warm_up(engine: Engine, args: argparse.Namespace) -> None:
             for k in range(WARM_UP_REQUESTS)
         ]
         list(pool.map(lambda body: engine.post("/v1/completions", body), bodies))
-    engine.post("/flush_cache", {})
+    engine.post("/flush_cache?timeout=60", {})  # the last request is not quite over when its answer is
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.epilog = (
         "Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
         "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule. "
-        f"{STOCK_MIXED} is stock with --enable-mixed-chunk."
+        f"--preemption-mode offload, as of serve, is understood too. {STOCK_MIXED} is stock with --enable-mixed-chunk."
     )
     parser.add_argument("--profile", required=True, help=f"a .toml file, or one of {', '.join(profiles.names())}")
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")

@@ -19,18 +19,25 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--enable-mixed-chunk", action="store_true", help="decode beside the prefill")
     parser.add_argument("--disable-overlap-schedule", action="store_true", help="plan between the passes")
     parser.add_argument("--enable-hierarchical-cache", action="store_true", help="copy KV to host memory as well")
+    parser.add_argument("--preemption-mode", choices=("release", "offload"), default="release",
+                        help="offload: with a hierarchical cache")  # fmt: skip
 
 
 def apply(engine: EngineModel, given: argparse.Namespace) -> EngineModel:
     """``engine`` with the flags ``given``. Without a hierarchical cache there is no host tier. Raises ``ValueError``."""
+    host = given.enable_hierarchical_cache or given.preemption_mode == "offload"
+    if host and not engine.host_capacity_tokens:
+        raise ValueError(
+            "--enable-hierarchical-cache, --preemption-mode offload: the profile has no host_capacity_tokens"
+        )
     changes: dict[str, Any] = {
         "max_running": given.max_running_requests,
         "kv_capacity_tokens": given.max_total_tokens,
         "chunk_tokens": given.chunked_prefill_size,
         "mixed": given.enable_mixed_chunk or None,
         "overlap": Overlap.NONE if given.disable_overlap_schedule else None,
-        "write_through": given.enable_hierarchical_cache or None,
-        "host_capacity_tokens": None if given.enable_hierarchical_cache else 0,
+        "write_through": host or None,
+        "host_capacity_tokens": None if host else 0,
     }
     return replace(engine, **{name: value for name, value in changes.items() if value is not None})
 

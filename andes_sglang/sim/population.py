@@ -101,6 +101,10 @@ class Population:
     def set_cached(self, slot: int, tokens: int, host_tokens: int) -> None:
         self._columns[CACHED, slot], self._columns[HOST, slot] = tokens, host_tokens
 
+    def dry_at_s(self, slot: int) -> float:
+        """When its reader has read all that was delivered."""
+        return float(self._columns[START, slot] + self._columns[END, slot])
+
     def deliver(self, slot: int, at_s: float) -> None:
         """One token reaches the reader outside the batch's steps: the first after a prefill."""
         c = self._columns

@@ -1,8 +1,9 @@
-"""A radix cache of prefixes as SGLang keeps it: nodes locked by what runs, the least recently used leaf evicted whole.
+"""A radix cache of prefixes as SGLang keeps it: nodes locked by what runs, leaves evicted whole, the least recently used
+first, or in the order of a policy.
 
 A sequence is up to two runs of tokens: ids of shared prefix blocks, then a range of positions in a stream of its own (a
 request, or the session it continues). A node holds a piece of one run. With a host tier behind it, an evicted node whose
-copy is complete can be loaded back.
+copy is complete can be loaded back. Host memory gives up copies of what the device has evicted, never of what it holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import heapq
 import itertools
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
+
+from andes_sglang.policy.eviction import EvictionOrder
 
 __all__ = ["Match", "Node", "RadixCache", "Run", "sequence"]
 
@@ -31,7 +34,7 @@ def sequence(stream: Hashable, tokens: int, blocks: tuple[int, ...] = (), block_
 
 
 class Node:
-    """``used``: logical time of the last access. on_device: its KV is in the pool. host_s: when its copy in host memory
+    """last_access_time: logical. on_device: its KV is in the pool. host_s: when its copy in host memory
     is complete, None without one. held_below: children on the device. The root is its own parent."""
 
     __slots__ = (
@@ -39,6 +42,7 @@ class Node:
         "held_below",
         "host_s",
         "ids",
+        "last_access_time",
         "locks",
         "on_device",
         "parent",
@@ -46,17 +50,16 @@ class Node:
         "stream",
         "tokens",
         "unit",
-        "used",
     )
 
-    def __init__(self, parent: Node | None, run: Run, used: int, serial: int) -> None:
+    def __init__(self, parent: Node | None, run: Run, used: float, serial: int) -> None:
         self.parent: Node = parent or self
         self.serial = serial
         self.stream, self.ids, self.unit = run
         self.tokens = len(self.ids) * self.unit
         self.children: dict[tuple[Hashable, int], Node] = {}
         self.locks = self.held_below = 0
-        self.used = used
+        self.last_access_time = float(used)
         self.on_device = False
         self.host_s: float | None = None
 
@@ -71,9 +74,11 @@ class Match(NamedTuple):
 
 
 class RadixCache:
-    """``tokens`` on the device in all, of which ``evictable`` nobody has locked; ``host_tokens`` in host memory."""
+    """``tokens`` on the device in all, of which ``evictable`` nobody has locked; ``host_tokens`` in host memory. ``order``:
+    what is evicted first, there and here."""
 
-    def __init__(self, host_capacity_tokens: int = 0) -> None:
+    def __init__(self, host_capacity_tokens: int = 0, order: EvictionOrder | None = None) -> None:
+        self.order = order or EvictionOrder()
         self.root = Node(None, Run(None, (), 1), 0, 0)
         self.tokens = 0
         self.evictable = 0
@@ -82,8 +87,8 @@ class RadixCache:
         self.evicted_tokens = 0
         self._clock = 0
         self._serials = itertools.count(1)
-        self._leaves: list[tuple[int, int, Node]] = []
-        self._host_leaves: list[tuple[int, int, Node]] = []
+        self._leaves: list[tuple[tuple[int, float], int, Node]] = []
+        self._host_leaves: list[tuple[tuple[int, float], int, Node]] = []
 
     def match(self, runs: list[Run], limit_tokens: int, now_s: float = 0.0) -> Match:
         """What is cached of ``runs``, up to ``limit_tokens``; it counts as an access. Nodes are split where it ends."""
@@ -116,7 +121,7 @@ class RadixCache:
                 self._put_on_device(fresh)
                 node = fresh
             at = 0
-        self._offer(node)
+        self.offer(node)
         return node, found
 
     def _walk(self, runs: list[Run], limit_tokens: int | None) -> tuple[list[Node], int, int]:
@@ -136,7 +141,7 @@ class RadixCache:
                     return path, k, at
                 if common < len(child.ids):
                     child = self._split(child, common)
-                child.used = self._clock
+                child.last_access_time = self._clock
                 at += common
                 left -= child.tokens
                 path.append(child)
@@ -146,13 +151,14 @@ class RadixCache:
     def _split(self, node: Node, length: int) -> Node:
         """Cut ``node`` after ``length`` ids; the upper part, which takes its place."""
         parent = node.parent
-        upper = Node(parent, Run(node.stream, node.ids[:length], node.unit), node.used, next(self._serials))
+        upper = Node(parent, Run(node.stream, node.ids[:length], node.unit), node.last_access_time, next(self._serials))
         upper.locks, upper.on_device, upper.host_s = node.locks, node.on_device, node.host_s
         parent.children[node.stream, node.ids[0]] = upper
         node.ids, node.parent = node.ids[length:], upper
         node.tokens -= upper.tokens
         upper.children[node.stream, node.ids[0]] = node
         upper.held_below = int(node.on_device)
+        self.order.look_again()
         return upper
 
     def lock(self, node: Node) -> None:
@@ -170,7 +176,7 @@ class RadixCache:
             at.locks -= 1
             if not at.locks and at.on_device:
                 self.evictable += at.tokens
-                self._offer(at)
+                self.offer(at)
             at = at.parent
 
     def _put_on_device(self, node: Node) -> None:
@@ -180,20 +186,20 @@ class RadixCache:
         if not node.locks:
             self.evictable += node.tokens
 
-    def _offer(self, node: Node) -> None:
+    def offer(self, node: Node) -> None:
         """A candidate for eviction, unless something on the device hangs below it."""
         if node is not self.root and not node.locks and node.on_device and not node.held_below:
-            heapq.heappush(self._leaves, (node.used, node.serial, node))
+            heapq.heappush(self._leaves, (self.order.get_priority(node), node.serial, node))
 
     def evict(self, tokens: int) -> int:
-        """Free at least ``tokens`` on the device, least recently used leaves first; how many were freed."""
+        """Free at least ``tokens`` on the device; how many were freed."""
         freed = 0
         while freed < tokens and self._leaves:
-            used, _, node = heapq.heappop(self._leaves)
+            priority, _, node = heapq.heappop(self._leaves)
             if node.locks or not node.on_device or node.held_below:
                 continue
-            if used != node.used:
-                self._offer(node)
+            if priority != self.order.get_priority(node):
+                self.offer(node)
                 continue
             freed += node.tokens
             node.on_device = False
@@ -201,7 +207,9 @@ class RadixCache:
             parent.held_below -= 1
             if node.host_s is None:
                 self._drop(node)
-            self._offer(parent)
+            else:
+                self._offer_copy(node)
+            self.offer(parent)
         self.tokens -= freed
         self.evictable -= freed
         self.evicted_tokens += freed
@@ -218,22 +226,35 @@ class RadixCache:
                 self.host_tokens -= child.tokens
                 child.host_s = None
 
-    def back_up(self, node: Node, complete_s: float) -> None:
-        """A copy of ``node`` will be complete in host memory at ``complete_s``; the least recently used ones make room."""
-        self.host_tokens += node.tokens
-        node.host_s = complete_s
-        heapq.heappush(self._host_leaves, (node.used, node.serial, node))
-        while self.host_tokens > self.host_capacity_tokens and self._host_leaves:
-            used, _, old = heapq.heappop(self._host_leaves)
-            if old.host_s is None:
+    def back_up(self, node: Node, complete_s: float) -> bool:
+        """A copy of ``node`` will be complete in host memory at ``complete_s``; False: there is no room, or none above it."""
+        if node.tokens > self.host_capacity_tokens or (node.parent is not self.root and node.parent.host_s is None):
+            return False
+        while self.host_tokens + node.tokens > self.host_capacity_tokens:
+            if not self._host_leaves:
+                return False
+            priority, _, old = heapq.heappop(self._host_leaves)
+            if not self._is_host_leaf(old):
                 continue
-            if used != old.used:
-                heapq.heappush(self._host_leaves, (old.used, old.serial, old))
+            if priority != self.order.get_priority(old):
+                self._offer_copy(old)
                 continue
             self.host_tokens -= old.tokens
             old.host_s = None
-            if not old.on_device:
-                self._drop(old)
+            self._drop(old)
+            self._offer_copy(old.parent)
+        self.host_tokens += node.tokens
+        node.host_s = complete_s
+        return True
+
+    def _is_host_leaf(self, node: Node) -> bool:
+        if node.host_s is None or node.on_device:
+            return False
+        return all(child.host_s is None for child in node.children.values())
+
+    def _offer_copy(self, node: Node) -> None:
+        if self._is_host_leaf(node):
+            heapq.heappush(self._host_leaves, (self.order.get_priority(node), node.serial, node))
 
 
 def _common(ids: Sequence[int], run: Sequence[int], at: int) -> int:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import Metrics
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.engine import EngineModel, Overlap
 from andes_sglang.sim.population import Population
@@ -50,8 +51,8 @@ class Job:
     """A request on the engine. ``generated``: tokens as of its last joining or leaving of the batch."""
 
     __slots__ = (
-        "cache_node", "enters_s", "epoch", "generated", "index", "joined_step", "loose_tokens", "max_tokens", "phase",
-        "pieces", "preemptions",
+        "cache_node", "enters_s", "epoch", "generated", "index", "joined_step", "kept_node", "loose_tokens",
+        "max_tokens", "phase", "pieces", "preemptions",
         "prefix_hit_tokens", "protected_tokens", "recomputed_tokens", "resuming_tokens", "retractions",
         "rid", "seat", "slot", "spec", "stopped", "stream",
     )  # fmt: skip
@@ -70,7 +71,7 @@ class Job:
         self.generated = 0
         self.joined_step = 0
         self.epoch = 0
-        self.cache_node = root
+        self.cache_node = self.kept_node = root
         self.protected_tokens = 0
         self.loose_tokens = 0
         self.pieces: list[npt.NDArray[np.float64]] = []
@@ -128,7 +129,8 @@ class Replica:
         self.index = index
         self.decision_interval_s = decision_interval_s
         self.latency = LatencyModel()
-        self.cache = RadixCache(engine.host_capacity_tokens)
+        paused = self._paused_kv if policy is not None and engine.host_capacity_tokens else tuple
+        self.cache = RadixCache(engine.host_capacity_tokens, EvictionOrder(paused))
         self.now_s = 0.0
         self.iterations = 0
         self.decisions = 0
@@ -244,6 +246,8 @@ class Replica:
             if job is self._chunked:
                 self._chunked = None
             self.cache.unlock(job.cache_node)
+            self.cache.order.look_again()
+            self.cache.offer(job.kept_node)
         else:
             self._take_off(job)
             self._free(job, keep=True)
@@ -378,6 +382,7 @@ class Replica:
             self.waiting = [job for job in queue if job not in taken] + (
                 [] if queue is self.waiting else self._held_back(queue, taken)
             )
+            self.cache.order.look_again()
         return pieces
 
     def _held_back(self, queue: list[Job], taken: set[Job]) -> list[Job]:
@@ -395,6 +400,8 @@ class Replica:
         prefix = sum(p.prefix for p in pieces)
         loaded = sum(p.loaded for p in pieces)
         pairs = sum(p.new * (p.prefix + 0.5 * p.new) for p in pieces)
+        if self.engine.pads_prefix:
+            pairs = sum(0.5 * (p.prefix + p.new) ** 2 for p in pieces)
         batch = len(self.running) if self.engine.mixed else 0
         self._allocate(new + loaded + batch)
         if batch:
@@ -416,6 +423,8 @@ class Replica:
             held = job.protected_tokens + tokens + from_host
             self._loose_tokens -= tokens + from_host
             job.cache_node, _ = self.cache.insert(job.runs(held))
+            if self.engine.write_through:
+                self._back_up(job.cache_node)
             job.protected_tokens = held
             self.cache.lock(job.cache_node)
             self.cache.unlock(before)
@@ -606,20 +615,32 @@ class Replica:
         """Give up the KV; ``keep``: into the cache, where whoever asks next finds it."""
         self._loose_tokens -= job.loose_tokens
         if keep:
-            node, _ = self.cache.insert(job.runs(job.context_tokens - 1))
-            if self.engine.host_capacity_tokens and (offload or self.engine.write_through):
-                self._back_up(node)
+            job.kept_node, _ = self.cache.insert(job.runs(job.context_tokens - 1))
+            if offload or self.engine.write_through:
+                self._back_up(job.kept_node)
         self.cache.unlock(job.cache_node)
         job.cache_node, job.protected_tokens, job.loose_tokens = self.cache.root, 0, 0
 
     def _back_up(self, node: Node) -> None:
         """Copy to host memory what has no copy there yet, in the background, over the one link."""
+        if not self.engine.host_capacity_tokens:
+            return
+        path = []
         while node is not self.cache.root:
-            if node.host_s is None and node.on_device:
-                started_s = max(self.now_s, self._out_link_free_s)
-                self._out_link_free_s = started_s + node.tokens / self.engine.host_tokens_per_s
-                self.cache.back_up(node, self._out_link_free_s)
+            if node.host_s is None:
+                path.append(node)
             node = node.parent
+        for node in reversed(path):
+            complete_s = max(self.now_s, self._out_link_free_s) + node.tokens / self.engine.host_tokens_per_s
+            if not self.cache.back_up(node, complete_s):
+                break
+            self._out_link_free_s = complete_s
+
+    def _paused_kv(self) -> Iterator[tuple[Node, float]]:
+        """Where the KV of each stream that waits for its return ends in the cache, and when its reader runs dry."""
+        for job in self.waiting:
+            if job.stopped is not None:
+                yield job.kept_node, self._people.dry_at_s(job.slot)
 
     def _finish(self, job: Job) -> None:
         self._free(job, keep=True)
@@ -646,13 +667,17 @@ class Replica:
         job.preemptions += how != "retracted"
         job.retractions += how == "retracted"
         self.waiting.append(job)
+        self.cache.order.look_again()
         if self.policy is not None:
             self._people.stop(job.slot, self._steps, Phase.WAITING, self.now_s, cached_tokens)
 
-    def _release(self, job: Job, how: str, *, offload: bool = False) -> None:
+    def _release(self, job: Job, how: str, *, offload: bool = False) -> str:
+        """``how``, or offload in the place of release where all of it is in host memory or on its way."""
         self._take_off(job)
         self._free(job, keep=True, offload=offload)
+        how = "offload" if how == "release" and job.kept_node.host_s is not None else how
         self._wait(job, how, job.context_tokens - 1)
+        return how
 
     def _retract(self) -> None:
         """KV has run out: as SGLang does it, or as the adapter does it under a policy."""
@@ -732,13 +757,13 @@ class Replica:
         if any(p.mode is not PreemptionMode.PARK for p in preempt):
             self._settle()
         for preemption in preempt:
-            job = self.by_rid[preemption.rid]
+            job, how = self.by_rid[preemption.rid], "park"
             if preemption.mode is PreemptionMode.PARK:
                 self._park(job)
             else:
-                self._release(job, preemption.mode.value, offload=preemption.mode is PreemptionMode.OFFLOAD)
+                how = self._release(job, "release", offload=preemption.mode is PreemptionMode.OFFLOAD)
                 released.add(job)
-            self.metrics.preemption(preemption.mode.value, preemption.reason)
+            self.metrics.preemption(how, preemption.reason)
         self._resume([self.by_rid[rid] for rid in decision.resume])
         return released
 

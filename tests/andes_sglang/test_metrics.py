@@ -23,7 +23,20 @@ def tell(metrics: Metrics) -> None:
         latency.observe_decode(batch, 100 * batch, 0.01 + 0.002 * batch)
     metrics.costs(latency)
     metrics.host(HostUse(written_bytes=100, write_s=0.5, used_tokens=7, capacity_tokens=9))
-    metrics.host(HostUse(150, 40, 0.75, 0.25, 0.125, hit_tokens=11, refused_tokens=2, used_tokens=5, capacity_tokens=9))
+    metrics.host(
+        HostUse(
+            150,
+            40,
+            0.75,
+            0.25,
+            0.125,
+            hit_tokens=11,
+            ahead_tokens=6,
+            refused_tokens=2,
+            used_tokens=5,
+            capacity_tokens=9,
+        )
+    )
 
 
 def test_names_and_values() -> None:
@@ -50,6 +63,7 @@ def test_names_and_values() -> None:
     assert value("andes_host_copy_seconds_total", {"direction": "load"}) == 0.25
     assert value("andes_host_wait_seconds_total") == 0.125
     assert value("andes_host_hit_tokens_total") == 11
+    assert value("andes_host_ahead_tokens_total") == 6
     assert value("andes_host_refused_tokens_total") == 2
     assert value("andes_host_tokens", {"what": "used"}) == 5
     assert value("andes_host_tokens", {"what": "capacity"}) == 9

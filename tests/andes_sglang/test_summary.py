@@ -85,6 +85,7 @@ def test_what_went_to_host_memory_is_a_line_of_the_report() -> None:
             'andes_host_copy_seconds_total{direction="load"}': 0.25 * scale,
             "andes_host_wait_seconds_total": 0.25 * scale,
             "andes_host_hit_tokens_total": 700 * scale,
+            "andes_host_ahead_tokens_total": 100 * scale,
             "andes_host_refused_tokens_total": 0.0,
             'andes_host_tokens{what="used"}': 50.0,
             'andes_host_tokens{what="capacity"}': 200.0,

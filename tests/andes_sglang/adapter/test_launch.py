@@ -40,7 +40,12 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
             (("--model", model, "--default-tds", "0"), "--default-tds: tds must be"),
             (("--model", str(tmp_path / "none")), "no such directory"),
             (("--model", str(tmp_path.parent)), "it has no config.json"),
-            (("--model", model, "--host-kv-gib", "1"), "goes with --preemption-mode offload"),
+            (("--model", model, "--host-kv-gib", "1"), "--host-kv-gib 1.0: goes with --preemption-mode offload"),
+            (
+                ("--model", model, "--offload-without", "overlap"),
+                "--offload-without overlap: goes with --preemption-mode",
+            ),
+            ((*offload, "--offload-without", "luck"), "invalid choice: 'luck'"),
             ((*offload, "--host-kv-gib", "99999"), "--host-kv-gib 99999: must be > 0 and at most"),
             ((*offload, "--host-kv-gib", "0"), "--host-kv-gib 0: must be > 0"),
             ((*offload, "--policy", "stock"), "policy stock preempts nobody"),
@@ -57,7 +62,7 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5)
+    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5, "overlap")
     monkeypatch.setenv(ENVIRONMENT, options.to_env())
     assert Options.from_env() == options
     monkeypatch.delenv(ENVIRONMENT)

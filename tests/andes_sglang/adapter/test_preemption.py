@@ -8,13 +8,14 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from andes_sglang.adapter.options import OFFLOAD_PARTS
 from andes_sglang.bench.engine import Engine, read_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -163,25 +164,76 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
         figures = read_metrics(server.url)
         assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
         assert figures['andes_host_copy_seconds_total{direction="load"}'] > 0.02
+        assert 0 < figures["andes_host_ahead_tokens_total"] <= figures[HITS]
         assert figures["andes_recomputed_tokens_total"] < 10
+
+
+@pytest.mark.parametrize("part", OFFLOAD_PARTS)
+def test_without_a_part_of_it_offload_is_only_slower(
+    tiny_model: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """The same tokens, and the figures show that the part is not there."""
+    for name, value in slow_copies(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
+    flags = ("--disable-overlap-schedule", "--policy-option", "mode=offload", "--policy-option", "every_tokens=3")
+    with Engine(
+        tiny_model, "forced", (*BASE, *flags, *OFFLOAD, "--offload-without", part), log=tmp_path / "log"
+    ) as engine:
+
+        def generate(prompt: list[int], tokens: int) -> list[int]:
+            sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
+            answer: Any = engine.post("/generate", {"input_ids": prompt, "sampling_params": sampling})
+            return list(answer["output_ids"])
+
+        conversation = PROMPTS[5] + generate(PROMPTS[5], 40)
+        until(engine, lambda told: told[USED] > 130)
+        generate(PROMPTS[4], 2)  # too short to be preempted
+        generate([11 + (17 * j) % 890 for j in range(440)], 2)  # nearly the whole pool
+        generate(conversation, 20)
+        until(engine, lambda told: told[HITS] > 130)
+        until(engine, lambda told: (told[USED] < 300) == (part == "write-through"))
+        until(engine, lambda told: again_tokens(told) > 130 if part == "increments" else again_tokens(told) == 0)
+        assert answers(engine) == expected
+        assert preemptions(engine, "offload") > 60
+        wait_until_idle(engine)
+        until(engine, lambda told: told[USED] == 0)
+        figures = read_metrics(engine.url)
+        assert figures["andes_recomputed_tokens_total"] < 10
+        if part == "overlap":
+            copies_s = sum(figures[f'andes_host_copy_seconds_total{{direction="{way}"}}'] for way in ("write", "load"))
+            assert figures["andes_host_wait_seconds_total"] > 0.7 * copies_s
+        assert "leak" not in engine.log.read_text(errors="replace").lower()
+
+
+USED = 'andes_host_tokens{what="used"}'
+HITS = "andes_host_hit_tokens_total"
+
+
+def again_tokens(told: dict[str, float]) -> float:
+    """Tokens copied to host memory more than once, where nothing has been evicted there."""
+    written, loaded = (told[f'andes_host_copied_bytes_total{{direction="{way}"}}'] for way in ("write", "load"))
+    return written / (loaded / told[HITS]) - told[USED]
+
+
+def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
+    """Metrics follow within a moment."""
+    for _ in range(500):
+        if holds(figures := read_metrics(engine.url)):
+            return
+    raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_host")})
 
 
 def check_load(engine: Engine, evicting: int) -> None:
     """What a prompt of ``evicting`` tokens, nearly the whole pool, drives off the device comes back from host memory, and is
     what it was."""
 
-    def hits() -> float:
-        return read_metrics(engine.url)["andes_host_hit_tokens_total"]
-
     wait_until_idle(engine)
-    before = hits()
+    before = read_metrics(engine.url)[HITS]
     first = "".join(stream(engine, PROMPTS[5])[0])
     stream(engine, [11 + (17 * j) % 890 for j in range(evicting)], max_tokens=2)
     assert "".join(stream(engine, PROMPTS[5])[0]) == first
-    for _ in range(500):
-        if hits() >= before + len(PROMPTS[5]) - 15:  # metrics follow within a moment
-            return
-    raise AssertionError(f"{hits() - before} tokens of {len(PROMPTS[5])} were loaded")
+    until(engine, lambda told: told[HITS] >= before + len(PROMPTS[5]) - 15)
 
 
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
@@ -225,7 +277,7 @@ def test_nothing_is_left_when_idle(engine: tuple[Engine, str]) -> None:
     for state in ("running", "parked", "released", "waiting"):
         assert read_metrics(server.url)[f'andes_requests{{state="{state}"}}'] == 0
     if mode == "offload":
-        assert read_metrics(server.url)['andes_host_tokens{what="used"}'] == 0
+        until(server, lambda told: told[USED] == 0)
     assert "leak" not in server.log.read_text(errors="replace").lower()
     assert server.alive()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from andes_sglang.policy import make
+from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.policy.select import select
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.radix import Node, RadixCache, sequence
 from andes_sglang.sim.replica import RefusedError, Replica, simulate
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
@@ -212,6 +215,63 @@ def test_offloaded_kv_is_copied_back_instead() -> None:
     assert slow.recomputed_tokens, "the copy was not complete yet when its source was evicted"
     tiny, _ = released(960, PreemptionMode.OFFLOAD, host_capacity_tokens=10, host_tokens_per_s=1000.0)
     assert tiny.recomputed_tokens, "host memory holds less than the request"
+
+
+def test_the_sooner_a_paused_reader_runs_dry_the_longer_its_kv_stays() -> None:
+    paused: list[tuple[Node, float]] = []
+    cache = RadixCache(order=EvictionOrder(lambda: paused))
+    nodes = {name: cache.insert(sequence(name, 10))[0] for name in ("later", "soon", "finished")}
+    paused += [(nodes["soon"], 1.0), (nodes["later"], 9.0)]
+    cache.order.look_again()
+    gone: list[str] = []
+    while len(gone) < len(nodes):
+        assert cache.evict(1) == 10
+        gone += [name for name, node in nodes.items() if not node.on_device and name not in gone]
+    assert gone == ["finished", "later", "soon"]
+
+
+def test_the_replica_tells_whose_kv_waits_for_its_return() -> None:
+    host = {"host_capacity_tokens": 5000, "host_tokens_per_s": 1000.0, "write_through": True}
+    replica = Replica(
+        EngineModel(COSTS, 2000, chunk_tokens=1000, **host), Script("r0", 0.6, PreemptionMode.RELEASE, r0=2.0)
+    )
+    for s in [spec(0.0, 400, 60), spec(0.0, 10, 200), spec(0.3, 10, 1)]:
+        replica.submit(s)
+    replica.advance(0.5)
+    assert not list(replica._paused_kv())
+    replica.submit(spec(0.7, 10, 3))
+    replica.advance(1.5)
+    ((node, dry_s),) = replica._paused_kv()
+    reader = ReaderStream(0.0, TARGET)
+    for at_s in np.concatenate(replica.by_rid["r0"].pieces):
+        reader.deliver(float(at_s))
+    assert dry_s == pytest.approx(reader.start_s + reader.end_s)
+    assert node.on_device
+    assert node.host_s is not None
+    replica.advance()
+    assert drained(replica)
+
+
+def test_host_memory_gives_up_only_what_the_device_has_evicted() -> None:
+    cache = RadixCache(host_capacity_tokens=100)
+    old, new = (cache.insert(sequence(name, 60))[0] for name in ("old", "new"))
+    assert cache.back_up(old, 0.0)
+    assert not cache.back_up(new, 0.0), "there is no room beside a copy of what the device holds"
+    assert cache.evict(60) == 60
+    assert cache.match(sequence("old", 60), 60).host_tokens == 60
+    assert cache.back_up(new, 0.0)
+    assert cache.match(sequence("old", 60), 60).host_tokens == 0
+    assert (cache.tokens, cache.host_tokens) == (60, 60)
+
+
+def test_a_padded_prefix_costs_its_attention_again() -> None:
+    def again_s(**engine: Any) -> float:
+        model = EngineModel(replace(COSTS, prefill_pair_s=1e-6), 2000, chunk_tokens=1000, **engine)
+        turns = [spec(0.0, 400, 1, session_id="s"), spec(5.0, 401, 1, session_id="s")]
+        return run(turns, engine=model)[1].ttft_s
+
+    assert again_s() == pytest.approx(0.02 + 1e-3 + 400.5e-6)
+    assert again_s(pads_prefix=True) == pytest.approx(0.02 + 1e-3 + 0.5 * 401**2 * 1e-6)
 
 
 def test_overlap_sends_late_on_a_cpu_and_joins_late_on_a_gpu() -> None:

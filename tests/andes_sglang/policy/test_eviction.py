@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from andes_sglang.adapter.eviction import EvictionOrder
+from andes_sglang.policy.eviction import EvictionOrder
 
 
 @dataclass(eq=False)

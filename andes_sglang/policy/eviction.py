@@ -1,27 +1,38 @@
 """Whose KV is given up first, on the device and in host memory: that of finished conversations, the least recently used
 before others; then that of the paused stream whose reader runs dry last.
+
+The engine and the simulator ask the same order. Both show it their own nodes of a radix tree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["EvictionOrder"]
+__all__ = ["EvictionOrder", "Node"]
+
+
+class Node(Protocol):
+    """last_access_time: on any clock. parent: None above the root, or the root itself."""
+
+    last_access_time: float
+
+    @property
+    def parent(self) -> Any: ...
 
 
 class EvictionOrder:
     """SGLang's ``EvictionStrategy``: the smallest goes first. ``paused`` names the streams that are to come back: the last
     node of each, and when its reader runs dry. It is asked once after each :meth:`look_again`."""
 
-    def __init__(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+    def __init__(self, paused: Callable[[], Iterable[tuple[Any, float]]] = tuple) -> None:
         self._paused = paused
         self._dry_at_s: dict[Any, float] | None = None
 
     def look_again(self) -> None:
         self._dry_at_s = None
 
-    def get_priority(self, node: Any) -> tuple[int, float]:
+    def get_priority(self, node: Node) -> tuple[int, float]:
         if self._dry_at_s is None:
             self._dry_at_s = {}
             for last, dry_at_s in self._paused():
