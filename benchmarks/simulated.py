@@ -313,7 +313,8 @@ def title(bench: Bench, name: str) -> Lines:
     lengths = f"{setting.trace}" if setting.trace else f"prompts {setting.prompt}, answers {setting.output}"
     seeds = "one seed" if bench.seeds == 1 else f"{bench.seeds} seeds"
     yield ""
-    yield f"**{name}**: {setting.profile}, {lengths}; C = {bench.capacity_rps(name):.2f} requests/s; {seeds}"
+    yield f"**{name}**: {setting.profile}, {lengths};"
+    yield f"C = {bench.capacity_rps(name):.2f} requests/s; {seeds}"
     yield ""
 
 

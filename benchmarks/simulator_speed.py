@@ -14,6 +14,7 @@ from pathlib import Path
 from andes_sglang.policy import make
 from andes_sglang.sim import profile
 from andes_sglang.sim.fleet import Fleet, least_requests
+from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures
 from andes_sglang.workload import Stream, load_rates, readers_of
 
@@ -67,7 +68,11 @@ def main() -> None:
         if rates is None:
             parser.error(f"--day {args.day}: no rates in there")
         day = Stream("day", rates, *CHAT, readers_of("reading"))
-        report(f"{args.day_policy}, a day on 16 replicas", *run(args.day_profile, args.day_policy, day, 16, 0.1))
+        label = f"{args.day_policy}, a day on 16 replicas"
+        report(
+            label,
+            *run(args.day_profile, args.day_policy, day, 16, decision_interval(profile.load(args.day_profile).engine)),
+        )
         return
 
     def poisson(times: float) -> Stream:
