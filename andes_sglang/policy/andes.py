@@ -6,9 +6,9 @@ left dry, a minimum slice, only readers about to run dry may displace, a guard f
 be computed anew: a victim has had as much of the engine as its return will cost, and whoever displaces it would otherwise
 wait for long enough to be worth that.
 
-Trade-off: nobody starves beyond ``stall_bound_s`` as long as half the engine can serve all who are overdue; in overload the
-late ones wait up to that bound so that the others read smoothly, and in a lasting one past it: were all of the engine
-spent on whoever is latest, everybody would be late. Requests with long prompts cost more KV, hence wait first;
+Trade-off: nobody starves beyond ``stall_bound_s`` as long as a quarter of the engine can serve all who are overdue. In
+overload the late ones wait up to that bound so that the others read smoothly, and in a lasting one past it: were all of
+the engine spent on whoever is latest, everybody would be late. Requests with long prompts cost more KV, hence wait first;
 ``length_guard`` limits by how much.
 """
 
@@ -55,7 +55,7 @@ class Andes:
         horizon_s: float = 60.0,
         stall_bound_s: float = 90.0,
         first_bound_s: float = 120.0,
-        overdue_share: float = 0.5,
+        overdue_share: float = 0.25,
         min_slice_tokens: int = 45,
         resumed_slice_tokens: int = 90,
         slice_worth: float = 1.0,
