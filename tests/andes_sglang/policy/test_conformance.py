@@ -149,11 +149,11 @@ def test_nobody_is_lost_over_a_surge(name: str, options: dict[str, Any], costs: 
 def test_nobody_starves_without_bound(name: str, options: dict[str, Any]) -> None:
     """Under sustained overload the first to arrive are served long before the load ends, except where documented."""
     finished: list[RequestRecord] = []
-    specs = [RequestSpec(0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(500)]
+    specs = [RequestSpec(0.3 * k, 250, 150, QoETarget(1.0, 4.5)) for k in range(900)]
     replica = Replica(EngineModel(COSTS, 4096), policy_of(name, options, foretold(specs)), sink=finished.append)
     for spec in specs:
         replica.submit(spec)
-    replica.advance(150.0)
+    replica.advance(225.0)
     late = set(range(50)).difference(r.index for r in finished)
     if name in STARVING or options.get("preemption") is False:
         return
