@@ -236,6 +236,13 @@ def check_load(engine: Engine, evicting: int) -> None:
     until(engine, lambda told: told[HITS] >= before + len(PROMPTS[5]) - 15)
 
 
+def test_server_info_names_the_policy(engine: tuple[Engine, str]) -> None:
+    server, mode = engine
+    (told,) = json.loads(server.get("/server_info"))["internal_states"]
+    assert told["andes"]["policy"] == "forced"
+    assert told["andes"]["policy_options"]["mode"] == mode
+
+
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:
     server, _mode = engine
     with ThreadPoolExecutor(6) as pool:
