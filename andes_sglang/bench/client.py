@@ -112,7 +112,8 @@ async def replay(
     progress: Callable[[str], None] | None = None,
     sample: Callable[[float], None] | None = None,
 ) -> list[RequestRecord]:
-    """Replay ``workload`` against ``url`` and return a record per request that was sent.
+    """Replay ``workload`` against ``url`` and return a record per request that was sent. Each has a connection of its own: a
+    server may close a kept one at the moment it is used again.
 
     ``sample`` is called about once a second, in a thread, with the seconds since the start. Cancelling (Ctrl-C) ends the
     streams still open and keeps what was measured.
@@ -124,7 +125,10 @@ async def replay(
     tasks: list[asyncio.Task[None]] = []
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=None)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=timeout, headers=headers, read_bufsize=1 << 20
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
+        timeout=timeout,
+        headers=headers,
+        read_bufsize=1 << 20,
     ) as session:
         model = await check_endpoint(session, url)
         origin_s = time.monotonic()
