@@ -121,7 +121,8 @@ def _run(
         for task in tasks:
             task.add_done_callback(lambda done: [t.cancel() for t in tasks] if _failed(done) else None)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, lambda: [task.cancel() for task in tasks])
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, lambda: [task.cancel() for task in tasks])
         return await asyncio.gather(*tasks)
 
     everything = dict(zip(urls, asyncio.run(main()), strict=True))
@@ -175,6 +176,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     passed += ["--sleep-on-idle"] if args.at_once and "--sleep-on-idle" not in passed else []
     result: dict[str, Any] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the engines are to end with us
     try:
         for repeat in range(1, args.repeats + 1):
             seed = args.seed + repeat - 1
