@@ -269,6 +269,7 @@ def test_time_passes_as_in_the_simulator(engine: Any, client: openai.OpenAI) -> 
 
 def test_expectations_are_what_the_score_is_about(engine: Any, client: openai.OpenAI) -> None:
     def score(**qoe: float) -> float:
+        until(engine, "sglang:num_running_reqs", 0)  # whom another test has left
         before = engine.figure("andes_request_qoe_sum"), engine.figure("andes_request_qoe_count")
         client.completions.create(model=MODEL, prompt="x", max_tokens=9, extra_body={"custom_params": {"qoe": qoe}})
         until(engine, "andes_request_qoe_count", before[1] + 1)
