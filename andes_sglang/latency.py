@@ -18,6 +18,8 @@ import numpy.typing as npt
 __all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
 
 MOST_UNSOLVED = 16
+COPIES_MEMORY = 0.98
+"""Weight of what was learned from earlier returns, at each."""
 
 Array = npt.NDArray[np.float64]
 
@@ -115,12 +117,15 @@ def non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.
 
 
 class LatencyModel:
-    """Costs of one engine, in seconds. Feed it iterations as they happen; ask it before every decision."""
+    """Costs of one engine, in seconds. Feed it iterations as they happen; ask it before every decision. ``mixed``: the engine
+    decodes beside a prefill, which then costs no iteration of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, mixed: bool = False) -> None:
+        self.mixed = mixed
         self.decode = LinearCost(prior=(0.01, 2e-4, 2e-8), scale=(1.0, 16.0, 8192.0))
         self.prefill = LinearCost(prior=(0.01, 5e-5, 1e-7), scale=(1.0, 1024.0, 8192.0))
         self.load = LinearCost(prior=(0.0, 1e-5), scale=(1.0, 1024.0))
+        self._copied_tokens = self._lost_tokens = 0.0
 
     def observe_decode(self, batch: int, context_tokens: int, seconds: float) -> None:
         self.decode.observe((1.0, float(batch), float(context_tokens)), seconds)
@@ -128,8 +133,26 @@ class LatencyModel:
     def observe_prefill(self, new_tokens: int, prefix_tokens: int, seconds: float) -> None:
         self.prefill.observe((1.0, float(new_tokens), float(prefix_tokens)), seconds)
 
+    def observe_mixed(
+        self, new_tokens: int, prefix_tokens: int, batch: int, context_tokens: int, seconds: float
+    ) -> None:
+        """An iteration that computed ``new_tokens`` beside a decode step: what it took beyond such a step."""
+        beyond_s = max(0.0, seconds - self.decode_s(batch, context_tokens))
+        self.prefill.observe((0.0, float(new_tokens), float(prefix_tokens)), beyond_s)
+
     def observe_load(self, tokens: int, seconds: float) -> None:
         self.load.observe((1.0, float(tokens)), seconds)
+
+    def observe_return(self, copied_tokens: int, computed_tokens: int) -> None:
+        """A request preempted with ``copied_tokens`` in host memory is back, ``computed_tokens`` of them computed anew: room
+        ran out, and their copies were given up for others."""
+        self._copied_tokens = COPIES_MEMORY * self._copied_tokens + copied_tokens
+        self._lost_tokens = COPIES_MEMORY * self._lost_tokens + min(computed_tokens, copied_tokens)
+
+    @property
+    def kept_share(self) -> float:
+        """Of what is in host memory when a request is preempted, the share that is still there when it returns, in [0, 1]."""
+        return 1.0 - self._lost_tokens / max(1.0, self._copied_tokens)
 
     def decode_s(self, batch: float, context_tokens: float) -> float:
         """Seconds of one decode step of ``batch`` requests over ``context_tokens`` KV tokens in all."""
@@ -143,9 +166,9 @@ class LatencyModel:
 
     def resume_s(self, new_tokens: Array | float, cached_tokens: Array | float, host_tokens: Array | float) -> Array:
         """Seconds, of the arguments' shape, until requests run that have ``cached_tokens``, ``host_tokens`` of them in host
-        memory only: they are loaded while the others are computed."""
+        memory only: they are loaded while the others are computed. In a mixed iteration, what that adds to a decode step."""
         c, load = self.prefill.coefficients, self.load.coefficients
-        compute_s = c[0] + c[1] * new_tokens + c[2] * cached_tokens
+        compute_s = c[0] * (not self.mixed) + c[1] * new_tokens + c[2] * cached_tokens
         slower_s: Array = np.maximum(compute_s, load[0] * (host_tokens > 0) + load[1] * host_tokens)
         return np.maximum(slower_s, 1e-6)
 

@@ -24,9 +24,10 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -115,17 +116,17 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._ledger = Ledger()
         self._in_charge = False
         self._parked: Any = None
-        self._launches: deque[tuple[float, str, int, int]] = deque()
+        self._launches: deque[tuple[float, Callable[[float], None] | None]] = deque()
         self._last_result_s = 0.0
         self._report_due_s = 0.0
         self._costs_due_s = 0.0
         self._lookup_cursor = 0
         self._released_now: set[str] = set()
         self._host: HostTier | None = None
-        self.latency = LatencyModel()
         self.qoe_metrics = Metrics()
         _refuse_unsupported(args[0] if args else kwargs["server_args"])
         super().__init__(*args, **kwargs)
+        self.latency = LatencyModel(mixed=self.is_mixed_chunk)
         if self.server_args.enable_metrics:
             self.qoe_metrics = PrometheusMetrics()
         if isinstance(self.tree_cache, HostTier):
@@ -426,14 +427,20 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self._host.finish_writes()
 
     def run_batch(self, batch: Any, pp_proxy_tensors: Any = None) -> Any:
-        now_s = time.perf_counter()
-        if batch.forward_mode.is_decode():
-            self._launches.append((now_s, "decode", len(batch.reqs), int(batch.seq_lens_cpu.sum())))
-        elif batch.forward_mode.is_extend() and not batch.forward_mode.is_mixed():
-            self._launches.append((now_s, "prefill", int(batch.extend_num_tokens), int(sum(batch.prefix_lens))))
-        else:
-            self._launches.append((now_s, "other", 0, 0))
+        self._launches.append((time.perf_counter(), self._observer(batch)))
         return super().run_batch(batch, pp_proxy_tensors)
+
+    def _observer(self, batch: Any) -> Callable[[float], None] | None:
+        """Where the seconds go that this batch takes."""
+        if batch.forward_mode.is_decode():
+            return partial(self.latency.observe_decode, len(batch.reqs), int(batch.seq_lens_cpu.sum()))
+        if batch.forward_mode.is_mixed():
+            beside = len(batch.decoding_reqs)
+            new, prefix = int(batch.extend_num_tokens) - beside, int(sum(batch.prefix_lens[:-beside]))
+            return partial(self.latency.observe_mixed, new, prefix, beside, int(batch.seq_lens_cpu[-beside:].sum()))
+        if batch.forward_mode.is_extend():
+            return partial(self.latency.observe_prefill, int(batch.extend_num_tokens), int(sum(batch.prefix_lens)))
+        return None
 
     def process_batch_result(self, batch: Any, result: Any) -> None:
         if batch is None:
@@ -457,13 +464,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def _observe_iteration(self, now_s: float) -> None:
         if not self._launches:
             return
-        launched_s, kind, first, second = self._launches.popleft()
+        launched_s, observe = self._launches.popleft()
         seconds = now_s - max(launched_s, self._last_result_s)
         self._last_result_s = now_s
-        if kind == "decode":
-            self.latency.observe_decode(first, second, seconds)
-        elif kind == "prefill":
-            self.latency.observe_prefill(first, second, seconds)
+        if observe is not None:
+            observe(seconds)
 
     # What the policy sees
 
@@ -578,7 +583,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _start(self, served: _Served) -> None:
         if served.stopped is not None:
-            self.qoe_metrics.resume(served.stopped, max(0, served.recomputed - 1))
+            again = max(0, served.recomputed - 1)
+            self.qoe_metrics.resume(served.stopped, again)
+            if served.stopped == "offload":
+                self.latency.observe_return(len(served.req.origin_input_ids) + len(served.req.output_ids), again)
             served.req.time_stats.trace_ctx.trace_event("andes.resumed", 1)
         served.stopped = None
         served.slice_start = len(served.req.output_ids)

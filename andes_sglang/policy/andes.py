@@ -58,8 +58,8 @@ class Andes:
         overdue_share: float = 0.25,
         min_slice_tokens: int = 45,
         resumed_slice_tokens: int = 90,
-        slice_worth: float = 1.0,
-        wait_worth: float = 0.1,
+        slice_worth: float = 4.0,
+        wait_worth: float = 0.05,
         trigger_buffer_s: float = 1.0,
         running_bonus: float = 1.0,
         length_guard: float = 1.5,
@@ -107,7 +107,8 @@ class Andes:
             return select(state, priority, batch=batch, growth_tokens=4 * self.growth_tokens)
         batch_now = int(running.sum())
         interval_s = state.latency.decode_s(batch_now, float(t.kv_tokens[running].sum()))
-        recompute_s = state.latency.resume_s(t.kv_tokens - t.host_tokens, t.host_tokens, t.host_tokens)
+        kept = t.host_tokens * state.latency.kept_share
+        recompute_s = state.latency.resume_s(t.kv_tokens - kept, kept, kept)
         slice_tokens = np.where(t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens)
         earned = t.slice_tokens >= np.maximum(
             slice_tokens, self.slice_worth * recompute_s / (interval_s / max(1, batch_now))

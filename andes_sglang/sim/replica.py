@@ -128,7 +128,7 @@ class Replica:
         self.metrics = metrics or Metrics()
         self.index = index
         self.decision_interval_s = decision_interval_s
-        self.latency = LatencyModel()
+        self.latency = LatencyModel(mixed=engine.mixed)
         paused = self._paused_kv if policy is not None and engine.host_capacity_tokens else tuple
         self.cache = RadixCache(engine.host_capacity_tokens, EvictionOrder(paused))
         self.now_s = 0.0
@@ -405,7 +405,10 @@ class Replica:
         batch = len(self.running) if self.engine.mixed else 0
         self._allocate(new + loaded + batch)
         if batch:
-            seconds = self.engine.costs.mixed_s(new, prefix, pairs, len(pieces), batch, self._context_tokens + batch)
+            context = self._context_tokens + batch
+            seconds = self.engine.costs.mixed_s(new, prefix, pairs, len(pieces), batch, context)
+            if self.policy is not None:
+                self.latency.observe_mixed(new, prefix, batch, context, seconds)
         else:
             seconds = self.engine.costs.prefill_s(new, prefix, pairs, len(pieces))
             if self.policy is not None:
@@ -441,6 +444,8 @@ class Replica:
             again = max(0, job.resuming_tokens - 1)
             job.recomputed_tokens += again
             self.metrics.resume(job.stopped, again)
+            if job.stopped == "offload":
+                self.latency.observe_return(job.context_tokens, again)
         first = np.array([end_s])
         job.pieces.append(first)
         job.generated += 1

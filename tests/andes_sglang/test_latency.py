@@ -59,3 +59,27 @@ def test_nonsense_is_ignored(seconds: float) -> None:
     before = model.decode_s(8, 1000)
     model.observe_decode(8, 1000, seconds)
     assert model.decode_s(8, 1000) == before
+
+
+def test_a_mixed_iteration_tells_what_a_prefill_adds() -> None:
+    """The fixed cost is that of the decode step that runs anyway, and a resume is not charged for it."""
+    rng = np.random.default_rng(2)
+    model = LatencyModel(mixed=True)
+    for _ in range(600):
+        batch, new = int(rng.integers(1, 40)), int(rng.integers(1, 2000))
+        decode_s = 0.03 + 0.001 * batch
+        model.observe_decode(batch, 400 * batch, decode_s)
+        model.observe_mixed(new, 0, batch, 400 * batch, decode_s + 1e-4 * new)
+    assert float(model.resume_s(1000.0, 0.0, 0.0)) == pytest.approx(0.1, rel=0.05)
+
+
+def test_copies_given_up_for_others_are_counted_on_no_more() -> None:
+    model = LatencyModel()
+    assert model.kept_share == 1.0
+    for _ in range(300):
+        model.observe_return(800, 600)
+        model.observe_return(800, 0)
+    assert model.kept_share == pytest.approx(0.625, rel=0.02)
+    for _ in range(300):
+        model.observe_return(800, 0)
+    assert model.kept_share > 0.99
