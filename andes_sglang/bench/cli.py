@@ -51,8 +51,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, sustained="a stock engine sustains, measured anew before every repeat")
     parser.add_argument(
         "--at-once", action="store_true",
-        help="run the policies of a repeat at the same time, each on an engine of its own: what else happens on a shared "
-        "machine happens to all alike",
+        help="run the policies of a repeat at the same time, each on an engine of its own and, where there are enough, on "
+        "CPU cores of its own: what else happens on a shared machine happens to all alike",
     )  # fmt: skip
     _add_workload(parser)
     parser.set_defaults(run=_compare)
@@ -190,12 +190,13 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
             names = list(arms)
             order = names[(repeat - 1) % len(names) :] + names[: (repeat - 1) % len(names)]
             for group in [order] if args.at_once else [[name] for name in order]:
+                shares = _shares_of_cores(len(group))
                 engines = {
                     f"[{repeat}/{args.repeats}] {name}, seed {seed}": Engine(
                         args.model, arms[name].policy, [*passed, *arms[name].flags, "--enable-metrics"],
-                        log=args.out / f"engine-{name}-{repeat}.log",
+                        log=args.out / f"engine-{name}-{repeat}.log", cores=cores,
                     )
-                    for name in group
+                    for name, cores in zip(group, shares, strict=True)
                 }  # fmt: skip
                 runs = _replay_on(engines, workload, seed, args)
                 for name, (records, figure, samples) in zip(group, runs.values(), strict=True):
@@ -208,6 +209,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
                         "model": Path(args.model).name,
                         "flags": passed,
                         "at_once": len(arms) if args.at_once else 1,
+                        "cores": [list(cores) for cores in shares],
                         "sustained_tokens_per_s": sustained,
                         "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
                         "client": _machine(),
@@ -250,16 +252,25 @@ def _sustained_tokens_per_s(args: argparse.Namespace, passed: list[str], engines
     flood = flood.with_readers(args.seed, ttft_s=1.0, tds=4.5, population=None)
     flooded = {
         f"calibration {k + 1}/{engines}": Engine(
-            args.model, "stock", [*passed, "--enable-metrics"], log=args.out / f"engine-calibration-{k + 1}.log"
+            args.model, "stock", [*passed, "--enable-metrics"],
+            log=args.out / f"engine-calibration-{k + 1}.log", cores=cores,
         )
-        for k in range(engines)
-    }
+        for k, cores in enumerate(_shares_of_cores(engines))
+    }  # fmt: skip
     total = 0.0
     for records, _, _ in _replay_on(flooded, flood, args.seed, args).values():
         arrived = sorted(at for r in records for at, tokens in r.deliveries for _ in range(tokens))
         first, last = arrived[len(arrived) // 10], arrived[len(arrived) * 3 // 4]
         total += 0.65 * len(arrived) / (last - first)
     return total / engines
+
+
+def _shares_of_cores(engines: int) -> list[tuple[int, ...]]:
+    """Cores for each of several engines at the same time, as many for one as for the other; empty where any will do."""
+    each = len(available := sorted(os.sched_getaffinity(0))) // engines if hasattr(os, "sched_getaffinity") else 0
+    if engines == 1 or not each:
+        return [()] * engines
+    return [tuple(available[k * each : (k + 1) * each]) for k in range(engines)]
 
 
 def _warm_up(engine: Engine, args: argparse.Namespace) -> None:

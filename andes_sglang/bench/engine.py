@@ -46,16 +46,25 @@ def read_metrics(url: str, timeout_s: float = 5.0) -> dict[str, float]:
 
 
 class Engine:
-    """``andes serve`` with ``policy`` on a free port; a context manager. Its output goes to ``log``."""
+    """``andes serve`` with ``policy`` on a free port; a context manager. Its output goes to ``log``; ``cores``: the only ones
+    it runs on."""
 
     def __init__(
-        self, model: Path | str, policy: str, flags: Sequence[str] = (), *, log: Path, start_timeout_s: float = 240.0
+        self,
+        model: Path | str,
+        policy: str,
+        flags: Sequence[str] = (),
+        *,
+        log: Path,
+        start_timeout_s: float = 240.0,
+        cores: Sequence[int] = (),
     ) -> None:
         self.model = str(model)
         self.policy = policy
         self.flags = tuple(flags)
         self.log = log
         self.start_timeout_s = start_timeout_s
+        self.cores = tuple(cores)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,6 +75,8 @@ class Engine:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        if self.cores:
+            os.sched_setaffinity(self._process.pid, self.cores)
         try:
             self._wait_until_ready()
         except BaseException:

@@ -62,7 +62,7 @@ class Andes:
         wait_worth: float = 0.05,
         trigger_buffer_s: float = 1.0,
         running_bonus: float = 1.0,
-        length_guard: float = 1.5,
+        length_guard: float = 1.4,
         batch_candidates: int = 3,
         preemption: bool = True,
         refine: bool = True,
