@@ -44,7 +44,7 @@ class Memory:
 
     at_s: of the last tick. since_s: trustworthy data without a gap from then on. settled_s: no pod was starting from then
     on. asks: those that can still matter. changes: of the last minutes, by whomever. queue: streams waiting, last ticks.
-    replica_s, baseline_s: replica-seconds that ran, and that the baseline would have run.
+    replica_s, baseline_s: replica-seconds that ran, draining ones included, and that the baseline would have run.
     """
 
     at_s: float | None = None
@@ -95,19 +95,25 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """replicas: to be set (Auto) or recommended (Advisory). attainable: False where even the most replicas would miss the
-    objective, None where nothing is predicted. The message is a sentence for people."""
+    objective, None where nothing is predicted. failed: why nothing could be. The message is a sentence for people."""
 
     replicas: int
     reason: Reason
     message: str
     memory: Memory
     attainable: bool | None = None
+    failed: str = ""
 
 
-def decide(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> Decision:
+def decide(
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str = ""
+) -> Decision:
     """The next number of replicas. predicted: for the demand at the time when a pod started now would serve; None: there
-    is no prediction, and then nothing goes."""
-    memory = _remember(spec, seen, memory)
+    is no prediction, and then nothing goes; ``failed`` says why where one was asked for."""
+    return replace(_decide(spec, seen, predicted, _remember(spec, seen, memory), failed), failed=failed)
+
+
+def _decide(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str) -> Decision:
     current = seen.pods.wanted
     bounded = spec.clamp(current)
     attainable = None if predicted is None or current == 0 else predicted.least is not None
@@ -126,7 +132,7 @@ def decide(spec: TargetSpec, seen: Observation, predicted: Prediction | None, me
         bound = "minReplicas" if bounded > current else "maxReplicas"
         return say(bounded, Reason.BOUNDS, f"{current} replicas are outside {bound} {bounded}", asked=bounded)
 
-    ask, reason, message = _largest_ask(spec, seen, predicted, memory)
+    ask, reason, message = _largest_ask(spec, seen, predicted, memory, failed)
     memory = _ask(spec, memory, Ask(seen.now_s, ask))
     lowest = min(a.replicas for a in memory.asks if a.at_s >= seen.now_s - spec.behavior.up_stabilization_s)
     if lowest > current:
@@ -162,12 +168,13 @@ def _streams(objective: Objective, seen: Observation) -> int:
 
 
 def _largest_ask(
-    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str
 ) -> tuple[int, Reason, str]:
     """The what-if's ask against the reactive floor's."""
     current = seen.pods.wanted
     if predicted is None:
-        model = (current, Reason.NO_PREDICTION, f"there is no prediction: {current} replicas until there is")
+        why = f" ({failed})" if failed else ""
+        model = (current, Reason.NO_PREDICTION, f"there is no prediction{why}: {current} replicas until there is")
     elif predicted.least is None:
         model = (
             spec.max_replicas, Reason.FORECAST,
@@ -275,7 +282,7 @@ def _remember(spec: TargetSpec, seen: Observation, memory: Memory) -> Memory:
         settled_s=settled_s,
         changes=changes,
         queue=(seen.waiting,) if moved else (*memory.queue, seen.waiting)[-TICKS_OF_QUEUE:],
-        replica_s=memory.replica_s + elapsed_s * seen.pods.there,
+        replica_s=memory.replica_s + elapsed_s * (seen.pods.there + seen.pods.going),
         baseline_s=memory.baseline_s + elapsed_s * spec.baseline_replicas,
     )
 

@@ -59,3 +59,4 @@ class Reason(StrEnum):
     DATA_STALE = "DataStale"
     DATA_CONTRADICTORY = "DataContradictory"
     NO_PREDICTION = "NoPrediction"
+    PREDICTION_FAILED = "PredictionFailed"

@@ -125,11 +125,13 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Pods:
-    """The target's scale. wanted: ``spec.replicas``; there: pods that exist and are not going; ready: those that serve."""
+    """The target's scale. wanted: ``spec.replicas``; there: pods that exist and are not going; ready: those that serve;
+    going: those that still drain, on their GPUs."""
 
     wanted: int
     there: int
     ready: int
+    going: int = 0
 
     @property
     def starting(self) -> int:

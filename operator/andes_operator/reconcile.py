@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opentelemetry import trace
@@ -20,7 +20,7 @@ from andes_operator.gateways import Answers, Gateways
 from andes_operator.names import Condition, Mode
 from andes_operator.observe import Observation, merge
 from andes_operator.simulated import Inquiry, PredictionError, Predictor, cold_start_s
-from andes_operator.spec import SpecError, TargetSpec, parse
+from andes_operator.spec import ScaleTargetRef, SpecError, TargetSpec, parse
 from andes_operator.status import Finding, conditions, status, timestamp
 from andes_operator.telemetry import Metrics
 from andes_operator.whatif import Prediction
@@ -56,11 +56,23 @@ class _Asked:
         return same and look.seen.now_s - self.at_s < REUSE_S and abs(look.seen.rate_rps - self.rate_rps) <= near
 
 
+@dataclass(slots=True)
+class _Kept:
+    """What is kept of one target between its looks; a restart finds it again in the cluster, or asks anew."""
+
+    uid: str
+    history: History = field(default_factory=History)
+    history_read: bool = False
+    cold_start_s: float | None = None
+    asked: _Asked | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Look:
     """What one tick has in its hands."""
 
     target: Resource
+    kept: _Kept
     spec: TargetSpec
     scale: Scale
     pods: list[dict[str, Any]]
@@ -90,9 +102,7 @@ class Reconciler:
     ) -> None:
         self._cluster, self._gateways, self._predictor = cluster, gateways, predictor
         self._metrics, self._tracer, self._clock = metrics, tracer, clock
-        self._histories: dict[str, History] = {}
-        self._cold_starts: dict[str, float] = {}
-        self._asked: dict[str, _Asked] = {}
+        self._kept: dict[tuple[str, str], _Kept] = {}
 
     async def tick(self, namespace: str, name: str) -> float | None:
         """Look at a target, write what follows; seconds until the next look, None when the target is gone. Raises
@@ -104,6 +114,7 @@ class Reconciler:
             if error.status != 404:
                 raise
             self._metrics.forget(namespace, name)
+            self._kept.pop((namespace, name), None)
             return None
         with self._tracer.start_as_current_span("andes.tick") as span:
             span.set_attributes({"k8s.namespace.name": namespace, "andes.target": name})
@@ -133,9 +144,14 @@ class Reconciler:
         memory = _memory(target)
         predicted: Prediction | None = None
         expected: Forecast | None = None
+        failed = ""
         if look.seen.fault is None:
-            expected, predicted = await self._predict(look, memory)
-        decision = decide(replace(spec, mode=Mode.ADVISORY) if conflict else spec, look.seen, predicted, memory)
+            try:
+                expected, predicted = await self._predict(look, memory)
+            except PredictionError as error:
+                failed = str(error)
+        as_told = replace(spec, mode=Mode.ADVISORY) if conflict else spec
+        decision = decide(as_told, look.seen, predicted, memory, failed)
         span.set_attributes({
             "andes.reason": str(decision.reason), "andes.message": decision.message,
             "andes.replicas.current": look.scale.wanted, "andes.replicas.wanted": decision.replicas,
@@ -159,13 +175,20 @@ class Reconciler:
         with self._tracer.start_as_current_span("andes.observe"):
             pods = await self._cluster.pods(namespace, scale.selector)
             answers = await self._gateways.ask(self._cluster, namespace, spec, now_s)
+        kept = self._keep(target)
         learned = victims.cold_start_s(pods)
         if learned is not None:
-            self._cold_starts[target["metadata"]["uid"]] = learned
+            kept.cold_start_s = learned
         seen = merge(
             answers.reports, victims.count(pods, scale.wanted), self._clock(), window_s, answers.missing, answers.broken
         )
-        return _Look(target, spec, scale, pods, answers, seen)
+        return _Look(target, kept, spec, scale, pods, answers, seen)
+
+    def _keep(self, target: Resource) -> _Kept:
+        key, uid = (target["metadata"]["namespace"], target["metadata"]["name"]), target["metadata"]["uid"]
+        if key not in self._kept or self._kept[key].uid != uid:
+            self._kept[key] = _Kept(uid, cold_start_s=(target.get("status") or {}).get("coldStartSeconds"))
+        return self._kept[key]
 
     async def _conflict(self, target: Resource, spec: TargetSpec) -> str | None:
         """Who else writes this scale: an HPA, or a QoETarget that was there before. Advice conflicts with nobody."""
@@ -173,34 +196,31 @@ class Reconciler:
             return None
         namespace, metadata = target["metadata"]["namespace"], target["metadata"]
         for hpa in await self._cluster.autoscalers(namespace):
-            ref = hpa["spec"]["scaleTargetRef"]
-            same_group = _group(ref.get("apiVersion", "")) == _group(spec.ref.api_version)
-            if same_group and (ref["kind"], ref["name"]) == (spec.ref.kind, spec.ref.name):
+            if _refers(hpa["spec"]["scaleTargetRef"], spec.ref):
                 return f"HorizontalPodAutoscaler {hpa['metadata']['name']} scales {spec.ref} too: remove one of them"
         mine = (metadata["creationTimestamp"], metadata["name"])
         for other in await self._cluster.list_all(names.TARGETS, namespace, LIST_TTL_S):
             ref = (other.get("spec") or {}).get("scaleTargetRef") or {}
             theirs = (other["metadata"]["creationTimestamp"], other["metadata"]["name"])
-            same = (ref.get("kind"), ref.get("name")) == (spec.ref.kind, spec.ref.name)
-            if same and theirs < mine and other["spec"].get("mode", Mode.AUTO) == Mode.AUTO:
+            if _refers(ref, spec.ref) and theirs < mine and other["spec"].get("mode", Mode.AUTO) == Mode.AUTO:
                 return f"QoETarget {other['metadata']['name']} scales {spec.ref} already: remove one of them"
         return None
 
     # Predict
 
     async def _predict(self, look: _Look, memory: Memory) -> tuple[Forecast | None, Prediction | None]:
-        uid = look.target["metadata"]["uid"]
+        """Raises :class:`PredictionError`."""
         spec, seen = look.spec, look.seen
         if seen.pods.wanted == 0 and not seen.recent:
             return None, None
         history = await self._remembered(look, memory)
-        asked = self._asked.get(uid)
+        asked = look.kept.asked
         if asked is not None and asked.answers(look):
             return asked.expected, asked.predicted
         started = time.perf_counter()
         with self._tracer.start_as_current_span("andes.what_if") as span:
             try:
-                horizon_s = cold_start_s(spec, self._cold_starts.get(uid)) + spec.behavior.tick_s
+                horizon_s = cold_start_s(spec, look.kept.cold_start_s) + spec.behavior.tick_s
                 since_s = max([seen.now_s - spec.behavior.history_s, *(r.demand_since_s for r in look.answers.reports)])
                 readers = await self._readers(look.namespace)
                 last = asked.predicted if asked is not None else None
@@ -210,7 +230,7 @@ class Reconciler:
                 self._metrics.failures.labels("what_if").inc()
                 span.set_status(trace.Status(trace.StatusCode.ERROR, str(error)))
                 log.warning("%s/%s: no prediction: %s", look.namespace, look.name, error)
-                return None, None
+                raise PredictionError(str(error)) from None
             finally:
                 self._metrics.what_if_s.observe(time.perf_counter() - started)
             span.set_attributes({
@@ -218,19 +238,18 @@ class Reconciler:
                 "andes.replicas.least": predicted.least if predicted.least is not None else -1,
             })  # fmt: skip
         generation = look.target["metadata"]["generation"]
-        self._asked[uid] = _Asked(seen.now_s, generation, seen.rate_rps, expected, predicted)
+        look.kept.asked = _Asked(seen.now_s, generation, seen.rate_rps, expected, predicted)
         return expected, predicted
 
     async def _remembered(self, look: _Look, memory: Memory) -> History:
         """The history of this target's demand, with what was just seen; kept in a ConfigMap that goes with the target."""
-        uid, config_map = look.target["metadata"]["uid"], f"{look.name}-demand"
-        if uid not in self._histories:
+        kept, config_map = look.kept, f"{look.name}-demand"
+        if not kept.history_read:
             text = (await self._cluster.config_map(look.namespace, config_map)).get(names.HISTORY_KEY)
-            self._histories[uid] = History()
-            if text:
-                with contextlib.suppress(ValueError):
-                    self._histories[uid] = History.from_json(text)
-        history = self._histories[uid]
+            with contextlib.suppress(ValueError):
+                kept.history = History.from_json(text) if text else History()
+            kept.history_read = True
+        history = kept.history
         elapsed_s = look.seen.now_s - (memory.at_s or look.seen.now_s - look.spec.behavior.tick_s)
         if history.add(look.seen.now_s, look.seen.rate_rps, min(60.0, max(0.1, elapsed_s))):
             data = {names.HISTORY_KEY: history.to_json()}
@@ -305,7 +324,7 @@ class Reconciler:
         old = look.target.get("status") or {}
         made = status(
             look.spec, look.seen, decision, expected, predicted, conflict,
-            self._cold_starts.get(look.target["metadata"]["uid"]), old, look.target["metadata"]["generation"],
+            look.kept.cold_start_s, old, look.target["metadata"]["generation"],
         )  # fmt: skip
         self._metrics.observe(look.namespace, look.name, made)
         await self._patch_status(look.target, made)
@@ -376,8 +395,10 @@ def _memory(target: Resource) -> Memory:
         return Memory()
 
 
-def _group(api_version: str) -> str:
-    return api_version.rpartition("/")[0]
+def _refers(ref: Mapping[str, Any], to: ScaleTargetRef) -> bool:
+    """Whether it is the same object, in whatever version of its group."""
+    group, wanted = str(ref.get("apiVersion", "")).rpartition("/")[0], to.api_version.rpartition("/")[0]
+    return (group, ref.get("kind"), ref.get("name")) == (wanted, to.kind, to.name)
 
 
 def _ready_status(found: list[Mapping[str, Any]]) -> str | None:

@@ -49,7 +49,8 @@ def conditions(
 def ready(findings: Sequence[Finding]) -> Finding:
     """The summary: True when all is well, else what is wrong, the gravest first."""
     for kind, is_so, reason, message in findings:
-        if (is_so is True) if kind is Condition.CONFLICT else (is_so is False):
+        failed = is_so is False or reason == Reason.PREDICTION_FAILED
+        if (is_so is True) if kind is Condition.CONFLICT else failed:
             return Condition.READY, False, reason, message
     for kind, is_so, reason, message in findings:
         if is_so is None and kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
@@ -74,7 +75,8 @@ def findings(spec: TargetSpec, seen: Observation, decision: Decision, conflict: 
     attainable: Finding = {
         True: (Condition.ATTAINABLE, True, "Predicted", f"at most {spec.max_replicas} replicas are predicted to do"),
         False: (Condition.ATTAINABLE, False, "MaxReplicas", decision.message),
-        None: (Condition.ATTAINABLE, None, "NoPrediction", decision.message),
+        None: (Condition.ATTAINABLE, None, Reason.PREDICTION_FAILED, decision.failed) if decision.failed
+        else (Condition.ATTAINABLE, None, Reason.NO_PREDICTION, decision.message),
     }[decision.attainable]  # fmt: skip
     return [
         (Condition.CONFLICT, conflict is not None, "OtherWriter" if conflict else "SoleWriter",

@@ -24,14 +24,18 @@ def ready(pod: Pod) -> bool:
 
 
 def going(pod: Pod) -> bool:
-    finished = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return finished or "deletionTimestamp" in pod["metadata"]
+    return _ended(pod) or "deletionTimestamp" in pod["metadata"]
+
+
+def _ended(pod: Pod) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def count(pods: Sequence[Pod], wanted: int) -> Pods:
     """Those that are pending are supply on its way; those that are going are none."""
     there = [pod for pod in pods if not going(pod)]
-    return Pods(wanted, len(there), sum(ready(pod) for pod in there))
+    leaving = sum(going(pod) and not _ended(pod) for pod in pods)
+    return Pods(wanted, len(there), sum(ready(pod) for pod in there), leaving)
 
 
 def cold_start_s(pods: Sequence[Pod]) -> float | None:

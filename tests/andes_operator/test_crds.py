@@ -118,6 +118,7 @@ def test_kubectl_shows_columns_under_short_names(plane: ControlPlane) -> None:
         head, row, *_ = plane.kubectl("get", "qt", "shown").splitlines()
         assert head.split() == ["NAME", "TARGET", "MODE", "QOE", "REPLICAS", "WANTED", "READY", "REASON", "AGE"]
         assert row.split()[:3] == ["shown", "engine", "Auto"]
+        assert {"SAVED", "WHY"} <= set(plane.kubectl("get", "qoetarget", "shown", "-o", "wide").splitlines()[0].split())
         assert plane.kubectl("get", "qc", "reading").splitlines()[1].split()[:5] == ["reading", "1", "4.8", "1", "0.25"]
     finally:
         plane.kubectl("delete", "qt/shown", "qc/reading")

@@ -130,6 +130,12 @@ def test_without_prediction_nothing_goes_and_the_floor_still_acts() -> None:
     assert set(run.for_s(30, None, waiting=30)) == {5}, "what was added gets time to show"
 
 
+def test_why_there_is_no_prediction_is_said() -> None:
+    decision = decide(SPEC, seen(0.0, 4), None, Memory(), "profile 'abacus': not known")
+    assert decision.message == "there is no prediction (profile 'abacus': not known): 4 replicas until there is"
+    assert decision.failed == "profile 'abacus': not known"
+
+
 def test_observed_qoe_below_the_target_adds_a_quarter_when_the_forecast_is_wrong() -> None:
     run = Run(8)
     run.for_s(150, predicted(8))
@@ -222,6 +228,12 @@ def test_gpu_seconds_are_counted_against_the_baseline_over_a_restart() -> None:
     run.for_s(3600 + 15, predicted(6))
     assert run.memory.replica_s == pytest.approx(6 * 3600)
     assert run.memory.baseline_s == pytest.approx(20 * 3600)
+
+
+def test_a_pod_that_drains_still_holds_its_gpus() -> None:
+    before = Memory(at_s=0.0, replicas=2)
+    draining = replace(seen(100.0, 2), pods=Pods(2, 2, 2, going=3))
+    assert decide(SPEC, draining, predicted(2), before).memory.replica_s == 500.0
 
 
 def test_memory_stays_small_over_days() -> None:

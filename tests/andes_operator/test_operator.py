@@ -44,7 +44,7 @@ class Site:
         self.core, self.apps = f"/api/v1/namespaces/{self.namespace}", f"/apis/apps/v1/namespaces/{self.namespace}"
         self.own = f"/apis/andes.dev/v1alpha1/namespaces/{self.namespace}"
         until("the namespace's account", lambda: plane("GET", f"{self.core}/serviceaccounts/default"))
-        scales = (("apps", "deployments"), ("parts.example", "gangs"))
+        scales = (("apps", "deployments"), ("apps", "statefulsets"), ("parts.example", "gangs"))
         self.kubeconfig = operator_kubeconfig(plane, self.namespace, scales)
         self.world = World(engines=self.engine_names)
         self.gateway = Gateway(self.world)
@@ -279,6 +279,9 @@ def test_to_zero_and_back_on_the_first_request(site: Site) -> None:
     with running(site.operator()):
         until("none", lambda: site.replicas() == 0)
         until("idle", lambda: site.status().get("reason") == "Idle")
+        learned = site.status()["coldStartSeconds"]
+    with running(site.operator()):
+        assert site.later()["coldStartSeconds"] == learned, "a restart knows it, though there is no pod to learn from"
         site.world.last_s = None
         until("back", lambda: site.replicas() >= 1)
         assert site.status()["reason"] in ("FirstRequest", "Idle", "Forecast", "Steady")
@@ -305,7 +308,7 @@ def test_a_killed_operator_goes_on_where_it_was(site: Site) -> None:
 def test_what_is_gone_wrong_or_forbidden_is_said(site: Site) -> None:
     site.aim(scaleTargetRef={"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"})
     site.aim("kind", scaleTargetRef={"apiVersion": "apps/v1", "kind": "Rocket", "name": "x"})
-    site.aim("role", scaleTargetRef={"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "x"})
+    site.aim("role", scaleTargetRef={"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x"})
     site.aim("scale", scaleTargetRef={"apiVersion": "v1", "kind": "Service", "name": "gateway"})
     with running(site.operator()) as operator:
         until("not found", lambda: site.condition("TargetFound") == ("False", "NotFound"))
@@ -328,7 +331,8 @@ def test_a_profile_that_nobody_knows_is_said_and_nothing_goes(site: Site) -> Non
     site.aim(whatIf={"profile": "abacus"})
     with running(site.operator()) as operator:
         until("no prediction", lambda: site.status().get("reason") == "NoPrediction")
-        site.later()
+        assert "profile 'abacus': not known" in site.later()["message"]
+        assert site.condition("Ready") == ("False", "PredictionFailed")
         assert site.replicas() == 2
         assert "profile 'abacus': not known" in operator.said()
 
@@ -352,6 +356,53 @@ def test_anything_with_a_scale_subresource(site: Site) -> None:
     site.aim(scaleTargetRef={"apiVersion": "parts.example/v1", "kind": "Gang", "name": "g"}, minReplicas=3)
     with running(site.operator()):
         until("three", lambda: site.plane("GET", f"{path}/g")["spec"]["replicas"] == 3)
+
+
+def test_a_stateful_set_gives_up_its_highest_ordinal(site: Site) -> None:
+    labels, path = {"app": "engine"}, f"{site.apps}/statefulsets/engine"
+    site.plane("POST", f"{site.apps}/statefulsets", {
+        "metadata": {"name": "engine"},
+        "spec": {
+            "replicas": 1, "serviceName": "engine", "selector": {"matchLabels": labels},
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "e", "image": "e"}]}},
+        },
+    })  # fmt: skip
+    until("an engine", site.engine_names)
+    site.world.rate_rps = 0.5
+    site.aim(scaleTargetRef={"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "engine"}, minReplicas=3)
+    with running(site.operator()):
+        until("three", lambda: site.status().get("readyReplicas") == 3)
+        last = next(f"{p['status']['podIP']}:8000" for p in site.pods() if p["metadata"]["name"] == "engine-2")
+        site.world.streams = {name: 5 * (name == last) for name in site.engine_names()}
+        site.edit(minReplicas=2)
+        until("two", lambda: site.plane("GET", path)["spec"]["replicas"] == 2)
+        assert site.world.drained[0] == (last, True), "however many streams it has: it is the one that goes"
+
+
+def test_the_role_is_the_least_that_works(site: Site) -> None:
+    """All that the role allows is used, and nothing else is asked for: by what the API server's audit log says."""
+    site.deploy(replicas=2)
+    site.world.rate_rps = 0.5
+    site.plane("POST", f"{site.own}/qoeclasses", {
+        "apiVersion": "andes.dev/v1alpha1", "kind": "QoEClass", "metadata": {"name": "reading"}, "spec": {}})  # fmt: skip
+    site.aim()
+    role = site.plane("GET", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{site.namespace}/roles/andes-operator")
+    allowed = {
+        (group, resource, verb)
+        for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
+        if not resource.endswith("/scale") or resource == "deployments/scale"
+    }  # fmt: skip
+    account = f"system:serviceaccount:{site.namespace}:andes-operator"
+
+    def used() -> set[tuple[str, str, str]]:
+        return {asked[:3] for asked in site.plane.audited(account)}
+
+    with running(site.operator()):
+        until("one fewer", lambda: site.replicas() == 1)
+        with contextlib.suppress(AssertionError):  # what is missing is said below
+            until("all that is allowed is used", lambda: used() >= allowed)
+    assert used() == allowed
+    assert 403 not in {status for *_, status in site.plane.audited(account)}
 
 
 def test_classes_reach_the_gateway_as_a_config_map(site: Site) -> None:

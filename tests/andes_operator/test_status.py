@@ -64,6 +64,15 @@ def test_what_even_the_most_replicas_cannot_do_is_said() -> None:
     assert found["Ready"] == ("False", "MaxReplicas")
 
 
+def test_what_cannot_be_predicted_is_not_ready() -> None:
+    look = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
+    decision = decide(SPEC, look, None, Memory(), "profile 'abacus': not known")
+    found = status(SPEC, look, decision, None, None, None, None, {}, 1)
+    assert by_type(found)["Attainable"] == ("Unknown", "PredictionFailed")
+    assert by_type(found)["Ready"] == ("False", "PredictionFailed")
+    assert "profile 'abacus': not known" in str(found["message"])
+
+
 def test_the_time_of_transition_moves_only_with_the_status() -> None:
     first = conditions([(Condition.READY, True, "A", "a")], [], 1, NOW_S)
     second = conditions([(Condition.READY, True, "B", "b")], first, 2, NOW_S + 60)

@@ -26,8 +26,10 @@ def pod(
 
 
 def test_pending_pods_are_supply_on_its_way_and_leaving_ones_are_none() -> None:
-    pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="2026-11-21T09:00:00Z")]
-    assert count(pods, 3) == Pods(3, 2, 1)
+    ended = pod("d")
+    ended["status"]["phase"] = "Failed"
+    pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="2026-11-21T09:00:00Z"), ended]
+    assert count(pods, 3) == Pods(3, 2, 1, going=1)
 
 
 def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:

@@ -31,6 +31,15 @@ CRD_SERVER = "apiextensions-apiserver"
 API, STORE, PEER, MANAGER, SCHEDULER, CRDS = 6443, 2379, 2380, 10257, 10259, 6444
 SERVICES = "/apis/apiregistration.k8s.io/v1/apiservices"
 WITH_CEL = (1, 29)
+AUDIT_LOG = "audit.log"
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},  # the controllers
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}  # fmt: skip
 USERS = {
     "admin": "system:masters",
     "system:kube-controller-manager": "",
@@ -190,6 +199,19 @@ class ControlPlane:
         }))  # fmt: skip
         return path
 
+    def audited(self, user: str) -> list[tuple[str, str, str, int]]:
+        """Every answered request of a service account about a resource: (group, resource, verb, HTTP status)."""
+        found = []
+        for line in (self.folder / AUDIT_LOG).read_text().splitlines():
+            with contextlib.suppress(ValueError):  # the last line may be half written
+                event = json.loads(line)
+                about = event.get("objectRef")
+                if event["user"]["username"] == user and about:
+                    resource = "/".join(filter(None, (about["resource"], about.get("subresource"))))
+                    status = int(event["responseStatus"]["code"])
+                    found.append((about.get("apiGroup", ""), resource, event["verb"], status))
+        return found
+
     def account_token(self, namespace: str, name: str) -> str:
         """A token of a service account."""
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 7200}}
@@ -245,6 +267,7 @@ class ControlPlane:
         self._tls.load_verify_locations(here / "ca.crt")
         tokens = [f"{self._tokens[user]},{user},{user},{group}" for user, group in USERS.items()]
         (here / "tokens.csv").write_text("\n".join(tokens) + "\n")
+        (here / "audit.yaml").write_text(yaml.safe_dump(AUDIT_POLICY))
         config = {user: self.write_kubeconfig(user, token) for user, token in self._tokens.items()}
         config["admin"].rename(self.kubeconfig)
         self._run(
@@ -265,6 +288,7 @@ class ControlPlane:
             "--requestheader-allowed-names=front-proxy", "--requestheader-username-headers=X-Remote-User",
             "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
             f"--proxy-client-cert-file={here / 'front.crt'}", f"--proxy-client-key-file={here / 'front.key'}",
+            f"--audit-policy-file={here / 'audit.yaml'}", f"--audit-log-path={here / AUDIT_LOG}",
             *(() if self.controllers else ("--disable-admission-plugins=ServiceAccount",)),
         )  # fmt: skip
         self._wait("the API server", lambda: self("GET", "/readyz") and self("GET", "/api/v1/namespaces/default"))
