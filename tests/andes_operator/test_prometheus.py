@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import yaml
+from e2e.control_plane import until
+from prometheus_client import start_http_server
+from test_decide import SPEC
+
+from andes_api.metrics import Metrics
+from andes_operator.gateways import Gateways
+from andes_operator.names import Reason
+from andes_operator.observe import Observation, Pods, merge
 from andes_operator.prometheus import NoSamplesError, arrivals, queries, report, sketches
 from andes_operator.spec import Demand
+from andes_sglang.bench.engine import free_port
 
 NOW_S = 1_000_000.0
 DEMAND = Demand(prometheus_url="http://p:9090", prometheus_selector='job="g"', prompt_tokens=500, output_tokens=100)
@@ -70,3 +88,78 @@ def test_no_samples_is_missing_data() -> None:
         report(DEMAND, {**FOUND, "sampled": []}, NOW_S)
     with pytest.raises(ValueError, match="nan"):
         report(DEMAND, {**FOUND, "up": [sample(float("nan"), replica="x")]}, NOW_S)
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[tuple[Demand, Metrics]]:
+    """A real Prometheus that scrapes the gateway's own metrics every second."""
+    program = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
+    if program is None:
+        pytest.skip("NO PROMETHEUS: set PROMETHEUS to one (Debian's package holds it) to ask a real one")
+    metrics, scraped, port = Metrics(), free_port(), free_port()
+    server, _ = start_http_server(scraped, "127.0.0.1", metrics.registry)
+    jobs = [{"job_name": "g", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}]
+    config = tmp_path / "prometheus.yaml"
+    config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
+    flags = [f"--config.file={config}", f"--storage.tsdb.path={tmp_path}", f"--web.listen-address=127.0.0.1:{port}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([program, *flags], stdout=log, stderr=log)
+    try:
+        yield replace(DEMAND, prometheus_url=f"http://127.0.0.1:{port}"), metrics
+    finally:
+        process.terminate()
+        process.wait(30)
+        server.shutdown()
+
+
+def look(demand: Demand) -> Observation:
+    """As the operator sees it now."""
+
+    async def ask() -> Observation:
+        gateways = Gateways()
+        try:
+            answers = await gateways.ask(None, "chat", replace(SPEC, demand=demand), time.time())  # type: ignore[arg-type]
+        finally:
+            await gateways.close()
+        return merge(answers.reports, Pods(1, 1, 1), time.time(), 120.0, answers.missing, answers.broken)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.server
+@pytest.mark.timeout(180)
+def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[Demand, Metrics]) -> None:
+    demand, metrics = real
+
+    for qoe in (0.5, 0.97):  # the series begin: growth shows only between two samples
+        metrics.qoe.labels("reading").observe(qoe)
+    metrics.requests.labels("reading", "done").inc(2)
+    metrics.replicas({"10.0.0.1:80": (True, 3), "10.0.0.2:80": (False, 0)})
+    until("it answers", lambda: look(demand).streams_by_replica)
+    metrics.held.set(1)
+    seen = until("a sample after the beginning", lambda: (found := look(demand)).waiting == 1 and found)
+    assert seen.fault is None
+    assert seen.streams_by_replica == {"10.0.0.1:80": 3, "10.0.0.2:80": 0}
+    for _ in range(80):
+        metrics.qoe.labels("reading").observe(0.97)
+    for _ in range(20):
+        metrics.qoe.labels("reading").observe(0.5)
+    metrics.requests.labels("reading", "done").inc(100)
+    metrics.held.set(2)
+    seen = until("what came", lambda: (found := look(demand)).waiting == 2 and found.ended and found)
+    assert seen.open_streams == 5
+    assert seen.ended["reading"].share_at_least(0.95) == pytest.approx(0.8, abs=0.02)
+    assert seen.ended["reading"].mean == pytest.approx(0.8 * 0.97 + 0.2 * 0.5, abs=0.02)
+    assert {request.class_name for request in until("arrivals", lambda: look(demand).recent)} == {"reading"}
+    other = look(replace(demand, prometheus_selector='job="x"')).fault
+    assert other is not None
+    assert (other.reason, other.message) == (
+        Reason.DATA_MISSING,
+        'Prometheus: no samples of andes_gateway_held{job="x"}',
+    )
+
+
+def test_a_prometheus_that_is_not_there_is_missing_data() -> None:
+    fault = look(replace(DEMAND, prometheus_url=f"http://127.0.0.1:{free_port()}")).fault
+    assert fault is not None
+    assert fault.reason is Reason.DATA_MISSING

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from e2e.control_plane import ControlPlane
-from e2e.story import MOST, OBJECTIVE, OUTPUT_TOKENS, Outcome, tell
+from e2e.story import CLASS_HEADERS, MOST, OBJECTIVE, OUTPUT_TOKENS, Outcome, tell
 from e2e.timeline import draw, summary
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -30,6 +30,10 @@ def test_not_one_stream_is_cut(outcome: Outcome) -> None:
     assert len(outcome.records) > 50
     assert [record.error for record in outcome.cut] == []
     assert {len(record.token_times_s) for record in outcome.records} == {OUTPUT_TOKENS}
+
+
+def test_a_class_reaches_running_gateways(outcome: Outcome) -> None:
+    assert CLASS_HEADERS in outcome.promised
 
 
 def test_qoe_dips_and_recovers(outcome: Outcome) -> None:

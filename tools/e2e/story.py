@@ -68,6 +68,8 @@ UPGRADED: dict[str, Any] = {
 }
 IMAGES = {name: [sys.executable, "-m", "andes_sglang.cli"] for name in ("andes-gateway", "andes-operator")}
 CLASS = {"ttftSeconds": READER.ttft_s, "tokensPerSecond": READER.tds, "shedBelow": 0}
+EXPECTED = ("x-andes-ttft-ms", "x-andes-tds")
+CLASS_HEADERS = (f"{READER.ttft_s * 1000:g}", f"{READER.tds:g}")
 TARGET: dict[str, Any] = {
     "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{RELEASE}-andes-engine"},
     "objectives": [{"class": "reading", "statistic": "Mean", "value": OBJECTIVE}],
@@ -90,8 +92,9 @@ class Outcome:
     """What happened. Times in seconds since ``origin_s`` (Unix).
 
     steps: (when, what happened). samples: once a second, what the QoETarget's status says. events: the QoETarget's (reason,
-    message). policies: what engines ran before and after the upgrade. first_answer: the answer to the request that found no
-    engine, as SSE. exits: how the process of each pod has ended. left, processes: what uninstalling left behind.
+    message). promised: (ms to the first token, tokens/s) that each gateway said it goes by, as they changed. policies: what
+    engines ran before and after the upgrade. first_answer: the answer to the request that found no engine, as SSE. exits:
+    how the process of each pod has ended. left, processes: what uninstalling left behind.
     """
 
     origin_s: float = field(default_factory=time.time)
@@ -101,6 +104,7 @@ class Outcome:
     events: list[tuple[str, str]] = field(default_factory=list)
     smoke: str = ""
     policies: tuple[set[str], set[str]] = (set(), set())
+    promised: set[tuple[str, ...]] = field(default_factory=set)
     exits: dict[str, int | None] = field(default_factory=dict)
     left: set[str] = field(default_factory=set)
     processes: list[str] = field(default_factory=list)
@@ -162,6 +166,8 @@ class _Stage:
         self.say("helm test")
         self.outcome.smoke = str(helm.test(RELEASE, timeout=int(PATIENCE_S))["release"]["status"])
         until("the class is published", lambda: "reading" in self.classes(), PATIENCE_S)
+        until("the gateways go by the class", lambda: self.promised() == {CLASS_HEADERS}, PATIENCE_S)
+        self.say("a QoEClass is made, and the running gateways go by it")
 
     def surge(self, traffic: Traffic) -> None:
         self.say(f"calm: {CALM_RPS:g} requests/s")
@@ -203,7 +209,7 @@ class _Stage:
         self.plane("PATCH", f"{OWN}/qoetargets/chat", {"spec": {"minReplicas": 0}})
         until("no engine is left", lambda: self.replicas() == 0 and not self.pods("engine"), PATIENCE_S)
         self.say("no engine is left; somebody comes")
-        self.outcome.first_answer = ask(f"http://{self.gateways()[0]}")
+        _, self.outcome.first_answer = stream(f"http://{self.gateways()[0]}", OUTPUT_TOKENS)
         self.say("the gateway has held the request until an engine was there, and it is answered")
 
     def uninstall(self, helm: Any) -> None:
@@ -273,6 +279,14 @@ class _Stage:
         selector = f"app.kubernetes.io/instance%3D{RELEASE},app.kubernetes.io/component%3D{part}"
         return self.plane.items(f"{CORE}/pods?labelSelector={selector}")
 
+    def promised(self) -> set[tuple[str, ...]]:
+        """What readers are promised now, by each gateway's answer."""
+        found = {
+            tuple(stream(f"http://{gateway}", 1)[0].get(name, "") for name in EXPECTED) for gateway in self.gateways()
+        }
+        self.outcome.promised |= found
+        return found
+
     def available(self, part: str) -> bool:
         found = self.plane("GET", f"{APPS}/deployments/{RELEASE}-andes-{part}")
         status, wanted = found.get("status", {}), found["spec"]["replicas"]
@@ -310,18 +324,19 @@ class _Stage:
         return found
 
 
-def ask(gateway: str) -> list[str]:
-    """The events of one streamed answer."""
+def stream(gateway: str, tokens: int) -> tuple[dict[str, str], list[str]]:
+    """The headers (names in small letters) and events of one streamed answer."""
     body = {
         "model": "any",
         "stream": True,
-        "max_tokens": OUTPUT_TOKENS,
+        "max_tokens": tokens,
         "messages": [{"role": "user", "content": "Anybody?"}],
     }
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"{gateway}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-        return [line for line in answer.read().decode().splitlines() if line]
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return headers, [line for line in answer.read().decode().splitlines() if line]
 
 
 def everything(plane: ControlPlane) -> set[str]:
