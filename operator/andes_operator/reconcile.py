@@ -120,6 +120,11 @@ class Reconciler:
             span.set_attributes({"k8s.namespace.name": namespace, "andes.target": name})
             try:
                 delay_s = await self._tick(target, span)
+            except ClusterError as error:
+                if error.status != 403:
+                    raise
+                await self._say_wrong(target, (Condition.OBSERVED, None, "Forbidden", str(error)))
+                delay_s = WRONG_S
             finally:
                 self._metrics.tick_s.observe(time.perf_counter() - started)
         return delay_s

@@ -325,6 +325,18 @@ def test_what_is_gone_wrong_or_forbidden_is_said(site: Site) -> None:
         assert 'target="chat"' not in get(operator, "/metrics")[1]
 
 
+def test_a_right_that_is_missing_is_said(site: Site) -> None:
+    site.deploy()
+    site.aim()
+    path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{site.namespace}/roles/andes-operator"
+    rules = site.plane("GET", path)["rules"]
+    site.plane("PATCH", path, {"rules": [rule for rule in rules if "pods" not in rule["resources"]]})
+    with running(site.operator()):
+        until("it says so", lambda: site.condition("Ready") == ("False", "Forbidden"))
+        assert "cannot list resource" in site.status()["message"]
+        assert '"pods"' in site.status()["message"]
+
+
 def test_a_profile_that_nobody_knows_is_said_and_nothing_goes(site: Site) -> None:
     site.deploy(replicas=2)
     site.world.rate_rps = 0.5
