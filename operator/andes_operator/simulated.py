@@ -83,10 +83,12 @@ def _load() -> None:
 
 
 class Predictor:
-    """Predictions in one process beside this one, so that neither simulator nor forecast holds up the operator's loop."""
+    """Predictions in one process beside this one, so that neither simulator nor forecast holds up the operator's loop.
+    turn_s: how long a question waits for those before it; with more targets than one process can play, each goes without a
+    prediction now and then."""
 
-    def __init__(self, timeout_s: float = 30.0) -> None:
-        self.timeout_s = timeout_s
+    def __init__(self, timeout_s: float = 30.0, turn_s: float = 60.0) -> None:
+        self.timeout_s, self.turn_s = timeout_s, turn_s
         self._turn = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -96,18 +98,28 @@ class Predictor:
 
     async def __call__(self, inquiry: Inquiry) -> tuple[Forecast, Prediction]:
         """One at a time, in order of asking. Raises :class:`PredictionError`."""
-        async with self._turn:
-            try:
-                running = asyncio.get_running_loop().run_in_executor(self._running(), predict, inquiry)
-                return await asyncio.wait_for(running, self.timeout_s)
-            except TimeoutError:
-                self._end()
-                raise PredictionError(f"the what-if took more than {self.timeout_s:g} s") from None
-            except BrokenProcessPool:
-                self._end()
-                raise PredictionError("the what-if's process has died") from None
-            except (ValueError, RefusedError) as error:
-                raise PredictionError(str(error)) from None
+        try:
+            async with asyncio.timeout(self.turn_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise PredictionError(f"no turn for a what-if in {self.turn_s:g} s: too many targets ask") from None
+        try:
+            return await self._ask(inquiry)
+        finally:
+            self._turn.release()
+
+    async def _ask(self, inquiry: Inquiry) -> tuple[Forecast, Prediction]:
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._running(), predict, inquiry)
+            return await asyncio.wait_for(running, self.timeout_s)
+        except TimeoutError:
+            self._end()
+            raise PredictionError(f"the what-if took more than {self.timeout_s:g} s") from None
+        except BrokenProcessPool:
+            self._end()
+            raise PredictionError("the what-if's process has died") from None
+        except (ValueError, RefusedError) as error:
+            raise PredictionError(str(error)) from None
 
     def _running(self) -> ProcessPoolExecutor:
         if self._pool is None:

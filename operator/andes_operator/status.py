@@ -78,9 +78,10 @@ def findings(spec: TargetSpec, seen: Observation, decision: Decision, conflict: 
         None: (Condition.ATTAINABLE, None, Reason.PREDICTION_FAILED, decision.failed) if decision.failed
         else (Condition.ATTAINABLE, None, Reason.NO_PREDICTION, decision.message),
     }[decision.attainable]  # fmt: skip
+    alone = ("SoleWriter", "nobody else scales this") if spec.mode is Mode.AUTO else ("Advisory", "it writes nothing")
+    writer: Finding = (Condition.CONFLICT, conflict is not None, *(("OtherWriter", conflict) if conflict else alone))
     return [
-        (Condition.CONFLICT, conflict is not None, "OtherWriter" if conflict else "SoleWriter",
-         conflict or "nobody else scales this"),
+        writer,
         (Condition.TARGET_FOUND, True, "Found", f"{spec.ref} has a scale"),
         (Condition.OBSERVED, fault is None, fault.reason if fault else "Complete",
          fault.message if fault else "all gateways have answered"),
@@ -102,7 +103,7 @@ def status(
 ) -> dict[str, Any]:
     """The whole status after a tick."""
     found = findings(spec, seen, decision, conflict)
-    found += [ready(found)] if spec.mode is Mode.AUTO or conflict is None else [ready(found[1:])]
+    found.append(ready(found))
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
     memory = decision.memory
     gpu_hours = memory.replica_s * spec.gpus_per_replica / 3600.0

@@ -236,6 +236,10 @@ def test_an_autoscaler_on_the_same_deployment_is_a_conflict_and_no_fight(site: S
         assert "HorizontalPodAutoscaler old scales Deployment/engine too" in str(site.later()["conditions"])
         assert site.replicas() == 2
         assert site.condition("Ready") == ("False", "OtherWriter")
+        site.edit(mode="Advisory")
+        until("advice is no conflict", lambda: site.condition("Conflict") == ("False", "Advisory"))
+        site.edit(mode="Auto")
+        until("conflict again", lambda: site.condition("Conflict") == ("True", "OtherWriter"))
         site.plane("DELETE", f"{hpas}/old")
         until("peace", lambda: site.replicas() >= 3)
         until("no conflict", lambda: site.condition("Conflict") == ("False", "SoleWriter"))

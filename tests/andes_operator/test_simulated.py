@@ -159,8 +159,8 @@ def test_a_cold_start_is_as_set_or_learned_or_of_the_profile() -> None:
 
 
 @contextmanager
-def predictor(timeout_s: float) -> Iterator[Predictor]:
-    made = Predictor(timeout_s)
+def predictor(timeout_s: float, turn_s: float = 60.0) -> Iterator[Predictor]:
+    made = Predictor(timeout_s, turn_s)
     try:
         yield made
     finally:
@@ -198,4 +198,21 @@ def test_a_prediction_that_takes_too_long_is_ended() -> None:
             await ask(Inquiry(SPEC, observed(60.0, 120.0), NOW_S - 120, 75.0))
 
     with predictor(0.2) as ask:
+        asyncio.run(scenario(ask))
+
+
+@pytest.mark.timeout(180)
+def test_nobody_waits_for_ever_behind_many_others() -> None:
+    """A look that waits in a queue is no look that hangs, for which the liveness probe would have the operator restarted."""
+
+    async def scenario(ask: Predictor) -> None:
+        inquiry = Inquiry(SPEC, observed(5.0, 120.0), NOW_S - 120, 75.0)
+        first = asyncio.ensure_future(ask(inquiry))
+        await asyncio.sleep(0)
+        with pytest.raises(PredictionError, match="no turn for a what-if in 0 s"):
+            await ask(inquiry)
+        assert (await first)[1].least is not None
+        assert (await ask(inquiry))[1].least is not None
+
+    with predictor(120.0, turn_s=0.0) as ask:
         asyncio.run(scenario(ask))
