@@ -331,7 +331,6 @@ class Reconciler:
             look.spec, look.seen, decision, expected, predicted, conflict,
             look.kept.cold_start_s, old, look.target["metadata"]["generation"],
         )  # fmt: skip
-        self._metrics.observe(look.namespace, look.name, made)
         await self._patch_status(look.target, made)
 
     async def _say_wrong(self, target: Resource, finding: Finding) -> None:
@@ -353,6 +352,7 @@ class Reconciler:
 
     async def _patch_status(self, target: Resource, made: Mapping[str, Any]) -> None:
         metadata = target["metadata"]
+        self._metrics.observe(metadata["namespace"], metadata["name"], made)
         try:
             await self._cluster.patch_status(names.TARGETS, metadata["namespace"], metadata["name"], made)
         except ClusterError as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from andes_operator.names import Condition
 
 __all__ = ["Metrics", "tracer"]
 
@@ -36,6 +39,9 @@ class Metrics:
         self.recommended = Gauge(
             "andes_operator_recommended_replicas", "pods there should be", TARGET, registry=registry
         )
+        self.ready = Gauge(
+            "andes_operator_target_ready", "condition Ready, and its reason", [*TARGET, "reason"], registry=registry
+        )
         self.demand = Gauge("andes_operator_demand_rps", "requests per second", [*TARGET, "kind"], registry=registry)
         self.qoe = Gauge(
             "andes_operator_objective_ratio", "statistic of an objective", [*TARGET, "class", "statistic", "kind"],
@@ -49,17 +55,21 @@ class Metrics:
         for gauge, labels in self._series.pop((namespace, name), ()):
             gauge.remove(*labels)
 
-    def observe(self, namespace: str, name: str, status: dict[str, Any]) -> None:
+    def observe(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """The figures of a status; what it does not know any more is taken away."""
         self.forget(namespace, name)
-        series = self._series.setdefault((namespace, name), set())
 
         def show(gauge: Gauge, value: float | None, *labels: str) -> None:
             if value is not None:
                 whole = (namespace, name, *labels)
                 gauge.labels(*whole).set(value)
-                series.add((gauge, whole))
+                self._series.setdefault((namespace, name), set()).add((gauge, whole))
 
+        for condition in status["conditions"]:
+            if condition["type"] == Condition.READY:
+                show(self.ready, condition["status"] == "True", condition["reason"])
+        if "replicas" not in status:  # there was nothing to observe
+            return
         show(self.replicas, status["replicas"])
         show(self.recommended, status["recommendedReplicas"])
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")

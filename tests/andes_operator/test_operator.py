@@ -197,11 +197,13 @@ def test_without_data_the_scale_is_held_and_it_says_so(site: Site) -> None:
     site.deploy(replicas=3)
     site.world.silent = True
     site.aim()
-    with running(site.operator()):
+    with running(site.operator()) as operator:
         until("it says so", lambda: site.condition("DataAvailable") == ("False", "DataMissing"))
         assert "HTTP 503" in site.later()["message"]
         assert site.replicas() == 3
         assert site.condition("Ready") == ("False", "DataMissing")
+        held = f'target_ready{{namespace="{site.namespace}",reason="DataMissing",target="chat"}} 0.0'
+        until("a metric to alert on", lambda: held in get(operator, "/metrics")[1])
         site.world.silent, site.world.skew_s = False, 100.0
         until("a wrong clock", lambda: site.condition("DataAvailable") == ("False", "DataContradictory"))
         assert site.replicas() == 3
