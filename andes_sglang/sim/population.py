@@ -113,13 +113,13 @@ class Population:
         c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
-    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> Array:
+    def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], ends_s: Array, first_step: int, step: int) -> Array:
         """The readers' columns of those in the batch, brought up to ``step``; step j ended at ``ends_s[j - first_step]``.
 
         Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
         end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
         """
-        rows = np.array(slots, dtype=np.intp)
+        rows = np.asarray(slots, dtype=np.intp)
         seen = self._seen_step.take(rows)
         if not len(rows) or (oldest := int(seen.min())) >= step:
             return self._readers(rows, step)
@@ -154,20 +154,20 @@ class Population:
         step: int,
         ends_s: Array,
         first_step: int,
-        running: Sequence[int],
-        parked: Sequence[int],
-        waiting: Sequence[int],
+        running: list[int],
+        parked: list[int],
+        waiting: list[int],
     ) -> tuple[RequestTable, int]:
         """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
         :meth:`follow`). To be read before anything else happens."""
-        slots = np.array([*running, *parked, *waiting], dtype=np.intp)
+        slots = np.array(running + parked + waiting, dtype=np.intp)
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
         _count(columns[:, :batch], np.maximum(step - self._joined_step.take(slots[:batch]), 0))
         if self._written_through:
             holding = slice(batch + len(parked))
             columns[HOST, holding] = columns[KV, holding]
-        follow = partial(self.follow, running, ends_s, first_step, step)
+        follow = partial(self.follow, slots[:batch], ends_s, first_step, step)
         return _Table(tuple(self._rids[slots].tolist()), columns, follow), int(columns[KV].sum())
 
 
