@@ -42,6 +42,7 @@ class LinearCost:
         self._coefficients = prior
         self._information = 1e-3 * np.eye(len(prior))
         self._moment = 1e-3 * self._theta
+        self._ridge = 1e-9 * np.eye(len(prior))
         self._weights = np.exp(-np.arange(MOST_UNSOLVED + 1.0) / memory)
         self._unsolved: list[tuple[float, ...]] = []
         self._residual_power = 0.0
@@ -72,13 +73,10 @@ class LinearCost:
         keep = self._weights[count]
         self._information = keep * self._information + weighed.T @ x
         self._moment = keep * self._moment + seconds @ weighed
-        a = self._regular()
+        a = self._information + self._ridge
         theta = np.linalg.solve(a, self._moment)
         self._theta = non_negative(a, self._moment) if (theta < 0).any() else theta
         self._coefficients = tuple((self._theta / self._scale).tolist())
-
-    def _regular(self) -> Array:
-        return self._information + 1e-9 * np.eye(len(self._moment))
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -90,7 +88,7 @@ class LinearCost:
         self._solve()
         x = np.array(features, dtype=np.float64) / self._scale
         mean = float(x @ self._theta)
-        leverage = float(x @ np.linalg.solve(self._regular(), x))
+        leverage = float(x @ np.linalg.solve(self._information + self._ridge, x))
         noise = max(self._residual_power, (0.5 * mean) ** 2 if not self.observations else 0.0)
         return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
 

@@ -136,8 +136,8 @@ class Replica:
         self.decisions = 0
         self.busy_s = 0.0
         self.waiting: list[Job] = []
-        self.running: dict[Job, None] = {}
-        self.parked: dict[Job, None] = {}
+        self.running: dict[Job, int] = {}
+        self.parked: dict[Job, int] = {}
         self.by_rid: dict[str, Job] = {}
         self.open_prompt_tokens = 0
         self._submitted = 0
@@ -396,10 +396,13 @@ class Replica:
 
     def _prefill(self, pieces: list[_Piece]) -> None:
         """Compute ``pieces``; whoever is complete gets a token and joins the batch. Mixed, the batch decodes beside it."""
-        new = sum(p.new for p in pieces)
-        prefix = sum(p.prefix for p in pieces)
-        loaded = sum(p.loaded for p in pieces)
-        pairs = sum(p.new * (p.prefix + 0.5 * p.new) for p in pieces)
+        new = prefix = loaded = 0
+        pairs = 0.0
+        for piece in pieces:
+            new += piece.new
+            prefix += piece.prefix
+            loaded += piece.loaded
+            pairs += piece.new * (piece.prefix + 0.5 * piece.new)
         if self.engine.pads_prefix:
             pairs = sum(0.5 * (p.prefix + p.new) ** 2 for p in pieces)
         batch = len(self.running) if self.engine.mixed else 0
@@ -578,7 +581,7 @@ class Replica:
         job.phase = Phase.RUNNING
         job.joined_step = self._steps
         job.epoch += 1
-        self.running[job] = None
+        self.running[job] = job.slot
         self._batch_changed = True
         self._context_tokens += job.context_tokens
         if not self._seats:
@@ -721,12 +724,14 @@ class Replica:
     def state(self) -> SchedulerState:
         """What the policy sees."""
         step = self._sent_steps
-        running = [job.slot for job in self.running]
+        running = list(self.running.values())
         if running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
             for job in self._leaving_next():
                 running.remove(job.slot)
-        parked, waiting = [job.slot for job in self.parked], [job.slot for job in self.waiting]
-        table, held = self._people.table(step, self._ends, self._ends_from, running, parked, waiting)
+        waiting = [job.slot for job in self.waiting]
+        table, held = self._people.table(
+            step, self._ends, self._ends_from, running, list(self.parked.values()), waiting
+        )
         return SchedulerState(
             now_s=self.now_s,
             requests=table,
@@ -774,7 +779,7 @@ class Replica:
             self._follow(self._steps)
 
     def _follow(self, step: int) -> None:
-        self._people.follow([job.slot for job in self.running], self._ends, self._ends_from, step)
+        self._people.follow(list(self.running.values()), self._ends, self._ends_from, step)
 
     def _park(self, job: Job) -> None:
         self._people.follow([job.slot], self._ends, self._ends_from, self._steps)
@@ -783,7 +788,7 @@ class Replica:
         job.preemptions += 1
         job.stopped = "park"
         job.resuming_tokens = 0
-        self.parked[job] = None
+        self.parked[job] = job.slot
         self._people.stop(job.slot, self._steps, Phase.PARKED, self.now_s, 0)
 
     def _resume(self, jobs: Iterable[Job]) -> None:
