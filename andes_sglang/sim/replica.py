@@ -163,6 +163,7 @@ class Replica:
         self._out_link_free_s = 0.0
         self._idle_decisions = 0
         self._batch_changed = True
+        self._quiet_until_s: float | None = None
 
     # From outside
 
@@ -178,6 +179,11 @@ class Replica:
     @property
     def quiet_until_s(self) -> float:
         """Nobody begins or ends before then, unless somebody is submitted or aborted: advancing can wait."""
+        if self._quiet_until_s is None:
+            self._quiet_until_s = self._quiet()
+        return self._quiet_until_s
+
+    def _quiet(self) -> float:
         if not self.by_rid:
             return float("inf")
         if self.waiting or self._received or self._incoming or self._chunked or self.parked or not self.running:
@@ -210,6 +216,7 @@ class Replica:
     def submit(self, spec: RequestSpec, rid: str | None = None, index: int | None = None) -> Job:
         """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
         self.check(spec)
+        self._quiet_until_s = None
         index = self._submitted if index is None else index
         job = Job(spec, index, rid if rid is not None else f"r{index}", self.engine, self.cache.root)
         self._submitted += 1
@@ -220,6 +227,7 @@ class Replica:
 
     def advance(self, until_s: float = float("inf")) -> None:
         """Serve until the first end of an iteration at or after ``until_s``, or until nothing is left to do."""
+        self._quiet_until_s = None
         while self.now_s < until_s:
             self._let_leave()
             self._receive()
@@ -239,6 +247,7 @@ class Replica:
         """The client has gone: drop ``job`` without a record."""
         if job.rid not in self.by_rid:
             return
+        self._quiet_until_s = None
         if job.phase is Phase.WAITING:
             for queue in (self.waiting, self._received, self._incoming):
                 if job in queue:
