@@ -34,7 +34,11 @@ class _Table(RequestTable):
     __slots__ = ("_all_rids", "_follow", "_slots")
 
     def __init__(
-        self, all_rids: npt.NDArray[np.object_], slots: npt.NDArray[np.intp], columns: Array, follow: Callable[[], Array]
+        self,
+        all_rids: npt.NDArray[np.object_],
+        slots: npt.NDArray[np.intp],
+        columns: Array,
+        follow: Callable[[], Array],
     ) -> None:
         self._all_rids, self._slots, self.columns = all_rids, slots, columns
         self._follow: Callable[[], Array] | None = follow
