@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from operator import itemgetter, mul, truediv
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ __all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
 MOST_UNSOLVED = 16
 COPIES_MEMORY = 0.98
 """Weight of what was learned from earlier returns, at each."""
+WARM_UP = 20
 
 Array = npt.NDArray[np.float64]
 
@@ -39,16 +39,14 @@ class LinearCost:
     """
 
     def __init__(self, prior: tuple[float, ...], scale: tuple[float, ...], memory: float = 2000.0) -> None:
-        self._scale = scale
-        self._forget = math.exp(-1.0 / memory)
-        self._theta = [c * s for c, s in zip(prior, scale, strict=True)]
+        self._scale = np.array(scale)
+        self._theta = np.array(prior) * self._scale
         self._coefficients = prior
-        pairs = list(itertools.combinations_with_replacement(range(len(prior)), 2))
-        self._rows, self._columns = np.transpose(pairs)
-        self._left, self._right = (itemgetter(*side) for side in zip(*pairs, strict=True))
-        self._information = [1e-3 * (i == j) for i, j in pairs]
-        self._moment = [1e-3 * c for c in self._theta]
-        self._unsolved = 0
+        self._information = 1e-3 * np.eye(len(prior))
+        self._moment = 1e-3 * self._theta
+        self._ridge = 1e-9 * np.eye(len(prior))
+        self._weights = np.exp(-np.arange(MOST_UNSOLVED + 1.0) / memory)
+        self._unsolved: list[tuple[float, ...]] = []
         self._residual_power = 0.0
         self.observations = 0
 
@@ -56,35 +54,31 @@ class LinearCost:
         """One measured duration. After a warm-up an outlier counts as no more than five times the prediction."""
         if not (math.isfinite(seconds) and seconds >= 0):
             return
-        x = list(map(truediv, features, self._scale))
-        predicted = sum(map(mul, self._solve(), x))
-        if self.observations >= 20:
-            seconds = min(seconds, 5.0 * predicted)
-        error = seconds - predicted
-        weight = 1.0 / min(self.observations + 1.0, 50.0)
-        self._residual_power += weight * (error * error - self._residual_power)
-        keep = self._forget
-        self._information = [keep * a + u * v for a, u, v in zip(self._information, self._left(x), self._right(x))]
-        self._moment = [keep * m + seconds * v for m, v in zip(self._moment, x)]
-        self._unsolved += 1
+        self._solve()
+        self._unsolved.append((*features, seconds))
         self.observations += 1
 
-    def _solve(self) -> list[float]:
-        """Coefficients of scaled features; solved anew after a few observations, at first after each."""
-        if self._unsolved and self._unsolved >= min(MOST_UNSOLVED, self.observations / 8):
-            a = self._regular()
-            b = np.array(self._moment)
-            theta = np.linalg.solve(a, b)
-            self._theta = (non_negative(a, b) if (theta < 0).any() else theta).tolist()
-            self._coefficients = tuple(map(truediv, self._theta, self._scale))
-            self._unsolved = 0
-        return self._theta
-
-    def _regular(self) -> npt.NDArray[np.float64]:
-        matrix = 1e-9 * np.eye(len(self._moment))
-        matrix[self._rows, self._columns] += self._information
-        matrix[self._columns, self._rows] = matrix[self._rows, self._columns]
-        return matrix
+    def _solve(self) -> None:
+        """Fit anew after a few observations, at first after each."""
+        if not self._unsolved or len(self._unsolved) < min(MOST_UNSOLVED, self.observations / 8):
+            return
+        seen = np.array(self._unsolved)
+        x, seconds = seen[:, :-1] / self._scale, seen[:, -1]
+        count = len(seen)
+        self._unsolved = []
+        predicted = x @ self._theta
+        warm = max(0, WARM_UP - (self.observations - count))
+        np.minimum(seconds[warm:], 5.0 * predicted[warm:], out=seconds[warm:])
+        for number, error in enumerate((seconds - predicted).tolist(), start=self.observations - count + 1):
+            self._residual_power += (error * error - self._residual_power) / min(number, 50.0)
+        weighed = x * self._weights[count - 1 :: -1, None]
+        keep = self._weights[count]
+        self._information = keep * self._information + weighed.T @ x
+        self._moment = keep * self._moment + seconds @ weighed
+        a = self._information + self._ridge
+        theta = np.linalg.solve(a, self._moment)
+        self._theta = non_negative(a, self._moment) if (theta < 0).any() else theta
+        self._coefficients = tuple((self._theta / self._scale).tolist())
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -93,14 +87,15 @@ class LinearCost:
 
     def estimate(self, features: tuple[float, ...]) -> Estimate:
         """Prediction and its standard error: residual noise and, where little was seen, the fit's own uncertainty."""
+        self._solve()
         x = np.array(features, dtype=np.float64) / self._scale
-        mean = float(x @ self._solve())
-        leverage = float(x @ np.linalg.solve(self._regular(), x))
+        mean = float(x @ self._theta)
+        leverage = float(x @ np.linalg.solve(self._information + self._ridge, x))
         noise = max(self._residual_power, (0.5 * mean) ** 2 if not self.observations else 0.0)
         return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
 
 
-def non_negative(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def non_negative(a: Array, b: Array) -> Array:
     """Minimise ``x.a.x / 2 - b.x`` over x >= 0 exactly, by trying every support (a handful of features)."""
     best, best_value = np.zeros_like(b), 0.0
     for size in range(1, len(b)):

@@ -160,7 +160,7 @@ class RequestTable:
         return cls(rids, rows.T.copy())
 
     def __len__(self) -> int:
-        return len(self.rids)
+        return int(self.columns.shape[1])
 
     def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
         """Shape (N,)."""

@@ -88,9 +88,10 @@ def capacity_rps(engine: EngineModel, prompt_tokens: float, output_tokens: float
     return 1.0 / (prefill_s + output_tokens * step_s / batch)
 
 
-def least(holds: Callable[[int], bool], guess: int, most: int) -> int | None:
-    """The least n in 1..most that holds, None if none does; ``holds`` is monotone, and asked seldom after a good guess."""
-    low, high, step = 0, most + 1, 1
+def least(holds: Callable[[int], bool], guess: int, most: int, step: int = 1) -> int | None:
+    """The least n in 1..most that holds, None if none does; ``holds`` is monotone, and asked seldom after a good guess.
+    step: how far off a guess may be."""
+    low, high = 0, most + 1
     n = min(max(guess, 1), most)
     while high - low > 1:
         if holds(n):

@@ -6,7 +6,7 @@ at which it joined the batch, and readers are brought up to date in a few array 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,27 @@ Array = npt.NDArray[np.float64]
 
 
 class _Table(RequestTable):
-    """Its readers are followed up to now when a policy first looks at them, as not every policy does at every decision."""
+    """Its readers are followed up to now when a policy first looks at them, as not every policy does at every decision;
+    and only those are named who are asked for."""
 
-    __slots__ = ("_follow",)
+    __slots__ = ("_all_rids", "_follow", "_slots")
 
-    def __init__(self, rids: tuple[str, ...], columns: Array, follow: Callable[[], Array]) -> None:
-        super().__init__(rids, columns)
+    def __init__(
+        self,
+        all_rids: npt.NDArray[np.object_],
+        slots: npt.NDArray[np.intp],
+        columns: Array,
+        follow: Callable[[], Array],
+    ) -> None:
+        self._all_rids, self._slots, self.columns = all_rids, slots, columns
         self._follow: Callable[[], Array] | None = follow
+
+    @property
+    def rids(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._all_rids[self._slots].tolist())
+
+    def names(self, rows: Iterable[Any]) -> tuple[str, ...]:
+        return tuple(self._all_rids[self._slots[row]] for row in rows)
 
     @property
     def readers(self) -> Readers:
@@ -113,13 +127,13 @@ class Population:
         c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
-    def follow(self, slots: Sequence[int], ends_s: Array, first_step: int, step: int) -> Array:
+    def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], ends_s: Array, first_step: int, step: int) -> Array:
         """The readers' columns of those in the batch, brought up to ``step``; step j ended at ``ends_s[j - first_step]``.
 
         Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
         end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
         """
-        rows = np.array(slots, dtype=np.intp)
+        rows = np.asarray(slots, dtype=np.intp)
         seen = self._seen_step.take(rows)
         if not len(rows) or (oldest := int(seen.min())) >= step:
             return self._readers(rows, step)
@@ -146,29 +160,33 @@ class Population:
 
     def _readers(self, rows: npt.NDArray[np.intp], step: int) -> Array:
         columns = self._columns[:READER_WIDTH].take(rows, axis=1)
-        columns[DELIVERED] += np.maximum(step - self._joined_step.take(rows), 0)
+        columns[DELIVERED] += self._news(rows, step)
         return columns
+
+    def _news(self, rows: npt.NDArray[np.intp], step: int) -> Array:
+        """Tokens since each joined."""
+        return np.maximum(step - self._joined_step.take(rows), 0.0)
 
     def table(
         self,
         step: int,
         ends_s: Array,
         first_step: int,
-        running: Sequence[int],
-        parked: Sequence[int],
-        waiting: Sequence[int],
+        running: list[int],
+        parked: list[int],
+        waiting: list[int],
     ) -> tuple[RequestTable, int]:
         """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
         :meth:`follow`). To be read before anything else happens."""
-        slots = np.array([*running, *parked, *waiting], dtype=np.intp)
+        slots = np.array(running + parked + waiting, dtype=np.intp)
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
-        _count(columns[:, :batch], np.maximum(step - self._joined_step.take(slots[:batch]), 0))
+        _count(columns[:, :batch], self._news(slots[:batch], step))
         if self._written_through:
             holding = slice(batch + len(parked))
             columns[HOST, holding] = columns[KV, holding]
-        follow = partial(self.follow, running, ends_s, first_step, step)
-        return _Table(tuple(self._rids[slots].tolist()), columns, follow), int(columns[KV].sum())
+        follow = partial(self.follow, slots[:batch], ends_s, first_step, step)
+        return _Table(self._rids, slots, columns, follow), int(columns[KV].sum())
 
 
 def _count(columns: Array, tokens: Any) -> None:

@@ -136,8 +136,8 @@ class Replica:
         self.decisions = 0
         self.busy_s = 0.0
         self.waiting: list[Job] = []
-        self.running: dict[Job, None] = {}
-        self.parked: dict[Job, None] = {}
+        self.running: dict[Job, int] = {}
+        self.parked: dict[Job, int] = {}
         self.by_rid: dict[str, Job] = {}
         self.open_prompt_tokens = 0
         self._submitted = 0
@@ -163,6 +163,7 @@ class Replica:
         self._out_link_free_s = 0.0
         self._idle_decisions = 0
         self._batch_changed = True
+        self._quiet_until_s: float | None = None
 
     # From outside
 
@@ -178,6 +179,11 @@ class Replica:
     @property
     def quiet_until_s(self) -> float:
         """Nobody begins or ends before then, unless somebody is submitted or aborted: advancing can wait."""
+        if self._quiet_until_s is None:
+            self._quiet_until_s = self._quiet()
+        return self._quiet_until_s
+
+    def _quiet(self) -> float:
         if not self.by_rid:
             return float("inf")
         if self.waiting or self._received or self._incoming or self._chunked or self.parked or not self.running:
@@ -210,6 +216,7 @@ class Replica:
     def submit(self, spec: RequestSpec, rid: str | None = None, index: int | None = None) -> Job:
         """A request arrives at ``spec.arrival_s``, no earlier than the one before. Raises :class:`RefusedError`."""
         self.check(spec)
+        self._quiet_until_s = None
         index = self._submitted if index is None else index
         job = Job(spec, index, rid if rid is not None else f"r{index}", self.engine, self.cache.root)
         self._submitted += 1
@@ -220,6 +227,7 @@ class Replica:
 
     def advance(self, until_s: float = float("inf")) -> None:
         """Serve until the first end of an iteration at or after ``until_s``, or until nothing is left to do."""
+        self._quiet_until_s = None
         while self.now_s < until_s:
             self._let_leave()
             self._receive()
@@ -239,6 +247,7 @@ class Replica:
         """The client has gone: drop ``job`` without a record."""
         if job.rid not in self.by_rid:
             return
+        self._quiet_until_s = None
         if job.phase is Phase.WAITING:
             for queue in (self.waiting, self._received, self._incoming):
                 if job in queue:
@@ -396,10 +405,13 @@ class Replica:
 
     def _prefill(self, pieces: list[_Piece]) -> None:
         """Compute ``pieces``; whoever is complete gets a token and joins the batch. Mixed, the batch decodes beside it."""
-        new = sum(p.new for p in pieces)
-        prefix = sum(p.prefix for p in pieces)
-        loaded = sum(p.loaded for p in pieces)
-        pairs = sum(p.new * (p.prefix + 0.5 * p.new) for p in pieces)
+        new = prefix = loaded = 0
+        pairs = 0.0
+        for piece in pieces:
+            new += piece.new
+            prefix += piece.prefix
+            loaded += piece.loaded
+            pairs += piece.new * (piece.prefix + 0.5 * piece.new)
         if self.engine.pads_prefix:
             pairs = sum(0.5 * (p.prefix + p.new) ** 2 for p in pieces)
         batch = len(self.running) if self.engine.mixed else 0
@@ -583,7 +595,7 @@ class Replica:
         job.phase = Phase.RUNNING
         job.joined_step = self._steps
         job.epoch += 1
-        self.running[job] = None
+        self.running[job] = job.slot
         self._batch_changed = True
         self._context_tokens += job.context_tokens
         if not self._seats:
@@ -726,12 +738,14 @@ class Replica:
     def state(self) -> SchedulerState:
         """What the policy sees."""
         step = self._sent_steps
-        running = [job.slot for job in self.running]
+        running = list(self.running.values())
         if running and self.engine.overlap is not Overlap.NONE and self._next_leave() == self._steps + 1:
             for job in self._leaving_next():
                 running.remove(job.slot)
-        parked, waiting = [job.slot for job in self.parked], [job.slot for job in self.waiting]
-        table, held = self._people.table(step, self._ends, self._ends_from, running, parked, waiting)
+        waiting = [job.slot for job in self.waiting]
+        table, held = self._people.table(
+            step, self._ends, self._ends_from, running, list(self.parked.values()), waiting
+        )
         return SchedulerState(
             now_s=self.now_s,
             requests=table,
@@ -779,7 +793,7 @@ class Replica:
             self._follow(self._steps)
 
     def _follow(self, step: int) -> None:
-        self._people.follow([job.slot for job in self.running], self._ends, self._ends_from, step)
+        self._people.follow(list(self.running.values()), self._ends, self._ends_from, step)
 
     def _park(self, job: Job) -> None:
         self._people.follow([job.slot], self._ends, self._ends_from, self._steps)
@@ -788,7 +802,7 @@ class Replica:
         job.preemptions += 1
         job.stopped = "park"
         job.resuming_tokens = 0
-        self.parked[job] = None
+        self.parked[job] = job.slot
         self._people.stop(job.slot, self._steps, Phase.PARKED, self.now_s, 0)
 
     def _resume(self, jobs: Iterable[Job]) -> None:

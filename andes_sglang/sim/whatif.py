@@ -20,6 +20,7 @@ from andes_sglang.request import RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, Router, qoe
 from andes_sglang.sim.plan import Objective, least
+from andes_sglang.state import Phase
 
 __all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
 
@@ -110,11 +111,13 @@ class WhatIf:
     def fewest(self, most: int, *, least_replicas: int = 1, guess: int | None = None) -> int | None:
         """The fewest replicas in ``least_replicas..most`` that meet all goals, None: not even the most do. guess: where to
         begin, for instance a recent answer; by default the load."""
-        guess = math.ceil(self.load) if guess is None else guess
-        more = least(
-            lambda n: self.meets(least_replicas + n - 1), guess - least_replicas + 1, most - least_replicas + 1
-        )
-        return None if more is None else least_replicas + more - 1
+        step = 1
+        if guess is None:
+            guess = math.ceil(self.load)
+            step = max(1, guess // 10)
+        fewer = least_replicas - 1
+        more = least(lambda n: self.meets(fewer + n), guess - fewer, most - fewer, step)
+        return None if more is None else fewer + more
 
     def meets(self, replicas: int) -> bool:
         if replicas not in self.played:
@@ -168,14 +171,18 @@ class WhatIf:
 
 
 def _at_best(fleet: Fleet, scores: Array) -> Array:
-    """Scores of those who have finished, and of the others what they would be if they got the rest now."""
+    """Scores of those who have finished, and of the others what they would be if they got the rest now, those who run if
+    they had got everything with their first token."""
     best = scores.copy()
     for replica in fleet.replicas:
         for job in replica.by_rid.values():
             spec = job.spec
-            late_s = replica.now_s - spec.arrival_s - spec.target.ttft_s - job.generated / spec.target.tds
-            if job in replica.running or late_s <= 0.0:
-                continue
-            tokens = spec.output_tokens
-            best[job.index] = 1.0 - (1 - job.generated / tokens) * late_s / (late_s + 0.5 * tokens / spec.target.tds)
+            if job.phase is Phase.RUNNING:
+                had, until_s = 0, float(job.pieces[0][0])
+            else:
+                had, until_s = job.generated, replica.now_s
+            late_s = until_s - spec.arrival_s - spec.target.ttft_s - had / spec.target.tds
+            if late_s > 0.0:
+                tokens = spec.output_tokens
+                best[job.index] = 1.0 - (1 - had / tokens) * late_s / (late_s + 0.5 * tokens / spec.target.tds)
     return best

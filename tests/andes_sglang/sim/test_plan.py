@@ -45,15 +45,15 @@ def test_an_objective_that_makes_no_sense_is_named(text: str) -> None:
         Objective.parse(text)
 
 
-@given(st.integers(1, 70), st.integers(-5, 100))
-def test_least_is_the_least_wherever_it_begins(answer: int, guess: int) -> None:
+@given(st.integers(1, 70), st.integers(-5, 100), st.integers(1, 12))
+def test_least_is_the_least_wherever_it_begins(answer: int, guess: int, step: int) -> None:
     asked: list[int] = []
 
     def holds(n: int) -> bool:
         asked.append(n)
         return n >= answer
 
-    assert least(holds, guess, 64) == (answer if answer <= 64 else None)
+    assert least(holds, guess, 64, step) == (answer if answer <= 64 else None)
     assert len(asked) == len(set(asked)) <= 14
 
 
