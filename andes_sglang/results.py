@@ -64,6 +64,8 @@ def render(out: Path) -> None:
         result = json.loads((out / "summary.json").read_text())
     except OSError as error:
         raise WorkloadError(f"{out}: no results there ({error.strerror})") from None
+    except ValueError as error:
+        raise WorkloadError(f"{out / 'summary.json'}: not JSON ({error})") from None
     records, samples = {}, {}
     for name in result["policies"]:
         file = out / f"records-{name}-1.jsonl.gz"

@@ -397,7 +397,7 @@ _FORMATS: dict[str, tuple[str, Callable[[_Row], RequestSpec | None]]] = {
 def _rows(path: Path) -> Iterator[_Row]:
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (EOFError, zlib.error) as error:

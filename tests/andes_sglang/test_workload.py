@@ -86,6 +86,7 @@ OURS = json.dumps({"arrival_s": 0.5, "prompt_tokens": 1100, "output_tokens": 7, 
     ("name", "text", "count", "first"),
     [
         ("a.csv", AZURE, 2, RequestSpec(0.0, 374, 44)),
+        ("marked.csv", "\ufeff" + AZURE, 2, RequestSpec(0.0, 374, 44)),
         ("b.csv", BURSTGPT, 2, RequestSpec(0.0, 472, 18)),
         ("m.jsonl", MOONCAKE, 2, RequestSpec(0.0, 1200, 52, blocks=(46, 47, 1))),
         ("o.jsonl.gz", OURS, 1, RequestSpec(0.0, 1100, 7, blocks=(4, 5))),

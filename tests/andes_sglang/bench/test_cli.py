@@ -35,6 +35,14 @@ def test_bench(
     assert says in capsys.readouterr().err
 
 
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no results there (No such file or directory)" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text('{"policies"')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "summary.json: not JSON" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
