@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
 from andes_sglang.adapter import streams
@@ -49,7 +50,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         options = Options.from_env()
         self._without = options.offload_without
         server_args = copy.copy(server_args)
-        device_bytes = sum(params.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes())
+        pool = params.token_to_kv_pool_allocator.get_kvcache()
+        device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
         object.__setattr__(server_args, "hicache_size", pool_bytes(options.host_kv_gib, device_bytes) / 1e9)
         super().__init__(params, server_args)
         self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them

@@ -126,6 +126,8 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert found['andes_policy_info{policy="andes"}'] == 1.0
     assert found["andes_decision_seconds_count"] >= 1
     assert found["andes_request_qoe_count"] >= 1
+    assert any(name.startswith("andes_cost_seconds") for name in found)
+    assert any(name.startswith("andes_cost_relative_error") for name in found)
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
 
 

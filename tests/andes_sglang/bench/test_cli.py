@@ -13,7 +13,7 @@ from andes_sglang.cli import main
     ("arguments", "says"),
     [
         ("--ttft -1", "ttft must be a number of seconds from 0 to 1e6, got -1.0"),
-        ("--tds inf", "tds must be a number of tokens/s from 1e-3 to 1e6, got inf"),
+        ("--tds inf", "tds must be a number of tokens/s from 1e-3 to 1e9, got inf"),
         ("--duration 0", "--duration must be > 0, got 0.0"),
         ("--rate-scale inf", "--rate-scale must be > 0, got inf"),
         ("--limit 0", "--limit must be >= 1, got 0"),
