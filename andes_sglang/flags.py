@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from andes_sglang.arms import Arm, parse_arms, policy_options
@@ -11,8 +13,8 @@ from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.qoe import QoETarget
 
 __all__ = [
-    "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "bind", "check_run",
-    "options_of", "policy_of", "target_of",
+    "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "bind", "check_arms",
+    "check_model", "check_run", "options_of", "policy_of", "target_of",
 ]  # fmt: skip
 
 
@@ -50,6 +52,15 @@ def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
         return make(args.policy, **options)
     except (ValueError, TypeError) as error:
         raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
+
+
+def check_model(text: str) -> None:
+    """Raise unless ``text`` is a model directory, or could be the name of a model on a hub."""
+    model = Path(text)
+    if model.exists() and not (model / "config.json").is_file():
+        raise UsageError(f"--model {text}: no model directory (it has no config.json)")
+    if not model.exists() and (text.startswith((".", "/", "~")) or "/" not in text):
+        raise UsageError(f"--model {text}: no such directory")
 
 
 def target_of(args: argparse.Namespace) -> QoETarget:
@@ -97,6 +108,16 @@ def arms_of(args: argparse.Namespace) -> dict[str, Arm]:
         return parse_arms(args.policies, args.arm)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def check_arms(arms: dict[str, Arm], passed: Sequence[str]) -> None:
+    """Raise for an unknown policy or option before any engine starts. passed: flags of all engines."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--policy-option", action="append", default=[])
+    for arm in arms.values():
+        given, _ = parser.parse_known_args([*passed, *arm.flags])
+        if arm.policy != "forced":  # the engine's own diagnostic
+            policy_of(argparse.Namespace(policy=arm.policy, policy_option=given.policy_option))
 
 
 def check_run(args: argparse.Namespace) -> None:

@@ -131,6 +131,7 @@ class PrometheusMetrics(Metrics):
         for stage, fit, terms in (
             ("decode", latency.decode, ("iteration", "request", "context_token")),
             ("prefill", latency.prefill, ("iteration", "new_token", "prefix_token")),
+            *([("load", latency.load, ("copy", "token"))] if latency.load.observations else []),
         ):
             for term, seconds in zip(terms, fit.coefficients, strict=True):
                 self._cost.labels(stage=stage, per=term).set(seconds)

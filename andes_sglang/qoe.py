@@ -11,7 +11,6 @@ Every function works on scalars and on numpy arrays of one common shape alike.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -28,18 +27,18 @@ Array = npt.NDArray[np.float64]
 class QoETarget:
     """What the user of one request expects.
 
-    ``ttft_s``: seconds to the first token, >= 0. ``tds``: token delivery speed the user reads at, tokens/s, > 0.
-    Raises ``ValueError`` naming field and value.
+    ``ttft_s``: seconds to the first token, 0 to 1e6. ``tds``: token delivery speed the user reads at, tokens/s, 1e-3 to
+    1e9: within these nothing overflows. Raises ``ValueError`` naming field and value.
     """
 
     ttft_s: float = 1.0
     tds: float = 4.8
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.ttft_s) and math.isfinite(self.ttft_s) and self.ttft_s >= 0):
-            raise ValueError(f"ttft must be a finite number of seconds >= 0, got {self.ttft_s!r}")
-        if not (_is_number(self.tds) and math.isfinite(self.tds) and self.tds > 0):
-            raise ValueError(f"tds must be a finite number of tokens/s > 0, got {self.tds!r}")
+        if not (_is_number(self.ttft_s) and 0 <= self.ttft_s <= 1e6):
+            raise ValueError(f"ttft must be a number of seconds from 0 to 1e6, got {self.ttft_s!r}")
+        if not (_is_number(self.tds) and 1e-3 <= self.tds <= 1e9):
+            raise ValueError(f"tds must be a number of tokens/s from 1e-3 to 1e9, got {self.tds!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from andes_sglang import report, summary
 from andes_sglang.request import RequestRecord, read_records, write_records
 from andes_sglang.workload import WorkloadError
 
-__all__ = ["Progress", "keep", "render", "write"]
+__all__ = ["Progress", "directory", "keep", "render", "write"]
 
 
 class Progress:
@@ -29,6 +29,14 @@ class Progress:
         elif time.monotonic() - self.last_s >= 10:
             self.last_s = time.monotonic()
             print(f"{self.label}: {text}", file=sys.stderr, flush=True)
+
+
+def directory(out: Path) -> None:
+    """Make ``out`` where it is missing, before anything is run for it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkloadError(f"--out {out}: cannot be made ({error.strerror})") from None
 
 
 def keep(
@@ -56,6 +64,8 @@ def render(out: Path) -> None:
         result = json.loads((out / "summary.json").read_text())
     except OSError as error:
         raise WorkloadError(f"{out}: no results there ({error.strerror})") from None
+    except ValueError as error:
+        raise WorkloadError(f"{out / 'summary.json'}: not JSON ({error})") from None
     records, samples = {}, {}
     for name in result["policies"]:
         file = out / f"records-{name}-1.jsonl.gz"

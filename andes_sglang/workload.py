@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -396,9 +397,11 @@ _FORMATS: dict[str, tuple[str, Callable[[_Row], RequestSpec | None]]] = {
 def _rows(path: Path) -> Iterator[_Row]:
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (EOFError, zlib.error) as error:
+        raise WorkloadError(f"{path}: a damaged gzip file ({error})") from None
     except UnicodeDecodeError:
         raise WorkloadError(f"{path}: not a text file") from None
     if text.lstrip().startswith("{"):
@@ -504,11 +507,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | Stream:
     """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
-    for flag in ("rate_scale", "prompt_scale", "output_scale"):
-        if not getattr(args, flag) > 0:
-            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {getattr(args, flag)!r}")
-    if args.tds is not None and not args.tds > 0:
-        raise WorkloadError(f"--tds must be > 0 tokens/s, got {args.tds!r}")
+    for flag in ("rate_scale", "prompt_scale", "output_scale", "duration"):
+        value = getattr(args, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {value!r}")
+    for flag in ("limit", "max_prompt", "max_output"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be >= 1, got {value!r}")
+    if not 0 <= args.start < math.inf:
+        raise WorkloadError(f"--start must be >= 0 seconds, got {args.start!r}")
+    if args.seed < 0:
+        raise WorkloadError(f"--seed must be >= 0, got {args.seed!r}")
+    try:
+        QoETarget(args.ttft, args.tds if args.tds is not None else QoETarget().tds)
+    except ValueError as error:
+        raise WorkloadError(f"--ttft / --tds: {error}") from None
     if args.trace is not None and args.format is None:
         rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
         if rates is not None:

@@ -64,6 +64,7 @@ def test_the_doors_between_rooms() -> None:
     [
         ("sim/planted.py", "import torch", "SGLang and torch only in the adapter"),
         ("cli.py", "import sglang", "SGLang and torch only in the adapter"),
+        ("metrics.py", "import torch", "SGLang and torch only in the adapter"),
         ("qoe.py", "import andes_sglang.policy", "The core's rooms"),
         ("bench/planted.py", "import andes_sglang.adapter", "The core's rooms"),
         ("corridor.py", "import math", "The core's rooms"),

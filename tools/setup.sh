@@ -15,7 +15,7 @@ wanted=$({ echo "$version"; cat requirements/cpu.txt pyproject.toml tools/setup.
     'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 [ -x .venv/bin/python ] && [ "$(cat .venv/.made-from 2>/dev/null)" = "$wanted" ] && exit 0
 
-echo "setup: making .venv from requirements/cpu.txt (about 2 minutes and 1.7 GB)"
+echo "setup: making .venv from requirements/cpu.txt (about 2 minutes and 2.7 GB)"
 have=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
 [ "$have" = "$version" ] || "$python" -m venv --clear .venv ||
     fail "$python cannot make a virtual environment; install the venv module of this Python"

@@ -21,18 +21,15 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
+import numpy as np
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
 from andes_sglang.adapter import streams
+from andes_sglang.adapter.memory import pool_bytes
 from andes_sglang.adapter.options import Options
 from andes_sglang.metrics import HostUse
 
 __all__ = ["HostTier"]
-
-GIB = float(1 << 30)
-MOST_DEVICE_POOLS = 16
-"""The derived size: a quarter of the memory that is free, but no more than this many times the device pool."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +47,12 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._early_load = -1
         self._loads: list[tuple[int, float]] = []
         self._outdated: list[Any] = []
-        self._without = Options.from_env().offload_without
+        options = Options.from_env()
+        self._without = options.offload_without
         server_args = copy.copy(server_args)
-        pool_bytes = sum(params.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes())
-        object.__setattr__(server_args, "hicache_size", _host_bytes(pool_bytes) / 1e9)
+        pool = params.token_to_kv_pool_allocator.get_kvcache()
+        device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
+        object.__setattr__(server_args, "hicache_size", pool_bytes(options.host_kv_gib, device_bytes) / 1e9)
         super().__init__(params, server_args)
         self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them
         if not self.writes_through:
@@ -229,10 +228,3 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
             used_tokens=self._used_tokens(),
             capacity_tokens=int(self.token_to_kv_pool_host.logical_size),
         )
-
-
-def _host_bytes(pool_bytes: float) -> float:
-    asked_gib = Options.from_env().host_kv_gib
-    if asked_gib is not None:
-        return asked_gib * GIB
-    return float(min(0.25 * psutil.virtual_memory().available, MOST_DEVICE_POOLS * pool_bytes))

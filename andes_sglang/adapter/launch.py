@@ -12,9 +12,11 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, Options
-from andes_sglang.flags import UsageError, add_serve_arguments, bind, options_of, policy_of, target_of
+from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
 
@@ -65,11 +67,7 @@ def check_arguments(args: argparse.Namespace) -> Options:
     offload = (args.preemption_mode, args.host_kv_gib, args.offload_without)
     options = Options(policy, options_of(args), default.ttft_s, default.tds, *offload)
     _check_offload(options)
-    model = Path(args.model)
-    if model.exists() and not (model / "config.json").is_file():
-        raise UsageError(f"--model {args.model}: no model directory (it has no config.json)")
-    if not model.exists() and (args.model.startswith((".", "/", "~")) or "/" not in args.model):
-        raise UsageError(f"--model {args.model}: no such directory")
+    check_model(args.model)
     bind(args.host, args.port).close()
     return options
 
@@ -85,9 +83,7 @@ def _check_offload(options: Options) -> None:
             raise UsageError(f"{flag} {value}: goes with --preemption-mode offload")
     if options.host_kv_gib is None:
         return
-    import psutil
-
-    free_gib = psutil.virtual_memory().available / 2**30
+    free_gib = free_bytes() / 2**30
     if not (math.isfinite(options.host_kv_gib) and 0 < options.host_kv_gib <= 0.9 * free_gib):
         raise UsageError(
             f"--host-kv-gib {options.host_kv_gib:g}: must be > 0 and at most 90 % of the {free_gib:.1f} GiB that are free"
@@ -134,6 +130,22 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     return line + [flag for flag in switches if flag not in given]
 
 
+def _check_in_place(server_args: Any) -> None:
+    """Raise where SGLang would serve without the policy, or its scheduler would end for the sake of a flag."""
+    from sglang.srt.managers import scheduler
+
+    from andes_sglang.adapter import seams
+
+    if scheduler.Scheduler.__name__ != "QoEScheduler":
+        raise UsageError(
+            "SGLang has not loaded our plugin: install this package (pip install .), and where SGLANG_PLUGINS "
+            f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
+            "choose among plugins, let them name andes and, without a GPU, andes_cpu"
+        )
+    if fault := seams.unsupported(server_args):
+        raise UsageError(fault)
+
+
 def serve(args: argparse.Namespace, passed: list[str]) -> int:
     """Run the server until it is told to stop; the exit status."""
     if importlib.util.find_spec("sglang") is None:
@@ -150,6 +162,8 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
 
     load_plugins()
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
+    if options.policy is not None:
+        _check_in_place(server_args)
     try:
         run_server(server_args)
     finally:

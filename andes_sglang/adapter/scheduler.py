@@ -15,7 +15,8 @@ ever lost, computed twice or sent twice. A parked request keeps its slot of the 
 the slot, it is released instead. When KV runs out all the same, parked requests go first, then the youngest.
 
 Never preempted (they run to their end): requests with LoRA, sessions, multimodal input, input embeddings, logprobs,
-penalties, hidden states, routed experts, and any under speculative decoding. Refused at start: engines of several ranks
+penalties, ``min_tokens``, custom logit processors, sampling masks, hidden states, routed experts, and any under speculative
+decoding. Refused at start: engines of several ranks
 (tensor, pipeline, data-parallel attention), whose clocks would decide differently, and disaggregated serving.
 """
 
@@ -39,6 +40,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.penaltylib.orchestrator import BatchedPenalizerOrchestrator
 
 from andes_sglang import expectations
+from andes_sglang.adapter import seams
+from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
@@ -124,7 +127,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._released_now: set[str] = set()
         self._host: HostTier | None = None
         self.qoe_metrics = Metrics()
-        _refuse_unsupported(args[0] if args else kwargs["server_args"])
+        if fault := seams.unsupported(args[0] if args else kwargs["server_args"]):
+            raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
         self.latency = LatencyModel(mixed=self.is_mixed_chunk)
         if self.server_args.enable_metrics:
@@ -210,9 +214,13 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self.spec_algorithm.is_none()
             and req.lora_id is None
             and req.session is None
+            and req.session_id is None
             and req.multimodal_inputs is None
             and req.input_embeds is None
+            and req.positional_embed_overrides is None
+            and not req.custom_logit_processor
             and not req.return_logprob
+            and not req.return_sampling_mask
             and not req.return_hidden_states
             and not req.return_routed_experts
             and not req.return_indexer_topk
@@ -389,7 +397,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             self.latency.observe_load(tokens, seconds)
         if not self._host.writes_through:
             return
-        due: list[tuple[float, Any, int]] = []
+        due: list[tuple[Any, int]] = []
+        dry_s, new_tokens = [], []
         for batch in (running_batch, self._parked):
             for req in batch.reqs if batch is not None else ():
                 served = self._served.get(req.rid)
@@ -402,17 +411,15 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
                     and len(req.output_ids) > served.slice_start
                     and not req.finished()
                 ):
-                    due.append((served.reader.start_s + served.reader.end_s, req, computed))
+                    due.append((req, computed))
+                    dry_s.append(served.reader.start_s + served.reader.end_s)
+                    new_tokens.append(computed - req.cache_protected_len)
         if not due:
             return
-        due.sort(key=lambda item: -item[0])
         prompts = sum(len(req.origin_input_ids) for req in running_batch.reqs)
         step_s = self.latency.decode_s(len(running_batch.reqs), prompts)
-        for _, req, computed in due:
-            step_s -= self.latency.load_s(computed - req.cache_protected_len)
-            self._host.back_up(req, computed)
-            if step_s <= 0:
-                break
+        for row in copies_behind(dry_s, [self.latency.load_s(tokens) for tokens in new_tokens], step_s):
+            self._host.back_up(*due[row])
 
     def _paused_kv(self) -> Iterator[tuple[Any, float]]:
         """Where the KV of each stream that waits for its return ends in the tree, and when its reader runs dry."""
@@ -703,15 +710,3 @@ def _correct_mixed(batch: Any) -> None:
     if batch is not None and batch.forward_mode.is_mixed():
         decoding = len(batch.decoding_reqs)
         batch.prefix_lens[-decoding:] = [length - 1 for length in batch.seq_lens_cpu[-decoding:].tolist()]
-
-
-def _refuse_unsupported(server_args: Any) -> None:
-    """Raise for engines in which one scheduler's decision is not the engine's."""
-    for flag, unsupported in (
-        ("--tp-size", server_args.tp_size > 1 and not server_args.enable_dp_attention),
-        ("--pp-size", server_args.pp_size > 1),
-        ("--enable-dp-attention", server_args.enable_dp_attention),
-        ("--disaggregation-mode", server_args.disaggregation_mode != "null"),
-    ):
-        if unsupported:
-            raise ValueError(f"andes: {flag} is not supported with a policy; start with --policy stock")

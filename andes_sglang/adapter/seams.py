@@ -11,8 +11,9 @@ import inspect
 import os
 import pkgutil
 import sys
+from typing import Any
 
-__all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults"]
+__all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults", "unsupported"]
 
 SGLANG_VERSION = "0.5.17"
 
@@ -20,7 +21,7 @@ _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 _HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
 
-SEAMS: dict[str, tuple[str, ...]] = {
+SEAMS: dict[str, tuple[str, ...] | None] = {
     f"{_SCHEDULER}.get_new_batch_prefill": ("self", "running_batch"),
     f"{_SCHEDULER}.update_running_batch": ("self", "batch"),
     f"{_SCHEDULER}.run_batch": ("self", "batch", "pp_proxy_tensors"),
@@ -35,6 +36,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     f"{_SCHEDULER}.init_invariant_checker": ("self",),
     f"{_SCHEDULER}.init_load_inquirer": ("self",),
     f"{_SCHEDULER}.on_idle": ("self",),
+    f"{_SCHEDULER}.get_internal_state": ("self", "recv_req"),
     f"{_BATCH}.filter_batch": ("self", "chunked_req_to_exclude", "keep_indices"),
     f"{_BATCH}.merge_batch": ("self", "other"),
     f"{_BATCH}.mix_with_running": ("self", "running_batch"),
@@ -61,7 +63,12 @@ SEAMS: dict[str, tuple[str, ...]] = {
     f"{_HICACHE}.reset": ("self",),
     "sglang.srt.mem_cache.evict_policy.EvictionStrategy.get_priority": ("self", "node"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
+    "sglang.srt.managers.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
+    "sglang.srt.managers.cache_controller.device_module": None,
+    "sglang.srt.mem_cache.pool_host.common.ALLOC_MEMORY_FUNCS": None,
+    "sglang.srt.mem_cache.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES": None,
 }
+"""By dotted name: the parameters of what is called or overridden; None for what only has to be there."""
 
 
 def faults() -> list[str]:
@@ -72,13 +79,26 @@ def faults() -> list[str]:
         found.append(f"sglang {version} is installed, sglang=={SGLANG_VERSION} is required")
     for target, expected in SEAMS.items():
         try:
-            parameters = tuple(inspect.signature(pkgutil.resolve_name(target)).parameters)
+            seam = pkgutil.resolve_name(target)
         except (AttributeError, ImportError) as error:
             found.append(f"seam {target} is missing ({error})")
             continue
-        if parameters != expected:
+        if expected is not None and (parameters := tuple(inspect.signature(seam).parameters)) != expected:
             found.append(f"seam {target} takes ({', '.join(parameters)}), expected ({', '.join(expected)})")
     return found
+
+
+def unsupported(server_args: Any) -> str | None:
+    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none."""
+    for flag, given in (
+        ("--tp-size", server_args.tp_size > 1 and not server_args.enable_dp_attention),
+        ("--pp-size", server_args.pp_size > 1),
+        ("--enable-dp-attention", server_args.enable_dp_attention),
+        ("--disaggregation-mode", server_args.disaggregation_mode != "null"),
+    ):
+        if given:
+            return f"{flag} is not supported with a policy; start with --policy stock"
+    return None
 
 
 def check() -> None:

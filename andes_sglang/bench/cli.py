@@ -18,7 +18,7 @@ from typing import Any
 from andes_sglang import results, summary
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
-from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
+from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_arms, check_model, check_run
 from andes_sglang.request import RequestRecord
 from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments, mean_length, shape
 from andes_sglang.workload import add_arguments as add_workload_arguments
@@ -148,9 +148,9 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Replay a workload open-loop against an OpenAI-compatible streaming endpoint and measure what readers see."""
     _refuse(rest)
     workload = from_arguments(args, args.seed)
+    results.directory(args.out)
     url = args.url.rstrip("/").removesuffix("/v1")
     records, figures, samples = _run({args.name: url}, workload, args.seed, args, args.api_key)[args.name]
-    args.out.mkdir(parents=True, exist_ok=True)
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": _machine()}
     results.write(
@@ -169,8 +169,10 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run several policies on fresh engines of one configuration over the same workload, interleaved, with repeats."""
     passed = [flag for flag in rest if flag != "--"]
     arms = arms_of(args)
+    check_arms(arms, passed)
+    check_model(args.model)
     check_run(args)
-    args.out.mkdir(parents=True, exist_ok=True)
+    results.directory(args.out)
     from_arguments(args, args.seed)  # an invalid one is refused before an engine starts
     sustained: list[float] = []
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}

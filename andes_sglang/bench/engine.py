@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -10,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def read_metrics(url: str, timeout_s: float = 5.0) -> dict[str, float]:
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=timeout_s) as answer:
             text = answer.read().decode()
-    except (urllib.error.URLError, OSError):
+    except (OSError, ValueError, http.client.HTTPException):
         return {}
     samples: dict[str, float] = {}
     for line in text.splitlines():

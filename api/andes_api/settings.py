@@ -88,6 +88,8 @@ class ClassSettings(Strict):
 
     @model_validator(mode="after")
     def _in_bounds(self) -> ClassSettings:
+        for tds in (self.min_tds, self.max_tds):
+            QoETarget(self.max_ttft_s, tds)  # raises for bounds that a reader cannot have
         if not self.min_ttft_s <= self.ttft_s <= self.max_ttft_s:
             raise ValueError(f"ttft_s {self.ttft_s:g} is outside {self.min_ttft_s:g} to {self.max_ttft_s:g}")
         if not self.min_tds <= self.tds <= self.max_tds:

@@ -84,6 +84,8 @@ def test_a_class_clamps_and_has_its_own_default_in_bounds() -> None:
     assert (cls.clamp(9, 1).ttft_s, cls.clamp(9, 1).tds) == (2, 4)
     with pytest.raises(ValueError, match="tds 7 is outside"):
         ClassSettings(tds=7, max_tds=6)
+    with pytest.raises(ValueError, match=r"tds must be a number of tokens/s from 1e-3 to 1e9, got 1e-05"):
+        ClassSettings(min_tds=1e-5)
 
 
 def test_the_page_is_off_outside_loopback() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from andes_sglang.latency import LatencyModel
@@ -21,6 +24,8 @@ def tell(metrics: Metrics) -> None:
     latency = LatencyModel()
     for batch in (4, 8, 12) * 100:
         latency.observe_decode(batch, 100 * batch, 0.01 + 0.002 * batch)
+    for tokens in (100, 200, 400) * 30:
+        latency.observe_load(tokens, 0.001 + 2e-6 * tokens)
     metrics.costs(latency)
     metrics.host(HostUse(written_bytes=100, write_s=0.5, used_tokens=7, capacity_tokens=9))
     metrics.host(
@@ -56,6 +61,7 @@ def test_names_and_values() -> None:
     assert value("andes_requests", {"state": "running"}) == 2
     assert value("andes_requests", {"state": "parked"}) == 1
     assert value("andes_cost_seconds", {"stage": "decode", "per": "iteration"}) == pytest.approx(0.01, rel=0.05)
+    assert value("andes_cost_seconds", {"stage": "load", "per": "token"}) == pytest.approx(2e-6, rel=0.05)
     assert value("andes_cost_relative_error", {"stage": "decode"}) < 0.1
     assert value("andes_host_copied_bytes_total", {"direction": "write"}) == 150
     assert value("andes_host_copied_bytes_total", {"direction": "load"}) == 40
@@ -67,6 +73,18 @@ def test_names_and_values() -> None:
     assert value("andes_host_refused_tokens_total") == 2
     assert value("andes_host_tokens", {"what": "used"}) == 5
     assert value("andes_host_tokens", {"what": "capacity"}) == 9
+
+
+def test_each_is_explained() -> None:
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    tell(PrometheusMetrics(registry))
+    explained = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for family in registry.collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        row = next((row for row in explained.splitlines() if row.startswith(f"| `{name}")), "")
+        assert labels == set(filter(None, re.findall(r"\w+", row.split("`")[1].removeprefix(name)))), name
 
 
 def test_silent_without_metrics() -> None:

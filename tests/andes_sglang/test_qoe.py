@@ -183,7 +183,23 @@ def test_projection_broadcasts_over_candidate_intervals() -> None:
     assert np.array_equal(grid[1], readers.served(20.0, 10.0, 0.1, 0.5))
 
 
-@pytest.mark.parametrize(("ttft", "tds"), [(-1, 4), (float("nan"), 4), (1, 0), (1, float("inf")), (True, 4), ("1", 4)])
+@given(GAPS, st.sampled_from([0.0, 1e6]), st.sampled_from([1e-3, 1e9]), st.floats(0, 1e6))
+def test_the_most_extreme_targets_overflow_nothing(gaps: list[float], ttft: float, tds: float, later: float) -> None:
+    stream = ReaderStream(1e9, QoETarget(ttft, tds))
+    for at in times(gaps, 1e9):
+        stream.deliver(at)
+    now = 1e9 + sum(gaps) + later
+    assert 0 <= stream.final_qoe() <= 1
+    with np.errstate(all="raise", under="ignore"):
+        readers = Readers.of([stream, ReaderStream(1e9, QoETarget(ttft, tds))])
+        for projected in (readers.qoe_at(now), readers.waiting(now, 100.0), readers.served(now, 100.0, 0.1, 0.03)):
+            assert np.isfinite(projected).all()
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tds"),
+    [(-1, 4), (float("nan"), 4), (1, 0), (1, float("inf")), (True, 4), ("1", 4), (10**400, 4), (1, 5e-324), (1, 1e300)],
+)
 def test_a_target_that_makes_no_sense_is_refused(ttft: float, tds: float) -> None:
     with pytest.raises(ValueError, match="got"):
         QoETarget(ttft, tds)

@@ -99,6 +99,24 @@ def test_what_went_to_host_memory_is_a_line_of_the_report() -> None:
     assert summary.host_line(summarise([record(0, 0.0, [1.0, 2.0])])) is None
 
 
+def test_summary_json_has_the_keys_that_others_read() -> None:
+    figures = summary.combine([summarise([record(0, 0.0, [1.0, 2.0])])])
+    for key, inside in {
+        "requests": (),
+        "failed": (),
+        "qoe": ("mean", "p5", "share_ge_095", "share_ge_099"),
+        "ttft_s": ("p50", "p90", "p99"),
+        "itl_s": ("p50", "p99"),
+        "stall_s": ("mean", "longest_p90"),
+        "tokens_per_s": (),
+        "effective_tokens_per_s": (),
+        "preemptions_per_request": (),
+        "recomputed_tokens": (),
+    }.items():
+        assert key in figures
+        assert set(inside) <= set(figures[key] if inside else ())
+
+
 def test_a_failed_request_scores_nothing_and_counts() -> None:
     failed = RequestRecord(1, 0.0, 0.0, 10, 10, 1.0, 5.0, [], 3.0, "HTTP 503")
     figures = summarise([record(0, 0.0, [0.5, 0.6]), failed])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ OURS = json.dumps({"arrival_s": 0.5, "prompt_tokens": 1100, "output_tokens": 7, 
     ("name", "text", "count", "first"),
     [
         ("a.csv", AZURE, 2, RequestSpec(0.0, 374, 44)),
+        ("marked.csv", "\ufeff" + AZURE, 2, RequestSpec(0.0, 374, 44)),
         ("b.csv", BURSTGPT, 2, RequestSpec(0.0, 472, 18)),
         ("m.jsonl", MOONCAKE, 2, RequestSpec(0.0, 1200, 52, blocks=(46, 47, 1))),
         ("o.jsonl.gz", OURS, 1, RequestSpec(0.0, 1100, 7, blocks=(4, 5))),
@@ -128,6 +130,14 @@ def test_a_bad_row_is_named_with_file_row_and_field(tmp_path: Path, text: str, s
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=r"nowhere.csv: cannot be read"):
         load(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-9], lambda raw: raw[:12] + b"x" * 40], ids=["cut", "garbled"])
+def test_a_damaged_archive_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "bad.jsonl.gz"
+    path.write_bytes(spoil(gzip.compress((OURS * 50).encode())))
+    with pytest.raises(WorkloadError, match=r"bad.jsonl.gz: a damaged gzip file"):
+        load(path)
 
 
 def test_scaling_and_readers() -> None:

@@ -74,6 +74,7 @@ def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ({"qoe": 3}, "custom_params.qoe must be an object"),
         ({"qoe": {"tds": 0}}, "custom_params.qoe.tds must be .* got 0"),
+        ({"qoe": {"tds": 5e-324}}, "custom_params.qoe.tds must be .* got 5e-324"),
         ({"qoe": {"ttft": "1"}}, "custom_params.qoe.ttft must be .* got '1'"),
         ({"qoe": {"speed": 3}}, "custom_params.qoe.speed: unknown field"),
     ],
@@ -100,15 +101,19 @@ def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.mark.engine
 @pytest.mark.timeout(200)
 def test_a_real_server_refuses_malformed_expectations_with_400(andes: Engine) -> None:
+    refused = {"max_tokens": 4, "custom_params": {"qoe": {"tds": 5e-324}}}
     for path, body in (
-        ("/v1/completions", {"model": "m", "prompt": [5, 6], "stream": True}),
-        ("/v1/completions", {"model": "m", "prompt": [5, 6]}),
-        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "an"}]}),
+        ("/v1/completions", {"model": "m", "prompt": [5, 6], "stream": True, **refused}),
+        ("/v1/completions", {"model": "m", "prompt": [5, 6], **refused}),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "an"}], **refused}),
+        ("/generate", {"input_ids": [5, 6], "sampling_params": {"custom_params": refused["custom_params"]}}),
     ):
         with pytest.raises(urllib.error.HTTPError) as caught:
-            andes.post(path, {**body, "max_tokens": 4, "custom_params": {"qoe": {"tds": -4}}})
+            andes.post(path, body)
         assert caught.value.code == 400
-        assert "custom_params.qoe.tds" in json.loads(caught.value.read())["message"]
+        said = caught.value.read().decode()
+        assert "custom_params.qoe.tds" in said
+        assert "got 5e-324" in said
 
 
 @pytest.mark.engine
@@ -121,18 +126,97 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert found['andes_policy_info{policy="andes"}'] == 1.0
     assert found["andes_decision_seconds_count"] >= 1
     assert found["andes_request_qoe_count"] >= 1
+    assert any(name.startswith("andes_cost_seconds") for name in found)
+    assert any(name.startswith("andes_cost_relative_error") for name in found)
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(200)
-def test_a_seam_that_moved_ends_the_server(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start-up hook of Python pretends that SGLang changed a signature in every process of the server."""
+def test_an_sglang_that_is_another_ends_the_server(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start-up hook of Python pretends that SGLang is another, in every process of the server."""
     (tmp_path / "sitecustomize.py").write_text(
         "from andes_sglang.adapter import seams\n"
+        "seams.SGLANG_VERSION = '0.5.16'\n"
         "seams.SEAMS['sglang.srt.mem_cache.common.release_kv_cache'] = ('req', 'cache')\n"
+        "seams.SEAMS['sglang.srt.managers.scheduler.Scheduler.gone'] = ('self',)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", log=tmp_path / "log"):
         pass
-    assert "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert)" in str(caught.value)
+    for says in (
+        "sglang 0.5.17 is installed, sglang==0.5.16 is required",
+        "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert), expected (req, cache)",
+        "seam sglang.srt.managers.scheduler.Scheduler.gone is missing",
+    ):
+        assert says in str(caught.value)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("flags", "plugins", "says"),
+    [
+        ((), "andes_cpu", "SGLang has not loaded our plugin"),
+        (("--tp-size", "2"), "andes,andes_cpu", "--tp-size is not supported with a policy"),
+    ],
+)
+def test_nothing_is_served_without_the_policy(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], plugins: str, says: str
+) -> None:
+    monkeypatch.setenv("SGLANG_PLUGINS", plugins)
+    with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", flags, log=tmp_path / "log"):
+        pass
+    assert says in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+VICTIMS = """
+import json
+from array import array
+from types import SimpleNamespace
+
+from andes_sglang.adapter import launch, options
+
+launch.prepare_environment(options.Options("andes"))
+from sglang.srt.plugins import load_plugins
+
+load_plugins()
+from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.sampling.sampling_params import SamplingParams
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+from andes_sglang.adapter.scheduler import QoEScheduler
+
+
+def preemptible(speculative=False, sampling={}, **features):
+    algorithm = SpeculativeAlgorithm.EAGLE if speculative else SpeculativeAlgorithm.NONE
+    req = Req("r", "", array("q", [5, 6]), SamplingParams(**sampling), vocab_size=100, **features)
+    return QoEScheduler._is_preemptible(SimpleNamespace(spec_algorithm=algorithm), req)
+
+
+print(json.dumps({
+    "plain": preemptible(sampling={"stop": ["x"], "temperature": 0.5, "json_schema": "{}"}),
+    **{name: preemptible(sampling={name: value}) for name, value in (
+        ("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
+    )},
+    **{name: preemptible(**{name: value}) for name, value in (
+        ("speculative", True), ("lora_id", "a"), ("session", object()), ("session_id", "s"), ("return_logprob", True),
+        ("input_embeds", [[0.1]]), ("positional_embed_overrides", object()), ("custom_logit_processor", "p"),
+        ("return_sampling_mask", True), ("return_hidden_states", True), ("return_routed_experts", True),
+        ("return_indexer_topk", True),
+    )},
+}))
+"""
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(120)
+def test_what_could_not_survive_a_preemption_is_never_preempted() -> None:
+    done = subprocess.run([sys.executable, "-c", VICTIMS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    may = json.loads(done.stdout.splitlines()[-1])
+    assert len(may) == 17
+    assert {name for name, preemptible in may.items() if preemptible} == {"plain"}

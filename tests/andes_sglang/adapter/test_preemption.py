@@ -55,6 +55,21 @@ def stream(engine: Engine, prompt: list[int], **more: Any) -> tuple[list[str], l
     return texts, counts, reason
 
 
+def conversation(engine: Engine) -> list[list[int]]:
+    """Two turns of a session of SGLang: the second is told only what is new."""
+    session = json.loads(str(engine.post("/open_session", {"capacity_of_str_len": 1000})["text"]))
+    sampling = {"max_new_tokens": 12, "ignore_eos": True, "temperature": 0}
+    said, turn = [], None
+    for prompt in (PROMPTS[0], PROMPTS[1]):
+        body = {"input_ids": prompt, "session_params": {"id": session, "rid": turn}, "sampling_params": sampling}
+        answer: Any = engine.post("/generate", body)
+        turn = answer["meta_info"]["id"]
+        said.append([answer["meta_info"]["prompt_tokens"], *answer["output_ids"]])
+    engine.post("/close_session", {"session_id": session})
+    assert said[1][0] > len(PROMPTS[0]) + len(PROMPTS[1])
+    return said
+
+
 def answers(engine: Engine) -> dict[str, Any]:
     """What this engine says to a fixed set of requests sent at once."""
     with ThreadPoolExecutor(8) as pool:
@@ -76,6 +91,7 @@ def answers(engine: Engine) -> dict[str, Any]:
                 "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}},
             },
         )
+        session = pool.submit(conversation, engine)
         penalized = pool.submit(stream, engine, PROMPTS[3], frequency_penalty=1.5, presence_penalty=0.5)
         several = pool.submit(
             engine.post,
@@ -91,6 +107,7 @@ def answers(engine: Engine) -> dict[str, Any]:
             "logprobs": [round(v, 3) for v in choice[0]["logprobs"]["token_logprobs"]],
             "grammar": grammar.result()["choices"][0]["message"]["content"],  # type: ignore[index]
             "n": [c["text"] for c in several.result()["choices"]],  # type: ignore[attr-defined]
+            "session": session.result(),
             "penalty": "".join(penalized.result()[0]),
             "stop": ("".join(stopped[0]), stopped[2]),
         }
@@ -101,7 +118,10 @@ def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     # SGLang's overlap counts penalties a step late, with or without us: only without it are they the same every time.
     flags = (*BASE, "--disable-overlap-schedule")
     with Engine(tiny_model, "stock", flags, log=tmp_path_factory.mktemp("stock") / "log") as engine:
-        return answers(engine)
+        told = answers(engine)
+        assert not any("andes" in name for name in read_metrics(engine.url)), "the plugin is inert"
+        assert "andes" not in json.loads(engine.get("/server_info"))["internal_states"][0]
+        return told
 
 
 CONFIGURATIONS = [
@@ -109,6 +129,7 @@ CONFIGURATIONS = [
     *itertools.product(("overlap",), ("park", "release"), ("mixed",)),
     ("overlap", "offload", "chunked"),
     ("no overlap", "offload", "whole"),
+    ("overlap", "offload", "mixed"),
 ]
 OFFLOAD = ("--preemption-mode", "offload", "--max-total-tokens", "450")
 """Too little KV for everybody, so that what was offloaded has to be loaded back."""
@@ -253,7 +274,8 @@ def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dic
         assert reason == "length"
 
 
-def test_an_abort_frees_everything(engine: tuple[Engine, str]) -> None:
+@pytest.mark.parametrize("whom", [[{"abort_all": True}], [{"rid": f"gone-{k}"} for k in range(4)]], ids=["all", "each"])
+def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[str, Any]]) -> None:
     server, mode = engine
     before = preemptions(server, mode)
     with ThreadPoolExecutor(4) as pool:
@@ -271,7 +293,8 @@ def test_an_abort_frees_everything(engine: tuple[Engine, str]) -> None:
         ]
         while preemptions(server, mode) < before + 40:
             assert server.alive()
-        server.post("/abort_request", {"abort_all": True})
+        for body in whom:
+            server.post("/abort_request", body)
         for future in pending:
             future.result()
     wait_until_idle(server)

@@ -1,0 +1,36 @@
+"""How much host memory copies of KV may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["CGROUP", "MOST_DEVICE_POOLS", "free_bytes", "pool_bytes"]
+
+GIB = float(1 << 30)
+MOST_DEVICE_POOLS = 16
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_bytes(cgroup: Path = CGROUP) -> int:
+    """Bytes that are free, of the machine or of what a container may use of it.
+
+    cgroup: where version 2 of control groups says what this container may use and does use; of that the cache of files
+    that nobody reads now can be given up.
+    """
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        return max(0, min(free, limit - used + int(stat["inactive_file"])))
+    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
+        return free
+
+
+def pool_bytes(asked_gib: float | None, device_pool_bytes: float) -> float:
+    """Bytes of the host pool: what was asked for, or a quarter of what is free, but no more than ``MOST_DEVICE_POOLS`` times
+    the device pool."""
+    if asked_gib is not None:
+        return asked_gib * GIB
+    return float(min(0.25 * free_bytes(), MOST_DEVICE_POOLS * device_pool_bytes))
