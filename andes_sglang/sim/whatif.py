@@ -27,7 +27,8 @@ __all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
 Array = npt.NDArray[np.float64]
 MOST_REQUESTS = 600
 ROUTED_S, LEAST_S = 120.0, 60.0
-"""The cell has as many replicas as the requests are enough for in the first; no less time is played than the second."""
+"""The cell has as many replicas as the requests are enough for in the first; no less time is played than the second. Where
+answers take long, twice and once what the fleet takes to fill."""
 DECISION_INTERVAL_S = 0.5
 CHECKS = 30
 """How often it is asked, while playing, whether the goals can still be met."""
@@ -63,18 +64,36 @@ def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
     prompt = np.array([r.prompt_tokens for r in requests], dtype=np.float64)
     output = np.array([r.output_tokens for r in requests], dtype=np.float64)
     context, costs = prompt + 0.5 * output, engine.costs
-    batch = max(1.0, min(engine.max_running, engine.kv_capacity_tokens * output.sum() / max(1.0, context @ output)))
+    batch = _batch(engine, context, output)
     prefill = costs.prefill_request_s + costs.prefill_token_s * prompt + 0.5 * costs.prefill_pair_s * prompt**2
     chunks = np.maximum(1.0, prompt / engine.chunk_tokens) * costs.prefill_fixed_s
     step = costs.decode_fixed_s / batch + costs.decode_request_s + costs.decode_context_s * context
     return np.asarray(prefill + chunks + output * step)
 
 
+def fill_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
+    """Seconds that an empty ``engine`` takes to be as full as it stays: an answer, as long as those that run are on average,
+    in batches as large as its KV holds."""
+    output = np.array([r.output_tokens for r in requests], dtype=np.float64)
+    context = np.array([r.prompt_tokens for r in requests], dtype=np.float64) + 0.5 * output
+    if not len(requests):
+        return 0.0
+    batch = _batch(engine, context, output)
+    running = output / output.sum()
+    return float(running @ output) * engine.costs.decode_s(round(batch), round(batch * float(running @ context)))
+
+
+def _batch(engine: EngineModel, context: Array, output: Array) -> float:
+    held = engine.kv_capacity_tokens * float(output.sum()) / max(1.0, float(context @ output))
+    return max(1.0, min(float(engine.max_running), held))
+
+
 class WhatIf:
     """The question for ``requests``, in order of arrival in ``span_s`` seconds, and replicas of ``engine`` under ``policy``.
 
     kinds: of each request, what goals tell apart. most_requests: as many are played for one size of fleet, unless a minute of
-    one replica has more; where that is less than all that one replica would get, it is the busiest stretch. Raises
+    one replica has more; where that is less than all that one replica would get, it is the busiest stretch. What came before
+    it, or the end of ``requests`` where that is too little, fills the fleet and is not scored. Raises
     ``ValueError`` naming field and value; playing raises :class:`~andes_sglang.sim.replica.RefusedError` for what can never
     fit.
     """
@@ -101,6 +120,7 @@ class WhatIf:
         self._kinds = np.array(kinds or [0] * len(requests))
         self._times_s = np.array([r.arrival_s for r in requests])
         self._work_s = work_s(engine, requests)
+        self._fill_s = fill_s(engine, requests)
         self.played: dict[int, Played] = {}
 
     @property
@@ -126,41 +146,50 @@ class WhatIf:
 
     def play(self, replicas: int) -> Played:
         """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
-        requests, kinds, cell = self._cell(replicas)
+        requests, kinds, cell, filling = self._cell(replicas)
         scores = np.ones(len(requests))
         fleet = Fleet(
             self.engine, self.policy, replicas=cell, router=self.router, decision_interval_s=self.decision_interval_s,
             sink=lambda record: scores.__setitem__(record.index, record.qoe),
         )  # fmt: skip
+
+        def at_best() -> tuple[float | None, ...]:
+            return self._values(_at_best(fleet, scores)[filling:], kinds[filling:])
+
         every = max(10, len(requests) // CHECKS)
         for number, spec in enumerate(requests, start=1):
             fleet.submit(spec)
-            if number % every == 0 and not self._met(values := self._values(_at_best(fleet, scores), kinds)):
+            if number % every == 0 and not self._met(values := at_best()):
                 return Played(values, exact=False)
         while fleet.open_requests:
             fleet.advance(fleet.now_s + 5.0)
-            if not self._met(values := self._values(_at_best(fleet, scores), kinds)):
+            if not self._met(values := at_best()):
                 return Played(values, exact=False)
-        return Played(self._values(scores, kinds), exact=True)
+        return Played(self._values(scores[filling:], kinds[filling:]), exact=True)
 
-    def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int]:
-        """The cell's requests, their kinds, and how many replicas it has. Its clock is stretched so that the work in a second
-        is the fleet's, whichever requests were picked."""
-        count = len(self.requests)
+    def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int, int]:
+        """The cell's requests, their kinds, how many replicas it has, and how many of the requests only fill it. Its clock is
+        stretched so that the work in a second is the fleet's, whichever requests were picked."""
+        there = count = len(self.requests)
         each_rps = max(1, count) / self.span_s / replicas
-        cell = int(self.most_requests / each_rps / min(self.span_s, ROUTED_S))
+        cell = int(self.most_requests / each_rps / min(self.span_s, max(ROUTED_S, 2 * self._fill_s)))
         cell = max(1, min(replicas, cell))
-        stretch = int(max(self.most_requests / cell, LEAST_S * each_rps) * replicas)
+        stretch = int(max(self.most_requests / cell, max(LEAST_S, self._fill_s) * each_rps) * replicas)
         first = 0
         if stretch < count:
             first = int(np.argmin(self._times_s[stretch:] - self._times_s[:-stretch]))
             count = stretch
-        picked = first + ((np.arange(count * cell // replicas) + 0.5) * replicas / cell).astype(np.int64)
-        fair_s = float(self._work_s[first : first + count].sum()) * cell / replicas
+        begin = first - int(self._fill_s * each_rps * replicas) if there else first
+        every = begin + ((np.arange((first + count - begin) * cell // replicas) + 0.5) * replicas / cell).astype(
+            np.int64
+        )
+        picked, rounds = every % max(1, there), every // max(1, there)
+        fair_s = float(self._work_s[np.arange(begin, first + count) % max(1, there)].sum()) * cell / replicas
         slower = float(self._work_s[picked].sum()) / fair_s if fair_s else 1.0
-        times_s = (self._times_s[picked] - self._times_s[first : first + 1]) * slower
+        times_s = self._times_s[picked] + rounds * self.span_s
+        times_s = (times_s - times_s[:1]) * slower
         requests = [replace(self.requests[i], arrival_s=at) for i, at in zip(picked.tolist(), times_s.tolist())]
-        return requests, self._kinds[picked], cell
+        return requests, self._kinds[picked], cell, int(np.count_nonzero(every < first))
 
     def _values(self, scores: Array, kinds: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
         of = (scores if goal.kind is None else scores[kinds == goal.kind] for goal in self.goals)
