@@ -38,9 +38,9 @@ class Andes:
     without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
     overdue_share: of the KV pool, at most, for readers who run for their lateness and not for their gain.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
-    has been paid for and must earn it). slice_worth: it has also had as many times the engine time that its return takes as the engine
-    has no room for, from one to this many. wait_worth: the wait that a displacement saves, relative to the horizon, is at least this many times the work that
-    it adds (computing its victims anew), relative to that of an answer.
+    has been paid for and must earn it). slice_worth: it has also had from one to this many times the engine time that its
+    return takes, as many as the engine has no room for. wait_worth: the wait that a displacement saves, relative to the
+    horizon, is at least this many times the work that it adds (computing its victims anew), relative to that of an answer.
     trigger_buffer_s: only a reader with less than this buffered may displace. running_bonus: relative bonus of running
     requests against flapping. length_guard: contexts count as at most this many times the mean. batch_candidates: batch
     sizes tried. preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions:
