@@ -29,6 +29,8 @@ Mask = npt.NDArray[np.bool_]
 
 PAUSES = np.concatenate(([0.0], np.geomspace(1 / 1024, 1.0, 11)))
 """Shares of the horizon for which the refiner asks what a pause costs; between them it interpolates."""
+LONGEST_SLICE = 0.25
+"""Share of the horizon that whoever waits may be asked to wait for the end of a slice that has paid its price."""
 
 
 class Andes:
@@ -38,9 +40,10 @@ class Andes:
     without a first token first_bound_s after it was expected: the later per KV token, relative to the bound, the sooner.
     overdue_share: of the KV pool, at most, for readers who run for their lateness and not for their gain.
     min_slice_tokens, resumed_slice_tokens: tokens a new, a resumed request generates before it may be displaced (a resume
-    has been paid for and must earn it). slice_worth: it has also had from one to this many times the engine time that its
-    return takes, as many as the engine has no room for. wait_worth: the wait that a displacement saves, relative to the
-    horizon, is at least this many times the work that it adds (computing its victims anew), relative to that of an answer.
+    has been paid for and must earn it). slice_worth: it has also had this many times the engine time that its return takes,
+    or once that time in a slice as long as LONGEST_SLICE says. wait_worth: the wait that a displacement saves, relative to
+    the horizon, is at least this many times the work that it adds (computing its victims anew), relative to that of an
+    answer.
     trigger_buffer_s: only a reader with less than this buffered may displace. running_bonus: relative bonus of running
     requests against flapping. length_guard: contexts count as at most this many times the mean. batch_candidates: batch
     sizes tried. preemption: False keeps only the admission order. refine: the overhead-aware refiner. max_preemptions:
@@ -111,8 +114,10 @@ class Andes:
         recompute_s = state.latency.resume_s(t.kv_tokens - kept, kept, kept)
         slice_tokens = np.where(t.preemptions > 0, self.resumed_slice_tokens, self.min_slice_tokens)
         token_s = interval_s / max(1, batch_now)
-        worth = self._worth(state, token_s)
-        earned = t.slice_tokens >= np.maximum(slice_tokens, worth * recompute_s / token_s)
+        price_tokens = recompute_s / token_s
+        patience_tokens = LONGEST_SLICE * self.horizon_s / interval_s
+        worth_tokens = np.clip(patience_tokens, price_tokens, self.slice_worth * price_tokens)
+        earned = t.slice_tokens >= np.maximum(slice_tokens, worth_tokens)
         below_cap = self.max_preemptions is None or float(t.preemptions.mean()) < self.max_preemptions
         displacing = ~running & (buffered_s < self.trigger_buffer_s) & below_cap
         accept = None
@@ -146,14 +151,6 @@ class Andes:
         totals = [_packed_gain(density[k], gains[k], context, pool, b) for k, b in enumerate(sizes)]
         best = int(np.argmax(totals))
         return density[best], gains[best], weighed, sizes[best]
-
-    def _worth(self, state: SchedulerState, token_s: float) -> float:
-        """How many times its price a victim has to have had. Computing anew may take what readers leave of the engine, 1 -
-        reading: then it delivers reading / (1 - reading) of what it computes anew."""
-        reading = token_s * float(state.requests.readers.tds.sum())
-        if reading >= 1.0:
-            return self.slice_worth
-        return min(self.slice_worth, max(1.0, reading / (1.0 - reading)))
 
     def _first(
         self, state: SchedulerState, running: Mask, late: npt.NDArray[np.intp], priority: Array, urgency: Array
