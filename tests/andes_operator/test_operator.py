@@ -35,6 +35,10 @@ BUSY_RPS = 60.0
 _numbers = itertools.count(1)
 
 
+NO_TOKEN = {"automountServiceAccountToken": False}
+"""A pod that wants one is refused until its account has one, and the controller that makes them can be a minute late."""
+
+
 class Site:
     """A namespace with a role, a gateway, a Deployment of engines, and QoETargets."""
 
@@ -60,7 +64,7 @@ class Site:
         container = {"name": "g", "image": "g", "ports": [{"name": "http", "containerPort": self.gateway.port}]}
         self.plane("POST", f"{self.core}/pods", {
             "metadata": {"name": "gateway-0", "labels": labels, "annotations": {"test/ip": "127.0.0.1"}},
-            "spec": {"containers": [container]},
+            "spec": {**NO_TOKEN, "containers": [container]},
         })  # fmt: skip
         self.plane("POST", f"{self.core}/services", {
             "metadata": {"name": "gateway"},
@@ -74,7 +78,7 @@ class Site:
             "metadata": {"name": "engine"},
             "spec": {
                 "replicas": replicas, "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "e", "image": "e"}]}},
+                "template": {"metadata": {"labels": labels}, "spec": {**NO_TOKEN, "containers": [{"name": "e", "image": "e"}]}},
             },
         })  # fmt: skip
         until("the engines are ready", lambda: len(self.engine_names()) == replicas)
@@ -382,7 +386,7 @@ def test_a_stateful_set_gives_up_its_highest_ordinal(site: Site) -> None:
         "metadata": {"name": "engine"},
         "spec": {
             "replicas": 1, "serviceName": "engine", "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "e", "image": "e"}]}},
+            "template": {"metadata": {"labels": labels}, "spec": {**NO_TOKEN, "containers": [{"name": "e", "image": "e"}]}},
         },
     })  # fmt: skip
     until("an engine", site.engine_names)
