@@ -170,8 +170,9 @@ class WhatIf:
     def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int, int]:
         """The cell's requests, their kinds, how many replicas it has, and how many of the requests only fill it. Its clock is
         stretched so that the work in a second is the fleet's, whichever requests were picked."""
-        there = count = len(self.requests)
-        each_rps = max(1, count) / self.span_s / replicas
+        count = len(self.requests)
+        cycle = max(1, count)
+        each_rps = cycle / self.span_s / replicas
         cell = int(self.most_requests / each_rps / min(self.span_s, max(ROUTED_S, 2 * self._fill_s)))
         cell = max(1, min(replicas, cell))
         stretch = int(max(self.most_requests / cell, max(LEAST_S, self._fill_s) * each_rps) * replicas)
@@ -179,12 +180,12 @@ class WhatIf:
         if stretch < count:
             first = int(np.argmin(self._times_s[stretch:] - self._times_s[:-stretch]))
             count = stretch
-        begin = first - int(self._fill_s * each_rps * replicas) if there else first
+        begin = first - int(self._fill_s * each_rps * replicas)
         every = begin + ((np.arange((first + count - begin) * cell // replicas) + 0.5) * replicas / cell).astype(
             np.int64
         )
-        picked, rounds = every % max(1, there), every // max(1, there)
-        fair_s = float(self._work_s[np.arange(begin, first + count) % max(1, there)].sum()) * cell / replicas
+        rounds, picked = np.divmod(every, cycle)
+        fair_s = float(self._work_s[np.arange(begin, first + count) % cycle].sum()) * cell / replicas
         slower = float(self._work_s[picked].sum()) / fair_s if fair_s else 1.0
         times_s = self._times_s[picked] + rounds * self.span_s
         times_s = (times_s - times_s[:1]) * slower
