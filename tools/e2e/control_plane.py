@@ -31,6 +31,7 @@ CRD_SERVER = "apiextensions-apiserver"
 API, STORE, PEER, MANAGER, SCHEDULER, CRDS = 6443, 2379, 2380, 10257, 10259, 6444
 SERVICES = "/apis/apiregistration.k8s.io/v1/apiservices"
 WITH_CEL = (1, 29)
+TRIES = 10  # of a call that the server puts off: it does so for a second or two when a kind was just defined
 AUDIT_LOG = "audit.log"
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
@@ -140,19 +141,27 @@ class ControlPlane:
     # Talking to it
 
     def __call__(self, method: str, path: str, body: Any = None, kind: str | None = None) -> dict[str, Any]:
-        """The API server's answer. Raises :class:`ApiError`, and ``OSError`` where it does not answer."""
+        """The API server's answer; where it says to come again soon, the one after that, as kubectl does it.
+
+        Raises :class:`ApiError`, and ``OSError`` where it does not answer.
+        """
         kind = kind or ("application/merge-patch+json" if method == "PATCH" else "application/json")
         headers = {"authorization": f"Bearer {self._tokens['admin']}", "content-type": kind}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=60, context=self._tls) as answer:
-                content = answer.read()
-        except urllib.error.HTTPError as error:
-            text = error.read().decode()
-            with contextlib.suppress(ValueError, KeyError):
-                text = json.loads(text)["message"]
-            raise ApiError(error.code, text) from None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                with urllib.request.urlopen(request, timeout=60, context=self._tls) as answer:
+                    content = answer.read()
+                break
+            except urllib.error.HTTPError as error:
+                text = error.read().decode()
+                with contextlib.suppress(ValueError, KeyError):
+                    text = json.loads(text)["message"]
+                again_s = error.headers.get("retry-after", "")
+                if error.code != 429 or not again_s.isdigit() or not tries_left:
+                    raise ApiError(error.code, text) from None
+                time.sleep(int(again_s))
         return dict(json.loads(content)) if content.startswith(b"{") else {"text": content.decode()}
 
     def items(self, path: str) -> list[dict[str, Any]]:
