@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from andes_operator.decide import Memory, decide
-from andes_operator.demand import Reader, arrivals
+from andes_operator.demand import arrivals
 from andes_operator.forecast import BIN_S, History, forecast
 from andes_operator.names import Statistic
 from andes_operator.observe import Observation, Pods, Request
@@ -33,7 +33,6 @@ from andes_operator.whatif import Prediction, answer
 from andes_sglang import report
 from andes_sglang.arms import Arm
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
@@ -49,6 +48,7 @@ DAY_S = 86_400.0
 TARGET = 0.95
 WINDOWS = 24
 MOST = 40
+NEAR = 1.05
 LEAST_SEEN = 500
 
 SCHEDULERS = ("stock", "andes")
@@ -58,7 +58,7 @@ REACTIVE = ("HPA, KV", "KEDA, running", "KEDA, waiting", "TTFT/ITL planner")
 class Trace(NamedTuple):
     """file: rates, of which ``day`` is played after the days before it as history; or requests, every ``thin``-th, with the
     clock ``stretch`` times slower. speed: seconds of the day in one simulated second. peak: replicas at its highest rate, by
-    arithmetic; of rates. remember_s: how long a what-if holds for a rate (of its clock)."""
+    arithmetic; of rates. remember_s: how long what-ifs hold (of its clock)."""
 
     file: str
     profile: str
@@ -75,7 +75,9 @@ TRACES = {
     "msmall": Trace("servegen_msmall_rate_week1.csv.gz", "a100-40gb-llama-2-13b", 48.0, day=4),
     "mlarge": Trace("servegen_mlarge_rate_days0_5.csv.gz", "a100-40gb-llama-2-13b", 48.0, day=4),
     "chat-day": Trace("servegen_mlarge_day1_c48.jsonl.gz", "a100-40gb-llama-2-13b", 48.0, thin=3),
-    "reasoning-day": Trace("servegen_r1_day_c48.jsonl.gz", "l4-llama-3.1-8b", 8.0, thin=6, stretch=6.0),
+    "reasoning-day": Trace(
+        "servegen_r1_day_c48.jsonl.gz", "l4-llama-3.1-8b", 8.0, thin=6, stretch=6.0, remember_s=900.0
+    ),
     "code-bursts": Trace("azure23_code_bursty.jsonl.gz", "l4-llama-3.1-8b", 1.0, remember_s=60.0, cold_start_s=90.0),
 }
 
@@ -228,7 +230,8 @@ class Ours:
             ),
         )  # fmt: skip
         self.memory = Memory()
-        self.known: dict[int, tuple[float, Prediction]] = {}
+        self.known: dict[int, Prediction] = {}
+        self.epoch = -1.0
         self.expected: tuple[float, float] = (-1.0, 0.0)
         self.last: Prediction | None = None
         self.what_ifs = 0
@@ -241,8 +244,8 @@ class Ours:
         late, waiting, generated = Sketch(), 0, {}
         for replica in fleet.replicas:
             for job in replica.by_rid.values():
-                generated[job.index] = job.generated
-                if not job.generated:
+                generated[job.index] = replica.generated(job)
+                if not generated[job.index]:
                     waiting += 1
                     late.add(float(now_s <= job.spec.arrival_s + job.spec.target.ttft_s))
         ended = Sketch()
@@ -251,9 +254,13 @@ class Ours:
         recent = seen.last(now_s, seen.clock(600.0), LEAST_SEEN)
         observation = Observation(
             now_s, Pods(current, current, len(fleet.serving)), rate_rps, idle_s=0.0, open_streams=fleet.open_requests,
+            engine_requests=fleet.open_requests,
             waiting=waiting, ended={"reader": ended}, running={"reader": late},
             recent=tuple(
-                Request(r.arrival_s, "reader", r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated)
+                Request(
+                    r.arrival_s, "reader", r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated,
+                    target=r.target,
+                )
                 for i, r in recent
             ),
         )  # fmt: skip
@@ -263,7 +270,8 @@ class Ours:
         return decision.replicas
 
     def predict(self, seen: Observation) -> Prediction:
-        """The forecast by the clock of the day; the what-if by that of the engines, once for each three percent of rate."""
+        """The forecast by the clock of the day; the what-if by that of the engines, once in a while
+        for each five percent of rate."""
         speed, started = self.world.trace.speed, time.process_time()
         at_s = self.world.origin_s + seen.now_s * speed
         began = self.world.history.add(at_s, seen.rate_rps / speed, self.interval_s * speed)
@@ -278,16 +286,20 @@ class Ours:
             told = forecast(self.world.history, come_s, at_s, since_s, seen.rate_rps / speed, horizon_s)
             self.expected = at_s, told.rate_rps * speed
             self.world.forecasts[at_s] = self.expected[1]
-        rate_rps = max(self.expected[1], seen.rate_rps, 1e-3)
-        key = round(math.log(rate_rps) / math.log(1.03))
-        if key not in self.known or at_s - self.known[key][0] > self.world.trace.remember_s:
-            readers = {"reader": Reader(QoETarget(1.0, 4.35))}
-            demand, span_s = arrivals(self.spec, seen, 1.03**key, readers)
-            self.last = answer(self.spec, demand, span_s, self.engine, self.policy, self.last)
-            self.known[key] = at_s, self.last
+        epoch = at_s // self.world.trace.remember_s
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.known.clear()
+        load_factor = 1.0 if self.last is None else self.last.load_factor_by(seen, self.spec.behavior.window_s)
+        rate_rps = max(self.expected[1], seen.rate_rps, 1e-3) * load_factor
+        key = round(math.log(rate_rps) / math.log(NEAR))
+        if key not in self.known:
+            demand, span_s = arrivals(self.spec, seen, NEAR**key, {})
+            self.known[key] = answer(self.spec, demand, span_s, self.engine, self.policy, self.last, seen.pods.ready)
             self.what_ifs += 1
+        self.last = replace(self.known[key], load_factor=load_factor, at_s=seen.now_s)
         self.what_if_s += time.process_time() - started
-        return self.known[key][1]
+        return self.last
 
 
 def autoscaler(
@@ -361,7 +373,7 @@ def play(world: World, scheduler: str, arm: str, value: float) -> dict[str, Any]
         "mean": float(scores.mean()), "p5": float(np.percentile(scores, 5)), "share": float((scores >= 0.95).mean()),
         "met": float(np.mean([w >= TARGET for w in windows])), "windows": windows, "timeline": timeline,
         "cpu_s": time.process_time() - started,
-        "known": {f"{1.03**k:.3g}": p.least for k, (_, p) in sorted(getattr(scaler, "known", {}).items())},
+        "known": {f"{NEAR**k:.3g}": p.least for k, p in sorted(getattr(scaler, "known", {}).items())},
         "what_ifs": getattr(scaler, "what_ifs", 0), "what_if_s": getattr(scaler, "what_if_s", 0.0),
     }  # fmt: skip
 

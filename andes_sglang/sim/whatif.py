@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, Router, qoe
 from andes_sglang.sim.plan import Objective, least
@@ -47,11 +47,12 @@ class Goal(NamedTuple):
 
 
 class Played(NamedTuple):
-    """values: of the goals' statistics, in their order; None where no request is of the kind. exact: False where it was given
-    up as missed; the values are then what they would be if all who wait got everything at once."""
+    """values: of the goals' statistics, in their order; None where no request is of the kind. stays_s: how long each
+    request was open, shape (n,); None where it was given up as missed, and the values are then what they would be if all who
+    wait got everything at once."""
 
     values: tuple[float | None, ...]
-    exact: bool
+    stays_s: Array | None
 
 
 def decision_interval(engine: EngineModel) -> float:
@@ -142,15 +143,19 @@ class WhatIf:
     def meets(self, replicas: int) -> bool:
         if replicas not in self.played:
             self.played[replicas] = self.play(replicas)
-        return self.played[replicas].exact and self._met(self.played[replicas].values)
+        return self.played[replicas].stays_s is not None and self._met(self.played[replicas].values)
 
     def play(self, replicas: int) -> Played:
         """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
         requests, kinds, cell, filling = self._cell(replicas)
-        scores = np.ones(len(requests))
+        scores, stays_s = np.ones(len(requests)), np.zeros(len(requests))
+
+        def keep(record: RequestRecord) -> None:
+            scores[record.index], stays_s[record.index] = record.qoe, record.end_s - record.arrival_s
+
         fleet = Fleet(
             self.engine, self.policy, replicas=cell, router=self.router, decision_interval_s=self.decision_interval_s,
-            sink=lambda record: scores.__setitem__(record.index, record.qoe),
+            sink=keep,
         )  # fmt: skip
 
         def at_best() -> tuple[float | None, ...]:
@@ -160,12 +165,12 @@ class WhatIf:
         for number, spec in enumerate(requests, start=1):
             fleet.submit(spec)
             if number % every == 0 and not self._met(values := at_best()):
-                return Played(values, exact=False)
+                return Played(values, None)
         while fleet.open_requests:
             fleet.advance(fleet.now_s + 5.0)
             if not self._met(values := at_best()):
-                return Played(values, exact=False)
-        return Played(self._values(scores[filling:], kinds[filling:]), exact=True)
+                return Played(values, None)
+        return Played(self._values(scores[filling:], kinds[filling:]), stays_s[filling:])
 
     def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int, int]:
         """The cell's requests, their kinds, how many replicas it has, and how many of the requests only fill it. Its clock is

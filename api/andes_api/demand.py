@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
 __all__ = ["Demand", "DemandRecord", "QoEWindow"]
@@ -16,13 +17,15 @@ SLICES = 360
 
 @dataclass(slots=True)
 class DemandRecord:
-    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. ttft_s, qoe: None where
+    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. target: what its
+    reader expects. ttft_s, qoe: None where
     there is none (not streamed, no token yet). outcome: open, done, shed, failed, abandoned, error."""
 
     arrival_s: float
     class_name: str
     stream: bool
     prompt_tokens: int
+    target: QoETarget
     output_tokens: int = 0
     ttft_s: float | None = None
     qoe: float | None = None
@@ -35,6 +38,8 @@ class DemandRecord:
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
+            "ttft_target_s": self.target.ttft_s,
+            "tds": self.target.tds,
             "ttft_s": None if self.ttft_s is None else round(self.ttft_s, 4),
             "qoe": None if self.qoe is None else round(self.qoe, 4),
             "outcome": self.outcome,

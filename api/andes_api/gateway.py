@@ -99,7 +99,7 @@ class Gateway:
         prompt = Prompt(body, chat)
         prompt_tokens = max(1.0, prompt.tokens(self.fleet.chars_per_token))
         streams = body.get("stream") is True
-        record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens))
+        record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.target)
         can_resume = self.settings.resume and streams and resumable(body, chat)
         stream = Stream(
             chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,

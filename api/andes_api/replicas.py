@@ -75,6 +75,7 @@ class Replica:
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.streams: set[Stream] = set()
         self.others = 0
+        self.requests: int | None = None  # what it holds, whosoever, by its own count
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
         self.latency = LatencyModel()
@@ -185,6 +186,7 @@ class Replica:
     def load_is(self, loads: list[dict[str, Any]], held: int) -> None:
         """What the engine's ``/v1/loads`` says. ``held``: our streams there when it was asked."""
         running = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
+        self.requests = running
         self.others = max(0, running - max(held, len(self.streams)))
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         slots = sum(int(load["max_running_requests"]) for load in loads)
@@ -204,6 +206,7 @@ class Replica:
             "streams": len(self.streams),
             "waiting": sum(not s.tokens for s in self.streams),
             "others": self.others,
+            "requests": self.requests,
             "slots": self.slots,
             "policy": self.policy,
             "context_tokens": int(self.context_tokens),

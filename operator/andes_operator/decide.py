@@ -178,14 +178,14 @@ def _largest_ask(
     elif predicted.least is None:
         model = (
             spec.max_replicas, Reason.FORECAST,
-            f"{predicted.rate_rps:.3g} requests/s expected: even {spec.max_replicas} replicas are predicted to give "
+            f"{predicted.demand}: even {spec.max_replicas} replicas are predicted to give "
             f"{predicted.sentence(spec.max_replicas)}",
         )  # fmt: skip
     else:
         least = spec.clamp(predicted.least)
         model = (
             least, Reason.FORECAST if least > current else Reason.STEADY,
-            f"{predicted.rate_rps:.3g} requests/s expected: {least} replicas are predicted to give "
+            f"{predicted.demand}: {least} replicas are predicted to give "
             f"{predicted.sentence(least)}",
         )  # fmt: skip
     floor = _floor(spec, seen, memory)
@@ -258,7 +258,7 @@ def _downwards(
     fewer = max(1, spec.min_replicas, current - 1 if spec.mode is Mode.AUTO else highest)
     if not predicted.meets(fewer):
         return stay(Reason.STEADY, f"{fewer} replicas are predicted to give {predicted.sentence(fewer)}: not enough")
-    message = f"{predicted.rate_rps:.3g} requests/s expected: {fewer} replicas still give {predicted.sentence(fewer)}"
+    message = f"{predicted.demand}: {fewer} replicas still give {predicted.sentence(fewer)}"
     return Decision(fewer, Reason.SURPLUS, message, memory, attainable)
 
 

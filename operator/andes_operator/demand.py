@@ -45,7 +45,8 @@ def arrivals(
 
     def arrival(at_s: float, request: Request, tokens: int) -> Arrival:
         reader = readers.get(request.class_name, DEFAULT_READER)
-        return Arrival(at_s, request.class_name, max(1, request.prompt_tokens), tokens, reader.target, reader.weight)
+        target = request.target or reader.target
+        return Arrival(at_s, request.class_name, max(1, request.prompt_tokens), tokens, target, reader.weight)
 
     if len(seen.recent) >= LEAST_SAMPLE:
         first_s = seen.recent[0].arrival_s

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from andes_operator.names import Reason
+from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
 __all__ = ["Fault", "FleetReplica", "Observation", "Pods", "Report", "Request", "merge"]
 
 PolicyOptions = tuple[tuple[str, Any], ...]
 CLOCK_TOLERANCE_S = 30.0
+REFUSED = ("shed", "failed")
+"""Outcomes of requests that no engine served."""
 FOREIGN_LEAST, FOREIGN_SHARE = 10, 0.5
 
 
@@ -28,19 +31,22 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: its output_tokens are final."""
+    """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: its output_tokens are final;
+    refused: nobody served it. target: what its reader expects; None where that is as its class says."""
 
     arrival_s: float
     class_name: str
     prompt_tokens: int
     output_tokens: int
     done: bool
+    refused: bool = False
+    target: QoETarget | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FleetReplica:
     """An engine as one gateway sees it: its streams there, those without a first token, and what others sent it. policy: that
-    it says is in charge, and its options; None where it says nothing."""
+    it says is in charge, and its options; requests: what it holds by its own count. None where it says nothing."""
 
     name: str
     healthy: bool
@@ -49,6 +55,7 @@ class FleetReplica:
     waiting: int
     others: int
     policy: tuple[str, PolicyOptions] | None = None
+    requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,8 @@ class Report:
             requests = tuple(
                 Request(
                     _number(r["arrival_s"]), str(r["class"]), int(_number(r["prompt_tokens"])),
-                    int(_number(r["output_tokens"])), r["outcome"] == "done",
+                    int(_number(r["output_tokens"])), r["outcome"] == "done", r["outcome"] in REFUSED,
+                    QoETarget(_number(r["ttft_target_s"]), _number(r["tds"])) if "tds" in r else None,
                 )
                 for r in demand["records"]
             )  # fmt: skip
@@ -99,6 +107,7 @@ class Report:
                     FleetReplica(
                         str(r["name"]), bool(r["healthy"]), bool(r["draining"]), int(_number(r["streams"])),
                         int(_number(r["waiting"])), int(_number(r["others"])), _policy(r.get("policy")),
+                        None if r.get("requests") is None else int(_number(r["requests"])),
                     )
                     for r in replicas["replicas"]
                 ),
@@ -142,7 +151,9 @@ class Pods:
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The fleet at ``now_s`` (Unix seconds). rate_rps: requests/s over the last ``window_s``. idle_s: since the last
-    arrival, at least. recent: requests in order of arrival. policy: of most engines that
+    arrival, at least. open_streams: of readers; engine_requests: what the engines hold, by their own count where they say it,
+    and what waits for one: an answer that a slow reader has not read to its end is no load. recent: requests in order of
+    arrival. policy: of most engines that
     say theirs, with its options. With ``fault`` the rest may be wrong and is not acted on."""
 
     now_s: float
@@ -150,6 +161,7 @@ class Observation:
     rate_rps: float = 0.0
     idle_s: float = math.inf
     open_streams: int = 0
+    engine_requests: int = 0
     waiting: int = 0
     ended: Mapping[str, Sketch] = field(default_factory=dict)
     running: Mapping[str, Sketch] = field(default_factory=dict)
@@ -187,10 +199,13 @@ def merge(
     span_s = max(1.0, now_s - since_s)
     streams: dict[str, int] = {}
     loads: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for report in reports:
         for r in report.replicas:
             streams[r.name] = streams.get(r.name, 0) + r.streams
             loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
+            if r.requests is not None:
+                counts[r.name] = max(counts.get(r.name, 0), r.requests)
     ours = sum(streams.values())
     held = sum(report.held for report in reports)
     policies = Counter(r.policy for report in reports for r in report.replicas if r.healthy and r.policy)
@@ -200,6 +215,7 @@ def merge(
         rate_rps=sum(r.arrival_s > since_s for r in requests) / span_s,
         idle_s=now_s - requests[-1].arrival_s if requests else now_s - since_s,
         open_streams=ours + held,
+        engine_requests=sum((streams | counts).values()) + held,
         waiting=sum(r.waiting for report in reports for r in report.replicas) + held,
         ended=merge_classes(report.ended for report in reports),
         running=merge_classes(report.running for report in reports),

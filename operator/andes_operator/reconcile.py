@@ -52,8 +52,11 @@ class _Asked:
     def answers(self, look: _Look) -> bool:
         count = max(1.0, self.rate_rps * look.spec.behavior.window_s)
         near = max(REUSE_SHARE, count**-0.5) * self.rate_rps
-        same = self.generation == look.target["metadata"]["generation"]
-        return same and look.seen.now_s - self.at_s < REUSE_S and abs(look.seen.rate_rps - self.rate_rps) <= near
+        same = self.generation == look.target["metadata"]["generation"] and look.seen.now_s - self.at_s < REUSE_S
+        if not same or abs(look.seen.rate_rps - self.rate_rps) > near:
+            return False
+        load_factor = self.predicted.load_factor_by(look.seen, look.spec.behavior.window_s)
+        return abs(load_factor / self.predicted.load_factor - 1.0) <= REUSE_SHARE
 
 
 @dataclass(slots=True)

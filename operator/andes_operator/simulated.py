@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from andes_operator.demand import Reader, arrivals
@@ -54,7 +54,8 @@ def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
     expected = forecast(
         inquiry.history, [r.arrival_s for r in seen.recent], seen.now_s, inquiry.since_s, seen.rate_rps, inquiry.horizon_s
     )  # fmt: skip
-    demand, span_s = arrivals(spec, seen, expected.rate_rps, inquiry.readers)
+    load_factor = 1.0 if inquiry.last is None else inquiry.last.load_factor_by(seen, spec.behavior.window_s)
+    demand, span_s = arrivals(spec, seen, expected.rate_rps * load_factor, inquiry.readers)
     in_charge, its_options = seen.policy or DEFAULT_POLICY
     name = spec.policy or in_charge
     options = spec.policy_options or (its_options if name == in_charge else ())
@@ -62,7 +63,8 @@ def predict(inquiry: Inquiry) -> tuple[Forecast, Prediction]:
     def policy() -> SchedulingPolicy | None:
         return None if name == "stock" else make(name, **dict(options))
 
-    return expected, answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last, seen.pods.wanted)
+    predicted = answer(spec, demand, span_s, _profile(spec.profile).engine, policy, inquiry.last, seen.pods.ready)
+    return expected, replace(predicted, load_factor=load_factor, at_s=seen.now_s)
 
 
 def _end_with_parent() -> None:

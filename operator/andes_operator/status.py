@@ -120,6 +120,7 @@ def status(
         "demand": {
             "requestsPerSecond": round(seen.rate_rps, 3),
             "expectedRequestsPerSecond": round(expected.rate_rps, 3) if expected else None,
+            "loadFactor": round(predicted.load_factor, 2) if predicted else None,
             "horizonSeconds": round(expected.horizon_s, 1) if expected else None,
             "forecast": expected.method if expected else None,
             "openStreams": seen.open_streams,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from andes_operator.names import ALL_CLASSES, Statistic
+from andes_operator.observe import Observation
 from andes_operator.spec import Objective, TargetSpec
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.qoe import QoETarget
@@ -16,6 +20,10 @@ from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.whatif import Goal, WhatIf
 
 __all__ = ["Arrival", "Prediction", "answer"]
+
+MOST_LOAD_FACTOR = 3.0
+"""How far what the engines hold may move the demand from what the requests tell, either way."""
+QUANTILES = 50
 
 _STATISTIC = {Statistic.MEAN: "mean", Statistic.PERCENTILE: "p", Statistic.SHARE_ABOVE: "share"}
 
@@ -35,23 +43,56 @@ class Arrival:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """values: for each number of replicas that was played, the objectives' statistics, in their order (None: none of that
-    class came). least: the fewest replicas that meet all with margin; None: not even the most do."""
+    class came); stays_s: how long requests stay then (quantiles, ascending), where the objectives were in reach. least: the
+    fewest replicas that meet all with margin; None: not even the most do. load_factor: how many times the demand that the
+    requests tell of was played; at_s: when it was asked."""
 
     rate_rps: float
     objectives: tuple[Objective, ...]
     margin: float
     least: int | None
     values: Mapping[int, tuple[float | None, ...]]
+    stays_s: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    load_factor: float = 1.0
+    at_s: float = 0.0
 
     def meets(self, replicas: int) -> bool:
         """Whether so many do: no fewer than the least, and, where they were played themselves, in that play too."""
         played = replicas not in self.values or meets(self.objectives, self.values[replicas], self.margin)
         return played and self.least is not None and replicas >= self.least
 
+    def load_factor_by(self, seen: Observation, window_s: float) -> float:
+        """``load_factor`` by what the engines hold now: each request that came lately is still there with the chance that one
+        in the play stayed as long. What they hold beyond two standard deviations of that is load which the requests do not
+        tell of, or not yet; it counts when it lasts, in full after ``window_s``. As it was, where the number of replicas
+        that are ready was not played."""
+        stays_s = np.array(self.stays_s.get(seen.pods.ready, ()))
+        taken_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
+        if not len(stays_s) or not len(taken_s):
+            return self.load_factor
+        stay = 1.0 - np.searchsorted(stays_s, seen.now_s - taken_s) / len(stays_s)
+        span_s = max(1.0, seen.now_s - seen.recent[0].arrival_s)
+        from_before = len(taken_s) / span_s * float(np.maximum(0.0, stays_s - span_s).mean())
+        expected = self.load_factor * (float(stay.sum()) + from_before)
+        chance = 2.0 * math.sqrt(self.load_factor * (float((stay * (1.0 - stay)).sum()) + from_before))
+        if not expected:
+            return self.load_factor
+        nearest = min(max(expected, seen.engine_requests - chance), seen.engine_requests + chance)
+        now = min(MOST_LOAD_FACTOR, max(1 / MOST_LOAD_FACTOR, self.load_factor * nearest / expected))
+        return self.load_factor + min(1.0, (seen.now_s - self.at_s) / window_s) * (now - self.load_factor)
+
     def at(self, replicas: int) -> tuple[float | None, ...] | None:
         """The statistics with so many replicas: as played, or at least those of the most that were played below it."""
         played = max((n for n in self.values if n <= replicas), default=None)
         return None if played is None else self.values[played]
+
+    @property
+    def demand(self) -> str:
+        """What was played, in words."""
+        words = f"{self.rate_rps / self.load_factor:.3g} requests/s expected"
+        if abs(self.load_factor - 1.0) < 0.05:
+            return words
+        return f"{words}, with {self.load_factor:.2g} times the load that they tell of, by what the engines hold"
 
     def sentence(self, replicas: int) -> str:
         values = self.at(replicas)
@@ -97,7 +138,15 @@ def answer(
     elif 0.5 * question.load <= current <= 2.0 * question.load:
         guess = current
     found = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
-    return Prediction(rate_rps, spec.objectives, margin, found, {n: p.values for n, p in question.played.items()})
+    if found is not None and found < current <= spec.max_replicas:
+        question.meets(current)  # for how long requests stay there
+    played = question.played.items()
+    stays_s = {n: _quantiles(p.stays_s) for n, p in played if p.stays_s is not None}
+    return Prediction(rate_rps, spec.objectives, margin, found, {n: p.values for n, p in played}, stays_s)
+
+
+def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(np.quantile(values, (np.arange(QUANTILES) + 0.5) / QUANTILES).tolist()) if len(values) else ()
 
 
 def _kind(objective: Objective, names: Sequence[str]) -> int | None:

@@ -76,7 +76,7 @@ def test_demand_is_bounded_and_says_so() -> None:
     demand = Demand(3)
     assert demand.complete_since_s is None
     for k in range(5):
-        demand.add(DemandRecord(float(k), "reading", True, 10))
+        demand.add(DemandRecord(float(k), "reading", True, 10, QoETarget()))
     assert [r.arrival_s for r in demand.since(0.0)] == [2.0, 3.0, 4.0]
     assert [r.arrival_s for r in demand.since(3.0)] == [4.0]
     assert demand.complete_since_s == 2.0

@@ -102,6 +102,7 @@ class World:
     rate_rps: float = 1.0
     prompt_tokens: int = 500
     output_tokens: int = 100
+    stay_s: float = 1.0  # about what an H100 takes for such an answer
     qoe: float = 1.0
     waiting: int = 0
     skew_s: float = 0.0
@@ -177,9 +178,10 @@ class Gateway(threading.Thread):
 
     async def _replicas(self, request: web.Request) -> web.Response:
         self._now_s()
+        held = round(self.world.rate_rps * self.world.stay_s / max(1, len(self.world.engines())))
         replicas = [
             {"name": name, "healthy": True, "draining": (name, True) in self.world.drained,
-             "streams": self.world.streams.get(name, 0), "waiting": self.world.waiting, "others": 0}
+             "streams": self.world.streams.get(name, 0), "waiting": self.world.waiting, "others": 0, "requests": held}
             for name in self.world.engines()
         ]  # fmt: skip
         return web.json_response({"replicas": replicas})

@@ -9,6 +9,7 @@ import pytest
 
 from andes_operator.names import Reason
 from andes_operator.observe import FleetReplica, Observation, Pods, Report, Request, merge
+from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
 NOW_S = 1_000_000.0
@@ -111,15 +112,30 @@ def test_others_of_one_gateway_are_streams_of_another() -> None:
     assert merged(a, b).fault is None
 
 
+def test_engines_count_for_themselves_where_they_can() -> None:
+    def engine(name: str, streams: int, requests: int | None) -> FleetReplica:
+        return FleetReplica(name, True, False, streams, 0, 0, requests=requests)
+
+    a = report(replicas=(engine("x:1", 30, 12), engine("x:2", 7, None)), held=2)
+    b = report("b", replicas=(engine("x:1", 20, 14), engine("x:2", 5, None)))
+    assert merged(a, b).open_streams == 64
+    assert merged(a, b).engine_requests == 14 + 12 + 2, "slow readers are no load; what cannot count has its streams"
+
+
 def test_a_report_is_read_from_what_the_gateway_answers() -> None:
     demand = {"now_s": NOW_S, "complete_since_s": NOW_S - 50, "records": [
-        {"arrival_s": NOW_S - 5, "class": "code", "prompt_tokens": 10, "output_tokens": 3, "outcome": "open"}]}  # fmt: skip
+        {"arrival_s": NOW_S - 5, "class": "code", "prompt_tokens": 10, "output_tokens": 3, "outcome": "open"},
+        {"arrival_s": NOW_S - 4, "class": "code", "prompt_tokens": 10, "output_tokens": 0, "outcome": "shed",
+         "ttft_target_s": 0.5, "tds": 20.0}]}  # fmt: skip
     qoe = {"now_s": NOW_S, "classes": {"code": sketch(0.5).to_dict()}, "running": {}}
     replicas = {
         "replicas": [{"name": "x:1", "healthy": None, "draining": False, "streams": 1, "waiting": 1, "others": 0}]
     }
     read = Report.of("a", demand, qoe, replicas, NOW_S - 600, NOW_S)
-    assert read.requests == (Request(NOW_S - 5, "code", 10, 3, False),)
+    assert read.requests == (
+        Request(NOW_S - 5, "code", 10, 3, False),
+        Request(NOW_S - 4, "code", 10, 0, False, refused=True, target=QoETarget(0.5, 20.0)),
+    )
     assert read.demand_since_s == NOW_S - 50
     assert read.ended["code"].mean == 0.5
     assert read.replicas == (FleetReplica("x:1", False, False, 1, 1, 0),)

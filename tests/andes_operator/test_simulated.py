@@ -118,6 +118,37 @@ def test_a_class_is_told_apart() -> None:
     assert fast < 0.9  # type: ignore[operator]
 
 
+def test_what_a_request_expects_comes_before_its_class() -> None:
+    seen = observed(2.0)
+    own = tuple(replace(r, target=QoETarget(0.5, 20.0) if i % 2 else None) for i, r in enumerate(seen.recent))
+    made, _ = arrivals(SPEC, replace(seen, recent=own), 2.0, {"reading": Reader(QoETarget(2.0, 9.0), 3.0)})
+    assert {a.reader for a in made[1::2]} == {QoETarget(0.5, 20.0)}
+    assert {a.reader for a in made[::2]} == {QoETarget(2.0, 9.0)}
+    assert {a.weight for a in made} == {3.0}
+
+
+def test_engines_that_hold_more_than_the_requests_tell_of_take_more_replicas() -> None:
+    seen = replace(observed(60.0, 120.0), pods=Pods(12, 12, 12))
+    first = predict(Inquiry(SPEC, seen, NOW_S - 120, 75.0))[1]
+    assert first.load_factor == 1.0
+    usual = round(60.0 * sum(first.stays_s[12]) / len(first.stays_s[12]))
+    later = NOW_S + 120.0
+    moved = tuple(replace(r, arrival_s=r.arrival_s + 120.0) for r in seen.recent)
+    as_told, doubled = (
+        predict(
+            Inquiry(SPEC, replace(seen, now_s=later, recent=moved, engine_requests=held), later - 120, 75.0, last=first)
+        )[1]
+        for held in (usual, 2 * usual)
+    )
+    assert as_told.load_factor == pytest.approx(1.0, abs=0.1)
+    assert 1.6 < doubled.load_factor < 2.2
+    assert first.least is not None
+    assert as_told.least is not None
+    assert doubled.least is not None
+    assert abs(as_told.least - first.least) <= 1
+    assert doubled.least >= 1.4 * first.least
+
+
 def test_the_whole_prediction() -> None:
     expected, predicted = predict(Inquiry(SPEC, observed(60.0, 120.0), NOW_S - 120, 75.0))
     assert expected.rate_rps >= 60.0

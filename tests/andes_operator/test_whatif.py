@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from andes_operator.names import Statistic
+from andes_operator.observe import Observation, Pods, Request
 from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
-from andes_operator.whatif import Arrival, Prediction, answer
+from andes_operator.whatif import MOST_LOAD_FACTOR, Arrival, Prediction, answer
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.replica import RefusedError
@@ -99,3 +100,53 @@ def test_each_class_has_its_objective() -> None:
 def test_what_no_engine_can_hold_is_said() -> None:
     with pytest.raises(RefusedError, match="prompt_tokens 5000"):
         ask((Arrival(0.0, "reading", 5000, 10, QoETarget()),))
+
+
+def holding(requests: int, *, replicas: int = 4, refused: bool = False) -> Observation:
+    """Ten requests/s for the last minute, and ``requests`` in the engines."""
+    recent = tuple(Request(940.0 + k / 10, "reading", 100, 50, True, refused and k % 2 > 0) for k in range(600))
+    pods = Pods(replicas, replicas, replicas)
+    return Observation(1000.0, pods, 10.0, recent=recent, engine_requests=requests)
+
+
+def stays(*seconds: float, load_factor: float = 1.0) -> Prediction:
+    return Prediction(10.0, SPEC.objectives, 0.01, 4, {4: (1.0, None)}, {4: tuple(sorted(seconds))}, load_factor)
+
+
+@pytest.mark.parametrize(
+    ("held", "factor"), [(100, 1.0), (150, 1.5), (50, 0.5), (5000, MOST_LOAD_FACTOR), (0, 1 / MOST_LOAD_FACTOR)]
+)
+def test_what_the_engines_hold_beyond_what_the_requests_tell_of_is_load(held: int, factor: float) -> None:
+    assert stays(10.0).load_factor_by(holding(held), 60.0) == pytest.approx(factor, rel=0.01)
+    again = stays(10.0, load_factor=2.0).load_factor_by(holding(held), 60.0)
+    assert again == pytest.approx(factor, rel=0.01), "as much as is held, whatever was played"
+
+
+def test_what_lasts_counts_in_full_and_a_moment_by_its_share_of_the_window() -> None:
+    asked = replace(stays(10.0), at_s=985.0)
+    assert asked.load_factor_by(holding(200), 60.0) == pytest.approx(1.25, rel=0.01)
+    assert asked.load_factor_by(holding(200), 15.0) == pytest.approx(2.0, rel=0.01)
+
+
+def test_chance_is_no_load() -> None:
+    spread = stays(*range(1, 20))  # ten seconds on average: a hundred, give or take twice five and a half
+    assert spread.load_factor_by(holding(110), 60.0) == spread.load_factor_by(holding(90), 60.0) == 1.0
+    assert spread.load_factor_by(holding(131), 60.0) == pytest.approx(1.2, abs=0.02)
+
+
+def test_what_tells_nothing_of_load_changes_nothing() -> None:
+    assert stays(10.0, load_factor=1.3).load_factor_by(holding(500, replicas=5), 60.0) == 1.3, "five were not played"
+    nobody = replace(holding(50), recent=())
+    assert stays(10.0, load_factor=1.3).load_factor_by(nobody, 60.0) == 1.3
+    half = stays(10.0).load_factor_by(holding(50, refused=True), 60.0)
+    assert half == pytest.approx(1.0, abs=0.03), "those who were turned away hold nothing"
+    longer = stays(100.0).load_factor_by(holding(1000), 60.0)
+    assert longer == pytest.approx(1.0, abs=0.01), "who came before the first that is remembered may be there still"
+
+
+def test_how_long_requests_stay_with_as_many_as_there_are_is_known_afterwards() -> None:
+    found = ask(demand(10.0), current=40)
+    assert found.least is not None
+    assert found.least < 40
+    assert max(found.stays_s[40]) <= max(found.stays_s[found.least])
+    assert min(found.stays_s[40]) > 1.0, "a hundred tokens at 20 ms or more"
