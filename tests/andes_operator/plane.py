@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 from aiohttp import web
-from e2e.control_plane import ApiError, ControlPlane
+from e2e.control_plane import API, ApiError, ControlPlane
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_sglang.sketch import Sketch
@@ -200,13 +201,63 @@ class Gateway(threading.Thread):
         return web.json_response({})
 
 
+class Proxy(socketserver.ThreadingTCPServer):
+    """On the way to the API server, as a firewall that forgets: after :meth:`silence` the connections that there are stay open
+    and bring nothing any more."""
+
+    daemon_threads = True
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(("127.0.0.1", 0), self.Connection)
+        self.plane = plane
+        self.silenced = 0
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.shutdown()
+        self.server_close()
+
+    def silence(self) -> None:
+        self.silenced += 1
+
+    def kubeconfig(self, direct: Path) -> Path:
+        """``direct``, by way of this."""
+        path = direct.with_name(f"{direct.stem}-proxy.kubeconfig")
+        path.write_text(direct.read_text().replace(self.plane.url, f"https://localhost:{self.server_address[1]}"))
+        return path
+
+    class Connection(socketserver.BaseRequestHandler):
+        server: Proxy
+
+        def handle(self) -> None:
+            opened = self.server.silenced
+            with socket.create_connection((self.server.plane.address, API)) as there, contextlib.suppress(OSError):
+                threading.Thread(target=self.forward, args=(there,), daemon=True).start()
+                while data := there.recv(65536):
+                    if self.server.silenced == opened:
+                        self.request.sendall(data)
+            if self.server.silenced != opened:
+                self.server.stopped.wait()
+
+        def forward(self, there: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := self.request.recv(65536):
+                    there.sendall(data)
+                there.shutdown(socket.SHUT_RDWR)
+
+
 class Operator:
     """``python -m andes_operator`` as a process, under the role."""
 
     def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
         self.port = free_port()
         flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
-                 "lease-seconds": "10", "sweep-seconds": "5", **more}  # fmt: skip
+                 "lease-seconds": "60", "sweep-seconds": "5", **more}  # fmt: skip
         self.log = log
         path = f"{ROOT}:{ROOT / 'operator'}"
         with log.open("ab") as out:
