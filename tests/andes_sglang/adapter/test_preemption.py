@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 from andes_sglang.adapter.options import OFFLOAD_PARTS
 from andes_sglang.bench.engine import Engine, read_metrics
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BASE = ("--max-total-tokens", "4096", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
 PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
@@ -226,6 +228,7 @@ def test_without_a_part_of_it_offload_is_only_slower(
         assert "leak" not in engine.log.read_text(errors="replace").lower()
 
 
+PATIENCE_S = 60.0
 USED = 'andes_host_tokens{what="used"}'
 HITS = "andes_host_hit_tokens_total"
 
@@ -238,10 +241,12 @@ def again_tokens(told: dict[str, float]) -> float:
 
 def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
     """Metrics follow within a moment."""
-    for _ in range(500):
-        if holds(figures := read_metrics(engine.url)):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        if (figures := read_metrics(engine.url)) and holds(figures):
             return
-    raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_host")})
+        if time.monotonic() > deadline_s:
+            raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_host")})
 
 
 def check_load(engine: Engine, evicting: int) -> None:
@@ -447,12 +452,10 @@ def test_waiting_time_outs_spare_the_begun(tiny_model: Path, tmp_path: Path, mon
 
 def wait_until_idle(engine: Engine) -> None:
     """SGLang checks its pools for leaks whenever it is idle, and flushes only then; a leak ends the process."""
-    for _ in range(200):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
         assert engine.alive(), engine.tail()
-        try:
-            answer = engine.post("/flush_cache", {})
-        except OSError:
-            continue
-        if re.search("flushed", str(answer)):
-            return
+        with contextlib.suppress(OSError):
+            if re.search("flushed", str(engine.post("/flush_cache", {}))):
+                return
     raise AssertionError(f"the engine never became idle:\n{engine.tail()}")
