@@ -228,6 +228,7 @@ def test_without_a_part_of_it_offload_is_only_slower(
         assert "leak" not in engine.log.read_text(errors="replace").lower()
 
 
+STATES = ("running", "parked", "released", "waiting")
 PATIENCE_S = 60.0
 USED = 'andes_host_tokens{what="used"}'
 HITS = "andes_host_hit_tokens_total"
@@ -246,7 +247,7 @@ def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
         if (figures := read_metrics(engine.url)) and holds(figures):
             return
         if time.monotonic() > deadline_s:
-            raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_host")})
+            raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_")})
 
 
 def check_load(engine: Engine, evicting: int) -> None:
@@ -279,6 +280,40 @@ def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dic
         assert reason == "length"
 
 
+def test_the_preempted_do_not_go_to_the_back_of_the_queue(engine: tuple[Engine, str]) -> None:
+    """Eight streams lose their slot every few tokens, three newcomers wait for one all the while: none gets any."""
+    server, mode = engine
+    if mode == "offload":
+        pytest.skip("too little KV for everybody: a newcomer that fits may pass a stream that does not")
+
+    def generate(k: int) -> int:
+        sampling = {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0}
+        answer: Any = server.post("/generate", {"input_ids": PROMPTS[k % 6], "sampling_params": sampling})
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        return int(answer["meta_info"]["completion_tokens"])
+
+    def population(begun: int, waiting: int) -> None:
+        def holds(told: dict[str, float]) -> bool:
+            count = {state: told[f'andes_requests{{state="{state}"}}'] for state in STATES}
+            return count.pop("waiting") == waiting and sum(count.values()) == begun
+
+        until(server, holds)
+
+    wait_until_idle(server)
+    with ThreadPoolExecutor(11) as pool:
+        first = [pool.submit(generate, k) for k in range(4)]
+        population(4, 0)
+        first += [pool.submit(generate, k) for k in range(4)]
+        population(8, 0)
+        newcomers = [pool.submit(generate, k) for k in range(3)]
+        population(8, 3)
+        enough = preemptions(server, mode) + 80
+        until(server, lambda _: preemptions(server, mode) >= enough)
+        server.post("/abort_request", {"abort_all": True})
+        assert min(future.result() for future in first) > 15
+        assert [future.result() for future in newcomers] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("whom", [[{"abort_all": True}], [{"rid": f"gone-{k}"} for k in range(4)]], ids=["all", "each"])
 def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[str, Any]]) -> None:
     server, mode = engine
@@ -308,7 +343,7 @@ def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[s
 def test_nothing_is_left_when_idle(engine: tuple[Engine, str]) -> None:
     server, mode = engine
     wait_until_idle(server)
-    for state in ("running", "parked", "released", "waiting"):
+    for state in STATES:
         assert read_metrics(server.url)[f'andes_requests{{state="{state}"}}'] == 0
     if mode == "offload":
         until(server, lambda told: told[USED] == 0)
