@@ -258,7 +258,7 @@ def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gate
         return await http.post(server.url + "/v1/completions", json={**body, "prompt": f"{k} " * 200}, headers=headers)
 
     async def main() -> list[httpx.Response]:
-        async with httpx.AsyncClient(timeout=100, limits=httpx.Limits(max_connections=200)) as http:
+        async with httpx.AsyncClient(timeout=250, limits=httpx.Limits(max_connections=200)) as http:
             warm = [await one(http, k) for k in range(3)]
             assert {a.status_code for a in warm} == {200}
             while (await http.get(server.url + "/fleet/replicas")).json()["replicas"][0]["slots"] != 2:
