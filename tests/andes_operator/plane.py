@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import json
 import os
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +255,65 @@ class Proxy(socketserver.ThreadingTCPServer):
                 while data := self.request.recv(65536):
                     there.sendall(data)
                 there.shutdown(socket.SHUT_RDWR)
+
+
+class Moody(ThreadingHTTPServer):
+    """Before the API server: while there is a ``mood``, an HTTP status, that is all the answer to anything ``about`` that; 410
+    comes as it does, in a watch. ``told``: how often each was, to watches and to others."""
+
+    daemon_threads = True
+
+    def __init__(self, plane: ControlPlane, mood: int = 0, about: str = "/") -> None:
+        super().__init__(("127.0.0.1", 0), self.Request)
+        self.plane, self.mood, self.about = plane, mood, about
+        self.told: Counter[tuple[int, bool]] = Counter()
+        self.tls = ssl.create_default_context(cadata=plane.authority.decode())
+
+    def __enter__(self) -> Moody:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def kubeconfig(self, direct: Path) -> Path:
+        """``direct``, by way of this."""
+        path = direct.with_name(f"{direct.stem}-moody.kubeconfig")
+        path.write_text(direct.read_text().replace(self.plane.url, f"http://127.0.0.1:{self.server_port}"))
+        return path
+
+    class Request(BaseHTTPRequestHandler):
+        server: Moody
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            mood, watch = self.server.mood, "watch=true" in self.path
+            if mood and self.path.startswith(self.server.about) and (watch or mood != HTTPStatus.GONE):
+                self.server.told[mood, watch] += 1
+                status = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "a mood", "code": mood}
+                self.send_response(200 if mood == HTTPStatus.GONE else mood)
+                self.send_header("content-type", "application/json")
+                self.send_header("retry-after", "1")
+                self.end_headers()
+                said = {"type": "ERROR", "object": status} if mood == HTTPStatus.GONE else status
+                self.wfile.write(json.dumps(said).encode() + b"\n")
+                return
+            there = http.client.HTTPSConnection(self.server.plane.address, API, context=self.server.tls, timeout=300)
+            with contextlib.closing(there), contextlib.suppress(OSError, http.client.HTTPException):
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+                there.request(self.command, self.path, body, headers)
+                answer = there.getresponse()
+                self.send_response(answer.status)
+                self.send_header("content-type", answer.headers.get("content-type", ""))
+                self.end_headers()
+                while part := answer.read1(65536):
+                    self.wfile.write(part)
+
+        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
 
 
 class Operator:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from e2e.control_plane import ApiError, ControlPlane, until
 from opentelemetry.trace import NoOpTracer
-from plane import Gateway, Node, Operator, Proxy, World, operator_kubeconfig, running
+from plane import Gateway, Moody, Node, Operator, Proxy, World, operator_kubeconfig, running
 
 from andes_operator.cluster import Cluster
 from andes_operator.gateways import Gateways
@@ -503,6 +503,46 @@ def test_a_watch_that_is_open_and_silent_is_opened_anew(site: Site) -> None:
             until("a new one is looked at", lambda: site.status("later"), WATCH_BOUND_S)
             assert "andes_operator_leading 1.0" in get(operator, "/metrics")[1]
     assert operator.process.returncode == 0
+
+
+def test_what_the_api_server_puts_off_or_fails_is_asked_again(site: Site) -> None:
+    """From the very start, then for looks and for the watch; no list is due for an hour, so only a watch can tell."""
+    site.deploy()
+    site.world.rate_rps = 0.5
+    site.aim("always", mode="Advisory")
+    with Moody(site.plane, mood=429) as moody:
+        flags = {"watch-seconds": "2", "sweep-seconds": "3600"}
+        with running(Operator(moody.kubeconfig(site.kubeconfig), site.namespace, site.log, **flags)) as operator:
+            until("it is put off while it starts", lambda: moody.told[429, False] >= 2)
+            moody.mood = 0
+            until("it works", lambda: site.condition("Ready", "always")[0] == "True")
+            site.aim("first", mode="Advisory")
+            until("the watch tells", lambda: site.status("first"))
+            for mood in (429, 503, 410):
+                others = moody.told[mood, False]
+                moody.mood = mood
+                until("the watch is told", lambda: moody.told[mood, True] >= 2)  # noqa: B023
+                until("looks are told", lambda: mood == 410 or moody.told[mood, False] > others)  # noqa: B023
+                moody.mood = 0
+                site.aim(f"after-{mood}", mode="Advisory")
+                until("the watch tells", lambda: site.status(f"after-{mood}"))  # noqa: B023
+                site.later("always", ticks=1)
+            assert get(operator, "/livez") == (200, "ok")
+    assert operator.process.returncode == 0
+
+
+def test_resources_that_come_after_the_operator_are_watched(site: Site) -> None:
+    """As with a chart that brings both: kopf looks for them once. No list is due for an hour, so only a watch can tell."""
+    site.deploy()
+    site.world.rate_rps = 0.5
+    with Moody(site.plane, mood=404, about="/apis/andes.dev") as moody:
+        flags = {"sweep-seconds": "3600"}
+        with running(Operator(moody.kubeconfig(site.kubeconfig), site.namespace, site.log, **flags)) as operator:
+            until("it waits for them", lambda: "before the watch" in operator.said())
+            moody.mood = 0
+            until("it has listed all", lambda: get(operator, "/readyz") == (200, "ok"))
+            site.aim(mode="Advisory")
+            until("the watch tells", lambda: site.status())
 
 
 def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | None, float | None]:
