@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -45,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lease-namespace", metavar="NS", help="default: the pod's, or default")
     parser.add_argument("--lease-seconds", type=float, default=15.0, help="default: %(default)g")
     parser.add_argument("--sweep-seconds", type=float, default=60.0, help="between full lists; default: %(default)g")
+    parser.add_argument(
+        "--watch-seconds",
+        type=int,
+        default=60,
+        help="a watch is opened anew so often, a silent one a quarter later; default: %(default)d",
+    )
     parser.add_argument("--otlp-endpoint", metavar="URL", default=os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"),
                         help="where traces go (OTLP over HTTP); default: nowhere")  # fmt: skip
 
@@ -67,6 +72,8 @@ async def _main(args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     cluster = await Cluster.connect(identity)
+    # A client of its own: a connection that has fallen silent costs one renewal of the lease, not all of them.
+    renewing = await Cluster.connect(identity, timeout_s=args.lease_seconds / 3)
     metrics = Metrics()
     spans, provider = tracer(args.otlp_endpoint, identity)
     gateways, predictor = Gateways(os.environ.get("ANDES_ADMIN_KEY")), Predictor()
@@ -74,25 +81,26 @@ async def _main(args: argparse.Namespace) -> None:
         cluster, Reconciler(cluster, gateways, predictor, metrics, spans), metrics, args.namespace, args.sweep_seconds
     )
     lease = Lease(
-        cluster, args.lease_namespace or _own_namespace(), args.lease, identity,
+        renewing, args.lease_namespace or _own_namespace(), args.lease, identity,
         duration_s=args.lease_seconds, retry_s=args.lease_seconds / 5,
     )  # fmt: skip
     try:
         health = await _serve_health(args.host, args.port, work, metrics)
         predictor.start()
         try:
-            await _lead(lease, work, args.namespace, stop, metrics)
+            await _lead(args, lease, work, stop, metrics)
         finally:
             await health.cleanup()
     finally:
         predictor.close()
         await gateways.close()
         await cluster.close()
+        await renewing.close()
         if provider is not None:
             provider.shutdown()
 
 
-async def _lead(lease: Lease, work: Work, namespaces: Sequence[str], stop: asyncio.Event, metrics: Metrics) -> None:
+async def _lead(args: argparse.Namespace, lease: Lease, work: Work, stop: asyncio.Event, metrics: Metrics) -> None:
     """Wait for the lease, work while it is held, give it back. Raises :class:`LeaseLostError`."""
     stopping = asyncio.ensure_future(stop.wait())
     acquiring = asyncio.ensure_future(_acquire(lease))
@@ -102,10 +110,10 @@ async def _lead(lease: Lease, work: Work, namespaces: Sequence[str], stop: async
         return
     work.leading = True
     metrics.leading.set(1)
-    log.info("holding the lease: at work in %s", ", ".join(namespaces) or "all namespaces")
+    log.info("holding the lease: at work in %s", ", ".join(args.namespace) or "all namespaces")
     holding = asyncio.ensure_future(lease.hold())
     sweeping = asyncio.ensure_future(work.sweep())
-    watching = asyncio.ensure_future(watch(work, namespaces))
+    watching = asyncio.ensure_future(watch(work, args.namespace, args.watch_seconds))
     jobs = [holding, sweeping, watching]
     try:
         await asyncio.wait([stopping, *jobs], return_when=asyncio.FIRST_COMPLETED)

@@ -42,17 +42,17 @@ class Scale:
 
 
 class Cluster:
-    """One connection to the API server, closed by :meth:`close`."""
+    """One client of the API server, closed by :meth:`close`. timeout_s: of each request."""
 
-    def __init__(self, api: client.ApiClient, identity: str = names.OPERATOR) -> None:
-        self._api = api
+    def __init__(self, api: client.ApiClient, identity: str = names.OPERATOR, timeout_s: float = TIMEOUT_S) -> None:
+        self._api, self._timeout_s = api, timeout_s
         api.user_agent = names.OPERATOR  # also the manager of the fields that it writes
         self._identity = identity
         self._paths: dict[tuple[str, str], str] = {}
         self._cached: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
     @classmethod
-    async def connect(cls, identity: str = names.OPERATOR) -> Cluster:
+    async def connect(cls, identity: str = names.OPERATOR, timeout_s: float = TIMEOUT_S) -> Cluster:
         """As the pod's service account, or as the kubeconfig says. Raises :class:`ClusterError`."""
         configuration = client.Configuration()
         try:
@@ -62,7 +62,7 @@ class Cluster:
                 await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except config.ConfigException as error:
             raise ClusterError(0, f"no cluster to connect to: {error}") from None
-        return cls(client.ApiClient(configuration), identity)
+        return cls(client.ApiClient(configuration), identity, timeout_s)
 
     async def close(self) -> None:
         await self._api.close()
@@ -84,7 +84,7 @@ class Cluster:
             serialized = await self._api.param_serialize(
                 method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
             )
-            answer = await self._api.call_api(*serialized, _request_timeout=TIMEOUT_S)
+            answer = await self._api.call_api(*serialized, _request_timeout=self._timeout_s)
             text = await answer.read()
         except client.ApiException as error:
             raise ClusterError(error.status or 0, f"{method} {path}: {error.reason}") from None
@@ -162,6 +162,11 @@ class Cluster:
         return list(found["items"])
 
     # Our own resources
+
+    async def serves(self, *plurals: str) -> bool:
+        """Whether the API server knows all of these. Raises :class:`ClusterError` where it does not know the group."""
+        found = await self.request("GET", f"/apis/{names.GROUP}/{names.VERSION}")
+        return {resource["name"] for resource in found["resources"]} >= set(plurals)
 
     async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
         path = _own(namespace, plural)

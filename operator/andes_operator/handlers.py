@@ -1,13 +1,14 @@
 """kopf's part: it watches; what it sees starts, wakes and ends one task per QoETarget. No finalizers, no annotations.
 
 The tasks read the resource afresh at every tick, and a sweep lists all resources once a minute: a watch that has died in
-silence delays what is new by a minute and loses nothing.
+silence delays what is new by a minute and loses nothing. A watch that is open and brings nothing is opened anew.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import threading
@@ -30,6 +31,7 @@ SWEEP_S = 60.0
 STUCK_S = 300.0
 LONGEST_BACKOFF_S = 60.0
 WATCH_AGAIN_S = 5.0
+CONNECT_TIMEOUT_S, LIST_TIMEOUT_S = 10.0, 30.0
 Key = tuple[str, str]
 
 
@@ -133,16 +135,29 @@ class Work:
         while True:
             self.sweep_tried_s = time.monotonic()
             try:
+                with_classes = set(self._publishing)  # and where the last one may have gone
                 for namespace in self._namespaces:
                     for found in await self._cluster.list_all(names.TARGETS, namespace):
                         m = found["metadata"]
                         self.target(m["namespace"], m["name"], m["generation"])
                     for found in await self._cluster.list_all(names.CLASSES, namespace):
-                        self.classes_changed(found["metadata"]["namespace"])
+                        with_classes.add(found["metadata"]["namespace"])
+                for namespace in with_classes:
+                    self.classes_changed(namespace)
                 self.swept_s = time.monotonic()
             except ClusterError as error:
                 log.warning("sweep: %s", error)
             await asyncio.sleep(self._sweep_s if self.swept_s is not None else 2.0)
+
+    async def known(self) -> None:
+        """Wait until the API server knows our resources: kopf does not look for them again."""
+        while True:
+            try:
+                if await self._cluster.serves(names.TARGETS, names.CLASSES):
+                    return
+            except ClusterError as error:
+                log.warning("before the watch: %s; again in %.0f s", error, WATCH_AGAIN_S)
+            await asyncio.sleep(WATCH_AGAIN_S)
 
     async def stop(self) -> None:
         tasks = [*self._tasks.values(), *self._publishing.values()]
@@ -163,25 +178,29 @@ class Work:
         return None
 
 
-async def watch(work: Work, namespaces: Sequence[str]) -> None:
-    """Watch QoETargets and QoEClasses, of the namespaces or of all where none is named, until cancelled.
+async def watch(work: Work, namespaces: Sequence[str], watch_s: int) -> None:
+    """Watch QoETargets and QoEClasses, of the namespaces or of all where none is named, until cancelled. Each watch is opened
+    anew after ``watch_s``, by the API server or, where that is not heard of any more, a quarter later by us.
 
     kopf runs in a thread and a loop of its own: there it leaves our signals alone, and where it fails (an API server that is
     starting answers 404 for a while) or hangs at its end, nothing else does. It is started again; the sweep bridges the gap.
     """
+    await work.known()
     loop, stop = asyncio.get_running_loop(), threading.Event()
-    threading.Thread(target=_watch, args=(work, namespaces, loop, stop), name="watch", daemon=True).start()
+    threading.Thread(target=_watch, args=(work, namespaces, watch_s, loop, stop), name="watch", daemon=True).start()
     try:
         await asyncio.Event().wait()
     finally:
         stop.set()
 
 
-def _watch(work: Work, namespaces: Sequence[str], loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
+def _watch(
+    work: Work, namespaces: Sequence[str], watch_s: int, loop: asyncio.AbstractEventLoop, stop: threading.Event
+) -> None:
     while not stop.is_set():
         try:
             kopf.run(
-                registry=_registry(work, loop), standalone=True, stop_flag=stop, clusterwide=not namespaces,
+                registry=_registry(work, watch_s, loop), standalone=True, stop_flag=stop, clusterwide=not namespaces,
                 namespaces=list(namespaces),
             )  # fmt: skip
         except Exception as error:
@@ -189,14 +208,15 @@ def _watch(work: Work, namespaces: Sequence[str], loop: asyncio.AbstractEventLoo
         stop.wait(WATCH_AGAIN_S)
 
 
-def _registry(work: Work, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
+def _registry(work: Work, watch_s: int, loop: asyncio.AbstractEventLoop) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.watching.server_timeout = 60  # a silent watch is opened anew
-        settings.watching.client_timeout = 90
-        settings.watching.connect_timeout = 10
+        settings.watching.server_timeout = watch_s
+        settings.watching.client_timeout = settings.watching.inactivity_timeout = 1.25 * watch_s
+        settings.networking.connect_timeout, settings.networking.request_timeout = CONNECT_TIMEOUT_S, LIST_TIMEOUT_S
+        settings.networking.error_backoffs = itertools.repeat(WATCH_AGAIN_S)  # a watch that gave up would not come back
         settings.posting.enabled = False
         settings.scanning.disabled = True  # our CRDs are there before us; listing CRDs and namespaces takes more rights
 

@@ -247,13 +247,13 @@ def gateway() -> Iterator[Start]:
 
 @pytest.fixture
 def simulated(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
-    """Starts simulated engines over real HTTP: ``simulated("--flag", ...)``."""
+    """Starts simulated engines over real HTTP: ``simulated("--flag", ..., policy="andes")``."""
     with ExitStack() as stack:
         count = itertools.count()
 
-        def start(*flags: str) -> Engine:
+        def start(*flags: str, policy: str = "andes") -> Engine:
             log = tmp_path / f"engine{next(count)}.log"
-            return stack.enter_context(Engine("simulated", "andes", ("--engine", "sim", *flags), log=log))
+            return stack.enter_context(Engine("simulated", policy, ("--engine", "sim", *flags), log=log))
 
         yield start
 

@@ -34,7 +34,7 @@ def stream(
     content = ""
     if strike is not None:
         strike.strike = threading.Event()
-    with httpx.stream("POST", url + path, json=body, headers=headers, timeout=20) as answer:
+    with httpx.stream("POST", url + path, json=body, headers=headers, timeout=60) as answer:
         for part in answer.iter_text():
             content += part
             if strike is not None and "w2 x" in content:
@@ -57,7 +57,7 @@ def idle(server: Any) -> bool:
 
 
 def becomes_idle(server: Any) -> bool:
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while not idle(server) and time.monotonic() < deadline_s:
         time.sleep(0.005)
     return idle(server)
@@ -160,7 +160,7 @@ def test_a_silent_engine_is_given_up(faulty: Any, gateway: Any) -> None:
     server = gateway(silent.url, good.url, policy="round_robin", stream_idle_s=0.5)
     _, events = stream(server.url)
     assert text_of(events) == ANSWER
-    assert silent.cancelled.wait(5)
+    assert silent.cancelled.wait(60)
     assert becomes_idle(server)
 
 
@@ -168,13 +168,13 @@ def test_a_client_that_leaves_cancels_upstream_and_others_do_not_notice(faulty: 
     upstream = faulty()
     upstream.fault, upstream.after = "stall", 2
     server = gateway(upstream.url)
-    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=20) as leaving:
+    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=60) as leaving:
         lines = leaving.iter_lines()
         assert next(lines).startswith("data: ")
-        assert upstream.stalled.wait(5)
+        assert upstream.stalled.wait(60)
         upstream.fault = None
         assert text_of(stream(server.url)[1]) == ANSWER
-    assert upstream.cancelled.wait(5)
+    assert upstream.cancelled.wait(60)
     assert becomes_idle(server)
     outcomes = [r["outcome"] for r in httpx.get(server.url + "/fleet/demand").json()["records"]]
     assert outcomes == ["abandoned", "done"]
@@ -193,13 +193,12 @@ def test_a_slow_client_holds_back_its_own_engine_only(faulty: Any, gateway: Any)
         + str(len(content)).encode() + b"\r\n\r\n" + content
     )  # fmt: skip
     assert slow.recv(100).startswith(b"HTTP/1.1 200")
+    (relay,) = server.app.state.gateway._relays.values()
     before = -1
-    while before != upstream.sent_bytes:  # until nothing moves any more
+    while before != upstream.sent_bytes or not relay.outlet.sending:  # until nothing moves any more
         before = upstream.sent_bytes
         time.sleep(0.3)
     assert upstream.sent_bytes < 12_000_000  # kernel buffers on loopback, not our memory
-    (relay,) = server.app.state.gateway._relays.values()
-    assert relay.outlet.sending
     assert text_of(stream(server.url, {**BODY, "max_tokens": 1})[1]).startswith("w0 ")
     slow.close()
     assert becomes_idle(server)
@@ -215,7 +214,7 @@ def test_a_client_that_never_reads_is_dropped(faulty: Any, gateway: Any) -> None
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
             + str(len(content)).encode() + b"\r\n\r\n" + content
         )  # fmt: skip
-        assert upstream.cancelled.wait(20)
+        assert upstream.cancelled.wait(60)
         assert becomes_idle(server)
     assert last_record(server)["outcome"] == "abandoned"
 
@@ -224,8 +223,8 @@ def test_an_engine_that_drains_gets_nothing_new_and_keeps_what_it_has(faulty: An
     leaving, staying = faulty(), faulty()
     leaving.fault, leaving.after = "stall", 2
     server = gateway(leaving.url, staying.url, policy="round_robin")
-    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=20) as held:
-        assert leaving.stalled.wait(5)
+    with httpx.stream("POST", server.url + "/v1/completions", json=BODY, timeout=60) as held:
+        assert leaving.stalled.wait(60)
         name = leaving.url.removeprefix("http://")
         assert httpx.post(f"{server.url}/fleet/replicas/{name}/drain").json()["draining"] is True
         for _ in range(4):
@@ -278,7 +277,7 @@ def test_only_so_many_wait_for_an_engine(gateway: Any) -> None:
     held = server.app.state.gateway
 
     async def main() -> None:
-        async with httpx.AsyncClient(timeout=30) as client:
+        async with httpx.AsyncClient(timeout=120) as client:
             ask = functools.partial(client.post, server.url + "/v1/completions", json=BODY)
             tasks = [asyncio.create_task(ask()) for _ in range(2)]
             while held.held < 2:
@@ -303,11 +302,11 @@ def test_a_gateway_that_shuts_down_finishes_its_streams(faulty: Any, gateway: An
     upstream = faulty()
     upstream.fault, upstream.after = "stall", 2
     server = gateway(upstream.url)
-    with httpx.Client(timeout=20) as kept, httpx.stream(
-        "POST", server.url + "/v1/completions", json=BODY, timeout=20
+    with httpx.Client(timeout=60) as kept, httpx.stream(
+        "POST", server.url + "/v1/completions", json=BODY, timeout=60
     ) as held:  # fmt: skip
         assert kept.get(server.url + "/readyz").status_code == 200
-        assert upstream.stalled.wait(5)
+        assert upstream.stalled.wait(60)
         server.app.state.gateway.draining = True
         answer = kept.post(server.url + "/v1/completions", json=BODY)
         assert (answer.status_code, answer.headers["x-andes-reason"]) == (503, "draining")
@@ -327,7 +326,7 @@ def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
     assert f"http://127.0.0.1:{port}" in fleet.replicas
     fleet._names = ["dns://name.invalid:80"]  # resolves no more: keeps nothing of another name
     fleet._resolved.clear()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while fleet.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert not fleet.replicas
@@ -347,7 +346,7 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
         return {"http://" + r["name"] for r in found if not r["draining"]}
 
     def becomes(urls: set[str]) -> None:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while listed() != urls and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert listed() == urls
@@ -356,7 +355,7 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
         while name_server.asked.acquire(blocking=False):
             pass
         for _ in range(6):  # the first of these may have been answered before
-            assert name_server.asked.acquire(timeout=10)
+            assert name_server.asked.acquire(timeout=60)
 
     assert listed() == {one.url, two.url}
     for _ in range(4):
@@ -371,7 +370,7 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
     one.fault, one.after = "stall", 2
     with ThreadPoolExecutor() as pool:
         held = [pool.submit(stream, server.url) for _ in range(3)]
-        assert one.stalled.wait(10)
+        assert one.stalled.wait(60)
         name_server.addresses = ["127.0.0.2", "127.0.0.3"]
         becomes({two.url, three.url})
         assert one.url in server.app.state.gateway.fleet.replicas
@@ -380,7 +379,7 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
         one.release.set()
         assert [text_of(events.result()[1]) for events in held] == [ANSWER] * 3
     assert len(one.bodies) == 4
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while one.url in server.app.state.gateway.fleet.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
     assert one.url not in server.app.state.gateway.fleet.replicas
@@ -399,11 +398,11 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
     assert listed() == {three.url}
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_thousand_streams_at_once_leave_nothing_behind(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.fault, upstream.after = "stall", 1
-    server = gateway(upstream.url, admission=False)
+    server = gateway(upstream.url, admission=False, stream_idle_s=500)
     count = 1000
 
     async def one(client: httpx.AsyncClient) -> str:
@@ -412,7 +411,7 @@ def test_a_thousand_streams_at_once_leave_nothing_behind(faulty: Any, gateway: A
 
     async def main() -> list[str]:
         limits = httpx.Limits(max_connections=count)
-        async with httpx.AsyncClient(timeout=90, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=500, limits=limits) as client:
             tasks = [asyncio.create_task(one(client)) for _ in range(count)]
             gateway_open = server.app.state.gateway.open
             while len(gateway_open) < count or not all(s.tokens for s in list(gateway_open)):

@@ -46,7 +46,7 @@ def test_the_page_shows_the_fleet(chromium: str, faulty: Any, gateway: Any, tmp_
     assert httpx.post(server.url + path).status_code == 200
     up.fault, up.after = "stall", 1
     with httpx.stream("POST", server.url + "/v1/completions", json=BODY):
-        assert up.stalled.wait(5)
+        assert up.stalled.wait(60)
         text = rendered(chromium, server.url + "/", tmp_path, "streams open on 2 engines, routed by round_robin")
     cells = re.sub(r"\|+", "|", text)
     assert "|door|" in cells

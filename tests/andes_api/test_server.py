@@ -44,7 +44,7 @@ def test_keys_and_the_limits_of_tenants(faulty: Any, gateway: Any) -> None:
     assert "authorization" not in upstream.headers[-1]
     upstream.fault, upstream.after = "stall", 1
     with httpx.stream("POST", server.url + "/v1/completions", json=BODY, headers={"authorization": f"Bearer {KEY}"}):
-        assert upstream.stalled.wait(5)
+        assert upstream.stalled.wait(60)
         full = post(server, key=KEY)
         assert (full.status_code, full.headers["x-andes-reason"]) == (429, "tenant_streams")
         assert int(full.headers["retry-after"]) >= 1
@@ -86,13 +86,13 @@ def test_bodies_that_are_none(content: bytes, kind: str, status: int, faulty: An
 def test_a_body_or_a_head_that_never_ends(faulty: Any, gateway: Any) -> None:
     server = gateway(faulty().url, max_header_bytes=4096, body_timeout_s=0.2)
     with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.settimeout(5)
+        client.settimeout(60)
         client.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{"
         )
         assert client.recv(100).startswith(b"HTTP/1.1 408")
     with socket.create_connection(("127.0.0.1", server.port)) as client:
-        client.settimeout(5)
+        client.settimeout(60)
         client.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 8192 + b"\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 431")
     assert httpx.get(server.url + "/livez").status_code == 200
@@ -150,7 +150,7 @@ def test_classes_change_while_it_runs(faulty: Any, gateway: Any, tmp_path: Path)
         return post(server).headers["x-andes-tds"]
 
     def becomes(value: str) -> bool:
-        deadline_s = time.monotonic() + 10
+        deadline_s = time.monotonic() + 60
         while tds() != value and time.monotonic() < deadline_s:
             time.sleep(0.02)
         return tds() == value

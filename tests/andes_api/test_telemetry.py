@@ -61,14 +61,14 @@ service:
 """)
     log = (tmp_path / "otelcol.log").open("w+")
     process = subprocess.Popen([binary, "--config", str(config)], stdout=log, stderr=subprocess.STDOUT)
-    deadline_s = time.monotonic() + 40
+    deadline_s = time.monotonic() + 100
     while "Everything is ready" not in (tmp_path / "otelcol.log").read_text():
         assert process.poll() is None, (tmp_path / "otelcol.log").read_text()
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     yield backend, f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(10)
+    process.wait(60)
     log.close()
 
 
@@ -77,10 +77,10 @@ Start = Callable[..., Any]
 
 def flush(server: Any) -> None:
     for provider in server.app.state.gateway.telemetry._providers:
-        assert provider.force_flush(20_000)
+        assert provider.force_flush(60_000)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_request_is_one_trace(backend: tuple[Any, str], faulty: Start, gateway: Start) -> None:
     received, endpoint = backend
     upstream = faulty()
@@ -181,13 +181,13 @@ def test_a_stall_is_in_the_trace_and_a_refusal_has_its_reason(
     assert received.said(refused)["andes.qoe"] == 0.0
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_preemptions_are_in_the_engines_spans(backend: tuple[Any, str], simulated: Start, gateway: Start) -> None:
-    """More slow readers than slots: the engine takes turns, and each trace tells whose turn it was not."""
+    """More readers than slots, who take turns by time slices: each trace tells whose turn it was not."""
     received, endpoint = backend
-    engine = simulated(
-        "--max-running-requests", "2", "--enable-trace", "--otlp-traces-endpoint", f"{endpoint}/v1/traces"
-    )  # fmt: skip
+    traces = ("--enable-trace", "--otlp-traces-endpoint", f"{endpoint}/v1/traces")
+    slices = ("--max-running-requests", "2", "--policy-option", "slice_tokens=10")
+    engine = simulated(*slices, *traces, policy="round_robin")
     server = gateway(engine.url, otlp_endpoint=endpoint, admission=False)
     body = {**ASK, "model": "simulated", "max_tokens": 150, "ignore_eos": True}
 

@@ -25,7 +25,7 @@ def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
         until(f"{crd.stem} are served", lambda path=path: "items" in control_plane("GET", path))
     yield control_plane
     for crd in crds:
-        control_plane.kubectl("delete", "--timeout=110s", "-f", str(crd))
+        control_plane.kubectl("delete", "--timeout=280s", "-f", str(crd))
     control_plane.unserve("andes.dev/v1alpha1")
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import json
 import os
 import socket
+import socketserver
+import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import yaml
 from aiohttp import web
-from e2e.control_plane import ApiError, ControlPlane
+from e2e.control_plane import API, ApiError, ControlPlane
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_sglang.sketch import Sketch
@@ -202,13 +209,122 @@ class Gateway(threading.Thread):
         return web.json_response({})
 
 
+class Proxy(socketserver.ThreadingTCPServer):
+    """On the way to the API server, as a firewall that forgets: after :meth:`silence` the connections that there are stay open
+    and bring nothing any more."""
+
+    daemon_threads = True
+
+    def __init__(self, plane: ControlPlane) -> None:
+        super().__init__(("127.0.0.1", 0), self.Connection)
+        self.plane = plane
+        self.silenced = 0
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.shutdown()
+        self.server_close()
+
+    def silence(self) -> None:
+        self.silenced += 1
+
+    def kubeconfig(self, direct: Path) -> Path:
+        """``direct``, by way of this."""
+        path = direct.with_name(f"{direct.stem}-proxy.kubeconfig")
+        path.write_text(direct.read_text().replace(self.plane.url, f"https://localhost:{self.server_address[1]}"))
+        return path
+
+    class Connection(socketserver.BaseRequestHandler):
+        server: Proxy
+
+        def handle(self) -> None:
+            opened = self.server.silenced
+            with socket.create_connection((self.server.plane.address, API)) as there, contextlib.suppress(OSError):
+                threading.Thread(target=self.forward, args=(there,), daemon=True).start()
+                while data := there.recv(65536):
+                    if self.server.silenced == opened:
+                        self.request.sendall(data)
+            if self.server.silenced != opened:
+                self.server.stopped.wait()
+
+        def forward(self, there: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := self.request.recv(65536):
+                    there.sendall(data)
+                there.shutdown(socket.SHUT_RDWR)
+
+
+class Moody(ThreadingHTTPServer):
+    """Before the API server: while there is a ``mood``, an HTTP status, that is all the answer to anything ``about`` that; 410
+    comes as it does, in a watch. ``told``: how often each was, to watches and to others."""
+
+    daemon_threads = True
+
+    def __init__(self, plane: ControlPlane, mood: int = 0, about: str = "/") -> None:
+        super().__init__(("127.0.0.1", 0), self.Request)
+        self.plane, self.mood, self.about = plane, mood, about
+        self.told: Counter[tuple[int, bool]] = Counter()
+        self.tls = ssl.create_default_context(cadata=plane.authority.decode())
+
+    def __enter__(self) -> Moody:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def kubeconfig(self, direct: Path) -> Path:
+        """``direct``, by way of this."""
+        path = direct.with_name(f"{direct.stem}-moody.kubeconfig")
+        path.write_text(direct.read_text().replace(self.plane.url, f"http://127.0.0.1:{self.server_port}"))
+        return path
+
+    class Request(BaseHTTPRequestHandler):
+        server: Moody
+
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            mood, watch = self.server.mood, "watch=true" in self.path
+            if mood and self.path.startswith(self.server.about) and (watch or mood != HTTPStatus.GONE):
+                self.server.told[mood, watch] += 1
+                status = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "message": "a mood", "code": mood}
+                self.send_response(200 if mood == HTTPStatus.GONE else mood)
+                self.send_header("content-type", "application/json")
+                self.send_header("retry-after", "1")
+                self.end_headers()
+                said = {"type": "ERROR", "object": status} if mood == HTTPStatus.GONE else status
+                self.wfile.write(json.dumps(said).encode() + b"\n")
+                return
+            there = http.client.HTTPSConnection(self.server.plane.address, API, context=self.server.tls, timeout=300)
+            with contextlib.closing(there), contextlib.suppress(OSError, http.client.HTTPException):
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+                there.request(self.command, self.path, body, headers)
+                answer = there.getresponse()
+                self.send_response(answer.status)
+                self.send_header("content-type", answer.headers.get("content-type", ""))
+                self.end_headers()
+                while part := answer.read1(65536):
+                    self.wfile.write(part)
+
+        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+
 class Operator:
     """``python -m andes_operator`` as a process, under the role."""
 
     def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
         self.port = free_port()
         flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
-                 "lease-seconds": "10", "sweep-seconds": "5", **more}  # fmt: skip
+                 "lease-seconds": "60", "sweep-seconds": "5", **more}  # fmt: skip
         self.log = log
         path = f"{ROOT}:{ROOT / 'operator'}"
         with log.open("ab") as out:

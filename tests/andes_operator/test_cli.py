@@ -21,7 +21,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [sys.executable, "-m", "andes_operator", "--host=127.0.0.1", f"--port={port}"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=50)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 1
     assert f"--host 127.0.0.1, --port {port}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr

@@ -127,7 +127,7 @@ def look(demand: Demand) -> Observation:
 
 
 @pytest.mark.server
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[Demand, Metrics]) -> None:
     demand, metrics = real
 

@@ -22,7 +22,9 @@ KINDS = {
     "leases": (f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}", ["leases"]),
     "cluster": ("/apis/rbac.authorization.k8s.io/v1", ["clusterroles", "clusterrolebindings"]),
 }
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 MONITORING = "monitoring.coreos.com/v1"
+MONITORS = f"/apis/{MONITORING}/namespaces/{NAMESPACE}"
 WANTED = {
     "engine.kind": "sim",
     "gateway.ingress.enabled": True,
@@ -42,6 +44,10 @@ def helm(control_plane: ControlPlane) -> Iterator[Config]:
     with control_plane.helm(NAMESPACE) as config:
         yield config
         config.uninstall("demo", ignore_not_found=True)
+    until(
+        "its CRDs are gone",
+        lambda: not any("andes.dev" in crd["metadata"]["name"] for crd in control_plane.items(CRDS)),
+    )
 
 
 def ours(control_plane: ControlPlane) -> set[str]:
@@ -93,13 +99,20 @@ def test_monitors_come_once_the_cluster_knows_them(control_plane: ControlPlane, 
         with pytest.raises(HelmError, match=f"this cluster has no {MONITORING}"):
             helm.install(chart.CHART, "demo", wanted)
         for kind in ("ServiceMonitor", "PrometheusRule"):
-            control_plane("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition(kind))
+            control_plane("POST", CRDS, definition(kind))
         control_plane.serve(MONITORING)
-        until("monitors are served", lambda: control_plane.serves(MONITORING))
+        for kinds in ("servicemonitors", "prometheusrules"):
+            until(f"{kinds} are known", lambda kinds=kinds: kinds in known(control_plane))
+            until(f"{kinds} are served", lambda kinds=kinds: "items" in control_plane("GET", f"{MONITORS}/{kinds}"))
     with control_plane.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
         fresh.install(chart.CHART, "demo", wanted)
     for kind in ("servicemonitors", "prometheusrules"):
-        assert control_plane("GET", f"/apis/{MONITORING}/namespaces/{NAMESPACE}/{kind}")["items"]
+        assert control_plane("GET", f"{MONITORS}/{kind}")["items"]
+
+
+def known(control_plane: ControlPlane) -> set[str]:
+    """What discovery tells of the monitors' group: one kind may be known before the other."""
+    return {resource["name"] for resource in control_plane("GET", f"/apis/{MONITORING}")["resources"]}
 
 
 def definition(kind: str) -> dict[str, Any]:

@@ -180,11 +180,11 @@ def running(arguments: list[str], health: str, **environment: str) -> Iterator[N
         yield
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(120) in (0, -signal.SIGTERM)
 
 
 @needs("andes_api", "andes_sglang.sim.server")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_helm_test_passes_before_what_the_chart_runs(tmp_path: Path) -> None:
     values = {"engine.kind": "sim", "gateway.drainSeconds": 5, "engine.args": ["--speed=10"]}
     engine, gateway = free_port(), free_port()

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import os
 import re
 import shutil
 import ssl
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -88,7 +90,7 @@ def network() -> str:
     return f"127.{64 + os.getpid() // 256 % 128}.{os.getpid() % 256}"
 
 
-def until(what: str, holds: Callable[[], Any], timeout_s: float = 90.0) -> Any:
+def until(what: str, holds: Callable[[], Any], timeout_s: float = 240.0) -> Any:
     """What ``holds`` gives once it is true; asked again every 0.2 s. Raises ``AssertionError`` with the last it gave. Time in
     which this process does not run (a machine that sleeps) is not counted."""
     left_s, last_s = timeout_s, time.monotonic()
@@ -100,7 +102,7 @@ def until(what: str, holds: Callable[[], Any], timeout_s: float = 90.0) -> Any:
             seen = holds()
             if seen:
                 return seen
-        except (ApiError, OSError) as error:
+        except (ApiError, OSError, http.client.HTTPException) as error:
             seen = error
         time.sleep(0.2)
     raise AssertionError(f"not within {timeout_s:g} s: {what} (last: {seen!r})")
@@ -162,6 +164,8 @@ class ControlPlane:
                 if error.code != 429 or not again_s.isdigit() or not tries_left:
                     raise ApiError(error.code, text) from None
                 time.sleep(int(again_s))
+            except http.client.HTTPException as error:  # it was ended in the middle of its answer
+                raise ConnectionError(repr(error)) from None
         return dict(json.loads(content)) if content.startswith(b"{") else {"text": content.decode()}
 
     def items(self, path: str) -> list[dict[str, Any]]:
@@ -176,10 +180,11 @@ class ControlPlane:
     def kubectl(self, *args: str, stdin: str | None = None) -> str:
         """What kubectl says, as the administrator. Raises ``AssertionError`` where it fails."""
         command = [str(self._programs / "kubectl"), "--kubeconfig", str(self.kubeconfig), *args]
-        environment = {**os.environ, "HOME": str(self.folder)}  # it keeps a cache there
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, check=False, timeout=120, env=environment
-        )
+        with tempfile.TemporaryDirectory() as home:  # it would remember there for ten minutes what kinds there are
+            done = subprocess.run(
+                command, input=stdin, capture_output=True, text=True, check=False, timeout=300,
+                env={**os.environ, "HOME": home},
+            )  # fmt: skip
         assert done.returncode == 0, f"kubectl {' '.join(args)}: {done.stderr}"
         return str(done.stdout + done.stderr)
 
@@ -300,7 +305,8 @@ class ControlPlane:
             f"--audit-policy-file={here / 'audit.yaml'}", f"--audit-log-path={here / AUDIT_LOG}",
             *(() if self.controllers else ("--disable-admission-plugins=ServiceAccount",)),
         )  # fmt: skip
-        self._wait("the API server", lambda: self("GET", "/readyz") and self("GET", "/api/v1/namespaces/default"))
+        for made in ("/readyz", "/api/v1/namespaces/default", "/api/v1/namespaces/kube-system"):  # in any order
+            self._wait("the API server", lambda path=made: self("GET", path))  # type: ignore[misc]
         if self._crd_server:
             self._start_crd_server(served)
         if self.controllers:

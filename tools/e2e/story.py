@@ -120,6 +120,7 @@ class Outcome:
 def tell(plane: ControlPlane, folder: Path, say: Callable[[str], None]) -> Outcome:
     """Raises ``AssertionError`` where something that has to happen does not."""
     outcome = Outcome()
+    until("no pod is left of what ran here before", lambda: not plane.items("/api/v1/pods"), PATIENCE_S)
     with Node(plane, folder, IMAGES) as node:
         stage = _Stage(plane, node, outcome, say)
         stage.play()
@@ -134,7 +135,7 @@ class _Stage:
         plane, outcome = self.plane, self.outcome
         plane("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         until("the namespace's account", lambda: plane("GET", f"{CORE}/serviceaccounts/default"))
-        before = everything(plane)
+        before = until("everything can be listed", lambda: everything(plane))
         with plane.helm(NAMESPACE) as helm:
             self.install(helm)
             traffic = Traffic(self.gateways, PROMPT_TOKENS, OUTPUT_TOKENS, READER, outcome.origin_s)
@@ -160,7 +161,8 @@ class _Stage:
         self.plane.serve(GROUP_VERSION)
         parts = ("gateway", "engine", "operator")
         until("everything is available", lambda: all(map(self.available, parts)), PATIENCE_S)
-        until("QoETargets are served", lambda: "items" in self.plane("GET", f"{OWN}/qoetargets"))
+        for kind in ("qoeclasses", "qoetargets"):
+            until(f"{kind} are served", lambda kind=kind: "items" in self.plane("GET", f"{OWN}/{kind}"))  # type: ignore[misc]
         self.create("QoEClass", "reading", CLASS)
         self.create("QoETarget", "chat", TARGET)
         self.say("helm test")
@@ -193,7 +195,7 @@ class _Stage:
     def upgrade(self, helm: Any) -> None:
         self.say("helm upgrade under traffic: another policy in engines and gateways")
         old = {pod["metadata"]["uid"] for part in ("engine", "gateway") for pod in self.pods(part)}
-        policies = self.policies()
+        policies = until("the engine tells its policy", self.policies, PATIENCE_S)
         helm.upgrade(CHART, RELEASE, UPGRADED)
 
         def rolled() -> bool:
@@ -201,7 +203,7 @@ class _Stage:
             return not now & old and all(self.available(part) for part in ("engine", "gateway"))
 
         until("all engines and gateways are new", rolled, PATIENCE_S)
-        self.outcome.policies = policies, self.policies()
+        self.outcome.policies = policies, until("the engines tell their policy", self.policies, PATIENCE_S)
         self.say("all engines and gateways are new")
 
     def to_zero_and_back(self) -> None:
@@ -317,9 +319,8 @@ class _Stage:
     def policies(self) -> set[str]:
         """What the engines that serve say they run."""
         found = set()
-        for pod in self.pods("engine"):
-            url = f"http://{pod['status']['podIP']}:30000/get_server_info"
-            with urllib.request.urlopen(url, timeout=30) as answer:
+        for address in self.node.addresses(f"{RELEASE}-andes-engine.{NAMESPACE}.svc"):
+            with urllib.request.urlopen(f"http://{address}:30000/get_server_info", timeout=30) as answer:
                 found.add(str(json.load(answer)["policy"]))
         return found
 

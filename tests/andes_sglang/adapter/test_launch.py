@@ -22,7 +22,7 @@ from andes_sglang.qoe import QoETarget
 
 def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "andes_sglang.cli", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_real_server_refuses_malformed_expectations_with_400(andes: Engine) -> None:
     refused = {"max_tokens": 4, "custom_params": {"qoe": {"tds": 5e-324}}}
     for path, body in (
@@ -117,7 +117,7 @@ def test_a_real_server_refuses_malformed_expectations_with_400(andes: Engine) ->
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     body = {"model": "m", "prompt": [5, 6], "max_tokens": 6, "ignore_eos": True}
     andes.post("/v1/completions", {**body, "custom_params": {"qoe": {"ttft": 1, "tds": 4}}})
@@ -132,7 +132,7 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_an_sglang_that_is_another_ends_the_server(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +155,7 @@ def test_an_sglang_that_is_another_ends_the_server(
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("flags", "plugins", "says"),
     [
@@ -213,7 +213,7 @@ print(json.dumps({
 
 
 @pytest.mark.engine
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_what_could_not_survive_a_preemption_is_never_preempted() -> None:
     done = subprocess.run([sys.executable, "-c", VICTIMS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ import pytest
 from andes_sglang.adapter.options import OFFLOAD_PARTS
 from andes_sglang.bench.engine import Engine, read_metrics
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BASE = ("--max-total-tokens", "4096", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
 PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
@@ -226,6 +228,8 @@ def test_without_a_part_of_it_offload_is_only_slower(
         assert "leak" not in engine.log.read_text(errors="replace").lower()
 
 
+STATES = ("running", "parked", "released", "waiting")
+PATIENCE_S = 60.0
 USED = 'andes_host_tokens{what="used"}'
 HITS = "andes_host_hit_tokens_total"
 
@@ -238,10 +242,12 @@ def again_tokens(told: dict[str, float]) -> float:
 
 def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
     """Metrics follow within a moment."""
-    for _ in range(500):
-        if holds(figures := read_metrics(engine.url)):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        if (figures := read_metrics(engine.url)) and holds(figures):
             return
-    raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_host")})
+        if time.monotonic() > deadline_s:
+            raise AssertionError({name: value for name, value in figures.items() if name.startswith("andes_")})
 
 
 def check_load(engine: Engine, evicting: int) -> None:
@@ -274,6 +280,40 @@ def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dic
         assert reason == "length"
 
 
+def test_the_preempted_do_not_go_to_the_back_of_the_queue(engine: tuple[Engine, str]) -> None:
+    """Eight streams lose their slot every few tokens, three newcomers wait for one all the while: none gets any."""
+    server, mode = engine
+    if mode == "offload":
+        pytest.skip("too little KV for everybody: a newcomer that fits may pass a stream that does not")
+
+    def generate(k: int) -> int:
+        sampling = {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0}
+        answer: Any = server.post("/generate", {"input_ids": PROMPTS[k % 6], "sampling_params": sampling})
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        return int(answer["meta_info"]["completion_tokens"])
+
+    def population(begun: int, waiting: int) -> None:
+        def holds(told: dict[str, float]) -> bool:
+            count = {state: told[f'andes_requests{{state="{state}"}}'] for state in STATES}
+            return count.pop("waiting") == waiting and sum(count.values()) == begun
+
+        until(server, holds)
+
+    wait_until_idle(server)
+    with ThreadPoolExecutor(11) as pool:
+        first = [pool.submit(generate, k) for k in range(4)]
+        population(4, 0)
+        first += [pool.submit(generate, k) for k in range(4)]
+        population(8, 0)
+        newcomers = [pool.submit(generate, k) for k in range(3)]
+        population(8, 3)
+        enough = preemptions(server, mode) + 80
+        until(server, lambda _: preemptions(server, mode) >= enough)
+        server.post("/abort_request", {"abort_all": True})
+        assert min(future.result() for future in first) > 15
+        assert [future.result() for future in newcomers] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("whom", [[{"abort_all": True}], [{"rid": f"gone-{k}"} for k in range(4)]], ids=["all", "each"])
 def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[str, Any]]) -> None:
     server, mode = engine
@@ -303,7 +343,7 @@ def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[s
 def test_nothing_is_left_when_idle(engine: tuple[Engine, str]) -> None:
     server, mode = engine
     wait_until_idle(server)
-    for state in ("running", "parked", "released", "waiting"):
+    for state in STATES:
         assert read_metrics(server.url)[f'andes_requests{{state="{state}"}}'] == 0
     if mode == "offload":
         until(server, lambda told: told[USED] == 0)
@@ -447,12 +487,10 @@ def test_waiting_time_outs_spare_the_begun(tiny_model: Path, tmp_path: Path, mon
 
 def wait_until_idle(engine: Engine) -> None:
     """SGLang checks its pools for leaks whenever it is idle, and flushes only then; a leak ends the process."""
-    for _ in range(200):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
         assert engine.alive(), engine.tail()
-        try:
-            answer = engine.post("/flush_cache", {})
-        except OSError:
-            continue
-        if re.search("flushed", str(answer)):
-            return
+        with contextlib.suppress(OSError):
+            if re.search("flushed", str(engine.post("/flush_cache", {}))):
+                return
     raise AssertionError(f"the engine never became idle:\n{engine.tail()}")

@@ -35,7 +35,7 @@ class Served:
         self.process.communicate()
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=120) as answer:
             return json.loads(answer.read())
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
@@ -43,7 +43,7 @@ class Served:
         request = urllib.request.Request(self.url + path, headers={"content-type": "application/json"})
         request.data = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read()
@@ -51,7 +51,7 @@ class Served:
 
     def figures(self) -> dict[str, float]:
         """``/metrics``: value by name with labels."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(self.url + "/metrics", timeout=120) as answer:
             lines = answer.read().decode().splitlines()
         return {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if not x.startswith("#"))}
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from andes_sglang.bench.engine import Engine
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 LIMITS = ("--max-running-requests", "2", "--max-queued-requests", "2", "--max-total-tokens", "4096")
 QUIET = {"temperature": 0, "ignore_eos": True}
 ASK: Any = [{"role": "user", "content": "an be cor"}]
@@ -111,7 +111,7 @@ def test_generate_tells_part_of_what_sglang_tells(urls: list[str]) -> None:
     "path", ["/health", "/health_generate", "/v1/models", "/model_info", "/get_model_info", "/get_load"]
 )
 def test_what_they_say_of_themselves_has_the_same_form(urls: list[str], path: str) -> None:
-    real, ours = (httpx.get(url + path, timeout=30) for url in urls)
+    real, ours = (httpx.get(url + path, timeout=120) for url in urls)
     assert ours.status_code == real.status_code == 200
     if real.text and path.endswith("model_info"):  # the real one has a plan for embeddings as well
         assert form(ours.json()).items() <= form(real.json()).items()
@@ -120,7 +120,7 @@ def test_what_they_say_of_themselves_has_the_same_form(urls: list[str], path: st
 
 
 def test_loads_are_part_of_the_real_ones(urls: list[str]) -> None:
-    real, ours = (httpx.get(url + "/v1/loads?include=core").json() for url in urls)
+    real, ours = (httpx.get(url + "/v1/loads?include=core", timeout=120).json() for url in urls)
     assert set(ours) == set(real)
     assert form(ours["loads"][0]).items() <= form(real["loads"][0]).items()
 
@@ -130,7 +130,7 @@ def test_every_metric_is_one_of_the_real_engines(urls: list[str]) -> None:
     real, ours = (
         {
             (family.name, family.type): {frozenset(sample.labels) - {"le"} for sample in family.samples}
-            for family in text_string_to_metric_families(httpx.get(url + "/metrics").text)
+            for family in text_string_to_metric_families(httpx.get(url + "/metrics", timeout=120).text)
         }
         for url in urls
     )
@@ -148,7 +148,7 @@ def crowd(url: str) -> Iterator[list[Any]]:
     def load(running: int, waiting: int) -> None:
         deadline = time.monotonic() + 60
         while True:
-            load = httpx.get(url + "/v1/loads?include=core").json()["loads"][0]
+            load = httpx.get(url + "/v1/loads?include=core", timeout=120).json()["loads"][0]
             if (load["num_running_reqs"], load["num_waiting_reqs"]) == (running, waiting):
                 return
             assert time.monotonic() < deadline, load
@@ -160,7 +160,7 @@ def crowd(url: str) -> Iterator[list[Any]]:
         ends += [pool.submit(ask, url, "/v1/completions", body) for _ in range(2)]
         load(2, 2)
         yield aborted
-        httpx.post(url + "/abort_request", json={"abort_all": True})
+        httpx.post(url + "/abort_request", json={"abort_all": True}, timeout=120)
         aborted += sorted(end.result() for end in ends)
 
 
@@ -173,8 +173,8 @@ def test_a_full_queue_is_told_in_the_same_form(urls: list[str]) -> None:
                     ask(url, "/v1/completions", {"prompt": "an"}),
                     ask(url, "/v1/completions", {"prompt": "an", "stream": True}),
                     ask(url, "/v1/chat/completions", {"messages": ASK, "stream": True}),
-                    httpx.post(url + "/v1/completions", json={"prompt": "an"}).text,
-                    httpx.post(url + "/v1/completions", json={"prompt": "an", "stream": True})
+                    httpx.post(url + "/v1/completions", json={"prompt": "an"}, timeout=120).text,
+                    httpx.post(url + "/v1/completions", json={"prompt": "an", "stream": True}, timeout=120)
                     .text.replace('": ', '":')
                     .replace(', "', ',"'),
                 ]

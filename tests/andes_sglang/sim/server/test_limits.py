@@ -38,13 +38,13 @@ def loads(engine: Any) -> tuple[int, int]:
 
 
 def until(engine: Any, running: int, waiting: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while loads(engine) != (running, waiting):
         assert time.monotonic() < deadline, loads(engine)
 
 
 def draining(engine: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while httpx.get(engine.url + "/health").status_code != 503:
         assert time.monotonic() < deadline
 
@@ -52,7 +52,7 @@ def draining(engine: Any) -> None:
 @contextmanager
 def crowd(engine: Any) -> Iterator[None]:
     """Two streams run and two wait: the engine is full."""
-    with ThreadPoolExecutor(4) as pool, httpx.Client(timeout=30) as client:
+    with ThreadPoolExecutor(4) as pool, httpx.Client(timeout=120) as client:
 
         def read(k: int) -> str:
             body = {"prompt": f"stream {k}", "rid": f"stream-{k}", **LONG}
@@ -105,7 +105,7 @@ def test_a_prompt_that_never_fits_is_refused(engine: Any) -> None:
 
 def test_streams_that_take_turns_lose_nothing(simulated: Callable[..., Any]) -> None:
     flags = ("--policy", "round_robin", "--policy-option", "slice_tokens=20", "--max-running-requests", "2")
-    engine = simulated(*flags, "--max-total-tokens", "900", "--speed", "10")
+    engine = simulated(*flags, "--max-total-tokens", "900", "--speed", "2")
     body = {"max_tokens": 150, "ignore_eos": True}
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda k: engine.post("/v1/completions", {"prompt": f"turn {k}", **body}), range(6)))
@@ -118,7 +118,7 @@ def test_streams_that_take_turns_lose_nothing(simulated: Callable[..., Any]) -> 
 
 def test_told_to_stop_it_finishes_what_has_begun(simulated: Callable[..., Any]) -> None:
     engine = simulated()
-    body = {"prompt": "x", "max_tokens": 150, "ignore_eos": True, "stream": True}
+    body = {"prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", engine.url + "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -128,8 +128,8 @@ def test_told_to_stop_it_finishes_what_has_begun(simulated: Callable[..., Any]) 
         events = [line for line in lines if line]
     assert '"finish_reason":"length"' in events[-2]
     assert events[-1] == "data: [DONE]"
-    assert len(events) <= 150
-    assert engine.process.wait(10) == 0
+    assert len(events) <= 900
+    assert engine.process.wait(60) == 0
 
 
 def test_told_twice_it_stops_at_once(simulated: Callable[..., Any]) -> None:
@@ -141,7 +141,7 @@ def test_told_twice_it_stops_at_once(simulated: Callable[..., Any]) -> None:
         engine.process.send_signal(signal.SIGINT)
         draining(engine)
         engine.process.send_signal(signal.SIGINT)
-        assert engine.process.wait(10) == 0
+        assert engine.process.wait(60) == 0
 
 
 def test_a_policy_that_fails_ends_the_engine() -> None:
@@ -159,7 +159,7 @@ def test_a_policy_that_fails_ends_the_engine() -> None:
     async def serve() -> None:
         live = LiveReplica(profile.load("cpu-tiny-llama").engine, Broken(), metrics=Metrics(), observer=Nobody())
         live.submit("x", lambda now_s: [RequestSpec(now_s, 5, 5)], stream=True)
-        await asyncio.wait_for(live.run(), 10)
+        await asyncio.wait_for(live.run(), 60)
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(serve())

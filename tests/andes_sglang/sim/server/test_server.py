@@ -28,13 +28,13 @@ def engine(simulated: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def client(engine: Any) -> Iterable[openai.OpenAI]:
-    with openai.OpenAI(base_url=engine.url + "/v1", api_key="none", max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=engine.url + "/v1", api_key="none", max_retries=0, timeout=120) as client:
         yield client
 
 
 def until(engine: Any, name: str, value: float) -> None:
     """What other requests cause shows within moments."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while engine.figure(name) != value:
         assert time.monotonic() < deadline, f"{name} is {engine.figure(name)}, not {value}"
 
@@ -290,7 +290,7 @@ def test_a_client_that_goes_frees_what_it_held(engine: Any, client: openai.OpenA
                 assert engine.get("/v1/loads")["loads"][0]["num_running_reqs"] == 1
         else:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(engine.url + "/v1/completions", json=asked, timeout=0.3)
+                httpx.post(engine.url + "/v1/completions", json=asked, timeout=1.0)
         aborted += 1
         until(engine, "sglang:num_aborted_requests_total", aborted)
         until(engine, "sglang:num_used_tokens", 0)
