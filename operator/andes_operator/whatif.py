@@ -63,8 +63,8 @@ class Prediction:
 
     def load_factor_by(self, seen: Observation, window_s: float) -> float:
         """``load_factor`` by what the engines hold now: each request that came lately is still there with the chance that one
-        in the play stayed as long. What they hold beyond two standard deviations of that is load which the requests do not
-        tell of, or not yet; it counts when it lasts, in full after ``window_s``. As it was, where the number of replicas
+        in the play stayed as long. What they hold beyond a standard deviation of that is load which the requests do not tell
+        of, or not yet; it counts when it lasts, in full after ``window_s``. As it was, where the number of replicas
         that are ready was not played."""
         stays_s = np.array(self.stays_s.get(seen.pods.ready, ()))
         taken_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
@@ -74,7 +74,7 @@ class Prediction:
         span_s = max(1.0, seen.now_s - seen.recent[0].arrival_s)
         from_before = len(taken_s) / span_s * float(np.maximum(0.0, stays_s - span_s).mean())
         expected = self.load_factor * (float(stay.sum()) + from_before)
-        chance = 2.0 * math.sqrt(self.load_factor * (float((stay * (1.0 - stay)).sum()) + from_before))
+        chance = math.sqrt(self.load_factor * (float((stay * (1.0 - stay)).sum()) + from_before))
         if not expected:
             return self.load_factor
         nearest = min(max(expected, seen.engine_requests - chance), seen.engine_requests + chance)
