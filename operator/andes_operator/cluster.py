@@ -21,6 +21,7 @@ from andes_operator.status import timestamp
 __all__ = ["Cluster", "ClusterError", "Scale"]
 
 TIMEOUT_S = 10.0
+TRIES = 3  # of a request that the API server puts off
 _MERGE = "application/merge-patch+json"
 
 
@@ -75,7 +76,7 @@ class Cluster:
         query: Mapping[str, str] | None = None,
         content: str | None = None,
     ) -> dict[str, Any]:
-        """One request. Raises :class:`ClusterError`."""
+        """One request, made again where the API server says when. Raises :class:`ClusterError`."""
         target = path + ("?" + urlencode(query) if query else "")
         headers = {"Accept": "application/json"}
         if body is not None:
@@ -84,8 +85,13 @@ class Cluster:
             serialized = await self._api.param_serialize(
                 method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
             )
-            answer = await self._api.call_api(*serialized, _request_timeout=self._timeout_s)
-            text = await answer.read()
+            for tries_left in reversed(range(TRIES)):
+                answer = await self._api.call_api(*serialized, _request_timeout=self._timeout_s)
+                text = await answer.read()
+                again_s = answer.headers.get("Retry-After", "")
+                if answer.status != 429 or not again_s.isdigit() or not tries_left:
+                    break
+                await asyncio.sleep(min(float(again_s), self._timeout_s))
         except client.ApiException as error:
             raise ClusterError(error.status or 0, f"{method} {path}: {error.reason}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
