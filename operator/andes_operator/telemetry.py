@@ -43,6 +43,10 @@ class Metrics:
             "andes_operator_target_ready", "condition Ready, and its reason", [*TARGET, "reason"], registry=registry
         )
         self.demand = Gauge("andes_operator_demand_rps", "requests per second", [*TARGET, "kind"], registry=registry)
+        self.load_factor = Gauge(
+            "andes_operator_load_factor", "times the load that requests tell of, by what the engines hold", TARGET,
+            registry=registry,
+        )  # fmt: skip
         self.qoe = Gauge(
             "andes_operator_objective_ratio", "statistic of an objective", [*TARGET, "class", "statistic", "kind"],
             registry=registry,
@@ -74,6 +78,7 @@ class Metrics:
         show(self.recommended, status["recommendedReplicas"])
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")
         show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")
+        show(self.load_factor, status["demand"]["loadFactor"])
         for objective in status["objectives"]:
             for kind in ("current", "predicted", "target"):
                 show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
