@@ -23,6 +23,8 @@ __all__ = ["Arrival", "Prediction", "answer"]
 
 MOST_LOAD_FACTOR = 3.0
 """How far what the engines hold may move the demand from what the requests tell, either way."""
+FADES = 5.0
+"""Windows in which what the engines do not confirm is forgotten."""
 QUANTILES = 50
 
 _STATISTIC = {Statistic.MEAN: "mean", Statistic.PERCENTILE: "p", Statistic.SHARE_ABOVE: "share"}
@@ -64,22 +66,22 @@ class Prediction:
     def load_factor_by(self, seen: Observation, window_s: float) -> float:
         """``load_factor`` by what the engines hold now: each request that came lately is still there with the chance that one
         in the play stayed as long. What they hold beyond a standard deviation of that is load which the requests do not tell
-        of, or not yet; it counts when it lasts, in full after ``window_s``. As it was, where the number of replicas
-        that are ready was not played."""
+        of, or not yet; it counts when it lasts, in full after ``window_s``. Where the number of replicas that are ready was
+        not played, or nothing came, what was believed fades in five times that."""
+        windows = (seen.now_s - self.at_s) / window_s
         stays_s = np.array(self.stays_s.get(seen.pods.ready, ()))
         taken_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
         if not len(stays_s) or not len(taken_s):
-            return self.load_factor
+            return self.load_factor + min(1.0, windows / FADES) * (1.0 - self.load_factor)
         stay = 1.0 - np.searchsorted(stays_s, seen.now_s - taken_s) / len(stays_s)
         span_s = max(1.0, seen.now_s - seen.recent[0].arrival_s)
         from_before = len(taken_s) / span_s * float(np.maximum(0.0, stays_s - span_s).mean())
         expected = self.load_factor * (float(stay.sum()) + from_before)
         chance = math.sqrt(self.load_factor * (float((stay * (1.0 - stay)).sum()) + from_before))
-        if not expected:
-            return self.load_factor
         nearest = min(max(expected, seen.engine_requests - chance), seen.engine_requests + chance)
-        now = min(MOST_LOAD_FACTOR, max(1 / MOST_LOAD_FACTOR, self.load_factor * nearest / expected))
-        return self.load_factor + min(1.0, (seen.now_s - self.at_s) / window_s) * (now - self.load_factor)
+        ratio = (nearest + 1.0) / (expected + 1.0)  # one more on either side: of few requests it says little
+        now = min(MOST_LOAD_FACTOR, max(1 / MOST_LOAD_FACTOR, self.load_factor * ratio))
+        return self.load_factor + min(1.0, windows) * (now - self.load_factor)
 
     def at(self, replicas: int) -> tuple[float | None, ...] | None:
         """The statistics with so many replicas: as played, or at least those of the most that were played below it."""

@@ -117,9 +117,9 @@ def stays(*seconds: float, load_factor: float = 1.0) -> Prediction:
     ("held", "factor"), [(100, 1.0), (150, 1.5), (50, 0.5), (5000, MOST_LOAD_FACTOR), (0, 1 / MOST_LOAD_FACTOR)]
 )
 def test_what_the_engines_hold_beyond_what_the_requests_tell_of_is_load(held: int, factor: float) -> None:
-    assert stays(10.0).load_factor_by(holding(held), 60.0) == pytest.approx(factor, rel=0.01)
+    assert stays(10.0).load_factor_by(holding(held), 60.0) == pytest.approx(factor, rel=0.02)
     again = stays(10.0, load_factor=2.0).load_factor_by(holding(held), 60.0)
-    assert again == pytest.approx(factor, rel=0.01), "as much as is held, whatever was played"
+    assert again == pytest.approx(factor, rel=0.02), "as much as is held, whatever was played"
 
 
 def test_what_lasts_counts_in_full_and_a_moment_by_its_share_of_the_window() -> None:
@@ -134,10 +134,19 @@ def test_chance_is_no_load() -> None:
     assert spread.load_factor_by(holding(125), 60.0) == pytest.approx(1.2, abs=0.02)
 
 
-def test_what_tells_nothing_of_load_changes_nothing() -> None:
-    assert stays(10.0, load_factor=1.3).load_factor_by(holding(500, replicas=5), 60.0) == 1.3, "five were not played"
-    nobody = replace(holding(50), recent=())
-    assert stays(10.0, load_factor=1.3).load_factor_by(nobody, 60.0) == 1.3
+def test_what_is_not_confirmed_fades() -> None:
+    asked = replace(stays(10.0, load_factor=1.5), at_s=940.0)
+    for unknown in (holding(500, replicas=5), replace(holding(50), recent=())):  # five were not played; nothing came
+        assert asked.load_factor_by(unknown, 60.0) == pytest.approx(1.4)
+        assert asked.load_factor_by(unknown, 6.0) == 1.0
+
+
+def test_an_idle_fleet_says_nothing() -> None:
+    long_ago = replace(holding(0), now_s=5000.0)
+    assert stays(10.0).load_factor_by(long_ago, 60.0) == 1.0
+
+
+def test_load_is_told_by_those_who_were_served_however_long_ago() -> None:
     half = stays(10.0).load_factor_by(holding(50, refused=True), 60.0)
     assert half == pytest.approx(1.0, abs=0.03), "those who were turned away hold nothing"
     longer = stays(100.0).load_factor_by(holding(1000), 60.0)
