@@ -54,6 +54,11 @@ class Played(NamedTuple):
     values: tuple[float | None, ...]
     stays_s: Array | None
 
+    @property
+    def exact(self) -> bool:
+        """Played to its end."""
+        return self.stays_s is not None
+
 
 def decision_interval(engine: EngineModel) -> float:
     """How seldom a policy can be asked without holding prefill up: half a second, or one chunk if that takes less."""
@@ -143,7 +148,7 @@ class WhatIf:
     def meets(self, replicas: int) -> bool:
         if replicas not in self.played:
             self.played[replicas] = self.play(replicas)
-        return self.played[replicas].stays_s is not None and self._met(self.played[replicas].values)
+        return self.played[replicas].exact and self._met(self.played[replicas].values)
 
     def play(self, replicas: int) -> Played:
         """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
