@@ -17,9 +17,9 @@ SLICES = 360
 
 @dataclass(slots=True)
 class DemandRecord:
-    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. target: what its
-    reader expects. ttft_s, qoe: None where
-    there is none (not streamed, no token yet). outcome: open, done, shed, failed, abandoned, error."""
+    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. target: what its reader
+    expects. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
+    abandoned, error."""
 
     arrival_s: float
     class_name: str

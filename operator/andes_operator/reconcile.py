@@ -43,7 +43,6 @@ Resource = Mapping[str, Any]
 class _Asked:
     """A prediction, and what it was asked for: it holds for a minute while demand stays the same but for its noise."""
 
-    at_s: float
     generation: int
     rate_rps: float
     expected: Forecast
@@ -52,8 +51,9 @@ class _Asked:
     def answers(self, look: _Look) -> bool:
         count = max(1.0, self.rate_rps * look.spec.behavior.window_s)
         near = max(REUSE_SHARE, count**-0.5) * self.rate_rps
-        same = self.generation == look.target["metadata"]["generation"] and look.seen.now_s - self.at_s < REUSE_S
-        if not same or abs(look.seen.rate_rps - self.rate_rps) > near:
+        same = self.generation == look.target["metadata"]["generation"]
+        fresh = look.seen.now_s - self.predicted.at_s < REUSE_S
+        if not same or not fresh or abs(look.seen.rate_rps - self.rate_rps) > near:
             return False
         load_factor = self.predicted.load_factor_by(look.seen, look.spec.behavior.window_s)
         return abs(load_factor / self.predicted.load_factor - 1.0) <= REUSE_SHARE
@@ -246,7 +246,7 @@ class Reconciler:
                 "andes.replicas.least": predicted.least if predicted.least is not None else -1,
             })  # fmt: skip
         generation = look.target["metadata"]["generation"]
-        look.kept.asked = _Asked(seen.now_s, generation, seen.rate_rps, expected, predicted)
+        look.kept.asked = _Asked(generation, seen.rate_rps, expected, predicted)
         return expected, predicted
 
     async def _remembered(self, look: _Look, memory: Memory) -> History:
