@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.adapter.memory import free_bytes
-from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, Options
+from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
 from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
@@ -58,21 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def check_arguments(args: argparse.Namespace) -> Options:
+def check_arguments(args: argparse.Namespace) -> PluginOptions:
     """The options for the plugin. Raises :class:`UsageError` for what could only fail later, inside the server."""
     policy = None if args.policy == "stock" else args.policy
     if policy != "forced":
         policy_of(args)
     default = target_of(args)
     offload = (args.preemption_mode, args.host_kv_gib, args.offload_without)
-    options = Options(policy, options_of(args), default.ttft_s, default.tds, *offload)
+    options = PluginOptions(policy, options_of(args), default.ttft_s, default.tds, *offload)
     _check_offload(options)
     check_model(args.model)
     bind(args.host, args.port).close()
     return options
 
 
-def _check_offload(options: Options) -> None:
+def _check_offload(options: PluginOptions) -> None:
     offload = options.preemption_mode == "offload"
     if offload and options.policy is None:
         raise UsageError("--preemption-mode offload: policy stock preempts nobody")
@@ -90,7 +90,7 @@ def _check_offload(options: Options) -> None:
         )
 
 
-def prepare_environment(options: Options) -> bool:
+def prepare_environment(options: PluginOptions) -> bool:
     """Set what SGLang's processes inherit; True on a machine without an accelerator."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.policy is None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from andes_sglang import expectations
-from andes_sglang.adapter.options import ENVIRONMENT, Options
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.qoe import QoETarget
 
@@ -62,11 +62,11 @@ def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5, "overlap")
+    options = PluginOptions("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5, "overlap")
     monkeypatch.setenv(ENVIRONMENT, options.to_env())
-    assert Options.from_env() == options
+    assert PluginOptions.from_env() == options
     monkeypatch.delenv(ENVIRONMENT)
-    assert Options.from_env().policy is None
+    assert PluginOptions.from_env().policy is None
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,10 @@ def test_nothing_is_served_without_the_policy(
 VICTIMS = """
 import json
 from array import array
-from types import SimpleNamespace
 
 from andes_sglang.adapter import launch, options
 
-launch.prepare_environment(options.Options("andes"))
+launch.prepare_environment(options.PluginOptions("andes"))
 from sglang.srt.plugins import load_plugins
 
 load_plugins()
@@ -188,13 +187,13 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from andes_sglang.adapter.scheduler import QoEScheduler
+from andes_sglang.adapter.sglang_request import is_preemptible
 
 
 def preemptible(speculative=False, sampling={}, **features):
     algorithm = SpeculativeAlgorithm.EAGLE if speculative else SpeculativeAlgorithm.NONE
     req = Req("r", "", array("q", [5, 6]), SamplingParams(**sampling), vocab_size=100, **features)
-    return QoEScheduler._is_preemptible(SimpleNamespace(spec_algorithm=algorithm), req)
+    return is_preemptible(req, algorithm)
 
 
 print(json.dumps({
