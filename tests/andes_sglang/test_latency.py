@@ -200,8 +200,9 @@ def test_no_prediction_is_zero() -> None:
     model = LatencyModel(mixed=True)
     for _ in range(400):
         model.observe_decode(1, 100, 0.0)
-        model.observe_prefill(1, 100, 0.0)
-    assert model.decode_s(1, 100) == model.prefill_s(1, 100) == 1e-6
+        model.observe_prefill(1, 0, 0.0)
+        model.observe_prefill(4096, 0, 0.0)
+    assert model.decode_s(1, 100) == model.prefill_s(1) == 1e-6
     assert float(model.resume_s(0.0, 0.0, 0.0)) == 1e-6
 
 
