@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from andes_sglang.expectations import to_custom_params
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.workload import BLOCK_TOKENS, Stream, Workload
 
@@ -61,7 +62,7 @@ async def _one(
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     if send_expectations:
-        body["custom_params"] = {"qoe": {"ttft": spec.target.ttft_s, "tds": spec.target.tds}}
+        body["custom_params"] = to_custom_params(spec.expectation)
     deliveries: list[tuple[float, int]] = []
     record.deliveries = deliveries
     counted = 0

@@ -131,7 +131,7 @@ def answer(
         Goal(sim.Objective(_STATISTIC[o.statistic], o.at or 0.0, o.value), _kind(o, names), margin)
         for o in spec.objectives
     ]
-    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader) for a in demand]
+    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader, weight=a.weight) for a in demand]
     kinds = [names.index(a.class_name) for a in demand]
     question = WhatIf(engine, policy, requests, span_s, goals, kinds=kinds)
     rate_rps, guess = len(demand) / span_s, None
