@@ -82,8 +82,8 @@ class Workload:
     ) -> Workload:
         """The window [start_s, start_s + duration_s) of the original clock, then rate and lengths scaled and clamped.
 
-        limit: the first ``limit`` requests of the window. An answer's limit and expected length scale with it; scaled prompts lose their prefix blocks. Raises
-        :class:`WorkloadError` for an empty window.
+        limit: the first ``limit`` requests of the window. An answer's limit and expected length scale with it; scaled
+        prompts lose their prefix blocks. Raises :class:`WorkloadError` for an empty window.
         """
         until_s = start_s + (duration_s if duration_s is not None else math.inf)
         chosen = [k for k, r in enumerate(self.requests) if start_s <= r.arrival_s < until_s][:limit]

@@ -22,8 +22,8 @@ FORMATS: dict[str, TraceFormat] = {f.name: f for f in (ANDES, MOONCAKE, AZURE, B
 def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
     """Read a trace. The format is recognised by its fields unless ``form`` names it.
 
-    Arrivals start at 0. Where the trace's clock ticks (Mooncake: every 3 s), arrivals are spread inside the tick, by ``seed``.
-    Raises :class:`WorkloadError` naming file, row and field.
+    Arrivals start at 0. Where the trace's clock ticks (Mooncake: every 3 s), arrivals are spread inside the tick, by
+    ``seed``. Raises :class:`WorkloadError` naming file, row and field.
     """
     rows = iter(read_rows(path))
     first = next(rows, None)

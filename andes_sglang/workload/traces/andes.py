@@ -7,6 +7,7 @@ Required: ``arrival_s``, ``prompt_tokens``, ``output_tokens``. Optional: ``ttft_
 
 from __future__ import annotations
 
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.workload.base import StatedTarget, WorkloadError
@@ -19,43 +20,48 @@ REPLAYED = frozenset(
      "session_id", "blocks")
 )  # fmt: skip
 DESCRIPTIVE = frozenset(("turn", "client", "reason_tokens", "src_row"))
+WIRE_NAMES = {"ttft": "ttft_s", "tokens": "expected_tokens"}
+"""Fields that a request body names otherwise."""
 
 
 def _parse(row: Row) -> TracedRequest:
-    for name in row.fields.keys() - REPLAYED - DESCRIPTIVE:
-        if not str(name).startswith("x_"):
-            raise row.error(str(name), f"unknown; known are {', '.join(sorted(REPLAYED))}, and names that start with x_")
+    for name in row.fields:
+        if name not in REPLAYED and name not in DESCRIPTIVE and not str(name).startswith("x_"):
+            raise row.error(name, f"unknown; known are {', '.join(sorted(REPLAYED))}, and names that start with x_")
     stated = StatedTarget(*(row.number(name, 0) if row.states(name) else None for name in StatedTarget._fields))
-    weight = row.number("weight", 0) if row.states("weight") else 1.0
-    if not weight:
-        raise row.error("weight", "must be > 0")
-    default = QoETarget()
+    reader = _reader(row, stated)
     return TracedRequest(
         RequestSpec(
             row.number("arrival_s", 0),
             row.tokens("prompt_tokens"),
             row.tokens("output_tokens"),
-            target=_target(
-                row,
-                default.ttft_s if stated.ttft_s is None else stated.ttft_s,
-                default.tds if stated.tds is None else stated.tds,
-            ),
+            reader.target,
             session_id=str(row.fields["session_id"]) if row.states("session_id") else None,
             blocks=_blocks(row),
             max_tokens=row.tokens("max_tokens") if row.states("max_tokens") else None,
-            weight=weight,
-            yields=row.flag("yield") if row.states("yield") else False,
-            expected_tokens=row.tokens("expected_tokens") if row.states("expected_tokens") else None,
+            weight=reader.weight,
+            yields=reader.yields,
+            expected_tokens=reader.expected_tokens,
         ),
         stated,
     )
 
 
-def _target(row: Row, ttft_s: float, tds: float) -> QoETarget:
+def _reader(row: Row, stated: StatedTarget) -> ReaderExpectation:
+    """What the row says of its reader; the ranges are those of a request body."""
+    default = QoETarget()
+    weight = row.number("weight", 0) if row.states("weight") else 1.0
+    yields = row.flag("yield") if row.states("yield") else False
+    expected_tokens = row.tokens("expected_tokens") if row.states("expected_tokens") else None
     try:
-        return QoETarget(ttft_s, tds)
+        target = QoETarget(
+            default.ttft_s if stated.ttft_s is None else stated.ttft_s,
+            default.tds if stated.tds is None else stated.tds,
+        )
+        return ReaderExpectation(target, weight, yields, expected_tokens)
     except ValueError as error:
-        raise WorkloadError(f"{row.place}, field {'ttft_s' if str(error).startswith('ttft') else 'tds'}: {error}") from None
+        name = str(error).split()[0]
+        raise WorkloadError(f"{row.place}, field {WIRE_NAMES.get(name, name)}: {error}") from None
 
 
 def _blocks(row: Row) -> tuple[int, ...]:

@@ -13,9 +13,7 @@ __all__ = ["AZURE"]
 
 def _parse(row: Row) -> TracedRequest:
     return TracedRequest(
-        RequestSpec(
-            row.timestamp_s("TIMESTAMP"), row.tokens("ContextTokens"), max(1, row.tokens("GeneratedTokens", 0))
-        )
+        RequestSpec(row.timestamp_s("TIMESTAMP"), row.tokens("ContextTokens"), max(1, row.tokens("GeneratedTokens", 0)))
     )
 
 
