@@ -41,7 +41,7 @@ from andes_sglang.sim.fleet import Autoscaler, Fleet, TargetScaler, qoe
 from andes_sglang.sim.plan import capacity_rps
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.sketch import Sketch
-from andes_sglang.workload import Rates, Stream, load, load_rates, mean_length, readers_of
+from andes_sglang.workload import Rates, SyntheticWorkload, load, load_rates, mean_length, readers_of
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 DAY_S = 86_400.0
@@ -143,7 +143,7 @@ def world(name: str, folder: Path, seed: int) -> World:
                 history.add(origin_s, rate * scale / trace.speed, seconds)
                 origin_s += seconds
         day: Rates = tuple((seconds / trace.speed, rate * scale) for seconds, rate in days[trace.day])
-        requests = list(Stream(name, day, *CHAT, readers_of("reading"), seed))
+        requests = list(SyntheticWorkload(name, day, *CHAT, readers_of("reading"), seed))
     else:
         read = load(folder / trace.file, seed=seed).scaled(max_prompt=8000, max_output=4000)
         read = read.with_readers(seed, ttft_s=None, tds=None, population="reading")

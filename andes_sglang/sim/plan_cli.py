@@ -19,16 +19,16 @@ from andes_sglang.flags import add_arm_arguments, arms_of
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import whatif
-from andes_sglang.sim.cli import MISTAKES, STOCK_MIXED, configure
+from andes_sglang.sim.cli import STOCK_MIXED, USER_ERRORS, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf
-from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["MISTAKES", "add_arguments"]
+__all__ = ["USER_ERRORS", "add_arguments"]
 
 MOST_TO_GUESS = 200_000
 """Requests; more are not held in memory to guess from."""
@@ -73,7 +73,9 @@ class _Plan:
 
 
 class _Planner:
-    def __init__(self, args: argparse.Namespace, objective: Objective, workloads: Sequence[Workload | Stream]) -> None:
+    def __init__(
+        self, args: argparse.Namespace, objective: Objective, workloads: Sequence[Workload | SyntheticWorkload]
+    ) -> None:
         self.objective = objective
         self.workloads = workloads
         self.interval_s = args.decision_interval
