@@ -49,14 +49,14 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     _add_gateway(commands)
     operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
     operator.set_defaults(run=_operator)
-    mistakes: tuple[type[Exception], ...] = (UsageError,)
+    user_errors: tuple[type[Exception], ...] = (UsageError,)
     for name, (module, text) in COMMANDS.items():
         chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
         if name == command:
             room = _room(module, f"{command} needs {{}}: install andes-sglang[bench]")
             room.add_arguments(chosen, command)
-            mistakes += room.MISTAKES
-    return parser, mistakes
+            user_errors += room.USER_ERRORS
+    return parser, user_errors
 
 
 def _room(module: str, otherwise: str) -> ModuleType:
@@ -132,12 +132,12 @@ def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    mistakes: tuple[type[Exception], ...] = (UsageError,)
+    user_errors: tuple[type[Exception], ...] = (UsageError,)
     try:
-        parser, mistakes = build_parser(argv)
+        parser, user_errors = build_parser(argv)
         args, passed = parser.parse_known_args(argv)
         return int(args.run(args, passed))
-    except mistakes as error:
+    except user_errors as error:
         print(f"andes {' '.join(argv[:1])}: {error}", file=sys.stderr)
         return 2
 

@@ -36,7 +36,7 @@ from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Figures, Summary
-from andes_sglang.workload import Rates, Stream, Workload, load, mean_length, readers_of, shape
+from andes_sglang.workload import Rates, SyntheticWorkload, Workload, load, mean_length, readers_of, shape
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
@@ -205,7 +205,7 @@ class Bench:
             if case.kind == "steady":
                 rates = ((BEFORE_S + case.span + AFTER_S, case.x * rps),)
             lengths = (setting.prompt, setting.output) if not setting.trace else ("1", "1")
-            stream = Stream(case.kind, rates, *lengths, readers_of("reading"), case.seed)
+            stream = SyntheticWorkload(case.kind, rates, *lengths, readers_of("reading"), case.seed)
             drawn = Workload(case.kind, tuple(stream))
             if setting.trace:
                 rows = _trace(self.trace_file(setting.trace)).requests

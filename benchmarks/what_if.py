@@ -16,7 +16,7 @@ from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
 from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible
 from andes_sglang.sim.whatif import Goal, WhatIf
-from andes_sglang.workload import Stream, mean_length, readers_of
+from andes_sglang.workload import SyntheticWorkload, mean_length, readers_of
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
@@ -40,7 +40,7 @@ def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, o
     name, prompt, output = CASES[case]
     engine, policy = configure(profiles.load(name).engine, Arm(policy_name))
     rate_rps = load * capacity_rps(engine, mean_length(prompt), mean_length(output))
-    requests = list(Stream(case, ((seconds, rate_rps),), prompt, output, readers_of("reading"), seed))
+    requests = list(SyntheticWorkload(case, ((seconds, rate_rps),), prompt, output, readers_of("reading"), seed))
     started = time.process_time()
     question = WhatIf(engine, policy, requests, seconds, [Goal(objective)])
     answer = question.fewest(4 * load)

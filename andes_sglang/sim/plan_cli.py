@@ -20,16 +20,16 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import whatif
-from andes_sglang.sim.cli import MISTAKES, STOCK_MIXED, configure
+from andes_sglang.sim.cli import STOCK_MIXED, USER_ERRORS, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf
-from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["MISTAKES", "add_arguments"]
+__all__ = ["USER_ERRORS", "add_arguments"]
 
 MOST_TO_GUESS = 200_000
 """Requests; more are not held in memory to guess from."""
@@ -75,7 +75,7 @@ class _Plan:
 
 class _Planner:
     def __init__(
-        self, args: argparse.Namespace, objective: QoEObjective, workloads: Sequence[Workload | Stream]
+        self, args: argparse.Namespace, objective: QoEObjective, workloads: Sequence[Workload | SyntheticWorkload]
     ) -> None:
         self.objective = objective
         self.workloads = workloads

@@ -126,7 +126,7 @@ def answer(
     names = sorted({a.class_name for a in demand})
     margin = spec.behavior.margin
     goals = [Goal(QoEObjective(o.statistic, o.value, o.at), _kind(o, names), margin) for o in spec.objectives]
-    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader) for a in demand]
+    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader, weight=a.weight) for a in demand]
     kinds = [names.index(a.class_name) for a in demand]
     question = WhatIf(engine, policy, requests, span_s, goals, kinds=kinds)
     rate_rps, guess = len(demand) / span_s, None

@@ -17,7 +17,7 @@ from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import capacity_rps
 from andes_sglang.sim.whatif import work_s
-from andes_sglang.workload import Rates, Stream, Workload, mean_length, readers_of
+from andes_sglang.workload import Rates, SyntheticWorkload, Workload, mean_length, readers_of
 
 __all__ = ["FinishedRequests", "Scenario", "busy_rps"]
 
@@ -71,7 +71,7 @@ class Scenario:
         scale = peak_replicas * capacity_rps(engine, mean_length(lengths[0]), mean_length(lengths[1])) / peak_rps
         past = tuple((seconds, rate * scale / speed) for seconds, rate in rates[:first])
         simulated: Rates = tuple((seconds / speed, rate * scale) for seconds, rate in rates[first:last])
-        requests = list(Stream("day", simulated, *lengths, readers_of("reading"), seed))
+        requests = list(SyntheticWorkload("day", simulated, *lengths, readers_of("reading"), seed))
         return cls(requests, engine, speed, clock_cold_start_s, past)
 
     @classmethod

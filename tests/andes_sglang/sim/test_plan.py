@@ -15,14 +15,16 @@ from andes_sglang.cli import main
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
-from andes_sglang.workload import Stream, readers_of
+from andes_sglang.workload import SyntheticWorkload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
 READERS = readers_of("reading", tds=4.5)
 
 
-def demand(rate: float, duration_s: float = 60.0, **more: Any) -> Stream:
-    return Stream("forecast", ((duration_s, rate),), "200-400", "150-250", more.pop("readers", READERS), **more)
+def demand(rate: float, duration_s: float = 60.0, **more: Any) -> SyntheticWorkload:
+    return SyntheticWorkload(
+        "forecast", ((duration_s, rate),), "200-400", "150-250", more.pop("readers", READERS), **more
+    )
 
 
 @given(st.integers(1, 70), st.integers(-5, 100), st.integers(1, 12))
@@ -54,7 +56,7 @@ def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price
 def test_capacity_is_about_what_a_flooded_engine_serves() -> None:
     scores, _ = score_fleet([CPU], lambda: None, demand(1000.0, 0.4))
     assert len(scores) > 300
-    flooded = Stream("flood", ((0.01, 40_000.0),), "300", "200", READERS)
+    flooded = SyntheticWorkload("flood", ((0.01, 40_000.0),), "300", "200", READERS)
     from andes_sglang.sim.replica import simulate
 
     ends = sorted(r.end_s for r in simulate(CPU, None, flooded))

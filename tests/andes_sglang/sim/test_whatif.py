@@ -15,14 +15,14 @@ from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
-from andes_sglang.workload import Stream, readers_of
+from andes_sglang.workload import SyntheticWorkload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
 MEAN, SHARE = QoEObjective.parse("mean>=0.95"), QoEObjective.parse("share(0.95)>=0.9")
 
 
 def demand(rate_rps: float, seconds: float = 60.0, seed: int = 1) -> list[RequestSpec]:
-    return list(Stream("demand", ((seconds, rate_rps),), "200-400", "150-250", readers_of("reading"), seed))
+    return list(SyntheticWorkload("demand", ((seconds, rate_rps),), "200-400", "150-250", readers_of("reading"), seed))
 
 
 def what_if(requests: list[RequestSpec], policy: str = "stock", *goals: Goal, **more: Any) -> WhatIf:
@@ -78,7 +78,7 @@ def test_the_busiest_stretch_decides() -> None:
     """A minute of surge in ten of calm: whoever comes in it counts, although all that came are too many to play."""
     calm, surge = 4.0, 16.0
     rates = ((270.0, calm), (60.0, surge), (270.0, calm))
-    requests = list(Stream("surge", rates, "200-400", "150-250", readers_of("reading"), 1))
+    requests = list(SyntheticWorkload("surge", rates, "200-400", "150-250", readers_of("reading"), 1))
     found = what_if(requests, most_requests=100).fewest(60)
     steady = what_if(demand(surge), most_requests=100).fewest(60)
     assert found is not None
