@@ -1,30 +1,88 @@
-"""What a request says its reader expects: ``custom_params: {"qoe": {"ttft": seconds, "tds": tokens/s}}``."""
+"""What a request says of its reader, in the body of an OpenAI or SGLang request.
+
+``custom_params: {"qoe": {"ttft": seconds, "tds": tokens/s, "weight": number, "yield": true or false, "tokens": number}}``
+
+Every field may be left out. Gateway, engine, simulated engine, benchmark and traces all read and write it through this
+module, so that what one of them accepts every other one accepts too.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["KEY", "parse"]
+__all__ = ["KEY", "MAX_EXPECTED_TOKENS", "MAX_WEIGHT", "MIN_WEIGHT", "ReaderExpectation", "parse", "to_custom_params"]
 
 KEY = "qoe"
-_FIELDS = {"ttft": "ttft_s", "tds": "tds"}
+MIN_WEIGHT, MAX_WEIGHT = 1e-3, 1e3
+"""Ratio to a stream of weight 1; six decades keep every sum of weighted QoE far from rounding."""
+MAX_EXPECTED_TOKENS = 10_000_000
+"""Tokens; above the context length of any model served today (1e6 to 1e7)."""
+_FIELDS = {"ttft": "ttft_s", "tds": "tds", "weight": "weight", "yield": "yields", "tokens": "expected_tokens"}
 
 
-def parse(custom_params: Any, default: QoETarget) -> QoETarget:
-    """The target of a request; ``default`` fills what it leaves out. Raises ``ValueError`` naming field and value."""
+@dataclass(frozen=True, slots=True)
+class ReaderExpectation:
+    """What one request says of its reader.
+
+    target: expected TTFT and reading speed. weight: value of its QoE relative to other streams, 1e-3 to 1e3. yields: it
+    has no reader who waits and gives way to those who have one. expected_tokens: length of the whole answer in tokens
+    where the caller knows it, 1 to 1e7. Raises ``ValueError`` naming field and value.
+    """
+
+    target: QoETarget = field(default_factory=QoETarget)
+    weight: float = 1.0
+    yields: bool = False
+    expected_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not (number and MIN_WEIGHT <= self.weight <= MAX_WEIGHT):
+            raise ValueError(f"weight must be a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}, got {self.weight!r}")
+        if not isinstance(self.yields, bool):
+            raise ValueError(f"yield must be true or false, got {self.yields!r}")
+        tokens = self.expected_tokens
+        whole = isinstance(tokens, int) and not isinstance(tokens, bool)
+        if tokens is not None and not (whole and 1 <= tokens <= MAX_EXPECTED_TOKENS):
+            raise ValueError(f"tokens must be a whole number from 1 to {MAX_EXPECTED_TOKENS}, got {tokens!r}")
+
+
+def parse(custom_params: Any, default: QoETarget | ReaderExpectation) -> ReaderExpectation:
+    """The expectation of a request; ``default`` fills what it leaves out. Raises ``ValueError`` naming field and value."""
+    base = ReaderExpectation(default) if isinstance(default, QoETarget) else default
     if not isinstance(custom_params, dict) or KEY not in custom_params:
-        return default
-    wanted = custom_params[KEY]
-    if not isinstance(wanted, dict):
-        raise ValueError(f"custom_params.qoe must be an object with ttft and tds, got {wanted!r}")
-    values = {"ttft_s": default.ttft_s, "tds": default.tds}
-    for name, value in wanted.items():
+        return base
+    given = custom_params[KEY]
+    if not isinstance(given, dict):
+        raise ValueError(f"custom_params.qoe must be an object with any of {', '.join(_FIELDS)}; got {given!r}")
+    values: dict[str, Any] = {
+        "ttft_s": base.target.ttft_s,
+        "tds": base.target.tds,
+        "weight": base.weight,
+        "yields": base.yields,
+        "expected_tokens": base.expected_tokens,
+    }
+    for name, value in given.items():
         if name not in _FIELDS:
-            raise ValueError(f"custom_params.qoe.{name}: unknown field (value {value!r}); known are ttft and tds")
+            raise ValueError(
+                f"custom_params.qoe.{name}: unknown field (value {value!r}); known are {', '.join(_FIELDS)}"
+            )
         values[_FIELDS[name]] = value
     try:
-        return QoETarget(**values)
+        return ReaderExpectation(QoETarget(values.pop("ttft_s"), values.pop("tds")), **values)
     except ValueError as error:
         raise ValueError(f"custom_params.qoe.{error}") from None
+
+
+def to_custom_params(expectation: ReaderExpectation) -> dict[str, Any]:
+    """``{"qoe": {...}}`` for a request body; fields that hold their default are left out, ttft and tds never."""
+    said: dict[str, Any] = {"ttft": expectation.target.ttft_s, "tds": expectation.target.tds}
+    if expectation.weight != 1.0:
+        said["weight"] = expectation.weight
+    if expectation.yields:
+        said["yield"] = True
+    if expectation.expected_tokens is not None:
+        said["tokens"] = expectation.expected_tokens
+    return {KEY: said}

@@ -12,6 +12,7 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget, ReaderStream
 
 __all__ = ["RequestRecord", "RequestSpec", "Score", "TokenTimes", "read_records", "score", "write_records"]
@@ -25,7 +26,8 @@ class RequestSpec:
     """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix.
 
     max_tokens: the most the client allows, which is all that the engine knows of the answer's length beforehand; None:
-    exactly ``output_tokens``, as the benchmark asks for.
+    exactly ``output_tokens``, as the benchmark asks for. weight, yields, expected_tokens: as in
+    :class:`~andes_sglang.expectations.ReaderExpectation`.
     """
 
     arrival_s: float
@@ -35,6 +37,14 @@ class RequestSpec:
     session_id: str | None = None
     blocks: tuple[int, ...] = ()
     max_tokens: int | None = None
+    weight: float = 1.0
+    yields: bool = False
+    expected_tokens: int | None = None
+
+    @property
+    def expectation(self) -> ReaderExpectation:
+        """What the request says of its reader. Raises ``ValueError`` naming field and value."""
+        return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens)
 
 
 class Score(NamedTuple):
@@ -156,6 +166,7 @@ class RequestRecord:
 
 
 def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
+    """One JSON object a line, gzipped; times in seconds, deliveries rounded to 0.1 ms."""
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for r in records:
             row = {name: getattr(r, name) for name in RequestRecord.__dataclass_fields__}
@@ -164,6 +175,7 @@ def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
 
 
 def read_records(path: Path) -> list[RequestRecord]:
+    """What :func:`write_records` wrote."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]

@@ -8,6 +8,7 @@ keeps its KV.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
@@ -32,6 +33,8 @@ __all__ = [
 
 
 class Phase(IntEnum):
+    """Where a request is. Parked: off the batch, its KV kept on the GPU. Released requests wait again."""
+
     WAITING = 0
     RUNNING = 1
     PARKED = 2
@@ -58,7 +61,8 @@ class RequestView:
     slice_tokens: tokens generated since it last started running. phase_since_s: when it entered its phase.
     preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
-    flight). weight: value of this request's QoE relative to others, > 0.
+    flight). weight: value of this request's QoE relative to others, > 0. yields: it has no reader who waits.
+    expected_tokens: length of the whole answer as the caller told it, NaN where nothing was told.
     """
 
     rid: str
@@ -76,6 +80,8 @@ class RequestView:
     preemptions: int = 0
     preemptible: bool = True
     weight: float = 1.0
+    yields: bool = False
+    expected_tokens: float = math.nan
 
     def row(self) -> tuple[float, ...]:
         """This request as a row of a :class:`RequestTable`: the reader's columns, then the others, in order."""
@@ -99,12 +105,14 @@ class RequestView:
             self.preemptions,
             self.preemptible,
             self.weight,
+            self.yields,
+            self.expected_tokens,
         )
 
 
 Array = npt.NDArray[np.float64]
 READER_WIDTH = len(Readers._fields)
-ROW_WIDTH = 18
+ROW_WIDTH = 20
 
 
 class _Column:
@@ -143,6 +151,8 @@ class RequestTable:
     preemptions = _Column()
     preemptible = _Column()
     weight = _Column()
+    yields = _Column()
+    expected_tokens = _Column()
 
     @property
     def readers(self) -> Readers:

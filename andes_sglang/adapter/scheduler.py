@@ -23,6 +23,7 @@ decoding. Refused at start: engines of several ranks
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -46,11 +47,12 @@ from andes_sglang.adapter.forced import Forced
 from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.options import Options
 from andes_sglang.adapter.snapshot import Ledger
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import Metrics, PrometheusMetrics
 from andes_sglang.policy import SchedulingPolicy, make
 from andes_sglang.policy.eviction import EvictionOrder
-from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.qoe import ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestView, SchedulerState
 
 __all__ = ["ADMISSION_RESERVE_TOKENS", "QoEScheduler"]
@@ -68,6 +70,7 @@ class _Served:
     __slots__ = (
         "arrival_s",
         "cached_tokens",
+        "expectation",
         "host_tokens",
         "loaded_ahead",
         "preemptible",
@@ -82,10 +85,13 @@ class _Served:
         "stopped",
     )
 
-    def __init__(self, req: Any, arrival_s: float, now_s: float, target: QoETarget, preemptible: bool) -> None:
+    def __init__(
+        self, req: Any, arrival_s: float, now_s: float, expectation: ReaderExpectation, preemptible: bool
+    ) -> None:
         self.req = req
         self.arrival_s = arrival_s
-        self.reader = ReaderStream(arrival_s, target)
+        self.expectation = expectation
+        self.reader = ReaderStream(arrival_s, expectation.target)
         self.seen = 0
         self.slice_start = 0
         self.since_s = now_s
@@ -183,10 +189,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         with self._only_fresh():
             super()._add_request_to_queue(req, is_retracted=is_retracted)
         if self.waiting_queue and self.waiting_queue[-1] is req:
-            target = expectations.parse(req.sampling_params.custom_params, self._qoe_target)
+            expectation = expectations.parse(req.sampling_params.custom_params, self._qoe_target)
             now_s = time.perf_counter()
             arrival_s = req.time_stats.scheduler_recv_time or now_s  # before its grammar was compiled
-            served = _Served(req, arrival_s, now_s, target, self._is_preemptible(req))
+            served = _Served(req, arrival_s, now_s, expectation, self._is_preemptible(req))
             self._served[req.rid] = served
             served.slot = self._ledger.add(self._view(req, Phase.WAITING))
 
@@ -511,6 +517,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def _view(self, req: Any, phase: Phase) -> RequestView:
         served = self._served[req.rid]
         prompt, output = len(req.origin_input_ids), len(req.output_ids)
+        expected = served.expectation.expected_tokens
         return RequestView(
             rid=req.rid,
             phase=phase,
@@ -526,6 +533,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             phase_since_s=served.since_s,
             preemptions=served.preemptions,
             preemptible=served.preemptible,
+            weight=served.expectation.weight,
+            yields=served.expectation.yields,
+            expected_tokens=math.nan if expected is None else float(expected),
         )
 
     def _look_up_prefixes(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from andes_sglang.expectations import to_custom_params
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.workload import BLOCK_TOKENS, Stream, Workload
+from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
 __all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
@@ -61,7 +62,7 @@ async def _one(
         "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     if send_expectations:
-        body["custom_params"] = {"qoe": {"ttft": spec.target.ttft_s, "tds": spec.target.tds}}
+        body["custom_params"] = to_custom_params(spec.expectation)
     deliveries: list[tuple[float, int]] = []
     record.deliveries = deliveries
     counted = 0
@@ -103,7 +104,7 @@ async def _one(
 
 async def replay(
     url: str,
-    workload: Workload | Stream,
+    workload: Workload | SyntheticWorkload,
     *,
     seed: int = 0,
     vocabulary: tuple[int, int] = (10, 1000),

@@ -22,7 +22,7 @@ __all__ = ["Population"]
 Array = npt.NDArray[np.float64]
 (
     START, TDS, DELIVERED, END, LATENESS, PHASE, ARRIVAL, PROMPT, OUTPUT, KV, CACHED, HOST, REMAINING, SLICE, SINCE,
-    PREEMPTIONS, PREEMPTIBLE, WEIGHT,
+    PREEMPTIONS, PREEMPTIBLE, WEIGHT, YIELDS, EXPECTED,
 ) = range(ROW_WIDTH)  # fmt: skip
 """The order of :meth:`andes_sglang.state.RequestView.row`."""
 
@@ -84,7 +84,8 @@ class Population:
         self._rids[slot] = rid
         self._columns[:, slot] = (
             spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, Phase.WAITING, spec.arrival_s, spec.prompt_tokens,
-            0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, 1,
+            0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
+            np.nan if spec.expected_tokens is None else spec.expected_tokens,
         )  # fmt: skip
         return slot
 

@@ -78,7 +78,7 @@ def resolve(
     wanted = QoETarget(cls.ttft_s, cls.tds)
     if trusted:
         try:
-            wanted = engine.parse(body.get("custom_params"), wanted)
+            wanted = engine.parse(body.get("custom_params"), wanted).target
         except ValueError as error:
             raise ApiError(400, str(error), param="custom_params.qoe", reason="expectation") from None
     ttft_s, tds = wanted.ttft_s, wanted.tds

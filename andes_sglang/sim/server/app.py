@@ -247,9 +247,12 @@ def _spec(choice: Choice, wanted: Wanted, now_s: float) -> RequestSpec:
         arrival_s=now_s,
         prompt_tokens=prompt.tokens,
         output_tokens=choice.tokens,
-        target=wanted.target,
+        target=wanted.expectation.target,
         blocks=prompt.blocks,
         max_tokens=choice.room_tokens,
+        weight=wanted.expectation.weight,
+        yields=wanted.expectation.yields,
+        expected_tokens=wanted.expectation.expected_tokens,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from andes_sglang import expectations
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.text import Prompt, of_ids, of_text
 
@@ -46,7 +47,7 @@ class Wanted:
     stream: bool
     include_usage: bool
     continuous_usage: bool
-    target: QoETarget
+    expectation: ReaderExpectation
     rid: str | None
 
 
@@ -139,7 +140,7 @@ def _wanted(
     if custom is not None and not isinstance(custom, dict):
         raise BadRequestError(f"custom_params must be an object, got {custom!r}")
     try:
-        target = expectations.parse(custom, limits.target)
+        expectation = expectations.parse(custom, limits.target)
     except ValueError as error:
         raise BadRequestError(str(error)) from None
     return Wanted(
@@ -156,7 +157,7 @@ def _wanted(
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage", "stream_options."),
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
-        target=target,
+        expectation=expectation,
         rid=rid,
     )
 

@@ -86,9 +86,9 @@ def test_malformed_expectations(value: Any, says: str) -> None:
 
 def test_expectations_fall_back_field_by_field() -> None:
     default = QoETarget(1.5, 4.0)
-    assert expectations.parse(None, default) == default
-    assert expectations.parse({"other": 1}, default) == default
-    assert expectations.parse({"qoe": {"tds": 9}}, default) == QoETarget(1.5, 9)
+    assert expectations.parse(None, default).target == default
+    assert expectations.parse({"other": 1}, default).target == default
+    assert expectations.parse({"qoe": {"tds": 9}}, default).target == QoETarget(1.5, 9)
 
 
 @pytest.fixture(scope="module")
