@@ -79,8 +79,9 @@ def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
     make_policy(name, options, output_tokens={} if name in CLAIRVOYANT else None)
 
 
-def make(name: str, *, output_tokens: Mapping[str, int] | None = None, **options: Any) -> SchedulingPolicy:
-    """:func:`make_policy` with the options as keyword arguments."""
+def make(name: str, **options: Any) -> SchedulingPolicy:
+    """:func:`make_policy` with the options, and ``output_tokens``, as keyword arguments."""
+    output_tokens = options.pop("output_tokens", None)
     return make_policy(name, options, output_tokens=output_tokens)
 
 
