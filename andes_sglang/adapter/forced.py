@@ -8,56 +8,46 @@ from typing import Any
 
 import numpy as np
 
-from andes_sglang.policy import SchedulingPolicy, make
-from andes_sglang.policy.select import select
+from andes_sglang.policy import PolicyOptions, SchedulingPolicy, make_policy, option, pack
+from andes_sglang.policy.options import OptionInfo
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
 __all__ = ["Forced", "ForcedOptions", "make_engine_policy"]
 
+MODES = tuple(mode.value for mode in PreemptionMode)
 
-@dataclass(frozen=True, slots=True)
-class ForcedOptions:
-    """every_tokens: length of a slice, >= 1. mode: park, release or offload.
 
-    Raises ``ValueError`` naming option and value.
-    """
+@dataclass(frozen=True, kw_only=True)
+class ForcedOptions(PolicyOptions):
+    policy = "forced"
+    every_tokens: int = option(
+        4, "tokens", low=1, doc="length of a slice", source="several preemptions in an answer of a test"
+    )
+    mode: str = option("release", "", doc=f"one of {', '.join(MODES)}", source="the mode that every engine has")
 
-    every_tokens: int = 4
-    mode: str = "release"
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.every_tokens, int) and not isinstance(self.every_tokens, bool)
-        if not (whole and self.every_tokens >= 1):
-            raise ValueError(f"every_tokens must be a whole number >= 1, got {self.every_tokens!r}")
-        modes = [mode.value for mode in PreemptionMode]
-        if self.mode not in modes:
-            raise ValueError(f"mode must be one of {', '.join(modes)}, got {self.mode!r}")
-
-    @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> ForcedOptions:
-        known = cls.__dataclass_fields__
-        for name, value in mapping.items():
-            if name not in known:
-                raise ValueError(
-                    f"policy forced: unknown option {name} (value {value!r}); known are {', '.join(known)}"
-                )
-        return cls(**mapping)
+    def _checked(self, name: str, kind: type, optional: bool, info: OptionInfo) -> Any:
+        if name != "mode":
+            return super()._checked(name, kind, optional, info)
+        if self.mode not in MODES:
+            raise ValueError(f"policy forced: mode must be {info.doc}, got {self.mode!r}")
+        return self.mode
 
 
 class Forced:
     """Takes a running request off every ``every_tokens`` tokens; puts it back next time."""
 
     name = "forced"
+    options_type = ForcedOptions
 
     def __init__(self, options: ForcedOptions | None = None) -> None:
         self.options = options or ForcedOptions()
-        self._mode = PreemptionMode(self.options.mode)
 
     def decide(self, state: SchedulerState) -> Decision:
         t = state.requests
         due = (t.phase == Phase.RUNNING) & (t.slice_tokens >= self.options.every_tokens) & (t.preemptible > 0)
-        base = select(state, -t.arrival_s)
-        preempt = tuple(Preemption(t.rids[i], self._mode, "forced") for i in np.flatnonzero(due))
+        base = pack(state, -t.arrival_s)
+        mode = PreemptionMode(self.options.mode)
+        preempt = tuple(Preemption(t.rids[i], mode, "forced") for i in np.flatnonzero(due))
         return Decision(base.admit, base.resume, preempt)
 
 
@@ -66,4 +56,4 @@ def make_engine_policy(name: str, options: Mapping[str, Any]) -> SchedulingPolic
     value."""
     if name == Forced.name:
         return Forced(ForcedOptions.from_mapping(options))
-    return make(name, **options)
+    return make_policy(name, options)
