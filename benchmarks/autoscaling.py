@@ -34,10 +34,11 @@ from andes_sglang import report
 from andes_sglang.arms import Arm
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.routing import QoE
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Autoscaler, Fleet, TargetScaler, qoe
+from andes_sglang.sim.fleet import Autoscaler, Fleet, TargetScaler
 from andes_sglang.sim.plan import capacity_rps
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.sketch import Sketch
@@ -351,7 +352,7 @@ def play(world: World, scheduler: str, arm: str, value: float) -> dict[str, Any]
         world.ended.append(record)
 
     first = round(value) if arm == "static peak" else start(world)
-    fleet = Fleet(engine, policy, replicas=first, router=qoe, autoscaler=scaler, start_s=world.cold_start_s,
+    fleet = Fleet(engine, policy, replicas=first, routing_policy=QoE(), autoscaler=scaler, start_s=world.cold_start_s,
                   decision_interval_s=decision_interval(engine), sink=keep)  # fmt: skip
     started = time.process_time()
     for number, spec in enumerate(world.requests):
