@@ -24,7 +24,7 @@ ENGINES = {
         "Start a simulated engine under a policy: it speaks as SGLang does, in real time, without a GPU or a model.",
     ),
 }
-
+"""By ``--engine``: the module that serves, and what it says of itself."""
 
 COMMANDS = {
     "bench": ("andes_sglang.bench.cli", "replay a workload against an endpoint"),
@@ -34,32 +34,41 @@ COMMANDS = {
     "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
     "profile": ("andes_sglang.profiling", "measure an engine and write its profile"),
 }
-"""By name: the room that knows the command's flags, and what it does."""
+"""By name: the module with the command's ``add_arguments`` and ``USER_ERRORS``, and what it does."""
 
 
 def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[type[Exception], ...]]:
-    """The parser that ``argv`` needs, and what its command raises for a mistake of the user's. Only the room of the command
-    that is asked for is imported: each needs no more than its own extra, and the simulated engine starts in less time than
-    the others' imports take. Raises :class:`UsageError` where the extra is missing."""
+    """The parser for ``argv``, and the errors that its command reports as one line. Raises :class:`UsageError` where the
+    command's extra is not installed.
+
+    Only the module of the command in ``argv`` is imported: each command needs its own extra alone, and the simulated engine
+    starts in less time than the other commands' imports take.
+    """
     command = argv[0] if argv else ""
     parser = argparse.ArgumentParser(prog="andes", description="QoE-aware serving of text streams on SGLang.")
-    parser.add_argument("--version", action="version", version=f"andes {__version__}")
+    _add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands, argv)
     _add_gateway(commands)
     operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
+    _add_version(operator)
     operator.set_defaults(run=_operator)
-    mistakes: tuple[type[Exception], ...] = (UsageError,)
-    for name, (module, text) in COMMANDS.items():
+    user_errors: tuple[type[Exception], ...] = (UsageError,)
+    for name, (module_name, text) in COMMANDS.items():
         chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
         if name == command:
-            room = _room(module, f"{command} needs {{}}: install andes-sglang[bench]")
-            room.add_arguments(chosen, command)
-            mistakes += room.MISTAKES
-    return parser, mistakes
+            module = _import(module_name, f"{command} needs {{}}: install andes-sglang[bench]")
+            module.add_arguments(chosen, command)
+            user_errors += module.USER_ERRORS
+    return parser, user_errors
 
 
-def _room(module: str, otherwise: str) -> ModuleType:
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"andes {__version__}")
+
+
+def _import(module: str, otherwise: str) -> ModuleType:
+    """Import ``module``; ``otherwise`` says what to install where a package that it needs is missing."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -80,7 +89,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], ar
     known = [word for word in argv if word not in ("-h", "--help")]
     name = chosen.parse_known_args(known)[0].engine
     module, description = ENGINES[name]
-    engine = _room(module, f"serve --engine {name} needs {{}}: install andes-sglang[{name}]")
+    engine = _import(module, f"serve --engine {name} needs {{}}: install andes-sglang[{name}]")
     serve = commands.add_parser("serve", help=text, description=description, parents=[chosen], allow_abbrev=False)
     engine.add_arguments(serve)
     serve.set_defaults(run=engine.serve)
@@ -94,6 +103,7 @@ def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "docs/gateway.md: a YAML file, or ANDES_GATEWAY_* in the environment.",
         allow_abbrev=False,
     )
+    _add_version(gateway)
     gateway.add_argument(
         "--upstream",
         action="append",
@@ -131,14 +141,17 @@ def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    mistakes: tuple[type[Exception], ...] = (UsageError,)
+    """Run ``andes`` and return its exit status; without a command, or with ``help``, print the help."""
+    argv = list(sys.argv[1:] if argv is None else argv) or ["help"]
+    if argv[0] == "help":
+        argv = [*argv[1:2], "--help"]
+    user_errors: tuple[type[Exception], ...] = (UsageError,)
     try:
-        parser, mistakes = build_parser(argv)
+        parser, user_errors = build_parser(argv)
         args, passed = parser.parse_known_args(argv)
         return int(args.run(args, passed))
-    except mistakes as error:
-        print(f"andes {' '.join(argv[:1])}: {error}", file=sys.stderr)
+    except user_errors as error:
+        print(f"andes {argv[0]}: {error}", file=sys.stderr)
         return 2
 
 

@@ -30,9 +30,9 @@ from andes_sglang.sim.fit import CostFit, FitError, fit_costs
 from andes_sglang.sim.profile import Profile, dump
 from andes_sglang.workload import Workload
 
-__all__ = ["MISTAKES", "add_arguments", "costs_from_metrics", "load_for"]
+__all__ = ["USER_ERRORS", "add_arguments", "costs_from_metrics", "load_for"]
 
-MISTAKES = (FitError, EndpointError)
+USER_ERRORS = (FitError, EndpointError)
 TRUSTED_ERROR = 0.25
 DOUBTFUL_ERROR = 0.15
 LEAST_PROMPTS = 100

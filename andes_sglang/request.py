@@ -166,6 +166,7 @@ class RequestRecord:
 
 
 def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
+    """One JSON object a line, gzipped; times in seconds, deliveries rounded to 0.1 ms."""
     with gzip.open(path, "wt", encoding="utf-8") as file:
         for r in records:
             row = {name: getattr(r, name) for name in RequestRecord.__dataclass_fields__}
@@ -174,6 +175,7 @@ def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
 
 
 def read_records(path: Path) -> list[RequestRecord]:
+    """What :func:`write_records` wrote."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]

@@ -33,6 +33,8 @@ __all__ = [
 
 
 class Phase(IntEnum):
+    """Where a request is. Parked: off the batch, its KV kept on the GPU. Released requests wait again."""
+
     WAITING = 0
     RUNNING = 1
     PARKED = 2

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import math
 import re
 import sys
 import time
@@ -32,10 +33,10 @@ from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure, sustained_tokens_per_s
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.plan import least
+from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Figures, Summary
-from andes_sglang.workload import Rates, Stream, Workload, load, mean_length, readers_of, shape
+from andes_sglang.workload import Rates, SyntheticWorkload, Workload, load, mean_length, readers_of, shape
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
@@ -204,7 +205,7 @@ class Bench:
             if case.kind == "steady":
                 rates = ((BEFORE_S + case.span + AFTER_S, case.x * rps),)
             lengths = (setting.prompt, setting.output) if not setting.trace else ("1", "1")
-            stream = Stream(case.kind, rates, *lengths, readers_of("reading"), case.seed)
+            stream = SyntheticWorkload(case.kind, rates, *lengths, readers_of("reading"), case.seed)
             drawn = Workload(case.kind, tuple(stream))
             if setting.trace:
                 rows = _trace(self.trace_file(setting.trace)).requests
@@ -268,9 +269,9 @@ class Bench:
             return float(self.row(case)["mean"]) < HELD
 
         def rung(x: float) -> int:
-            return round(np.log(x / LEAST_X) / np.log(STEP))
+            return round(math.log(x / LEAST_X) / math.log(STEP))
 
-        short = least(falls_short, max(1, rung(guess)), rung(MOST_X))
+        short = smallest_feasible(falls_short, max(1, rung(guess)), rung(MOST_X))
         held = rung(MOST_X) if short is None else short - 1
         return float(LEAST_X * STEP**held) if held else 0.0
 

@@ -16,14 +16,14 @@ from andes_sglang.sim import profile
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures
-from andes_sglang.workload import Stream, load_rates, readers_of
+from andes_sglang.workload import SyntheticWorkload, load_rates, readers_of
 
 CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
 HUNDRED = ("1000-1200", "400-600")
 
 
 def run(
-    profile_name: str, policy: str, stream: Stream, replicas: int, interval_s: float
+    profile_name: str, policy: str, stream: SyntheticWorkload, replicas: int, interval_s: float
 ) -> tuple[float, float, Figures, Fleet]:
     """CPU seconds, the mean number of open requests, figures and the fleet."""
     figures = Figures()
@@ -67,7 +67,7 @@ def main() -> None:
         rates = load_rates(args.day, duration_s=86400.0, scale=args.day_scale)
         if rates is None:
             parser.error(f"--day {args.day}: no rates in there")
-        day = Stream("day", rates, *CHAT, readers_of("reading"))
+        day = SyntheticWorkload("day", rates, *CHAT, readers_of("reading"))
         label = f"{args.day_policy}, a day on 16 replicas"
         report(
             label,
@@ -75,8 +75,8 @@ def main() -> None:
         )
         return
 
-    def poisson(times: float) -> Stream:
-        return Stream("poisson", ((args.seconds * times, args.rate),), *HUNDRED, readers_of("reading"))
+    def poisson(times: float) -> SyntheticWorkload:
+        return SyntheticWorkload("poisson", ((args.seconds * times, args.rate),), *HUNDRED, readers_of("reading"))
 
     for policy, interval_s in (("stock", 0.0), ("fcfs", 0.0), ("andes", 0.0), ("andes", 0.1)):
         label = policy + (f", asked every {interval_s:g} s" if interval_s else "")

@@ -20,12 +20,12 @@ from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_arms, check_model, check_run
 from andes_sglang.request import RequestRecord
-from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments, mean_length, shape
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length, shape
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["MISTAKES", "add_arguments"]
+__all__ = ["USER_ERRORS", "add_arguments"]
 
-MISTAKES = (WorkloadError, EndpointError, EngineError)
+USER_ERRORS = (WorkloadError, EndpointError, EngineError)
 WARM_UP_REQUESTS = 8
 
 
@@ -103,7 +103,11 @@ Run = tuple[list[RequestRecord], dict[str, Any], list[dict[str, float]]]
 
 
 def _run(
-    urls: dict[str, str], workload: Workload | Stream, seed: int, args: argparse.Namespace, api_key: str | None = None
+    urls: dict[str, str],
+    workload: Workload | SyntheticWorkload,
+    seed: int,
+    args: argparse.Namespace,
+    api_key: str | None = None,
 ) -> dict[str, Run]:
     """Replay ``workload`` against each of ``urls`` (by label) at the same time."""
     samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
@@ -228,7 +232,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _replay_on(
-    engines: dict[str, Engine], workload: Workload | Stream, seed: int, args: argparse.Namespace
+    engines: dict[str, Engine], workload: Workload | SyntheticWorkload, seed: int, args: argparse.Namespace
 ) -> dict[str, Run]:
     """Start the engines, replay on all of them at the same time, end them."""
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ import numpy as np
 
 from andes_sglang.expectations import to_custom_params
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.workload import BLOCK_TOKENS, Stream, Workload
+from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
 __all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
@@ -104,7 +104,7 @@ async def _one(
 
 async def replay(
     url: str,
-    workload: Workload | Stream,
+    workload: Workload | SyntheticWorkload,
     *,
     seed: int = 0,
     vocabulary: tuple[int, int] = (10, 1000),

@@ -26,12 +26,12 @@ from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError, simulate
 from andes_sglang.summary import Figures
-from andes_sglang.workload import Stream, Workload, WorkloadError, from_arguments, lengths, mean_length
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, lengths, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["MISTAKES", "add_arguments", "configure"]
+__all__ = ["USER_ERRORS", "add_arguments", "configure"]
 
-MISTAKES = (WorkloadError, profiles.ProfileError, RefusedError)
+USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
 MOST_RECORDS = 4000
 SAMPLES = 400
 STOCK_MIXED = "stock-mixed"
@@ -102,7 +102,7 @@ class _Run:
     interrupted: bool = False
 
 
-def _serve(fleet: Fleet, workload: Workload | Stream, progress: Callable[[str], None]) -> _Run:
+def _serve(fleet: Fleet, workload: Workload | SyntheticWorkload, progress: Callable[[str], None]) -> _Run:
     """Serve ``workload``; Ctrl-C ends it and leaves what was computed."""
     run = _Run()
     stride = max(1, len(workload) // MOST_RECORDS)

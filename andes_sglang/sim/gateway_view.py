@@ -81,7 +81,7 @@ class GatewayView:
         if now_s - self._counted_at_s > READERS_AGE_S:
             self._recount(now_s)
         if self._unstarted:
-            self._unstarted = [job for job in self._unstarted if not job.pieces]
+            self._unstarted = [job for job in self._unstarted if not job.generated]
         context = replica.kv_used_tokens
         hit = 0
         if spec.blocks or spec.session_id is not None:
@@ -99,7 +99,7 @@ class GatewayView:
         replica = self.replica
         if replica.now_s < now_s:
             replica.advance(now_s)
-        self._unstarted = [job for job in self._unstarted if not job.pieces]
+        self._unstarted = [job for job in self._unstarted if not job.generated]
         kept = [at for at, job in enumerate(self._jobs) if job.rid in replica.by_rid]
         self._jobs = [self._jobs[at] for at in kept]
         count = len(kept)

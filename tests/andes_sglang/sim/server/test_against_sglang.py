@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from andes_sglang.bench.engine import Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
-LIMITS = ("--max-running-requests", "2", "--max-queued-requests", "2", "--max-total-tokens", "4096")
+LIMITS = ("--max-running-requests", "2", "--max-queued-requests", "2", "--max-total-tokens", "40960")
 QUIET = {"temperature": 0, "ignore_eos": True}
 ASK: Any = [{"role": "user", "content": "an be cor"}]
 
@@ -142,11 +142,11 @@ def test_every_metric_is_one_of_the_real_engines(urls: list[str]) -> None:
 
 @contextmanager
 def crowd(url: str) -> Iterator[list[Any]]:
-    """Two streams run and two wait: the engine is full. Afterwards they are aborted; how that looks is in the list."""
+    """Two streams run and two wait, for far longer than the questions take: the engine is full. Afterwards they are aborted; how that looks is in the list."""
     aborted: list[Any] = []
 
     def load(running: int, waiting: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 250
         while True:
             load = httpx.get(url + "/v1/loads?include=core", timeout=120).json()["loads"][0]
             if (load["num_running_reqs"], load["num_waiting_reqs"]) == (running, waiting):
@@ -154,7 +154,7 @@ def crowd(url: str) -> Iterator[list[Any]]:
             assert time.monotonic() < deadline, load
 
     with ThreadPoolExecutor(4) as pool:
-        body = {"prompt": [5, 6, 7], "max_tokens": 1900, "stream": True, **QUIET}
+        body = {"prompt": [5, 6, 7], "max_tokens": 19000, "stream": True, **QUIET}
         ends = [pool.submit(ask, url, "/v1/completions", body) for _ in range(2)]
         load(2, 0)
         ends += [pool.submit(ask, url, "/v1/completions", body) for _ in range(2)]

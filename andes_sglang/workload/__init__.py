@@ -1,0 +1,44 @@
+"""What is replayed: who arrives when, with how long a prompt and answer, and how fast each of them reads.
+
+    load_trace(Path("conv.csv"))                      a recorded trace, in any format of ``traces``
+    draw_shape("burst", rate_rps=2.0, ...)            a drawn one: Poisson, Gamma or one burst
+    SyntheticWorkload("day", rates, ...)              drawn while it is read, for millions of requests
+    add_arguments(parser); from_arguments(args, 1)    any of these, as the command line describes it
+
+Everything random comes from one seed: the same seed gives the same requests.
+"""
+
+from andes_sglang.request import RequestSpec
+from andes_sglang.workload.arguments import add_arguments, from_arguments
+from andes_sglang.workload.base import BLOCK_TOKENS, Workload, WorkloadError
+from andes_sglang.workload.lengths import mean_length, parse_lengths
+from andes_sglang.workload.readers import LISTENING, READING, readers_of
+from andes_sglang.workload.shapes import burst, draw_shape, gamma, poisson
+from andes_sglang.workload.synthetic import Rates, SyntheticWorkload
+from andes_sglang.workload.traces import FORMATS, load_trace
+from andes_sglang.workload.traces.rates import load_rates
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "FORMATS",
+    "LISTENING",
+    "READING",
+    "Rates",
+    "RequestSpec",
+    "SyntheticWorkload",
+    "Workload",
+    "WorkloadError",
+    "add_arguments",
+    "burst",
+    "draw_shape",
+    "from_arguments",
+    "gamma",
+    "load_rates",
+    "load_trace",
+    "mean_length",
+    "parse_lengths",
+    "poisson",
+    "readers_of",
+]
+
+Stream, load, lengths, shape = SyntheticWorkload, load_trace, parse_lengths, draw_shape

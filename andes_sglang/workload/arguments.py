@@ -1,0 +1,110 @@
+"""The command line's flags that describe a workload, shared by ``bench``, ``compare``, ``simulate`` and ``plan``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+from andes_sglang.qoe import QoETarget
+from andes_sglang.workload.base import Workload, WorkloadError
+from andes_sglang.workload.lengths import parse_lengths
+from andes_sglang.workload.readers import POPULATIONS, readers_of
+from andes_sglang.workload.shapes import draw_shape
+from andes_sglang.workload.synthetic import Rates, SyntheticWorkload
+from andes_sglang.workload.traces import FORMATS, load_trace
+from andes_sglang.workload.traces.rates import load_rates
+
+__all__ = ["add_arguments", "from_arguments"]
+
+SHAPE_DURATION_S = 180.0
+"""Default of ``--duration`` for a shape: one burst and the calm around it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that :func:`from_arguments` reads."""
+    source = parser.add_argument_group("workload")
+    source.add_argument(
+        "--trace", type=Path,
+        help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz]; or a CSV of rates by window, for which lengths "
+        "are those of a shape; docs/traces.md has the columns",
+    )  # fmt: skip
+    source.add_argument("--format", help=f"its format, where it is not recognised: {', '.join(FORMATS)}")
+    source.add_argument("--shape", default="burst", help="without a trace: burst (default), poisson or gamma")
+    source.add_argument("--rate", type=float, default=1.6, help="average requests/s of a shape")
+    source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
+    source.add_argument("--intensity", type=float, default=2.0, help="burst: peak over average")
+    source.add_argument("--width", type=float, default=0.35, help="burst: share of the duration")
+    source.add_argument("--cv", type=float, default=2.0, help="gamma: coefficient of variation of the gaps")
+    source.add_argument("--prompt", default="200-400", help="shape: prompt tokens, N, LOW-HIGH or p50=N,p90=N")
+    source.add_argument("--output", default="150-250", help="shape: answer tokens, likewise")
+    source.add_argument("--start", type=float, default=0.0, help="trace: skip this many seconds")
+    source.add_argument("--rate-scale", type=float, default=1.0, help="trace: arrivals this many times faster")
+    source.add_argument("--prompt-scale", type=float, default=1.0, help="trace: prompt lengths times this")
+    source.add_argument("--output-scale", type=float, default=1.0, help="trace: answer lengths times this")
+    source.add_argument("--max-prompt", type=int, help="clamp prompts to this many tokens")
+    source.add_argument("--max-output", type=int, help="clamp answers to this many tokens")
+    source.add_argument("--limit", type=int, help="only the first N requests")
+    source.add_argument("--tds", type=float, help="constant reading speed, tokens/s; default: a population")
+    source.add_argument("--population", choices=tuple(POPULATIONS), default="reading")
+    source.add_argument("--ttft", type=float, default=1.0,
+                        help="expected seconds to first token; 0: by prompt length. A trace's own ttft_s and tds win "
+                        "over these flags")  # fmt: skip
+    source.add_argument("--seed", type=int, default=1)
+
+
+def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:
+    """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
+    _check(args)
+    if args.trace is not None and args.format is None:
+        rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
+        if rates is not None:
+            return _drawn_at(rates, args, seed)
+    if args.trace is not None:
+        workload = load_trace(args.trace, form=args.format, seed=seed)
+        workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
+                                   prompt_scale=args.prompt_scale, output_scale=args.output_scale,
+                                   max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+    else:
+        workload = draw_shape(args.shape, rate_rps=args.rate, duration_s=args.duration or SHAPE_DURATION_S,
+                              prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
+                              width=args.width, cv=args.cv)  # fmt: skip
+        workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+    return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in ("rate_scale", "prompt_scale", "output_scale", "duration"):
+        value = getattr(args, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {value!r}")
+    for flag in ("limit", "max_prompt", "max_output"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise WorkloadError(f"--{flag.replace('_', '-')} must be >= 1, got {value!r}")
+    if not 0 <= args.start < math.inf:
+        raise WorkloadError(f"--start must be >= 0 seconds, got {args.start!r}")
+    if args.seed < 0:
+        raise WorkloadError(f"--seed must be >= 0, got {args.seed!r}")
+    try:
+        QoETarget(args.ttft, args.tds if args.tds is not None else QoETarget().tds)
+    except ValueError as error:
+        raise WorkloadError(f"--ttft / --tds: {error}") from None
+
+
+def _drawn_at(rates: Rates, args: argparse.Namespace, seed: int) -> SyntheticWorkload:
+    """Requests drawn at the rates of ``--trace``, with the lengths and readers of a shape."""
+    refused = {
+        "limit": args.limit,
+        "max-prompt": args.max_prompt,
+        "max-output": args.max_output,
+        "prompt-scale": args.prompt_scale != 1,
+        "output-scale": args.output_scale != 1,
+        "ttft 0": not args.ttft,
+    }
+    for flag in (flag for flag, given in refused.items() if given):
+        raise WorkloadError(f"--{flag}: not with {args.trace}, which holds rates, not requests")
+    parse_lengths(args.prompt), parse_lengths(args.output)
+    readers = readers_of(args.population, ttft_s=args.ttft, tds=args.tds)
+    name = f"{args.trace.name}, rates times {args.rate_scale:g}"
+    return SyntheticWorkload(name, rates, args.prompt, args.output, readers, seed)

@@ -1,0 +1,59 @@
+"""Recorded workloads, one file a format; columns and examples are in docs/traces.md."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from andes_sglang.workload.base import StatedTarget, Workload, WorkloadError
+from andes_sglang.workload.traces.andes import ANDES
+from andes_sglang.workload.traces.azure import AZURE
+from andes_sglang.workload.traces.burstgpt import BURSTGPT
+from andes_sglang.workload.traces.mooncake import MOONCAKE
+from andes_sglang.workload.traces.rows import Row, TraceFormat, read_rows
+
+__all__ = ["FORMATS", "load_trace"]
+
+FORMATS: dict[str, TraceFormat] = {f.name: f for f in (ANDES, MOONCAKE, AZURE, BURSTGPT)}
+
+
+def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
+    """Read a trace. The format is recognised by its fields unless ``form`` names it.
+
+    Arrivals start at 0. Where the trace's clock ticks (Mooncake: every 3 s), arrivals are spread inside the tick, by
+    ``seed``. Raises :class:`WorkloadError` naming file, row and field.
+    """
+    rows = iter(read_rows(path))
+    first = next(rows, None)
+    if first is None:
+        raise WorkloadError(f"{path}: empty")
+    chosen = _recognise(first) if form is None else FORMATS.get(form)
+    if chosen is None:
+        raise WorkloadError(f"--format {form!r}: choose one of {', '.join(FORMATS)}")
+    traced = [r for r in (chosen.parse(first), *(chosen.parse(row) for row in rows)) if r is not None]
+    if not traced:
+        raise WorkloadError(f"{path}: no row holds a request with an answer")
+    if chosen.tick_s:
+        rng = np.random.default_rng(seed)
+        traced = [
+            r._replace(spec=replace(r.spec, arrival_s=r.spec.arrival_s + float(rng.uniform(0, chosen.tick_s))))
+            for r in traced
+        ]
+    traced.sort(key=lambda r: r.spec.arrival_s)
+    origin_s = traced[0].spec.arrival_s
+    stated = tuple(r.stated for r in traced)
+    return Workload(
+        path.name,
+        tuple(replace(r.spec, arrival_s=r.spec.arrival_s - origin_s) for r in traced),
+        stated if any(s != StatedTarget() for s in stated) else (),
+    )
+
+
+def _recognise(first: Row) -> TraceFormat:
+    for found in FORMATS.values():
+        if found.marker in first.fields:
+            return found
+    known = ", ".join(f"{f.name} ({f.marker})" for f in FORMATS.values())
+    raise WorkloadError(f"{first.place}: no known format; looked for the fields of {known}")

@@ -1,0 +1,38 @@
+"""Rates by window: a CSV with ``window_start_s`` and ``rate_rps``, from which requests are drawn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+from andes_sglang.workload.base import WorkloadError
+from andes_sglang.workload.synthetic import Rates
+from andes_sglang.workload.traces.rows import read_rows
+
+__all__ = ["load_rates"]
+
+
+def load_rates(
+    path: Path, *, start_s: float = 0.0, duration_s: float | None = None, scale: float = 1.0
+) -> Rates | None:
+    """Windows ``(duration_s, rate_rps)`` within [start_s, start_s + duration_s); None for a file of another kind.
+
+    scale: rates times this. The last window is as long as the one before it. Raises :class:`WorkloadError`.
+    """
+    lines = read_rows(path)
+    first = next(lines, None)
+    if first is None or "rate_rps" not in first.fields:
+        return None
+    rows = [first, *lines]
+    starts_s = [row.number("window_start_s", 0) for row in rows]
+    if len(rows) < 2 or any(b <= a for a, b in itertools.pairwise(starts_s)):
+        raise WorkloadError(f"{path}, field window_start_s: expected two or more windows in order")
+    starts_s.append(2 * starts_s[-1] - starts_s[-2])
+    until_s = start_s + (duration_s if duration_s is not None else math.inf)
+    cut = [(min(b, until_s) - max(a, start_s), row.number("rate_rps", 0) * scale)
+           for row, a, b in zip(rows, starts_s, starts_s[1:])]  # fmt: skip
+    kept = tuple((length_s, rate) for length_s, rate in cut if length_s > 0)
+    if not kept or not any(rate for _, rate in kept):
+        raise WorkloadError(f"{path}: no request arrives within {duration_s} s of second {start_s:g}")
+    return kept

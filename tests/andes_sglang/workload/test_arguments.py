@@ -1,0 +1,74 @@
+"""The command line's flags of a workload."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from andes_sglang.qoe import QoETarget
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, add_arguments, from_arguments
+
+
+def asked(*flags: str) -> Workload | SyntheticWorkload:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return from_arguments(parser.parse_args(flags), 5)
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    path = tmp_path / "t.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,tds\n0,100,40,\n1,100,40,7\n2,20000,40,\n3,100,40,\n")
+    return path
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    path = tmp_path / "r.csv"
+    path.write_text("window_start_s,rate_rps\n0,10\n600,20\n")
+    return path
+
+
+def test_without_flags_it_is_a_burst_of_three_minutes() -> None:
+    workload = asked()
+    assert workload.name == "burst 2x for 35% of 180 s, 1.6/s on average"
+    assert workload == asked("--shape", "burst", "--duration", "180", "--population", "reading")
+    assert {r.target.ttft_s for r in workload} == {1.0}
+
+
+def test_a_trace_is_cut_scaled_and_read_at_the_speed_asked_for(trace: Path) -> None:
+    workload = asked("--trace", str(trace), "--start", "1", "--limit", "2", "--max-output", "30", "--rate-scale", "2",
+                     "--ttft", "0", "--tds", "4")  # fmt: skip
+    assert [(r.arrival_s, r.output_tokens, r.target) for r in workload] == [
+        (0.0, 30, QoETarget(1.0, 7.0)),
+        (0.5, 30, QoETarget(4.0, 4.0)),
+    ]
+
+
+def test_rates_are_drawn_from_with_the_lengths_of_a_shape(rates: Path) -> None:
+    drawn = asked("--trace", str(rates), "--rate-scale", "0.1", "--duration", "900", "--prompt", "9", "--tds", "3")
+    assert isinstance(drawn, SyntheticWorkload)
+    assert (drawn.rates, drawn.prompt, drawn.output, drawn.seed) == (((600.0, 1.0), (300.0, 2.0)), "9", "150-250", 5)
+    assert drawn.readers == ((1.0, QoETarget(1.0, 3.0)),)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--limit", "3"), "--limit: not with"),
+        (("--max-prompt", "3"), "--max-prompt: not with"),
+        (("--output-scale", "2"), "--output-scale: not with"),
+        (("--ttft", "0"), "--ttft 0: not with"),
+        (("--prompt", "x"), "lengths 'x'"),
+    ],
+)
+def test_flags_that_do_not_go_with_rates_are_refused(rates: Path, flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        asked("--trace", str(rates), *flags)
+
+
+def test_a_format_that_is_named_is_not_guessed(rates: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"row 2, field window_start_s: unknown; known are"):
+        asked("--trace", str(rates), "--format", "andes")

@@ -1,0 +1,196 @@
+"""Recorded workloads: each format, and what is said of files that cannot be read. The examples are those of the page."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from andes_sglang.qoe import QoETarget
+from andes_sglang.workload import FORMATS, RequestSpec, WorkloadError, load_rates, load_trace
+from andes_sglang.workload.traces.andes import DESCRIPTIVE, REPLAYED
+
+PAGE = (Path(__file__).parents[3] / "docs" / "traces.md").read_text()
+EXAMPLES = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE, re.M | re.S))
+OURS = json.dumps({"arrival_s": 0.5, "prompt_tokens": 1100, "output_tokens": 7, "blocks": [[4, 2]]}) + "\n"
+
+
+def write(path: Path, text: str) -> Path:
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "rates.csv"])
+def test_the_examples_of_the_page_are_recognised(name: str, tmp_path: Path) -> None:
+    form = name.partition(".")[0]
+    workload = load_trace(write(tmp_path / name, EXAMPLES[name]), seed=3)
+    assert workload == load_trace(tmp_path / name, form=form, seed=3)
+    assert workload.requests[0].arrival_s == 0.0
+
+
+def test_every_format_has_an_example_and_every_column_a_line() -> None:
+    assert {name.partition(".")[0] for name in EXAMPLES} == {*FORMATS, "rates"}
+    columns = set(re.findall(r"^\| `(.+?)` \|", PAGE, re.M))
+    assert columns > {f.marker for f in FORMATS.values()} | REPLAYED
+    assert all(f"`{name}`" in PAGE for name in DESCRIPTIVE)
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("azure.csv", (RequestSpec(0.0, 374, 44), RequestSpec(4.314579, 396, 109))),
+        ("burstgpt.csv", (RequestSpec(0.0, 472, 18), RequestSpec(113.0, 417, 276))),
+        ("andes.csv", (RequestSpec(0.0, 200, 100), RequestSpec(0.7, 250, 120, QoETarget(2.0, 4.8), yields=True))),
+        (
+            "andes.jsonl",
+            (
+                RequestSpec(0.0, 1100, 220, session_id="a", blocks=(0, 1)),
+                RequestSpec(1.5, 300, 150, QoETarget(0.5, 6.0), weight=3.0),
+                RequestSpec(2.0, 4000, 600, yields=True, expected_tokens=600),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_every_column_is_replayed(name: str, rest: tuple[RequestSpec, ...], tmp_path: Path) -> None:
+    for found, expected in zip(load_trace(write(tmp_path / name, EXAMPLES[name])), rest, strict=True):
+        assert found.arrival_s == pytest.approx(expected.arrival_s, abs=1e-5)
+        fields = ("prompt_tokens", "output_tokens", "target", "session_id", "blocks", "weight", "yields",
+                  "expected_tokens", "max_tokens")  # fmt: skip
+        assert [getattr(found, f) for f in fields] == [getattr(expected, f) for f in fields]
+
+
+def test_mooncakes_arrivals_are_spread_inside_the_tick_by_seed(tmp_path: Path) -> None:
+    rows = [{"timestamp": 3000 * (k // 50), "input_length": 9, "output_length": 0, "hash_ids": []} for k in range(100)]
+    path = write(tmp_path / "m.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    workload = load_trace(path, seed=1)
+    at = [r.arrival_s for r in workload]
+    assert at == sorted(at)
+    assert len(set(at)) == 100
+    assert 5.5 < at[-1] < 6.0
+    assert at[:50] < [3.0] * 50
+    assert {r.output_tokens for r in workload} == {1}
+    assert workload == load_trace(path, seed=1)
+    assert workload != load_trace(path, seed=2)
+    example = load_trace(write(tmp_path / "e.jsonl", EXAMPLES["mooncake.jsonl"]))
+    assert [r.blocks for r in example] == [(46, 47, 48), (46, 47, 49, 50)]
+
+
+def test_azures_clock_is_utc_and_has_no_summer_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        rows = "2024-10-27 00:30:00,9,9\n2024-10-27 03:30:00,9,9\n2024-10-27 05:30:00+02:00,9,0\n"
+        workload = load_trace(write(tmp_path / "\ufeffmarked.csv", "\ufeff" + head + rows))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [r.arrival_s for r in workload] == [0.0, 3 * 3600.0, 3 * 3600.0]
+    assert workload.requests[-1].output_tokens == 1
+
+
+def test_what_a_row_says_of_its_reader_wins_over_the_population(tmp_path: Path) -> None:
+    rows = [{}, {"ttft_s": 0.5}, {"tds": 6.0}, {"ttft_s": 3.0, "tds": 2.0}]
+    text = "".join(
+        json.dumps({"arrival_s": float(k), "prompt_tokens": 9, "output_tokens": 9, **row}) + "\n"
+        for k, row in enumerate(rows)
+    )
+    whole = load_trace(write(tmp_path / "o.jsonl", text))
+    asked = whole.with_readers(1, ttft_s=2.0, tds=4.0, population=None)
+    assert [(r.target.ttft_s, r.target.tds) for r in asked] == [(2.0, 4.0), (0.5, 4.0), (2.0, 6.0), (3.0, 2.0)]
+    again = whole.scaled(start_s=1.0, limit=2).with_readers(1, ttft_s=2.0, tds=4.0, population=None)
+    assert [(r.target.ttft_s, r.target.tds) for r in again] == [(0.5, 4.0), (2.0, 6.0)]
+
+
+def test_a_byte_order_mark_and_compression_change_nothing(tmp_path: Path) -> None:
+    plain = load_trace(write(tmp_path / "a.csv", EXAMPLES["azure.csv"]))
+    assert load_trace(write(tmp_path / "b.csv", "\ufeff" + EXAMPLES["azure.csv"])).requests == plain.requests
+    assert load_trace(write(tmp_path / "c.csv.gz", EXAMPLES["azure.csv"])).requests == plain.requests
+
+
+def broken(**change: object) -> str:
+    row = {"arrival_s": 1.0, "prompt_tokens": 5, "output_tokens": 5} | change
+    return OURS + json.dumps(row) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (broken(prompt_tokens=-3), "row 2, field prompt_tokens: must be a number >= 1, got -3"),
+        (broken(prompt_tokens=3.5), "row 2, field prompt_tokens: expected a whole number of tokens, got 3.5"),
+        (broken(arrival_s="soon"), "row 2, field arrival_s: expected a number, got 'soon'"),
+        (broken(arrival_s=True), "row 2, field arrival_s: must be a number >= 0, got True"),
+        (broken(output_tokens=None), "row 2, field output_tokens: expected a number"),
+        (broken(blocks=[3]), "row 2, field blocks: expected [[start, count], ...], got [3]"),
+        (broken(ttft_s=-1), "row 2, field ttft_s: must be a number >= 0, got -1"),
+        (broken(ttft_s=2e6), "row 2, field ttft_s: ttft must be a number of seconds from 0 to 1e6, got 2000000.0"),
+        (broken(tds=0), "row 2, field tds: tds must be a number of tokens/s from 1e-3 to 1e9, got 0"),
+        (broken(tds="fast"), "row 2, field tds: expected a number, got 'fast'"),
+        (broken(weight=0), "row 2, field weight: weight must be a number from 0.001 to 1000, got 0"),
+        (broken(**{"yield": "maybe"}), "row 2, field yield: expected true or false, got 'maybe'"),
+        (broken(**{"yield": 1}), "row 2, field yield: expected true or false, got 1"),
+        (broken(expected_tokens=0), "row 2, field expected_tokens: must be a number >= 1, got 0"),
+        (broken(expected_tokens=10**8), "row 2, field expected_tokens: tokens must be a whole number"),
+        (broken(ttft=1.0), "row 2, field ttft: unknown; known are arrival_s, blocks,"),
+        (OURS + "{oops\n", "row 2: not JSON"),
+        (OURS + "[1]\n", "row 2: expected an object, got [1]"),
+        ('{"hello": 1}\n', "row 1: no known format; looked for the fields of andes (arrival_s), mooncake"),
+        ("Timestamp,Request tokens,Response tokens\n5,9,0\n", "no row holds a request with an answer"),
+        ("", "empty"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_row_and_field(tmp_path: Path, text: str, says: str) -> None:
+    path = write(tmp_path / "bad.jsonl", text)
+    with pytest.raises(WorkloadError) as caught:
+        load_trace(path)
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_descriptive_columns_are_not_replayed(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.jsonl", broken(turn=2, client=7, reason_tokens=3, src_row=1, x_anything=[1]))
+    assert len(load_trace(path)) == 2
+
+
+def test_an_unknown_format_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"--format 'parquet': choose one of andes, mooncake, azure, burstgpt"):
+        load_trace(write(tmp_path / "o.jsonl", OURS), form="parquet")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"nowhere.csv: cannot be read"):
+        load_trace(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-9], lambda raw: raw[:12] + b"x" * 40], ids=["cut", "garbled"])
+def test_a_damaged_archive_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "bad.jsonl.gz"
+    path.write_bytes(spoil(gzip.compress((OURS * 50).encode())))
+    with pytest.raises(WorkloadError, match=r"bad.jsonl.gz: a damaged gzip file"):
+        load_trace(path)
+
+
+def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path: Path) -> None:
+    path = tmp_path / "rates.csv"
+    path.write_text(EXAMPLES["rates.csv"])
+    assert load_rates(path) == ((600.0, 2.5), (600.0, 4.0), (600.0, 1.0))
+    assert load_rates(path, start_s=300.0, duration_s=600.0, scale=0.5) == ((300.0, 1.25), (300.0, 2.0))
+    with pytest.raises(WorkloadError, match="no request arrives within None s of second 5000"):
+        load_rates(path, start_s=5000.0)
+    path.write_text("window_start_s,rate_rps\n0,-10\n600,20\n")
+    with pytest.raises(WorkloadError, match=r"row 2, field rate_rps: must be a number >= 0, got '-10'"):
+        load_rates(path)
+    path.write_text("window_start_s,rate_rps\n600,10\n0,20\n")
+    with pytest.raises(WorkloadError, match=r"field window_start_s: expected two or more windows in order"):
+        load_rates(path)
+    path.write_text("ContextTokens\n1\n")
+    assert load_rates(path) is None
