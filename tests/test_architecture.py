@@ -16,8 +16,10 @@ from andes_sglang.policy import POLICIES
 ROOT = Path(__file__).parent.parent
 PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py")]
 PURE += [ROOT / "andes_sglang" / name for name in ("stream_forecast.py", "resume.py")]
-PURE += sorted((ROOT / "andes_sglang" / "policy").glob("*.py"))
 PURE += sorted((ROOT / "andes_sglang" / "routing").glob("*.py"))
+PURE += sorted(
+    set((ROOT / "andes_sglang" / "policy").glob("*.py")) - {ROOT / "andes_sglang" / "policy" / "registry.py"}
+)
 MAY_IMPORT = {"__future__", "abc", "andes_sglang", "bisect", "collections", "dataclasses", "enum", "functools", "heapq"}
 MAY_IMPORT |= {"hashlib", "itertools", "json", "math", "numpy", "operator", "re", "typing", "warnings"}
 MAY_NOT_CALL = {"open", "input", "print", "exec", "eval", "compile", "__import__"}
