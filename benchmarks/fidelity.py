@@ -81,7 +81,7 @@ def figure(summary: Summary, path: Sequence[str]) -> float | None:
     value: Any = summary
     for key in path:
         value = value.get(key) if value is not None else None
-    return value
+    return None if value is None else float(value)
 
 
 def row_of(label: str, real: Summary, simulated: Summary) -> tuple[list[str], list[str]]:
@@ -174,7 +174,9 @@ def main() -> int:
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
     if args.keep:
-        keep(*args.directories, args.keep)
+        if len(args.directories) != 1:
+            parser.error(f"--keep {args.keep}: goes with exactly one directory, got {len(args.directories)}")
+        keep(args.directories[0], args.keep)
     table = [["real / simulated", *(title for title, _, _, _ in FIGURES), "host"]]
     outside: list[str] = []
     for directory in args.directories or sorted(path.parent for path in FIXTURES.glob("*/summary.json")):

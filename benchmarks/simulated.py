@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import math
 import re
 import sys
 import time
@@ -32,7 +33,7 @@ from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure, sustained_tokens_per_s
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.plan import least
+from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.replica import simulate
 from andes_sglang.summary import Figures, Summary
 from andes_sglang.workload import Rates, SyntheticWorkload, Workload, load, mean_length, readers_of, shape
@@ -268,9 +269,9 @@ class Bench:
             return float(self.row(case)["mean"]) < HELD
 
         def rung(x: float) -> int:
-            return round(np.log(x / LEAST_X) / np.log(STEP))
+            return round(math.log(x / LEAST_X) / math.log(STEP))
 
-        short = least(falls_short, max(1, rung(guess)), rung(MOST_X))
+        short = smallest_feasible(falls_short, max(1, rung(guess)), rung(MOST_X))
         held = rung(MOST_X) if short is None else short - 1
         return float(LEAST_X * STEP**held) if held else 0.0
 

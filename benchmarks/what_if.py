@@ -11,9 +11,10 @@ import itertools
 import time
 
 from andes_sglang.arms import Arm
+from andes_sglang.objective import QoEObjective
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import configure
-from andes_sglang.sim.plan import Objective, capacity_rps, least, serve
+from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible
 from andes_sglang.sim.whatif import Goal, WhatIf
 from andes_sglang.workload import SyntheticWorkload, mean_length, readers_of
 
@@ -34,7 +35,7 @@ def line(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, objective: Objective) -> None:
+def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, objective: QoEObjective) -> None:
     """One row: the same demand asked of the what-if, then of whole fleets from its answer on."""
     name, prompt, output = CASES[case]
     engine, policy = configure(profiles.load(name).engine, Arm(policy_name))
@@ -48,11 +49,11 @@ def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, o
 
     def holds(n: int) -> bool:
         whole[n] = objective.of(
-            serve([engine] * n, policy, requests, decision_interval_s=question.decision_interval_s)[0]
+            score_fleet([engine] * n, policy, requests, decision_interval_s=question.decision_interval_s)[0]
         )
         return whole[n] >= objective.value
 
-    found = least(holds, answer or 4 * load, 4 * load)
+    found = smallest_feasible(holds, answer or 4 * load, 4 * load)
     played = {n: p.values[0] for n, p in question.played.items() if n in whole and p.exact}
     off = ", ".join(f"{value - whole[n]:+.3f}" for n, value in played.items() if value is not None)
     line(
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--objective", default="share(0.95)>=0.95")
     args = parser.parse_args()
-    objective = Objective.parse(args.objective)
+    objective = QoEObjective.parse(args.objective)
     print(f"simulated, {args.seconds:g} s of steady demand, {objective}\n")
     line(*HEAD)
     line(*("---" for _ in HEAD))

@@ -16,7 +16,7 @@ from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.replica import Replica
 
-__all__ = ["ROUTERS", "Autoscaler", "Fleet", "Router", "TargetScaler", "simulate_fleet"]
+__all__ = ["ROUTERS", "Autoscaler", "Fleet", "Router", "simulate_fleet"]
 
 Policy = Callable[[], SchedulingPolicy | None]
 Router = Callable[[RequestSpec, Sequence[Replica]], Replica]
@@ -72,37 +72,7 @@ class Autoscaler(Protocol):
 
     interval_s: float
 
-    def wanted(self, fleet: Fleet) -> int: ...
-
-
-class TargetScaler:
-    """As Kubernetes' horizontal autoscaler: the sum of ``load`` over the replicas divided by ``target``, up at once, down to
-    the largest figure of the last ``down_after_s``. least, most: bounds on replicas. Raises ``ValueError``."""
-
-    def __init__(
-        self,
-        target: float,
-        load: Callable[[Replica], float] = lambda replica: replica.open_requests,
-        *,
-        least: int = 1,
-        most: int = 1000,
-        interval_s: float = 15.0,
-        down_after_s: float = 300.0,
-    ) -> None:
-        if not target > 0:
-            raise ValueError(f"target must be > 0, got {target!r}")
-        if not 1 <= least <= most:
-            raise ValueError(f"least must be between 1 and most, got {least!r} and {most!r}")
-        self.target, self.load, self.least, self.most = target, load, least, most
-        self.interval_s, self.down_after_s = interval_s, down_after_s
-        self._asked: deque[tuple[float, int]] = deque()
-
-    def wanted(self, fleet: Fleet) -> int:
-        asked = math.ceil(sum(self.load(r) for r in fleet.replicas) / self.target)
-        self._asked.append((fleet.now_s, min(self.most, max(self.least, asked))))
-        while self._asked[0][0] < fleet.now_s - self.down_after_s:
-            self._asked.popleft()
-        return max(n for _, n in self._asked)
+    def desired_replicas(self, fleet: Fleet) -> int: ...
 
 
 class Fleet:
@@ -192,7 +162,7 @@ class Fleet:
 
     def _scale(self) -> None:
         self._next_tick_s += self.autoscaler.interval_s if self.autoscaler else math.inf
-        wanted = max(1, self.autoscaler.wanted(self)) if self.autoscaler else len(self.serving)
+        wanted = max(1, self.autoscaler.desired_replicas(self)) if self.autoscaler else len(self.serving)
         have = len(self.serving) + len(self.starting)
         for _ in range(have, wanted):
             self.starting.append((self.now_s + self.start_s, self._new(self.engine)))

@@ -1,13 +1,11 @@
-"""How many replicas hold an objective: what an objective is, and the searches of the planner.
+"""The searches of the planner: the smallest fleet that holds an objective, and the cheapest mix of two kinds of replica.
 
-Pure functions of their arguments: no clock, no file, one seed.
+Pure functions of their arguments: no clock, no file, no random source.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,46 +15,12 @@ from andes_sglang.request import RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, Router, qoe
 
-__all__ = ["Objective", "capacity_rps", "cheapest_mix", "least", "serve"]
+__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible"]
 
 Array = npt.NDArray[np.float64]
 
 
-class Objective(NamedTuple):
-    """``mean>=0.95``, ``p5>=0.8`` (a percentile), ``share(0.95)>=0.9`` (of requests with at least that QoE)."""
-
-    statistic: str
-    level: float
-    value: float
-
-    @classmethod
-    def parse(cls, text: str) -> Objective:
-        """Raises ``ValueError`` naming the text."""
-        found = re.fullmatch(r"\s*(?:(mean)|p(\d+(?:\.\d+)?)|share\(([\d.]+)\))\s*>=\s*(\d*\.?\d+)\s*", text)
-        if found is None:
-            raise ValueError(f"objective {text!r}: expected mean>=X, pN>=X or share(Q)>=X")
-        mean, percent, share, value = found.groups()
-        statistic, level = ("mean", 0.0) if mean else ("p", float(percent)) if percent else ("share", float(share))
-        if not 0 < float(value) <= 1 or level > (100 if percent else 1):
-            raise ValueError(f"objective {text!r}: QoE and shares lie between 0 and 1, percentiles between 0 and 100")
-        return cls(statistic, level, float(value))
-
-    def __str__(self) -> str:
-        names = {"mean": "mean", "p": f"p{self.level:g}", "share": f"share({self.level:g})"}
-        return f"{names[self.statistic]}>={self.value:g}"
-
-    def of(self, scores: Array) -> float:
-        """The statistic of QoE values, shape (n,); 1 for nobody."""
-        if not len(scores):
-            return 1.0
-        if self.statistic == "mean":
-            return float(scores.mean())
-        return (
-            float(np.percentile(scores, self.level)) if self.statistic == "p" else float((scores >= self.level).mean())
-        )
-
-
-def serve(
+def score_fleet(
     engines: Sequence[EngineModel],
     policy: Callable[[], SchedulingPolicy | None],
     requests: Iterable[RequestSpec],
@@ -88,23 +52,26 @@ def capacity_rps(engine: EngineModel, prompt_tokens: float, output_tokens: float
     return 1.0 / (prefill_s + output_tokens * step_s / batch)
 
 
-def least(holds: Callable[[int], bool], guess: int, most: int, step: int = 1) -> int | None:
-    """The least n in 1..most that holds, None if none does; ``holds`` is monotone, and asked seldom after a good guess.
-    step: how far off a guess may be."""
-    low, high = 0, most + 1
-    n = min(max(guess, 1), most)
+def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, step: int = 1) -> int | None:
+    """The smallest n in 1..``maximum`` for which ``holds(n)``; None if it holds for none.
+
+    ``holds`` is monotone (once true, true for all larger n) and is asked at most once for each n: near ``guess`` first, then
+    in steps that double from ``step`` on (how far off the guess may be) until the answer is bracketed, then by bisection.
+    """
+    low, high = 0, maximum + 1
+    n = min(max(guess, 1), maximum)
     while high - low > 1:
         if holds(n):
             high = n
         else:
             low = n
-        if high > most:
-            n, step = min(most, low + step), 2 * step
+        if high > maximum:
+            n, step = min(maximum, low + step), 2 * step
         elif low == 0:
             n, step = max(1, high - step), 2 * step
         else:
             n = (low + high) // 2
-    return high if high <= most else None
+    return high if high <= maximum else None
 
 
 def cheapest_mix(

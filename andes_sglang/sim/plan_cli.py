@@ -15,12 +15,13 @@ import numpy as np
 
 from andes_sglang import report, results, summary
 from andes_sglang.flags import add_arm_arguments, arms_of
+from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import whatif
 from andes_sglang.sim.cli import STOCK_MIXED, USER_ERRORS, configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
+from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf
@@ -73,7 +74,7 @@ class _Plan:
 
 class _Planner:
     def __init__(
-        self, args: argparse.Namespace, objective: Objective, workloads: Sequence[Workload | SyntheticWorkload]
+        self, args: argparse.Namespace, objective: QoEObjective, workloads: Sequence[Workload | SyntheticWorkload]
     ) -> None:
         self.objective = objective
         self.workloads = workloads
@@ -90,7 +91,7 @@ class _Planner:
         for number, workload in enumerate(self.workloads, start=1):
             progress(f"{len(fleet)} replicas, seed {number} of {len(self.workloads)}")
             engines = [engine for engine, _ in fleet]
-            scores, backlog = serve(engines, fleet[0][1], workload, decision_interval_s=self.interval_s)
+            scores, backlog = score_fleet(engines, fleet[0][1], workload, decision_interval_s=self.interval_s)
             values.append(self.objective.of(scores))
             backlogs.append(backlog / max(1, len(scores)))
         return values, float(np.mean(backlogs))
@@ -110,7 +111,7 @@ class _Planner:
             plan.values[n], plan.backlog[n] = self.values([engine] * n, f"{profile.name}, {policy}")
             return float(np.mean(plan.values[n])) >= self.objective.value
 
-        plan.replicas = least(holds, self.guess(engine), self.most)
+        plan.replicas = smallest_feasible(holds, self.guess(engine), self.most)
         return plan
 
     def mix(self, one: _Plan, other: _Plan, engines: tuple[Engine, Engine]) -> dict[str, Any] | None:
@@ -158,7 +159,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     under each policy; everything is simulated, over several seeds."""
     passed = [flag for flag in passed if flag != "--"]
     try:
-        objective = Objective.parse(args.objective)
+        objective = QoEObjective.parse(args.objective)
     except ValueError as error:
         raise WorkloadError(str(error)) from None
     arms = arms_of(args)
@@ -222,8 +223,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ±{np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def _table(plans: Sequence[_Plan], mixes: Sequence[dict[str, Any]], objective: Objective) -> list[list[str]]:
-    name = str(objective).partition(">=")[0]
+def _table(plans: Sequence[_Plan], mixes: Sequence[dict[str, Any]], objective: QoEObjective) -> list[list[str]]:
+    name = objective.name
     rows = [["fleet", "policy", "replicas", name, "seeds that hold", "with one fewer", "price/h", "saving"]]
     for p in plans:
         if p.replicas is None:
@@ -244,11 +245,13 @@ def _table(plans: Sequence[_Plan], mixes: Sequence[dict[str, Any]], objective: O
     return rows
 
 
-def _hold(values: Sequence[float], objective: Objective) -> str:
+def _hold(values: Sequence[float], objective: QoEObjective) -> str:
     return f"{sum(v >= objective.value for v in values)} of {len(values)}"
 
 
-def _page(result: dict[str, Any], plans: Sequence[_Plan], table: Sequence[Sequence[str]], objective: Objective) -> str:
+def _page(
+    result: dict[str, Any], plans: Sequence[_Plan], table: Sequence[Sequence[str]], objective: QoEObjective
+) -> str:
     """One self-contained page: the table, and for each profile the objective's statistic by fleet size."""
     policies = list(dict.fromkeys(p.policy for p in plans))
     colours = {name: report.COLOURS[k % len(report.COLOURS)] for k, name in enumerate(policies)}
@@ -261,7 +264,7 @@ def _page(result: dict[str, Any], plans: Sequence[_Plan], table: Sequence[Sequen
             for p in mine
         ]
         series.append(("objective", "#888 dash", [0.0, float(max(sizes))], [objective.value] * 2))
-        chart = report.plot(series, "replicas", str(objective).partition(">=")[0], 1.0)
+        chart = report.plot(series, "replicas", objective.name, 1.0)
         figures.append(report.Figure(chart, profile))
     title = f"SIMULATED: replicas for {objective}"
     return report.render_page("plan", title=title, workload=result["workload"], columns=table[0], rows=table[1:],

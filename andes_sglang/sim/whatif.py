@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, Router, qoe
-from andes_sglang.sim.plan import Objective, least
+from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.state import Phase
 
 __all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
@@ -37,7 +38,7 @@ CHECKS = 30
 class Goal(NamedTuple):
     """An objective for the requests of one kind, None: for all. With ``margin``, as far as QoE can go."""
 
-    objective: Objective
+    objective: QoEObjective
     kind: int | None = None
     margin: float = 0.0
 
@@ -142,7 +143,7 @@ class WhatIf:
             guess = math.ceil(self.load)
             step = max(1, guess // 10)
         fewer = least_replicas - 1
-        more = least(lambda n: self.meets(fewer + n), guess - fewer, most - fewer, step)
+        more = smallest_feasible(lambda n: self.meets(fewer + n), guess - fewer, most - fewer, step)
         return None if more is None else fewer + more
 
     def meets(self, replicas: int) -> bool:
@@ -218,7 +219,7 @@ def _at_best(fleet: Fleet, scores: Array) -> Array:
         for job in replica.by_rid.values():
             spec = job.spec
             if job.phase is Phase.RUNNING:
-                had, until_s = 0, float(job.pieces[0][0])
+                had, until_s = 0, float(job.times_s[0][0])
             else:
                 had, until_s = job.generated, replica.now_s
             late_s = until_s - spec.arrival_s - spec.target.ttft_s - had / spec.target.tds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from andes_sglang.objective import Statistic
+
 __all__ = ["Condition", "Mode", "Reason", "Statistic"]
 
 GROUP = "andes.dev"
@@ -24,12 +26,6 @@ ALL_CLASSES = "*"
 class Mode(StrEnum):
     AUTO = "Auto"
     ADVISORY = "Advisory"
-
-
-class Statistic(StrEnum):
-    MEAN = "Mean"
-    PERCENTILE = "Percentile"
-    SHARE_ABOVE = "ShareAbove"
 
 
 class Condition(StrEnum):

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from andes_operator.names import ALL_CLASSES, Statistic
+from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation
 from andes_operator.spec import Objective, TargetSpec
+from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
-from andes_sglang.sim import plan as sim
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.whatif import Goal, WhatIf
 
@@ -26,8 +26,6 @@ MOST_LOAD_FACTOR = 3.0
 FADES = 5.0
 """Windows in which what the engines do not confirm is forgotten."""
 QUANTILES = 50
-
-_STATISTIC = {Statistic.MEAN: "mean", Statistic.PERCENTILE: "p", Statistic.SHARE_ABOVE: "share"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +125,7 @@ def answer(
     that no engine can hold."""
     names = sorted({a.class_name for a in demand})
     margin = spec.behavior.margin
-    goals = [
-        Goal(sim.Objective(_STATISTIC[o.statistic], o.at or 0.0, o.value), _kind(o, names), margin)
-        for o in spec.objectives
-    ]
+    goals = [Goal(QoEObjective(o.statistic, o.value, o.at), _kind(o, names), margin) for o in spec.objectives]
     requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader, weight=a.weight) for a in demand]
     kinds = [names.index(a.class_name) for a in demand]
     question = WhatIf(engine, policy, requests, span_s, goals, kinds=kinds)

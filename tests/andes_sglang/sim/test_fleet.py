@@ -12,8 +12,8 @@ from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.fleet import ROUTERS, Fleet, TargetScaler, simulate_fleet
-from andes_sglang.sim.replica import Replica, simulate
+from andes_sglang.sim.fleet import ROUTERS, Fleet, simulate_fleet
+from andes_sglang.sim.replica import simulate
 
 COSTS = Costs(
     decode_fixed_s=0.01, decode_request_s=0.002, decode_context_s=1e-5, prefill_fixed_s=0.02, prefill_token_s=1e-3
@@ -80,7 +80,7 @@ class Steps:
     def __init__(self, *wanted: int) -> None:
         self.left = list(wanted)
 
-    def wanted(self, fleet: Fleet) -> int:
+    def desired_replicas(self, fleet: Fleet) -> int:
         return self.left.pop(0) if len(self.left) > 1 else self.left[0]
 
 
@@ -113,34 +113,11 @@ def test_a_replica_still_starting_is_called_off_first() -> None:
     assert fleet.replica_s == pytest.approx(fleet.now_s + 2 * 10.0)
 
 
-def test_target_scaler_follows_load_up_at_once_and_down_late() -> None:
-    scaler = TargetScaler(4.0, least=1, most=5, interval_s=5.0, down_after_s=60.0)
-    fleet = Fleet(ENGINE, autoscaler=scaler, start_s=5.0)
-    count = []
-
-    def load(replica: Replica) -> float:
-        return replica.open_requests
-
-    scaler.load = load
-    specs = arrivals(400, 10.0) + [RequestSpec(40.0 + 2 * t, 50, 20) for t in range(100)]
-    for spec in specs:
-        fleet.submit(spec)
-        count.append((spec.arrival_s, len(fleet.serving)))
-    fleet.advance()
-    surge = max(n for _, n in count)
-    assert 2 <= surge <= 5
-    assert next(n for at, n in count if at > 60.0) == surge, "not before down_after_s"
-    assert count[-1][1] == 1
-    assert fleet.open_requests == 0
-
-
 @pytest.mark.parametrize(
     ("make_it", "text"),
     [
         (lambda: Fleet(ENGINE, replicas=0), "replicas must be >= 1, got 0"),
         (lambda: Fleet(ENGINE, start_s=-1.0), "start_s must be >= 0 seconds, got -1.0"),
-        (lambda: TargetScaler(0.0), r"target must be > 0, got 0.0"),
-        (lambda: TargetScaler(1.0, least=3, most=2), "least must be between 1 and most, got 3 and 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make_it: Any, text: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from andes_sglang.cli import main
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.plan import Objective, capacity_rps, cheapest_mix, least, serve
+from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
@@ -27,26 +27,6 @@ def demand(rate: float, duration_s: float = 60.0, **more: Any) -> SyntheticWorkl
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "scores", "value"),
-    [
-        ("mean>=0.95", [0.5, 1.0], 0.75),
-        ("p5>=0.8", list(np.linspace(0, 1, 101)), 0.05),
-        ("share(0.9) >= .5", [0.89, 0.9, 1.0, 0.1], 0.5),
-    ],
-)
-def test_objectives_say_what_they_read(text: str, scores: list[float], value: float) -> None:
-    objective = Objective.parse(text)
-    assert objective.of(np.array(scores)) == pytest.approx(value)
-    assert Objective.parse(str(objective)) == objective
-
-
-@pytest.mark.parametrize("text", ["median>=0.9", "mean>0.9", "mean>=1.2", "p101>=0.9", "share>=0.9", "mean>=0"])
-def test_an_objective_that_makes_no_sense_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="objective"):
-        Objective.parse(text)
-
-
 @given(st.integers(1, 70), st.integers(-5, 100), st.integers(1, 12))
 def test_least_is_the_least_wherever_it_begins(answer: int, guess: int, step: int) -> None:
     asked: list[int] = []
@@ -55,7 +35,7 @@ def test_least_is_the_least_wherever_it_begins(answer: int, guess: int, step: in
         asked.append(n)
         return n >= answer
 
-    assert least(holds, guess, 64, step) == (answer if answer <= 64 else None)
+    assert smallest_feasible(holds, guess, 64, step) == (answer if answer <= 64 else None)
     assert len(asked) == len(set(asked)) <= 14
 
 
@@ -74,7 +54,7 @@ def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price
 
 
 def test_capacity_is_about_what_a_flooded_engine_serves() -> None:
-    scores, _ = serve([CPU], lambda: None, demand(1000.0, 0.4))
+    scores, _ = score_fleet([CPU], lambda: None, demand(1000.0, 0.4))
     assert len(scores) > 300
     flooded = SyntheticWorkload("flood", ((0.01, 40_000.0),), "300", "200", READERS)
     from andes_sglang.sim.replica import simulate

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
+from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.plan import Objective, least, serve
+from andes_sglang.sim.plan import score_fleet, smallest_feasible
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
-MEAN, SHARE = Objective.parse("mean>=0.95"), Objective.parse("share(0.95)>=0.9")
+MEAN, SHARE = QoEObjective.parse("mean>=0.95"), QoEObjective.parse("share(0.95)>=0.9")
 
 
 def demand(rate_rps: float, seconds: float = 60.0, seed: int = 1) -> list[RequestSpec]:
@@ -31,21 +32,25 @@ def what_if(requests: list[RequestSpec], policy: str = "stock", *goals: Goal, **
     )
 
 
-def whole_fleet(requests: list[RequestSpec], objective: Objective, guess: int) -> int | None:
-    return least(lambda n: objective.of(serve([CPU] * n, lambda: None, requests)[0]) >= objective.value, guess, 60)
+def whole_fleet(requests: list[RequestSpec], objective: QoEObjective, guess: int) -> int | None:
+    return smallest_feasible(
+        lambda n: objective.of(score_fleet([CPU] * n, lambda: None, requests)[0]) >= objective.value, guess, 60
+    )
 
 
 def test_a_small_fleet_is_played_whole() -> None:
     requests = demand(8.0, 30.0)
     question = what_if(requests, "andes", Goal(MEAN), Goal(SHARE))
     played = question.play(4)
-    scores, _ = serve([CPU] * 4, lambda: make("andes"), requests, decision_interval_s=question.decision_interval_s)
+    scores, _ = score_fleet(
+        [CPU] * 4, lambda: make("andes"), requests, decision_interval_s=question.decision_interval_s
+    )
     assert played.exact
     assert played.values == pytest.approx((MEAN.of(scores), SHARE.of(scores)))
 
 
 @pytest.mark.parametrize("objective", [MEAN, SHARE])
-def test_a_cell_tells_about_a_fleet_of_many(objective: Objective) -> None:
+def test_a_cell_tells_about_a_fleet_of_many(objective: QoEObjective) -> None:
     requests = demand(36.0)
     question = what_if(requests, "stock", Goal(objective))
     found = question.fewest(60)
@@ -53,7 +58,7 @@ def test_a_cell_tells_about_a_fleet_of_many(objective: Objective) -> None:
     assert found is not None
     assert fleet is not None
     assert abs(found - fleet) <= 1
-    scores, _ = serve([CPU] * found, lambda: None, requests)
+    scores, _ = score_fleet([CPU] * found, lambda: None, requests)
     assert question.played[found].values[0] == pytest.approx(objective.of(scores), abs=0.06)
 
 

@@ -1,0 +1,163 @@
+"""The operator's forecast, what-if and decision as an autoscaler of a simulated fleet: what the benchmarks call "ours".
+
+It sees what gateways and pods would tell: arrivals, how far open streams are, the QoE of those that ended. Streams without a
+first token count in what it sees of QoE. The forecast runs by the autoscaler's clock, the what-if by that of the engines.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import replace
+
+from andes_operator.decide import Memory, decide
+from andes_operator.demand import arrivals
+from andes_operator.forecast import History, forecast
+from andes_operator.names import ALL_CLASSES, Statistic
+from andes_operator.observe import Observation, Pods, Request
+from andes_operator.spec import Behavior, Demand, Objective, ScaleTargetRef, TargetSpec
+from andes_operator.whatif import Prediction, answer
+from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.sim.autoscaling import FinishedRequests, Scenario
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sketch import Sketch
+
+__all__ = ["FleetAutoscaler"]
+
+READER_CLASS = "reader"
+MIN_REQUESTS = 500
+"""The what-if is shown at least as many recent requests: fewer say little about lengths."""
+RATE_STEP = 1.05
+"""An answer of the what-if is used again for rates within a step of this ratio; each costs seconds of CPU."""
+HISTORY_S = 600.0
+"""Clock seconds of requests that forecast and what-if are shown, as the operator reads them."""
+WINDOW_S, UNCOMPRESSED_WINDOW_S = 900.0, 120.0
+"""Clock seconds over which rate and QoE are taken: in a compressed day the operator's own 120 s have too few requests."""
+
+
+class FleetAutoscaler:
+    """Holds a mean QoE of ``target`` on a :class:`~andes_sglang.sim.autoscaling.Scenario`, by the operator's own code.
+
+    engine, policy: what each replica runs, for the what-if. finished: filled by the run. forecasts: rates expected, by clock
+    time; runs of one scenario may share it, because a forecast does not depend on the fleet. remember_s: clock seconds for
+    which an answer of the what-if is kept. max_replicas: bound of the target.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        finished: FinishedRequests,
+        engine: EngineModel,
+        policy: Callable[[], SchedulingPolicy | None],
+        *,
+        target: float,
+        max_replicas: int,
+        remember_s: float = 3600.0,
+        forecasts: dict[float, float] | None = None,
+    ) -> None:
+        self.scenario, self.finished, self.engine, self.policy = scenario, finished, engine, policy
+        self.remember_s = remember_s
+        simulated_s, defaults = scenario.simulated_s, Behavior()
+        self.interval_s = max(simulated_s(defaults.tick_s), 1.0)
+        self.spec = TargetSpec(
+            ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective(ALL_CLASSES, Statistic.MEAN, target),),
+            1, max_replicas, Demand("gateway"),
+            behavior=Behavior(
+                tick_s=self.interval_s, cold_start_s=scenario.cold_start_s,
+                window_s=UNCOMPRESSED_WINDOW_S if scenario.speed == 1.0 else simulated_s(WINDOW_S),
+                down_stabilization_s=simulated_s(defaults.down_stabilization_s),
+                down_period_s=simulated_s(defaults.down_period_s),
+            ),
+        )  # fmt: skip
+        self.what_ifs = 0
+        self.what_if_cpu_s = 0.0
+        self._history = History()
+        at_s = 0.0
+        for seconds, rate_rps in scenario.past:
+            self._history.add(at_s, rate_rps, seconds)
+            at_s += seconds
+        self._memory = Memory()
+        self._known: dict[int, Prediction] = {}
+        self._epoch = -1.0
+        self._forecasts = {} if forecasts is None else forecasts
+        self._expected: tuple[float, float] = (-1.0, 0.0)
+        self._last: Prediction | None = None
+
+    @property
+    def known(self) -> dict[float, int | None]:
+        """The what-if's answers that are still kept: replicas by requests/s."""
+        return {RATE_STEP**key: prediction.least for key, prediction in sorted(self._known.items())}
+
+    def desired_replicas(self, fleet: Fleet) -> int:
+        seen = self.observe(fleet)
+        decision = decide(self.spec, seen, self.predict(seen), self._memory)
+        self._memory = decision.memory
+        return decision.replicas
+
+    def observe(self, fleet: Fleet) -> Observation:
+        """What gateways and pods would tell now."""
+        scenario, now_s, behavior = self.scenario, fleet.now_s, self.spec.behavior
+        current = len(fleet.serving) + len(fleet.starting)
+        late, waiting, generated = Sketch(), 0, {}
+        for replica in fleet.replicas:
+            for job in replica.by_rid.values():
+                generated[job.index] = replica.generated(job)
+                if not generated[job.index]:
+                    waiting += 1
+                    late.add(float(now_s <= job.spec.arrival_s + job.spec.target.ttft_s))
+        ended = Sketch()
+        for record in self.finished.since(now_s - behavior.window_s):
+            ended.add(record.qoe)
+        recent = scenario.recent(now_s, scenario.simulated_s(HISTORY_S), MIN_REQUESTS)
+        return Observation(
+            now_s, Pods(current, current, len(fleet.serving)), scenario.rate_rps(now_s, behavior.window_s), idle_s=0.0,
+            open_streams=fleet.open_requests, engine_requests=fleet.open_requests, waiting=waiting,
+            ended={READER_CLASS: ended}, running={READER_CLASS: late},
+            recent=tuple(
+                Request(
+                    r.arrival_s, READER_CLASS, r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated,
+                    target=r.target,
+                )
+                for i, r in recent
+            ),
+        )  # fmt: skip
+
+    def predict(self, seen: Observation) -> Prediction:
+        """The forecast, then the what-if: an answer that is kept, or a new one."""
+        started_s, clock_s = time.process_time(), self.scenario.clock_origin_s + seen.now_s * self.scenario.speed
+        expected_rps = self._forecast_rps(seen, clock_s)
+        epoch = clock_s // self.remember_s
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._known.clear()
+        load_factor = 1.0 if self._last is None else self._last.load_factor_by(seen, self.spec.behavior.window_s)
+        rate_rps = max(expected_rps, seen.rate_rps, 1e-3) * load_factor
+        key = round(math.log(rate_rps) / math.log(RATE_STEP))
+        if key not in self._known:
+            demand, span_s = arrivals(self.spec, seen, RATE_STEP**key, {})
+            self._known[key] = answer(self.spec, demand, span_s, self.engine, self.policy, self._last, seen.pods.ready)
+            self.what_ifs += 1
+        self._last = replace(self._known[key], load_factor=load_factor, at_s=seen.now_s)
+        self.what_if_cpu_s += time.process_time() - started_s
+        return self._last
+
+    def _forecast_rps(self, seen: Observation, clock_s: float) -> float:
+        """Requests per simulated second that are expected when a replica ordered now would serve. With days to learn a season
+        from, once for each bin of the history."""
+        scenario = self.scenario
+        speed, seasonal = scenario.speed, bool(scenario.past)
+        began = self._history.add(clock_s, seen.rate_rps / speed, self.interval_s * speed)
+        if seasonal and began and clock_s in self._forecasts:
+            self._expected = clock_s, self._forecasts[clock_s]
+        elif not seasonal or began or self._expected[0] < 0:
+            horizon_s = (scenario.cold_start_s + self.interval_s) * speed
+            arrivals_s = [scenario.clock_origin_s + r.arrival_s * speed for r in seen.recent]
+            since_s = clock_s - min(HISTORY_S, seen.now_s * speed)
+            arrivals_s = arrivals_s[bisect_left(arrivals_s, since_s) :]
+            told = forecast(self._history, arrivals_s, clock_s, since_s, seen.rate_rps / speed, horizon_s)
+            self._expected = clock_s, told.rate_rps * speed
+            self._forecasts[clock_s] = self._expected[1]
+        return self._expected[1]

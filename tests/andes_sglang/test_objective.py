@@ -1,0 +1,59 @@
+"""The objective: what its text means, what it reads of scores and of a sketch, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from andes_sglang.objective import QoEObjective, Statistic
+from andes_sglang.sketch import Sketch
+
+
+@pytest.mark.parametrize(
+    ("text", "scores", "value"),
+    [
+        ("mean>=0.95", [0.5, 1.0], 0.75),
+        ("p5>=0.8", [k / 100 for k in range(101)], 0.05),
+        ("p95>=0.8", [k / 100 for k in range(101)], 0.95),
+        ("share(0.9) >= .5", [0.89, 0.9, 1.0, 0.1], 0.5),
+    ],
+)
+def test_text_names_a_statistic_of_scores_and_of_a_sketch(text: str, scores: list[float], value: float) -> None:
+    objective = QoEObjective.parse(text)
+    assert QoEObjective.parse(str(objective)) == objective
+    assert objective.of(np.array(scores)) == pytest.approx(value)
+    sketch = Sketch()
+    for score in scores:
+        sketch.add(score)
+    assert objective.of_sketch(sketch) == pytest.approx(value, abs=0.005), "a bin of the sketch is 0.005 wide"
+
+
+def test_without_streams_every_objective_holds_and_a_sketch_says_nothing() -> None:
+    for text in ("mean>=0.9", "p5>=0.9", "share(0.95)>=0.9"):
+        objective = QoEObjective.parse(text)
+        assert objective.of(np.array([])) == 1.0
+        assert objective.of_sketch(Sketch()) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["median>=0.9", "mean>0.9", "mean>=1.2", "p101>=0.9", "share>=0.9", "share(1.2)>=0.9", "mean>=0", "share(.)>=0.5"],
+)
+def test_text_that_names_no_objective_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="objective"):
+        QoEObjective.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value", "at", "text"),
+    [
+        (Statistic.MEAN, 1.01, None, r"value must be in \[0, 1\], got 1.01"),
+        (Statistic.MEAN, 0.9, 5.0, "at must be None for Mean, got 5.0"),
+        (Statistic.PERCENTILE, 0.9, None, r"at must be in \[0, 100\] for Percentile, got None"),
+        (Statistic.PERCENTILE, 0.9, 101.0, r"at must be in \[0, 100\] for Percentile, got 101.0"),
+        (Statistic.SHARE_ABOVE, 0.9, 5.0, r"at must be in \[0, 1\] for ShareAbove, got 5.0"),
+    ],
+)
+def test_fields_out_of_range_are_refused(statistic: Statistic, value: float, at: float | None, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        QoEObjective(statistic, value, at)
