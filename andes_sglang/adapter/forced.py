@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from andes_sglang.policy.select import select
+from andes_sglang.policy.packer import pack
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
 __all__ = ["Forced"]
@@ -22,6 +22,6 @@ class Forced:
     def decide(self, state: SchedulerState) -> Decision:
         t = state.requests
         due = (t.phase == Phase.RUNNING) & (t.slice_tokens >= self.every_tokens) & (t.preemptible > 0)
-        base = select(state, -t.arrival_s)
+        base = pack(state, -t.arrival_s)
         preempt = tuple(Preemption(t.rids[i], self.mode, "forced") for i in np.flatnonzero(due))
         return Decision(base.admit, base.resume, preempt)

@@ -219,7 +219,7 @@ def _at_best(fleet: Fleet, scores: Array) -> Array:
         for job in replica.by_rid.values():
             spec = job.spec
             if job.phase is Phase.RUNNING:
-                had, until_s = 0, float(job.pieces[0][0])
+                had, until_s = 0, float(job.times_s[0][0])
             else:
                 had, until_s = job.generated, replica.now_s
             late_s = until_s - spec.arrival_s - spec.target.ttft_s - had / spec.target.tds
