@@ -1,4 +1,4 @@
-"""What the engine tells of itself now and then: requests by state, host memory, fitted costs."""
+"""What the engine reports of itself at intervals: requests by state, host memory, fitted costs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Reports:
         self._costs_due_s = 0.0
 
     def send(self, *, running: int, parked: int, waiting: Sequence[Any], now: bool = False) -> None:
-        """running, parked: requests in these batches. waiting: those of the queue. now: whatever was sent before."""
+        """running, parked: requests in these batches. waiting: those of the queue. now: even if a report was just sent."""
         now_s = self._clock()
         if now_s < self._due_s and not now:
             return
