@@ -164,6 +164,14 @@ class Readers(NamedTuple):
         """QoE of each running stream at ``now_s``, shape (N,); also: its projection when not served until then."""
         return self._score(now_s, self.delivered, self.end_s, self.lateness_s)
 
+    def deliver(self, at_s: Array, tokens: Array) -> Readers:
+        """The readers after ``tokens`` more tokens reached each at ``at_s`` (clock seconds), shapes (N,); as
+        :meth:`ReaderStream.deliver` for each."""
+        digest = np.maximum(at_s - self.start_s, self.end_s)
+        end_s = np.where(tokens > 0, digest + tokens / self.tds, self.end_s)
+        lateness_s = self.lateness_s + tokens * (digest - self.delivered / self.tds)
+        return self._replace(delivered=self.delivered + tokens, end_s=end_s, lateness_s=lateness_s)
+
     def waiting(self, now_s: float, dt_s: float) -> Array:
         """QoE at ``now_s + dt_s``, shape (N,), of each stream if it receives nothing meanwhile (version 2, Q_wait)."""
         return self.qoe_at(now_s + dt_s)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from andes_sglang.policy import make
 from andes_sglang.sim import profile
-from andes_sglang.sim.fleet import Fleet, least_requests
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, load_rates, readers_of
@@ -29,7 +29,7 @@ def run(
     figures = Figures()
     fleet = Fleet(
         profile.load(profile_name).engine, lambda: None if policy == "stock" else make(policy), replicas=replicas,
-        router=least_requests, decision_interval_s=interval_s, sink=figures.add,
+        decision_interval_s=interval_s, sink=figures.add,
     )  # fmt: skip
     began = time.process_time()
     open_s, before_s = 0.0, 0.0
