@@ -24,7 +24,7 @@ from andes_sglang import results
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestRecord, RequestSpec, read_records
+from andes_sglang.request import RecordsError, RequestRecord, RequestSpec, read_records
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.fit import CostFit, FitError, fit_costs
 from andes_sglang.sim.profile import Profile, dump
@@ -32,7 +32,7 @@ from andes_sglang.workload import Workload
 
 __all__ = ["USER_ERRORS", "add_arguments", "costs_from_metrics", "load_for"]
 
-USER_ERRORS = (FitError, EndpointError)
+USER_ERRORS = (FitError, EndpointError, RecordsError)
 TRUSTED_ERROR = 0.25
 DOUBTFUL_ERROR = 0.15
 LEAST_PROMPTS = 100

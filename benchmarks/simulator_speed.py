@@ -14,7 +14,7 @@ from pathlib import Path
 from andes_sglang.arms import Arm
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
-from andes_sglang.sim.fleet import Fleet, least_requests
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import decision_interval
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, load_rates, readers_of
@@ -34,8 +34,7 @@ def measure(
     """A row: size, speed, and memory of the process so far. running: the mean number of open requests."""
     engine, factory = configure(profiles.load(profile).engine, Arm(policy))
     figures = Figures()
-    fleet = Fleet(engine, factory, replicas=replicas, router=least_requests, decision_interval_s=interval_s,
-                  sink=figures.add)  # fmt: skip
+    fleet = Fleet(engine, factory, replicas=replicas, decision_interval_s=interval_s, sink=figures.add)
     began_s = time.process_time()
     open_s, before_s = 0.0, 0.0
     for spec in workload:

@@ -19,13 +19,13 @@ from andes_sglang import results, summary
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_arms, check_model, check_run
-from andes_sglang.request import RequestRecord
+from andes_sglang.request import RecordsError, RequestRecord
 from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length, shape
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
-USER_ERRORS = (WorkloadError, EndpointError, EngineError)
+USER_ERRORS = (WorkloadError, EndpointError, EngineError, RecordsError)
 WARM_UP_REQUESTS = 8
 
 

@@ -14,9 +14,10 @@ from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
 from andes_sglang.request import RequestRecord
+from andes_sglang.routing import ROUTING_POLICIES, make_routing_policy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import STOCK_MIXED, configure
-from andes_sglang.sim.fleet import ROUTERS, Fleet
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError
@@ -42,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     add_run_arguments(parser, sustained="the replicas sustain under stock")
     parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
-    parser.add_argument("--router", choices=sorted(ROUTERS), default="least_requests")
+    parser.add_argument("--router", default="least_load", metavar="NAME",
+                        help=f"routing policy: {', '.join(sorted(ROUTING_POLICIES))}, or package.module:Class")  # fmt: skip
     parser.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
                         help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
     add_workload_arguments(parser)
@@ -136,7 +138,7 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         workload = from_arguments(args, args.seed + repeat - 1)
         description = description or workload.describe()
         for name, (engine, policy) in engines.items():
-            fleet = Fleet(engine, policy, replicas=args.replicas, router=ROUTERS[args.router](),
+            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=make_routing_policy(args.router),
                           decision_interval_s=args.decision_interval)  # fmt: skip
             label = f"{name}, seed {args.seed + repeat - 1}"
             progress = results.Progress(label)

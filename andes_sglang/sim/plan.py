@@ -13,8 +13,9 @@ import numpy.typing as npt
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Fleet, Router, qoe
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.replica import simulate
 from andes_sglang.workload import mean_length, parse_lengths
 
@@ -28,13 +29,13 @@ def score_fleet(
     policy: Callable[[], SchedulingPolicy | None],
     requests: Iterable[RequestSpec],
     *,
-    router: Router = qoe,
+    routing_policy: RoutingPolicy | None = None,
     decision_interval_s: float = 0.0,
 ) -> tuple[Array, int]:
     """QoE of each request in order of its end, all served to the end, and how many were open when the last one arrived."""
     scores: list[float] = []
     fleet = Fleet(
-        engines[0], policy, engines=engines, router=router, decision_interval_s=decision_interval_s,
+        engines[0], policy, engines=engines, routing_policy=routing_policy or QoE(), decision_interval_s=decision_interval_s,
         sink=lambda record: scores.append(record.qoe),
     )  # fmt: skip
     for spec in requests:
