@@ -19,7 +19,8 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import whatif
-from andes_sglang.sim.cli import STOCK_MIXED, USER_ERRORS, configure
+from andes_sglang.sim.cli import USER_ERRORS
+from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.sim.profile import Profile
