@@ -8,7 +8,7 @@ from typing import Any
 
 from andes_sglang.adapter.records import StreamRecords
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import HostUse, Metrics
+from andes_sglang.metrics import EngineMetrics, HostUse
 
 __all__ = ["COSTS_PERIOD_S", "REPORT_PERIOD_S", "Reports"]
 
@@ -23,7 +23,7 @@ class Reports:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         records: StreamRecords,
         *,
         latency: LatencyModel,

@@ -12,7 +12,7 @@ from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.reports import COSTS_PERIOD_S, REPORT_PERIOD_S, Reports
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import HostUse, Metrics
+from andes_sglang.metrics import EngineMetrics, HostUse
 
 Told = tuple[Any, ...]
 
@@ -79,7 +79,7 @@ def test_what_each_kind_of_iteration_teaches() -> None:
     assert len(told) == 2
 
 
-class Sent(Metrics):
+class Sent(EngineMetrics):
     def __init__(self) -> None:
         self.populations: list[dict[str, int]] = []
         self.costs_sent = 0

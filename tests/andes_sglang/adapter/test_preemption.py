@@ -241,7 +241,7 @@ def again_tokens(told: dict[str, float]) -> float:
 
 
 def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
-    """Metrics follow within a moment."""
+    """EngineMetrics follow within a moment."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         if (figures := read_metrics(engine.url)) and holds(figures):

@@ -10,10 +10,10 @@ import pytest
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 
 
-class Finished(Metrics):
+class Finished(EngineMetrics):
     """Keeps the QoE of streams that have ended."""
 
     def __init__(self) -> None:
