@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
-from andes_sglang.adapter import streams
+from andes_sglang.adapter import copy_streams
 from andes_sglang.adapter.memory import pool_bytes
-from andes_sglang.adapter.options import Options
+from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
 
 __all__ = ["HostTier"]
@@ -47,7 +47,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._early_load = -1
         self._loads: list[tuple[int, float]] = []
         self._outdated: list[Any] = []
-        options = Options.from_env()
+        options = PluginOptions.from_env()
         self._without = options.offload_without
         server_args = copy.copy(server_args)
         pool = params.token_to_kv_pool_allocator.get_kvcache()
@@ -219,9 +219,9 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return HostUse(
             written_bytes=self._written_tokens * token_bytes,
             loaded_bytes=self._loaded_tokens * token_bytes,
-            write_s=write_stream.busy_s if isinstance(write_stream, streams.Stream) else 0.0,
+            write_s=write_stream.busy_s if isinstance(write_stream, copy_streams.CopyStream) else 0.0,
             load_s=self._load_s,
-            waited_s=self._waited_s + streams.waited_s(),
+            waited_s=self._waited_s + copy_streams.waited_s(),
             hit_tokens=self._loaded_tokens,
             ahead_tokens=self._ahead_tokens,
             refused_tokens=self._refused_tokens,

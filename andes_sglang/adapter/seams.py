@@ -13,9 +13,11 @@ import pkgutil
 import sys
 from typing import Any
 
+from andes_sglang.protocol import SGLANG_RELEASE
+
 __all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults", "unsupported"]
 
-SGLANG_VERSION = "0.5.17"
+SGLANG_VERSION = SGLANG_RELEASE
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"

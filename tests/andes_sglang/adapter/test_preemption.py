@@ -141,9 +141,9 @@ def slow_copies(directory: Path) -> dict[str, str]:
     """An environment in which every copy to or from host memory takes a while: most of what happens does so amid one."""
     (directory / "sitecustomize.py").write_text(
         "import time\n"
-        "from andes_sglang.adapter import streams\n"
-        "copy_rows = streams.copy_rows\n"
-        "streams.copy_rows = lambda *rows: (time.sleep(0.02), copy_rows(*rows))\n"
+        "from andes_sglang.adapter import copy_streams\n"
+        "copy_rows = copy_streams.copy_rows\n"
+        "copy_streams.copy_rows = lambda *rows: (time.sleep(0.02), copy_rows(*rows))\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from andes_sglang.policy import make
 from andes_sglang.policy.eviction import EvictionOrder
-from andes_sglang.policy.select import select
+from andes_sglang.policy.packer import pack
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
@@ -159,7 +159,7 @@ class Script:
         def may(rid: str) -> bool:
             return state.now_s >= self.out_until_s.get(rid, 0.0) or (rid == self.rid and not self.done)
 
-        base = select(state, np.where([may(rid) for rid in t.rids], -t.arrival_s, -1e9))
+        base = pack(state, np.where([may(rid) for rid in t.rids], -t.arrival_s, -1e9))
         return Decision(tuple(filter(may, base.admit)), tuple(filter(may, base.resume)), preempt)
 
 
