@@ -48,10 +48,8 @@ class Preemptor:
 
     def settle(self) -> None:
         """Send the result in flight now, so that a release loses no token."""
-        clock, population = self._clock, self._population
-        for job in clock.send(clock.now_s):
-            population.deliver(job.slot, clock.now_s)
-        population.follow(list(self._batch.running.values()), clock, clock.steps)
+        self._clock.send(self._clock.now_s)
+        self._population.follow(list(self._batch.running.values()), self._clock, self._clock.steps)
 
     def park(self, job: Job) -> None:
         """Out of the batch; it keeps slot and KV."""
@@ -85,7 +83,7 @@ class Preemptor:
     def retract_for_policy(self) -> None:
         """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others."""
         batch = self._batch
-        while self._pool.available_tokens < len(batch.running):
+        while self._pool.available_tokens() < len(batch.running):
             job = protocol.retraction_victim(batch.parked, batch.running, lambda job: (job.spec.arrival_s, job.index))
             if job is None:
                 return
@@ -108,7 +106,7 @@ class Preemptor:
             pool.give_up(job, keep=False)
             self._retract(job, 0)
             pool.make_free(len(stay) * protocol.SGLANG_RETRACT_DECODE_STEPS)
-            if pool.available_tokens >= len(stay):
+            if pool.available_tokens() >= len(stay):
                 break
         output_tokens = sum(batch.generated(job) for job in stay)
         max_tokens = sum(job.max_tokens for job in stay)
