@@ -120,8 +120,8 @@ def prefix_lookup_rows(cursor: int, waiting: int) -> list[int]:
 
 
 def admissible(chosen: Iterable[T], waiting: Container[T], released: Container[T]) -> list[T]:
-    """Of the requests ``chosen`` for admission those that wait, each once, in order. What was ``released`` at this decision is
-    not admitted at the same one: its last token is not in its KV yet and would be generated twice."""
+    """Of the requests ``chosen`` for admission those that wait, each once, in order. What was ``released`` at this decision
+    is not admitted at the same one: its last token is not in its KV yet and would be generated twice."""
     return [request for request in dict.fromkeys(chosen) if request in waiting and request not in released]
 
 
