@@ -1,7 +1,7 @@
 """``andes serve``: SGLang's own server with our plugin in it.
 
-Everything this module does not know is passed to SGLang unchanged. On a machine without an accelerator it chooses what
-SGLang needs there, wherever the user has not chosen.
+Flags that are not listed in ``andes serve --help`` are passed to SGLang unchanged. On a machine without an accelerator the
+flags that SGLang needs there are added, as far as the user has not given them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_serve_arguments(parser)
     parser.add_argument(
         "--preemption-mode", choices=("release", "offload"), default="release",
-        help="what becomes of the KV of a stream that has to make room: release (default) leaves it to be evicted and "
+        help="what happens to the KV of a stream that has to make room: release (default) leaves it to be evicted and "
         "computed again; offload keeps a copy in host memory",
     )  # fmt: skip
     parser.add_argument(
@@ -56,9 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--offload-without", choices=OFFLOAD_PARTS,
-        help="offload, to measure what a part of it is worth: without write-through copies are made at a preemption, while "
-        "all wait; without overlap every copy is waited for; without increments a load gives the host copy up, so that the "
-        "next preemption copies everything again",
+        help="offload without a part of it, to measure what the part is worth: without write-through, copies are made at a "
+        "preemption while the engine waits; without overlap, the engine waits for every copy; without increments, a load "
+        "gives the host copy up and the next preemption copies everything again",
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _check_policy(args: argparse.Namespace) -> None:
     state = SchedulerState(10.0, RequestTable.of(views), kv_capacity_tokens=4096, max_running=1, latency=LatencyModel())
     try:
         policy.decide(state)
-    except Exception as error:  # whatever a third party's policy raises
+    except Exception as error:  # a third party's policy may raise anything
         fault = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"--policy {args.policy}: decide() fails with options {options_of(args)} on one waiting and one running request "
@@ -144,7 +144,7 @@ def prepare_environment(options: PluginOptions) -> bool:
 
 
 def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> list[str]:
-    """SGLang's command line: what the user passed, plus defaults for a CPU where he chose nothing."""
+    """SGLang's command line: what the user passed, plus defaults for a CPU where the user gave none."""
     given = {flag.split("=", 1)[0] for flag in passed if flag.startswith("--")}
     line = ["--model-path", args.model, "--host", args.host, "--port", str(args.port), *passed]
     defaults: dict[str, str] = {}
@@ -162,7 +162,7 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
 
 
 def _check_in_place(server_args: Any) -> None:
-    """Raise where SGLang would serve without the policy, or its scheduler would end for the sake of a flag."""
+    """Raise where SGLang would serve without the policy, or its scheduler would end because of a flag."""
     from sglang.srt.managers import scheduler
 
     from andes_sglang.adapter import seams

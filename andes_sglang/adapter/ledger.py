@@ -1,4 +1,4 @@
-"""The engine's population as columns, kept up to date instead of built anew for every decision.
+"""The engine's population as columns, kept up to date instead of built again for every decision.
 
 A waiting request does not change, so its row is written once; only what runs is refreshed. With hundreds waiting that is
 the difference between microseconds and milliseconds an iteration.

@@ -1,6 +1,6 @@
 """The requests that have left the running batch with their KV and their slot of the request pool: a batch of their own.
 
-SGLang does not know this batch, so whatever counts requests or memory is shown the running batch with the parked requests
+SGLang does not know this batch. Its code that counts requests or memory is shown the running batch with the parked requests
 beside it (:meth:`ParkedRequests.beside`).
 """
 

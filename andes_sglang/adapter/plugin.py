@@ -13,7 +13,7 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Entry point of ``sglang.srt.plugins``. SGLang logs and swallows exceptions here, so we end the process ourselves."""
+    """Entry point of ``sglang.srt.plugins``. SGLang logs exceptions here and goes on, so we end the process ourselves."""
     if PluginOptions.from_env().policy is None:
         return
     try:

@@ -22,7 +22,7 @@ from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import release_into_tree
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.state import Decision, PreemptionMode
 
 __all__ = ["Preemption"]
@@ -39,7 +39,7 @@ class Preemption:
         transfers: HostTransfers,
         *,
         latency: LatencyModel,
-        metrics: Metrics,
+        metrics: EngineMetrics,
     ) -> None:
         self._scheduler = scheduler
         self._records = records

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from andes_sglang.adapter.records import StreamRecords
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 
 __all__ = ["QueueLimits"]
 
@@ -15,7 +15,7 @@ __all__ = ["QueueLimits"]
 class QueueLimits:
     """Of the waiting queue of ``scheduler``, an SGLang scheduler."""
 
-    def __init__(self, scheduler: Any, records: StreamRecords, metrics: Metrics) -> None:
+    def __init__(self, scheduler: Any, records: StreamRecords, metrics: EngineMetrics) -> None:
         self._scheduler = scheduler
         self._records = records
         self._metrics = metrics

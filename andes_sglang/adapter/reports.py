@@ -1,4 +1,4 @@
-"""What the engine tells of itself now and then: requests by state, host memory, fitted costs."""
+"""What the engine reports of itself at intervals: requests by state, host memory, fitted costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from andes_sglang.adapter.records import StreamRecords
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import HostUse, Metrics
+from andes_sglang.metrics import EngineMetrics, HostUse
 
 __all__ = ["COSTS_PERIOD_S", "REPORT_PERIOD_S", "Reports"]
 
@@ -23,7 +23,7 @@ class Reports:
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         records: StreamRecords,
         *,
         latency: LatencyModel,
@@ -39,7 +39,7 @@ class Reports:
         self._costs_due_s = 0.0
 
     def send(self, *, running: int, parked: int, waiting: Sequence[Any], now: bool = False) -> None:
-        """running, parked: requests in these batches. waiting: those of the queue. now: whatever was sent before."""
+        """running, parked: requests in these batches. waiting: those of the queue. now: even if a report was just sent."""
         now_s = self._clock()
         if now_s < self._due_s and not now:
             return

@@ -39,7 +39,7 @@ from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics, PrometheusMetrics
+from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.state import Decision
 
 __all__ = ["QoEScheduler"]
@@ -69,7 +69,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._make_parts(tier)
 
     def _make_parts(self, tier: HostTier | None) -> None:
-        metrics = PrometheusMetrics() if self.server_args.enable_metrics else Metrics()
+        metrics = PrometheusEngineMetrics() if self.server_args.enable_metrics else EngineMetrics()
         latency = LatencyModel(mixed=self.is_mixed_chunk)
         records, parked = StreamRecords(), self._parked
         transfers = HostTransfers(self, records, tier, latency=latency)

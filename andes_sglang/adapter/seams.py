@@ -1,7 +1,7 @@
-"""Every place where we reach into SGLang, checked at start-up.
+"""Every function of SGLang that is overridden, replaced or called by the adapter, checked at start.
 
-SGLang swallows what a plugin raises and would go on with its own scheduling; so a seam that is not as expected ends the
-process, with a message that names it.
+SGLang logs what a plugin raises and goes on with its own scheduling; so a seam that is not as expected ends the process,
+with a message that names it.
 """
 
 from __future__ import annotations

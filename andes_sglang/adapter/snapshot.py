@@ -21,7 +21,7 @@ about as much as a decision (our choice, not measured)."""
 
 
 class Snapshot:
-    """Of ``scheduler``, an SGLang scheduler. Only what holds KV is read anew; a waiting request does not change."""
+    """Of ``scheduler``, an SGLang scheduler. Only what holds KV is read again; a waiting request does not change."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.engine import EngineModel
@@ -44,7 +44,7 @@ class PolicySeam:
         admission: Admission,
         preemptor: Preemptor,
         latency: LatencyModel,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         interval_s: float,
     ) -> None:
         self.policy = policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from andes_sglang import protocol
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -30,7 +30,14 @@ class Preemptor:
     """Moves requests between batch, parked and queue; queue, batch, KV pool and population are kept consistent."""
 
     def __init__(
-        self, *, queue: JobQueue, batch: Batch, pool: KvPool, clock: StepClock, population: Population, metrics: Metrics
+        self,
+        *,
+        queue: JobQueue,
+        batch: Batch,
+        pool: KvPool,
+        clock: StepClock,
+        population: Population,
+        metrics: EngineMetrics,
     ) -> None:
         self._queue = queue
         self._batch = batch

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
@@ -68,14 +68,14 @@ class Replica:
         policy: SchedulingPolicy | None = None,
         *,
         sink: Callable[[RequestRecord], None] = lambda _record: None,
-        metrics: Metrics | None = None,
+        metrics: EngineMetrics | None = None,
         index: int = 0,
         decision_interval_s: float = 0.0,
     ) -> None:
         self.engine = engine
         self.policy = policy
         self.sink = sink
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics or EngineMetrics()
         self.index = index
         self.latency = LatencyModel(mixed=engine.mixed)
         self.by_rid: dict[str, Job] = {}

@@ -46,7 +46,7 @@ def test_a_stream_waits_for_another() -> None:
     assert done.query()
 
 
-def test_a_failed_copy_is_told_to_whoever_waits() -> None:
+def test_a_failed_copy_is_raised_where_it_is_waited_for() -> None:
     copies, copied = copy_streams.CopyStream(), copy_streams.CopyEvent()
     with copy_streams.stream(copies):
         copy_streams.transfer_kv_direct(

@@ -8,8 +8,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +147,7 @@ def test_expectations_fall_back_field_by_field() -> None:
 
 @pytest.fixture(scope="module")
 def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    flags = ("--enable-metrics", "--max-total-tokens", "4096")
+    flags = ("--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "1")
     with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("andes") / "log") as engine:
         yield engine
 
@@ -181,6 +183,42 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert any(name.startswith("andes_cost_seconds") for name in found)
     assert any(name.startswith("andes_cost_relative_error") for name in found)
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
+
+
+def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:
+    """Run one request to its end; when that was."""
+    sampling = {"max_new_tokens": tokens, "ignore_eos": True, **more.pop("sampling_params", {})}
+    engine.post("/generate", {"rid": rid, "input_ids": [5, 6, 7], "sampling_params": sampling, **more})
+    return time.monotonic()
+
+
+def wait_until_waiting(engine: Engine, count: int) -> None:
+    """Until one request runs and ``count`` wait."""
+    deadline_s = time.monotonic() + 120
+    while True:
+        found = read_metrics(engine.url)
+        if [found.get(f'andes_requests{{state="{state}"}}') for state in ("running", "waiting")] == [1.0, count]:
+            return
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.05)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("weight", "served_first"), [(1.0, "early"), (8.0, "late")])
+def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, weight: float, served_first: str) -> None:
+    """Two streams wait for the one slot, which a request holds that cannot be preempted; the second one has ``weight``."""
+    late = {"sampling_params": {"custom_params": {"qoe": {"weight": weight}}}}
+    with ThreadPoolExecutor(3) as pool:
+        holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
+        wait_until_waiting(andes, 0)
+        ends_s = {"early": pool.submit(generate, andes, "early", 60)}
+        wait_until_waiting(andes, 1)
+        ends_s["late"] = pool.submit(generate, andes, "late", 60, **late)
+        wait_until_waiting(andes, 2)
+        assert not holder.done()
+        andes.post("/abort_request", {"rid": "holder"})
+        assert min(ends_s, key=lambda rid: ends_s[rid].result()) == served_first
 
 
 @pytest.mark.engine
