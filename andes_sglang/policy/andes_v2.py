@@ -36,7 +36,7 @@ class AndesV2Options(PolicyOptions):
     policy: ClassVar[str] = "andes-v2"
 
     horizon_s: float = option(
-        60.0, "s", above=0, doc="how far gains look ahead (paper: delta t)", source="paper: flat from 10 to 110 s"
+        60.0, "seconds", above=0, doc="how far gains look ahead (paper: delta t)", source="paper: flat from 10 to 110 s"
     )
     running_bonus: float = option(
         0.1, "", low=0, doc="relative bonus of running requests against flapping", source="the authors' code"

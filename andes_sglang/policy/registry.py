@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from andes_sglang.policy.andes import Andes
 from andes_sglang.policy.andes_v1 import AndesV1
@@ -27,17 +27,33 @@ from andes_sglang.policy.sarathi import Sarathi
 from andes_sglang.policy.srpt import Srpt
 from andes_sglang.policy.tokenflow import TokenFlow
 
-__all__ = ["CLAIRVOYANT", "ENTRY_POINTS", "POLICIES", "check_policy", "find_policy", "make", "make_policy"]
+__all__ = [
+    "CLAIRVOYANT",
+    "ENTRY_POINTS",
+    "POLICIES",
+    "PolicyClass",
+    "check_policy",
+    "find_policy",
+    "make",
+    "make_policy",
+]
 
-Factory = Callable[..., SchedulingPolicy]
+
+class PolicyClass(Protocol):
+    """What makes a policy: a class with a ``name``, as the metrics say it."""
+
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SchedulingPolicy: ...
+
 
 ENTRY_POINTS = "andes_sglang.policies"
 """Entry-point group in which an installed package names its policies."""
 
-CLAIRVOYANT: dict[str, Factory] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
+CLAIRVOYANT: dict[str, PolicyClass] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
 """Those that must be given ``output_tokens``, final lengths by request id: in a simulation only."""
 
-POLICIES: dict[str, Factory] = {
+POLICIES: dict[str, PolicyClass] = {
     policy.name: policy
     for policy in (Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow)
 }
@@ -85,7 +101,7 @@ def make(name: str, **options: Any) -> SchedulingPolicy:
     return make_policy(name, options, output_tokens=output_tokens)
 
 
-def find_policy(name: str) -> Factory:
+def find_policy(name: str) -> PolicyClass:
     """What makes the policy ``name``: a class. Raises ``ValueError`` for a name that is not known, cannot be imported or is
     no policy."""
     factory = POLICIES.get(name) or CLAIRVOYANT.get(name)
@@ -95,7 +111,7 @@ def find_policy(name: str) -> Factory:
 
 
 @cache
-def _import_policy(name: str) -> Factory:
+def _import_policy(name: str) -> PolicyClass:
     found = _located(name)
     importlib.invalidate_caches()
     try:
@@ -106,11 +122,15 @@ def _import_policy(name: str) -> Factory:
         raise ValueError(f"policy {name!r}: cannot import {found.module}: {type(error).__name__}: {error}") from error
     if not (inspect.isclass(loaded) and callable(getattr(loaded, "decide", None)) and hasattr(loaded, "name")):
         raise ValueError(f"policy {name!r}: {found.value} is no policy: it needs a class with a name and decide(state)")
+    if ":" not in name and loaded.name != name:
+        raise ValueError(
+            f"policy {name!r}: {found.value} has the name {loaded.name!r}; entry point and class need the same"
+        )
     declared = getattr(loaded, "options_type", PolicyOptions)
     if not (inspect.isclass(declared) and issubclass(declared, PolicyOptions)):
         raise ValueError(f"policy {name!r}: options_type {declared!r} is not derived from PolicyOptions")
     factory: Any = loaded
-    return cast("Factory", factory)
+    return cast("PolicyClass", factory)
 
 
 def _located(name: str) -> EntryPoint:

@@ -15,7 +15,7 @@ import numpy as np
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm, policy_options
 from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
-from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim import overrides
@@ -83,11 +83,11 @@ def configure(
             if options:
                 raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
             return engine, lambda: None
-        if getattr(make(policy, **options), "mixed_chunk", False):  # a policy that is nothing without
+        if getattr(make_policy(policy, options), "mixed_chunk", False):  # a policy that needs it
             engine = replace(engine, mixed=True)
     except ValueError as error:
         raise WorkloadError(f"--policies {arm.policy}: {error}") from None
-    return engine, lambda: make(policy, **options)
+    return engine, lambda: make_policy(policy, options)
 
 
 @dataclass(slots=True)
