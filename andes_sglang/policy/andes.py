@@ -166,6 +166,7 @@ class Andes:
     name = "andes"
     options_type = AndesOptions
     uses_weight = True
+    may_hold_back = True
 
     def __init__(self, options: AndesOptions | None = None) -> None:
         self.options = options or AndesOptions()

@@ -70,6 +70,7 @@ class AndesV2:
     name = "andes-v2"
     options_type: type[AndesV2Options] = AndesV2Options
     uses_weight = True
+    may_hold_back = True
     may_starve = True
 
     def __init__(self, options: AndesV2Options | None = None) -> None:

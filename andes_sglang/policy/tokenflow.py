@@ -63,6 +63,7 @@ class TokenFlow:
     name = "tokenflow"
     options_type = TokenFlowOptions
     uses_weight = True
+    may_hold_back = True
     may_starve = True
 
     def __init__(self, options: TokenFlowOptions | None = None) -> None:
