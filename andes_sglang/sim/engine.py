@@ -55,10 +55,10 @@ class Costs:
         """Of an engine ``factor`` times as slow."""
         return Costs(**{field.name: factor * getattr(self, field.name) for field in fields(self)})
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: float, context_tokens: float) -> float:
         return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
 
-    def prefill_s(self, new_tokens: int, prefix_tokens: int = 0, pairs: float = 0.0, requests: int = 1) -> float:
+    def prefill_s(self, new_tokens: float, prefix_tokens: float = 0, pairs: float = 0.0, requests: int = 1) -> float:
         return (
             self.prefill_fixed_s
             + self.prefill_request_s * requests
