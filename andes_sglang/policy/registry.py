@@ -86,7 +86,7 @@ def make_policy(
 
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise ``ValueError``, as :func:`make_policy` does, for a name or options that it would refuse."""
-    make_policy(name, options, output_tokens={} if name in CLAIRVOYANT else None)
+    make_policy(name, options)
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:
@@ -96,7 +96,7 @@ def make(name: str, **options: Any) -> SchedulingPolicy:
 
 
 def find_policy(name: str) -> PolicyClass:
-    """What makes the policy ``name``. Raises ``ValueError`` for a name that is unknown, cannot be imported or is no policy."""
+    """What makes the policy ``name``. Raises ``ValueError`` for one that is unknown, cannot be imported or is no policy."""
     found = find_class(name, {**POLICIES, **CLAIRVOYANT}, ENTRY_POINTS, "policy")
     if not (inspect.isclass(found) and callable(getattr(found, "decide", None)) and hasattr(found, "name")):
         raise ValueError(f"policy {name!r} is no policy: it needs a class with a name and decide(state)")
