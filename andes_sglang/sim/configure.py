@@ -45,13 +45,16 @@ def configure(
         raise UsageError(f"unknown argument {unknown[0]!r}")
     try:
         engine = overrides.apply(engine, given)
+    except ValueError as error:
+        raise UsageError(f"policy {arm.policy}: {error}") from None
+    try:
         options = policy_options(given.policy_option)
         if policy == "stock":
             if options:
                 raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
             return engine, lambda: None
-        if getattr(make_policy(policy, options), "mixed_chunk", False):  # a policy that needs it
+        if getattr(make_policy(policy, options), "mixed_chunk", False):  # a policy that is nothing without
             engine = replace(engine, mixed=True)
     except ValueError as error:
-        raise UsageError(f"--policies {arm.policy}: {error}") from None
+        raise UsageError(str(error)) from None
     return engine, lambda: make_policy(policy, options)
