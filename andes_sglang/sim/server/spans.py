@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from andes_sglang.request import score
-
-if TYPE_CHECKING:
-    from andes_sglang.sim.server.live import Answer, Generation
+from andes_sglang.sim.server.generation import Answer, Generation
 
 __all__ = ["OtlpSpans", "Spans"]
 
