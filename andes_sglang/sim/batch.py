@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class Batch:
             self._seats = list(range(len(self._limits), 2 * len(self._limits)))
             self._limits = np.concatenate([self._limits, np.zeros_like(self._limits)])
         job.seat = self._seats.pop()
-        self._limits[job.seat] = step + job.remaining_tokens
+        self._limits[job.seat] = step + job.max_tokens - job.generated
         last = step + job.spec.output_tokens - job.generated
         heapq.heappush(self._leaving, (last + self._leaves_late, job.index, job.epoch, job))
 
@@ -81,7 +82,6 @@ class Batch:
         """The first step that the delivery times of a running request are read from."""
         return min((job.joined_step for job in self.running), default=self._clock.steps)
 
-    @property
     def next_leave(self) -> int:
         """The step after which the next request leaves; a request must be running."""
         leaving = self._leaving
@@ -92,13 +92,13 @@ class Batch:
     def continuing_slots(self) -> list[int]:
         """Population rows of the running requests but for those that have generated everything and leave after this step."""
         slots = list(self.running.values())
-        if slots and self._leaves_late and self.next_leave == self._clock.steps + 1:
+        if slots and self._leaves_late and self.next_leave() == self._clock.steps + 1:
             for job in self._leaving_next():
                 slots.remove(job.slot)
         return slots
 
     def _leaving_next(self) -> list[Job]:
-        """The requests that leave after :attr:`next_leave`."""
+        """The requests that leave after :meth:`next_leave`."""
         heap, indices, jobs = self._leaving, [0], []
         while indices:
             at = indices.pop()
@@ -108,10 +108,14 @@ class Batch:
                 indices += (2 * at + 1, 2 * at + 2)
         return jobs
 
-    def pop_completed(self) -> Job | None:
-        """A request that has generated everything, still in the batch; None when there is none."""
-        while self._leaving and self._leaving[0][0] <= self._clock.steps:
-            _, _, epoch, job = heapq.heappop(self._leaving)
+    def pop_completed(self) -> Sequence[Job]:
+        """The requests that leave by now, having generated everything; they are still in the batch."""
+        leaving, steps = self._leaving, self._clock.steps
+        if not leaving or leaving[0][0] > steps:
+            return ()
+        jobs = []
+        while leaving and leaving[0][0] <= steps:
+            _, _, epoch, job = heapq.heappop(leaving)
             if job.epoch == epoch:
-                return job
-        return None
+                jobs.append(job)
+        return jobs

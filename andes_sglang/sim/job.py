@@ -83,11 +83,6 @@ class Job:
         return self.spec.prompt_tokens + self.generated
 
     @property
-    def remaining_tokens(self) -> int:
-        """Most tokens that it may still generate."""
-        return self.max_tokens - self.generated
-
-    @property
     def uncacheable(self) -> bool:
         """Nothing of it can be in the cache: it has no session, no blocks, and has never run."""
         return self.stream is self.rid and self.stopped is None and not self.spec.blocks

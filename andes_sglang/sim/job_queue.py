@@ -33,8 +33,6 @@ class JobQueue:
         if self.received:
             self.waiting += self.received
             self.received = []
-        if not self.incoming or self.incoming[0].enters_s > now_s:
-            return ()
         new: list[Job] = []
         while self.incoming and self.incoming[0].enters_s <= now_s:
             new.append(self.incoming.popleft())

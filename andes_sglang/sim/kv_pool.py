@@ -25,11 +25,9 @@ class KvPool:
         self._write_through = engine.write_through
         self._host_link_free_s = 0.0
 
-    @property
     def free_tokens(self) -> int:
         return self.capacity_tokens - self.cache.tokens - self.uncached_tokens
 
-    @property
     def available_tokens(self) -> int:
         """Free, or in the cache and not locked."""
         cache = self.cache
@@ -42,12 +40,13 @@ class KvPool:
 
     def allocate(self, tokens: int) -> None:
         """Take ``tokens`` beside the cache, evicting what has no place beside them."""
-        self.make_free(tokens)
+        if tokens > self.free_tokens():
+            self.make_free(tokens)
         self.uncached_tokens += tokens
 
     def make_free(self, tokens: int) -> None:
         """Evict until ``tokens`` are free, or nothing is left to evict."""
-        if (short := tokens - self.free_tokens) > 0:
+        if (short := tokens - self.free_tokens()) > 0:
             self.cache.evict(short)
 
     def cache_prefix(self, job: Job, tokens: int) -> None:

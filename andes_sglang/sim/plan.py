@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.replica import simulate
+from andes_sglang.workload import mean_length, parse_lengths
 
-__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible"]
+__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible", "sustained_tokens_per_s"]
 
 Array = npt.NDArray[np.float64]
 
@@ -53,6 +56,19 @@ def capacity_rps(engine: EngineModel, prompt_tokens: float, output_tokens: float
     return 1.0 / (prefill_s + output_tokens * step_s / batch)
 
 
+def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: int) -> float:
+    """Output tokens per second of a stock engine with a queue that is never empty. prompt, output: lengths, as on the command
+    line. Counted from a fifth to three quarters of the tokens, when the batch is full."""
+    rng = np.random.default_rng(seed)
+    draw_prompt, draw_output = parse_lengths(prompt), parse_lengths(output)
+    batch = engine.kv_capacity_tokens / (mean_length(prompt) + 0.5 * mean_length(output))
+    count = max(1000, 6 * int(min(engine.max_running, batch)))
+    flood = [RequestSpec(0.0, draw_prompt(rng), draw_output(rng), QoETarget()) for _ in range(count)]
+    arrived = np.sort(np.concatenate([r.token_times_s for r in simulate(engine, None, flood)]))
+    first, last = arrived[len(arrived) // 5], arrived[len(arrived) * 3 // 4]
+    return float(0.55 * len(arrived) / (last - first))
+
+
 def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, step: int = 1) -> int | None:
     """The smallest n in 1..``maximum`` for which ``holds(n)``; None if it holds for none.
 
@@ -78,14 +94,15 @@ def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, st
 def cheapest_mix(
     holds: Callable[[int, int], bool], alone: tuple[int, int], prices: tuple[float, float]
 ) -> tuple[int, int]:
-    """The cheapest (a, b) that holds, given the least of each ``alone``; ``holds`` is monotone in both."""
+    """The cheapest (a, b) that holds. alone: the smallest a and the smallest b that hold without the other. ``holds`` is
+    monotone in both, and asked only about mixes that are cheaper than the best so far."""
     best = min((alone[0], 0), (0, alone[1]), key=lambda mix: mix[0] * prices[0] + mix[1] * prices[1])
     b = alone[1]
     for a in range(1, alone[0]):
         budget = best[0] * prices[0] + best[1] * prices[1]
         while b > 0 and a * prices[0] + (b - 1) * prices[1] >= budget:
             b -= 1
-        while b > 0 and holds(a, b - 1):
+        while b > 1 and holds(a, b - 1):  # (a, 0) does not hold: a is less than it takes alone
             b -= 1
             best = (a, b)
     return best

@@ -6,10 +6,11 @@ As in the engine's adapter (:mod:`andes_sglang.protocol` holds the rules of both
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.engine import EngineModel
@@ -43,7 +44,7 @@ class PolicySeam:
         admission: Admission,
         preemptor: Preemptor,
         latency: LatencyModel,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         interval_s: float,
     ) -> None:
         self.policy = policy
@@ -71,13 +72,13 @@ class PolicySeam:
         if self._interval_s and self._clock.now_s < self._due_s and batch.running:
             return False
         return protocol.asks_policy(
-            len(self._queue.waiting), len(batch.parked), len(batch.running), self._pool.available_tokens
+            len(self._queue.waiting), len(batch.parked), len(batch.running), self._pool.available_tokens()
         )
 
     def plan_steps(self, steps: int, until_s: float) -> tuple[int, float]:
         """Of ``steps`` decode steps up to ``until_s`` those before the policy is asked again."""
         if not (self._queue.waiting or self._batch.parked):
-            pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens, len(self._batch.running))
+            pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens(), len(self._batch.running))
             return min(steps, max(1, pressure)), until_s
         return (steps, min(until_s, self._due_s)) if self._interval_s else (1, until_s)
 
@@ -106,7 +107,7 @@ class PolicySeam:
             now_s=self._clock.now_s,
             requests=table,
             kv_capacity_tokens=capacity_tokens,
-            kv_reserved_tokens=capacity_tokens - self._pool.available_tokens - held_tokens,
+            kv_reserved_tokens=capacity_tokens - self._pool.available_tokens() - held_tokens,
             max_running=self._max_running,
             running_reserved=int(self._admission.chunked is not None),
             latency=self._latency,
@@ -119,7 +120,7 @@ class PolicySeam:
         preempt = decision.preempt_for_slots(
             len(self._batch.running),
             self._max_running,
-            self._admission.free_slots,
+            self._admission.free_slots(),
             (job.rid for job in self._batch.parked),
         )
         if any(preemption.mode is not PreemptionMode.PARK for preemption in preempt):
@@ -151,5 +152,5 @@ class PolicySeam:
 class _Waiting:
     """All waiting requests, as a container that costs nothing to make."""
 
-    def __contains__(self, job: object) -> bool:
-        return isinstance(job, Job) and job.phase is Phase.WAITING
+    def __contains__(self, job: Any) -> bool:
+        return job.phase is Phase.WAITING

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from andes_sglang import protocol
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -30,7 +30,14 @@ class Preemptor:
     """Moves requests between batch, parked and queue; queue, batch, KV pool and population are kept consistent."""
 
     def __init__(
-        self, *, queue: JobQueue, batch: Batch, pool: KvPool, clock: StepClock, population: Population, metrics: Metrics
+        self,
+        *,
+        queue: JobQueue,
+        batch: Batch,
+        pool: KvPool,
+        clock: StepClock,
+        population: Population,
+        metrics: EngineMetrics,
     ) -> None:
         self._queue = queue
         self._batch = batch
@@ -41,10 +48,8 @@ class Preemptor:
 
     def settle(self) -> None:
         """Send the result in flight now, so that a release loses no token."""
-        clock, population = self._clock, self._population
-        for job in clock.send(clock.now_s):
-            population.deliver(job.slot, clock.now_s)
-        population.follow(list(self._batch.running.values()), clock, clock.steps)
+        self._clock.send(self._clock.now_s)
+        self._population.follow(list(self._batch.running.values()), self._clock, self._clock.steps)
 
     def park(self, job: Job) -> None:
         """Out of the batch; it keeps slot and KV."""
@@ -78,7 +83,7 @@ class Preemptor:
     def retract_for_policy(self) -> None:
         """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others."""
         batch = self._batch
-        while self._pool.available_tokens < len(batch.running):
+        while self._pool.available_tokens() < len(batch.running):
             job = protocol.retraction_victim(batch.parked, batch.running, lambda job: (job.spec.arrival_s, job.index))
             if job is None:
                 return
@@ -101,7 +106,7 @@ class Preemptor:
             pool.give_up(job, keep=False)
             self._retract(job, 0)
             pool.make_free(len(stay) * protocol.SGLANG_RETRACT_DECODE_STEPS)
-            if pool.available_tokens >= len(stay):
+            if pool.available_tokens() >= len(stay):
                 break
         output_tokens = sum(batch.generated(job) for job in stay)
         max_tokens = sum(job.max_tokens for job in stay)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
@@ -68,29 +68,32 @@ class Replica:
         policy: SchedulingPolicy | None = None,
         *,
         sink: Callable[[RequestRecord], None] = lambda _record: None,
-        metrics: Metrics | None = None,
+        metrics: EngineMetrics | None = None,
         index: int = 0,
         decision_interval_s: float = 0.0,
     ) -> None:
         self.engine = engine
         self.policy = policy
         self.sink = sink
-        self.metrics = metrics or Metrics()
+        self.metrics = metrics or EngineMetrics()
         self.index = index
         self.latency = LatencyModel(mixed=engine.mixed)
         self.by_rid: dict[str, Job] = {}
         self.open_prompt_tokens = 0
         has_host = engine.host_capacity_tokens > 0
-        self._clock = clock = StepClock(sends_late=engine.overlap is Overlap.SYNC)
-        self._batch = batch = Batch(clock, engine.max_running, leaves_late=engine.overlap is not Overlap.NONE)
-        self._queue = queue = JobQueue()
         self._population = population = (
             NoPopulation() if policy is None else Population(written_through=engine.write_through and has_host)
         )
+        self._clock = clock = StepClock(
+            sends_late=engine.overlap is Overlap.SYNC,
+            on_late_first=lambda job, at_s: population.deliver(job.slot, at_s),
+        )
+        self._batch = batch = Batch(clock, engine.max_running, leaves_late=engine.overlap is not Overlap.NONE)
+        self._queue = queue = JobQueue()
         protects = policy is not None and has_host
         order = EvictionOrder((lambda: paused_kv(queue.waiting, population)) if protects else tuple)
         self._pool = pool = KvPool(engine, clock, order)
-        self._admission = Admission(engine, batch, pool, clock)
+        self._admission = Admission(engine, queue=queue, batch=batch, pool=pool, clock=clock)
         self._preemptor = Preemptor(
             queue=queue, batch=batch, pool=pool, clock=clock, population=population, metrics=self.metrics
         )
@@ -173,8 +176,8 @@ class Replica:
         if self._queue or self._admission.chunked or batch.parked or not batch.running:
             return clock.now_s
         running, costs = len(batch.running), self.engine.costs
-        to_pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens, running) - 1
-        steps = max(0, min(batch.next_leave - clock.steps, to_pressure) - 1)
+        to_pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens(), running) - 1
+        steps = max(0, min(batch.next_leave() - clock.steps, to_pressure) - 1)
         first_s = costs.decode_s(running, batch.context_tokens + running)
         return clock.now_s + steps * first_s + costs.decode_context_s * running * steps * (steps - 1) / 2
 
@@ -264,27 +267,27 @@ class Replica:
         self._quiet_until_s = None
         clock, queue = self._clock, self._queue
         while clock.now_s < until_s:
-            self._finish_completed()
+            for job in self._batch.pop_completed():
+                self._finish(job)
+                self._admission.batch_is_full = False
             self._receive()
             if self._iterate(until_s) or queue.received:
                 continue
             self._admission.new_token_ratio = protocol.INIT_NEW_TOKEN_RATIO
-            self._send_late(clock.now_s)
+            clock.send(clock.now_s)
             if queue.next_entry_s > until_s or not queue.incoming:
                 if until_s < float("inf"):
                     clock.now_s = until_s
                 return
             clock.now_s = max(clock.now_s, queue.next_entry_s)
 
-    def _finish_completed(self) -> None:
-        while (job := self._batch.pop_completed()) is not None:
-            self._finish(job)
-            self._admission.batch_is_full = False
-
     def _receive(self) -> None:
+        queue, incoming = self._queue, self._queue.incoming
+        if not queue.received and not (incoming and incoming[0].enters_s <= self._clock.now_s):
+            return
         busy = bool(self._batch.running or self._admission.chunked)
         plans_ahead = busy and self.engine.overlap is Overlap.ASYNC
-        for job in self._queue.receive(self._clock.now_s, plans_ahead=plans_ahead):
+        for job in queue.receive(self._clock.now_s, plans_ahead=plans_ahead):
             job.slot = self._population.add(job.rid, job.spec, job.max_tokens)
 
     def _iterate(self, until_s: float) -> bool:
@@ -310,24 +313,17 @@ class Replica:
     def _plan_prefill(self) -> list[PrefillChunk]:
         """The next prefill: in order of arrival, or from those whom the policy admits."""
         if self._seam is None:
-            return self._admit(self._queue.waiting, protocol.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)
+            return self._admission.form(self._queue.waiting, protocol.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)
         if not self._seam.is_due():
-            return self._admit((), protocol.ADMISSION_RESERVE_TOKENS) if self._admission.chunked else []
+            return self._admission.form((), protocol.ADMISSION_RESERVE_TOKENS) if self._admission.chunked else []
         decision = self._seam.decide()
         admitted = self._seam.apply(decision)
         self._admission.batch_is_full = False
-        chunks = self._admit(admitted, protocol.ADMISSION_RESERVE_TOKENS)
+        chunks = self._admission.form(admitted, protocol.ADMISSION_RESERVE_TOKENS)
         self._seam.note_decided(prefills=bool(chunks))
         parked = self._batch.parked
         if not chunks and protocol.resumes_all_parked(len(self._batch.running), len(parked), len(decision.preempt)):
             self._preemptor.resume(list(parked))
-        return chunks
-
-    def _admit(self, candidates: Sequence[Job], clip_tokens: int) -> list[PrefillChunk]:
-        chunks = self._admission.form(candidates, clip_tokens)
-        if chunks:
-            self._queue.reorder(candidates, {chunk.job for chunk in chunks})
-            self.cache.order.look_again()
         return chunks
 
     def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:
@@ -337,7 +333,6 @@ class Replica:
         batch = len(self._batch.running) if self.engine.mixed else 0
         self._pool.allocate(work.new + work.loaded + batch)
         end_s = self._clock.run(self._with_decision_s(self._prefill_s(work, batch)))
-        self._send_late(end_s)
         if batch:
             self._record_steps(np.array([end_s]), batch)
         for chunk in chunks:
@@ -382,7 +377,7 @@ class Replica:
     def _decode(self, until_s: float) -> None:
         """As many steps at once as change nothing: up to the next end, arrival, decision or eviction of the last KV."""
         batch, clock = self._batch, self._clock
-        if self._pool.available_tokens < len(batch.running):
+        if self._pool.available_tokens() < len(batch.running):
             self._retract()
         if not (running := len(batch.running)):
             return
@@ -396,7 +391,6 @@ class Replica:
             batch.changed = False
         ends_s = clock.plan(self._with_decision_s(first_s), costs.decode_context_s * running, steps, until_s)
         self._pool.allocate(running * len(ends_s))
-        self._send_late(float(ends_s[0]))
         clock.run_steps(ends_s)
         self._admission.new_token_ratio = protocol.decayed_new_token_ratio(self._admission.new_token_ratio, len(ends_s))
         self._record_steps(ends_s, running)
@@ -404,8 +398,9 @@ class Replica:
     def _steps_without_change(self, until_s: float) -> tuple[int, float]:
         """Most decode steps that can be taken at once, and the time after which no further one begins."""
         queue, running = self._queue, len(self._batch.running)
-        until_s = min(until_s, queue.next_entry_s)
-        steps = min(self._batch.next_leave - self._clock.steps, self._pool.available_tokens // running, MAX_STEPS)
+        if queue.incoming:
+            until_s = min(until_s, queue.incoming[0].enters_s)
+        steps = min(self._batch.next_leave() - self._clock.steps, self._pool.available_tokens() // running, MAX_STEPS)
         if queue.received or (queue.waiting and self._seam is None and not self._admission.batch_is_full):
             return 1, until_s
         return (steps, until_s) if self._seam is None else self._seam.plan_steps(steps, until_s)
@@ -428,16 +423,11 @@ class Replica:
             return seconds
         return seconds + decision_s if self.engine.overlap is Overlap.NONE else max(seconds, decision_s)
 
-    def _send_late(self, end_s: float) -> None:
-        """On an engine that sends results one iteration late, that of the last one goes out now."""
-        for job in self._clock.send(end_s):
-            self._population.deliver(job.slot, end_s)
-
     def _record_steps(self, ends_s: npt.NDArray[np.float64], running: int) -> None:
         """Every request in the batch gets a token at each of ``ends_s``."""
         clock, batch = self._clock, self._batch
         batch.context_tokens += running * len(ends_s)
-        if not clock.has_room(len(ends_s)):
+        if len(ends_s) > clock.free_steps:
             self._population.follow(list(batch.running.values()), clock, clock.sent_steps)
             clock.drop_before(min(batch.oldest_step, clock.sent_steps), len(ends_s))
         clock.record(ends_s)

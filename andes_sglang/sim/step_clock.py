@@ -7,7 +7,7 @@ has ended: until then that result is unsent here, and its time is not final.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,22 @@ _PAIRS = _STEPS * (_STEPS - 1) / 2
 
 
 class StepClock:
-    """now_s: virtual seconds. steps: decode steps taken so far. iterations: forward passes; busy_s: time spent in them."""
+    """now_s: virtual seconds. steps: decode steps taken so far. iterations: forward passes; busy_s: time spent in them.
+    free_steps: steps that can be recorded before :meth:`drop_before`.
 
-    def __init__(self, *, sends_late: bool) -> None:
+    on_late_first: told of the first token of a prefill that is sent late, and when.
+    """
+
+    def __init__(
+        self, *, sends_late: bool, on_late_first: Callable[[Job, float], None] = lambda _job, _at_s: None
+    ) -> None:
         self.now_s = 0.0
         self.steps = 0
         self.iterations = 0
         self.busy_s = 0.0
+        self.free_steps = MAX_STEPS
         self._sends_late = sends_late
+        self._on_late_first = on_late_first
         self._ends_s = np.empty(MAX_STEPS)
         self._first_step = 0
         self._unsent_step = False
@@ -47,10 +55,12 @@ class StepClock:
         return self._ends_s[start - self._first_step : end - self._first_step]
 
     def run(self, seconds: float) -> float:
-        """One forward pass; when it ends."""
+        """One forward pass, at whose end everything unsent is sent; when that is."""
         self.iterations += 1
         self.busy_s += seconds
         self.now_s += seconds
+        if self._sends_late:
+            self.send(self.now_s)
         return self.now_s
 
     def plan(self, first_s: float, growth_s: float, steps: int, until_s: float) -> Array:
@@ -66,15 +76,13 @@ class StepClock:
         return ends_s
 
     def run_steps(self, ends_s: Array) -> None:
-        """The time of the planned steps passes."""
+        """The time of the planned steps passes; everything unsent is sent at the end of the first."""
+        if self._sends_late:
+            self.send(float(ends_s[0]))
         end_s = float(ends_s[-1])
         self.iterations += len(ends_s)
         self.busy_s += end_s - self.now_s
         self.now_s = end_s
-
-    def has_room(self, count: int) -> bool:
-        """Whether ``count`` more steps can be recorded before some are dropped."""
-        return self.steps - self._first_step + count <= len(self._ends_s)
 
     def drop_before(self, step: int, count: int) -> None:
         """Forget the steps before ``step`` and make room for ``count`` more."""
@@ -83,6 +91,7 @@ class StepClock:
             self._ends_s = np.empty(2 * (len(kept) + count))
         self._ends_s[: len(kept)] = kept
         self._first_step = step
+        self.free_steps = len(self._ends_s) - len(kept)
 
     def record(self, ends_s: Array) -> None:
         """Steps ended at ``ends_s``; sent late, each is sent when the next one has ended, and the last not yet."""
@@ -93,6 +102,7 @@ class StepClock:
             self._ends_s[at : at + count - 1] = ends_s[1:]
             self._unsent_step = True
         self.steps += count
+        self.free_steps -= count
 
     def record_first(self, job: Job, end_s: float) -> bool:
         """The first token after a prefill came at ``end_s``; whether it has been sent."""
@@ -106,18 +116,15 @@ class StepClock:
         """Whether its first token after a prefill has come and not been sent."""
         return job in self._unsent_firsts
 
-    def send(self, end_s: float) -> Iterable[Job]:
-        """Everything unsent is sent at ``end_s``; the requests whose first token after a prefill that was."""
+    def send(self, at_s: float) -> None:
+        """Everything unsent is sent at ``at_s``."""
         if self._unsent_step:
-            self._ends_s[self.steps - 1 - self._first_step] = end_s
+            self._ends_s[self.steps - 1 - self._first_step] = at_s
             self._unsent_step = False
-        if not self._unsent_firsts:
-            return ()
-        sent = self._unsent_firsts
-        self._unsent_firsts = {}
-        for times_s in sent.values():
-            times_s[0] = end_s
-        return sent
+        for job, times_s in self._unsent_firsts.items():
+            times_s[0] = at_s
+            self._on_late_first(job, at_s)
+        self._unsent_firsts.clear()
 
     def forget(self, job: Job) -> None:
         """Its client has gone: what is unsent of it is dropped."""

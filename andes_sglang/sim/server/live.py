@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec, score
 from andes_sglang.sim.engine import EngineModel
@@ -106,7 +106,7 @@ class LiveReplica:
         engine: EngineModel,
         policy: SchedulingPolicy | None,
         *,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         observer: Observer,
         spans: Spans | None = None,
         speed: float = 1.0,
