@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from andes_sglang.request import score
+from andes_sglang.sim.server.generation import Answer, Generation
 from andes_sglang.telemetry import connect_otlp
-
-if TYPE_CHECKING:
-    from andes_sglang.sim.server.live import Answer, Generation
 
 __all__ = ["OtlpSpans", "Spans"]
 
