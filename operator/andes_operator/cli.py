@@ -75,10 +75,14 @@ async def _main(args: argparse.Namespace) -> None:
     # A client of its own: a connection that has fallen silent costs one renewal of the lease, not all of them.
     renewing = await Cluster.connect(identity, timeout_s=args.lease_seconds / 3)
     metrics = Metrics()
-    spans, provider = tracer(args.otlp_endpoint, identity)
+    otlp = tracer(args.otlp_endpoint, identity)
     gateways, predictor = Gateways(os.environ.get("ANDES_ADMIN_KEY")), Predictor()
     work = Work(
-        cluster, Reconciler(cluster, gateways, predictor, metrics, spans), metrics, args.namespace, args.sweep_seconds
+        cluster,
+        Reconciler(cluster, gateways, predictor, metrics, otlp.tracer),
+        metrics,
+        args.namespace,
+        args.sweep_seconds,
     )
     lease = Lease(
         renewing, args.lease_namespace or _own_namespace(), args.lease, identity,
@@ -96,8 +100,7 @@ async def _main(args: argparse.Namespace) -> None:
         await gateways.close()
         await cluster.close()
         await renewing.close()
-        if provider is not None:
-            provider.shutdown()
+        otlp.stop()
 
 
 async def _lead(args: argparse.Namespace, lease: Lease, work: Work, stop: asyncio.Event, metrics: Metrics) -> None:
