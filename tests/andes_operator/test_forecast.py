@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andes_operator.forecast import BIN_S, DAY_BINS, MOST_BINS, History, forecast, seasonal_rps, trend_rps
+from andes_operator.forecast import BIN_S, DAY_BINS, MAX_BINS, DemandHistory, forecast, seasonal_rps, trend_rps
 
 NOW_S = BIN_S * 300_000
 
@@ -20,11 +20,11 @@ def day_rate_rps(bin_number: int) -> float:
     return 2.0 + math.sin(math.pi * hour / 24) + (6.0 if 18 <= hour < 22 else 0.0)
 
 
-def days(count: float, end_bin: int) -> History:
+def days(count: float, end_bin: int) -> DemandHistory:
     bins = int(count * DAY_BINS)
     rng = np.random.default_rng(1)
     rates = [day_rate_rps(b) * rng.normal(1.0, 0.03) for b in range(end_bin - bins + 1, end_bin + 1)]
-    return History(end_bin - bins + 1, rates)
+    return DemandHistory(end_bin - bins + 1, rates)
 
 
 def evenly(rate: float, seconds: float, slope: float = 0.0) -> list[float]:
@@ -82,15 +82,17 @@ def test_a_history_full_of_holes_or_long_ended_is_not_used() -> None:
 
 def test_never_below_the_present() -> None:
     falling = evenly(5.0, 600, slope=-0.02)
-    ahead = forecast(History(), falling, NOW_S, NOW_S - 600, 5.0, 300)
+    ahead = forecast(DemandHistory(), falling, NOW_S, since_s=NOW_S - 600, rate_rps=5.0, horizon_s=300)
     assert (ahead.rate_rps, ahead.method) == (5.0, "present")
-    rising = forecast(History(), evenly(5.0, 600, slope=0.005), NOW_S, NOW_S - 600, 5.0, 300)
+    rising = forecast(
+        DemandHistory(), evenly(5.0, 600, slope=0.005), NOW_S, since_s=NOW_S - 600, rate_rps=5.0, horizon_s=300
+    )
     assert rising.method == "trend"
     assert rising.rate_rps > 5.5
 
 
 def test_bins_hold_means_over_time() -> None:
-    history = History()
+    history = DemandHistory()
     assert history.add(NOW_S, 4.0, 15.0)
     assert not history.add(NOW_S + 15, 8.0, 15.0)
     assert history.rates_rps == [pytest.approx(6.0)]
@@ -103,7 +105,7 @@ def test_bins_hold_means_over_time() -> None:
 def test_a_restart_reads_back_what_was_written() -> None:
     history = days(0.1, 1000)
     history.add((1000 + 3) * BIN_S, 2.0, 15.0)
-    again = History.from_json(history.to_json())
+    again = DemandHistory.from_json(history.to_json())
     assert again.first_bin == history.first_bin
     np.testing.assert_allclose(again.rates_rps, history.rates_rps, rtol=1e-3)
     assert again.add((1000 + 3) * BIN_S + 30, 4.0, 15.0), "a new process saves at once"
@@ -114,11 +116,11 @@ def test_two_weeks_are_kept_and_fit_a_config_map() -> None:
     history = days(13.9, 100 * DAY_BINS)
     for i in range(1, 100):
         history.add((100 * DAY_BINS + i) * BIN_S, 1234.5678, 15.0)
-    assert len(history.rates_rps) == MOST_BINS
+    assert len(history.rates_rps) == MAX_BINS
     assert len(history.to_json()) < 40_000
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"binSeconds": 60, "firstBin": 0, "requestsPerSecond": []}'])
 def test_what_is_no_history_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expecting|history|binSeconds"):
-        History.from_json(text)
+        DemandHistory.from_json(text)

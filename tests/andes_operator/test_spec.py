@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from andes_operator.names import Mode, Statistic
-from andes_operator.spec import Objective, SpecError, parse
+from andes_operator.names import Mode
+from andes_operator.spec import ClassObjective, SpecError, parse
+from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
 
 SPEC: dict[str, Any] = {
@@ -32,7 +33,10 @@ def test_what_is_not_said_has_a_default() -> None:
         ({"minReplicas": 5}, "spec.minReplicas 5 must be between 0 and spec.maxReplicas 4"),
         ({"objectives": []}, "spec.objectives is empty"),
         ({"objectives": [{"statistic": "Percentile", "value": 0.9}]}, "spec.objectives[0].percentile is missing"),
-        ({"objectives": [{"statistic": "Median", "value": 0.9}]}, "'Median' is not a valid Statistic"),
+        (
+            {"objectives": [{"statistic": "Median", "value": 0.9}]},
+            "spec.objectives[0].statistic must be one of Mean, Percentile, ShareAbove, got 'Median'",
+        ),
         ({"objectives": [{"statistic": "Mean", "value": 2}]}, "spec.objectives[0].value must be in [0, 1], got 2.0"),
         ({"demand": {}}, "exactly one of gateway and prometheus"),
         ({"scaleTargetRef": {"kind": "Deployment"}}, "spec.scaleTargetRef.apiVersion is missing"),
@@ -53,8 +57,12 @@ def test_each_statistic_is_of_its_class() -> None:
         good.add(score)
     bad.add(0.0)
     classes = {"reading": good, "code": bad}
-    assert Objective("reading", Statistic.MEAN, 0.9).among(classes) == pytest.approx(0.875)
-    assert Objective("reading", Statistic.SHARE_ABOVE, 0.9, 0.95).among(classes) == pytest.approx(0.75)
-    assert Objective("reading", Statistic.PERCENTILE, 0.9, 5.0).among(classes) == pytest.approx(0.5, abs=0.01)
-    assert Objective("*", Statistic.MEAN, 0.9).among(classes) == pytest.approx(0.7)
-    assert Objective("batch", Statistic.MEAN, 0.9).among(classes) is None
+    assert ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) == pytest.approx(0.875)
+    assert ClassObjective("reading", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)).evaluate(classes) == pytest.approx(
+        0.75
+    )
+    assert ClassObjective("reading", QoEObjective(Statistic.PERCENTILE, 0.9, 5.0)).evaluate(classes) == pytest.approx(
+        0.5, abs=0.01
+    )
+    assert ClassObjective("*", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) == pytest.approx(0.7)
+    assert ClassObjective("batch", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) is None

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from test_decide import SPEC, Run, predicted, scores, seen
 
-from andes_operator.decide import Memory, decide
-from andes_operator.forecast import Forecast
+from andes_operator.decide import decide
+from andes_operator.forecast import DemandForecast
+from andes_operator.memory import Memory
 from andes_operator.names import Condition, Reason
-from andes_operator.observe import Fault, Observation
+from andes_operator.observe import DataFault, Observation
 from andes_operator.status import conditions, status, timestamp
 
 NOW_S = 1_795_251_720.0
@@ -19,7 +20,7 @@ NOW_S = 1_795_251_720.0
 def made(look: Observation, conflict: str | None = None, old: dict[str, object] | None = None) -> dict[str, object]:
     prediction = predicted(2)
     decision = decide(SPEC, look, prediction, Memory())
-    return status(SPEC, look, decision, Forecast(6.0, 75.0, "trend"), prediction, conflict, 60.0, old or {}, 3)
+    return status(SPEC, look, decision, DemandForecast(6.0, 75.0, "trend"), prediction, conflict, 60.0, old or {}, 3)
 
 
 def by_type(of: dict[str, object]) -> dict[str, tuple[str, str]]:
@@ -43,10 +44,10 @@ def test_all_is_well() -> None:
 @pytest.mark.parametrize(
     ("more", "conflict", "ready"),
     [
-        ({"fault": Fault(Reason.DATA_STALE, "old")}, None, ("False", "DataStale")),
+        ({"fault": DataFault(Reason.DATA_STALE, "old")}, None, ("False", "DataStale")),
         ({"ended": scores(*[0.1] * 20)}, None, ("False", "BelowTarget")),
         ({}, "an HPA scales it too", ("False", "OtherWriter")),
-        ({"fault": Fault(Reason.DATA_STALE, "old")}, "an HPA", ("False", "OtherWriter")),
+        ({"fault": DataFault(Reason.DATA_STALE, "old")}, "an HPA", ("False", "OtherWriter")),
     ],
 )  # fmt: skip
 def test_ready_says_the_gravest(more: dict[str, object], conflict: str | None, ready: tuple[str, str]) -> None:

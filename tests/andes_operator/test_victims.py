@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_operator.names import DRAINING
-from andes_operator.observe import Pods
-from andes_operator.victims import UNREADY_COST, cold_start_s, costs, count, to_undrain, victims
+from andes_operator.observe import PodCounts
+from andes_operator.victims import UNREADY_COST, cold_start_s, count_pods, deletion_costs, to_undrain, victims
 
 
 def pod(
@@ -29,7 +29,7 @@ def test_pending_pods_are_supply_on_its_way_and_leaving_ones_are_none() -> None:
     ended = pod("d")
     ended["status"]["phase"] = "Failed"
     pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="2026-11-21T09:00:00Z"), ended]
-    assert count(pods, 3) == Pods(3, 2, 1, going=1)
+    assert count_pods(pods, 3) == PodCounts(3, 2, 1, terminating=1)
 
 
 def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:
@@ -42,19 +42,19 @@ def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:
 
 def test_the_one_with_least_to_lose_goes_first() -> None:
     pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3"), pod("d", "10.0.0.4", ready=False)]
-    cost = costs(pods, {"10.0.0.1:80": 7, "10.0.0.2:80": 2, "[fd00::1]:80": 1})
+    cost = deletion_costs(pods, {"10.0.0.1:80": 7, "10.0.0.2:80": 2, "[fd00::1]:80": 1})
     assert cost == {"a": 7, "b": 2, "c": 0, "d": UNREADY_COST}
     assert [p["metadata"]["name"] for p in victims("Deployment", pods, cost, 3)] == ["d", "c", "b"]
     assert victims("Deployment", pods, cost, -1) == []
 
 
 def test_an_address_of_version_six() -> None:
-    assert costs([pod("a", "fd00::1")], {"[fd00::1]:80": 4}) == {"a": 4}
+    assert deletion_costs([pod("a", "fd00::1")], {"[fd00::1]:80": 4}) == {"a": 4}
 
 
 def test_ordered_kinds_give_up_the_highest_ordinal() -> None:
     pods = [pod(f"engine-{i}", f"10.0.0.{i}") for i in (2, 10, 9)]
-    cost = costs(pods, {"10.0.0.10:80": 50})
+    cost = deletion_costs(pods, {"10.0.0.10:80": 50})
     assert [p["metadata"]["name"] for p in victims("StatefulSet", pods, cost, 2)] == ["engine-10", "engine-9"]
 
 
@@ -72,7 +72,7 @@ def test_nobody_goes_who_has_more_to_lose_than_one_who_stays(
     kind: str, fleet: list[tuple[int, bool]], many: int
 ) -> None:
     pods = [pod(f"e-{i}", f"10.0.0.{i}", ready=ready, made=i) for i, (_, ready) in enumerate(fleet)]
-    cost = costs(pods, {f"10.0.0.{i}:80": streams for i, (streams, _) in enumerate(fleet)})
+    cost = deletion_costs(pods, {f"10.0.0.{i}:80": streams for i, (streams, _) in enumerate(fleet)})
     gone = [p["metadata"]["name"] for p in victims(kind, pods, cost, many)]
     stay = [name for name in cost if name not in gone]
     assert len(gone) == min(many, len(fleet))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import aiohttp
 import pytest
+from andes_operator.handlers import Work
 
 from andes_operator import handlers
 from andes_operator.cli import _serve_health
 from andes_operator.cluster import ClusterError
-from andes_operator.handlers import Work
 from andes_operator.telemetry import Metrics
 
 
