@@ -6,7 +6,7 @@ UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/charts tes
 	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine lint format bench-policy bench-simulator bench-gateway chart lock clean
+.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format bench-policy bench-simulator bench-gateway chart lock clean
 
 help: ## list every target
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-cluster: setup ## operator and chart on a real Kubernetes control plane (mi
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
 	$(BIN)/pytest -m engine
+
+mutation: setup ## which small changes to the code no test notices, in every room or in ROOM=policy (minutes a room; goes on where it stopped)
+	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt
+	$(BIN)/python tools/mutation.py $(if $(ROOM),--survivors) $(ROOM)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -3,6 +3,8 @@
 A decode step costs ``c0 + c1 * batch + c2 * context_tokens``; a prefill ``p0 + p1 * new_tokens + p2 * prefix_tokens``
 (Andes, version 2, section 4: latency is close to linear in batch size). Both are least-squares fits with exponential
 forgetting and no negative coefficient, so a quiet hour or one slow step cannot turn a cost upside down.
+
+Feed a :class:`LatencyModel` the iterations of an engine as they end, and ask it what the next ones will take.
 """
 
 from __future__ import annotations
@@ -16,10 +18,41 @@ import numpy.typing as npt
 
 __all__ = ["Estimate", "LatencyModel", "LinearCost", "non_negative"]
 
-MOST_UNSOLVED = 16
-COPIES_MEMORY = 0.98
-"""Weight of what was learned from earlier returns, at each."""
-WARM_UP = 20
+MEMORY_OBSERVATIONS = 2000.0
+"""Observations after which one has lost 63 % of its weight: about a minute of decode steps (our choice)."""
+MAX_PENDING_OBSERVATIONS = 16
+"""Observations that are fitted at once: half the time of a fit after each (measured on a CPU), and no staler than a decision
+could notice."""
+PENDING_SHARE = 1 / 8
+"""Of all observations so far: at most this share waits to be fitted, so that the first ones count at once (our choice)."""
+WARM_UP_OBSERVATIONS = 20
+"""First observations that are taken as they are: the prior may be off by orders of magnitude (our choice)."""
+MAX_OUTLIER_RATIO = 5.0
+"""A later observation counts as at most this many times its prediction: a pause of the process is not the engine's cost
+(our choice; a real change is followed all the same, by this factor at a time)."""
+RESIDUAL_MEMORY_OBSERVATIONS = 50.0
+"""Observations over which the square of the residual is averaged (our choice)."""
+PRIOR_WEIGHT = 1e-3
+"""Weight of the prior, in observations of typical size: what is never observed keeps it."""
+RIDGE = 1e-9
+"""Added to the diagonal of the normal equations so that they can be solved, in squared observations of typical size."""
+UNSEEN_RELATIVE_ERROR = 0.5
+"""Standard error, relative to the prediction, while nothing has been observed (our choice)."""
+RETURN_MEMORY = 0.98
+"""Weight, at each return of a stream, of what earlier returns taught: about 50 returns (our choice)."""
+MIN_ITERATION_S = 1e-6
+"""Seconds: no iteration is predicted to take less, so that rates stay finite."""
+
+DECODE_PRIOR = (0.01, 2e-4, 2e-8)
+"""Seconds, seconds/request, seconds/context token: the order of an 8B model on one GPU, until this engine is known."""
+PREFILL_PRIOR = (0.01, 5e-5, 1e-7)
+"""Seconds, seconds/new token, seconds/prefix token: likewise."""
+LOAD_PRIOR = (0.0, 1e-5)
+"""Seconds, seconds/token: 128 KiB of KV a token at 13 GB/s, likewise."""
+TYPICAL_DECODE = (1.0, 16.0, 8192.0)
+"""One iteration, requests, context tokens: the size at which the prior weighs alike on each, and uncertainty is told."""
+TYPICAL_PREFILL = (1.0, 1024.0, 8192.0)
+TYPICAL_LOAD = (1.0, 1024.0)
 
 Array = npt.NDArray[np.float64]
 
@@ -34,47 +67,47 @@ class Estimate(NamedTuple):
 class LinearCost:
     """``seconds ~ coefficients . features``, fitted recursively; all coefficients stay >= 0.
 
-    ``prior``: coefficients believed before anything was seen; ``scale``: typical size of each feature, so that the prior
-    weighs alike on all; ``memory``: observations after which an old one has lost 63 % of its weight.
+    prior: coefficients believed before anything was seen. scale: typical size of each feature, so that the prior weighs alike
+    on all. memory: observations after which an old one has lost 63 % of its weight.
     """
 
-    def __init__(self, prior: tuple[float, ...], scale: tuple[float, ...], memory: float = 2000.0) -> None:
+    def __init__(self, prior: tuple[float, ...], scale: tuple[float, ...], memory: float = MEMORY_OBSERVATIONS) -> None:
         self._scale = np.array(scale)
         self._theta = np.array(prior) * self._scale
         self._coefficients = prior
-        self._information = 1e-3 * np.eye(len(prior))
-        self._moment = 1e-3 * self._theta
-        self._ridge = 1e-9 * np.eye(len(prior))
-        self._weights = np.exp(-np.arange(MOST_UNSOLVED + 1.0) / memory)
-        self._unsolved: list[tuple[float, ...]] = []
+        self._information = PRIOR_WEIGHT * np.eye(len(prior))
+        self._moment = PRIOR_WEIGHT * self._theta
+        self._ridge = RIDGE * np.eye(len(prior))
+        self._weights = np.exp(-np.arange(MAX_PENDING_OBSERVATIONS + 1.0) / memory)
+        self._pending: list[tuple[float, ...]] = []
         self._residual_power = 0.0
         self.observations = 0
 
     def observe(self, features: tuple[float, ...], seconds: float) -> None:
-        """One measured duration. After a warm-up an outlier counts as no more than five times the prediction."""
+        """One measured duration; what is no duration (negative, infinite, NaN) is left out."""
         if not (math.isfinite(seconds) and seconds >= 0):
             return
-        self._solve()
-        self._unsolved.append((*features, seconds))
+        self._fit_pending()
+        self._pending.append((*features, seconds))
         self.observations += 1
 
-    def _solve(self) -> None:
-        """Fit anew after a few observations, at first after each."""
-        if not self._unsolved or len(self._unsolved) < min(MOST_UNSOLVED, self.observations / 8):
+    def _fit_pending(self) -> None:
+        """Fit what is pending, once there is enough of it."""
+        count = len(self._pending)
+        if not count or count < min(MAX_PENDING_OBSERVATIONS, self.observations * PENDING_SHARE):
             return
-        seen = np.array(self._unsolved)
-        x, seconds = seen[:, :-1] / self._scale, seen[:, -1]
-        count = len(seen)
-        self._unsolved = []
+        pending = np.array(self._pending)
+        self._pending = []
+        x, seconds = pending[:, :-1] / self._scale, pending[:, -1]
         predicted = x @ self._theta
-        warm = max(0, WARM_UP - (self.observations - count))
-        np.minimum(seconds[warm:], 5.0 * predicted[warm:], out=seconds[warm:])
+        warm = max(0, WARM_UP_OBSERVATIONS - (self.observations - count))
+        np.minimum(seconds[warm:], MAX_OUTLIER_RATIO * predicted[warm:], out=seconds[warm:])
         for number, error in enumerate((seconds - predicted).tolist(), start=self.observations - count + 1):
-            self._residual_power += (error * error - self._residual_power) / min(number, 50.0)
-        weighed = x * self._weights[count - 1 :: -1, None]
-        keep = self._weights[count]
-        self._information = keep * self._information + weighed.T @ x
-        self._moment = keep * self._moment + seconds @ weighed
+            self._residual_power += (error * error - self._residual_power) / min(number, RESIDUAL_MEMORY_OBSERVATIONS)
+        weighted = x * self._weights[count - 1 :: -1, None]
+        kept = self._weights[count]
+        self._information = kept * self._information + weighted.T @ x
+        self._moment = kept * self._moment + seconds @ weighted
         a = self._information + self._ridge
         theta = np.linalg.solve(a, self._moment)
         self._theta = non_negative(a, self._moment) if (theta < 0).any() else theta
@@ -82,16 +115,17 @@ class LinearCost:
 
     @property
     def coefficients(self) -> tuple[float, ...]:
-        self._solve()
+        """Seconds per unit of each feature."""
+        self._fit_pending()
         return self._coefficients
 
     def estimate(self, features: tuple[float, ...]) -> Estimate:
         """Prediction and its standard error: residual noise and, where little was seen, the fit's own uncertainty."""
-        self._solve()
+        self._fit_pending()
         x = np.array(features, dtype=np.float64) / self._scale
         mean = float(x @ self._theta)
         leverage = float(x @ np.linalg.solve(self._information + self._ridge, x))
-        noise = max(self._residual_power, (0.5 * mean) ** 2 if not self.observations else 0.0)
+        noise = max(self._residual_power, (UNSEEN_RELATIVE_ERROR * mean) ** 2 if not self.observations else 0.0)
         return Estimate(mean, math.sqrt(noise * (1.0 + leverage)))
 
 
@@ -112,14 +146,14 @@ def non_negative(a: Array, b: Array) -> Array:
 
 
 class LatencyModel:
-    """Costs of one engine, in seconds. Feed it iterations as they happen; ask it before every decision. ``mixed``: the engine
-    decodes beside a prefill, which then costs no iteration of its own."""
+    """Costs of one engine, in seconds. mixed: the engine decodes beside a prefill (``--enable-mixed-chunk``), which then has
+    no iteration of its own."""
 
     def __init__(self, *, mixed: bool = False) -> None:
         self.mixed = mixed
-        self.decode = LinearCost(prior=(0.01, 2e-4, 2e-8), scale=(1.0, 16.0, 8192.0))
-        self.prefill = LinearCost(prior=(0.01, 5e-5, 1e-7), scale=(1.0, 1024.0, 8192.0))
-        self.load = LinearCost(prior=(0.0, 1e-5), scale=(1.0, 1024.0))
+        self.decode = LinearCost(DECODE_PRIOR, TYPICAL_DECODE)
+        self.prefill = LinearCost(PREFILL_PRIOR, TYPICAL_PREFILL)
+        self.load = LinearCost(LOAD_PRIOR, TYPICAL_LOAD)
         self._copied_tokens = self._lost_tokens = 0.0
 
     def observe_decode(self, batch: int, context_tokens: int, seconds: float) -> None:
@@ -139,10 +173,10 @@ class LatencyModel:
         self.load.observe((1.0, float(tokens)), seconds)
 
     def observe_return(self, copied_tokens: int, computed_tokens: int) -> None:
-        """A request preempted with ``copied_tokens`` in host memory is back, ``computed_tokens`` of them computed anew: room
-        ran out, and their copies were given up for others."""
-        self._copied_tokens = COPIES_MEMORY * self._copied_tokens + copied_tokens
-        self._lost_tokens = COPIES_MEMORY * self._lost_tokens + min(computed_tokens, copied_tokens)
+        """A request preempted with ``copied_tokens`` in host memory is back, and ``computed_tokens`` were computed again:
+        room ran out there, and their copies were given up for others."""
+        self._copied_tokens = RETURN_MEMORY * self._copied_tokens + copied_tokens
+        self._lost_tokens = RETURN_MEMORY * self._lost_tokens + min(computed_tokens, copied_tokens)
 
     @property
     def kept_share(self) -> float:
@@ -152,12 +186,12 @@ class LatencyModel:
     def decode_s(self, batch: float, context_tokens: float) -> float:
         """Seconds of one decode step of ``batch`` requests over ``context_tokens`` KV tokens in all."""
         c = self.decode.coefficients
-        return max(1e-6, c[0] + c[1] * batch + c[2] * context_tokens)
+        return max(MIN_ITERATION_S, c[0] + c[1] * batch + c[2] * context_tokens)
 
     def prefill_s(self, new_tokens: float, prefix_tokens: float = 0.0) -> float:
         """Seconds to compute ``new_tokens`` after a cached prefix of ``prefix_tokens``."""
         c = self.prefill.coefficients
-        return max(1e-6, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
+        return max(MIN_ITERATION_S, c[0] + c[1] * new_tokens + c[2] * prefix_tokens)
 
     def resume_s(self, new_tokens: Array | float, cached_tokens: Array | float, host_tokens: Array | float) -> Array:
         """Seconds, of the arguments' shape, until requests run that have ``cached_tokens``, ``host_tokens`` of them in host
@@ -165,7 +199,7 @@ class LatencyModel:
         c, load = self.prefill.coefficients, self.load.coefficients
         compute_s = c[0] * (not self.mixed) + c[1] * new_tokens + c[2] * cached_tokens
         slower_s: Array = np.maximum(compute_s, load[0] * (host_tokens > 0) + load[1] * host_tokens)
-        return np.maximum(slower_s, 1e-6)
+        return np.maximum(slower_s, MIN_ITERATION_S)
 
     def load_s(self, tokens: float) -> float:
         """Seconds to copy the KV of ``tokens`` tokens from host memory."""
@@ -174,6 +208,6 @@ class LatencyModel:
 
     def uncertainty(self) -> tuple[float, float]:
         """Relative standard error of a decode step (batch 16, 8192 tokens) and of a prefill (1024 tokens)."""
-        decode = self.decode.estimate((1.0, 16.0, 8192.0))
-        prefill = self.prefill.estimate((1.0, 1024.0, 0.0))
+        decode = self.decode.estimate(TYPICAL_DECODE)
+        prefill = self.prefill.estimate((*TYPICAL_PREFILL[:2], 0.0))
         return decode.std_s / max(decode.mean_s, 1e-9), prefill.std_s / max(prefill.mean_s, 1e-9)

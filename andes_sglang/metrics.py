@@ -1,4 +1,8 @@
-"""Our figures in SGLang's ``/metrics``. Prometheus names, base units, no label by request."""
+"""What an engine under a policy reports, and how SGLang's ``/metrics`` shows it.
+
+The engine adapter and the simulated engine call an :class:`EngineMetrics`; :class:`PrometheusEngineMetrics` exposes what it
+is told. Prometheus names, base units, no label by request; docs/metrics.md explains every name.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,22 @@ from typing import Any
 
 from andes_sglang.latency import LatencyModel
 
-__all__ = ["HostUse", "Metrics", "PrometheusMetrics"]
+__all__ = ["DECISION_BUCKETS_S", "QOE_BUCKETS", "EngineMetrics", "HostUse", "PrometheusEngineMetrics"]
 
-_DECISION_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
-_QOE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+DECISION_BUCKETS_S = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1)
+"""Seconds: from far below a decode step (5 to 30 ms) to several of them."""
+QOE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+"""QoE, without unit: tenths, and finer where objectives lie (0.9 to 0.99)."""
 
 
 @dataclass(frozen=True, slots=True)
 class HostUse:
-    """Copies between the KV pool and host memory so far, and how full it is.
+    """Copies between the KV pool and host memory since the start, and how full host memory is.
 
-    write_s, load_s: time of the copies each way (write_s: on a CPU only); waited_s: what of it the engine stood still for
-    (on a GPU without the waits inside a forward pass). hit_tokens: tokens loaded instead of computed, ahead_tokens of
-    them before the admission. refused_tokens:
-    tokens that found no room there.
+    written_bytes, loaded_bytes: copied each way. write_s, load_s: seconds of these copies (write_s: on a CPU only).
+    waited_s: seconds of them that the engine stood still for (on a GPU without the waits inside a forward pass).
+    hit_tokens: tokens loaded instead of computed, ahead_tokens of them before the admission. refused_tokens: tokens that
+    found no room in host memory. used_tokens, capacity_tokens: in host memory now, and at most.
     """
 
     written_bytes: int = 0
@@ -36,29 +42,29 @@ class HostUse:
     capacity_tokens: int = 0
 
 
-class Metrics:
-    """What can be told; says nothing where SGLang runs without ``--enable-metrics``."""
+class EngineMetrics:
+    """What an engine reports; this class drops it, as on an engine without ``--enable-metrics``."""
 
     def in_charge(self, policy: str) -> None:
-        """A policy has made its first decision."""
+        """``policy`` has made its first decision."""
 
     def decision(self, seconds: float) -> None:
-        """A decision took so long."""
+        """A decision took ``seconds``, with the making of its input."""
 
     def preemption(self, mode: str, reason: str) -> None:
-        """The policy took a request off."""
+        """The policy took a request off. mode: park, release or offload; reason: one word of the policy's."""
 
     def retraction(self) -> None:
-        """KV ran out and a request had to go."""
+        """A request gave up its KV because the pool was full."""
 
     def resume(self, mode: str, recomputed_tokens: int) -> None:
-        """A request that was taken off runs again."""
+        """A request runs again that was taken off in ``mode`` (also: retracted)."""
 
     def finished(self, qoe: float) -> None:
-        """A stream has ended with this QoE, as generated."""
+        """A stream has ended with this QoE in [0, 1], as generated."""
 
     def population(self, **counts: int) -> None:
-        """Requests by state."""
+        """Requests by state: running, parked, released, waiting."""
 
     def costs(self, latency: LatencyModel) -> None:
         """What the engine's iterations cost, as fitted, and how sure that is."""
@@ -67,9 +73,9 @@ class Metrics:
         """Copies between the KV pool and host memory."""
 
 
-class PrometheusMetrics(Metrics):
-    """Created inside the scheduler process, after SGLang has set up its multi-process directory. registry: None for
-    prometheus_client's own."""
+class PrometheusEngineMetrics(EngineMetrics):
+    """Exposed by ``prometheus_client``. To be created inside the scheduler process, after SGLang has set up its multi-process
+    directory. registry: None for prometheus_client's own."""
 
     def __init__(self, registry: Any = None) -> None:
         import prometheus_client
@@ -83,13 +89,13 @@ class PrometheusMetrics(Metrics):
             "andes_policy_info", "1 for the policy in charge", ["policy"], multiprocess_mode="mostrecent"
         )
         self._decision = Histogram(
-            "andes_decision_seconds", "time of one scheduling decision", buckets=_DECISION_BUCKETS
+            "andes_decision_seconds", "time of one scheduling decision", buckets=DECISION_BUCKETS_S
         )
         self._preemptions = Counter("andes_preemptions", "preemptions chosen by the policy", ["mode", "reason"])
         self._retractions = Counter("andes_retractions", "requests retracted because KV ran out")
         self._resumes = Counter("andes_resumes", "preempted requests that run again", ["mode"])
         self._recomputed = Counter("andes_recomputed_tokens", "tokens prefilled again after a preemption")
-        self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=_QOE_BUCKETS)
+        self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=QOE_BUCKETS)
         self._population: dict[str, int] = {}
         self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
         self._cost = Gauge(
@@ -145,7 +151,7 @@ class PrometheusMetrics(Metrics):
 
 
 class _HostMetrics:
-    """Of an engine with a host tier only."""
+    """Of an engine with a host tier only: counters grow by what is new since the last :class:`HostUse`."""
 
     def __init__(self, counter: Any, gauge: Any) -> None:
         self._use = HostUse()

@@ -1,7 +1,7 @@
 """``andes profile``: time a live engine, or read what a benchmark recorded of one, and write its profile.
 
 The load is made of unrelated prompts: alone and together, short and long, in batches that grow to what the engine holds, so
-that every term of its costs shows. Costs are fitted to what the client saw; where our policy is in charge, decode costs are
+that every term of its costs shows. Costs are fitted to what the client saw; under one of our policies, decode costs are
 those that the engine itself has fitted and publishes, because preemptions would blur the client's view.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import sys
@@ -24,7 +25,7 @@ from andes_sglang import results
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestRecord, RequestSpec, read_records
+from andes_sglang.request import RecordsError, RequestRecord, RequestSpec, read_records
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.fit import CostFit, FitError, fit_costs
 from andes_sglang.sim.profile import Profile, dump
@@ -32,13 +33,26 @@ from andes_sglang.workload import Workload
 
 __all__ = ["USER_ERRORS", "add_arguments", "costs_from_metrics", "load_for"]
 
-USER_ERRORS = (FitError, EndpointError)
-TRUSTED_ERROR = 0.25
+USER_ERRORS = (FitError, EndpointError, RecordsError)
+MAX_PUBLISHED_ERROR = 0.25
+"""Relative error up to which costs that the engine publishes are taken; beyond, the client's view is the better one."""
 DOUBTFUL_ERROR = 0.15
-LEAST_PROMPTS = 100
+"""Median relative error of a fit above which the command warns: what a plan is then off by, about."""
+MIN_PROMPTS = 100
+"""Of a load: three times what the fit needs of prefills (``andes_sglang.sim.fit``)."""
+MIN_TOKENS, MAX_ANSWER_TOKENS = 16, 120
+"""Shortest prompt and answer of the load; longest answer but that of the long request of a round."""
+DECODE_STEPS_PER_S = 60
+"""Of the long request: at this many it lasts for its round."""
+ROUND_SHARES = (0.2, 0.5)
+"""Of the KV pool that the prompts of a round fill; the rest is for the answers."""
+STAGGER_S, STAGGER_SHARE = 0.02, 0.25
+"""The first pair of a round comes this long after its long request; the last one after this share of the round."""
+SERVER_INFO_TIMEOUT_S = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
+    """Add the flags of ``andes profile``."""
     parser.description = _profile.__doc__
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--url", help="base address of a live engine that does nothing else meanwhile")
@@ -47,23 +61,25 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.toml", help="the profile to write")
     parser.add_argument(
-        "--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}", help="what it runs on, in words"
+        "--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}", help="what it runs on, as text"
     )
-    parser.add_argument("--model", help="what it serves, in words; default: what the engine says")
+    parser.add_argument("--model", help="what it serves, as text; default: what the engine says")
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long to load the engine; default: 60")
     parser.add_argument("--kv-tokens", type=int, help="tokens of the KV pool, where the engine does not say")
     parser.add_argument("--max-running", type=int, help="most requests in a batch, where the engine does not say")
     parser.add_argument(
         "--chunk-tokens", type=int, help="prefill tokens of an iteration, where the engine does not say"
     )
-    parser.add_argument("--start-s", type=float, default=60.0, help="from the wish for a replica to its first request")
-    parser.add_argument("--price", type=float, help="of one replica and hour")
-    parser.add_argument("--api-key", help="where the engine wants one")
+    parser.add_argument("--start-s", type=float, default=60.0, help="cold start of a replica, s; default: 60")
+    parser.add_argument("--price", type=float, help="price of one replica and hour, in any currency")
+    parser.add_argument("--api-key", help="of the engine, where it needs one")
     parser.set_defaults(run=_profile)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
+    """What the engine holds and how it batches; lengths in tokens."""
+
     model: str
     kv_capacity_tokens: int
     max_running: int
@@ -73,10 +89,10 @@ class _Sizes:
 
 
 def _server_info(url: str) -> Mapping[str, Any]:
-    """What SGLang says of itself; empty for another engine."""
+    """SGLang's ``/server_info``; empty for another engine."""
     for path in ("/server_info", "/get_server_info"):
         try:
-            with urllib.request.urlopen(url + path, timeout=10) as answer:
+            with urllib.request.urlopen(url + path, timeout=SERVER_INFO_TIMEOUT_S) as answer:
                 found = json.load(answer)
         except (urllib.error.URLError, OSError, ValueError):
             continue
@@ -105,32 +121,32 @@ def _sizes(args: argparse.Namespace, info: Mapping[str, Any]) -> _Sizes:
 def load_for(kv_capacity_tokens: int, max_running: int, chunk_tokens: int, seconds: float) -> Workload:
     """Rounds of requests, each with room in the KV pool, about ``seconds`` long in all.
 
-    In a round one long answer keeps the engine busy while others come in pairs, with prompts of different lengths that fit a
-    chunk together, until as
-    many run as the round is for: so prefills are seen of one and of two prompts, and decode steps of every size of batch.
+    In a round one long answer keeps the engine busy while pairs of prompts of different lengths that fit a chunk together
+    arrive, until the round's batch runs: this shows prefills of one and of two prompts, and decode steps of every batch size.
     """
     batches = [b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b < max_running]
-    rounds = [(batch, share) for share in (0.2, 0.5) for batch in batches]
-    rounds *= -(-LEAST_PROMPTS // max(1, sum(batch for batch, _ in rounds)))
+    rounds = [(batch, share) for share in ROUND_SHARES for batch in batches]
+    rounds *= -(-MIN_PROMPTS // max(1, sum(batch for batch, _ in rounds)))
     each_s = seconds / max(1, len(rounds))
     specs: list[RequestSpec] = []
     for number, (batch, share) in enumerate(rounds):
-        answer = max(16, min(120, kv_capacity_tokens // (4 * batch)))
+        answer = max(MIN_TOKENS, min(MAX_ANSWER_TOKENS, kv_capacity_tokens // (4 * batch)))
         prompt = int(min(chunk_tokens // 2, share * kv_capacity_tokens / batch - answer))
-        if prompt < 16:
+        if prompt < MIN_TOKENS:
             continue
         at_s = number * each_s
-        specs.append(RequestSpec(at_s, 16, int(min(kv_capacity_tokens / 4, 60 * each_s)) + 16, QoETarget()))
+        long_answer = int(min(kv_capacity_tokens / 4, DECODE_STEPS_PER_S * each_s)) + MIN_TOKENS
+        specs.append(RequestSpec(at_s, MIN_TOKENS, long_answer, QoETarget()))
         for k in range(batch):
-            late_s = 0.02 + 0.25 * each_s * (k // 2) / max(1, batch // 2)
-            specs.append(RequestSpec(at_s + late_s, max(16, prompt * (k % 4 + 2) // 5), answer, QoETarget()))
+            late_s = STAGGER_S + STAGGER_SHARE * each_s * (k // 2) / max(1, batch // 2)
+            specs.append(RequestSpec(at_s + late_s, max(MIN_TOKENS, prompt * (k % 4 + 2) // 5), answer, QoETarget()))
     specs.sort(key=lambda spec: spec.arrival_s)
     return Workload("profiling load", tuple(specs))
 
 
 def costs_from_metrics(metrics: Mapping[str, float], fitted: Costs) -> Costs | None:
     """``fitted`` with the decode costs that the engine publishes (``andes_cost_seconds``); None where it publishes none, or
-    is not sure of them itself."""
+    its own relative error of them is above 0.25."""
 
     def one(name: str, **labels: str) -> float | None:
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
@@ -139,7 +155,7 @@ def costs_from_metrics(metrics: Mapping[str, float], fitted: Costs) -> Costs | N
     error = one("andes_cost_relative_error", stage="decode")
     terms = [one("andes_cost_seconds", stage="decode", per=per) for per in ("iteration", "request", "context_token")]
     fixed_s, request_s, context_s = terms
-    if error is None or error > TRUSTED_ERROR or fixed_s is None or request_s is None or context_s is None:
+    if error is None or error > MAX_PUBLISHED_ERROR or fixed_s is None or request_s is None or context_s is None:
         return None
     return replace(fitted, decode_fixed_s=fixed_s, decode_request_s=request_s, decode_context_s=context_s)
 
@@ -149,8 +165,7 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for andes simulate, andes plan and andes serve --engine sim."""
     if rest:
         raise FitError(f"unknown argument {rest[0]!r}")
-    if args.out.suffix != ".toml":
-        raise FitError(f"--out {str(args.out)!r}: a profile's name ends in .toml")
+    _check(args)
     records: Sequence[RequestRecord]
     if args.url:
         url = args.url.rstrip("/").removesuffix("/v1")
@@ -170,15 +185,27 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
     profile = _build(args, sizes, fit, published, what)
     args.out.write_text(dump(profile))
     print(profile.source, file=sys.stderr)
-    for what, error in (("decode", fit.decode_error), ("prefill", fit.prefill_error)):
+    for stage, error in (("decode", fit.decode_error), ("prefill", fit.prefill_error)):
         if error > DOUBTFUL_ERROR:
             print(
-                f"warning: {what} costs have a median error of {error:.0%}; measure longer (--seconds), or with less "
-                "else running on the machine of the engine and on this one",
+                f"warning: {stage} costs have a median error of {error:.0%}; measure longer (--seconds), or with less "
+                "other load on the machines of the engine and of this command",
                 file=sys.stderr,
             )
     print(args.out)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise for what would only be found after the engine was measured."""
+    if args.out.suffix != ".toml":
+        raise FitError(f"--out {str(args.out)!r}: a profile's name ends in .toml")
+    for flag, value, least in (("--seconds", args.seconds, 1.0), ("--start-s", args.start_s, 0.0)):
+        if not least <= value < math.inf:
+            raise FitError(f"{flag} must be a number of seconds >= {least:g}, got {value!r}")
+    if args.price is not None and not 0 < args.price < math.inf:
+        raise FitError(f"--price must be > 0, got {args.price!r}")
+    results.directory(args.out.parent)
 
 
 def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Costs | None, what: str) -> Profile:
@@ -187,10 +214,10 @@ def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Cos
         engine = EngineModel(
             published or fit.costs,
             sizes.kv_capacity_tokens,
-            sizes.max_running,
-            sizes.chunk_tokens,
-            sizes.mixed,
-            overlap,
+            max_running=sizes.max_running,
+            chunk_tokens=sizes.chunk_tokens,
+            mixed=sizes.mixed,
+            overlap=overlap,
             entry_s=fit.entry_s,
         )
         source = (
@@ -198,6 +225,8 @@ def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Cos
             f"{', costs as the engine publishes them' if published else ''}) and {fit.prefill_samples} prefills "
             f"({fit.prefill_error:.0%})"
         )
-        return Profile(args.out.stem, args.hardware, sizes.model, source, engine, args.start_s, args.price)
+        return Profile(
+            args.out.stem, args.hardware, sizes.model, source, engine, start_s=args.start_s, price_per_hour=args.price
+        )
     except ValueError as error:
         raise FitError(str(error)) from None

@@ -21,23 +21,30 @@ import numpy.typing as npt
 __all__ = ["QoETarget", "ReaderStream", "Readers", "qoe_of_deliveries"]
 
 Array = npt.NDArray[np.float64]
+MIN_STALL_S = 1e-6
+"""Shorter waits are rounding: today's clock seconds are doubles 2.4e-7 s apart."""
+MIN_READING_S = 1e-9
+"""Closer to the ideal start both curves' areas are rounding, and QoE is 1."""
+MIN_TTFT_S, MAX_TTFT_S = 0.0, 1e6
+MIN_TDS, MAX_TDS = 1e-3, 1e9
+"""Seconds and tokens/s: within these no area or sum overflows, and none loses more than 1e-9 of itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class QoETarget:
-    """What the user of one request expects.
+    """What the reader of one request expects.
 
-    ``ttft_s``: seconds to the first token, 0 to 1e6. ``tds``: token delivery speed the user reads at, tokens/s, 1e-3 to
-    1e9: within these nothing overflows. Raises ``ValueError`` naming field and value.
+    ``ttft_s``: seconds to the first token, 0 to 1e6. ``tds``: token delivery speed, the speed of reading, tokens/s, 1e-3 to
+    1e9. Defaults: 1 s, and 222 words a minute at 1.3 tokens a word. Raises ``ValueError`` naming field and value.
     """
 
     ttft_s: float = 1.0
     tds: float = 4.8
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.ttft_s) and 0 <= self.ttft_s <= 1e6):
+        if not (_is_number(self.ttft_s) and MIN_TTFT_S <= self.ttft_s <= MAX_TTFT_S):
             raise ValueError(f"ttft must be a number of seconds from 0 to 1e6, got {self.ttft_s!r}")
-        if not (_is_number(self.tds) and 1e-3 <= self.tds <= 1e9):
+        if not (_is_number(self.tds) and MIN_TDS <= self.tds <= MAX_TDS):
             raise ValueError(f"tds must be a number of tokens/s from 1e-3 to 1e9, got {self.tds!r}")
 
 
@@ -79,7 +86,7 @@ class ReaderStream:
             return
         at = now_s - self.start_s
         wait = at - self.end_s
-        if wait > 0 and self.delivered:
+        if wait > MIN_STALL_S and self.delivered:
             self.stalls += 1
             self.stall_s += wait
             self.longest_stall_s = max(self.longest_stall_s, wait)
@@ -95,7 +102,7 @@ class ReaderStream:
     def qoe_at(self, now_s: float) -> float:
         """QoE in [0, 1] of the running stream at ``now_s``; the expected curve is not capped by a length."""
         u = now_s - self.start_s
-        if u <= 1e-9:
+        if u <= MIN_READING_S:
             return 1.0
         area = _digested_area(u, self.tds, self.delivered, self.end_s, self.lateness_s)
         return _clip(float(area) / (0.5 * self.tds * u * u))
@@ -113,7 +120,7 @@ def _clip(score: float) -> float:
 
 
 def qoe_of_deliveries(delivery_s: Iterable[float], arrival_s: float, target: QoETarget) -> float:
-    """QoE of a finished stream from its delivery times (clock seconds, in order)."""
+    """QoE in [0, 1] of a finished stream from its delivery times (clock seconds, in order)."""
     stream = ReaderStream(arrival_s, target)
     for at in delivery_s:
         stream.deliver(at)
@@ -141,10 +148,12 @@ class Readers(NamedTuple):
 
     @classmethod
     def of(cls, streams: Iterable[ReaderStream]) -> Readers:
+        """Columns of ``streams``, in their order, shape (N,)."""
         rows = [(s.start_s, s.tds, s.delivered, s.end_s, s.lateness_s) for s in streams]
         return cls(*np.array(rows, dtype=np.float64).reshape(-1, 5).T.copy())
 
     def take(self, index: npt.NDArray[Any]) -> Readers:
+        """The readers at ``index`` (whole numbers or a mask), shape (M,)."""
         return Readers(*(column[index] for column in self))
 
     def buffered_s(self, now_s: float) -> Array:
@@ -155,8 +164,16 @@ class Readers(NamedTuple):
         """QoE of each running stream at ``now_s``, shape (N,); also: its projection when not served until then."""
         return self._score(now_s, self.delivered, self.end_s, self.lateness_s)
 
+    def deliver(self, at_s: Array, tokens: Array) -> Readers:
+        """The readers after ``tokens`` more tokens reached each at ``at_s`` (clock seconds), shapes (N,); as
+        :meth:`ReaderStream.deliver` for each."""
+        digest = np.maximum(at_s - self.start_s, self.end_s)
+        end_s = np.where(tokens > 0, digest + tokens / self.tds, self.end_s)
+        lateness_s = self.lateness_s + tokens * (digest - self.delivered / self.tds)
+        return self._replace(delivered=self.delivered + tokens, end_s=end_s, lateness_s=lateness_s)
+
     def waiting(self, now_s: float, dt_s: float) -> Array:
-        """QoE at ``now_s + dt_s`` of each stream if it receives nothing meanwhile (version 2, Q_wait)."""
+        """QoE at ``now_s + dt_s``, shape (N,), of each stream if it receives nothing meanwhile (version 2, Q_wait)."""
         return self.qoe_at(now_s + dt_s)
 
     def served(self, now_s: float, dt_s: float, first_s: Any, interval_s: Any) -> Array:
@@ -185,7 +202,7 @@ class Readers(NamedTuple):
         return self._score(now_s + dt_s, n + m, end, self.lateness_s + digest_sum - ideal_sum)
 
     def _score(self, at_s: float, n: Array, end: Array, lateness: Array) -> Array:
-        begun = at_s - self.start_s > 1e-9
+        begun = at_s - self.start_s > MIN_READING_S
         u = np.where(begun, at_s - self.start_s, 1.0)
         area = _digested_area(u, self.tds, n, end, lateness)
         return np.where(begun, np.clip(area / (0.5 * self.tds * u * u), 0.0, 1.0), 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.qoe import MIN_STALL_S, QoETarget, ReaderStream
 
-__all__ = ["RequestRecord", "RequestSpec", "Score", "TokenTimes", "read_records", "score", "write_records"]
+__all__ = [
+    "RecordsError",
+    "RequestRecord",
+    "RequestSpec",
+    "Score",
+    "TokenTimes",
+    "read_records",
+    "score",
+    "write_records",
+]
 
 Array = npt.NDArray[np.float64]
 _RAMP = np.arange(1 << 16, dtype=np.float64)
+"""Token numbers, made once: longer answers than 65,536 tokens make their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,10 @@ class RequestSpec:
         return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens)
 
 
+class RecordsError(ValueError):
+    """A file of records that cannot be read; the text names file and row."""
+
+
 class Score(NamedTuple):
     """What one reader got. QoE in [0, 1]; effective_tokens: those that came while the reader could still use them."""
 
@@ -65,7 +80,7 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
 
     With ``u[k] = times_s[k] - ideal start - k / tds`` a token is digested at ``k / tds + max(0, u[0..k])``: the whole of
     :class:`andes_sglang.qoe.ReaderStream` is one running maximum. A token counts as effective while, as it arrives, the
-    reader's buffer is below 10 % of the answer, and less and less up to 20 % (TokenFlow, arXiv 2510.02758).
+    reader's buffer is below 10 % of the answer's length, falling linearly to nothing at 20 % (TokenFlow, arXiv 2510.02758).
     """
     n = len(times_s)
     if not n:
@@ -83,7 +98,7 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
         waits = delay[1:] - delay[:-1]
         span = n * (float(delay[-1]) + n * pace) - 0.5 * n * n * pace
         qoe = min(1.0, max(0.0, 1.0 - float(delay.sum()) / span))
-        stalls, stall_s = int(np.count_nonzero(waits)), float(delay[-1] - delay[0])
+        stalls, stall_s = int(np.count_nonzero(waits > MIN_STALL_S)), float(delay[-1] - delay[0])
         longest_s = float(waits.max()) if n > 1 else 0.0
     buffered *= target.tds
     worth = 2.0 - 10.0 / n * np.minimum(buffered, k[1:])
@@ -91,7 +106,7 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
 
 
 class TokenTimes(Sequence[tuple[float, int]]):
-    """Deliveries of one token each, kept as an array of times."""
+    """Deliveries of one token each, kept as an array of times, shape (tokens,), in seconds."""
 
     __slots__ = ("times_s",)
 
@@ -138,6 +153,7 @@ class RequestRecord:
         return QoETarget(self.ttft_target_s, self.tds)
 
     def reader(self) -> ReaderStream:
+        """The reader after everything that was delivered."""
         stream = ReaderStream(self.arrival_s, self.target)
         for at, tokens in self.deliveries:
             stream.deliver(at, tokens)
@@ -175,7 +191,18 @@ def write_records(path: Path, records: Iterable[RequestRecord]) -> None:
 
 
 def read_records(path: Path) -> list[RequestRecord]:
-    """What :func:`write_records` wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [RequestRecord(**{**row, "deliveries": [(at, n) for at, n in row["deliveries"]]}) for row in rows]
+    """What :func:`write_records` wrote. Raises :class:`RecordsError`."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise RecordsError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return [_record(f"{path}, row {number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def _record(place: str, line: str) -> RequestRecord:
+    try:
+        row = json.loads(line)
+        return RequestRecord(**{**row, "deliveries": [(float(at_s), int(n)) for at_s, n in row["deliveries"]]})
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordsError(f"{place}: not a record ({type(error).__name__}: {error})") from None

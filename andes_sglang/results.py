@@ -1,8 +1,12 @@
-"""The directory of a run: ``summary.json``, ``report.html``, and for each policy and repeat its records and samples."""
+"""The directory of a run: ``summary.json``, ``report.html``, and for each policy and repeat its records and samples.
+
+``directory`` before anything runs, ``keep`` after each run, ``write`` at the end; ``render`` makes the report again.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang import report, summary
+from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records, write_records
-from andes_sglang.workload import WorkloadError
 
 __all__ = ["Progress", "directory", "keep", "render", "write"]
+
+LOG_EVERY_S = 10.0
+"""Between two lines of progress in a log: a minute of benchmark is half a screen."""
 
 
 class Progress:
@@ -21,32 +28,33 @@ class Progress:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.last_s = -10.0
+        self.last_s = -math.inf
 
     def __call__(self, text: str) -> None:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{self.label}: {text}", end="", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.last_s >= 10:
+        elif time.monotonic() - self.last_s >= LOG_EVERY_S:
             self.last_s = time.monotonic()
             print(f"{self.label}: {text}", file=sys.stderr, flush=True)
 
 
 def directory(out: Path) -> None:
-    """Make ``out`` where it is missing, before anything is run for it."""
+    """Make ``out`` where it is missing. Raises :class:`UsageError`: call it before anything runs."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkloadError(f"--out {out}: cannot be made ({error.strerror})") from None
+        raise UsageError(f"--out {out}: cannot be made ({error.strerror})") from None
 
 
 def keep(
     out: Path, name: str, repeat: int, records: Sequence[RequestRecord], samples: Iterable[dict[str, float]]
 ) -> None:
-    """Write what one run left behind; to each sample the number of requests open then is added."""
+    """Write records and samples of one run; ``open`` is added to samples without it: the requests open at that second."""
     write_records(out / f"records-{name}-{repeat}.jsonl.gz", records)
     points = list(samples)
     for point in points:
-        point.setdefault("open", sum(r.arrival_s <= point["at_s"] < (r.end_s or 1e18) for r in records))
+        if "open" not in point:
+            point["open"] = sum(r.arrival_s <= point["at_s"] < (r.end_s or math.inf) for r in records)
     (out / f"samples-{name}-{repeat}.json").write_text(json.dumps(points))
 
 
@@ -59,13 +67,16 @@ def write(out: Path, result: dict[str, Any]) -> None:
 
 
 def render(out: Path) -> None:
-    """Make ``report.html`` from the summary and the first repeat of each policy."""
+    """Make ``report.html`` from the summary and the first repeat of each policy. Raises :class:`UsageError` for a directory
+    without a run, :class:`~andes_sglang.request.RecordsError` for damaged records."""
     try:
         result = json.loads((out / "summary.json").read_text())
     except OSError as error:
-        raise WorkloadError(f"{out}: no results there ({error.strerror})") from None
+        raise UsageError(f"{out}: no results there ({error.strerror})") from None
     except ValueError as error:
-        raise WorkloadError(f"{out / 'summary.json'}: not JSON ({error})") from None
+        raise UsageError(f"{out / 'summary.json'}: not JSON ({error})") from None
+    if not (isinstance(result, dict) and result.get("policies") and {"workload", "engine"} <= result.keys()):
+        raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
     records, samples = {}, {}
     for name in result["policies"]:
         file = out / f"records-{name}-1.jsonl.gz"

@@ -62,7 +62,8 @@ class RequestView:
     preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
     flight). weight: value of this request's QoE relative to others, > 0. yields: it has no reader who waits.
-    expected_tokens: length of the whole answer as the caller told it, NaN where nothing was told.
+    expected_tokens: length of the whole answer as the caller told it, NaN where nothing was told. No built-in policy uses
+    yields or expected_tokens yet.
     """
 
     rid: str
@@ -174,7 +175,7 @@ class RequestTable:
 
     def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
         """Shape (N,)."""
-        inside: npt.NDArray[np.bool_] = self.phase == float(phase)  # numpy takes its time over an enum
+        inside: npt.NDArray[np.bool_] = self.phase == float(phase)  # numpy compares floats faster than enums
         return inside
 
     def rows(self, phase: Phase) -> npt.NDArray[np.intp]:
@@ -192,11 +193,11 @@ class RequestTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SchedulerState:
-    """One look at an engine.
+    """One engine at one moment.
 
     now_s: clock seconds, the clock of arrivals and deliveries. kv_capacity_tokens: KV tokens of the whole pool.
-    kv_reserved_tokens: KV held by what is not in ``requests`` (a prefill in flight). max_running: batch bound.
-    chunk_tokens: prefill tokens of one iteration. latency: cost model of this engine.
+    max_running: batch bound. latency: cost model of this engine. kv_reserved_tokens, running_reserved: KV tokens and places
+    in the batch held by what is not in ``requests`` (a prefill in flight). chunk_tokens: prefill tokens of one iteration.
     """
 
     now_s: float
@@ -207,6 +208,11 @@ class SchedulerState:
     kv_reserved_tokens: int = 0
     running_reserved: int = 0
     chunk_tokens: int = 8192
+
+    @property
+    def pool_tokens(self) -> int:
+        """KV tokens that ``requests`` may hold."""
+        return self.kv_capacity_tokens - self.kv_reserved_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
-"""From records to the figures of ``summary.json``, and the table people read.
+"""From records to the figures of ``summary.json``, and the table of them.
 
-Symbols: a request's QoE is scored from its deliveries to the client; a failed or shed request scores 0 and counts.
-TTFT runs from the scheduled arrival. A stall is time the reader waits inside the answer. Backlog: requests still open when
-the last one arrived; they count with the QoE they got in the end.
+``summarise(records)`` for a run in memory; ``Figures().add(record)`` one by one in constant memory; ``combine`` over repeats;
+``table`` as text.
+
+Definitions: a request's QoE is scored from its deliveries to the client; a failed or shed request scores 0 and counts.
+TTFT runs from the scheduled arrival, ITL is each gap between two deliveries. A stall is time the reader waits inside the
+answer. Backlog: requests still open when the last one arrived; they count with the QoE they got in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +21,19 @@ from andes_sglang.request import RequestRecord
 __all__ = ["Figures", "aligned", "cells", "combine", "host_line", "summarise", "table"]
 
 Summary = dict[str, Any]
-MOST_ROWS = 100_000
-_LEAST_GAP_S = 2.0**-20
+MAX_ROWS = 100_000
+"""Requests kept for quantiles: 8 MB of rows."""
+GOOD_QOE, PERFECT_QOE = 0.95, 0.99
+"""Thresholds of the shares reported: that of the evaluation in arXiv 2404.16283, and practically perfect."""
+_MIN_GAP_S = 2.0**-20
+"""Shorter gaps count as this one: a microsecond, below what a clock of a client tells apart."""
 _GAP_BITS = 44
-_FIRST_GAP = int(np.float64(_LEAST_GAP_S).view(np.int64)) >> _GAP_BITS
+"""Bits of a double below the 8 leading ones of its fraction: 256 steps per doubling, each 0.4 % wide at most."""
+_GAP_DOUBLINGS = 40
+"""From 1 us to 12 days."""
+_FIRST_GAP = int(np.float64(_MIN_GAP_S).view(np.int64)) >> _GAP_BITS
+_GAP_ARRAYS = 64
+"""Requests whose gaps are counted in one go: numpy's cost per call is then small."""
 
 
 class _Row(NamedTuple):
@@ -37,23 +49,24 @@ class _Row(NamedTuple):
 class Figures:
     """The figures of one run, from its records one by one in constant memory.
 
-    Quantiles are exact up to ``MOST_ROWS`` requests; beyond, they are those of every 2nd, 4th, ... request. Gaps between
+    Quantiles are exact up to ``MAX_ROWS`` requests; beyond, they are those of every 2nd, 4th, ... request. Gaps between
     deliveries are counted in 256 steps per doubling: by the leading bits of the number.
     """
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []
         self._stride = 1
-        self._gaps: npt.NDArray[np.int64] = np.zeros(40 * 256, dtype=np.int64)
+        self._gaps: npt.NDArray[np.int64] = np.zeros(_GAP_DOUBLINGS * 256, dtype=np.int64)
         self._uncounted: list[npt.NDArray[np.float64]] = []
         self.requests = self.failed = self.tokens = 0
         self._qoe_sum = self._stall_sum = self._effective = self._lag_s = self._last_s = 0.0
-        self._perfect = [0, 0]
+        self._good = self._perfect = 0
         self._first_s = self._last_arrival_s = -1.0
         self._engine = dict.fromkeys(("preemptions", "recomputed_tokens", "retractions"), 0)
-        self._engine_told = True
+        self._engine_known = True
 
     def add(self, record: RequestRecord) -> None:
+        """Count one finished request."""
         times_s = record.token_times_s
         score = record.score()
         qoe = 0.0 if record.error else score.qoe
@@ -62,14 +75,14 @@ class Figures:
             self._rows.append(
                 _Row(qoe, record.ttft_s, score.stall_s, score.longest_stall_s, record.arrival_s, end_s, record.prompt_tokens)
             )  # fmt: skip
-            if len(self._rows) > MOST_ROWS:
+            if len(self._rows) > MAX_ROWS:
                 self._rows = self._rows[::2]
                 self._stride *= 2
         self.requests += 1
         self.failed += record.error is not None
         self._qoe_sum += qoe
-        self._perfect[0] += qoe >= 0.95
-        self._perfect[1] += qoe >= 0.99
+        self._good += qoe >= GOOD_QOE
+        self._perfect += qoe >= PERFECT_QOE
         self._stall_sum += score.stall_s
         self._effective += score.effective_tokens
         self._lag_s = max(self._lag_s, record.sent_s - record.arrival_s)
@@ -81,16 +94,16 @@ class Figures:
         at_s = times_s if len(record.deliveries) == len(times_s) else np.array([at for at, _ in record.deliveries])
         if len(at_s) > 1:
             self._uncounted.append(at_s[1:] - at_s[:-1])
-            if len(self._uncounted) == 64:
+            if len(self._uncounted) == _GAP_ARRAYS:
                 self._count_gaps()
-        told = record.preemptions, record.recomputed_tokens, record.retractions
-        self._engine_told &= None not in told
-        if told != (0, 0, 0):
-            self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), told)}
+        counts = record.preemptions, record.recomputed_tokens, record.retractions
+        self._engine_known &= None not in counts
+        if counts != (0, 0, 0):
+            self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), counts)}
 
     def _count_gaps(self) -> None:
         if self._uncounted:
-            gaps_s = np.maximum(np.concatenate(self._uncounted), _LEAST_GAP_S)
+            gaps_s = np.maximum(np.concatenate(self._uncounted), _MIN_GAP_S)
             steps = (gaps_s.view(np.int64) >> _GAP_BITS) - _FIRST_GAP
             self._gaps += np.bincount(np.minimum(steps, len(self._gaps) - 1), minlength=len(self._gaps))
             self._uncounted = []
@@ -99,7 +112,7 @@ class Figures:
     def mean_qoe(self) -> float:
         return self._qoe_sum / max(self.requests, 1)
 
-    def _gap_s(self, share: float) -> float | None:
+    def _itl_s(self, share: float) -> float | None:
         self._count_gaps()
         total = int(self._gaps.sum())
         if not total:
@@ -112,19 +125,19 @@ class Figures:
         columns = dict(zip(_Row._fields, np.array(self._rows, dtype=np.float64).T, strict=True))
         n = max(self.requests, 1)
         span_s = max(self._last_s - max(self._first_s, 0.0), 1e-9)
-        told = self._engine_told
+        known = self._engine_known
         return {
             "requests": self.requests,
             "failed": self.failed,
             "qoe": {
                 "mean": self.mean_qoe,
                 "p5": float(np.percentile(columns["qoe"], 5)),
-                "share_ge_095": self._perfect[0] / n,
-                "share_ge_099": self._perfect[1] / n,
+                "share_ge_095": self._good / n,
+                "share_ge_099": self._perfect / n,
                 "by_prompt_length": _by_prompt_length(columns),
             },
             "ttft_s": {f"p{p}": float(np.percentile(columns["ttft_s"], p)) for p in (50, 90, 99)},
-            "itl_s": {"p50": self._gap_s(0.5), "p99": self._gap_s(0.99)},
+            "itl_s": {"p50": self._itl_s(0.5), "p99": self._itl_s(0.99)},
             "stall_s": {
                 "mean": self._stall_sum / n,
                 "longest_p90": float(np.percentile(columns["longest_stall_s"], 90)),
@@ -132,9 +145,9 @@ class Figures:
             "tokens_per_s": self.tokens / span_s,
             "effective_tokens_per_s": self._effective / span_s,
             "backlog_requests": int(np.count_nonzero(columns["end_s"] > self._last_arrival_s)) * self._stride,
-            "preemptions_per_request": self._engine["preemptions"] / n if told else None,
-            "recomputed_tokens": self._engine["recomputed_tokens"] if told else None,
-            "retractions": self._engine["retractions"] if told else None,
+            "preemptions_per_request": self._engine["preemptions"] / n if known else None,
+            "recomputed_tokens": self._engine["recomputed_tokens"] if known else None,
+            "retractions": self._engine["retractions"] if known else None,
             "client_lag_s": {"max": self._lag_s},
         }
 
@@ -150,7 +163,8 @@ def _by_prompt_length(columns: Mapping[str, npt.NDArray[np.float64]]) -> dict[st
 def summarise(
     records: Iterable[RequestRecord], before: Mapping[str, float] | None = None, after: Mapping[str, float] | None = None
 ) -> Summary:  # fmt: skip
-    """Figures of one run; ``before`` and ``after`` are the engine's counters around it, for what records do not tell."""
+    """Figures of one run of at least one record. before, after: the engine's metrics around it (samples by name with labels,
+    as :func:`andes_sglang.bench.engine.read_metrics` reads them), for what a client's records cannot tell."""
     figures = Figures()
     for record in records:
         figures.add(record)
@@ -178,7 +192,8 @@ _HOST_COUNTERS = ("hit_tokens", "ahead_tokens", "refused_tokens", "copy_seconds"
 
 
 def combine(runs: Sequence[Summary]) -> Summary:
-    """The mean over repeats of every figure, with the repeats themselves and their standard deviation."""
+    """The mean over repeats of every figure, with the repeats themselves (``repeats``) and their sample standard deviation
+    (``std``; None for one repeat). Requests and failures are summed."""
     return {
         **_over(runs, lambda values: float(np.mean(values))),
         "repeats": list(runs),
@@ -186,7 +201,7 @@ def combine(runs: Sequence[Summary]) -> Summary:
     }
 
 
-def _over(runs: Sequence[Summary], statistic: Any) -> Summary:
+def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | None]) -> Summary:
     out: Summary = {}
     for key, value in runs[0].items():
         if isinstance(value, dict):
@@ -239,7 +254,7 @@ def _at(summary: Summary, path: Sequence[str]) -> Any:
 
 
 def host_line(summary: Summary) -> str | None:
-    """What went to host memory and back, in a sentence; None for an engine without a host tier."""
+    """What went to host memory and back, as a sentence; None for an engine without a host tier."""
     if (host := summary.get("host")) is None:
         return None
     hidden_s = max(0.0, host["copy_seconds"] - host["wait_seconds"])

@@ -35,7 +35,7 @@ from andes_sglang.sim.autoscaling import (
     simulate_scenario,
     waiting_requests,
 )
-from andes_sglang.sim.cli import configure
+from andes_sglang.sim.configure import configure
 from andes_sglang.sim.fleet import Autoscaler
 from andes_sglang.sim.plan import capacity_rps, smallest_feasible
 from andes_sglang.sim.whatif import decision_interval

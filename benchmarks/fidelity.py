@@ -28,7 +28,7 @@ import numpy as np
 from andes_sglang.arms import Arm
 from andes_sglang.request import RequestRecord, RequestSpec, read_records
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.cli import configure
+from andes_sglang.sim.configure import configure
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.fit import FitError, fit_costs, host_pace
 from andes_sglang.sim.replica import Replica

@@ -24,18 +24,27 @@ import tempfile
 import time
 import urllib.request
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import aiohttp
 import numpy as np
 
+from benchmarks.markdown import header
+from benchmarks.markdown import row as line
+from benchmarks.processes import cpu_s
+
 HEAD = (
     b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
 )
-KEY = "Bearer sk-1"
-SPEED = 10.0  # tokens/s of a stream, twice what people read
+AUTHORIZATION = "Bearer sk-1"
+"""litellm's proxy asks for a key; the others ignore it."""
+STREAM_TDS = 10.0
+"""Tokens/s of a stream: twice what people read (Andes, version 2, section 2: 3.8 to 5.1)."""
+LOCKSTEP_STREAMS = 100
+START_TIMEOUT_S, STOP_TIMEOUT_S, REQUEST_TIMEOUT_S = 120.0, 20.0, 600.0
 BEGIN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 JSON = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
@@ -49,8 +58,8 @@ def chunk(k: int, usage: bool) -> bytes:
 
 
 class Source(asyncio.Protocol):
-    """An engine reduced to its streams: ``max_tokens`` chunks, as the message says: one every so many microseconds, or, for
-    "#k", one for every line "k" that comes on a connection that begins with "#"."""
+    """An engine reduced to its streams: ``max_tokens`` chunks. The message says when: "N" one every N microseconds, "#k" one
+    for every line "k" that comes on a connection that begins with "#"."""
 
     credits: ClassVar[defaultdict[bytes, asyncio.Semaphore]] = defaultdict(lambda: asyncio.Semaphore(0))
 
@@ -130,6 +139,24 @@ def ask(how: str, tokens: int) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": how}], "max_tokens": tokens, "stream": True}
 
 
+def client() -> aiohttp.ClientSession:
+    """As many connections as there are streams."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
+        headers={"authorization": AUTHORIZATION},
+    )
+
+
+@asynccontextmanager
+async def chat(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The streaming answer; ends the benchmark where there is none."""
+    async with session.post(url + "/v1/chat/completions", json=body) as answer:
+        if answer.status != 200:
+            raise SystemExit(f"{url} answered {answer.status}: {await answer.text()}")
+        yield answer
+
+
 async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, Any]:
     """Open ``streams`` streams at once; seconds from sending to arrival of every token, and until all had ended."""
     per_token: list[float] = []
@@ -142,9 +169,7 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
         await asyncio.sleep(delay_s)
         begun = time.monotonic()
         first = True
-        async with session.post(url + "/v1/chat/completions", json=body) as answer:
-            if answer.status != 200:
-                raise SystemExit(f"{url} answered {answer.status}: {await answer.text()}")
+        async with chat(session, url, body) as answer:
             async for data in answer.content.iter_any():
                 now_ns = time.monotonic_ns()
                 if first:
@@ -154,11 +179,7 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
                 parts = data.split(b'"content":"')[1:]
                 per_token.extend((now_ns - int(part[: part.index(b" ")])) / 1e9 for part in parts if b" " in part[:24])
 
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=600),
-        headers={"authorization": KEY},
-    ) as session:
+    async with client() as session:
         begun = time.monotonic()
         await asyncio.gather(*(one(session, gap_s * k / streams) for k in range(streams)))
         lasted_s = time.monotonic() - begun
@@ -166,7 +187,7 @@ async def load(url: str, streams: int, tokens: int, gap_s: float) -> dict[str, A
     return {"per_token_s": per_token, "ttft_s": ttft, "tokens": streams * tokens, "lasted_s": lasted_s}
 
 
-async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: int) -> dict[str, float]:
+async def lockstep(url: str, pid: int, *, source_port: int, streams: int, tokens: int) -> dict[str, float]:
     """As ``load``, but a stream's next token leaves the source when the one before has arrived here: none can travel
     together with another of its stream, so each is read and written on its own, as fast as that goes. Measured from when
     all streams have begun."""
@@ -177,9 +198,7 @@ async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: i
 
     async def one(session: aiohttp.ClientSession, k: int) -> None:
         line = b"%d\n" % k
-        async with session.post(url + "/v1/chat/completions", json=ask(f"#{k}", tokens)) as answer:
-            if answer.status != 200:
-                raise SystemExit(f"{url} answered {answer.status}: {await answer.text()}")
+        async with chat(session, url, ask(f"#{k}", tokens)) as answer:
             data = await answer.content.readany()
             if await all_here.wait() == 0:
                 begun.extend((time.monotonic(), cpu_s(pid)))
@@ -187,11 +206,7 @@ async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: i
             async for data in answer.content.iter_any():
                 credit.write(line * data.count(b'"content":"'))
 
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=600),
-        headers={"authorization": KEY},
-    ) as session:
+    async with client() as session:
         await asyncio.gather(*(one(session, k) for k in range(streams)))
         lasted_s, used_s = time.monotonic() - begun[0], cpu_s(pid) - begun[1]
     credit.close()
@@ -199,27 +214,16 @@ async def lockstep(url: str, pid: int, source_port: int, streams: int, tokens: i
     return {"tokens_per_s": count / lasted_s, "per_core": count / max(0.01, used_s)}
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and its children."""
-    total = 0.0
-    for stat in [Path(f"/proc/{pid}/stat"), *(Path(f"/proc/{c}/stat") for c in children(pid))]:
-        fields = stat.read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
-
-
-def children(pid: int) -> list[int]:
-    return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--streams", default="1,100,1000")
+    parser.add_argument(
+        "--streams", default="1,100,1000", help="streams at once, comma-separated; default: %(default)s"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="of streaming in each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--lockstep", type=int, default=200, metavar="N", help="tokens of each of 100 streams; 0: none")
     parser.add_argument("--rivals", default="nginx,litellm", help="those not installed are left out")
-    parser.add_argument("--source-port", type=int, default=18_001)
+    parser.add_argument("--source-port", type=int, default=18_001, help="and the ports after it; default: %(default)s")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
     parser.add_argument("--source", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -256,9 +260,9 @@ def start(source_port: int, rivals: list[str], stack: ExitStack) -> dict[str, tu
     for k, (name, command) in enumerate(commands.items()):
         log = (directory / f"{name}.log").open("w+")
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        stack.callback(process.wait, 20)
+        stack.callback(process.wait, STOP_TIMEOUT_S)
         stack.callback(process.terminate)
-        url, deadline_s = f"http://127.0.0.1:{source_port + k}", time.monotonic() + 120
+        url, deadline_s = f"http://127.0.0.1:{source_port + k}", time.monotonic() + START_TIMEOUT_S
         while not answers(url + ("/health/liveliness" if name == "litellm" else "/v1/models")):
             if process.poll() is not None or time.monotonic() > deadline_s:
                 raise SystemExit(f"{name} did not start: {(directory / f'{name}.log').read_text()[-2000:]}")
@@ -307,7 +311,7 @@ model_list:
 
 def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int]]) -> list[dict[str, Any]]:
     shuffle = random.Random(1)
-    gap_s = 1.0 / SPEED
+    gap_s = 1.0 / STREAM_TDS
     rows: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for url, _ in paths.values():
         asyncio.run(load(url, 10, 10, 0.02))  # warm
@@ -323,7 +327,9 @@ def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int]]) -> list
                 row["cpu_us"].append(1e6 * (cpu_s(pid) - before_s) / found["tokens"])
         for name in shuffle.sample(list(paths), len(paths)) if args.lockstep else ():
             url, pid = paths[name]
-            for figure, value in asyncio.run(lockstep(url, pid, args.source_port, 100, args.lockstep)).items():
+            for figure, value in asyncio.run(
+                lockstep(url, pid, source_port=args.source_port, streams=LOCKSTEP_STREAMS, tokens=args.lockstep)
+            ).items():
                 rows[name, 0][figure].append(value)
     return [{"path": name, "streams": streams, **_figures(row)} for (name, streams), row in rows.items()]
 
@@ -341,11 +347,10 @@ def _figures(row: dict[str, list[float]]) -> dict[str, float]:
 
 
 def show(figures: list[dict[str, Any]]) -> None:
+    """The two tables of docs/benchmarks/gateway.md."""
     direct = {row["streams"]: row for row in figures if row["path"] == "direct"}
-    print(
-        "| path | streams | token p50, ms | p99 | added p50 | added p99 | TTFT p50, ms | p99 | added p50 | CPU us/token |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    lines = list(header("path", "streams", "token p50, ms", "p99", "added p50", "added p99", "TTFT p50, ms", "p99",
+                        "added p50", "CPU us/token"))  # fmt: skip
     for row in sorted((r for r in figures if r["streams"]), key=lambda r: (r["streams"], r["path"])):
         base = direct[row["streams"]]
         cells = [row["path"], row["streams"]]
@@ -353,11 +358,12 @@ def show(figures: list[dict[str, Any]]) -> None:
         cells += [f"{row[f'per_token_{p}_ms'] - base[f'per_token_{p}_ms']:+.2f}" for p in ("p50", "p99")]
         cells += [f"{row[f'ttft_{p}_ms']:.2f}" for p in ("p50", "p99")]
         cells += [f"{row['ttft_p50_ms'] - base['ttft_p50_ms']:+.2f}", f"{row['cpu_us']:.0f}"]
-        print("| " + " | ".join(map(str, cells)) + " |")
-    print("\n| path | tokens/s in lockstep | tokens/s per core (min to max) |\n|---|---|---|")
+        lines.append(line(*cells))
+    lines += ["", *header("path", "tokens/s in lockstep", "tokens/s per core (min to max)")]
     for row in (r for r in figures if not r["streams"]):
         core = f"{row['per_core']:,.0f} ({row['per_core_min']:,.0f} to {row['per_core_max']:,.0f})"
-        print(f"| {row['path']} | {row['tokens_per_s']:,.0f} | {core} |")
+        lines.append(line(row["path"], f"{row['tokens_per_s']:,.0f}", core))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

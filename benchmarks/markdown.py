@@ -21,10 +21,10 @@ def header(*titles: str) -> Lines:
 
 
 def replace_table(page: Path, name: str, text: str) -> None:
-    """Put ``text`` into ``page``, between the comments ``<!-- NAME -->`` and ``<!-- end of NAME -->``. Raises ``ValueError``
-    where they are missing."""
+    """Put ``text`` into ``page``, between the comments ``<!-- NAME -->`` and ``<!-- end of NAME -->``. Exits where
+    they are missing."""
     marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end of {re.escape(name)} -->)", re.DOTALL)
     old = page.read_text()
     if not marked.search(old):
-        raise ValueError(f"{page}: has no <!-- {name} --> ... <!-- end of {name} -->")
+        raise SystemExit(f"--page {page}: has no <!-- {name} --> ... <!-- end of {name} -->")
     page.write_text(marked.sub(lambda found: f"{found[1]}\n{text.strip()}\n\n{found[2]}", old))

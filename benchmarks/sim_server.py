@@ -12,18 +12,16 @@ import argparse
 import asyncio
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 import urllib.request
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+from benchmarks.processes import cpu_s, rss_mb
 
 
 def start(core: int, flags: list[str]) -> tuple[subprocess.Popen[str], str, float]:
@@ -38,15 +36,6 @@ def start(core: int, flags: list[str]) -> tuple[subprocess.Popen[str], str, floa
     url = greeting.split()[-1]
     urllib.request.urlopen(url + "/health").close()
     return process, url, time.perf_counter() - began
-
-
-def rss_mb(pid: int) -> float:
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024  # type: ignore[index]
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
 def figures(url: str) -> dict[str, float]:

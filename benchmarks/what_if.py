@@ -13,38 +13,31 @@ import time
 from andes_sglang.arms import Arm
 from andes_sglang.objective import QoEObjective
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.cli import configure
+from andes_sglang.sim.configure import configure
 from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible
 from andes_sglang.sim.whatif import Goal, WhatIf
 from andes_sglang.workload import SyntheticWorkload, mean_length, readers_of
+from benchmarks.lengths import CHAT, LONG_ANSWERS
+from benchmarks.markdown import header, row
 
-CHAT = ("p50=634,p90=1510,p99=3095", "p50=200,p90=399,p99=610")
-LONG = ("p50=208,p90=1200,p99=4000", "p50=764,p90=3416,p99=8000")
 CASES = {
     "L4, chat": ("l4-llama-3.1-8b", *CHAT),
     "A100-13B, chat": ("a100-40gb-llama-2-13b", *CHAT),
-    "A100-phi, long answers": ("a100-40gb-phi-3-mini", *LONG),
+    "A100-phi, long answers": ("a100-40gb-phi-3-mini", *LONG_ANSWERS),
     "H100-8B, chat": ("h100-llama-3.1-8b", *CHAT),
 }
 
 
-HEAD = ("case", "policy", "load", "seed", "fleet", "what-if", "statistic off by", "fleet, CPU s", "what-if, CPU s")
-
-
-def line(*cells: object) -> None:
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, objective: QoEObjective) -> None:
+def compare(case: str, policy_name: str, load: int, seed: int, *, seconds: float, objective: QoEObjective) -> str:
     """One row: the same demand asked of the what-if, then of whole fleets from its answer on."""
     name, prompt, output = CASES[case]
     engine, policy = configure(profiles.load(name).engine, Arm(policy_name))
     rate_rps = load * capacity_rps(engine, mean_length(prompt), mean_length(output))
     requests = list(SyntheticWorkload(case, ((seconds, rate_rps),), prompt, output, readers_of("reading"), seed))
-    started = time.process_time()
+    started_s = time.process_time()
     question = WhatIf(engine, policy, requests, seconds, [Goal(objective)])
     answer = question.fewest(4 * load)
-    asked = time.process_time()
+    asked_s = time.process_time()
     whole: dict[int, float] = {}
 
     def holds(n: int) -> bool:
@@ -56,17 +49,8 @@ def compare(case: str, policy_name: str, load: int, seed: int, seconds: float, o
     found = smallest_feasible(holds, answer or 4 * load, 4 * load)
     played = {n: p.values[0] for n, p in question.played.items() if n in whole and p.exact}
     off = ", ".join(f"{value - whole[n]:+.3f}" for n, value in played.items() if value is not None)
-    line(
-        case,
-        policy_name,
-        load,
-        seed,
-        found,
-        answer,
-        off or "-",
-        f"{time.process_time() - asked:.1f}",
-        f"{asked - started:.2f}",
-    )
+    return row(case, policy_name, load, seed, found, answer, off or "-", f"{time.process_time() - asked_s:.1f}",
+               f"{asked_s - started_s:.2f}")  # fmt: skip
 
 
 def main() -> None:
@@ -78,13 +62,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--objective", default="share(0.95)>=0.95")
     args = parser.parse_args()
-    objective = QoEObjective.parse(args.objective)
+    try:
+        objective = QoEObjective.parse(args.objective)
+    except ValueError as error:
+        parser.error(f"--objective: {error}")
+    for case in args.cases.split(";"):
+        if case not in CASES:
+            parser.error(f"--cases: {case!r} is not known; choose of {'; '.join(CASES)}")
     print(f"simulated, {args.seconds:g} s of steady demand, {objective}\n")
-    line(*HEAD)
-    line(*("---" for _ in HEAD))
+    head = header(
+        "case", "policy", "load", "seed", "fleet", "what-if", "statistic off by", "fleet, CPU s", "what-if, CPU s"
+    )
+    print("\n".join(head))
     for case, policy, load in itertools.product(args.cases.split(";"), args.policies.split(","), args.sizes.split(",")):
         for seed in range(1, args.seeds + 1):
-            compare(case, policy, int(load), seed, args.seconds, objective)
+            print(compare(case, policy, int(load), seed, seconds=args.seconds, objective=objective), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes requirements/cpu.txt and requirements/gpu.txt from their .in files. Needs a package index; names none.
+# Makes the pinned closures in requirements/ from their .in files. Needs a package index; names none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=.setup/lock
@@ -16,7 +16,10 @@ echo 'torch==2.13.0' >>"$overrides"
     sed 's/^\(torch==[0-9.]*\)+cpu$/\1/' >requirements/cpu.txt.new
 "$tools/bin/uv" "${options[@]}" --python-version 3.12 --python-platform x86_64-manylinux_2_35 requirements/gpu.in \
     >requirements/gpu.txt.new
-for name in cpu gpu; do
+# Goes into the same .venv as the CPU closure.
+"$tools/bin/uv" "${options[@]}" --python-version 3.11 -c requirements/cpu.txt.new requirements/mutation.in \
+    >requirements/mutation.txt.new
+for name in cpu gpu mutation; do
     mv "requirements/$name.txt.new" "requirements/$name.txt"
     echo "requirements/$name.txt: $(wc -l <"requirements/$name.txt") packages"
 done

@@ -1,27 +1,59 @@
-"""A diagnostic: preempt every request again and again, wanted or not, to prove that nobody can tell."""
+"""A diagnostic: preempt every request again and again, wanted or not, to prove that no output changes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-from andes_sglang.policy.select import select
+from andes_sglang.policy import PolicyOptions, SchedulingPolicy, make_policy, option, pack
+from andes_sglang.policy.options import OptionInfo
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
-__all__ = ["Forced"]
+__all__ = ["Forced", "ForcedOptions", "make_engine_policy"]
+
+MODES = tuple(mode.value for mode in PreemptionMode)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForcedOptions(PolicyOptions):
+    policy = "forced"
+    every_tokens: int = option(
+        4, "tokens", low=1, doc="length of a slice", source="several preemptions in an answer of a test"
+    )
+    mode: str = option("release", "", doc=f"one of {', '.join(MODES)}", source="the mode that every engine has")
+
+    def _checked(self, name: str, kind: type, optional: bool, info: OptionInfo) -> Any:
+        if name != "mode":
+            return super()._checked(name, kind, optional, info)
+        if self.mode not in MODES:
+            raise ValueError(f"policy forced: mode must be {info.doc}, got {self.mode!r}")
+        return self.mode
 
 
 class Forced:
-    """Takes a running request off every ``every_tokens`` tokens in ``mode``; puts it back next time."""
+    """Takes a running request off every ``every_tokens`` tokens; puts it back next time."""
 
     name = "forced"
+    options_type = ForcedOptions
 
-    def __init__(self, every_tokens: int = 4, mode: str = "release") -> None:
-        self.every_tokens = every_tokens
-        self.mode = PreemptionMode(mode)
+    def __init__(self, options: ForcedOptions | None = None) -> None:
+        self.options = options or ForcedOptions()
 
     def decide(self, state: SchedulerState) -> Decision:
         t = state.requests
-        due = (t.phase == Phase.RUNNING) & (t.slice_tokens >= self.every_tokens) & (t.preemptible > 0)
-        base = select(state, -t.arrival_s)
-        preempt = tuple(Preemption(t.rids[i], self.mode, "forced") for i in np.flatnonzero(due))
+        due = (t.phase == Phase.RUNNING) & (t.slice_tokens >= self.options.every_tokens) & (t.preemptible > 0)
+        base = pack(state, -t.arrival_s)
+        mode = PreemptionMode(self.options.mode)
+        preempt = tuple(Preemption(t.rids[i], mode, "forced") for i in np.flatnonzero(due))
         return Decision(base.admit, base.resume, preempt)
+
+
+def make_engine_policy(name: str, options: Mapping[str, Any]) -> SchedulingPolicy:
+    """``forced``, which only an engine has, or the policy of that name. Raises ``ValueError`` naming policy, option and
+    value."""
+    if name == Forced.name:
+        return Forced(ForcedOptions.from_mapping(options))
+    return make_policy(name, options)

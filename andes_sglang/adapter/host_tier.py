@@ -1,14 +1,15 @@
 """SGLang's hierarchical cache as the home of preempted KV.
 
-Whatever enters the radix tree is copied to host memory in the background (SGLang's write-through). Here running streams
-enter it too, in chunks as they grow, so that a release has next to nothing left to copy. What was loaded back keeps its
-host copy: the next preemption, and the next turn of the conversation, move only what is new.
+All KV that enters the radix tree is copied to host memory in the background (SGLang's write-through). Here running streams
+enter it too, in chunks as they grow (:mod:`andes_sglang.adapter.host_transfers` says when), so that a release has next to
+nothing left to copy. What was loaded back keeps its host copy: the next preemption, and the next turn of the conversation,
+move only what is new.
 
-Copies of what is still on the device are not given up for others: with host memory full of them, a stream gets no copy and
-its preemption is a plain release.
+A copy is not evicted from host memory while its KV is on the device too: with host memory full of such copies a stream gets
+none, and its preemption is a plain release.
 
-Three parts of this can be left out, each to see what it is worth (``--offload-without``): the write-through, the overlap of
-copies and compute, and the increments.
+Three parts can be left out, to measure what each is worth (``--offload-without``): the write-through, the overlap of copies
+and compute, and the increments.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from typing import Any
 import numpy as np
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
-from andes_sglang.adapter import streams
+from andes_sglang.adapter import copy_streams
 from andes_sglang.adapter.memory import pool_bytes
-from andes_sglang.adapter.options import Options
+from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
 
 __all__ = ["HostTier"]
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class HostTier(HiRadixCache):  # type: ignore[misc]
-    """See the module."""
+    """In the place of SGLang's ``HiRadixCache``; overrides say what they change, other methods are called by our adapter."""
 
     def __init__(self, params: Any, server_args: Any) -> None:
         self._written_tokens = 0
@@ -47,20 +48,20 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._early_load = -1
         self._loads: list[tuple[int, float]] = []
         self._outdated: list[Any] = []
-        options = Options.from_env()
+        options = PluginOptions.from_env()
         self._without = options.offload_without
         server_args = copy.copy(server_args)
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
         object.__setattr__(server_args, "hicache_size", pool_bytes(options.host_kv_gib, device_bytes) / 1e9)
         super().__init__(params, server_args)
-        self.load_back_threshold = 1  # to compute few tokens again is no cheaper than to load them
+        self.load_back_threshold = 1  # token; SGLang's default of 10 computes a shorter hit again, which is no cheaper
         if not self.writes_through:
             self.write_through_threshold = sys.maxsize
 
     @property
     def writes_through(self) -> bool:
-        """Whether whatever enters the tree is copied at once; otherwise what is handed to :meth:`save` is."""
+        """Whether all that enters the tree is copied at once; otherwise only what is handed to :meth:`save`."""
         return self._without != "write-through"
 
     def back_up(self, req: Any, tokens: int) -> None:
@@ -83,7 +84,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return self._without != "overlap"
 
     def save(self, node: Any) -> None:
-        """Copy whatever of ``node`` and of the nodes above it has no copy, where nothing has been written through."""
+        """Without write-through: copy what has no copy yet of ``node`` and of the nodes above it."""
         path = []
         while not self.writes_through and node is not self.root_node and not node.backuped:
             path.append(node)
@@ -92,11 +93,13 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
             path.pop()
 
     def keeps(self, node: Any, tokens: int) -> bool:
-        """Whether a request of ``tokens`` tokens, of which the tree holds those up to ``node``, finds room in host memory."""
+        """Whether a request of ``tokens`` tokens, which the tree holds up to ``node``, has a copy or finds room for one."""
         return bool(node.backuped or self.token_to_kv_pool_host.available_size() >= tokens)
 
     def write_backup(self, node: Any, write_back: bool = False) -> int:
-        fits = len(node.value) <= self.token_to_kv_pool_host.logical_size  # or others would make room in vain
+        """Counts what is written and refused. A node larger than host memory is not tried: other copies would be evicted and
+        it would still not fit."""
+        fits = len(node.value) <= self.token_to_kv_pool_host.logical_size
         written = int(super().write_backup(node, write_back)) if fits else 0
         self._written_tokens += written
         self._refused_tokens += 0 if written else len(node.value)
@@ -111,11 +114,12 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._waited_s += time.perf_counter() - started_s
 
     def finish_writes(self) -> None:
-        """Wait for the copies under way: what they read is locked until then, and somebody needs the room."""
+        """Wait for the copies under way: the KV that they read is locked and cannot be evicted before."""
         self._wait(self.cache_controller.ack_write_queue)
         self.writing_check()
 
     def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
+        """Counts what is loaded."""
         loaded = super().load_back(node, mem_quota)
         self._loaded_tokens += 0 if loaded is None else len(loaded)
         return loaded
@@ -127,6 +131,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return loaded is not None
 
     def loading_check(self, finish_count: int | None = None) -> None:
+        """Measures the loads that have ended."""
         for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
             if ack.timing_enabled:
                 ack.finish_event.synchronize()
@@ -138,8 +143,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         super().loading_check(finish_count)
 
     def _give_up_copies(self) -> None:
-        """Of whatever has been loaded, with what has grown below it since: SGLang wants no gaps above a copy. Where a copy is
-        all there is, or of use to others, it stays."""
+        """Without increments: give up the copies of what has been loaded, and of what has grown below it since (SGLang allows
+        no gap above a copy). A copy stays where there is no KV on the device, or where other branches need it."""
         for node in self._outdated:
             below, found = [node], []
             while below:
@@ -157,7 +162,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         self._outdated.clear()
 
     def loading_tokens(self) -> int:
-        """Tokens that are locked for the sake of loads only: they are for requests that wait."""
+        """KV tokens on the device that are locked for loads only: they belong to requests that wait."""
         tokens = 0
         for node in self.ongoing_load_back.values():
             while node is not self.root_node:
@@ -171,8 +176,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return loads
 
     def check_hicache_events(self) -> None:
-        """A load that was queued for a batch which then was not formed starts on its own; the next batch waits for it. Copies
-        are given up while none is read or written."""
+        """Also starts a load that was queued for a batch which then was not formed (the next batch waits for it), and gives
+        up copies while none is read or written."""
         super().check_hicache_events()
         if not (self.ongoing_load_back or self.ongoing_write_through):
             self._give_up_copies()
@@ -186,17 +191,18 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return load
 
     def ready_to_load_host_cache(self) -> int:
+        """The load that the next batch waits for: this one, or one that has started early."""
         load = self._start_loads()
         early, self._early_load = self._early_load, -1
         return load if load >= 0 else early
 
     def reset(self) -> None:
-        """A flush. SGLang has made sure that nothing runs, so whatever host memory the tree does not hold is lost."""
+        """A flush, and the start. SGLang has made sure that nothing runs: host memory that the tree does not hold is lost."""
         if hasattr(self, "root_node"):
             self._wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
             lost = self._used_tokens() - self._held_tokens()
             if lost:
-                logger.error("leak: %d tokens of host memory belong to nobody", lost)
+                logger.error("leak: %d tokens of host memory are in use, but not held by the radix tree", lost)
             self._outdated.clear()
         super().reset()
 
@@ -219,9 +225,9 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         return HostUse(
             written_bytes=self._written_tokens * token_bytes,
             loaded_bytes=self._loaded_tokens * token_bytes,
-            write_s=write_stream.busy_s if isinstance(write_stream, streams.Stream) else 0.0,
+            write_s=write_stream.busy_s if isinstance(write_stream, copy_streams.CopyStream) else 0.0,
             load_s=self._load_s,
-            waited_s=self._waited_s + streams.waited_s(),
+            waited_s=self._waited_s + copy_streams.waited_s(),
             hit_tokens=self._loaded_tokens,
             ahead_tokens=self._ahead_tokens,
             refused_tokens=self._refused_tokens,

@@ -1,7 +1,7 @@
 """``andes serve``: SGLang's own server with our plugin in it.
 
-Everything this module does not know is passed to SGLang unchanged. On a machine without an accelerator it chooses what
-SGLang needs there, wherever the user has not chosen.
+Flags that are not listed in ``andes serve --help`` are passed to SGLang unchanged. On a machine without an accelerator the
+flags that SGLang needs there are added, as far as the user has not given them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
-from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, Options
+from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
 from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
+from andes_sglang.latency import LatencyModel
+from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.state import Phase, RequestTable, RequestView, SchedulerState
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
 
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_serve_arguments(parser)
     parser.add_argument(
         "--preemption-mode", choices=("release", "offload"), default="release",
-        help="what becomes of the KV of a stream that has to make room: release (default) leaves it to be evicted and "
+        help="what happens to the KV of a stream that has to make room: release (default) leaves it to be evicted and "
         "computed again; offload keeps a copy in host memory",
     )  # fmt: skip
     parser.add_argument(
@@ -52,30 +56,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--offload-without", choices=OFFLOAD_PARTS,
-        help="offload, to measure what a part of it is worth: without write-through copies are made at a preemption, while "
-        "all wait; without overlap every copy is waited for; without increments a load gives the host copy up, so that the "
-        "next preemption copies everything again",
+        help="offload without a part of it, to measure what the part is worth: without write-through, copies are made at a "
+        "preemption while the engine waits; without overlap, the engine waits for every copy; without increments, a load "
+        "gives the host copy up and the next preemption copies everything again",
     )  # fmt: skip
 
 
-def check_arguments(args: argparse.Namespace) -> Options:
+def check_arguments(args: argparse.Namespace) -> PluginOptions:
     """The options for the plugin. Raises :class:`UsageError` for what could only fail later, inside the server."""
     policy = None if args.policy == "stock" else args.policy
-    if policy != "forced":
-        policy_of(args)
+    _check_policy(args)
     default = target_of(args)
     offload = (args.preemption_mode, args.host_kv_gib, args.offload_without)
-    options = Options(policy, options_of(args), default.ttft_s, default.tds, *offload)
+    options = PluginOptions(policy, options_of(args), default.ttft_s, default.tds, *offload)
     _check_offload(options)
     check_model(args.model)
     bind(args.host, args.port).close()
     return options
 
 
-def _check_offload(options: Options) -> None:
+def _check_policy(args: argparse.Namespace) -> None:
+    """Make the policy and ask it once: what it would raise at the first request, ending the engine, it raises now."""
+    if args.policy != Forced.name:
+        policy = policy_of(args)
+    else:
+        try:
+            policy = make_engine_policy(args.policy, options_of(args))
+        except ValueError as error:
+            raise UsageError(f"--policy-option: {error}") from None
+    if policy is None:
+        return
+    views = [
+        RequestView("probe-waiting", Phase.WAITING, 0.0, ReaderStream(0.0, QoETarget()), 100),
+        RequestView("probe-running", Phase.RUNNING, 0.0, ReaderStream(0.0, QoETarget()), 100, 10, kv_tokens=110),
+    ]
+    state = SchedulerState(10.0, RequestTable.of(views), kv_capacity_tokens=4096, max_running=1, latency=LatencyModel())
+    try:
+        policy.decide(state)
+    except Exception as error:  # a third party's policy may raise anything
+        fault = f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"--policy {args.policy}: decide() fails with options {options_of(args)} on one waiting and one running request "
+            f"({fault}); correct the policy or its options"
+        ) from error
+
+
+def _check_offload(options: PluginOptions) -> None:
     offload = options.preemption_mode == "offload"
     if offload and options.policy is None:
-        raise UsageError("--preemption-mode offload: policy stock preempts nobody")
+        raise UsageError(
+            "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
+        )
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
     for flag, value in (("--host-kv-gib", options.host_kv_gib), ("--offload-without", options.offload_without)):
@@ -90,7 +121,7 @@ def _check_offload(options: Options) -> None:
         )
 
 
-def prepare_environment(options: Options) -> bool:
+def prepare_environment(options: PluginOptions) -> bool:
     """Set what SGLang's processes inherit; True on a machine without an accelerator."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if options.policy is None:
@@ -113,7 +144,7 @@ def prepare_environment(options: Options) -> bool:
 
 
 def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> list[str]:
-    """SGLang's command line: what the user passed, plus defaults for a CPU where he chose nothing."""
+    """SGLang's command line: what the user passed, plus defaults for a CPU where the user gave none."""
     given = {flag.split("=", 1)[0] for flag in passed if flag.startswith("--")}
     line = ["--model-path", args.model, "--host", args.host, "--port", str(args.port), *passed]
     defaults: dict[str, str] = {}
@@ -131,7 +162,7 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
 
 
 def _check_in_place(server_args: Any) -> None:
-    """Raise where SGLang would serve without the policy, or its scheduler would end for the sake of a flag."""
+    """Raise where SGLang would serve without the policy, or its scheduler would end because of a flag."""
     from sglang.srt.managers import scheduler
 
     from andes_sglang.adapter import seams

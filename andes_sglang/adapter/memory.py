@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CGROUP", "MOST_DEVICE_POOLS", "free_bytes", "pool_bytes"]
+__all__ = ["CGROUP", "MAX_DEVICE_POOLS", "free_bytes", "pool_bytes"]
 
 GIB = float(1 << 30)
-MOST_DEVICE_POOLS = 16
+MAX_DEVICE_POOLS = 16
+"""Times the KV pool on the device: more paused streams than that wait too long to be of use (our choice)."""
+FREE_SHARE = 0.25
+"""Share of free memory that is taken without being asked: the rest is left to the page cache and to other engines (our
+choice)."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -15,7 +19,7 @@ def free_bytes(cgroup: Path = CGROUP) -> int:
     """Bytes that are free, of the machine or of what a container may use of it.
 
     cgroup: where version 2 of control groups says what this container may use and does use; of that the cache of files
-    that nobody reads now can be given up.
+    that is not being read can be given up.
     """
     import psutil
 
@@ -29,8 +33,8 @@ def free_bytes(cgroup: Path = CGROUP) -> int:
 
 
 def pool_bytes(asked_gib: float | None, device_pool_bytes: float) -> float:
-    """Bytes of the host pool: what was asked for, or a quarter of what is free, but no more than ``MOST_DEVICE_POOLS`` times
+    """Bytes of the host pool: what was asked for, or a quarter of what is free, but no more than ``MAX_DEVICE_POOLS`` times
     the device pool."""
     if asked_gib is not None:
         return asked_gib * GIB
-    return float(min(0.25 * free_bytes(), MOST_DEVICE_POOLS * device_pool_bytes))
+    return float(min(FREE_SHARE * free_bytes(), MAX_DEVICE_POOLS * device_pool_bytes))

@@ -9,14 +9,14 @@ from typing import Any
 
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["ENVIRONMENT", "OFFLOAD_PARTS", "Options"]
+__all__ = ["ENVIRONMENT", "OFFLOAD_PARTS", "PluginOptions"]
 
 ENVIRONMENT = "ANDES_OPTIONS"
 OFFLOAD_PARTS = ("write-through", "overlap", "increments")
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PluginOptions:
     """policy: a name of ``andes_sglang.policy.POLICIES``, ``forced`` (a diagnostic that preempts every few tokens) or None:
     SGLang untouched. policy_options: constructor arguments. default_ttft_s, default_tds: expectations of requests
     that bring none. preemption_mode: what happens to KV that has to go: release, or offload to host memory, of which
@@ -39,6 +39,6 @@ class Options:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_env(cls) -> Options:
+    def from_env(cls) -> PluginOptions:
         text = os.environ.get(ENVIRONMENT)
         return cls(**json.loads(text)) if text else cls()

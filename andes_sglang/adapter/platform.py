@@ -28,13 +28,13 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
         from sglang.srt.managers import cache_controller
         from sglang.srt.mem_cache.pool_host import base, common, mha
 
-        from andes_sglang.adapter import streams
+        from andes_sglang.adapter import copy_streams
 
         def allocate(dims: tuple[int, ...], *, dtype: Any, device: str, **_: Any) -> Any:
             return torch.empty(dims, dtype=dtype, device=device)
 
-        cache_controller.device_module = streams
-        mha.transfer_kv_direct = streams.transfer_kv_direct
+        cache_controller.device_module = copy_streams
+        mha.transfer_kv_direct = copy_streams.transfer_kv_direct
         common.ALLOC_MEMORY_FUNCS["cpu"] = allocate
         base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0
 

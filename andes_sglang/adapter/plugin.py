@@ -1,4 +1,4 @@
-"""The SGLang plugin: inert unless ``andes serve`` (or whoever sets the options) asks for a policy."""
+"""The SGLang plugin: inert unless its options (set by ``andes serve``) name a policy."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 import traceback
 from typing import Any
 
-from andes_sglang.adapter.options import Options
+from andes_sglang.adapter.options import PluginOptions
 
 __all__ = ["register"]
 
 
 def register() -> None:
-    """Entry point of ``sglang.srt.plugins``. SGLang logs and swallows exceptions here, so we end the process ourselves."""
-    if Options.from_env().policy is None:
+    """Entry point of ``sglang.srt.plugins``. SGLang logs exceptions here and goes on, so we end the process ourselves."""
+    if PluginOptions.from_env().policy is None:
         return
     try:
-        _register(Options.from_env())
+        _register(PluginOptions.from_env())
     except Exception:
         traceback.print_exc()
         print("andes: the plugin failed to load; not serving without the policy that was asked for", file=sys.stderr)
@@ -25,13 +25,13 @@ def register() -> None:
         os._exit(3)
 
 
-def _register(options: Options) -> None:
+def _register(options: PluginOptions) -> None:
     from sglang.srt.managers import schedule_policy
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from andes_sglang import expectations
+    from andes_sglang import expectations, protocol
     from andes_sglang.adapter import seams
-    from andes_sglang.adapter.scheduler import ADMISSION_RESERVE_TOKENS, QoEScheduler
+    from andes_sglang.adapter.scheduler import QoEScheduler
 
     seams.check()
     default = options.default_target
@@ -39,7 +39,7 @@ def _register(options: Options) -> None:
     def verify_expectations(result: Any, params: Any, vocab_size: int) -> None:
         expectations.parse(params.custom_params, default)
 
-    schedule_policy.CLIP_MAX_NEW_TOKENS = ADMISSION_RESERVE_TOKENS
+    schedule_policy.CLIP_MAX_NEW_TOKENS = protocol.ADMISSION_RESERVE_TOKENS
     HookRegistry.register(
         "sglang.srt.sampling.sampling_params.SamplingParams.verify", verify_expectations, HookType.AFTER
     )

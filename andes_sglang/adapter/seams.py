@@ -1,7 +1,7 @@
-"""Every place where we reach into SGLang, checked at start-up.
+"""Every function of SGLang that is overridden, replaced or called by the adapter, checked at start.
 
-SGLang swallows what a plugin raises and would go on with its own scheduling; so a seam that is not as expected ends the
-process, with a message that names it.
+SGLang logs what a plugin raises and goes on with its own scheduling; so a seam that is not as expected ends the process,
+with a message that names it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import pkgutil
 import sys
 from typing import Any
 
+from andes_sglang.protocol import SGLANG_RELEASE
+
 __all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults", "unsupported"]
 
-SGLANG_VERSION = "0.5.17"
+SGLANG_VERSION = SGLANG_RELEASE
 
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"

@@ -1,47 +1,87 @@
-"""The engine's population as columns, kept up to date instead of built anew for every decision.
-
-A waiting request does not change, so its row is written once; only what runs is refreshed. With hundreds waiting that is
-the difference between microseconds and milliseconds an iteration.
-"""
+"""What a policy sees of the engine: a :class:`andes_sglang.state.SchedulerState` for one decision."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from andes_sglang import protocol
+from andes_sglang.adapter.host_transfers import HostTransfers
+from andes_sglang.adapter.parked import ParkedRequests
+from andes_sglang.adapter.records import StreamRecords
+from andes_sglang.adapter.sglang_request import prefix_hit
+from andes_sglang.latency import LatencyModel
+from andes_sglang.state import Phase, SchedulerState
 
-from andes_sglang.state import ROW_WIDTH, RequestTable, RequestView
+__all__ = ["Snapshot"]
 
-__all__ = ["Ledger"]
+_SPARE_RECORDS = 64
+"""Records beyond twice the requests in sight before those of departed requests are looked for: a scan of all records costs
+about as much as a decision (our choice, not measured)."""
 
 
-class Ledger:
-    """Rows by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`."""
+class Snapshot:
+    """Of ``scheduler``, an SGLang scheduler. Only what holds KV is read again; a waiting request does not change."""
 
-    def __init__(self, capacity: int = 256) -> None:
-        self._rows: npt.NDArray[np.float64] = np.zeros((capacity, ROW_WIDTH))
-        self._rids: list[str] = [""] * capacity
-        self._free = list(range(capacity - 1, -1, -1))
+    def __init__(
+        self,
+        scheduler: Any,
+        records: StreamRecords,
+        parked: ParkedRequests,
+        transfers: HostTransfers,
+        *,
+        latency: LatencyModel,
+    ) -> None:
+        self._scheduler = scheduler
+        self._records = records
+        self._parked = parked
+        self._transfers = transfers
+        self._latency = latency
+        self._lookup_cursor = 0
 
-    def add(self, view: RequestView) -> int:
-        """The slot of a new request."""
-        if not self._free:
-            size = len(self._rows)
-            self._rows = np.vstack([self._rows, np.zeros_like(self._rows)])
-            self._rids += [""] * size
-            self._free = list(range(2 * size - 1, size - 1, -1))
-        slot = self._free.pop()
-        self._rids[slot] = view.rid
-        self.write(slot, view)
-        return slot
+    def free_kv_tokens(self) -> int:
+        """KV tokens that are free or can be evicted."""
+        scheduler = self._scheduler
+        return int(scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size())
 
-    def write(self, slot: int, view: RequestView) -> None:
-        self._rows[slot] = view.row()
+    def take(self, running_batch: Any) -> SchedulerState:
+        """The state as of now. Refreshes the prefix hit of the request whose turn it is."""
+        scheduler, now_s = self._scheduler, time.perf_counter()
+        if len(self._records) > 2 * (len(scheduler.waiting_queue) + len(running_batch.reqs)) + _SPARE_RECORDS:
+            self._forget_departed()
+        self._look_up_prefixes()
+        running = [req for req in running_batch.reqs if not req.finished()]
+        parked = self._parked.reqs
+        held = 0
+        for reqs, phase in ((running, Phase.RUNNING), (parked, Phase.PARKED)):
+            for req in reqs:
+                held += self._records.refresh(req, phase, self._transfers.kept_tokens(req))
+        free = self.free_kv_tokens() + self._transfers.loading_tokens()
+        return SchedulerState(
+            now_s=now_s,
+            requests=self._records.table([*running, *parked, *scheduler.waiting_queue]),
+            kv_capacity_tokens=scheduler.max_total_num_tokens,
+            kv_reserved_tokens=scheduler.max_total_num_tokens - free - held,
+            max_running=scheduler.max_running_requests,
+            running_reserved=int(scheduler.chunked_req is not None),
+            latency=self._latency,
+            chunk_tokens=scheduler.chunked_prefill_size or scheduler.max_prefill_tokens,
+        )
 
-    def remove(self, slot: int) -> None:
-        self._free.append(slot)
+    def _look_up_prefixes(self) -> None:
+        """The tree changes all the time, and a look-up is not free: a few requests a decision, in turn."""
+        queue = self._scheduler.waiting_queue
+        for row in protocol.prefix_lookup_rows(self._lookup_cursor, len(queue)):
+            self._lookup_cursor = row
+            hit = prefix_hit(self._scheduler.tree_cache, queue[row])
+            self._records.set_prefix_hit(queue[row], hit.device_tokens + hit.host_tokens, hit.host_tokens)
 
-    def table(self, slots: Sequence[int]) -> RequestTable:
-        """The rows ``slots``, in that order."""
-        return RequestTable.of_rows(tuple(self._rids[s] for s in slots), self._rows[np.asarray(slots, dtype=np.intp)])
+    def _forget_departed(self) -> None:
+        """Drop the records of requests that have left without our hooks being told."""
+        scheduler = self._scheduler
+        present = {req.rid for req in scheduler.waiting_queue}
+        for batch in (scheduler.running_batch, scheduler.last_batch, self._parked.batch):
+            present.update(req.rid for req in batch.reqs) if batch is not None else None
+        if scheduler.chunked_req is not None:
+            present.add(scheduler.chunked_req.rid)
+        self._records.forget_all_but(present)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -18,9 +19,18 @@ from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
 __all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
 
+CONNECT_TIMEOUT_S = 30.0
+"""A request whose connection takes longer counts as failed."""
+MODELS_TIMEOUT_S = 10.0
+READ_BUFFER_BYTES = 1 << 20
+"""aiohttp's default of 64 KiB stops reading while the event loop is behind, which would be measured as a stall."""
+SAMPLE_EVERY_S = 1.0
+MAX_ERROR_CHARACTERS = 200
+"""Of an error text that a record keeps."""
+
 
 class EndpointError(RuntimeError):
-    """Nothing useful answers at the endpoint."""
+    """No OpenAI-compatible server answers at the endpoint, or it fails every request; the text names the address."""
 
 
 def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, int]) -> list[int]:
@@ -37,7 +47,7 @@ def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, 
 async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
     """The name of the first model served at ``url``. Raises :class:`EndpointError`."""
     try:
-        async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(10)) as answer:
+        async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(MODELS_TIMEOUT_S)) as answer:
             if answer.status != 200:
                 raise EndpointError(f"{url}/v1/models answers {answer.status}; is this an OpenAI-compatible endpoint?")
             models = await answer.json()
@@ -48,58 +58,81 @@ async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
         raise EndpointError(f"{url}/v1/models does not list a model") from None
 
 
-async def _one(
-    session: aiohttp.ClientSession, url: str, model: str, spec: RequestSpec, prompt: list[int], record: RequestRecord,
-    origin_s: float, send_expectations: bool, headers: dict[str, str],
-) -> None:  # fmt: skip
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": spec.output_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-    }
-    if send_expectations:
-        body["custom_params"] = to_custom_params(spec.expectation)
-    deliveries: list[tuple[float, int]] = []
-    record.deliveries = deliveries
+async def read_stream(
+    lines: AsyncIterable[bytes], now_s: Callable[[], float], deliveries: list[tuple[float, int]]
+) -> str | None:
+    """Append (seconds, tokens) for each event of a completion stream; the stream's error, None for one that finished.
+
+    Tokens are counted by ``usage`` where events carry it (``continuous_usage_stats``), else one for each piece of text.
+    Raises ``ValueError`` for an event that is not JSON.
+    """
     counted = 0
     finish: str | None = None
-    try:
-        async with session.post(f"{url}/v1/completions", json=body, headers=headers) as answer:
-            if answer.status != 200:
-                record.error = f"HTTP {answer.status}: {(await answer.text())[:200]}"
-                return
-            async for line in answer.content:
-                if not line.startswith(b"data:"):
-                    continue
-                now_s = time.monotonic() - origin_s
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    break
-                chunk = json.loads(data)
-                if "error" in chunk:
-                    record.error = f"in the stream: {str(chunk['error'])[:200]}"
-                    return
-                usage = chunk.get("usage")
-                for choice in chunk.get("choices") or ():
-                    finish = choice.get("finish_reason") or finish
-                    if usage is None and choice.get("text"):
-                        counted += 1
-                        deliveries.append((now_s, 1))
-                if usage and usage.get("completion_tokens", 0) > counted:
-                    deliveries.append((now_s, usage["completion_tokens"] - counted))
-                    counted = usage["completion_tokens"]
-        if finish is None:
-            record.error = "the stream ended without a finish reason"
-        elif finish not in ("length", "stop"):
-            record.error = f"finish reason {finish}"
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-        record.error = f"{type(error).__name__}: {error}"
-    finally:
-        record.end_s = time.monotonic() - origin_s
+    async for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        at_s = now_s()
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            break
+        chunk = json.loads(data)
+        if "error" in chunk:
+            return f"in the stream: {str(chunk['error'])[:MAX_ERROR_CHARACTERS]}"
+        choices, usage = chunk.get("choices") or (), chunk.get("usage")
+        finish = next((c["finish_reason"] for c in choices if c.get("finish_reason")), finish)
+        pieces = sum(bool(c.get("text")) for c in choices)
+        tokens = usage.get("completion_tokens", 0) - counted if usage else pieces
+        if tokens > 0:
+            deliveries.append((at_s, tokens))
+            counted += tokens
+    if finish is None:
+        return "the stream ended without a finish reason"
+    return None if finish in ("length", "stop") else f"finish reason {finish}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """Where requests go; origin_s: the replay's second 0 on the monotonic clock."""
+
+    session: aiohttp.ClientSession
+    url: str
+    model: str
+    headers: dict[str, str]
+    send_expectations: bool
+    origin_s: float
+
+    def now_s(self) -> float:
+        return time.monotonic() - self.origin_s
+
+    def body(self, spec: RequestSpec, prompt: list[int]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": spec.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        if self.send_expectations:
+            body["custom_params"] = to_custom_params(spec.expectation)
+        return body
+
+    async def request(self, spec: RequestSpec, prompt: list[int], record: RequestRecord) -> None:
+        """Send one request and fill ``record`` while its answer comes."""
+        deliveries: list[tuple[float, int]] = []
+        record.deliveries = deliveries
+        where = f"{self.url}/v1/completions"
+        try:
+            async with self.session.post(where, json=self.body(spec, prompt), headers=self.headers) as answer:
+                if answer.status == 200:
+                    record.error = await read_stream(answer.content, self.now_s, deliveries)
+                else:
+                    record.error = f"HTTP {answer.status}: {(await answer.text())[:MAX_ERROR_CHARACTERS]}"
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, AttributeError) as error:
+            record.error = f"{type(error).__name__}: {error}"
+        finally:
+            record.end_s = self.now_s()
 
 
 async def replay(
@@ -113,52 +146,35 @@ async def replay(
     progress: Callable[[str], None] | None = None,
     sample: Callable[[float], None] | None = None,
 ) -> list[RequestRecord]:
-    """Replay ``workload`` against ``url`` and return a record per request that was sent. Each has a connection of its own: a
-    server may close a kept one at the moment it is used again.
+    """Replay ``workload`` against ``url`` and return a record for each request that was sent. Each has a connection of its
+    own: a server may close a kept one at the moment it is used again.
 
     ``sample`` is called about once a second, in a thread, with the seconds since the start. Cancelling (Ctrl-C) ends the
-    streams still open and keeps what was measured.
+    streams still open and keeps what was measured. Raises :class:`EndpointError` where nothing answers.
     """
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     specs = workload.requests
     prompts = [prompt_ids(spec, k, seed, vocabulary) for k, spec in enumerate(specs)]
     records: list[RequestRecord] = []
     tasks: list[asyncio.Task[None]] = []
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=None)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        timeout=timeout,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=None),
         headers=headers,
-        read_bufsize=1 << 20,
+        read_bufsize=READ_BUFFER_BYTES,
     ) as session:
         model = await check_endpoint(session, url)
-        origin_s = time.monotonic()
-
-        async def watch() -> None:
-            while True:
-                at = time.monotonic() - origin_s
-                if sample is not None:
-                    await asyncio.to_thread(sample, at)
-                if progress is not None:
-                    done = [r for r in records if r.end_s]
-                    mean = f", mean QoE {np.mean([r.qoe for r in done]):.3f}" if done else ""
-                    progress(f"{at:5.0f} s  {len(done)}/{len(specs)} done, {len(records) - len(done)} open{mean}")
-                await asyncio.sleep(1.0)
-
-        watcher = asyncio.create_task(watch())
+        endpoint = _Endpoint(session, url, model, headers, send_expectations, time.monotonic())
+        watcher = asyncio.create_task(_watch(endpoint, records, len(specs), progress, sample))
         try:
             for index, (spec, prompt) in enumerate(zip(specs, prompts, strict=True)):
-                await asyncio.sleep(max(0.0, origin_s + spec.arrival_s - time.monotonic()))
+                await asyncio.sleep(max(0.0, spec.arrival_s - endpoint.now_s()))
                 record = RequestRecord(
-                    index, spec.arrival_s, time.monotonic() - origin_s, spec.prompt_tokens, spec.output_tokens,
+                    index, spec.arrival_s, endpoint.now_s(), spec.prompt_tokens, spec.output_tokens,
                     spec.target.ttft_s, spec.target.tds,
                 )  # fmt: skip
                 records.append(record)
-                tasks.append(
-                    asyncio.create_task(
-                        _one(session, url, model, spec, prompt, record, origin_s, send_expectations, headers)
-                    )
-                )
+                tasks.append(asyncio.create_task(endpoint.request(spec, prompt, record)))
             await asyncio.gather(*tasks)
         except asyncio.CancelledError:
             print("\ninterrupted: keeping what was measured", file=sys.stderr)
@@ -170,3 +186,22 @@ async def replay(
         finally:
             watcher.cancel()
     return records
+
+
+async def _watch(
+    endpoint: _Endpoint,
+    records: list[RequestRecord],
+    total: int,
+    progress: Callable[[str], None] | None,
+    sample: Callable[[float], None] | None,
+) -> None:
+    """Tell progress and take samples, about once a second, until cancelled."""
+    while True:
+        at_s = endpoint.now_s()
+        if sample is not None:
+            await asyncio.to_thread(sample, at_s)
+        if progress is not None:
+            done = [r for r in records if r.end_s]
+            mean = f", mean QoE {np.mean([r.qoe for r in done]):.3f}" if done else ""
+            progress(f"{at_s:5.0f} s  {len(done)}/{total} done, {len(records) - len(done)} open{mean}")
+        await asyncio.sleep(SAMPLE_EVERY_S)

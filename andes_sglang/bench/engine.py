@@ -1,4 +1,8 @@
-"""A serving engine as a subprocess of its own session: started, proven ready, and ended with all its children."""
+"""A serving engine as a subprocess of its own session: started, proven ready, and ended with all its children.
+
+with Engine(model, "andes", log=Path("engine.log")) as engine:
+    engine.post("/v1/completions", {...})
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from prometheus_client.parser import text_string_to_metric_families
+
 __all__ = ["Engine", "EngineError", "free_port", "read_metrics"]
 
 
@@ -23,31 +29,41 @@ class EngineError(RuntimeError):
     """The engine did not start, or is not what was asked for."""
 
 
+START_TIMEOUT_S = 240.0
+"""SGLang needs half a minute on a CPU; weights from a slow disk take minutes."""
+POLL_EVERY_S = 0.2
+TERMINATE_AFTER_S, KILL_AFTER_S = 8.0, 10.0
+"""Given to the process group after SIGTERM, then after SIGKILL."""
+
+
 def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def read_metrics(url: str, timeout_s: float = 5.0) -> dict[str, float]:
-    """Samples of ``url``/metrics by name with labels; empty when the endpoint has none."""
+    """Samples of ``url``/metrics by name with labels, as written there; empty when the endpoint has none."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=timeout_s) as answer:
-            text = answer.read().decode()
+            families = list(text_string_to_metric_families(answer.read().decode()))
     except (OSError, ValueError, http.client.HTTPException):
         return {}
-    samples: dict[str, float] = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            with contextlib.suppress(ValueError):
-                samples[name] = float(value)
-    return samples
+    return {_key(s.name, s.labels): float(s.value) for family in families for s in family.samples}
+
+
+def _key(name: str, labels: dict[str, str]) -> str:
+    inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    return f"{name}{{{inside}}}" if inside else name
 
 
 class Engine:
-    """``andes serve`` with ``policy`` on a free port; a context manager. Its output goes to ``log``; ``cores``: the only ones
-    it runs on."""
+    """``andes serve`` with ``policy`` on a free port, as a context manager.
+
+    Its output goes to ``log``; cores: the only CPU cores it runs on. Raises :class:`EngineError` where it does not become
+    ready within ``start_timeout_s``.
+    """
 
     def __init__(
         self,
@@ -56,7 +72,7 @@ class Engine:
         flags: Sequence[str] = (),
         *,
         log: Path,
-        start_timeout_s: float = 240.0,
+        start_timeout_s: float = START_TIMEOUT_S,
         cores: Sequence[int] = (),
     ) -> None:
         self.model = str(model)
@@ -90,10 +106,12 @@ class Engine:
         self.stop()
 
     def get(self, path: str, timeout_s: float = 10.0) -> bytes:
+        """The body at ``path``. Raises ``OSError``."""
         with urllib.request.urlopen(self.url + path, timeout=timeout_s) as answer:
             return bytes(answer.read())
 
     def post(self, path: str, body: object, timeout_s: float = 120.0) -> dict[str, object]:
+        """The JSON answer to a JSON ``body``; ``{"text": ...}`` where the answer is not JSON. Raises ``OSError``."""
         request = urllib.request.Request(
             self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
         )
@@ -115,12 +133,13 @@ class Engine:
             with contextlib.suppress(OSError):
                 self.get("/health")
                 return
-            time.sleep(0.2)
+            time.sleep(POLL_EVERY_S)
         raise EngineError(
             f"the engine was not ready after {self.start_timeout_s:g} s; the end of {self.log}:\n{self.tail()}"
         )
 
     def tail(self, lines: int = 15) -> str:
+        """The last ``lines`` lines of its output that are not empty."""
         text = self.log.read_text(errors="replace").replace("\0", "") if self.log.exists() else ""
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
@@ -132,14 +151,14 @@ class Engine:
             raise EngineError(f"{self.url} serves without policy {self.policy} in charge; see {self.log}")
 
     def stop(self) -> None:
-        """End the whole process group: first politely, then not."""
+        """End the whole process group: by SIGTERM, then by SIGKILL."""
         if self._process is None:
             return
-        for sign, patience_s in ((signal.SIGTERM, 8.0), (signal.SIGKILL, 10.0)):
+        for sign, timeout_s in ((signal.SIGTERM, TERMINATE_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, sign)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience_s)
+                self._process.wait(timeout_s)
                 if sign is signal.SIGTERM:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """The one interface of every policy, and the rules that all of them keep.
 
 A policy never exceeds the KV pool or the batch bound, decides the same from the same state, leaves no room idle that
-a waiting request could use, and starves nobody without bound unless its documentation says so.
+a waiting request could use, and starves no request without bound unless its documentation says so.
+:class:`andes_sglang.conformance.PolicyConformance` tests these.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ __all__ = ["SchedulingPolicy"]
 
 @runtime_checkable
 class SchedulingPolicy(Protocol):
-    """``decide`` is pure: no clock, no randomness, no memory between calls other than the policy's configuration."""
+    """``decide`` is pure: no clock, no randomness, no memory between calls other than the policy's configuration.
+
+    Attributes that a class may have besides: ``options_type``, its :class:`~andes_sglang.policy.options.PolicyOptions`: it is
+    then made with one as its only argument; ``uses_weight``: of two requests alike it serves the heavier first;
+    ``may_starve``: it may let a request wait without bound; ``mixed_chunk``: it needs an engine with mixed chunked prefill.
+    """
 
     name: str
 

@@ -1,27 +1,30 @@
 """The best policy found that knows output lengths: a yardstick of the possible, not for service.
 
 Smith's rule on QoE. For every request, how much *final* QoE is lost if the rest of its answer starts ``delay_s`` later,
-per second of the engine that the rest needs (its prefill, its share of decode steps and of KV): whoever loses most per unit
-of work goes first. A request that can lose nothing (its reader is supplied for longer than the delay) waits, one that is
+per second of the engine that the rest needs (its prefill, its share of decode steps and of KV): the largest loss per unit of
+work goes first. A request that can lose nothing (its reader is supplied for longer than the delay) waits, one that is
 lost anyway waits too. Running requests get a bonus against flapping. It is a heuristic: the bound of
 :mod:`andes_sglang.sim.upper_bound` says how far from the optimum it may be.
 
-Trade-off: it sacrifices whoever costs much and has little left to lose, without any bound on waiting.
+Trade-off: it sacrifices requests that cost much and have little left to lose, without any bound on waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.policy.select import select
+from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.srpt import remaining_tokens
 from andes_sglang.qoe import Readers
 from andes_sglang.state import Decision, Phase, SchedulerState
 
-__all__ = ["Clairvoyant", "final_qoe"]
+__all__ = ["Clairvoyant", "ClairvoyantOptions", "final_qoe"]
 
 Array = npt.NDArray[np.float64]
 
@@ -49,50 +52,64 @@ def final_qoe(readers: Readers, now_s: float, first_s: Array, interval_s: float,
     return score
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClairvoyantOptions(PolicyOptions):
+    """Options of ``clairvoyant``."""
+
+    policy: ClassVar[str] = "clairvoyant"
+
+    delay_s: float = option(
+        20.0, "s", above=0, doc="the postponement that losses are computed for", source="simulated: 5 to 20 s alike"
+    )
+    running_bonus: float = option(
+        0.5, "", low=0, doc="relative bonus of running requests against flapping", source="assumed"
+    )
+    trigger_buffer_s: float = option(
+        1.0, "s", doc="only a reader with less text unread than this may displace", source="as andes"
+    )
+    growth_tokens: float = option(
+        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
+    )
+
+
 class Clairvoyant:
-    """output_tokens: final output length of every request by its id. delay_s: the postponement that losses are counted
-    for. running_bonus: relative bonus of running requests. trigger_buffer_s: only a reader with less may displace."""
+    """output_tokens: final output length of every request by its id."""
 
     name = "clairvoyant"
+    options_type = ClairvoyantOptions
+    uses_weight = True
+    may_starve = True
 
-    def __init__(
-        self,
-        *,
-        output_tokens: Mapping[str, int],
-        delay_s: float = 20.0,
-        running_bonus: float = 0.5,
-        trigger_buffer_s: float = 1.0,
-        growth_tokens: float = 16.0,
-    ) -> None:
-        if not delay_s > 0:
-            raise ValueError(f"delay_s must be > 0 seconds, got {delay_s!r}")
+    def __init__(self, options: ClairvoyantOptions | None = None, *, output_tokens: Mapping[str, int]) -> None:
+        self.options = options or ClairvoyantOptions()
         self.output_tokens = output_tokens
-        self.delay_s = delay_s
-        self.running_bonus = running_bonus
-        self.trigger_buffer_s = trigger_buffer_s
-        self.growth_tokens = growth_tokens
 
     def decide(self, state: SchedulerState) -> Decision:
-        t, prefill = state.requests, state.latency.prefill.coefficients
+        t, options = state.requests, self.options
         if not len(t):
             return Decision()
-        running = t.phase == Phase.RUNNING
+        running = t.is_in(Phase.RUNNING)
+        dry = t.readers.buffered_s(state.now_s) < options.trigger_buffer_s
+        return pack(
+            state,
+            self._loss_density(state) * np.where(running, 1.0 + options.running_bonus, 1.0),
+            growth_tokens=options.growth_tokens,
+            displacement=Displacement(displacers=~running & dry, victims=(t.preemptible > 0) & (t.kv_tokens > 0)),
+        )
+
+    def _loss_density(self, state: SchedulerState) -> Array:
+        """Final QoE lost by a delay, weighted, per second of the engine that the rest takes, shape (N,)."""
+        t, prefill = state.requests, state.latency.prefill.coefficients
         left = remaining_tokens(t, self.output_tokens)
         context = t.context_tokens + left / 2
-        pool = float(state.kv_capacity_tokens - state.kv_reserved_tokens)
-        batch = max(1.0, min(float(state.max_running), float(len(t)), pool / float(context.mean())))
-        interval_s = state.latency.decode_s(batch, batch * float(context.mean()))
+        mean_context = float(context.mean())
+        pool_tokens = float(state.pool_tokens)
+        batch = max(1.0, min(float(state.max_running), float(len(t)), pool_tokens / mean_context))
+        step_s = state.latency.decode_s(batch, batch * mean_context)
 
-        prefill_s = np.where(t.phase == Phase.WAITING, prefill[1] * (t.context_tokens - t.cached_tokens), 0.0)
-        share = np.maximum(1.0 / batch, context / pool)
-        work_s = prefill_s + left * interval_s * share
-        now = final_qoe(t.readers, state.now_s, prefill_s + interval_s, interval_s, left)
-        later = final_qoe(t.readers, state.now_s, self.delay_s + prefill_s + interval_s, interval_s, left)
-        loss = np.maximum(now - later, 0.0) * t.weight * np.where(running, 1.0 + self.running_bonus, 1.0)
-        return select(
-            state,
-            loss / work_s,
-            growth_tokens=self.growth_tokens,
-            displacing=~running & (t.readers.buffered_s(state.now_s) < self.trigger_buffer_s),
-            victims=(t.preemptible > 0) & (t.kv_tokens > 0),
-        )
+        prefill_s = np.where(t.is_in(Phase.WAITING), prefill[1] * (t.context_tokens - t.cached_tokens), 0.0)
+        work_s = prefill_s + left * step_s * np.maximum(1.0 / batch, context / pool_tokens)
+        now = final_qoe(t.readers, state.now_s, prefill_s + step_s, step_s, left)
+        later = final_qoe(t.readers, state.now_s, self.options.delay_s + prefill_s + step_s, step_s, left)
+        density: Array = np.maximum(now - later, 0.0) * t.weight / work_s
+        return density

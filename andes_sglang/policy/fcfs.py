@@ -1,18 +1,41 @@
-"""First come, first served: what serving engines do. Never preempts; a long queue waits for whoever came first."""
+"""First come, first served: what serving engines do.
+
+Trade-off: never preempts, ignores weights; under overload each request waits for all that came before it.
+"""
 
 from __future__ import annotations
 
-from andes_sglang.policy.select import select
+from dataclasses import dataclass
+from typing import ClassVar
+
+from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.packer import pack
 from andes_sglang.state import Decision, SchedulerState
 
-__all__ = ["Fcfs"]
+__all__ = ["Fcfs", "QueueOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueOptions(PolicyOptions):
+    """Options of the policies that never preempt: ``fcfs``, ``sarathi``, ``lifo``."""
+
+    policy: ClassVar[str] = "fcfs"
+
+    growth_tokens: float = option(
+        64.0, "tokens", low=0, doc="KV kept free for each running request",
+        source="assumed: without preemption, running out of KV is a retraction",
+    )  # fmt: skip
 
 
 class Fcfs:
-    name = "fcfs"
+    """See the module."""
 
-    def __init__(self, growth_tokens: float = 64.0) -> None:
-        self.growth_tokens = growth_tokens
+    name = "fcfs"
+    options_type = QueueOptions
+
+    def __init__(self, options: QueueOptions | None = None) -> None:
+        self.options = options or self.options_type()
 
     def decide(self, state: SchedulerState) -> Decision:
-        return select(state, -state.requests.arrival_s, growth_tokens=self.growth_tokens, strict=True)
+        growth_tokens = self.options.growth_tokens
+        return pack(state, -state.requests.arrival_s, growth_tokens=growth_tokens, strict=True)

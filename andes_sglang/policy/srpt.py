@@ -2,7 +2,7 @@
 
 ``output_tokens`` tells it every request's final length, which no engine knows; so it has to be given one to be made, and
 nothing else in a :class:`~andes_sglang.state.SchedulerState` carries lengths. It minimises mean response time on one
-machine without preemption cost, and knows nothing of readers.
+machine without preemption cost, and knows nothing of readers or weights.
 
 Trade-off: long answers and long prompts starve for as long as shorter ones keep coming.
 """
@@ -10,40 +10,55 @@ Trade-off: long answers and long prompts starve for as long as shorter ones keep
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.policy.select import select
+from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.state import Decision, Phase, RequestTable, SchedulerState
 
-__all__ = ["Srpt", "remaining_tokens"]
+__all__ = ["Srpt", "SrptOptions", "remaining_tokens"]
 
 
 def remaining_tokens(t: RequestTable, output_tokens: Mapping[str, int]) -> npt.NDArray[np.float64]:
-    """Tokens each request has still to generate, shape (N,), at least 1. ``KeyError`` for a request not foretold."""
+    """Tokens each request has still to generate, shape (N,), at least 1. ``KeyError`` for a request without a length."""
     total = np.array([output_tokens[rid] for rid in t.rids], dtype=np.float64)
     return np.maximum(total - t.output_tokens, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SrptOptions(PolicyOptions):
+    """Options of ``srpt``."""
+
+    policy: ClassVar[str] = "srpt"
+
+    growth_tokens: float = option(
+        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
+    )
 
 
 class Srpt:
     """output_tokens: final output length of every request by its id."""
 
     name = "srpt"
+    options_type = SrptOptions
+    may_starve = True
 
-    def __init__(self, *, output_tokens: Mapping[str, int], growth_tokens: float = 16.0) -> None:
+    def __init__(self, options: SrptOptions | None = None, *, output_tokens: Mapping[str, int]) -> None:
+        self.options = options or SrptOptions()
         self.output_tokens = output_tokens
-        self.growth_tokens = growth_tokens
 
     def decide(self, state: SchedulerState) -> Decision:
         t, prefill = state.requests, state.latency.prefill.coefficients
-        running = t.phase == Phase.RUNNING
-        new = np.where(t.phase == Phase.WAITING, t.context_tokens - t.cached_tokens, 0.0)
+        new = np.where(t.is_in(Phase.WAITING), t.context_tokens - t.cached_tokens, 0.0)
         remaining_s = prefill[1] * new + state.latency.decode_s(1, 0) * remaining_tokens(t, self.output_tokens)
-        return select(
+        victims = (t.preemptible > 0) & (t.kv_tokens > 0)
+        return pack(
             state,
             -remaining_s,
-            growth_tokens=self.growth_tokens,
-            displacing=~running,
-            victims=(t.preemptible > 0) & (t.kv_tokens > 0),
+            growth_tokens=self.options.growth_tokens,
+            displacement=Displacement(displacers=~t.is_in(Phase.RUNNING), victims=victims),
         )

@@ -6,34 +6,30 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from andes_sglang import results, summary
-from andes_sglang.arms import Arm, policy_options
+from andes_sglang.arms import Arm
 from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
-from andes_sglang.policy import SchedulingPolicy, make
-from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.sim import overrides
+from andes_sglang.request import RequestRecord
+from andes_sglang.routing import ROUTING_POLICIES, make_routing_policy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import ROUTERS, Fleet
+from andes_sglang.sim.configure import STOCK_MIXED, configure
+from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.profile import Profile
-from andes_sglang.sim.replica import RefusedError, simulate
+from andes_sglang.sim.replica import RefusedError
 from andes_sglang.summary import Figures
-from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, lengths, mean_length
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["USER_ERRORS", "add_arguments", "configure"]
+__all__ = ["USER_ERRORS", "add_arguments"]
 
 USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
 MOST_RECORDS = 4000
 SAMPLES = 400
-STOCK_MIXED = "stock-mixed"
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
@@ -47,47 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     add_run_arguments(parser, sustained="the replicas sustain under stock")
     parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
-    parser.add_argument("--router", choices=sorted(ROUTERS), default="least_requests")
+    parser.add_argument("--router", default="least_load", metavar="NAME",
+                        help=f"routing policy: {', '.join(sorted(ROUTING_POLICIES))}, or package.module:Class")  # fmt: skip
     parser.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
                         help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
     add_workload_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("out/simulate"), help="directory for the results")
     parser.set_defaults(run=_simulate)
-
-
-def _engine_flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    overrides.add_arguments(parser)
-    parser.add_argument("--policy-option", action="append", default=[])
-    return parser
-
-
-def configure(
-    engine: EngineModel, arm: Arm, passed: Sequence[str] = ()
-) -> tuple[EngineModel, Callable[[], SchedulingPolicy | None]]:
-    """The engine of an arm with its flags, and what makes its policies. Raises :class:`WorkloadError`."""
-    policy = arm.policy
-    flags = [*passed, *arm.flags]
-    if policy == STOCK_MIXED:
-        policy, flags = "stock", [*flags, "--enable-mixed-chunk"]
-    try:
-        given, unknown = _engine_flags().parse_known_args(flags)
-    except argparse.ArgumentError as error:
-        raise WorkloadError(str(error)) from None
-    if unknown:
-        raise WorkloadError(f"unknown argument {unknown[0]!r}")
-    try:
-        engine = overrides.apply(engine, given)
-        options = policy_options(given.policy_option)
-        if policy == "stock":
-            if options:
-                raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
-            return engine, lambda: None
-        if getattr(make(policy, **options), "mixed_chunk", False):  # a policy that is nothing without
-            engine = replace(engine, mixed=True)
-    except ValueError as error:
-        raise WorkloadError(f"--policies {arm.policy}: {error}") from None
-    return engine, lambda: make(policy, **options)
 
 
 @dataclass(slots=True)
@@ -153,18 +115,6 @@ def _serve(fleet: Fleet, workload: Workload | SyntheticWorkload, progress: Calla
     return run
 
 
-def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: int) -> float:
-    """Output tokens per second of a stock engine with a queue that is never empty, over the middle of the run."""
-    rng = np.random.default_rng(seed)
-    draw_prompt, draw_output = lengths(prompt), lengths(output)
-    batch = engine.kv_capacity_tokens / (mean_length(prompt) + 0.5 * mean_length(output))
-    count = max(1000, 6 * int(min(engine.max_running, batch)))
-    flood = [RequestSpec(0.0, draw_prompt(rng), draw_output(rng), QoETarget()) for _ in range(count)]
-    arrived = np.sort(np.concatenate([r.token_times_s for r in simulate(engine, None, flood)]))
-    first, last = arrived[len(arrived) // 5], arrived[len(arrived) * 3 // 4]
-    return float(0.55 * len(arrived) / (last - first))
-
-
 def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
     """Replay one workload in virtual time under several policies, on the engines that a profile describes."""
     passed = [flag for flag in passed if flag != "--"]
@@ -188,7 +138,7 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         workload = from_arguments(args, args.seed + repeat - 1)
         description = description or workload.describe()
         for name, (engine, policy) in engines.items():
-            fleet = Fleet(engine, policy, replicas=args.replicas, router=ROUTERS[args.router](),
+            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=make_routing_policy(args.router),
                           decision_interval_s=args.decision_interval)  # fmt: skip
             label = f"{name}, seed {args.seed + repeat - 1}"
             progress = results.Progress(label)

@@ -6,15 +6,17 @@ import math
 from dataclasses import dataclass, fields
 from enum import Enum
 
+from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS
+
 __all__ = ["Costs", "EngineModel", "Overlap"]
 
 
 class Overlap(Enum):
     """How the engine's CPU work and its forward passes share the time (SGLang's event loops).
 
-    NONE: one after the other. ASYNC, on a GPU: the CPU plans one iteration ahead, so whoever arrives joins one iteration
-    later, and whoever finishes leaves one later. SYNC, the overlap loop on a CPU: the pass blocks the loop, so the result of
-    an iteration is sent when the next one has ended; whoever finishes leaves one iteration later.
+    NONE: one after the other. ASYNC, on a GPU: the CPU plans one iteration ahead, so a request that arrives joins one
+    iteration later, and one that finishes leaves one later. SYNC, the overlap loop on a CPU: the pass blocks the loop, so the
+    result of an iteration is sent when the next one has ended; a request that finishes leaves one iteration later.
     """
 
     NONE = "none"
@@ -50,13 +52,13 @@ class Costs:
             raise ValueError("decode_fixed_s and prefill_fixed_s: an iteration must take some time, got 0")
 
     def times(self, factor: float) -> Costs:
-        """Of an engine so many times as slow."""
+        """Of an engine ``factor`` times as slow."""
         return Costs(**{field.name: factor * getattr(self, field.name) for field in fields(self)})
 
-    def decode_s(self, batch: int, context_tokens: int) -> float:
+    def decode_s(self, batch: float, context_tokens: float) -> float:
         return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
 
-    def prefill_s(self, new_tokens: int, prefix_tokens: int = 0, pairs: float = 0.0, requests: int = 1) -> float:
+    def prefill_s(self, new_tokens: float, prefix_tokens: float = 0, pairs: float = 0.0, requests: int = 1) -> float:
         return (
             self.prefill_fixed_s
             + self.prefill_request_s * requests
@@ -107,3 +109,9 @@ class EngineModel:
                 raise ValueError(f"{name} must be >= 0, got {value!r}")
         if self.host_capacity_tokens and not self.host_tokens_per_s > 0:
             raise ValueError(f"host_tokens_per_s must be > 0 with a host tier, got {self.host_tokens_per_s!r}")
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Prompt and answer of the longest request that is served: the pool less what admission keeps free beside it, once
+        for the request and once while it runs."""
+        return self.kv_capacity_tokens - 2 * ADMISSION_RESERVE_TOKENS

@@ -1,7 +1,7 @@
-"""A fleet of equal replicas in virtual time: who goes where, how many there are, how long they take to come and to go.
+"""A fleet of equal replicas in virtual time: routing, autoscaling, start-up and draining.
 
-Router and autoscaler are plain objects with one method; what they see is the fleet itself. A replica that nothing happens
-to is left alone until somebody asks for it, so an arrival costs what it changes and not the size of the fleet.
+The routing policy is the gateway's own and sees what a gateway would see; an autoscaler sees the fleet itself. A replica in
+which no request begins or ends is not advanced, so an arrival costs what it changes and not the size of the fleet.
 """
 
 from __future__ import annotations
@@ -13,58 +13,14 @@ from typing import Protocol
 
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.routing import LeastLoad, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.gateway_view import GatewayView, incoming_stream
 from andes_sglang.sim.replica import Replica
 
-__all__ = ["ROUTERS", "Autoscaler", "Fleet", "Router", "simulate_fleet"]
+__all__ = ["Autoscaler", "Fleet", "simulate_fleet"]
 
 Policy = Callable[[], SchedulingPolicy | None]
-Router = Callable[[RequestSpec, Sequence[Replica]], Replica]
-"""Chooses among the replicas that serve; they are brought up to the arrival's time first."""
-
-
-def least_requests(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
-    return min(replicas, key=lambda r: r.open_requests)
-
-
-def least_tokens(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
-    """By prompt tokens of open requests: a long prompt counts for what it costs."""
-    return min(replicas, key=lambda r: (r.open_prompt_tokens, r.open_requests))
-
-
-def qoe(spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
-    """Where its reader waits least, by the engine's own costs: for the queue before it, for KV, and between tokens."""
-
-    def wait_s(replica: Replica) -> tuple[float, int]:
-        costs = replica.engine.costs
-        batch = replica.open_requests + 1
-        context = replica.open_prompt_tokens + spec.prompt_tokens
-        queued = max(0, replica.open_prompt_tokens - replica.kv_used_tokens) + spec.prompt_tokens
-        step_s = costs.decode_s(batch, context)
-        over = max(0.0, context / replica.engine.kv_capacity_tokens - 1.0)
-        late_s = max(0.0, step_s * spec.target.tds - 1.0)
-        return costs.prefill_s(queued) + 100.0 * over + 10.0 * late_s, batch
-
-    return min(replicas, key=wait_s)
-
-
-def round_robin() -> Router:
-    turn = -1
-
-    def route(_spec: RequestSpec, replicas: Sequence[Replica]) -> Replica:
-        nonlocal turn
-        turn += 1
-        return replicas[turn % len(replicas)]
-
-    return route
-
-
-ROUTERS: dict[str, Callable[[], Router]] = {
-    "round_robin": round_robin,
-    "least_requests": lambda: least_requests,
-    "least_tokens": lambda: least_tokens,
-    "qoe": lambda: qoe,
-}
 
 
 class Autoscaler(Protocol):
@@ -92,7 +48,7 @@ class Fleet:
         *,
         replicas: int = 1,
         engines: Sequence[EngineModel] = (),
-        router: Router = least_requests,
+        routing_policy: RoutingPolicy | None = None,
         autoscaler: Autoscaler | None = None,
         start_s: float = 0.0,
         decision_interval_s: float = 0.0,
@@ -103,7 +59,8 @@ class Fleet:
         if not start_s >= 0:
             raise ValueError(f"start_s must be >= 0 seconds, got {start_s!r}")
         self.engine, self.policy, self.sink = engine, policy, sink
-        self.router, self.autoscaler, self.start_s = router, autoscaler, start_s
+        self.routing_policy = routing_policy or LeastLoad()
+        self.autoscaler, self.start_s = autoscaler, start_s
         self.decision_interval_s = decision_interval_s
         self.now_s = 0.0
         self.started = 0
@@ -113,6 +70,7 @@ class Fleet:
         self.draining: list[Replica] = []
         self._paid_s = 0.0
         self._since: dict[Replica, float] = {}
+        self._views: dict[Replica, GatewayView] = {}
         self._submitted = 0
         self._next_tick_s = autoscaler.interval_s if autoscaler else math.inf
         for model in engines or [engine] * replicas:
@@ -134,10 +92,21 @@ class Fleet:
     def submit(self, spec: RequestSpec) -> None:
         """A request arrives, no earlier than the one before. Raises :class:`~andes_sglang.sim.replica.RefusedError`."""
         self.advance(spec.arrival_s)
-        chosen = self.router(spec, [r for r in self.serving if r.fits(spec)] or self.serving)
+        chosen = self._route(spec, [r for r in self.serving if r.fits(spec)] or self.serving)
         chosen.advance(spec.arrival_s)
-        chosen.submit(spec, index=self._submitted)
+        job = chosen.submit(spec, index=self._submitted)
+        self._views[chosen].sent(job)
         self._submitted += 1
+
+    def _route(self, spec: RequestSpec, replicas: list[Replica]) -> Replica:
+        if len(replicas) == 1:
+            return replicas[0]
+        views = {replica.name: replica for replica in (self._views[replica] for replica in replicas)}
+        new = incoming_stream(spec, self._submitted)
+        order = self.routing_policy.order(
+            new, [view.at(spec.arrival_s, spec) for view in views.values()], spec.arrival_s
+        )
+        return views[order[0].name].replica
 
     def advance(self, until_s: float = math.inf) -> None:
         """Serve until ``until_s``; without it, until nobody is left."""
@@ -185,6 +154,7 @@ class Fleet:
         )
         self.started += 1
         self._since[replica] = self.now_s
+        self._views[replica] = GatewayView(replica)
         self.most = max(self.most, len(self._since))
         return replica
 
@@ -193,6 +163,7 @@ class Fleet:
 
     def _pay(self, replica: Replica, until_s: float) -> None:
         self._paid_s += max(0.0, until_s - self._since.pop(replica))
+        del self._views[replica]
 
 
 def simulate_fleet(fleet: Fleet, requests: Iterable[RequestSpec]) -> Iterator[RequestRecord]:

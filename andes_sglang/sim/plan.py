@@ -11,11 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Fleet, Router, qoe
+from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.replica import simulate
+from andes_sglang.workload import mean_length, parse_lengths
 
-__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible"]
+__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible", "sustained_tokens_per_s"]
 
 Array = npt.NDArray[np.float64]
 
@@ -25,13 +29,13 @@ def score_fleet(
     policy: Callable[[], SchedulingPolicy | None],
     requests: Iterable[RequestSpec],
     *,
-    router: Router = qoe,
+    routing_policy: RoutingPolicy | None = None,
     decision_interval_s: float = 0.0,
 ) -> tuple[Array, int]:
     """QoE of each request in order of its end, all served to the end, and how many were open when the last one arrived."""
     scores: list[float] = []
     fleet = Fleet(
-        engines[0], policy, engines=engines, router=router, decision_interval_s=decision_interval_s,
+        engines[0], policy, engines=engines, routing_policy=routing_policy or QoE(), decision_interval_s=decision_interval_s,
         sink=lambda record: scores.append(record.qoe),
     )  # fmt: skip
     for spec in requests:
@@ -50,6 +54,19 @@ def capacity_rps(engine: EngineModel, prompt_tokens: float, output_tokens: float
     pairs = prompt_tokens * prompt_tokens / 2
     prefill_s = engine.costs.prefill_s(round(prompt_tokens), 0, pairs) + (chunks - 1) * engine.costs.prefill_fixed_s
     return 1.0 / (prefill_s + output_tokens * step_s / batch)
+
+
+def sustained_tokens_per_s(engine: EngineModel, prompt: str, output: str, seed: int) -> float:
+    """Output tokens per second of a stock engine with a queue that is never empty. prompt, output: lengths, as on the command
+    line. Counted from a fifth to three quarters of the tokens, when the batch is full."""
+    rng = np.random.default_rng(seed)
+    draw_prompt, draw_output = parse_lengths(prompt), parse_lengths(output)
+    batch = engine.kv_capacity_tokens / (mean_length(prompt) + 0.5 * mean_length(output))
+    count = max(1000, 6 * int(min(engine.max_running, batch)))
+    flood = [RequestSpec(0.0, draw_prompt(rng), draw_output(rng), QoETarget()) for _ in range(count)]
+    arrived = np.sort(np.concatenate([r.token_times_s for r in simulate(engine, None, flood)]))
+    first, last = arrived[len(arrived) // 5], arrived[len(arrived) * 3 // 4]
+    return float(0.55 * len(arrived) / (last - first))
 
 
 def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, step: int = 1) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import html
 import itertools
 import json
 import sys
@@ -20,7 +19,8 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import whatif
-from andes_sglang.sim.cli import STOCK_MIXED, USER_ERRORS, configure
+from andes_sglang.sim.cli import USER_ERRORS
+from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.sim.profile import Profile
@@ -254,27 +254,19 @@ def _page(
     result: dict[str, Any], plans: Sequence[_Plan], table: Sequence[Sequence[str]], objective: QoEObjective
 ) -> str:
     """One self-contained page: the table, and for each profile the objective's statistic by fleet size."""
-    pictures = []
     policies = list(dict.fromkeys(p.policy for p in plans))
     colours = {name: report.COLOURS[k % len(report.COLOURS)] for k, name in enumerate(policies)}
+    figures = []
     for profile in dict.fromkeys(p.profile.name for p in plans):
         mine = [p for p in plans if p.profile.name == profile]
         sizes = sorted({n for p in mine for n in p.values})
-        series: list[tuple[str, str, Sequence[float], Sequence[float]]] = [
+        series: list[report.Series] = [
             (p.policy, colours[p.policy], sorted(p.values), [float(np.mean(p.values[n])) for n in sorted(p.values)])
             for p in mine
         ]
         series.append(("objective", "#888 dash", [0.0, float(max(sizes))], [objective.value] * 2))
-        pictures.append(report.figure(report.plot(series, "replicas", objective.name, 1.0), profile))
-    head, *rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in table]
-    key = "".join(f'<span class="key" style="background:{c}"></span>{html.escape(n)}' for n, c in colours.items())
-    workload = result["workload"]
-    title = f"SIMULATED: replicas for {html.escape(str(objective))}"
-    return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>{report.CSS}</style></head><body><h1>{title}</h1>
-<p class="note">{html.escape(str(workload["name"]))} · {workload["requests"]} requests · seeds {workload["seeds"]}</p>
-<table><thead><tr>{head.replace("td>", "th>")}</tr></thead><tbody>{"".join(f"<tr>{row}</tr>" for row in rows)}</tbody></table>
-<p class="note">± is the standard deviation over seeds. Saving: replicas against the better stock arm. Everybody is served to
-the end, and whoever was late counts. Prices are the profile's or the command line's.</p>
-<p>{key}</p><div class="row">{"".join(pictures)}</div></body></html>
-"""
+        chart = report.plot(series, "replicas", objective.name, 1.0)
+        figures.append(report.Figure(chart, profile))
+    title = f"SIMULATED: replicas for {objective}"
+    return report.render_page("plan", title=title, workload=result["workload"], columns=table[0], rows=table[1:],
+                              colours=colours, figures=figures)  # fmt: skip

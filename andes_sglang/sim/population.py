@@ -1,4 +1,4 @@
-"""The replica's population as columns, kept up to date instead of built anew for every decision.
+"""A replica's requests as the columns that a policy is shown, kept up to date instead of built for every decision.
 
 A waiting request does not change, so its column entries are written once. Of what runs, tokens are counted from the step
 at which it joined the batch, and readers are brought up to date in a few array expressions, however many steps have passed.
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from andes_sglang.qoe import Readers
 from andes_sglang.request import RequestSpec
+from andes_sglang.sim.step_clock import StepClock
 from andes_sglang.state import READER_WIDTH, ROW_WIDTH, Phase, RequestTable
 
-__all__ = ["Population"]
+__all__ = ["NoPopulation", "Population"]
 
 Array = npt.NDArray[np.float64]
 (
@@ -28,8 +29,8 @@ Array = npt.NDArray[np.float64]
 
 
 class _Table(RequestTable):
-    """Its readers are followed up to now when a policy first looks at them, as not every policy does at every decision;
-    and only those are named who are asked for."""
+    """Its readers are brought up to date when a policy first reads them, for not every policy does at every decision; and
+    request ids are looked up only where they are asked for."""
 
     __slots__ = ("_all_rids", "_follow", "_slots")
 
@@ -61,7 +62,7 @@ class _Table(RequestTable):
 
 class Population:
     """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds.
-    written_through: what runs has a copy in host memory."""
+    written_through: what runs has a copy in host memory. The methods are named after what happens to a request."""
 
     def __init__(self, capacity: int = 256, *, written_through: bool = False) -> None:
         self._written_through = written_through
@@ -104,11 +105,11 @@ class Population:
         c[KV, slot] = c[PROMPT, slot] + c[OUTPUT, slot]
         self._joined_step[slot] = self._seen_step[slot] = step
 
-    def stop(self, slot: int, step: int, phase: Phase, now_s: float, cached_tokens: int) -> None:
-        """It has left the batch after ``step``: parked with its KV, or waiting without."""
+    def stop(self, slot: int, clock: StepClock, phase: Phase, cached_tokens: int) -> None:
+        """It has just left the batch: parked with its KV, or waiting without, ``cached_tokens`` of it in the cache."""
         c = self._columns
-        _count(c[:, slot], step - self._joined_step[slot])
-        c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, now_s, cached_tokens
+        _count(c[:, slot], clock.steps - self._joined_step[slot])
+        c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, clock.now_s, cached_tokens
         c[PREEMPTIONS, slot] += 1
         if phase is Phase.WAITING:
             c[KV, slot] = 0
@@ -128,8 +129,8 @@ class Population:
         c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
-    def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], ends_s: Array, first_step: int, step: int) -> Array:
-        """The readers' columns of those in the batch, brought up to ``step``; step j ended at ``ends_s[j - first_step]``.
+    def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], clock: StepClock, step: int) -> Array:
+        """The readers' columns of those in the batch, brought up to ``step`` of ``clock``; shape (READER_WIDTH, n).
 
         Token k of the news, at u[k] = end - start - k / tds, is digested at k / tds + max(E, u[0..k]) with E the reader's
         end before: the recurrence of :class:`andes_sglang.qoe.ReaderStream` for all requests and steps at once.
@@ -139,7 +140,7 @@ class Population:
         if not len(rows) or (oldest := int(seen.min())) >= step:
             return self._readers(rows, step)
         news = np.maximum(step - seen, 0)
-        times = ends_s[oldest - first_step : step - first_step]
+        times = clock.ends_s(oldest, step)
         start, tds, delivered, end, lateness = self._columns[: LATENESS + 1].take(rows, axis=1)
         delivered += seen - self._joined_step.take(rows)
         pace = 1.0 / tds
@@ -169,16 +170,11 @@ class Population:
         return np.maximum(step - self._joined_step.take(rows), 0.0)
 
     def table(
-        self,
-        step: int,
-        ends_s: Array,
-        first_step: int,
-        running: list[int],
-        parked: list[int],
-        waiting: list[int],
+        self, clock: StepClock, *, running: list[int], parked: list[int], waiting: list[int]
     ) -> tuple[RequestTable, int]:
-        """The rows of these slots, in that order, and the KV tokens they hold; those running as of ``step`` (see
-        :meth:`follow`). To be read before anything else happens."""
+        """The rows of these slots, in that order, and the KV tokens they hold; tokens and readers as of the last step that
+        was sent. To be read before anything else happens."""
+        step = clock.sent_steps
         slots = np.array(running + parked + waiting, dtype=np.intp)
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
@@ -186,12 +182,37 @@ class Population:
         if self._written_through:
             holding = slice(batch + len(parked))
             columns[HOST, holding] = columns[KV, holding]
-        follow = partial(self.follow, slots[:batch], ends_s, first_step, step)
+        follow = partial(self.follow, slots[:batch], clock, step)
         return _Table(self._rids, slots, columns, follow), int(columns[KV].sum())
 
 
+class NoPopulation(Population):
+    """In the place of a population where no policy is asked: nothing is written down."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:  # noqa: ARG002
+        return -1
+
+    def start(self, slot: int, now_s: float) -> None:
+        pass
+
+    def join(self, slot: int, step: int) -> None:
+        pass
+
+    def stop(self, slot: int, clock: StepClock, phase: Phase, cached_tokens: int) -> None:
+        pass
+
+    def deliver(self, slot: int, at_s: float) -> None:
+        pass
+
+    def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], clock: StepClock, step: int) -> Array:  # noqa: ARG002
+        return np.empty((READER_WIDTH, 0))
+
+
 def _count(columns: Array, tokens: Any) -> None:
-    """So many tokens more."""
+    """Each of the requests has ``tokens`` more."""
     for counter in (DELIVERED, OUTPUT, KV, SLICE):
         columns[counter] += tokens
     columns[REMAINING] -= tokens

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Fleet, Router, qoe
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.state import Phase
 
@@ -114,13 +115,13 @@ class WhatIf:
         goals: Sequence[Goal],
         *,
         kinds: Sequence[int] = (),
-        router: Router = qoe,
+        routing_policy: Callable[[], RoutingPolicy] = QoE,
         most_requests: int = MOST_REQUESTS,
         decision_interval_s: float | None = None,
     ) -> None:
         if not span_s > 0:
             raise ValueError(f"span_s must be > 0 seconds, got {span_s!r}")
-        self.engine, self.policy, self.router = engine, policy, router
+        self.engine, self.policy, self.routing_policy = engine, policy, routing_policy
         self.requests, self.span_s, self.goals = requests, span_s, tuple(goals)
         self.most_requests = most_requests
         self.decision_interval_s = decision_interval(engine) if decision_interval_s is None else decision_interval_s
@@ -160,8 +161,8 @@ class WhatIf:
             scores[record.index], stays_s[record.index] = record.qoe, record.end_s - record.arrival_s
 
         fleet = Fleet(
-            self.engine, self.policy, replicas=cell, router=self.router, decision_interval_s=self.decision_interval_s,
-            sink=keep,
+            self.engine, self.policy, replicas=cell, routing_policy=self.routing_policy(),
+            decision_interval_s=self.decision_interval_s, sink=keep,
         )  # fmt: skip
 
         def at_best() -> tuple[float | None, ...]:
@@ -219,7 +220,7 @@ def _at_best(fleet: Fleet, scores: Array) -> Array:
         for job in replica.by_rid.values():
             spec = job.spec
             if job.phase is Phase.RUNNING:
-                had, until_s = 0, float(job.pieces[0][0])
+                had, until_s = 0, float(job.times_s[0][0])
             else:
                 had, until_s = job.generated, replica.now_s
             late_s = until_s - spec.arrival_s - spec.target.ttft_s - had / spec.target.tds

@@ -7,9 +7,9 @@ from andes_sglang.qoe import QoETarget
 __all__ = ["LISTENING", "POPULATIONS", "READING", "readers_of"]
 
 READING = ((0.2804, 0.196), (0.5187, 0.230), (0.1119, 0.240), (0.0556, 0.249), (0.0333, 0.264))
-"""Share of users and seconds per token, by age group (Andes, arXiv 2404.16283, version 2, section 2)."""
+"""Share of users and seconds per token, by age group (Andes, arXiv 2404.16283 v2, section 2, and its trace generator)."""
 LISTENING = ((0.7929, 0.31), (0.0703, 0.15), (0.0692, 0.19), (0.0358, 0.15), (0.0317, 0.13))
-"""Share of users and seconds per token, by language (the same section)."""
+"""Share of users and seconds per token, by language (the same sources)."""
 POPULATIONS = {"reading": READING, "listening": LISTENING}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from andes_api.errors import ApiError
-from andes_api.forecast import Forecast, Newcomer, qoe_if
 from andes_api.settings import ClassSettings
+from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
 
 __all__ = ["TokenBucket", "full", "no_replica", "overload", "tenant_streams", "too_fast"]
 
@@ -31,7 +31,9 @@ class TokenBucket:
         return (1.0 - self._left) / self._rate
 
 
-def overload(new: Newcomer, expected: Forecast, cls: ClassSettings, horizon_s: float, name: str) -> ApiError | None:
+def overload(
+    new: IncomingStream, expected: StreamForecast, cls: ClassSettings, horizon_s: float, name: str
+) -> ApiError | None:
     """Refuse what would be served badly, or would cost others more than it gains, until when it would not."""
     if cls.shed_below <= 0.0:
         return None
@@ -49,17 +51,17 @@ def overload(new: Newcomer, expected: Forecast, cls: ClassSettings, horizon_s: f
     )
 
 
-def retry_after_s(new: Newcomer, expected: Forecast, wanted_qoe: float, horizon_s: float) -> float:
+def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: float, horizon_s: float) -> float:
     """Seconds until the queue ahead has drained so far that ``wanted_qoe`` is in reach, by bisection; 120 at most.
 
-    While a newcomer waits outside, the first token it would get comes nearer by as much.
+    While a new stream waits outside, the first token it would get comes nearer by as much.
     """
     low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
-    if qoe_if(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
+    if project_qoe(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
         return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(5.0, high_s)
     for _ in range(20):
         middle_s = 0.5 * (low_s + high_s)
-        if qoe_if(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
+        if project_qoe(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
             low_s = middle_s
         else:
             high_s = middle_s

@@ -223,7 +223,8 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         now_s = time.monotonic()
         return _json({
             "gateway": name,
-            "policy": gateway.settings.policy,
+            "policy": gateway.settings.policy,  # deprecated: the name alone
+            "routing_policy": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
             "held": gateway.held,
             "replicas": [replica.describe(now_s) for replica in gateway.fleet.replicas.values()],
         })  # fmt: skip

@@ -15,17 +15,17 @@ from andes_api.admission import TokenBucket
 from andes_api.demand import Demand, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.expectations import Expectation
-from andes_api.forecast import forecast
 from andes_api.metrics import Metrics
 from andes_api.outlet import Send
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay
 from andes_api.replicas import LOOK_S, Fleet, Replica
-from andes_api.resume import resumable
-from andes_api.routing import make
 from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
+from andes_sglang.resume import resumable
+from andes_sglang.routing import make_routing_policy
+from andes_sglang.stream_forecast import forecast_stream
 
 __all__ = ["Gateway"]
 
@@ -45,7 +45,7 @@ class Gateway:
         self.reread_classes()
         self.metrics = Metrics()
         self.fleet = Fleet(settings)
-        self.policy = make(settings.policy, horizon_s=settings.horizon_s, bound=settings.bounded_load)
+        self.policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = Demand(settings.demand_records)
         self.qoe = QoEWindow()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
@@ -122,7 +122,7 @@ class Gateway:
     def place(self, stream: Stream, now_s: float) -> list[Replica]:
         """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
         Empty while no engine can take anything. Raises the error that refuses it."""
-        settings, new = self.settings, stream.newcomer
+        settings, new = self.settings, stream.incoming
         taking = {replica.name: replica for replica in self.fleet.taking(now_s)}
         if not taking:
             held = max(
@@ -133,7 +133,7 @@ class Gateway:
             return []
         views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in taking.values()]
         order = self.policy.order(new, views, now_s)
-        stream.expected = forecast(new, order[0], now_s, settings.horizon_s)
+        stream.expected = forecast_stream(new, order[0], now_s, settings.horizon_s)
         if settings.admission and stream.streams and order[0].load:
             cls = stream.expectation.settings
             refusal = admission.overload(new, stream.expected, cls, settings.horizon_s, stream.expectation.class_name)

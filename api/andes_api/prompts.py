@@ -1,13 +1,14 @@
-"""What a prompt says about itself before any tokenizer has seen it: its length, how it begins, who has seen it before."""
+"""What a prompt says about itself before any tokenizer has seen it: its length and how it begins."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Prompt", "Seen"]
+from andes_sglang.routing import PrefixTracker
+
+__all__ = ["BLOCK", "Prompt"]
 
 BLOCK = 512
 MAX_BLOCKS = 64
@@ -34,6 +35,11 @@ class Prompt:
         """Prompt tokens: exact for ids, otherwise by length."""
         return float(self._tokens) if self._tokens is not None else self.length / chars_per_token
 
+    def share(self, prefixes: PrefixTracker) -> float:
+        """Share of this prompt, from its beginning, that a replica has seen: 0 to 1."""
+        matched = prefixes.matched(self.blocks)
+        return matched * BLOCK / self.length if matched else 0.0
+
     @property
     def counted(self) -> bool:
         return self._tokens is not None
@@ -47,27 +53,3 @@ def _text(prompt: Any) -> str:
     if isinstance(prompt, dict):  # a message or a part of one
         return f"{prompt.get('role', '')}{_text(prompt.get('content') or prompt.get('text'))}"
     return ""
-
-
-class Seen:
-    """The prompt blocks a replica has probably still in its cache: the last ``limit`` it was sent."""
-
-    def __init__(self, limit: int = 20_000) -> None:
-        self._blocks: OrderedDict[int, None] = OrderedDict()
-        self._limit = limit
-
-    def add(self, prompt: Prompt) -> None:
-        for block in prompt.blocks:
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        while len(self._blocks) > self._limit:
-            self._blocks.popitem(last=False)
-
-    def share(self, prompt: Prompt) -> float:
-        """Share of ``prompt``, from its beginning, that was seen: 0 to 1."""
-        hit = 0
-        for block in prompt.blocks:
-            if block not in self._blocks:
-                break
-            hit += 1
-        return hit * BLOCK / prompt.length if hit else 0.0

@@ -18,9 +18,9 @@ from andes_api.errors import ApiError
 from andes_api.outlet import Outlet, PacedOutlet, Send
 from andes_api.pacing import Pacer
 from andes_api.replicas import Replica
-from andes_api.resume import Continuation, continued
 from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
 from andes_api.stream import Stream, answers
+from andes_sglang.resume import Continuation, continued
 
 if TYPE_CHECKING:
     from andes_api.gateway import Gateway
@@ -182,7 +182,7 @@ class Relay:
                     self._answer = answer
                     outcome = await self._pass_on(answer, attempt)
             replica.breaker.succeeded()
-            replica.seen.add(stream.prompt)
+            replica.prefixes.add(stream.prompt.blocks)
             return outcome
         except UpstreamError as error:
             telemetry.failed(span, error.kind)
@@ -305,7 +305,10 @@ class Relay:
             if attempt.waited_s is None:
                 self._first_token(attempt)
         if continuation is not None:
-            batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
+            try:
+                batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
+            except ValueError:
+                raise UpstreamError("garbage") from None
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
         return batch

@@ -14,11 +14,12 @@ import aiohttp
 import numpy as np
 
 from andes_api.discovery import look_up
-from andes_api.forecast import Forecast, ReplicaView
-from andes_api.prompts import Prompt, Seen
+from andes_api.prompts import Prompt
 from andes_api.settings import Settings
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
+from andes_sglang.routing import PrefixTracker, ReplicaView
+from andes_sglang.stream_forecast import OpenStreams, StreamForecast, usable_slots
 
 if TYPE_CHECKING:
     from andes_api.stream import Stream
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LOOK_S", "Breaker", "Fleet", "Replica"]
 
 VIEW_AGE_S = 0.1
-MOST_READERS = 256  # a newcomer's cost to so many is reckoned; to more, from every second, third ... of them
+MOST_READERS = 256  # streams sampled for the forecast: of more, every second, third ... of them
 KEEPALIVE_S = 4.0  # engines close what was idle for 5 s: we are first, so that no request meets a closing connection
 LATE_MEMORY_S = 10.0
 LOOK_S = 1.0  # how often to look for an engine while there is none
@@ -79,7 +80,7 @@ class Replica:
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
         self.latency = LatencyModel()
-        self.seen = Seen()
+        self.prefixes = PrefixTracker()
         self.stream_s = 5.0  # how long a stream usually lasts
         self._limit = settings.max_streams_per_replica
         self._late, self._late_at_s = 1.0, 0.0
@@ -88,7 +89,8 @@ class Replica:
         self._decoding_s = 0.0
         self.tokens = 0  # received since its pace was last observed
         self._counted_at_s = -math.inf
-        self._rows, self._count, self._pending = np.empty((6, 0)), 0, 0.0
+        self._rows, self._count = np.empty((6, 0)), 0
+        self._prompt_tokens = self._pending = 0.0
 
     @property
     def draining(self) -> bool:
@@ -111,12 +113,14 @@ class Replica:
         *readers, weights = self._rows[:, : self._count : step]
         crowded = self._pending > 0 or len(self.streams) + self.others >= self.slots
         return ReplicaView(
-            self.name, self.latency, len(self.streams), Readers(*readers), weights * step, self._pending, self.others,
-            self.slots, self.context_tokens, self.seen.share(prompt) * prompt_tokens, self.late(now_s) if crowded else 1.0,
+            self.name, self.latency, len(self.streams), OpenStreams(Readers(*readers), weights * step), self._prompt_tokens,
+            self._pending, self.others, self.slots, self.context_tokens, prompt.share(self.prefixes) * prompt_tokens,
+            self.late(now_s) if crowded else 1.0,
         )  # fmt: skip
 
     def _recount(self, now_s: float) -> None:
-        self._counted_at_s, self._count, self._pending = now_s, 0, 0.0
+        self._counted_at_s, self._count = now_s, 0
+        self._prompt_tokens = self._pending = 0.0
         self._rows = np.empty((6, 2 * len(self.streams) + 64))
         for stream in self.streams:
             self._append(stream)
@@ -129,6 +133,7 @@ class Replica:
         row = (r.start_s, r.tds, r.delivered, r.end_s, r.lateness_s, stream.expectation.settings.weight)
         self._rows[:, self._count] = row
         self._count += 1
+        self._prompt_tokens += stream.prompt_tokens
         self._pending += 0.0 if stream.tokens else stream.prompt_tokens
 
     def late(self, now_s: float) -> float:
@@ -148,7 +153,7 @@ class Replica:
             self._append(stream)
 
     def first_token(
-        self, stream: Stream, waited_s: float, expected: Forecast | None, alone: bool, now_s: float
+        self, stream: Stream, waited_s: float, expected: StreamForecast | None, alone: bool, now_s: float
     ) -> None:
         """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
         self._count_decoding(now_s, +1)
@@ -192,10 +197,8 @@ class Replica:
         slots = sum(int(load["max_running_requests"]) for load in loads)
         capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
         decoding = sum(int(load["num_running_reqs"]) for load in loads)
-        if capacity and decoding and self.context_tokens:
-            slots = min(slots, max(1, int(capacity / (self.context_tokens / decoding))))
         if slots > 0:
-            self.slots = slots
+            self.slots = usable_slots(slots, capacity, self.context_tokens, decoding)
 
     def describe(self, now_s: float) -> dict[str, Any]:
         return {

@@ -24,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettin
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_sglang.qoe import QoETarget
+from andes_sglang.routing import current_name, make_routing_policy
 
 __all__ = ["ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
 
@@ -161,7 +162,8 @@ class Settings(BaseSettings):
     count_tokens: Literal["usage", "events"] = "usage"
 
     # Routing and admission
-    policy: Literal["round_robin", "least_load", "prefix", "qoe"] = "qoe"
+    policy: Annotated[str, AfterValidator(current_name)] = "qoe"
+    policy_options: dict[str, Any] = {}
     horizon_s: Seconds = 60.0
     bounded_load: Annotated[float, Field(ge=1)] = 1.25
     admission: bool = True
@@ -211,9 +213,22 @@ class Settings(BaseSettings):
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
             faults.append(f"otlp_endpoint: expected http://HOST:PORT, got {self.otlp_endpoint!r}")
+        try:
+            make_routing_policy(self.policy, **self.routing_options)
+        except ValueError as error:
+            faults.append(f"policy: {error}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def routing_options(self) -> dict[str, Any]:
+        """Options of the routing policy: what ``policy_options`` says over the settings for all policies."""
+        given: dict[str, dict[str, Any]] = {
+            "qoe": {"horizon_s": self.horizon_s},
+            "prefix": {"bound": self.bounded_load},
+        }
+        return {**given.get(self.policy, {}), **self.policy_options}
 
     @property
     def loopback(self) -> bool:

@@ -13,11 +13,11 @@ from andes_api import names
 from andes_api.demand import DemandRecord
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, Expectation
-from andes_api.forecast import Forecast, Newcomer
 from andes_api.prompts import Prompt
-from andes_api.resume import text_of
 from andes_api.settings import TenantSettings
 from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.resume import text_of
+from andes_sglang.stream_forecast import IncomingStream, StreamForecast
 
 __all__ = ["Stream", "answers"]
 
@@ -45,7 +45,7 @@ class Stream:
     span: Span = INVALID_SPAN
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
-    expected: Forecast | None = None
+    expected: StreamForecast | None = None
     tokens: int = 0
     attempts: int = 0
     status: int = 0
@@ -79,9 +79,10 @@ class Stream:
         return self.tenant.name if self.tenant else ANONYMOUS
 
     @property
-    def newcomer(self) -> Newcomer:
+    def incoming(self) -> IncomingStream:
         """As routing and admission see it before it has a place."""
-        return Newcomer(self.prompt_tokens, self.expectation.target, self.expectation.settings.weight, self.prompt.key)
+        weight = self.expectation.settings.weight
+        return IncomingStream(self.prompt_tokens, self.expectation.target, weight, self.prompt.key)
 
     @property
     def tpot_s(self) -> float | None:

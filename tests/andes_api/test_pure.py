@@ -13,10 +13,11 @@ from andes_api.demand import Demand, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.media import check_media
 from andes_api.pacing import Pacer
-from andes_api.prompts import BLOCK, Prompt, Seen
+from andes_api.prompts import BLOCK, Prompt
 from andes_api.replicas import Breaker
-from andes_api.resume import Continuation, continued, resumable, text_of
 from andes_sglang.qoe import QoETarget, qoe_of_deliveries
+from andes_sglang.resume import Continuation, continued, resumable, text_of
+from andes_sglang.routing import PrefixTracker
 
 
 def paced(deliveries: list[float], tds: float, interval_s: float, jitter_s: float = 0.0) -> list[float]:
@@ -99,11 +100,11 @@ def test_prompts_that_begin_alike_are_recognised() -> None:
         {"messages": [system, {"role": "user", "content": [{"type": "text", "text": "b" * 500}]}]}, chat=True
     )
     other = Prompt({"messages": [{"role": "user", "content": "b" * 5000}]}, chat=True)
-    seen = Seen()
-    seen.add(first)
+    seen = PrefixTracker()
+    seen.add(first.blocks)
     assert first.key == second.key != other.key
-    assert 0.8 < seen.share(second) < 0.95
-    assert seen.share(other) == 0.0
+    assert 0.8 < second.share(seen) < 0.95
+    assert other.share(seen) == 0.0
     assert Prompt({"prompt": [1, 2, 3]}, chat=False).tokens(4.0) == 3.0
     assert Prompt({"prompt": "x" * 400}, chat=False).tokens(4.0) == 100.0
 
@@ -115,11 +116,11 @@ def test_no_prompt_is_too_odd(prompt: object) -> None:
 
 
 def test_what_was_seen_is_bounded() -> None:
-    seen = Seen(limit=4)
+    seen = PrefixTracker(max_blocks=4)
     old = Prompt({"prompt": "a" * BLOCK * 3}, chat=False)
-    seen.add(old)
-    seen.add(Prompt({"prompt": "b" * BLOCK * 3}, chat=False))
-    assert seen.share(old) == 0.0
+    seen.add(old.blocks)
+    seen.add(Prompt({"prompt": "b" * BLOCK * 3}, chat=False).blocks)
+    assert old.share(seen) == 0.0
 
 
 def media(url: object) -> dict[str, object]:

@@ -65,6 +65,11 @@ def test_what_the_engine_publishes_is_used_when_it_is_sure() -> None:
             "--kv-tokens must be a whole number > 0, got None; the engine does not say it",
         ),
         (("--url", "http://127.0.0.1:9", "--out", "x.json"), "a profile's name ends in .toml"),
+        (("--url", "http://127.0.0.1:9", "--seconds", "0"), "--seconds must be a number of seconds >= 1, got 0.0"),
+        (("--url", "http://127.0.0.1:9", "--start-s", "-1"), "--start-s must be a number of seconds >= 0, got -1.0"),
+        (("--url", "http://127.0.0.1:9", "--price", "nan"), "--price must be > 0, got nan"),
+        (("--url", "http://127.0.0.1:9", "--out", "/dev/null/x/p.toml"), "--out /dev/null/x: cannot be made"),
+        (("--records", "nowhere.jsonl.gz", *SIZES), "nowhere.jsonl.gz: cannot be read (No such file or directory)"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(

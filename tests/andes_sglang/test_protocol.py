@@ -45,7 +45,7 @@ from types import SimpleNamespace
 
 from andes_sglang.adapter import launch, options
 
-launch.prepare_environment(options.Options("andes"))
+launch.prepare_environment(options.PluginOptions("andes"))
 from sglang.srt.managers import schedule_policy
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker

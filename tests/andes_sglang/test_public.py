@@ -55,11 +55,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(out.glob("*.whl")))
 
 
-def test_the_wheel_is_typed_and_holds_every_module(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_is_typed_and_holds_every_file(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     for package, where in (("andes_sglang", ROOT), ("andes_api", ROOT / "api"), ("andes_operator", ROOT / "operator")):
         assert f"{package}/py.typed" in names
-        assert {str(path.relative_to(where)) for path in (where / package).rglob("*.py")} <= names
+        files = {str(path.relative_to(where)) for path in (where / package).rglob("*.*") if path.suffix != ".pyc"}
+        assert files <= names
     assert {n.partition("/")[0].partition("-")[0] for n in names} == {"andes_sglang", "andes_api", "andes_operator"}
 
 

@@ -44,7 +44,7 @@ def test_quantiles_and_means_are_those_of_the_whole() -> None:
 def test_beyond_what_is_kept_quantiles_stay_close_and_memory_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     records = random_records(3000)
     exact = summarise(records)
-    monkeypatch.setattr(summary, "MOST_ROWS", 400)
+    monkeypatch.setattr(summary, "MAX_ROWS", 400)
     figures = Figures()
     for r in records:
         figures.add(r)

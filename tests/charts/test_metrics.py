@@ -85,10 +85,10 @@ def test_the_operator_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> N
 def test_the_engine_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
     from prometheus_client import CollectorRegistry
 
-    from andes_sglang.metrics import PrometheusMetrics
+    from andes_sglang.metrics import PrometheusEngineMetrics
 
     registry = CollectorRegistry()
-    PrometheusMetrics(registry)
+    PrometheusEngineMetrics(registry)
     ours = {n for n in asked if n.startswith("andes_") and not n.startswith(("andes_gateway_", "andes_operator_"))}
     assert ours <= exposed(registry)
 

@@ -1,10 +1,11 @@
 """A node that runs its pods as processes of this machine: what a kubelet does, without a container engine.
 
-What containers would give is put in their place in plain sight. A pod has an address of its own in 127/8; where arguments,
-variables and mounted files say 0.0.0.0 or a path that is mounted, they get that address and the pod's folder. Names of
-Services resolve to the ready pods that they select (``pod/sitecustomize.py``; Endpoints may not hold addresses of 127/8), so
-a Service's port has to be its pods' port. Probes, preStop, grace period, restarts, changing ConfigMaps and conditions are as
-Kubernetes has them.
+What containers would give is replaced (:mod:`e2e.container`). A pod has an address of its own in 127/8; where the pod's
+arguments, variables and mounted files say 0.0.0.0 or a path that is mounted, they get that address and the pod's folder.
+What the node adds itself (interpreter, kubeconfig, search path) is not translated, wherever this repository lies. Names of
+Services resolve to the ready pods that they select (``pod/sitecustomize.py``; Endpoints may not hold addresses of 127/8),
+so a Service's port has to be its pods' port. Probes, preStop, grace period, restarts, changing ConfigMaps and conditions
+are as Kubernetes has them.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from e2e.container import Probe, Sandbox
 from e2e.control_plane import ApiError, ControlPlane, network
 
 __all__ = ["Node"]
@@ -33,7 +32,7 @@ __all__ = ["Node"]
 Object = Mapping[str, Any]
 POLL_S = 0.3
 REFRESH_S = 2.0
-MOST_BACKOFF_S = 30.0
+MAX_BACKOFF_S = 30.0
 RESOURCES = {"cpu": "64", "memory": "64Gi", "pods": "200", "ephemeral-storage": "100Gi"}
 
 
@@ -105,11 +104,11 @@ class Node:
     def _run(self) -> None:
         while not self._stopped.wait(POLL_S):
             try:
-                self._look()
+                self._reconcile()
             except (ApiError, OSError) as error:
                 print(f"node: {error!r}"[:200], file=sys.stderr, flush=True)
 
-    def _look(self) -> None:
+    def _reconcile(self) -> None:
         bound = self.plane.items(f"/api/v1/pods?fieldSelector=spec.nodeName%3D{self.name}")
         for found in bound:
             uid = found["metadata"]["uid"]
@@ -140,33 +139,6 @@ class Node:
         new.replace(self.hosts)
 
 
-class Probe:
-    """When it is due, and what a row of results means. Pure but for :meth:`ask`."""
-
-    def __init__(self, spec: Object, container: Object, address: str) -> None:
-        http = spec["httpGet"]
-        ports = {port.get("name"): port["containerPort"] for port in container.get("ports", [])}
-        self.url = f"http://{address}:{ports.get(http['port'], http['port'])}{http['path']}"
-        self.period_s, self.timeout_s = spec.get("periodSeconds", 10), spec.get("timeoutSeconds", 1)
-        self.failures_allowed = spec.get("failureThreshold", 3)
-        self.failures = 0
-        self.due_s = time.monotonic() + spec.get("initialDelaySeconds", 0)
-
-    def ask(self) -> bool:
-        self.due_s = time.monotonic() + self.period_s
-        try:
-            with urllib.request.urlopen(self.url, timeout=self.timeout_s) as answer:
-                good = bool(200 <= answer.status < 400)
-        except OSError:
-            good = False
-        self.failures = 0 if good else self.failures + 1
-        return good
-
-    @property
-    def failed(self) -> bool:
-        return bool(self.failures >= self.failures_allowed)
-
-
 class Pod(threading.Thread):
     """One pod of one container, from its start to its end."""
 
@@ -179,6 +151,8 @@ class Pod(threading.Thread):
         self.restarts = 0
         self._node, self._plane, self._pod = node, node.plane, pod
         (self._container,) = pod["spec"]["containers"]
+        mounts = tuple(mount["mountPath"] for mount in self._container.get("volumeMounts", ()))
+        self._sandbox = Sandbox(self.folder, address, mounts)
         self._path = f"/api/v1/namespaces/{self.namespace}/pods/{metadata['name']}"
         self._grace_s: float | None = None
         self._told = threading.Event()
@@ -233,7 +207,7 @@ class Pod(threading.Thread):
             elif not self._told.is_set():
                 self._report("Running", over)
                 self._told.wait(backoff_s)
-                self.restarts, backoff_s = self.restarts + 1, min(MOST_BACKOFF_S, 2 * backoff_s)
+                self.restarts, backoff_s = self.restarts + 1, min(MAX_BACKOFF_S, 2 * backoff_s)
         if not self._killed:
             with contextlib.suppress(ApiError):
                 self._plane("DELETE", self._path, {"gracePeriodSeconds": 0})
@@ -248,14 +222,7 @@ class Pod(threading.Thread):
     def _start(self, entrypoint: Sequence[str]) -> None:
         self._mount()
         variables = self._variables()
-        container = self._container
-
-        def expanded(argument: str) -> str:
-            return self._here(re.sub(r"\$\((\w+)\)", lambda m: variables.get(m[1], m[0]), argument))
-
-        command = container.get("command") or entrypoint
-        command = [sys.executable if part == "python" else part for part in command]
-        command = [*map(expanded, command), *map(expanded, container.get("args", []))]
+        command = self._sandbox.command(self._container, entrypoint, variables)
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         paths = [str(Path(__file__).parent / "pod"), os.environ.get("PYTHONPATH", "")]
         environment |= {"HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp"), "NODE_HOSTS": str(self._node.hosts),
@@ -330,7 +297,7 @@ class Pod(threading.Thread):
             elif "secretKeyRef" in source:
                 found[variable["name"]] = self._secret(source["secretKeyRef"]["name"])[source["secretKeyRef"]["key"]]
             else:
-                found[variable["name"]] = self._here(variable.get("value", ""))
+                found[variable["name"]] = self._sandbox.translate(variable.get("value", ""))
         account = self.folder / "var/run/secrets/kubernetes.io/serviceaccount/token"
         if account.exists():  # clients look for it at a path that is fixed
             kubeconfig = self._plane.write_kubeconfig(self.name, account.read_text(), self.namespace)
@@ -345,7 +312,7 @@ class Pod(threading.Thread):
             folder = self.folder / mount["mountPath"].lstrip("/")
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in files.items():
-                path, text = folder / name, self._here(text)
+                path, text = folder / name, self._sandbox.translate(text)
                 if not path.exists() or path.read_text() != text:
                     new = path.with_name(f".{name}")
                     new.write_text(text)
@@ -375,14 +342,6 @@ class Pod(threading.Thread):
     def _secret(self, name: str) -> dict[str, str]:
         found = self._plane("GET", f"/api/v1/namespaces/{self.namespace}/secrets/{name}")
         return {key: base64.b64decode(value).decode() for key, value in (found.get("data") or {}).items()}
-
-    def _here(self, text: str) -> str:
-        """``text`` with the pod's address and folder in it."""
-        mounted = sorted((m["mountPath"] for m in self._container.get("volumeMounts", [])), key=len, reverse=True)
-        if mounted:
-            paths = "|".join(map(re.escape, mounted))
-            text = re.sub(rf"(?<![\w./-])({paths})(?![\w.-])", lambda m: f"{self.folder}{m[1]}", text)
-        return text.replace("0.0.0.0", self.address)  # noqa: S104
 
     # What the API server is told
 

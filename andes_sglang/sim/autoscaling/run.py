@@ -9,9 +9,10 @@ import numpy as np
 
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.autoscaling.scenario import FinishedRequests, Scenario
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Autoscaler, Fleet, Router, qoe
+from andes_sglang.sim.fleet import Autoscaler, Fleet
 
 __all__ = ["AutoscalingRun", "simulate_scenario"]
 
@@ -54,7 +55,7 @@ def simulate_scenario(
     replicas: int,
     engine: EngineModel | None = None,
     finished: FinishedRequests | None = None,
-    router: Router = qoe,
+    routing_policy: RoutingPolicy | None = None,
     decision_interval_s: float = 0.0,
     progress: Callable[[float], None] | None = None,
 ) -> AutoscalingRun:
@@ -70,8 +71,8 @@ def simulate_scenario(
             finished.add(record)
 
     fleet = Fleet(
-        engine or scenario.engine, policy, replicas=replicas, router=router, autoscaler=autoscaler,
-        start_s=scenario.cold_start_s, decision_interval_s=decision_interval_s, sink=sink,
+        engine or scenario.engine, policy, replicas=replicas, routing_policy=routing_policy or QoE(),
+        autoscaler=autoscaler, start_s=scenario.cold_start_s, decision_interval_s=decision_interval_s, sink=sink,
     )  # fmt: skip
     every = max(1, len(scenario.requests) // SAMPLES)
     for number, spec in enumerate(scenario.requests):

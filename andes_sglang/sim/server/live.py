@@ -13,9 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import numpy as np
-
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec, score
 from andes_sglang.sim.engine import EngineModel
@@ -108,7 +106,7 @@ class LiveReplica:
         engine: EngineModel,
         policy: SchedulingPolicy | None,
         *,
-        metrics: Metrics,
+        metrics: EngineMetrics,
         observer: Observer,
         spans: Spans | None = None,
         speed: float = 1.0,
@@ -202,7 +200,7 @@ class LiveReplica:
                 continue
             self.replica.abort(job)
             answer.aborted = True
-            times_s = np.concatenate([np.empty(0), *job.pieces])
+            times_s = job.token_times_s
             self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)

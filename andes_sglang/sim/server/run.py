@@ -9,7 +9,7 @@ import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from andes_sglang.metrics import Metrics, PrometheusMetrics
+from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.server.app import About, build_app
@@ -51,7 +51,7 @@ async def _serve(
     **pace: Any,
 ) -> None:  # fmt: skip
     registry = CollectorRegistry()
-    metrics = Metrics() if policy is None else PrometheusMetrics(registry)
+    metrics = EngineMetrics() if policy is None else PrometheusEngineMetrics(registry)
     observer = SGLangObserver(about.model, registry)
     spans = OtlpSpans(traces, about.model) if traces else Spans()
     live = LiveReplica(engine, policy, metrics=metrics, observer=observer, spans=spans, **pace)

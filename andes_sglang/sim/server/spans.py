@@ -78,7 +78,7 @@ class OtlpSpans(Spans):
         if not generation.done or generation not in self._open:
             return
         span, jobs = self._open.pop(generation), [a.job for a in generation.answers]
-        scores = [score(np.concatenate([np.empty(0), *j.pieces]), j.spec.arrival_s, j.spec.target).qoe for j in jobs]
+        scores = [score(j.token_times_s, j.spec.arrival_s, j.spec.target).qoe for j in jobs]
         span.set_attributes({
             "gen_ai.usage.input_tokens": jobs[0].spec.prompt_tokens,
             "gen_ai.usage.output_tokens": sum(a.tokens for a in generation.answers),

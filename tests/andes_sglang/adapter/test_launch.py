@@ -2,71 +2,125 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from andes_sglang import expectations
-from andes_sglang.adapter.options import ENVIRONMENT, Options
+from andes_sglang.adapter import launch
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
+from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
 
 
-def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "andes_sglang.cli", "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def refusal(*arguments: str) -> str:
+    """What ``andes serve`` says to these arguments before SGLang is imported."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    launch.add_arguments(parser)
+    args, _passed_to_sglang = parser.parse_known_args(arguments)
+    with pytest.raises(UsageError) as caught:
+        launch.check_arguments(args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def test_mistakes_are_named_before_anything_starts(tmp_path: Path) -> None:
+@pytest.fixture
+def model(tmp_path: Path) -> str:
     (tmp_path / "config.json").write_text("{}")
-    model = str(tmp_path)
+    return str(tmp_path)
+
+
+FORCED = ("--policy", "forced", "--policy-option")
+OFFLOAD = ("--preemption-mode", "offload")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--policy", "magic"), "unknown policy 'magic'"),
+        (("--policy-option", "oops"), "--policy-option 'oops': expected NAME=VALUE"),
+        (("--policy", "stock", "--policy-option", "horizon_s=30"), "policy stock has no options"),
+        (("--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
+        (("--policy-option", "horizon=30"), "unknown option 'horizon'"),
+        (("--policy-option", "length_guard=high"), "length_guard must be > 0, got 'high'"),
+        (("--policy-option", "preemption=1"), "preemption must be true or false, got 1"),
+        ((*FORCED, "every_tokens=0"), "every_tokens must be an integer >= 1 tokens, got 0"),
+        ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 1 tokens, got 'often'"),
+        ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, got 'gently'"),
+        ((*FORCED, "oftn=3"), "unknown option 'oftn'"),
+        ((*FORCED, "mode=offload"), "--policy-option mode=offload: needs --preemption-mode offload"),
+        (("--default-tds", "0"), "--default-tds: tds must be"),
+        (("--host-kv-gib", "1"), "--host-kv-gib 1.0: goes with --preemption-mode offload"),
+        (("--offload-without", "overlap"), "--offload-without overlap: goes with --preemption-mode offload"),
+        ((*OFFLOAD, "--host-kv-gib", "99999"), "--host-kv-gib 99999: must be > 0 and at most"),
+        ((*OFFLOAD, "--host-kv-gib", "0"), "--host-kv-gib 0: must be > 0"),
+        ((*OFFLOAD, "--policy", "stock"), "--preemption-mode offload: policy stock preempts no request"),
+    ],
+)
+def test_a_user_error_is_named_before_anything_starts(model: str, arguments: tuple[str, ...], says: str) -> None:
+    assert says in refusal("--model", model, *arguments)
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert "no such directory" in refusal("--model", str(tmp_path / "none"))
+    assert "it has no config.json" in refusal("--model", str(tmp_path))
+
+
+def test_a_busy_port_is_refused(model: str) -> None:
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = str(busy.getsockname()[1])
-        offload = ("--model", model, "--preemption-mode", "offload")
-        for arguments, says in (
-            (("--model", model, "--policy", "magic"), "unknown policy 'magic'"),
-            (("--model", model, "--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
-            (("--model", model, "--policy-option", "oops"), "expected NAME=VALUE"),
-            (("--model", model, "--default-tds", "0"), "--default-tds: tds must be"),
-            (("--model", str(tmp_path / "none")), "no such directory"),
-            (("--model", str(tmp_path.parent)), "it has no config.json"),
-            (("--model", model, "--host-kv-gib", "1"), "--host-kv-gib 1.0: goes with --preemption-mode offload"),
-            (
-                ("--model", model, "--offload-without", "overlap"),
-                "--offload-without overlap: goes with --preemption-mode",
-            ),
-            ((*offload, "--offload-without", "luck"), "invalid choice: 'luck'"),
-            ((*offload, "--host-kv-gib", "99999"), "--host-kv-gib 99999: must be > 0 and at most"),
-            ((*offload, "--host-kv-gib", "0"), "--host-kv-gib 0: must be > 0"),
-            ((*offload, "--policy", "stock"), "policy stock preempts nobody"),
-            (
-                ("--model", model, "--policy", "forced", "--policy-option", "mode=offload"),
-                "needs --preemption-mode offload",
-            ),
-            (("--model", model, "--port", port), f"--port {port}: cannot listen there"),
-        ):
-            done = serve(*arguments)
-            assert done.returncode == 2, done
-            assert says in done.stderr
-            assert "Traceback" not in done.stderr
+        assert f"--port {port}: cannot listen there" in refusal("--model", model, "--port", port)
+
+
+def test_a_third_partys_policy_that_cannot_decide_is_refused(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its options are not declared, so only asking it shows that one of them is of the wrong type."""
+    (tmp_path / "their_policy.py").write_text(
+        "from andes_sglang.state import Decision\n"
+        "class Theirs:\n"
+        "    name = 'theirs'\n"
+        "    def __init__(self, patience_s=3.0):\n"
+        "        self.patience_s = patience_s\n"
+        "    def decide(self, state):\n"
+        "        return Decision() if state.now_s > self.patience_s else Decision()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    theirs = ("--model", model, "--policy", "their_policy:Theirs")
+    said = refusal(*theirs, "--policy-option", "patience_s=long")
+    assert "--policy their_policy:Theirs: decide() fails with options {'patience_s': 'long'}" in said
+    assert "TypeError" in said
+    assert "unexpected keyword argument 'patiens_s'" in refusal(*theirs, "--policy-option", "patiens_s=3")
+
+
+def test_the_command_ends_with_one_sentence(model: str) -> None:
+    command = [sys.executable, "-m", "andes_sglang.cli", "serve", "--model", model, "--policy-option", "horizon=30"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "unknown option 'horizon'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5, "overlap")
+    options = PluginOptions("andes", {"stall_bound_s": 30.0}, 2.0, 5.0, "offload", 1.5, "overlap")
     monkeypatch.setenv(ENVIRONMENT, options.to_env())
-    assert Options.from_env() == options
+    assert PluginOptions.from_env() == options
     monkeypatch.delenv(ENVIRONMENT)
-    assert Options.from_env().policy is None
+    assert PluginOptions.from_env().policy is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +147,7 @@ def test_expectations_fall_back_field_by_field() -> None:
 
 @pytest.fixture(scope="module")
 def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    flags = ("--enable-metrics", "--max-total-tokens", "4096")
+    flags = ("--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "1")
     with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("andes") / "log") as engine:
         yield engine
 
@@ -129,6 +183,42 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert any(name.startswith("andes_cost_seconds") for name in found)
     assert any(name.startswith("andes_cost_relative_error") for name in found)
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
+
+
+def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:
+    """Run one request to its end; when that was."""
+    sampling = {"max_new_tokens": tokens, "ignore_eos": True, **more.pop("sampling_params", {})}
+    engine.post("/generate", {"rid": rid, "input_ids": [5, 6, 7], "sampling_params": sampling, **more})
+    return time.monotonic()
+
+
+def wait_until_waiting(engine: Engine, count: int) -> None:
+    """Until one request runs and ``count`` wait."""
+    deadline_s = time.monotonic() + 120
+    while True:
+        found = read_metrics(engine.url)
+        if [found.get(f'andes_requests{{state="{state}"}}') for state in ("running", "waiting")] == [1.0, count]:
+            return
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.05)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("weight", "served_first"), [(1.0, "early"), (8.0, "late")])
+def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, weight: float, served_first: str) -> None:
+    """Two streams wait for the one slot, which a request holds that cannot be preempted; the second one has ``weight``."""
+    late = {"sampling_params": {"custom_params": {"qoe": {"weight": weight}}}}
+    with ThreadPoolExecutor(3) as pool:
+        holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
+        wait_until_waiting(andes, 0)
+        ends_s = {"early": pool.submit(generate, andes, "early", 60)}
+        wait_until_waiting(andes, 1)
+        ends_s["late"] = pool.submit(generate, andes, "late", 60, **late)
+        wait_until_waiting(andes, 2)
+        assert not holder.done()
+        andes.post("/abort_request", {"rid": "holder"})
+        assert min(ends_s, key=lambda rid: ends_s[rid].result()) == served_first
 
 
 @pytest.mark.engine
@@ -176,11 +266,10 @@ def test_nothing_is_served_without_the_policy(
 VICTIMS = """
 import json
 from array import array
-from types import SimpleNamespace
 
 from andes_sglang.adapter import launch, options
 
-launch.prepare_environment(options.Options("andes"))
+launch.prepare_environment(options.PluginOptions("andes"))
 from sglang.srt.plugins import load_plugins
 
 load_plugins()
@@ -188,13 +277,13 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from andes_sglang.adapter.scheduler import QoEScheduler
+from andes_sglang.adapter.sglang_request import is_preemptible
 
 
 def preemptible(speculative=False, sampling={}, **features):
     algorithm = SpeculativeAlgorithm.EAGLE if speculative else SpeculativeAlgorithm.NONE
     req = Req("r", "", array("q", [5, 6]), SamplingParams(**sampling), vocab_size=100, **features)
-    return QoEScheduler._is_preemptible(SimpleNamespace(spec_algorithm=algorithm), req)
+    return is_preemptible(req, algorithm)
 
 
 print(json.dumps({

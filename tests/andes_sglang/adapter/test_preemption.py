@@ -1,4 +1,4 @@
-"""Real engines under forced preemption: nobody can tell from the outputs, and nothing is left behind."""
+"""Real engines under forced preemption: the outputs stay token-identical, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -134,16 +134,16 @@ CONFIGURATIONS = [
     ("overlap", "offload", "mixed"),
 ]
 OFFLOAD = ("--preemption-mode", "offload", "--max-total-tokens", "450")
-"""Too little KV for everybody, so that what was offloaded has to be loaded back."""
+"""Too little KV for all streams at once, so that what was offloaded has to be loaded back."""
 
 
 def slow_copies(directory: Path) -> dict[str, str]:
     """An environment in which every copy to or from host memory takes a while: most of what happens does so amid one."""
     (directory / "sitecustomize.py").write_text(
         "import time\n"
-        "from andes_sglang.adapter import streams\n"
-        "copy_rows = streams.copy_rows\n"
-        "streams.copy_rows = lambda *rows: (time.sleep(0.02), copy_rows(*rows))\n"
+        "from andes_sglang.adapter import copy_streams\n"
+        "copy_rows = copy_streams.copy_rows\n"
+        "copy_streams.copy_rows = lambda *rows: (time.sleep(0.02), copy_rows(*rows))\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])}
 
@@ -241,7 +241,7 @@ def again_tokens(told: dict[str, float]) -> float:
 
 
 def until(engine: Engine, holds: Callable[[dict[str, float]], bool]) -> None:
-    """Metrics follow within a moment."""
+    """EngineMetrics follow within a moment."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         if (figures := read_metrics(engine.url)) and holds(figures):
@@ -284,7 +284,7 @@ def test_the_preempted_do_not_go_to_the_back_of_the_queue(engine: tuple[Engine, 
     """Eight streams lose their slot every few tokens, three newcomers wait for one all the while: none gets any."""
     server, mode = engine
     if mode == "offload":
-        pytest.skip("too little KV for everybody: a newcomer that fits may pass a stream that does not")
+        pytest.skip("too little KV for all streams at once: a newcomer that fits may pass a stream that does not")
 
     def generate(k: int) -> int:
         sampling = {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0}
@@ -314,8 +314,10 @@ def test_the_preempted_do_not_go_to_the_back_of_the_queue(engine: tuple[Engine, 
         assert [future.result() for future in newcomers] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("whom", [[{"abort_all": True}], [{"rid": f"gone-{k}"} for k in range(4)]], ids=["all", "each"])
-def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "bodies", [[{"abort_all": True}], [{"rid": f"gone-{k}"} for k in range(4)]], ids=["all", "each"]
+)
+def test_an_abort_frees_everything(engine: tuple[Engine, str], bodies: list[dict[str, Any]]) -> None:
     server, mode = engine
     before = preemptions(server, mode)
     with ThreadPoolExecutor(4) as pool:
@@ -333,7 +335,7 @@ def test_an_abort_frees_everything(engine: tuple[Engine, str], whom: list[dict[s
         ]
         while preemptions(server, mode) < before + 40:
             assert server.alive()
-        for body in whom:
+        for body in bodies:
             server.post("/abort_request", body)
         for future in pending:
             future.result()
@@ -416,7 +418,7 @@ def test_host_memory_fills_up(
 def test_the_parked_do_not_hold_the_slots_of_the_admitted(
     tiny_model: Path, tmp_path: Path, unhurried: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plenty of KV, four slots, everybody in turn: whoever is displaced has to give its slot up."""
+    """Plenty of KV, four slots, all streams in turn: one that is displaced has to give its slot up."""
     monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
     flags = ("--max-total-tokens", "16384", "--max-running-requests", "4", "--enable-metrics")
     policy = ("--policy-option", "slice_tokens=10")
@@ -428,7 +430,7 @@ def test_the_parked_do_not_hold_the_slots_of_the_admitted(
 
 
 @pytest.mark.parametrize("overlap", [(), ("--disable-overlap-schedule",)], ids=["overlap", "no_overlap"])
-def test_who_returns_is_loaded_ahead(
+def test_a_returning_stream_is_loaded_ahead(
     tiny_model: Path, tmp_path: Path, unhurried: list[str], monkeypatch: pytest.MonkeyPatch, overlap: tuple[str, ...]
 ) -> None:
     """KV for a few of those who take turns: what they left behind is back before they are admitted."""
@@ -468,7 +470,7 @@ def test_limits_shed_only_those_that_never_ran(tiny_model: Path, tmp_path: Path)
 
 
 def test_waiting_time_outs_spare_the_begun(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that take turns wait far beyond the time-out in all; only who never got a turn is turned away."""
+    """Streams that take turns wait far beyond the time-out in all; only a request that never got a turn is turned away."""
     monkeypatch.setenv("SGLANG_REQ_WAITING_TIMEOUT", "1")
     flags = ("--max-total-tokens", "4096", "--max-running-requests", "2", "--enable-metrics")
     policy = ("--policy-option", "mode=release", "--policy-option", "every_tokens=3")

@@ -64,3 +64,13 @@ def test_compare(
     assert main(["compare", "--model", str(tmp_path), *arguments.split()]) == 2
     assert says in capsys.readouterr().err
     assert not list(tmp_path.glob("out/bench/engine-*"))
+
+
+def test_report_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "summary.json").write_text('{"policies": {}}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "summary.json: not a summary (it needs workload, engine and policies)" in capsys.readouterr().err
+    (tmp_path / "summary.json").write_text('{"policies": {"a": {}}, "workload": {}, "engine": {}}')
+    (tmp_path / "records-a-1.jsonl.gz").write_bytes(b"oops")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "records-a-1.jsonl.gz: cannot be read" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_whoever_goes_leaves_nothing_behind(policy: str, overlap: Overlap, mixed
                 now_s = max(now_s, replica.now_s)
                 replica.abort(stay.pop(int(rng.choice(list(stay)))))
         replica.advance()
-        assert replica.open_requests == replica._loose_tokens == replica._context_tokens == 0
+        assert replica.open_requests == replica.kv_uncached_tokens == replica._batch.context_tokens == 0
         assert replica.cache.tokens == replica.cache.evictable <= ENGINE.kv_capacity_tokens
         lengths = {record.index: len(record.token_times_s) for record in records}
         assert {k: job.spec.output_tokens for k, job in stay.items()}.items() <= lengths.items()

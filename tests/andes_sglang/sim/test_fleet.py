@@ -11,8 +11,9 @@ import pytest
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.routing import ROUTING_POLICIES, make_routing_policy
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.fleet import ROUTERS, Fleet, simulate_fleet
+from andes_sglang.sim.fleet import Fleet, simulate_fleet
 from andes_sglang.sim.replica import simulate
 
 COSTS = Costs(
@@ -33,7 +34,7 @@ def run(fleet: Fleet, specs: Sequence[RequestSpec]) -> list[RequestRecord]:
     return sorted(simulate_fleet(fleet, specs), key=lambda r: r.index)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", ROUTING_POLICIES)
 @pytest.mark.parametrize("policy", [None, "andes"])
 def test_each_replica_does_what_it_would_do_alone(router: str, policy: str | None) -> None:
     """Also: that leaving quiet replicas alone changes nothing."""
@@ -42,7 +43,7 @@ def test_each_replica_does_what_it_would_do_alone(router: str, policy: str | Non
         return make(policy) if policy else None
 
     specs = arrivals(200, 12.0)
-    records = run(Fleet(ENGINE, decide, replicas=3, router=ROUTERS[router]()), specs)
+    records = run(Fleet(ENGINE, decide, replicas=3, routing_policy=make_routing_policy(router)), specs)
     assert len(records) == len(specs)
     for index in range(3):
         mine = [r for r in records if r.replica == index]
@@ -56,18 +57,18 @@ def test_routers_choose_as_they_say() -> None:
     long, short = RequestSpec(0.0, 900, 60), RequestSpec(0.0, 50, 60)
 
     def chosen(router: str, specs: Sequence[RequestSpec]) -> list[int | None]:
-        return [r.replica for r in run(Fleet(ENGINE, replicas=2, router=ROUTERS[router]()), specs)]
+        return [r.replica for r in run(Fleet(ENGINE, replicas=2, routing_policy=make_routing_policy(router)), specs)]
 
     assert chosen("round_robin", [long, short, short, short]) == [0, 1, 0, 1]
-    assert chosen("least_requests", [long, short, short, short]) == [0, 1, 0, 1]
+    assert chosen("least_load", [long, short, short, short]) == [0, 1, 1, 0], "of equal loads, fewer tokens to prefill"
     assert chosen("least_tokens", [long, short, short, short]) == [0, 1, 1, 1]
     assert chosen("qoe", [long, short, short, short]) == [0, 1, 1, 1]
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", ROUTING_POLICIES)
 def test_in_a_mixed_fleet_a_long_prompt_goes_where_it_fits(router: str) -> None:
     small = EngineModel(COSTS, kv_capacity_tokens=300, chunk_tokens=500)
-    fleet = Fleet(ENGINE, engines=[small, ENGINE, small], router=ROUTERS[router]())
+    fleet = Fleet(ENGINE, engines=[small, ENGINE, small], routing_policy=make_routing_policy(router))
     records = run(fleet, [RequestSpec(float(t), 900 if t % 2 else 50, 20) for t in range(12)])
     assert {r.replica for r in records if r.prompt_tokens == 900} == {1}
 
@@ -85,7 +86,7 @@ class Steps:
 
 
 def test_a_new_replica_serves_after_its_start_up_and_is_paid_from_the_wish() -> None:
-    fleet = Fleet(ENGINE, router=ROUTERS["round_robin"](), autoscaler=Steps(2), start_s=7.5)
+    fleet = Fleet(ENGINE, routing_policy=make_routing_policy("round_robin"), autoscaler=Steps(2), start_s=7.5)
     records = run(fleet, [RequestSpec(t / 2, 10, 2) for t in range(80)])
     assert {r.replica for r in records if r.arrival_s < 17.5} == {0}
     assert {r.replica for r in records if r.arrival_s > 17.5} == {0, 1}

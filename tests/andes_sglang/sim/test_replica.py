@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from andes_sglang.policy import make
 from andes_sglang.policy.eviction import EvictionOrder
-from andes_sglang.policy.select import select
+from andes_sglang.policy.packer import pack
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.preemption import paused_kv
 from andes_sglang.sim.radix import Node, RadixCache, sequence
 from andes_sglang.sim.replica import RefusedError, Replica, simulate
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
@@ -44,7 +45,7 @@ def drained(replica: Replica) -> bool:
     """Everything that was taken has been given back."""
     tree = replica.cache
     return (
-        replica.open_requests == replica._loose_tokens == replica._context_tokens == 0
+        replica.open_requests == replica.kv_uncached_tokens == replica._batch.context_tokens == 0
         and tree.tokens == tree.evictable <= replica.engine.kv_capacity_tokens
     )
 
@@ -122,7 +123,7 @@ def test_retraction_takes_the_longest_prompt_among_equals_and_keeps_its_prompt_u
     engine = EngineModel(COSTS, 1000, chunk_tokens=500)
     specs = [spec(0.0, 100, 800), spec(0.01, 110, 500)]
     replica = Replica(engine, sink=(records := []).append)
-    replica._ratio = 0.1
+    replica._admission.new_token_ratio = 0.1
     for s in specs:
         replica.submit(s)
     replica.advance(1e-9)
@@ -158,7 +159,7 @@ class Script:
         def may(rid: str) -> bool:
             return state.now_s >= self.out_until_s.get(rid, 0.0) or (rid == self.rid and not self.done)
 
-        base = select(state, np.where([may(rid) for rid in t.rids], -t.arrival_s, -1e9))
+        base = pack(state, np.where([may(rid) for rid in t.rids], -t.arrival_s, -1e9))
         return Decision(tuple(filter(may, base.admit)), tuple(filter(may, base.resume)), preempt)
 
 
@@ -238,12 +239,12 @@ def test_the_replica_tells_whose_kv_waits_for_its_return() -> None:
     for s in [spec(0.0, 400, 60), spec(0.0, 10, 200), spec(0.3, 10, 1)]:
         replica.submit(s)
     replica.advance(0.5)
-    assert not list(replica._paused_kv())
+    assert not list(paused_kv(replica.waiting, replica._population))
     replica.submit(spec(0.7, 10, 3))
     replica.advance(1.5)
-    ((node, dry_s),) = replica._paused_kv()
+    ((node, dry_s),) = paused_kv(replica.waiting, replica._population)
     reader = ReaderStream(0.0, TARGET)
-    for at_s in np.concatenate(replica.by_rid["r0"].pieces):
+    for at_s in replica.by_rid["r0"].token_times_s:
         reader.deliver(float(at_s))
     assert dry_s == pytest.approx(reader.start_s + reader.end_s)
     assert node.on_device

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from andes_sglang.cli import main
-from andes_sglang.metrics import Metrics
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
 from andes_sglang.sim.server.live import LiveReplica
@@ -157,7 +157,7 @@ def test_a_policy_that_fails_ends_the_engine() -> None:
         def ended(self, answer: object, e2e_s: float) -> None: ...
 
     async def serve() -> None:
-        live = LiveReplica(profile.load("cpu-tiny-llama").engine, Broken(), metrics=Metrics(), observer=Nobody())
+        live = LiveReplica(profile.load("cpu-tiny-llama").engine, Broken(), metrics=EngineMetrics(), observer=Nobody())
         live.submit("x", lambda now_s: [RequestSpec(now_s, 5, 5)], stream=True)
         await asyncio.wait_for(live.run(), 60)
 

@@ -1,6 +1,9 @@
-"""Streams and events for a machine without an accelerator, with the names that SGLang's cache controller asks ``torch.cuda``
-for: copies between the KV pool and host memory then run beside the engine, in the order and with the waits they have on a
-GPU. ``torch.cpu`` has these names too, but there nothing runs beside anything.
+"""Copy streams and events for a machine without an accelerator.
+
+SGLang's cache controller asks ``torch.cuda`` for ``Stream``, ``Event``, ``stream`` and ``current_stream``; this module has
+the same names and takes its place (:mod:`andes_sglang.adapter.platform`). Copies between the KV pool and host memory then run
+beside the engine, in the order and with the waits they have on a GPU. ``torch.cpu`` has these names too, but there nothing
+runs beside anything.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["Event", "Stream", "copy_rows", "current_stream", "stream", "transfer_kv_direct", "waited_s"]
+__all__ = [
+    "CopyEvent", "CopyStream", "Event", "Stream", "copy_rows", "current_stream", "stream", "transfer_kv_direct", "waited_s",
+]  # fmt: skip
 
 
-class Stream:
+class CopyStream:
     """Runs what is submitted in order, in a thread of its own. busy_s: seconds spent so far."""
 
     def __init__(self, priority: int = -1) -> None:
@@ -34,38 +39,38 @@ class Stream:
             work = self._work.get()
             try:
                 work()
-            except BaseException as error:  # told to whoever waits for it
+            except BaseException as error:  # raised where the stream is waited for
                 self.error = error
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: CopyEvent) -> None:
         self.submit(event.synchronize)
 
 
-class _Engine:
-    """The stream of whoever computes: what it does is done when the call returns."""
+class _ComputeStream:
+    """The stream of the engine's own thread: what it does is done when the call returns."""
 
     waited_s = 0.0
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: CopyEvent) -> None:
         started_s = time.perf_counter()
         event.synchronize()
         self.waited_s += time.perf_counter() - started_s
 
 
-_engine = _Engine()
-_current: list[Stream] = []
+_compute = _ComputeStream()
+_current: list[CopyStream] = []
 
 
-class Event:
+class CopyEvent:
     """A point in a stream. Raises, where it is asked for, what was raised in the stream before it."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.at_s = 0.0
-        self._stream: Stream | None = None
+        self._stream: CopyStream | None = None
         self._reached = threading.Event()
         self._reached.set()
 
-    def record(self, stream: Stream | None = None) -> None:
+    def record(self, stream: CopyStream | None = None) -> None:
         self._stream = stream or (_current[-1] if _current else None)
         if self._stream is None:
             self.at_s = time.perf_counter()
@@ -88,21 +93,25 @@ class Event:
         self._reached.wait()
         self.query()
 
-    def wait(self, stream: Stream | None = None) -> None:
+    def wait(self, stream: CopyStream | None = None) -> None:
         stream = stream or (_current[-1] if _current else None)
-        (_engine if stream is None else stream).wait_event(self)
+        (_compute if stream is None else stream).wait_event(self)
 
-    def elapsed_time(self, end: Event) -> float:
+    def elapsed_time(self, end: CopyEvent) -> float:
         """Milliseconds from here to ``end``; both have been reached."""
         return 1e3 * (end.at_s - self.at_s)
 
 
-def current_stream(device: object = None) -> Stream | _Engine:
-    return _current[-1] if _current else _engine
+Stream, Event = CopyStream, CopyEvent
+"""As ``torch.cuda`` calls them."""
+
+
+def current_stream(device: object = None) -> CopyStream | _ComputeStream:
+    return _current[-1] if _current else _compute
 
 
 @contextmanager
-def stream(to: Stream) -> Iterator[None]:
+def stream(to: CopyStream) -> Iterator[None]:
     """Inside, copies and events go to that stream."""
     _current.append(to)
     try:
@@ -113,12 +122,12 @@ def stream(to: Stream) -> Iterator[None]:
 
 def waited_s() -> float:
     """Seconds that the engine has stood still for copies so far."""
-    return _engine.waited_s
+    return _compute.waited_s
 
 
 def copy_rows(sources: Sequence[Any], targets: Sequence[Any], source_rows: Any, target_rows: Any) -> None:
     """``target[target_rows] = source[source_rows]`` for each pair."""
-    with torch.inference_mode():  # each thread is asked for it anew, and the pools may be written in no other
+    with torch.inference_mode():  # per thread, and the pools were made in it
         for source, target in zip(sources, targets, strict=True):
             target[target_rows] = source[source_rows]
 
@@ -126,9 +135,9 @@ def copy_rows(sources: Sequence[Any], targets: Sequence[Any], source_rows: Any, 
 def transfer_kv_direct(
     src_layers: Sequence[Any], dst_layers: Sequence[Any], src_indices: Any, dst_indices: Any, page_size: int
 ) -> None:
-    """What ``sgl_kernel`` calls so: copy rows of every layer, here in the current stream."""
+    """In the place of the ``sgl_kernel`` function of this name: copy rows of every layer, here in the current stream."""
     to = current_stream()
-    if isinstance(to, _Engine):
+    if isinstance(to, _ComputeStream):
         copy_rows(src_layers, dst_layers, src_indices, dst_indices)
         return
     sources, targets, busy = list(src_layers), list(dst_layers), to

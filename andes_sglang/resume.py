@@ -1,17 +1,18 @@
-"""Continuing a stream on another replica from what its reader already has.
+"""Continuing a cut stream elsewhere from what its reader already has. Pure: requests and events in, requests and events out.
+
+    if resumable(body, chat=True):
+        rest = continued(body, True, text_of(events), tokens)       # the request for what is missing
+        rewrite = Continuation(events[0], tokens).rewrite            # makes its events read as the same stream
 
 Only where the continuation is determined by what was delivered: greedy or seeded, one choice, plain text.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
-
-import orjson
-
-from andes_api.sse import payload_of
 
 __all__ = ["Continuation", "continued", "resumable"]
 
@@ -40,12 +41,13 @@ def resumable(body: dict[str, Any], chat: bool) -> bool:
 
 
 def text_of(events: Iterable[bytes]) -> str | None:
-    """The text that ``events`` delivered; None where they hold something that text cannot continue (tools, reasoning)."""
+    """The text that ``events`` delivered; None where they hold something that text cannot continue (tools, reasoning).
+    Raises ``ValueError`` where one is no JSON object."""
     parts = []
     for event in events:
         if not event.startswith(b"data: {"):
             continue
-        for choice in payload_of(event).get("choices", ()):
+        for choice in _payload(event).get("choices", ()):
             delta = choice.get("delta") or {}
             if delta.get("tool_calls") or delta.get("reasoning_content"):
                 return None
@@ -92,10 +94,11 @@ class Continuation:
         self._prompt_tokens = prompt_tokens
 
     def rewrite(self, event: bytes) -> bytes:
-        """``event`` as the client should see it; empty where it must not. Raises :class:`GarbageError`."""
+        """``event`` as the client should see it; empty where it must not. Raises ``ValueError`` for no JSON
+        object."""
         if not event.startswith(b"data: {"):
             return event
-        payload = payload_of(event)
+        payload = _payload(event)
         choices = payload.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
         if delta.get("role") and not delta.get("content"):
@@ -108,5 +111,12 @@ class Continuation:
             )
             usage["prompt_tokens"] = max(0, prompt)
             usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
-            event = b"data: " + orjson.dumps(payload) + b"\n\n"
+            event = b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
         return _ID.sub(lambda _: self._id, event, count=1) if self._id else event
+
+
+def _payload(event: bytes) -> dict[str, Any]:
+    payload = json.loads(event.partition(b":")[2])
+    if not isinstance(payload, dict):
+        raise ValueError(f"no object: {event[:80]!r}")
+    return payload

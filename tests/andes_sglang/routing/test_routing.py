@@ -1,21 +1,17 @@
-"""Routing, forecast and admission as arithmetic: one conformance suite over all policies, then what each is for."""
+"""Routing and its forecast as arithmetic: one conformance suite over all policies, then what each is for."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-import numpy as np
 import pytest
 
-from andes_api.admission import overload, retry_after_s
-from andes_api.forecast import Newcomer, ReplicaView, forecast, qoe_if
-from andes_api.routing import make
-from andes_api.settings import ClassSettings
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
+from andes_sglang.routing import ROUTING_POLICIES, make_routing_policy
+from andes_sglang.stream_forecast import IncomingStream, OpenStreams, ReplicaView, forecast_stream
 
-POLICIES = ["round_robin", "least_load", "prefix", "qoe"]
 READER = QoETarget(1.0, 4.8)
 HORIZON_S = 60.0
 
@@ -47,47 +43,48 @@ def view(name: str, streams: int = 0, *, model: LatencyModel | None = None, buff
         name,
         model or engine(),
         streams,
-        readers(streams, buffered_s),
-        np.ones(streams),
+        OpenStreams.of(readers(streams, buffered_s)),
         context_tokens=1000.0 * streams,
         **more,
     )
 
 
-def newcomer(tokens: float = 200.0, **more: Any) -> Newcomer:
-    return Newcomer(tokens, READER, **more)
+def newcomer(tokens: float = 200.0, **more: Any) -> IncomingStream:
+    return IncomingStream(tokens, READER, **more)
 
 
-def first(policy: str, views: list[ReplicaView], new: Newcomer | None = None) -> str:
-    return make(policy, horizon_s=HORIZON_S, bound=1.25).order(new or newcomer(), views, 100.0)[0].name
+def first(policy: str, views: list[ReplicaView], new: IncomingStream | None = None) -> str:
+    return make_routing_policy(policy).order(new or newcomer(), views, 100.0)[0].name
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", ROUTING_POLICIES)
 class TestEveryPolicy:
     def test_orders_all_and_changes_none(self, name: str) -> None:
         views = [view("a", 3), view("b"), view("c", 40)]
         before = list(views)
-        policy = make(name, horizon_s=HORIZON_S, bound=1.25)
+        policy = make_routing_policy(name)
         for key in range(20):
-            ordered = policy.order(newcomer(key=key), views, 100.0)
+            ordered = policy.order(newcomer(prefix_key=key), views, 100.0)
             assert sorted(v.name for v in ordered) == ["a", "b", "c"]
         assert views == before
 
     def test_is_at_ease_with_one_and_with_none(self, name: str) -> None:
         assert first(name, [view("only", 5)]) == "only"
-        assert make(name, horizon_s=HORIZON_S, bound=1.25).order(newcomer(), [], 100.0) == []
+        assert make_routing_policy(name).order(newcomer(), [], 100.0) == []
 
     def test_spreads_different_prompts_over_equals(self, name: str) -> None:
-        policy = make(name, horizon_s=HORIZON_S, bound=1.25)
-        firsts = [policy.order(newcomer(key=k * 7919), [view("a"), view("b")], 100.0)[0].name for k in range(200)]
+        policy = make_routing_policy(name)
+        firsts = [
+            policy.order(newcomer(prefix_key=k * 7919), [view("a"), view("b")], 100.0)[0].name for k in range(200)
+        ]
         assert 60 <= firsts.count("a") <= 140
 
     def test_is_repeatable(self, name: str) -> None:
         views = [view(n, k) for k, n in enumerate("abcd")]
         runs = []
         for _ in range(2):
-            policy = make(name, horizon_s=HORIZON_S, bound=1.25)
-            runs.append([policy.order(newcomer(key=k), views, 100.0)[0].name for k in range(30)])
+            policy = make_routing_policy(name)
+            runs.append([policy.order(newcomer(prefix_key=k), views, 100.0)[0].name for k in range(30)])
         assert runs[0] == runs[1]
 
 
@@ -97,15 +94,16 @@ def test_least_load_goes_where_least_is() -> None:
 
 
 def test_prefix_affinity_holds_until_the_bound() -> None:
-    policy = make("prefix", horizon_s=HORIZON_S, bound=1.25)
+    policy = make_routing_policy("prefix")
     free = [view(n, 10) for n in "abcd"]
-    home, second = (v.name for v in policy.order(newcomer(key=5), free, 100.0)[:2])
-    assert policy.order(newcomer(key=5), free[::-1], 100.0)[0].name == home
+    home, second = (v.name for v in policy.order(newcomer(prefix_key=5), free, 100.0)[:2])
+    assert policy.order(newcomer(prefix_key=5), free[::-1], 100.0)[0].name == home
     crowded = [view(n, 30 if n == home else 10) for n in "abcd"]
-    assert policy.order(newcomer(key=5), crowded, 100.0)[0].name == second
+    assert policy.order(newcomer(prefix_key=5), crowded, 100.0)[0].name == second
     gone = [v for v in free if v.name != home]  # others keep their home when one leaves
     moved = sum(
-        policy.order(newcomer(key=k), free, 100.0)[0].name != policy.order(newcomer(key=k), gone, 100.0)[0].name
+        policy.order(newcomer(prefix_key=k), free, 100.0)[0].name
+        != policy.order(newcomer(prefix_key=k), gone, 100.0)[0].name
         for k in range(400)
     )
     assert 60 <= moved <= 140
@@ -133,67 +131,24 @@ def test_qoe_goes_where_the_fleet_loses_least() -> None:
 
 def test_a_forecast_by_hand() -> None:
     model = engine(token_s=0.001, fixed_s=0.01, prefill_token_s=1e-4)
-    alone = forecast(newcomer(1000.0), view("a", model=model), 100.0, HORIZON_S)
+    alone = forecast_stream(newcomer(1000.0), view("a", model=model), 100.0, HORIZON_S)
     assert alone.interval_s == pytest.approx(0.011, rel=0.1)
     assert alone.ttft_s == pytest.approx(0.11 + 0.011, rel=0.1)
     assert (alone.qoe, alone.loss) == (pytest.approx(1.0), 0.0)
-    queued = forecast(newcomer(1000.0), view("a", model=model, pending_tokens=20_000.0, late=2.0), 100.0, HORIZON_S)
+    queued = forecast_stream(
+        newcomer(1000.0), view("a", model=model, pending_tokens=20_000.0, late_ratio=2.0), 100.0, HORIZON_S
+    )
     assert queued.ttft_s == pytest.approx(2 * (2.01 + 0.11), rel=0.1)
     assert queued.qoe < 1.0
-    shared = forecast(newcomer(1000.0), view("a", 63, model=model, slots=16), 100.0, HORIZON_S)
+    shared = forecast_stream(newcomer(1000.0), view("a", 63, model=model, slots=16), 100.0, HORIZON_S)
     assert shared.interval_s == pytest.approx(4 * 0.026, rel=0.15)
 
 
 def test_one_more_never_helps_the_others() -> None:
     model = engine(token_s=0.01)
     losses = [
-        forecast(newcomer(), view("a", n, model=model, buffered_s=0.0), 100.0, HORIZON_S).loss for n in range(1, 80, 6)
+        forecast_stream(newcomer(), view("a", n, model=model, buffered_s=0.0), 100.0, HORIZON_S).loss
+        for n in range(1, 80, 6)
     ]
     assert all(loss >= 0.0 for loss in losses)
     assert losses[-1] > losses[0]
-
-
-CLASS = ClassSettings(shed_below=0.25)
-
-
-def test_an_idle_engine_sheds_nothing() -> None:
-    new = newcomer()
-    assert overload(new, forecast(new, view("a"), 100.0, HORIZON_S), CLASS, HORIZON_S, "reading") is None
-
-
-def test_overload_is_refused_with_the_time_to_come_back() -> None:
-    new = newcomer()
-    slow = engine(prefill_token_s=1e-3)
-    expected = forecast(new, view("a", 4, model=slow, pending_tokens=60_000.0), 100.0, HORIZON_S)
-    refusal = overload(new, expected, CLASS, HORIZON_S, "reading")
-    assert refusal is not None
-    assert (refusal.status, refusal.reason, refusal.code) == (429, "predicted_qoe", "overloaded")
-    wait_s = refusal.retry_after_s
-    assert wait_s is not None
-    assert 1.0 <= wait_s <= 120.0
-    assert qoe_if(READER, expected.ttft_s - wait_s, expected.interval_s, HORIZON_S) == pytest.approx(0.25, abs=0.02)
-    assert refusal.headers["retry-after"] == str(int(np.ceil(wait_s)))
-
-
-def test_who_costs_more_than_they_gain_is_refused_and_weight_decides() -> None:
-    slow = engine(token_s=0.01)
-    crowd = view("a", 60, model=slow, buffered_s=0.0)
-    cheap, dear = newcomer(weight=0.01), newcomer(weight=50.0)
-    expected = forecast(cheap, crowd, 100.0, HORIZON_S)
-    assert expected.loss > 0.01 * expected.qoe
-    low = ClassSettings(shed_below=0.01)
-    refusal = overload(cheap, expected, low, HORIZON_S, "batch")
-    assert refusal is not None
-    assert refusal.reason == "predicted_loss"
-    assert overload(dear, expected, low, HORIZON_S, "priority") is None
-    assert overload(cheap, expected, ClassSettings(shed_below=0.0), HORIZON_S, "never shed") is None
-
-
-def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:
-    slow = engine(prefill_token_s=1e-3)
-    waits = []
-    for pending in (40_000.0, 80_000.0, 1e6):
-        new = newcomer()
-        waits.append(retry_after_s(new, forecast(new, view("a", 1, model=slow, pending_tokens=pending), 100.0, HORIZON_S), 0.25, HORIZON_S))  # fmt: skip
-    assert waits == sorted(waits)
-    assert waits[-1] == 120.0

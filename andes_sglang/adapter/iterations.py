@@ -1,0 +1,51 @@
+"""How long the engine's iterations take, told to the latency model."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from andes_sglang.latency import LatencyModel
+
+__all__ = ["IterationTimes"]
+
+
+class IterationTimes:
+    """Batches by the order of their launch. In overlap mode the next one is launched before the last one has ended: an
+    iteration lasts from its launch, or from the end of the one before it if that is later."""
+
+    def __init__(self, latency: LatencyModel, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._latency = latency
+        self._clock = clock
+        self._launched: deque[tuple[float, Callable[[float], None] | None]] = deque()
+        self._last_end_s = 0.0
+
+    def launched(self, batch: Any) -> None:
+        """``batch``, a ``ScheduleBatch``, goes to the device now."""
+        self._launched.append((self._clock(), self._observation(batch)))
+
+    def ended(self, now_s: float) -> None:
+        """The results of the earliest batch under way have been processed."""
+        if not self._launched:
+            return
+        launched_s, observe = self._launched.popleft()
+        seconds = now_s - max(launched_s, self._last_end_s)
+        self._last_end_s = now_s
+        if observe is not None:
+            observe(seconds)
+
+    def _observation(self, batch: Any) -> Callable[[float], None] | None:
+        """What the duration of ``batch`` is to be told to; None: it teaches nothing."""
+        if batch.forward_mode.is_decode():
+            return partial(self._latency.observe_decode, len(batch.reqs), int(batch.seq_lens_cpu.sum()))
+        if batch.forward_mode.is_mixed():
+            decoding = len(batch.decoding_reqs)
+            new, prefix = int(batch.extend_num_tokens) - decoding, int(sum(batch.prefix_lens[:-decoding]))
+            context = int(batch.seq_lens_cpu[-decoding:].sum())
+            return partial(self._latency.observe_mixed, new, prefix, decoding, context)
+        if batch.forward_mode.is_extend():
+            return partial(self._latency.observe_prefill, int(batch.extend_num_tokens), int(sum(batch.prefix_lens)))
+        return None

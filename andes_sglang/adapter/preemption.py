@@ -1,0 +1,168 @@
+"""Taking requests off the engine and putting them back.
+
+- park: the request moves to a batch of its own and keeps its KV and its slot of the request pool.
+- release: its KV goes into the radix tree unlocked and it joins the waiting queue; SGLang's prefill brings it back, with a
+  prefix hit for what is still there.
+- offload: a release on an engine with a host tier; without room in host memory it is a plain release, and counted as one.
+- retraction: a release because KV has run out, of the request that :func:`andes_sglang.protocol.retraction_victim` names.
+
+In overlap mode the result in flight is processed before anything is released (:meth:`Preemption.settle`), so no token is
+lost, computed twice or sent twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from typing import Any
+
+from andes_sglang import protocol
+from andes_sglang.adapter.host_transfers import HostTransfers
+from andes_sglang.adapter.parked import ParkedRequests
+from andes_sglang.adapter.records import StreamRecord, StreamRecords
+from andes_sglang.adapter.sglang_request import release_into_tree
+from andes_sglang.latency import LatencyModel
+from andes_sglang.metrics import EngineMetrics
+from andes_sglang.state import Decision, PreemptionMode
+
+__all__ = ["Preemption"]
+
+
+class Preemption:
+    """Stops and starts the requests of ``scheduler``, an SGLang scheduler. ``released``: rids given up at this decision."""
+
+    def __init__(
+        self,
+        scheduler: Any,
+        records: StreamRecords,
+        parked: ParkedRequests,
+        transfers: HostTransfers,
+        *,
+        latency: LatencyModel,
+        metrics: EngineMetrics,
+    ) -> None:
+        self._scheduler = scheduler
+        self._records = records
+        self._parked = parked
+        self._transfers = transfers
+        self._latency = latency
+        self._metrics = metrics
+        self.released: set[str] = set()
+
+    def apply(self, decision: Decision, running_batch: Any) -> Any:
+        """Preempt, then resume; the running batch as it is then."""
+        free_slots = self._scheduler.req_to_token_pool.available_size()
+        parked = [req.rid for req in self._parked.reqs]
+        preempt = decision.preempt_for_slots(
+            len(running_batch.reqs), self._scheduler.max_running_requests, free_slots, parked
+        )
+        park = {p.rid: p.reason for p in preempt if p.mode is PreemptionMode.PARK}
+        release = {p.rid: p.reason for p in preempt if p.mode is not PreemptionMode.PARK}
+        if release:
+            self.settle()
+        for req in self._parked.take_from(running_batch, park):
+            self.stop(req, "park")
+            self._metrics.preemption("park", park[req.rid])
+        if release:
+            for batch in (running_batch, self._parked.batch):
+                for req in [req for req in batch.reqs if req.rid in release] if batch is not None else ():
+                    if not req.finished():
+                        self._metrics.preemption(self._release(req, batch, "release"), release[req.rid])
+            self._transfers.finish_writes()
+        self._parked.drop_finished()
+        return self.resume(set(decision.resume), running_batch)
+
+    def resume(self, rids: Container[str], running_batch: Any) -> Any:
+        """Put the parked requests ``rids`` back; the running batch as it is then."""
+        back = self._parked.give_back(rids)
+        if back is None:
+            return running_batch
+        for req in back.reqs:
+            self._start(self._records[req.rid])
+        if running_batch.is_empty():
+            return back
+        running_batch.merge_batch(back)
+        return running_batch
+
+    def resume_all(self, running_batch: Any) -> Any:
+        return self.resume({req.rid for req in self._parked.reqs}, running_batch)
+
+    def retract(self, batch: Any) -> None:
+        """KV does not suffice for the next decode step of ``batch``: make room, as far as requests can be stopped."""
+        self.settle()
+        self._transfers.finish_writes()
+        batch.filter_batch()
+        self._parked.drop_finished()
+        while not batch.is_empty() and not batch.check_decode_mem():
+            victim = protocol.retraction_victim(
+                self._parked.reqs,
+                batch.reqs,
+                age=lambda req: self._records[req.rid].arrival_s,
+                may_leave=lambda req: self._records[req.rid].preemptible,
+            )
+            if victim is None:
+                break
+            self._release(victim, self._parked.batch if self._parked else batch, "retracted")
+            self._transfers.finish_writes()
+            self._parked.drop_finished()
+            self._metrics.retraction()
+
+    def settle(self) -> None:
+        """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop finds a
+        blank in its place."""
+        results = getattr(self._scheduler, "result_queue", None)
+        if results and results[0][0] is not None:
+            batch, result = results.popleft()
+            self._scheduler.process_batch_result(batch, result)
+            results.appendleft((None, None))
+
+    def stop(self, req: Any, mode: str) -> None:
+        """Record that ``req`` has left the batch."""
+        req.time_stats.trace_ctx.trace_event("andes.preempted", 1, attrs={"andes.preemption.mode": mode})
+        self._records[req.rid].stop(mode, time.perf_counter())
+
+    def note_prefill(self, batch: Any) -> None:
+        """SGLang has formed the prefill ``batch`` (None: none): what was waiting runs, as of its last chunk."""
+        if batch is None:
+            return
+        _correct_mixed_prefix(batch)
+        for req in batch.reqs:
+            record = self._records.find(req)
+            if record is None:
+                continue
+            if record.stopped is not None and req.extend_range is not None:
+                record.prefilled_tokens += req.extend_range.length
+            if req is not self._scheduler.chunked_req and (record.stopped is not None or not record.seen_tokens):
+                self._start(record)
+
+    def _start(self, record: StreamRecord) -> None:
+        if record.stopped is not None:
+            again = protocol.recomputed_tokens(record.prefilled_tokens)
+            self._metrics.resume(record.stopped, again)
+            if record.stopped == "offload":
+                self._latency.observe_return(record.context_tokens, again)
+            record.req.time_stats.trace_ctx.trace_event("andes.resumed", 1)
+        record.start(time.perf_counter())
+
+    def _release(self, req: Any, batch: Any, mode: str) -> str:
+        """Give up the KV of ``req``, which is in ``batch``; the mode under which it is counted."""
+        release_into_tree(self._scheduler.tree_cache, req)
+        batch.filter_batch(keep_indices=[i for i, other in enumerate(batch.reqs) if other is not req])
+        batch.batch_is_full = False
+        mode = protocol.off_device_mode(mode, self._transfers.save(req))
+        self.stop(req, mode)
+        self._records.set_prefix_hit(req, protocol.max_prefix_hit_tokens(self._records[req.rid].context_tokens))
+        self.released.add(req.rid)
+        self._scheduler.waiting_queue.append(req)
+        return mode
+
+
+def _correct_mixed_prefix(batch: Any) -> None:
+    """Tell the prefix lengths of the decoding requests of a mixed ``batch`` by their KV.
+
+    In overlap mode ``ScheduleBatch.mix_with_running`` takes it that their output lags a token behind. It does not where
+    :meth:`Preemption.settle` has processed a result early.
+    """
+    if batch.forward_mode.is_mixed():
+        decoding = len(batch.decoding_reqs)
+        batch.prefix_lens[-decoding:] = [length - 1 for length in batch.seq_lens_cpu[-decoding:].tolist()]

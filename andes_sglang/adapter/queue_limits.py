@@ -1,0 +1,43 @@
+"""SGLang's queue limits and time-outs, kept to requests that never ran: a stream that has begun is never turned away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from andes_sglang.adapter.records import StreamRecords
+from andes_sglang.metrics import EngineMetrics
+
+__all__ = ["QueueLimits"]
+
+
+class QueueLimits:
+    """Of the waiting queue of ``scheduler``, an SGLang scheduler."""
+
+    def __init__(self, scheduler: Any, records: StreamRecords, metrics: EngineMetrics) -> None:
+        self._scheduler = scheduler
+        self._records = records
+        self._metrics = metrics
+
+    @contextmanager
+    def only_new(self) -> Iterator[None]:
+        """Inside, the waiting queue holds only requests that never ran; afterwards the others are in front of them."""
+        queue = self._scheduler.waiting_queue
+        begun = [req for req in queue if self._records.has_begun(req)]
+        self._scheduler.waiting_queue = [req for req in queue if not self._records.has_begun(req)]
+        try:
+            yield
+        finally:
+            self._scheduler.waiting_queue = begun + self._scheduler.waiting_queue
+
+    @contextmanager
+    def departures(self) -> Iterator[None]:
+        """A request that leaves the waiting queue inside leaves for good: its stream ends with what was delivered."""
+        before = [req.rid for req in self._scheduler.waiting_queue]
+        yield
+        if len(self._scheduler.waiting_queue) < len(before):
+            left = set(before).difference(req.rid for req in self._scheduler.waiting_queue)
+            for rid in filter(self._records.__contains__, left):
+                self._metrics.finished(self._records[rid].reader.final_qoe())
+                self._records.forget(rid)

@@ -1,0 +1,170 @@
+"""What is known of each stream beside SGLang's own ``Req``: its reader, its slice, and how often it was stopped.
+
+:class:`StreamRecords` holds one :class:`StreamRecord` a request from its arrival to its end, and keeps the rows that a policy
+sees (:class:`andes_sglang.adapter.ledger.Ledger`) in step with them. Times in seconds of ``time.perf_counter``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+from andes_sglang import protocol
+from andes_sglang.adapter.ledger import Ledger
+from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.qoe import ReaderStream
+from andes_sglang.state import Phase, RequestTable, RequestView
+
+__all__ = ["StreamRecord", "StreamRecords"]
+
+
+class StreamRecord:
+    """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
+
+    __slots__ = (
+        "arrival_s", "cached_tokens", "expectation", "host_tokens", "loaded_ahead", "preemptible", "preemptions",
+        "prefilled_tokens", "reader", "req", "seen_tokens", "since_s", "slice_start_tokens", "slot", "stopped",
+    )  # fmt: skip
+
+    def __init__(
+        self, req: Any, arrival_s: float, now_s: float, expectation: ReaderExpectation, preemptible: bool
+    ) -> None:
+        self.req = req
+        self.arrival_s = arrival_s
+        self.expectation = expectation
+        self.reader = ReaderStream(arrival_s, expectation.target)
+        self.seen_tokens = 0
+        """Generated tokens that the reader was told of."""
+        self.slice_start_tokens = 0
+        """Generated tokens when it last began to run."""
+        self.since_s = now_s
+        self.preemptions = 0
+        self.prefilled_tokens = 0
+        """Since it was last stopped."""
+        self.cached_tokens = 0
+        """Prefix hit while it waits; ``host_tokens`` of it in host memory only."""
+        self.host_tokens = 0
+        self.loaded_ahead = False
+        self.preemptible = preemptible
+        self.stopped: str | None = None
+        """How it was taken off the engine (park, release, offload, retracted), until it runs again."""
+        self.slot = -1
+
+    @property
+    def context_tokens(self) -> int:
+        return len(self.req.origin_input_ids) + len(self.req.output_ids)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it ever ran."""
+        return self.preemptions > 0 or self.seen_tokens > 0
+
+    @property
+    def dry_at_s(self) -> float:
+        """When its reader has read everything delivered so far."""
+        return self.reader.start_s + self.reader.end_s
+
+    def deliver(self, now_s: float) -> None:
+        """Tell the reader of the tokens generated since the last call."""
+        new = len(self.req.output_ids) - self.seen_tokens
+        if new > 0:
+            self.reader.deliver(now_s, new)
+            self.seen_tokens += new
+
+    def stop(self, mode: str, now_s: float) -> None:
+        """It leaves the batch."""
+        self.preemptions += 1
+        self.stopped = mode
+        self.loaded_ahead = False
+        self.prefilled_tokens = 0
+        self.since_s = now_s
+
+    def start(self, now_s: float) -> None:
+        """It runs: a new slice begins."""
+        self.stopped = None
+        self.slice_start_tokens = len(self.req.output_ids)
+        self.since_s = now_s
+
+    def view(self, phase: Phase, kept_tokens: int = 0) -> RequestView:
+        """As a policy sees it. kept_tokens: of a request that holds its KV, what a release would not lose."""
+        prompt, output = len(self.req.origin_input_ids), len(self.req.output_ids)
+        waits = phase is Phase.WAITING
+        expected = self.expectation.expected_tokens
+        return RequestView(
+            rid=self.req.rid,
+            phase=phase,
+            arrival_s=self.arrival_s,
+            reader=self.reader,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            kv_tokens=0 if waits else prompt + output,
+            cached_tokens=min(self.cached_tokens, protocol.max_prefix_hit_tokens(prompt + output)) if waits else 0,
+            host_tokens=self.host_tokens if waits else kept_tokens,
+            remaining_tokens=max(0, self.req.sampling_params.max_new_tokens - output),
+            slice_tokens=output - self.slice_start_tokens,
+            phase_since_s=self.since_s,
+            preemptions=self.preemptions,
+            preemptible=self.preemptible,
+            weight=self.expectation.weight,
+            yields=self.expectation.yields,
+            expected_tokens=math.nan if expected is None else float(expected),
+        )
+
+
+class StreamRecords:
+    """The records of all streams on this engine, by request id."""
+
+    def __init__(self) -> None:
+        self._by_rid: dict[str, StreamRecord] = {}
+        self._ledger = Ledger()
+
+    def __len__(self) -> int:
+        return len(self._by_rid)
+
+    def __contains__(self, rid: object) -> bool:
+        return rid in self._by_rid
+
+    def __iter__(self) -> Iterator[StreamRecord]:
+        return iter(self._by_rid.values())
+
+    def __getitem__(self, rid: str) -> StreamRecord:
+        return self._by_rid[rid]
+
+    def find(self, req: Any) -> StreamRecord | None:
+        """The record of ``req``; None where there is none, or one of an earlier request with the same id."""
+        record = self._by_rid.get(req.rid)
+        return record if record is not None and record.req is req else None
+
+    def has_begun(self, req: Any) -> bool:
+        record = self._by_rid.get(req.rid)
+        return record is not None and record.has_begun
+
+    def add(self, record: StreamRecord) -> None:
+        """A request begins to wait."""
+        self._by_rid[record.req.rid] = record
+        record.slot = self._ledger.add(record.view(Phase.WAITING))
+
+    def forget(self, rid: str) -> None:
+        self._ledger.remove(self._by_rid.pop(rid).slot)
+
+    def forget_all_but(self, rids: Container[str]) -> None:
+        for rid in [rid for rid in self._by_rid if rid not in rids]:
+            self.forget(rid)
+
+    def set_prefix_hit(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
+        """What a waiting request would find in the radix tree, ``host_tokens`` of it in host memory only."""
+        record = self._by_rid[req.rid]
+        record.cached_tokens, record.host_tokens = tokens, host_tokens
+        self._ledger.write(record.slot, record.view(Phase.WAITING))
+
+    def refresh(self, req: Any, phase: Phase, kept_tokens: int) -> int:
+        """Bring the row of a request that holds KV up to date; its KV tokens."""
+        record = self._by_rid[req.rid]
+        view = record.view(phase, kept_tokens)
+        self._ledger.write(record.slot, view)
+        return view.kv_tokens
+
+    def table(self, reqs: Sequence[Any]) -> RequestTable:
+        """The rows of ``reqs``, in that order."""
+        return self._ledger.table([self._by_rid[req.rid].slot for req in reqs])

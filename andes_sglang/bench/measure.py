@@ -1,0 +1,113 @@
+"""One replay, or several at the same time, with the figures of each and samples of the engine's gauges."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from andes_sglang import results, summary
+from andes_sglang.bench.client import EndpointError, replay
+from andes_sglang.bench.engine import read_metrics
+from andes_sglang.flags import UsageError
+from andes_sglang.request import RequestRecord
+from andes_sglang.workload import SyntheticWorkload, Workload
+
+__all__ = ["Measured", "ReplayOptions", "client_machine", "measure", "parse_vocabulary"]
+
+SAMPLE_TIMEOUT_S = 2.0
+"""For one reading of the metrics: an engine in a long prefill answers late, and a sample is due every second."""
+GAUGES = {
+    "sglang:num_queue_reqs": "queue",
+    "sglang:num_running_reqs": "running",
+    "sglang:token_usage": "kv_usage",
+}
+"""SGLang 0.5.17's gauges by metric, and what samples call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """vocabulary: lowest and highest token id of prompts. send_expectations: tell the server what readers expect."""
+
+    seed: int
+    vocabulary: tuple[int, int] = (10, 1000)
+    send_expectations: bool = True
+    api_key: str | None = None
+
+
+class Measured(NamedTuple):
+    """What one replay left: its records, its figures, and samples of the engine's gauges, one a second."""
+
+    records: list[RequestRecord]
+    figures: dict[str, Any]
+    samples: list[dict[str, float]]
+
+
+def parse_vocabulary(text: str) -> tuple[int, int]:
+    """``LOW-HIGH`` token ids. Raises :class:`UsageError`."""
+    low, _, high = text.partition("-")
+    if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+        raise UsageError(f"--vocabulary {text!r}: expected LOW-HIGH token ids")
+    return int(low), int(high)
+
+
+def client_machine() -> dict[str, Any]:
+    """The machine that measures, for ``summary.json``."""
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def measure(
+    urls: dict[str, str], workload: Workload | SyntheticWorkload, options: ReplayOptions
+) -> dict[str, Measured]:
+    """Replay ``workload`` against each of ``urls`` (by label) at the same time. Ctrl-C ends all and keeps what was measured.
+    Raises :class:`EndpointError`."""
+    samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
+    before = {label: read_metrics(url) for label, url in urls.items()}
+
+    async def main() -> list[list[RequestRecord]]:
+        tasks = [
+            asyncio.ensure_future(
+                replay(url, workload, seed=options.seed, vocabulary=options.vocabulary, api_key=options.api_key,
+                       send_expectations=options.send_expectations, progress=results.Progress(label),
+                       sample=_sampler(url, samples[label]) if before[label] else None)
+            )
+            for label, url in urls.items()
+        ]  # fmt: skip
+        for task in tasks:
+            task.add_done_callback(lambda done: [t.cancel() for t in tasks] if _failed(done) else None)
+        loop = asyncio.get_running_loop()
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sign, lambda: [task.cancel() for task in tasks])
+        return await asyncio.gather(*tasks)
+
+    runs = dict(zip(urls, asyncio.run(main()), strict=True))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if not all(runs.values()):
+        raise EndpointError("interrupted before a request was sent")
+    return {
+        label: Measured(records, summary.summarise(records, before[label], read_metrics(urls[label])), samples[label])
+        for label, records in runs.items()
+    }
+
+
+def _sampler(url: str, into: list[dict[str, float]]) -> Callable[[float], None]:
+    """Appends a sample each time it is called; from one thread at a time."""
+
+    def sample(at_s: float) -> None:
+        point = {"at_s": at_s}
+        for key, value in read_metrics(url, SAMPLE_TIMEOUT_S).items():
+            if (name := GAUGES.get(key.split("{")[0])) is not None:
+                point[name] = value
+        into.append(point)
+
+    return sample
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is not None

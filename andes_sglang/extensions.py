@@ -1,0 +1,30 @@
+"""Classes by name: the product's own, an installed package's (entry point), or ``package.module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+__all__ = ["find_class"]
+
+
+def find_class(name: str, own: Mapping[str, Any], group: str, noun: str) -> Any:
+    """The class called ``name``: of ``own``, of the entry points of ``group``, or ``package.module:Class``.
+
+    noun: what it is called in messages. Raises ``ValueError`` naming what is unknown or cannot be imported.
+    """
+    if name in own:
+        return own[name]
+    module, colon, attribute = name.partition(":")
+    try:
+        if colon:
+            return getattr(importlib.import_module(module), attribute)
+        found = list(entry_points(group=group, name=name))
+        if found:
+            return found[0].load()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{noun} {name!r} cannot be loaded: {error}") from None
+    known = sorted({*own, *(point.name for point in entry_points(group=group))})
+    raise ValueError(f"unknown {noun} {name!r}; choose one of {', '.join(known)}, or give package.module:Class")

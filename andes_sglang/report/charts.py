@@ -1,0 +1,75 @@
+"""Line charts as SVG text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["COLOURS", "Series", "plot"]
+
+Series = tuple[str, str, Sequence[float], Sequence[float]]
+"""Name, colour (``"#b35806"``, or ``"#b35806 dash"`` for a dashed line), x values, y values."""
+COLOURS = ("#b35806", "#2166ac", "#1b7837", "#762a83", "#8c510a", "#01665e")
+"""Told apart by people who do not see all colours (ColorBrewer PuOr, BrBG and PRGn, dark ends)."""
+WIDTH, HEIGHT = 460, 260
+LEFT, BOTTOM, RIGHT, TOP = 52, 36, 10, 12
+"""Pixels; the margins hold the axes' labels."""
+MAX_POINTS = 600
+"""Points of a line; more than the chart has pixels would only make the page larger."""
+MAX_TICKS = 5
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At most six multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    span = max(high - low, 1e-9)
+    step = 10.0 ** np.floor(np.log10(span / (MAX_TICKS - 1)))
+    step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= MAX_TICKS)
+    first = np.ceil(low / step) * step
+    return [float(t) for t in np.arange(first, high + step * 1e-6, step)]
+
+
+def plot(
+    series: Sequence[Series], x_title: str, y_title: str, y_max: float | None = None, x_max: float | None = None
+) -> str:
+    """Lines as an SVG; both axes start at 0 (x lower where a value is negative). y_max, x_max: ends of the axes, which
+    cut what lies beyond; None: as far as the values go."""
+    xs = [x for _, _, a, _ in series for x in a] or [0.0, 1.0]
+    ys = [y for _, _, _, b in series for y in b] or [0.0, 1.0]
+    x0, x1 = min(0.0, min(xs)), x_max or (max(xs) if max(xs) > 1e-6 else 1.0)
+    y1 = y_max or max(max(ys) * 1.05, 1e-9)
+
+    def px(x: float) -> float:
+        return LEFT + (min(x, x1) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
+
+    def py(y: float) -> float:
+        return HEIGHT - BOTTOM - min(y, y1) / y1 * (HEIGHT - BOTTOM - TOP)
+
+    end = WIDTH - RIGHT
+    out = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
+        f'aria-label="{html.escape(y_title)} by {html.escape(x_title)}">'
+    ]
+    for t in ticks(0.0, y1):
+        out.append(f'<line x1="{LEFT}" x2="{end}" y1="{py(t):.1f}" y2="{py(t):.1f}" stroke="#eee"/>')
+        out.append(f'<text x="{LEFT - 6}" y="{py(t) + 4:.1f}" text-anchor="end">{t:g}</text>')
+    out += [
+        f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:g}</text>' for t in ticks(x0, x1)
+    ]
+    out.append(f'<line x1="{LEFT}" x2="{end}" y1="{py(0):.1f}" y2="{py(0):.1f}" stroke="#888"/>')
+    for name, style, a, b in series:
+        colour, _, dash = style.partition(" ")
+        stride = max(1, len(a) // MAX_POINTS)
+        points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(list(a)[::stride], list(b)[::stride], strict=True))
+        extra = ' stroke-dasharray="5 4"' if dash else ""
+        out.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{extra}>'
+            f"<title>{html.escape(name)}</title></polyline>"
+        )
+    out.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
+    out.append(
+        f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">'
+        f"{html.escape(y_title)}</text></svg>"
+    )
+    return "".join(out)

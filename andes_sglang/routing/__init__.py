@@ -1,0 +1,58 @@
+"""Which replica a stream goes to: the same objects in the gateway, in the simulated fleet and in the what-if.
+
+    policy = make_routing_policy("qoe", horizon_s=60.0)
+    first = policy.order(IncomingStream(500.0, QoETarget(1.0, 4.8)), views, now_s)[0]
+
+A policy of your own is a class with ``name``, keyword options and :meth:`RoutingPolicy.order`; name it
+``package.module:Class``, or publish it under the entry-point group ``andes_sglang.routing_policies``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from andes_sglang.extensions import find_class
+from andes_sglang.routing.base import RoutingPolicy
+from andes_sglang.routing.least_load import LeastLoad
+from andes_sglang.routing.least_tokens import LeastTokens
+from andes_sglang.routing.prefix import PrefixAffinity, PrefixTracker
+from andes_sglang.routing.qoe import QoE
+from andes_sglang.routing.round_robin import RoundRobin
+from andes_sglang.stream_forecast import IncomingStream, ReplicaView
+
+__all__ = [
+    "ENTRY_POINT_GROUP", "ROUTING_POLICIES", "IncomingStream", "LeastLoad", "LeastTokens", "PrefixAffinity",
+    "PrefixTracker", "QoE", "ReplicaView", "RoundRobin", "RoutingPolicy", "current_name", "make_routing_policy",
+]  # fmt: skip
+
+ENTRY_POINT_GROUP = "andes_sglang.routing_policies"
+
+ROUTING_POLICIES: dict[str, Callable[..., RoutingPolicy]] = {
+    policy.name: policy for policy in (RoundRobin, LeastLoad, LeastTokens, PrefixAffinity, QoE)
+}
+OLD_NAMES = {"least_requests": "least_load"}
+
+
+def current_name(name: str) -> str:
+    """``name``, or for one release with a warning, what an old name stands for."""
+    if name not in OLD_NAMES:
+        return name
+    warnings.warn(
+        f"routing policy {name!r} is now called {OLD_NAMES[name]!r}; the old name goes with the next release",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return OLD_NAMES[name]
+
+
+def make_routing_policy(name: str, **options: Any) -> RoutingPolicy:
+    """The routing policy called ``name`` with its options. Raises ``ValueError`` naming an unknown policy or option."""
+    name = current_name(name)
+    factory = find_class(name, ROUTING_POLICIES, ENTRY_POINT_GROUP, "routing policy")
+    try:
+        policy: RoutingPolicy = factory(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"routing policy {name!r}: {error}") from None
+    return policy

@@ -1,0 +1,57 @@
+"""The simulated engine and the policies of one arm: a policy with the engine flags that SGLang would get."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from andes_sglang.arms import Arm, policy_options
+from andes_sglang.flags import UsageError
+from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.sim import overrides
+from andes_sglang.sim.engine import EngineModel
+
+__all__ = ["STOCK_MIXED", "configure"]
+
+STOCK_MIXED = "stock-mixed"
+"""The name of stock SGLang with ``--enable-mixed-chunk``."""
+
+
+def _engine_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    overrides.add_arguments(parser)
+    parser.add_argument("--policy-option", action="append", default=[])
+    return parser
+
+
+def configure(
+    engine: EngineModel, arm: Arm, passed: Sequence[str] = ()
+) -> tuple[EngineModel, Callable[[], SchedulingPolicy | None]]:
+    """``engine`` with the flags of ``arm``, and what makes a policy for each replica (None: stock).
+
+    passed: SGLang's flags for every arm, before the arm's own. Raises :class:`~andes_sglang.flags.UsageError` naming flag or
+    option, before anything is simulated.
+    """
+    policy = arm.policy
+    flags = [*passed, *arm.flags]
+    if policy == STOCK_MIXED:
+        policy, flags = "stock", [*flags, "--enable-mixed-chunk"]
+    try:
+        given, unknown = _engine_flags().parse_known_args(flags)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]!r}")
+    try:
+        engine = overrides.apply(engine, given)
+        options = policy_options(given.policy_option)
+        if policy == "stock":
+            if options:
+                raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
+            return engine, lambda: None
+        if getattr(make(policy, **options), "mixed_chunk", False):  # a policy that is nothing without
+            engine = replace(engine, mixed=True)
+    except ValueError as error:
+        raise UsageError(f"--policies {arm.policy}: {error}") from None
+    return engine, lambda: make(policy, **options)

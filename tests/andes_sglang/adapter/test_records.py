@@ -1,0 +1,133 @@
+"""What is kept of each stream beside SGLang's request, and the rows that a policy sees of it."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from andes_sglang.adapter.ledger import Ledger
+from andes_sglang.adapter.records import StreamRecord, StreamRecords
+from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.qoe import QoETarget
+from andes_sglang.state import Phase, RequestTable
+
+EXPECTATION = ReaderExpectation(QoETarget(1.0, 5.0), weight=3.0, yields=True, expected_tokens=70)
+
+
+def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100) -> Any:
+    """The attributes of SGLang's ``Req`` that a record reads."""
+    return SimpleNamespace(
+        rid=rid,
+        origin_input_ids=[0] * prompt,
+        output_ids=[0] * output,
+        sampling_params=SimpleNamespace(max_new_tokens=most),
+    )
+
+
+def record(req: Any, arrival_s: float = 0.0, expectation: ReaderExpectation = EXPECTATION) -> StreamRecord:
+    return StreamRecord(req, arrival_s, arrival_s + 0.5, expectation, True)
+
+
+def test_a_view_tells_what_the_request_said_of_its_reader() -> None:
+    view = record(request()).view(Phase.WAITING)
+    assert (view.weight, view.yields, view.expected_tokens) == (3.0, True, 70.0)
+    assert (view.reader.start_s, view.reader.tds) == (1.0, 5.0)
+    assert view.phase_since_s == 0.5
+    assert math.isnan(record(request(), expectation=ReaderExpectation()).view(Phase.WAITING).expected_tokens)
+
+
+def test_a_waiting_request_holds_no_kv_and_may_find_a_prefix() -> None:
+    stream = record(request(prompt=10, output=5))
+    stream.cached_tokens, stream.host_tokens = 99, 4
+    view = stream.view(Phase.WAITING, kept_tokens=15)
+    assert (view.kv_tokens, view.cached_tokens, view.host_tokens) == (0, 14, 4)
+    assert view.remaining_tokens == 95
+
+
+@pytest.mark.parametrize("phase", [Phase.RUNNING, Phase.PARKED])
+def test_a_request_on_the_engine_holds_its_kv(phase: Phase) -> None:
+    stream = record(request(prompt=10, output=5))
+    stream.cached_tokens, stream.host_tokens = 99, 4
+    view = stream.view(phase, kept_tokens=15)
+    assert (view.kv_tokens, view.cached_tokens, view.host_tokens) == (15, 0, 15)
+
+
+def test_a_slice_begins_when_a_stream_starts() -> None:
+    stream = record(request(output=7))
+    stream.start(2.0)
+    stream.req.output_ids += [0] * 3
+    view = stream.view(Phase.RUNNING)
+    assert (view.slice_tokens, view.phase_since_s, view.preemptions) == (3, 2.0, 0)
+    stream.prefilled_tokens, stream.loaded_ahead = 9, True
+    stream.stop("release", 3.0)
+    assert (stream.stopped, stream.preemptions, stream.since_s) == ("release", 1, 3.0)
+    assert (stream.prefilled_tokens, stream.loaded_ahead) == (0, False)
+    stream.start(4.0)
+    assert stream.stopped is None
+    assert stream.view(Phase.RUNNING).slice_tokens == 0
+
+
+def test_each_token_is_delivered_once() -> None:
+    stream = record(request(output=2))
+    stream.deliver(1.5)
+    stream.deliver(1.6)
+    assert stream.reader.delivered == 2
+    stream.req.output_ids.append(0)
+    stream.deliver(1.7)
+    assert stream.reader.delivered == 3
+    assert stream.dry_at_s == pytest.approx(1.5 + 3 / 5)
+
+
+def test_a_stream_has_begun_with_its_first_token_or_preemption() -> None:
+    records, fresh, told, stopped = StreamRecords(), request("fresh"), request("told", output=1), request("stopped")
+    for req in (fresh, told, stopped):
+        records.add(record(req))
+    records["told"].deliver(1.0)
+    records["stopped"].stop("retracted", 1.0)
+    assert [records.has_begun(req) for req in (fresh, told, stopped, request("unknown"))] == [False, True, True, False]
+
+
+def test_a_record_belongs_to_the_request_and_not_to_its_name() -> None:
+    records, first, second = StreamRecords(), request(), request()
+    records.add(record(first))
+    assert records.find(first) is records["a"]
+    assert records.find(second) is None
+    records.forget("a")
+    assert "a" not in records
+    assert records.find(first) is None
+
+
+def rows(table: RequestTable) -> list[tuple[str, int, float, float]]:
+    return [
+        (rid, int(phase), kv, cached)
+        for rid, phase, kv, cached in zip(table.rids, table.phase, table.kv_tokens, table.cached_tokens, strict=True)
+    ]
+
+
+def test_rows_follow_the_records() -> None:
+    records, a, b, c = StreamRecords(), request("a", 10), request("b", 20, 3), request("c", 30)
+    for req in (a, b, c):
+        records.add(record(req))
+    records.set_prefix_hit(c, 12, 5)
+    assert records.refresh(b, Phase.RUNNING, kept_tokens=0) == 23
+    assert rows(records.table([b, c, a])) == [("b", 1, 23.0, 0.0), ("c", 0, 0.0, 12.0), ("a", 0, 0.0, 0.0)]
+    assert records.table([c]).host_tokens.tolist() == [5.0]
+    assert records.table([c]).weight.tolist() == [3.0]
+    records.forget_all_but({"b"})
+    assert [stream.req.rid for stream in records] == ["b"]
+    assert len(records) == 1
+
+
+def test_a_ledger_grows_and_uses_a_row_again() -> None:
+    ledger = Ledger(capacity=2)
+    slots = [ledger.add(record(request(f"r{k}", prompt=k)).view(Phase.WAITING)) for k in range(5)]
+    assert len(set(slots)) == 5
+    assert ledger.table(slots).prompt_tokens.tolist() == [0, 1, 2, 3, 4]
+    ledger.remove(slots[1])
+    again = ledger.add(record(request("new", prompt=9)).view(Phase.WAITING))
+    assert again == slots[1]
+    assert ledger.table([slots[0], again]).rids == ("r0", "new")
+    assert ledger.table([]).prompt_tokens.tolist() == []
