@@ -14,7 +14,7 @@ from andes_operator.cluster import Cluster, ClusterError, connect
 from andes_operator.controller import Controller
 from andes_operator.gateways import Gateways
 from andes_operator.health import ListenError, serve_health
-from andes_operator.lease import LeaseLostError, lead
+from andes_operator.lease import LeaseLostError, ReleasableLease, lead
 from andes_operator.predictor import Predictor
 from andes_operator.reconcile import Reconciler
 from andes_operator.settings import Settings, SettingsError, add_arguments, load
@@ -95,14 +95,8 @@ async def _operate(settings: Settings) -> None:
                 metrics.leading.set(0)
                 await controller.stop()
 
-        await lead(
-            lease_api,
-            work,
-            namespace=settings.lease_namespace,
-            name=settings.lease,
-            identity=settings.identity,
-            duration_s=settings.lease_s,
-        )
+        lease = ReleasableLease(settings.lease, settings.lease_namespace, settings.identity, lease_api)
+        await lead(lease, work, settings.lease_s)
 
 
 def _cancel_on_signals() -> None:

@@ -16,10 +16,11 @@ import aiohttp
 from kubernetes.aio import client
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
-__all__ = ["Election", "LeaseLostError", "lead"]
+__all__ = ["Election", "LeaseLostError", "ReleasableLease", "lead"]
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +32,33 @@ DEADLINE + ATTEMPT + RETRY = 0.95 of the duration; a connection that falls silen
 Work = Callable[[], Coroutine[Any, Any, None]]
 
 
+class ReleasableLease(LeaseLock):  # type: ignore[misc]  # the client has no types
+    """``ReleasableLease(name, namespace, identity, api)``: the client's lock on a Lease, which can also be given back."""
+
+    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
+        """As the client's, which passes ``pretty=True`` and so fails its own validation (kubernetes 37.0.2)."""
+        body = client.V1Lease(metadata=client.V1ObjectMeta(name=name), spec=self.update_lease(election_record))
+        try:
+            await self.api_instance.create_namespaced_lease(namespace, body)
+        except client.ApiException as error:
+            log.warning("lease %s was not created: %s", name, error.reason)
+            return False
+        return True
+
+    async def release(self) -> None:
+        """Let the next operator have it at once, where it is this one's."""
+        found, record = await self.get(self.name, self.namespace)
+        if found and record.holder_identity == self.identity:
+            self.lease_reference.spec.holder_identity = None
+            await self.api_instance.replace_namespaced_lease(self.name, self.namespace, self.lease_reference)
+
+
 class LeaseLostError(RuntimeError):
     """The lease is another operator's, or could not be renewed in time."""
 
 
 class Election(LeaderElection):  # type: ignore[misc]  # the client has no types
-    """One candidate. lock: a ``LeaseLock``. duration_s: of the lease, at least 10."""
+    """One candidate. duration_s: of the lease, at least 10."""
 
     def __init__(self, lock: BaseLock, duration_s: float, work: Work) -> None:
         super().__init__(Config(
@@ -72,15 +94,12 @@ class Election(LeaderElection):  # type: ignore[misc]  # the client has no types
         return succeeded
 
 
-async def lead(
-    api: client.ApiClient, work: Work, *, namespace: str, name: str, identity: str, duration_s: float
-) -> None:
+async def lead(lock: ReleasableLease, work: Work, duration_s: float) -> None:
     """Wait for the lease, run ``work`` while it is renewed, release it at the end of work or when cancelled. Raises
     :class:`LeaseLostError` after work was cancelled because the lease was lost."""
-    lock = LeaseLock(name, namespace, identity, api)
     election = Election(lock, duration_s, work)
     await election.acquire()
-    log.info("holding lease %s/%s as %s", namespace, name, identity)
+    log.info("holding lease %s/%s as %s", lock.namespace, lock.name, lock.identity)
     working, renewing = asyncio.create_task(work()), asyncio.create_task(election.renew_loop())
     try:
         await asyncio.wait([working, renewing], return_when=asyncio.FIRST_COMPLETED)
@@ -90,22 +109,18 @@ async def lead(
         renewing.cancel()
         ended = await asyncio.gather(working, renewing, return_exceptions=True)
         if not lost:
-            await _release(lock, duration_s)
+            await _release(lock, ATTEMPT_SHARE * duration_s)
     for error in ended:
         if isinstance(error, Exception):
             raise error
     if lost:
-        raise LeaseLostError(f"lease {name} could not be renewed in time")
+        raise LeaseLostError(f"lease {lock.name} could not be renewed in time")
 
 
-async def _release(lock: LeaseLock, duration_s: float) -> None:
-    """Let the next operator have it at once: best effort, it expires anyway."""
+async def _release(lock: ReleasableLease, timeout_s: float) -> None:
+    """Best effort: it expires anyway."""
     try:
-        async with asyncio.timeout(ATTEMPT_SHARE * duration_s):
-            found, record = await lock.get(lock.name, lock.namespace)
-            if found and record.holder_identity == lock.identity:
-                lease = lock.lease_reference
-                lease.spec.holder_identity = None
-                await lock.api_instance.replace_namespaced_lease(lock.name, lock.namespace, lease)
+        async with asyncio.timeout(timeout_s):
+            await lock.release()
     except (client.ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
         log.warning("lease %s was not released: %s", lock.name, error or type(error).__name__)

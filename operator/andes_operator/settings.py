@@ -57,11 +57,12 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices(f"{PREFIX}LEASE_NAMESPACE", "POD_NAMESPACE"),
     )
     lease_s: Annotated[float, Field(ge=MIN_LEASE_S, le=3600)] = Field(
-        15.0, description="after which another operator takes a lease that is not renewed; the same for all of them"
+        15.0,
+        description="seconds after which another operator takes a lease that is not renewed; the same for all of them",
     )
-    resync_s: Seconds = Field(60.0, description="between two full lists")
+    resync_s: Seconds = Field(60.0, description="seconds between two full lists")
     watch_s: Annotated[int, Field(gt=0)] = Field(
-        60, description="after which a watch is opened again; a silent one after a quarter more"
+        60, description="seconds after which a watch is opened again; a silent one after a quarter more"
     )
     otlp_endpoint: str | None = Field(
         None,

@@ -168,3 +168,113 @@ def test_pods_that_are_wanted_or_there_but_not_ready_are_on_their_way() -> None:
     assert PodCounts(2, 4, 2).starting == 2
     assert PodCounts(2, 2, 2).starting == 0
     assert replace(PodCounts(2, 2, 2), ready=3).starting == 0
+
+
+# Rules at their bounds
+
+
+def engine(name: str = "x:1", streams: int = 0, others: int = 0, **more: Any) -> FleetReplica:
+    given: dict[str, Any] = {"healthy": True, "draining": False, "waiting": 0}
+    return FleetReplica(name, streams=streams, others=others, **{**given, **more})
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"received_s": NOW_S - 60, "now_s": NOW_S - 60}, None),
+        ({"received_s": NOW_S - 61, "now_s": NOW_S - 61}, Reason.DATA_STALE),
+        ({"now_s": NOW_S + 30}, None), ({"now_s": NOW_S + 31}, Reason.DATA_CONTRADICTORY),
+        ({"now_s": NOW_S - 30}, None), ({"now_s": NOW_S - 31}, Reason.DATA_STALE),
+        ({"received_s": NOW_S - 40, "now_s": NOW_S}, Reason.DATA_CONTRADICTORY),  # its clock against when it answered
+        ({"replicas": (engine(streams=10, others=10),)}, None),
+        ({"replicas": (engine(streams=9, others=10),)}, Reason.DATA_CONTRADICTORY),
+        ({"replicas": (engine(streams=0, others=9),)}, None),
+        ({"replicas": (engine(healthy=False), engine("y:1"))}, None),
+    ],
+)  # fmt: skip
+def test_how_far_data_is_trusted(given: dict[str, Any], reason: Reason | None) -> None:
+    fault = merged(report(), report("b", **given)).fault if "replicas" not in given else merged(report(**given)).fault
+    assert (fault.reason if fault else None) is reason
+
+
+def test_unreadable_answers_come_before_missing_ones_and_all_are_named() -> None:
+    fault = merged(report(), missing=["b: timed out", "c: timed out"]).fault
+    assert fault is not None
+    assert fault.message == "b: timed out; c: timed out"
+    both = merged(report(), missing=["b: timed out"], broken=["c: KeyError", "d: KeyError"]).fault
+    assert both is not None
+    assert (both.reason, both.message) == (Reason.DATA_CONTRADICTORY, "c: KeyError; d: KeyError")
+
+
+def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
+    sick = report(replicas=(engine(healthy=False),))
+    assert merge([sick], PodCounts(2, 2, 0), NOW_S, 120.0).fault is None
+    assert merge([sick], PodCounts(2, 2, 1), NOW_S, 120.0).fault is not None
+
+
+def test_without_reports_nothing_is_known() -> None:
+    seen = merge([], PodCounts(2, 2, 2), NOW_S, 120.0)
+    assert (seen.rate_rps, seen.last_arrival_s, seen.complete_since_s, seen.qoe) == (0.0, None, NOW_S, {})
+
+
+def test_the_rate_is_of_the_window_or_of_as_much_as_is_known() -> None:
+    requests = tuple(ObservedRequest(NOW_S - 1.5 * i, "reading", 100, 50, True) for i in range(200))
+    assert merged(report(requests=requests)).rate_rps == 80 / 120
+    short = merged(report(requests=requests, demand_since_s=NOW_S - 30), report("b", requests=()))
+    assert (short.rate_rps, short.complete_since_s) == (20 / 30, NOW_S - 30), "complete only as far as every gateway's"
+    just_now = report(requests=(ObservedRequest(NOW_S, "reading", 1, 1, True),), demand_since_s=NOW_S - 0.1)
+    assert merged(just_now).rate_rps == 1.0, "at least a second"
+
+
+def test_requests_of_all_gateways_are_in_order_of_arrival() -> None:
+    early, late = (ObservedRequest(NOW_S - ago_s, "reading", 1, 1, True) for ago_s in (9.0, 2.0))
+    seen = merged(report(requests=(late,)), report("b", requests=(early,)))
+    assert seen.recent == (early, late)
+    assert seen.last_arrival_s == NOW_S - 2.0
+
+
+def test_policy_and_routing_are_those_that_most_report() -> None:
+    one, two = ("andes", ()), ("fcfs", ())
+    a = report(replicas=(engine(policy=one), engine("y:1", policy=two), engine("z:1", policy=two)), routing=one)
+    assert merged(a).policy == two
+    sick = report(
+        replicas=(
+            engine(policy=one),
+            engine("y:1", policy=two, healthy=False),
+            engine("z:1", policy=two, healthy=False),
+        )
+    )
+    assert merged(sick).policy == one, "an engine that is not healthy may run an old one"
+    assert merged(a, report("b", routing=two), report("c", routing=two)).routing == two
+    assert merged(report()).routing is None
+
+
+def answers(**more: Any) -> GatewayReport:
+    demand = {"now_s": NOW_S, "records": [], **more.pop("demand", {})}
+    qoe = {"now_s": NOW_S - 5, "classes": {}, "running": {}}
+    return GatewayReport.parse("a", demand, qoe, {"replicas": [], **more}, since_s=NOW_S - 600, received_s=NOW_S + 1)
+
+
+def test_what_a_gateway_may_leave_out_has_a_default() -> None:
+    read = answers()
+    assert (read.now_s, read.received_s, read.demand_since_s) == (NOW_S - 5, NOW_S + 1, NOW_S - 600)
+    assert (read.held, read.routing) == (0, None)
+    assert answers(demand={"complete_since_s": NOW_S - 700}).demand_since_s == NOW_S - 600, "no more was asked for"
+    assert answers(demand={"complete_since_s": None, "held": 3}).held == 3
+
+
+def test_the_routing_policy_is_read() -> None:
+    assert answers(routing={"name": "prefix", "options": {"b": 1, "a": True}}).routing == (
+        "prefix", (("a", True), ("b", 1)))  # fmt: skip
+    assert answers(routing={"name": "qoe"}).routing == ("qoe", ())
+
+
+def test_all_that_a_request_says_of_its_reader_is_read() -> None:
+    record = {"arrival_s": 1.0, "class": "code", "prompt_tokens": 1, "output_tokens": 1, "outcome": "failed",
+              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "tokens": 70}  # fmt: skip
+    (request,) = answers(demand={"records": [record]}).requests
+    assert request == ObservedRequest(
+        1.0, "code", 1, 1, False, True, QoETarget(0.5, 20.0), weight=2.5, yields=True, expected_tokens=70
+    )
+    with pytest.raises(ValueError, match="gateway a"):
+        answers(demand={"records": [{**record, "weight": -1}]})
