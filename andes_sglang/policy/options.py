@@ -5,7 +5,7 @@ A policy declares a frozen dataclass derived from :class:`PolicyOptions`, one :f
     @dataclass(frozen=True, kw_only=True)
     class MineOptions(PolicyOptions):
         policy = "mine"
-        patience_s: float = option(30.0, "s", above=0, doc="longest wait that is not urgent", source="assumed")
+        patience_s: float = option(30.0, "seconds", above=0, doc="longest wait that is not urgent", source="assumed")
 
 The command line, a QoETarget, the simulator and ``/server_info`` all use :meth:`PolicyOptions.from_mapping` and
 :meth:`PolicyOptions.as_dict`.

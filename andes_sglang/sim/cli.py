@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
-from andes_sglang.flags import add_arm_arguments, add_run_arguments, arms_of, check_run
+from andes_sglang.flags import UsageError, add_arm_arguments, add_run_arguments, arms_of, check_run
 from andes_sglang.request import RequestRecord
-from andes_sglang.routing import ROUTING_POLICIES, make_routing_policy
+from andes_sglang.routing import ROUTING_POLICIES, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import STOCK_MIXED, configure
+from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.profile import Profile
-from andes_sglang.sim.replica import RefusedError
+from andes_sglang.sim.replica import RefusedError, Replica
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["USER_ERRORS", "add_arguments"]
+__all__ = ["USER_ERRORS", "add_arguments", "add_router_argument", "check_interval", "check_requests", "router_of"]
 
 USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
-MOST_RECORDS = 4000
+MAX_RECORDS = 4000
+"""Requests of a run whose records are written, evenly picked; figures are of all."""
 SAMPLES = 400
+"""Points of a run's gauges over time: what the report's charts show; no more than one a second."""
+PROGRESS_EVERY_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
@@ -43,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     add_run_arguments(parser, sustained="the replicas sustain under stock")
     parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
-    parser.add_argument("--router", default="least_load", metavar="NAME",
-                        help=f"routing policy: {', '.join(sorted(ROUTING_POLICIES))}, or package.module:Class")  # fmt: skip
+    add_router_argument(parser, default="least_load")
     parser.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
                         help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
     add_workload_arguments(parser)
@@ -52,67 +57,89 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.set_defaults(run=_simulate)
 
 
-@dataclass(slots=True)
+def add_router_argument(parser: argparse.ArgumentParser, *, default: str) -> None:
+    parser.add_argument("--router", default=default, metavar="NAME", help=f"routing policy: "
+                        f"{', '.join(sorted(ROUTING_POLICIES))}, or package.module:Class; default: %(default)s")  # fmt: skip
+
+
+def router_of(args: argparse.Namespace) -> Callable[[], RoutingPolicy]:
+    """What makes the routing policy of a fleet. Raises :class:`~andes_sglang.flags.UsageError`."""
+    try:
+        make_routing_policy(args.router)
+    except ValueError as error:
+        raise UsageError(f"--router: {error}") from None
+    return lambda: make_routing_policy(args.router)
+
+
+def check_interval(args: argparse.Namespace) -> None:
+    """Raise :class:`~andes_sglang.flags.UsageError` for a ``--decision-interval`` that is none."""
+    if not 0 <= args.decision_interval < math.inf:
+        raise UsageError(f"--decision-interval must be >= 0 seconds, got {args.decision_interval!r}")
+
+
+def check_requests(workload: Workload | SyntheticWorkload, engines: Iterable[EngineModel]) -> None:
+    """Raise :class:`~andes_sglang.sim.replica.RefusedError` for a request that one of ``engines`` can never hold. Those of a
+    :class:`~andes_sglang.workload.SyntheticWorkload` are drawn while they are served, and refused then."""
+    if isinstance(workload, Workload):
+        for replica in (Replica(engine, None, sink=lambda _record: None) for engine in set(engines)):
+            for number, spec in enumerate(workload):
+                with _named(workload, number):
+                    replica.check(spec)
+
+
+@contextmanager
+def _named(workload: Workload | SyntheticWorkload, number: int) -> Iterator[None]:
+    """Say of a refused request which one it is."""
+    try:
+        yield
+    except RefusedError as error:
+        raise RefusedError(f"{workload.name}, request {number}: {error}; clamp it with --max-prompt") from None
+
+
 class _Run:
-    """What one run leaves behind: figures of all requests, records of some, gauges over time."""
+    """One workload on one fleet, and what it leaves behind: figures of all requests, records of some, gauges over time."""
 
-    figures: Figures = field(default_factory=Figures)
-    records: list[RequestRecord] = field(default_factory=list)
-    samples: list[dict[str, float]] = field(default_factory=list)
-    interrupted: bool = False
+    def __init__(self, fleet: Fleet, workload: Workload | SyntheticWorkload, progress: Callable[[str], None]) -> None:
+        self.fleet, self.workload, self.progress = fleet, workload, progress
+        self.figures = Figures()
+        self.records: list[RequestRecord] = []
+        self.samples: list[dict[str, float]] = []
+        self._every = max(1, len(workload) // MAX_RECORDS)
+        self._sample_every_s = max(1.0, workload.duration_s / SAMPLES)
+        self._next_sample_s = 0.0
+        self._told_s = time.monotonic()
+        fleet.sink = self._keep
 
+    def serve(self) -> None:
+        """Every request to its end. ``KeyboardInterrupt`` leaves what was computed until then."""
+        for number, spec in enumerate(self.workload):
+            while spec.arrival_s >= self._next_sample_s:
+                self._sample()
+            with _named(self.workload, number):
+                self.fleet.submit(spec)
+        while self.fleet.open_requests:
+            self._sample()
 
-def _serve(fleet: Fleet, workload: Workload | SyntheticWorkload, progress: Callable[[str], None]) -> _Run:
-    """Serve ``workload``; Ctrl-C ends it and leaves what was computed."""
-    run = _Run()
-    stride = max(1, len(workload) // MOST_RECORDS)
-    sample_every_s = max(1.0, workload.duration_s / SAMPLES)
-    last_progress_s = time.monotonic()
+    def _keep(self, record: RequestRecord) -> None:
+        self.figures.add(record)
+        if record.index % self._every == 0:
+            self.records.append(record)
 
-    def sink(record: RequestRecord) -> None:
-        run.figures.add(record)
-        if record.index % stride == 0:
-            run.records.append(record)
-
-    def look(at_s: float) -> None:
-        replicas = fleet.replicas
-        open_requests = fleet.open_requests
+    def _sample(self) -> None:
+        """Advance the fleet to the next sample, and take it."""
+        at_s, replicas = self._next_sample_s, self.fleet.replicas
+        self.fleet.advance(at_s)
+        self._next_sample_s += self._sample_every_s
+        open_requests = self.fleet.open_requests
         waiting = sum(len(r.waiting) + len(r.parked) for r in replicas)
         used = sum(r.kv_used_tokens for r in replicas) / sum(r.engine.kv_capacity_tokens for r in replicas)
-        point = {
-            "at_s": at_s,
-            "queue": waiting,
-            "running": open_requests - waiting,
-            "open": open_requests,
-            "kv_usage": used,
-        }
-        run.samples.append(point)
-        nonlocal last_progress_s
-        if time.monotonic() - last_progress_s > 0.5:
-            last_progress_s = time.monotonic()
-            done = run.figures
+        self.samples.append({"at_s": at_s, "queue": waiting, "running": open_requests - waiting, "open": open_requests,
+                             "kv_usage": used})  # fmt: skip
+        if time.monotonic() - self._told_s > PROGRESS_EVERY_S:
+            self._told_s = time.monotonic()
+            done, duration_s = self.figures, self.workload.duration_s
             mean = f", mean QoE {done.mean_qoe:.3f}" if done.requests else ""
-            progress(f"{at_s:7.0f} of {workload.duration_s:.0f} s, {done.requests} done, {open_requests} open{mean}")
-
-    fleet.sink = sink
-    next_sample_s = 0.0
-    try:
-        for number, spec in enumerate(workload):
-            while spec.arrival_s >= next_sample_s:
-                fleet.advance(next_sample_s)
-                look(next_sample_s)
-                next_sample_s += sample_every_s
-            try:
-                fleet.submit(spec)
-            except RefusedError as error:
-                raise RefusedError(f"{workload.name}, request {number}: {error}; clamp it with --max-prompt") from None
-        while fleet.open_requests:
-            fleet.advance(next_sample_s)
-            look(next_sample_s)
-            next_sample_s += sample_every_s
-    except KeyboardInterrupt:
-        run.interrupted = True
-    return run
+            self.progress(f"{at_s:7.0f} of {duration_s:.0f} s, {done.requests} done, {open_requests} open{mean}")
 
 
 def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
@@ -120,63 +147,70 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
     passed = [flag for flag in passed if flag != "--"]
     check_run(args)
     if args.replicas < 1:
-        raise WorkloadError(f"--replicas must be >= 1, got {args.replicas}")
+        raise UsageError(f"--replicas must be >= 1, got {args.replicas}")
+    check_interval(args)
+    routing = router_of(args)
     profile = profiles.load(args.profile)
     arms = arms_of(args)
     engines = {name: configure(profile.engine, arm, passed) for name, arm in arms.items()}
     sustained = None
     if args.load is not None:
+        from_arguments(args, args.seed)  # a workload that cannot be drawn is named before the capacity is measured
         stock, _ = configure(profile.engine, Arm("stock"), passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)
-    args.out.mkdir(parents=True, exist_ok=True)
+    workloads = (from_arguments(args, args.seed + k) for k in range(args.repeats))
+    results.directory(args.out)
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     description: dict[str, Any] = {}
-    result: dict[str, Any] = {}
+    seeds: list[int] = []
     interrupted = False
-    for repeat in range(1, args.repeats + 1):
-        workload = from_arguments(args, args.seed + repeat - 1)
+    for repeat, workload in enumerate(workloads, start=1):
+        check_requests(workload, [engine for engine, _ in engines.values()])
         description = description or workload.describe()
+        seeds.append(args.seed + repeat - 1)
         for name, (engine, policy) in engines.items():
-            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=make_routing_policy(args.router),
+            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=routing(),
                           decision_interval_s=args.decision_interval)  # fmt: skip
-            label = f"{name}, seed {args.seed + repeat - 1}"
-            progress = results.Progress(label)
-            run = _serve(fleet, workload, progress)
-            interrupted = run.interrupted
+            run = _Run(fleet, workload, results.Progress(f"{name}, seed {seeds[-1]}"))
+            try:
+                run.serve()
+            except KeyboardInterrupt:
+                interrupted = True
             if run.figures.requests:
                 results.keep(args.out, name, repeat, run.records, run.samples)
                 figures[name].append(run.figures.summary())
             if interrupted:
                 break
-        result = {
-            "workload": {**description, "seeds": [args.seed + k for k in range(repeat)]},
-            "engine": _describe(profile, args.replicas, passed, arms, sustained),
-            "policies": {n: summary.combine(runs) for n, runs in figures.items() if runs},
-        }
         if interrupted:
             print("\ninterrupted: reporting what was computed", file=sys.stderr)
-            result["interrupted"] = True
             break
-    if not result["policies"]:
+    policies = {name: summary.combine(runs) for name, runs in figures.items() if runs}
+    if not policies:
         return 130
-    results.write(args.out, result)
+    result = {
+        "workload": {**description, "seeds": seeds},
+        "engine": _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained},
+        "policies": policies,
+    }
+    results.write(args.out, result | ({"interrupted": True} if interrupted else {}))
     return 130 if interrupted else 0
 
 
 def _describe(
-    profile: Profile, replicas: int, passed: Sequence[str], arms: dict[str, Arm], sustained: float | None
+    args: argparse.Namespace, profile: Profile, passed: Sequence[str], arms: dict[str, Arm]
 ) -> dict[str, Any]:
     engine = configure(profile.engine, Arm("stock"), passed)[0]
+    replicas = f"{args.replicas} replica{'s' * (args.replicas > 1)}"
     return {
-        "what": f"SIMULATED: {replicas} replica{'s' * (replicas > 1)} of {profile.model} on {profile.hardware} "
-        f"{' '.join(passed)}(profile {profile.name}: {profile.source})",
+        "what": f"SIMULATED: {replicas} of {' '.join([profile.model, 'on', profile.hardware, *passed])} "
+        f"(profile {profile.name}: {profile.source})",
         "simulated": True,
         "profile": profile.name,
         "costs": asdict(engine.costs),
         "kv_capacity_tokens": engine.kv_capacity_tokens,
-        "replicas": replicas,
+        "replicas": args.replicas,
+        "router": args.router,
         "flags": list(passed),
-        "sustained_tokens_per_s": sustained,
         "arms": {n: {"policy": a.policy, "flags": list(a.flags)} for n, a in arms.items()},
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from andes_sglang.arms import Arm, policy_options
 from andes_sglang.flags import UsageError
-from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
@@ -45,13 +45,16 @@ def configure(
         raise UsageError(f"unknown argument {unknown[0]!r}")
     try:
         engine = overrides.apply(engine, given)
+    except ValueError as error:
+        raise UsageError(f"policy {arm.policy}: {error}") from None
+    try:
         options = policy_options(given.policy_option)
         if policy == "stock":
             if options:
                 raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
             return engine, lambda: None
-        if getattr(make(policy, **options), "mixed_chunk", False):  # a policy that is nothing without
+        if getattr(make_policy(policy, options), "mixed_chunk", False):  # a policy that is nothing without
             engine = replace(engine, mixed=True)
     except ValueError as error:
-        raise UsageError(f"--policies {arm.policy}: {error}") from None
-    return engine, lambda: make(policy, **options)
+        raise UsageError(str(error)) from None
+    return engine, lambda: make_policy(policy, options)

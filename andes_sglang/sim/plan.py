@@ -94,14 +94,15 @@ def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, st
 def cheapest_mix(
     holds: Callable[[int, int], bool], alone: tuple[int, int], prices: tuple[float, float]
 ) -> tuple[int, int]:
-    """The cheapest (a, b) that holds, given the least of each ``alone``; ``holds`` is monotone in both."""
+    """The cheapest (a, b) that holds. alone: the smallest a and the smallest b that hold without the other. ``holds`` is
+    monotone in both, and asked only about mixes that are cheaper than the best so far."""
     best = min((alone[0], 0), (0, alone[1]), key=lambda mix: mix[0] * prices[0] + mix[1] * prices[1])
     b = alone[1]
     for a in range(1, alone[0]):
         budget = best[0] * prices[0] + best[1] * prices[1]
         while b > 0 and a * prices[0] + (b - 1) * prices[1] >= budget:
             b -= 1
-        while b > 0 and holds(a, b - 1):
+        while b > 1 and holds(a, b - 1):  # (a, 0) does not hold: a is less than it takes alone
             b -= 1
             best = (a, b)
     return best

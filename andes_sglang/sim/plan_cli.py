@@ -6,33 +6,29 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from andes_sglang import report, results, summary
-from andes_sglang.flags import add_arm_arguments, arms_of
+from andes_sglang.arms import Arm
+from andes_sglang.flags import UsageError, add_arm_arguments, arms_of
 from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim import whatif
-from andes_sglang.sim.cli import USER_ERRORS
+from andes_sglang.sim.cli import USER_ERRORS, add_router_argument, check_interval, check_requests, router_of
 from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
+from andes_sglang.sim.planner import FleetMix, FleetPlan, Planner
 from andes_sglang.sim.profile import Profile
-from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.whatif import Goal, WhatIf
-from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments
 from andes_sglang.workload import add_arguments as add_workload_arguments
+from andes_sglang.workload import from_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
-MOST_TO_GUESS = 200_000
-"""Requests; more are not held in memory to guess from."""
 Engine = tuple[EngineModel, Callable[[], SchedulingPolicy | None]]
 
 
@@ -46,9 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.add_argument("--objective", default="mean>=0.95", help="mean>=X, pN>=X or share(Q)>=X; default: %(default)s")
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     parser.add_argument(
-        "--most", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
+        "--max-replicas", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
     )
+    parser.add_argument("--most", dest="max_replicas", type=int, action=_OldFlag, new="--max-replicas")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of the workload; default: %(default)s")
+    add_router_argument(parser, default="qoe")
     parser.add_argument("--decision-interval", type=float, default=0.1, metavar="S",
                         help="ask policies no more often than this; default: %(default)s")  # fmt: skip
     add_workload_arguments(parser)
@@ -56,162 +54,116 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.set_defaults(run=_plan)
 
 
-@dataclass(slots=True)
+class _OldFlag(argparse.Action):
+    """A flag's former name: accepted for one release, with a warning."""
+
+    def __init__(self, *, new: str, **options: Any) -> None:
+        super().__init__(help=argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+        self.new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        print(
+            f"{parser.prog}: {option_string} is now {self.new}; the old name goes with the next release",
+            file=sys.stderr,
+        )
+        setattr(namespace, self.dest, values)
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """The least fleet of one profile under one policy. values: the statistic for each seed, by number of replicas."""
+    """The smallest fleet of one profile under one arm. saving: share of the replicas that the better stock arm needs."""
 
     profile: Profile
-    policy: str
-    replicas: int | None = None
-    values: dict[int, list[float]] = field(default_factory=dict)
-    backlog: dict[int, float] = field(default_factory=dict)
+    arm: str
+    fleet: FleetPlan
     saving: float | None = None
 
     @property
-    def price(self) -> float | None:
+    def price_per_hour(self) -> float | None:
         each = self.profile.price_per_hour
-        return None if each is None or self.replicas is None else each * self.replicas
+        return None if each is None or self.fleet.replicas is None else each * self.fleet.replicas
 
-
-class _Planner:
-    def __init__(
-        self, args: argparse.Namespace, objective: QoEObjective, workloads: Sequence[Workload | SyntheticWorkload]
-    ) -> None:
-        self.objective = objective
-        self.workloads = workloads
-        self.interval_s = args.decision_interval
-        self.most = args.most
-        described = workloads[0].describe()
-        self.rate_rps = described["rate_rps"] or 1.0
-        self.lengths = described["prompt_tokens"]["mean"], described["output_tokens"]["mean"]
-
-    def values(self, fleet: Sequence[Engine], label: str) -> tuple[list[float], float]:
-        """The statistic for each seed, and the mean share of requests open when the last one arrived."""
-        progress = results.Progress(label)
-        values, backlogs = [], []
-        for number, workload in enumerate(self.workloads, start=1):
-            progress(f"{len(fleet)} replicas, seed {number} of {len(self.workloads)}")
-            engines = [engine for engine, _ in fleet]
-            scores, backlog = score_fleet(engines, fleet[0][1], workload, decision_interval_s=self.interval_s)
-            values.append(self.objective.of(scores))
-            backlogs.append(backlog / max(1, len(scores)))
-        return values, float(np.mean(backlogs))
-
-    def guess(self, engine: Engine) -> int:
-        """Where to begin: the what-if's answer where that is much cheaper than one fleet, else arithmetic."""
-        workload = self.workloads[0]
-        if 4 * whatif.MOST_REQUESTS < len(workload) <= MOST_TO_GUESS:
-            question = WhatIf(*engine, workload.requests, workload.duration_s, [Goal(self.objective)])
-            return question.fewest(self.most) or self.most
-        return round(self.rate_rps / capacity_rps(engine[0], *self.lengths) + 0.5)
-
-    def plan(self, profile: Profile, policy: str, engine: Engine) -> _Plan:
-        plan = _Plan(profile, policy)
-
-        def holds(n: int) -> bool:
-            plan.values[n], plan.backlog[n] = self.values([engine] * n, f"{profile.name}, {policy}")
-            return float(np.mean(plan.values[n])) >= self.objective.value
-
-        plan.replicas = smallest_feasible(holds, self.guess(engine), self.most)
-        return plan
-
-    def mix(self, one: _Plan, other: _Plan, engines: tuple[Engine, Engine]) -> dict[str, Any] | None:
-        """The cheapest fleet of two profiles; None where one cannot do it alone or has no price."""
-        if one.replicas is None or other.replicas is None:
-            return None
-        prices = one.profile.price_per_hour, other.profile.price_per_hour
-        if prices[0] is None or prices[1] is None:
-            return None
-        found: dict[tuple[int, int], list[float]] = {}
-
-        def holds(a: int, b: int) -> bool:
-            label = f"{a} {one.profile.name} + {b} {other.profile.name}, {one.policy}"
-            found[a, b], _ = self.values([engines[0]] * a + [engines[1]] * b, label)
-            return float(np.mean(found[a, b])) >= self.objective.value
-
-        a, b = cheapest_mix(holds, (one.replicas, other.replicas), (prices[0], prices[1]))
-        values = found.get((a, b)) or (one.values[a] if a else other.values[b])
+    def as_json(self) -> dict[str, Any]:
         return {
-            "policy": one.policy,
-            "replicas": {one.profile.name: a, other.profile.name: b},
-            "price_per_hour": a * prices[0] + b * prices[1],
-            "values": values,
+            "profile": self.profile.name,
+            "policy": self.arm,
+            "replicas": self.fleet.replicas,
+            "price_per_hour": self.price_per_hour,
+            "saving_over_better_stock": self.saving,
+            "predicted": {
+                n: {"values": list(trial.values), "backlog_share": trial.backlog_share}
+                for n, trial in sorted(self.fleet.trials.items())
+            },
         }
 
 
-def _profiles(texts: Sequence[str]) -> list[Profile]:
-    loaded = []
-    for text in texts:
-        name, at, price = text.partition("@")
-        profile = profiles.load(name)
-        if at:
-            try:
-                profile = replace(profile, price_per_hour=float(price))
-            except ValueError:
-                raise WorkloadError(
-                    f"--profile {text!r}: expected NAME@PRICE, a price > 0 per replica and hour"
-                ) from None
-        loaded.append(profile)
-    return loaded
+@dataclass(frozen=True, slots=True)
+class _Mix:
+    """The cheapest fleet of two profiles under one arm."""
+
+    profiles: tuple[Profile, Profile]
+    arm: str
+    fleet: FleetMix
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "policy": self.arm,
+            "replicas": {p.name: n for p, n in zip(self.profiles, self.fleet.replicas, strict=True)},
+            "price_per_hour": self.fleet.price_per_hour,
+            "values": list(self.fleet.trial.values),
+        }
 
 
 def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     """Search for the fewest replicas of each profile, and the cheapest mix of two, that hold a QoE objective on a workload,
     under each policy; everything is simulated, over several seeds."""
     passed = [flag for flag in passed if flag != "--"]
-    try:
-        objective = QoEObjective.parse(args.objective)
-    except ValueError as error:
-        raise WorkloadError(str(error)) from None
+    objective = _checked_objective(args)
+    routing = router_of(args)
     arms = arms_of(args)
-    for flag in ("most", "seeds"):
-        if getattr(args, flag) < 1:
-            raise WorkloadError(f"--{flag} must be >= 1, got {getattr(args, flag)}")
     chosen = _profiles(args.profile)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
     workloads = [from_arguments(args, args.seed + k) for k in range(args.seeds)]
-    planner = _Planner(args, objective, workloads)
+    for workload in workloads:
+        check_requests(workload, [engine for engine, _ in engines.values()])
+    results.directory(args.out)
+    planner = Planner(
+        objective,
+        workloads,
+        max_replicas=args.max_replicas,
+        decision_interval_s=args.decision_interval,
+        routing=routing,
+    )
     plans: list[_Plan] = []
-    mixes: list[dict[str, Any]] = []
+    mixes: list[_Mix] = []
     interrupted = False
     try:
         for profile, name in itertools.product(chosen, arms):
-            plans.append(planner.plan(profile, name, engines[profile.name, name]))
+            planner.progress = results.Progress(f"{profile.name}, {name}")
+            plans.append(_Plan(profile, name, planner.smallest_fleet(*engines[profile.name, name])))
         for name in arms:
-            for one, other in itertools.combinations([p for p in plans if p.policy == name], 2):
-                pair = engines[one.profile.name, name], engines[other.profile.name, name]
-                if (mix := planner.mix(one, other, pair)) is not None:
-                    mixes.append(mix)
+            for one, other in itertools.combinations([p for p in plans if p.arm == name], 2):
+                mixes += _mix(planner, one, other, engines)
     except KeyboardInterrupt:
         interrupted = True
         print("\ninterrupted: reporting what was computed", file=sys.stderr)
-    except RefusedError as error:
-        raise RefusedError(f"{workloads[0].name}: {error}; clamp it with --max-prompt") from None
-    stock = {name for name, arm in arms.items() if arm.policy in ("stock", STOCK_MIXED)}
-    for plan in plans:
-        rivals = [p.replicas for p in plans if p.profile is plan.profile and p.policy in stock and p.replicas]
-        if plan.replicas and rivals:
-            plan.saving = 1.0 - plan.replicas / min(rivals)
-    args.out.mkdir(parents=True, exist_ok=True)
+    plans = _with_savings(plans, arms)
     table = _table(plans, mixes, objective)
     result = {
         "simulated": True,
         "objective": str(objective),
         "workload": {**workloads[0].describe(), "seeds": [args.seed + k for k in range(args.seeds)]},
+        "router": args.router,
         "flags": passed,
         "interrupted": interrupted,
-        "plans": [
-            {
-                "profile": p.profile.name,
-                "policy": p.policy,
-                "replicas": p.replicas,
-                "price_per_hour": p.price,
-                "saving_over_better_stock": p.saving,
-                "predicted": {n: {"values": v, "backlog_share": p.backlog[n]} for n, v in sorted(p.values.items())},
-            }
-            for p in plans
-        ],
-        "mixes": mixes,
+        "plans": [plan.as_json() for plan in plans],
+        "mixes": [mix.as_json() for mix in mixes],
     }
     (args.out / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
     (args.out / "plan.html").write_text(_page(result, plans, table, objective))
@@ -220,51 +172,113 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
+def _checked_objective(args: argparse.Namespace) -> QoEObjective:
+    """The objective, after all numbers were checked."""
+    for flag in ("max_replicas", "seeds"):
+        if getattr(args, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} must be >= 1, got {getattr(args, flag)}")
+    check_interval(args)
+    try:
+        return QoEObjective.parse(args.objective)
+    except ValueError as error:
+        raise UsageError(f"--objective: {error}") from None
+
+
+def _profiles(texts: Sequence[str]) -> list[Profile]:
+    """Each ``NAME[@PRICE]``; one that is named twice would be compared with itself."""
+    loaded: dict[str, Profile] = {}
+    for text in texts:
+        name, at, price = text.rpartition("@") if "@" in text else (text, "", "")
+        profile = profiles.load(name)
+        if at:
+            profile = replace(profile, price_per_hour=_price(text, price))
+        if profile.name in loaded:
+            raise UsageError(f"--profile {text!r}: {profile.name} is given twice")
+        loaded[profile.name] = profile
+    return list(loaded.values())
+
+
+def _price(text: str, price: str) -> float:
+    try:
+        value = float(price)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise UsageError(f"--profile {text!r}: expected NAME@PRICE, a price > 0 per replica and hour")
+    return value
+
+
+def _mix(planner: Planner, one: _Plan, other: _Plan, engines: Mapping[tuple[str, str], Engine]) -> list[_Mix]:
+    """The cheapest mix; none where one of the two cannot do it alone or has no price."""
+    prices = one.profile.price_per_hour, other.profile.price_per_hour
+    if prices[0] is None or prices[1] is None:
+        return []
+    first, policy = engines[one.profile.name, one.arm]
+    second, _ = engines[other.profile.name, other.arm]
+    planner.progress = results.Progress(f"{one.profile.name} + {other.profile.name}, {one.arm}")
+    fleet = planner.cheapest_mix((first, second), policy, (one.fleet, other.fleet), (prices[0], prices[1]))
+    return [] if fleet is None else [_Mix((one.profile, other.profile), one.arm, fleet)]
+
+
+def _with_savings(plans: Sequence[_Plan], arms: Mapping[str, Arm]) -> list[_Plan]:
+    """Each with what it saves over the better stock arm on the same profile."""
+    stock = {name for name, arm in arms.items() if arm.policy in ("stock", STOCK_MIXED)}
+    better: dict[str, int] = {}
+    for plan in plans:
+        if plan.arm in stock and plan.fleet.replicas:
+            better[plan.profile.name] = min(plan.fleet.replicas, better.get(plan.profile.name, plan.fleet.replicas))
+    return [
+        replace(plan, saving=1.0 - plan.fleet.replicas / better[plan.profile.name])
+        if plan.fleet.replicas and plan.profile.name in better
+        else plan
+        for plan in plans
+    ]
+
+
 def _spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f}" + (f" ±{np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
-def _table(plans: Sequence[_Plan], mixes: Sequence[dict[str, Any]], objective: QoEObjective) -> list[list[str]]:
-    name = objective.name
-    rows = [["fleet", "policy", "replicas", name, "seeds that hold", "with one fewer", "price/h", "saving"]]
+def _table(plans: Sequence[_Plan], mixes: Sequence[_Mix], objective: QoEObjective) -> list[list[str]]:
+    def hold(values: Sequence[float]) -> str:
+        return f"{sum(v >= objective.value for v in values)} of {len(values)}"
+
+    rows = [["fleet", "policy", "replicas", objective.name, "seeds that hold", "with one fewer", "price/h", "saving"]]
     for p in plans:
-        if p.replicas is None:
-            most = max(p.values)
-            rows.append([p.profile.name, p.policy, f"> {most}", _spread(p.values[most]), "-", "-", "-", "-"])
+        trials, n = p.fleet.trials, p.fleet.replicas
+        if n is None:
+            most = max(trials)
+            rows.append([p.profile.name, p.arm, f"> {most}", _spread(trials[most].values), "-", "-", "-", "-"])
             continue
-        values, fewer = p.values[p.replicas], p.values.get(p.replicas - 1)
+        price = "-" if p.price_per_hour is None else f"{p.price_per_hour:.2f}"
         rows.append([
-            p.profile.name, p.policy, str(p.replicas), _spread(values), _hold(values, objective),
-            _spread(fewer) if fewer else "-", "-" if p.price is None else f"{p.price:.2f}",
+            p.profile.name, p.arm, str(n), _spread(trials[n].values), hold(trials[n].values),
+            _spread(trials[n - 1].values) if n - 1 in trials else "-", price,
             "-" if p.saving is None else f"{p.saving:.0%}",
         ])  # fmt: skip
     for mix in mixes:
-        fleet = " + ".join(f"{n} {profile}" for profile, n in mix["replicas"].items())
-        total = sum(mix["replicas"].values())
-        rows.append([fleet, mix["policy"], str(total), _spread(mix["values"]), _hold(mix["values"], objective), "-",
-                     f"{mix['price_per_hour']:.2f}", "-"])  # fmt: skip
+        fleet = " + ".join(f"{n} {p.name}" for p, n in zip(mix.profiles, mix.fleet.replicas, strict=True))
+        values = mix.fleet.trial.values
+        rows.append([fleet, mix.arm, str(sum(mix.fleet.replicas)), _spread(values), hold(values), "-",
+                     f"{mix.fleet.price_per_hour:.2f}", "-"])  # fmt: skip
     return rows
-
-
-def _hold(values: Sequence[float], objective: QoEObjective) -> str:
-    return f"{sum(v >= objective.value for v in values)} of {len(values)}"
 
 
 def _page(
     result: dict[str, Any], plans: Sequence[_Plan], table: Sequence[Sequence[str]], objective: QoEObjective
 ) -> str:
     """One self-contained page: the table, and for each profile the objective's statistic by fleet size."""
-    policies = list(dict.fromkeys(p.policy for p in plans))
-    colours = {name: report.COLOURS[k % len(report.COLOURS)] for k, name in enumerate(policies)}
+    arms = list(dict.fromkeys(p.arm for p in plans))
+    colours = {name: report.COLOURS[k % len(report.COLOURS)] for k, name in enumerate(arms)}
     figures = []
     for profile in dict.fromkeys(p.profile.name for p in plans):
         mine = [p for p in plans if p.profile.name == profile]
-        sizes = sorted({n for p in mine for n in p.values})
-        series: list[report.Series] = [
-            (p.policy, colours[p.policy], sorted(p.values), [float(np.mean(p.values[n])) for n in sorted(p.values)])
-            for p in mine
-        ]
-        series.append(("objective", "#888 dash", [0.0, float(max(sizes))], [objective.value] * 2))
+        series: list[report.Series] = []
+        for p in mine:
+            trials = sorted(p.fleet.trials.items())
+            series.append((p.arm, colours[p.arm], [n for n, _ in trials], [trial.mean for _, trial in trials]))
+        largest = max(n for p in mine for n in p.fleet.trials)
+        series.append(("objective", "#888 dash", [0.0, float(largest)], [objective.value] * 2))
         chart = report.plot(series, "replicas", objective.name, 1.0)
         figures.append(report.Figure(chart, profile))
     title = f"SIMULATED: replicas for {objective}"

@@ -65,13 +65,12 @@ async def _operate(settings: Settings) -> None:
         stack.push_async_callback(gateways.close)
         predictor = Predictor()
         stack.callback(predictor.close)
-        spans, provider = tracer(settings.otlp_endpoint, settings.identity)
-        if provider is not None:
-            stack.callback(provider.shutdown)
+        otlp = tracer(settings.otlp_endpoint, settings.identity)
+        stack.callback(otlp.stop)
         metrics = Metrics()
         controller = Controller(
             cluster,
-            Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=spans).reconcile,
+            Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=otlp.tracer).reconcile,
             ClassPublisher(cluster).publish,
             metrics=metrics,
             namespaces=settings.namespace,

@@ -87,7 +87,7 @@ class GatewayReport:
 
     now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
     ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
-    gateway for an engine. routing: its routing policy; None: not reported.
+    gateway for an engine. routing_policy: None: not reported.
     """
 
     gateway: str
@@ -99,7 +99,7 @@ class GatewayReport:
     running: Mapping[str, Sketch]
     replicas: tuple[FleetReplica, ...]
     held: int = 0
-    routing: NamedPolicy | None = None
+    routing_policy: NamedPolicy | None = None
 
     @classmethod
     def parse(
@@ -125,14 +125,14 @@ class GatewayReport:
                 running={name: Sketch.from_dict(sketch) for name, sketch in qoe["running"].items()},
                 replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
-                routing=_policy(replicas.get("routing")),
+                routing_policy=_policy(replicas.get("routing_policy")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
 
 
 def _request(record: Mapping[str, Any]) -> ObservedRequest:
-    weight, yields, tokens = (record.get(key) for key in ("weight", "yield", "tokens"))
+    weight, yields, tokens = (record.get(key) for key in ("weight", "yield", "expected_tokens"))
     return ObservedRequest(
         arrival_s=_number(record["arrival_s"]),
         class_name=str(record["class"]),
@@ -196,12 +196,11 @@ class PodCounts:
 class Observation:
     """The fleet at ``now_s`` (Unix seconds). With ``fault`` the rest may be wrong and is not acted on.
 
-    rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete from
-    then on (Unix seconds). open_streams: of readers, waiting
-    ones included. engine_requests: what the engines hold, by their own count where they report it, and what waits for one;
-    an answer that a slow reader has not read to its end is no load. waiting: streams without a first token. policy, routing:
-    those that most engines and most gateways report.
-    """
+    rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete
+    from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the engines hold,
+    by their own count where they report it, and what waits for one; an answer that a slow reader has not read to its end
+    is no load. waiting: streams without a first token. policy, routing_policy: those that most engines and most gateways
+    report."""
 
     now_s: float
     pods: PodCounts
@@ -215,7 +214,7 @@ class Observation:
     recent: Sequence[ObservedRequest] = ()
     streams_by_replica: Mapping[str, int] = field(default_factory=dict)
     policy: NamedPolicy | None = None
-    routing: NamedPolicy | None = None
+    routing_policy: NamedPolicy | None = None
     fault: DataFault | None = None
 
     @property
@@ -262,7 +261,7 @@ def merge(
         recent=tuple(requests),
         streams_by_replica=streams,
         policy=_most_common(r.policy for r in replicas if r.healthy),
-        routing=_most_common(report.routing for report in reports),
+        routing_policy=_most_common(report.routing_policy for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
 

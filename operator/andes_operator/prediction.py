@@ -12,13 +12,16 @@ from andes_operator.observe import NamedPolicy, Observation
 from andes_operator.spec import SpecError, TargetSpec
 from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy import SchedulingPolicy, check_policy, find_policy, make_policy
+from andes_sglang.routing import RoutingPolicy, make_routing_policy
 from andes_sglang.sim.profile import Profile, load
 
-__all__ = ["Inquiry", "check_policy", "cold_start_s", "predict", "simulated_policy"]
+__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_policy"]
 
 DEFAULT_POLICY: NamedPolicy = ("andes", ())
 """Of engines that do not report theirs."""
+DEFAULT_ROUTING_POLICY: NamedPolicy = ("qoe", ())
+"""Of gateways that do not report theirs: the gateway's own default."""
 STOCK = "stock"
 """SGLang's own scheduler, without a policy."""
 _profile = lru_cache(maxsize=32)(load)
@@ -51,8 +54,15 @@ def predict(inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
     )
     load_factor = 1.0 if last is None else last.update_load_factor(seen, spec.behavior.window_s)
     demand = expected_demand(spec, seen, expected.rate_rps * load_factor, inquiry.readers)
-    engine, policy = _profile(spec.profile).engine, _factory(simulated_policy(spec, seen))
-    predicted = predict_replicas(spec, demand, engine, policy, last=last, current=seen.pods.ready)
+    predicted = predict_replicas(
+        spec,
+        demand,
+        _profile(spec.profile).engine,
+        _scheduling(simulated_policy(spec, seen)),
+        routing_policy=_routing(seen.routing_policy or DEFAULT_ROUTING_POLICY),
+        last=last,
+        current=seen.pods.ready,
+    )
     return expected, replace(predicted, load_factor=load_factor, at_s=seen.now_s)
 
 
@@ -64,27 +74,32 @@ def simulated_policy(spec: TargetSpec, seen: Observation) -> NamedPolicy:
     return name, spec.policy_options or (its_options if name == reported else ())
 
 
-def check_policy(spec: TargetSpec, seen: Observation) -> None:
-    """Raises :class:`~andes_operator.spec.SpecError` where ``policyOptions`` do not fit the policy: unknown, of the wrong
-    type or out of range. An unknown policy is no fault of theirs, and :func:`predict`'s to name."""
+def check_options(spec: TargetSpec, seen: Observation) -> None:
+    """Raises :class:`~andes_operator.spec.SpecError` where the target's ``policyOptions`` do not fit the policy: unknown, of
+    the wrong type or out of range. A policy that is unknown is :func:`predict`'s to name."""
     name, options = simulated_policy(spec, seen)
     if not spec.policy_options:
         return
     if name == STOCK:
         raise SpecError(f"spec.whatIf.policyOptions: policy {STOCK!r} takes none, got {dict(options)!r}")
     try:
-        make(name)
+        find_policy(name)
     except ValueError:
         return
     try:
-        make(name, **dict(options))
-    except (TypeError, ValueError) as error:
+        check_policy(name, dict(options))
+    except ValueError as error:
         raise SpecError(f"spec.whatIf.policyOptions: {error}") from None
 
 
-def _factory(policy: NamedPolicy) -> Callable[[], SchedulingPolicy | None]:
+def _scheduling(policy: NamedPolicy) -> Callable[[], SchedulingPolicy | None]:
     name, options = policy
-    return lambda: None if name == STOCK else make(name, **dict(options))
+    return lambda: None if name == STOCK else make_policy(name, dict(options))
+
+
+def _routing(policy: NamedPolicy) -> Callable[[], RoutingPolicy]:
+    name, options = policy
+    return lambda: make_routing_policy(name, **dict(options))
 
 
 def cold_start_s(spec: TargetSpec, learned_s: float | None) -> float:

@@ -23,7 +23,7 @@ from andes_operator.gateways import Answers, Gateways
 from andes_operator.memory import Memory
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation, merge
-from andes_operator.prediction import Inquiry, check_policy, cold_start_s
+from andes_operator.prediction import Inquiry, check_options, cold_start_s
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.spec import SpecError, TargetSpec, parse
@@ -192,7 +192,7 @@ class Reconciler:
             return (state.last.expected, state.last.predicted), None
         last = state.last.predicted if state.last is not None else None
         try:
-            check_policy(spec, seen)
+            check_options(spec, seen)
             horizon_s = cold_start_s(spec, state.cold_start_s) + spec.behavior.tick_s
             readers = await self._readers(context.key[0])
             inquiry = Inquiry(spec, seen, seen.complete_since_s, horizon_s, history, readers, last)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from andes_operator.names import Condition
+from andes_sglang.telemetry import Otlp, connect_otlp
 
 __all__ = ["Metrics", "tracer"]
 
@@ -109,18 +109,6 @@ class Metrics:
         return bytes(generate_latest(self.registry))
 
 
-def tracer(endpoint: str | None, instance: str) -> tuple[trace.Tracer, Any]:
-    """A tracer that exports to ``endpoint`` (OTLP over HTTP), or does nothing where that is None; and its provider, to be
-    shut down at the end, or None."""
-    if not endpoint:
-        return trace.NoOpTracer(), None
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    resource = Resource.create({"service.name": "andes-operator", "service.instance.id": instance})
-    provider = TracerProvider(resource=resource)
-    exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
-    return provider.get_tracer("andes_operator"), provider
+def tracer(endpoint: str | None, instance: str) -> Otlp:
+    """Spans to ``endpoint`` (OTLP over HTTP), or nowhere; to be stopped at the end."""
+    return connect_otlp(endpoint, service="andes-operator", scope="andes_operator", instance=instance)

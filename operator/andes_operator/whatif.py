@@ -18,6 +18,7 @@ from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.whatif import Goal, WhatIf
 
@@ -121,10 +122,12 @@ def predict_replicas(
     engine: EngineModel,
     policy: Callable[[], SchedulingPolicy | None],
     *,
+    routing_policy: Callable[[], RoutingPolicy] = QoE,
     last: Prediction | None = None,
     current: int = 0,
 ) -> Prediction:
-    """The smallest number of replicas of ``engine`` under ``policy``, in the target's bounds but at least 1, for ``demand``.
+    """The smallest number of replicas of ``engine`` under ``policy`` and behind ``routing_policy``, in the target's
+    bounds but at least 1, for ``demand``.
 
     last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
     replicas where the work would keep about so many busy. Raises ``ValueError`` for a request that no engine can hold.
@@ -132,7 +135,7 @@ def predict_replicas(
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
     goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]
     kinds = [names.index(name) for name in demand.class_names]
-    question = WhatIf(engine, policy, demand.requests, demand.span_s, goals, kinds=kinds)
+    question = WhatIf(engine, policy, demand.requests, demand.span_s, goals, kinds=kinds, routing_policy=routing_policy)
     guess = None
     if last is not None and last.fewest is not None and last.rate_rps > 0:
         guess = math.ceil(last.fewest * demand.rate_rps / last.rate_rps)

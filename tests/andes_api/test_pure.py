@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_api.admission import TokenBucket
-from andes_api.demand import Demand, DemandRecord, QoEWindow
+from andes_api.breaker import CircuitBreaker
+from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.media import check_media
 from andes_api.pacing import Pacer
 from andes_api.prompts import BLOCK, Prompt
-from andes_api.replicas import Breaker
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget, qoe_of_deliveries
 from andes_sglang.resume import Continuation, continued, resumable, text_of
 from andes_sglang.routing import PrefixTracker
@@ -74,10 +75,10 @@ def test_a_bucket_says_when_to_come_back() -> None:
 
 
 def test_demand_is_bounded_and_says_so() -> None:
-    demand = Demand(3)
+    demand = DemandLog(3)
     assert demand.complete_since_s is None
     for k in range(5):
-        demand.add(DemandRecord(float(k), "reading", True, 10, QoETarget()))
+        demand.add(DemandRecord(float(k), "reading", True, 10, ReaderExpectation()))
     assert [r.arrival_s for r in demand.since(0.0)] == [2.0, 3.0, 4.0]
     assert [r.arrival_s for r in demand.since(3.0)] == [4.0]
     assert demand.complete_since_s == 2.0
@@ -155,7 +156,7 @@ def test_media_from_listed_hosts_only() -> None:
 
 
 def test_the_breaker_opens_and_lets_one_try() -> None:
-    breaker = Breaker(failures=3, cooldown_s=2.0)
+    breaker = CircuitBreaker(max_failures=3, cooldown_s=2.0)
     breaker.failed(0.0)
     breaker.failed(0.0)
     assert breaker.allows(0.0)

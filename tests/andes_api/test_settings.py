@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from andes_api.settings import ClassSettings, Settings, SettingsError, load, with_classes
+from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.qoe import QoETarget
 
 URL = "http://127.0.0.1:30000"
 
@@ -80,12 +83,25 @@ def test_classes_are_changed_field_by_field_and_taken_away() -> None:
 
 def test_a_class_clamps_and_has_its_own_default_in_bounds() -> None:
     cls = ClassSettings(ttft_s=1, tds=5, min_ttft_s=0.5, max_ttft_s=2, min_tds=4, max_tds=6)
-    assert (cls.clamp(0, 100).ttft_s, cls.clamp(0, 100).tds) == (0.5, 6)
-    assert (cls.clamp(9, 1).ttft_s, cls.clamp(9, 1).tds) == (2, 4)
+    assert cls.clamp(ReaderExpectation(QoETarget(0, 100))).target == QoETarget(0.5, 6)
+    assert cls.clamp(ReaderExpectation(QoETarget(9, 1))).target == QoETarget(2, 4)
     with pytest.raises(ValueError, match="tds 7 is outside"):
         ClassSettings(tds=7, max_tds=6)
     with pytest.raises(ValueError, match=r"tds must be a number of tokens/s from 1e-3 to 1e9, got 1e-05"):
         ClassSettings(min_tds=1e-5)
+
+
+def test_a_class_bounds_weight_yield_and_length_too() -> None:
+    def clamped(cls: ClassSettings, **said: Any) -> ReaderExpectation:
+        return cls.clamp(ReaderExpectation(**said), max_tokens=500)
+
+    cls = ClassSettings(weight=0.5)
+    assert [clamped(cls, weight=w).weight for w in (0.1, 0.5, 9.0)] == [0.1, 0.5, 0.5], "never more than its class"
+    assert [clamped(cls, yields=y).yields for y in (False, True)] == [False, True]
+    assert clamped(ClassSettings(yields=True)).yields, "a class without readers stays one"
+    assert [clamped(cls, expected_tokens=n).expected_tokens for n in (None, 400, 600)] == [None, 400, 500]
+    assert cls.clamp(ReaderExpectation(expected_tokens=600)).expected_tokens == 600
+    assert ClassSettings(weight=0.5, yields=True).expectation == ReaderExpectation(weight=0.5, yields=True)
 
 
 def test_the_page_is_off_outside_loopback() -> None:

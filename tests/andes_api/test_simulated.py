@@ -193,7 +193,7 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
     engine = Engine("simulated", "andes", ("--engine", "sim"), log=tmp_path / "engine.log")
     server = gateway(engine.url, hold_s=240)
     spec = TargetSpec(
-        ScaleTargetRef("apps/v1", "Deployment", "engine"), 
+        ScaleTargetRef("apps/v1", "Deployment", "engine"),
         (ClassObjective("*", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)),),
         min_replicas=0, max_replicas=4, demand=DemandSource(service="gateway"),
     )  # fmt: skip
@@ -210,7 +210,9 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
                 assert not asked.done()
             assert answers("/readyz") == {"status": "no engine", "engines": 0, "held": 1}
             now_s = time.time()
-            report = GatewayReport.parse("g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), since_s=now_s - 600, received_s=now_s)
+            report = GatewayReport.parse(
+                "g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), since_s=now_s - 600, received_s=now_s
+            )
             seen = merge([report], PodCounts(0, 0, 0), now_s, 60.0)
             assert (seen.waiting, seen.open_streams, seen.fault) == (1, 1, None)
             assert decide(spec, seen, None, Memory()).replicas == 1

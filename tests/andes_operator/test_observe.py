@@ -235,7 +235,7 @@ def test_requests_of_all_gateways_are_in_order_of_arrival() -> None:
 
 def test_policy_and_routing_are_those_that_most_report() -> None:
     one, two = ("andes", ()), ("fcfs", ())
-    a = report(replicas=(engine(policy=one), engine("y:1", policy=two), engine("z:1", policy=two)), routing=one)
+    a = report(replicas=(engine(policy=one), engine("y:1", policy=two), engine("z:1", policy=two)), routing_policy=one)
     assert merged(a).policy == two
     sick = report(
         replicas=(
@@ -245,8 +245,8 @@ def test_policy_and_routing_are_those_that_most_report() -> None:
         )
     )
     assert merged(sick).policy == one, "an engine that is not healthy may run an old one"
-    assert merged(a, report("b", routing=two), report("c", routing=two)).routing == two
-    assert merged(report()).routing is None
+    assert merged(a, report("b", routing_policy=two), report("c", routing_policy=two)).routing_policy == two
+    assert merged(report()).routing_policy is None
 
 
 def answers(**more: Any) -> GatewayReport:
@@ -258,20 +258,20 @@ def answers(**more: Any) -> GatewayReport:
 def test_what_a_gateway_may_leave_out_has_a_default() -> None:
     read = answers()
     assert (read.now_s, read.received_s, read.demand_since_s) == (NOW_S - 5, NOW_S + 1, NOW_S - 600)
-    assert (read.held, read.routing) == (0, None)
+    assert (read.held, read.routing_policy) == (0, None)
     assert answers(demand={"complete_since_s": NOW_S - 700}).demand_since_s == NOW_S - 600, "no more was asked for"
     assert answers(demand={"complete_since_s": None, "held": 3}).held == 3
 
 
 def test_the_routing_policy_is_read() -> None:
-    assert answers(routing={"name": "prefix", "options": {"b": 1, "a": True}}).routing == (
+    assert answers(routing_policy={"name": "prefix", "options": {"b": 1, "a": True}}).routing_policy == (
         "prefix", (("a", True), ("b", 1)))  # fmt: skip
-    assert answers(routing={"name": "qoe"}).routing == ("qoe", ())
+    assert answers(routing_policy={"name": "qoe"}).routing_policy == ("qoe", ())
 
 
 def test_all_that_a_request_says_of_its_reader_is_read() -> None:
     record = {"arrival_s": 1.0, "class": "code", "prompt_tokens": 1, "output_tokens": 1, "outcome": "failed",
-              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "tokens": 70}  # fmt: skip
+              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "expected_tokens": 70}  # fmt: skip
     (request,) = answers(demand={"records": [record]}).requests
     assert request == ObservedRequest(
         1.0, "code", 1, 1, False, True, QoETarget(0.5, 20.0), weight=2.5, yields=True, expected_tokens=70

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from andes_operator.observe import Observation, ObservedRequest, PodCounts
-from andes_operator.prediction import Inquiry, check_policy, cold_start_s, predict, simulated_policy
+from andes_operator.prediction import Inquiry, check_options, cold_start_s, predict, simulated_policy
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, SpecError, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -148,18 +148,26 @@ def test_what_cannot_be_simulated_is_named(field: str, value: str) -> None:
 )  # fmt: skip
 def test_policy_options_that_do_not_fit_are_named(policy: str, options: dict[str, Any], named: str) -> None:
     with pytest.raises(SpecError, match=rf"spec\.whatIf\.policyOptions.*{named}"):
-        check_policy(replace(SPEC, policy=policy, policy_options=tuple(options.items())), BUSY)
+        check_options(replace(SPEC, policy=policy, policy_options=tuple(options.items())), BUSY)
 
 
 def test_policy_options_that_fit_and_those_of_the_engines_pass() -> None:
-    check_policy(replace(SPEC, policy="fcfs", policy_options=(("growth_tokens", 8.0),)), BUSY)
-    check_policy(
+    check_options(replace(SPEC, policy="fcfs", policy_options=(("growth_tokens", 8.0),)), BUSY)
+    check_options(
         replace(SPEC, policy="magic", policy_options=(("x", 8.0),)), BUSY
     )  # an unknown policy is predict's to name
-    check_policy(SPEC, replace(BUSY, policy=("andes", (("no_such_option", 1),))))
+    check_options(SPEC, replace(BUSY, policy=("andes", (("no_such_option", 1),))))
 
 
 def test_a_cold_start_is_as_set_or_learned_or_of_the_profile() -> None:
     assert cold_start_s(replace(SPEC, behavior=replace(SPEC.behavior, cold_start_s=5.0)), 80.0) == 5.0
     assert cold_start_s(SPEC, 80.0) == 80.0
     assert cold_start_s(SPEC, None) > 0
+
+
+def test_the_gateways_routing_policy_is_simulated() -> None:
+    with pytest.raises(ValueError, match="routing policy 'magic'"):
+        ask(replace(observed(2.0), routing_policy=("magic", ())), NOW_S - 300)
+    with pytest.raises(ValueError, match="no_such_option"):
+        ask(replace(observed(2.0), routing_policy=("qoe", (("no_such_option", 1),))), NOW_S - 300)
+    assert ask(replace(observed(2.0), routing_policy=("round_robin", ())), NOW_S - 300).fewest == 1

@@ -98,6 +98,39 @@ def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
     assert result["policies"]["stock"]["requests"] > 0
 
 
+def test_policies_and_routers_of_your_own_go_by_module_and_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("""
+from andes_sglang.policy.fcfs import Fcfs
+from andes_sglang.routing import LeastLoad
+
+class Mine(Fcfs):
+    name = "mine"
+
+class MostLoad(LeastLoad):
+    name = "most_load"
+
+    def order(self, new, views, now_s):
+        return super().order(new, views, now_s)[::-1]
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ("--policies", "fcfs,mine:Mine", "--replicas", "2", "--rate", "4", "--router")
+    spread = simulate(tmp_path / "a", *flags, "least_load")["policies"]
+    heaped = simulate(tmp_path / "b", *flags, "mine:MostLoad")["policies"]
+    assert spread["mine:Mine"]["qoe"] == spread["fcfs"]["qoe"]
+    assert heaped["fcfs"]["ttft_s"]["p50"] > spread["fcfs"]["ttft_s"]["p50"], "all on one of the two"
+
+
+def test_a_request_that_one_arm_cannot_hold_is_named_before_any_arm_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--policies", "stock", "--arm", "small=stock:--max-total-tokens 500")
+    assert main(["simulate", *SHORT, "--out", str(tmp_path / "out"), *flags, "--prompt", "100-600"]) == 2
+    assert "clamp it with --max-prompt" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("records-*"))
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -105,11 +138,17 @@ def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
         (("--policies", "best"), "unknown policy 'best'"),
         (("--policies", "stock", "--fast"), "unknown argument '--fast'"),
         (("--arm", "x=stock:--policy-option a=1"), "policy stock has no options"),
-        (("--arm", "x=andes:--policy-option horizon_s=-1"), "horizon_s must be > 0 seconds, got -1"),
+        (("--arm", "x=andes:--policy-option horizon_s=-1"), "andes: horizon_s must be > 0"),
+        (("--policies", "clairvoyant"), "must be given the final lengths of answers"),
+        (("--policies", "no.such:Policy"), "policy 'no.such:Policy': cannot import no.such"),
+        (("--router", "best"), "--router: unknown routing policy 'best'; choose one of least_load"),
+        (("--decision-interval", "-1"), "--decision-interval must be >= 0 seconds, got -1.0"),
+        (("--load", "-0.5", "--shape", "poisson"), "--load -0.5: must be > 0"),
+        (("--load", "0.5", "--shape", "square"), "square"),
         (("--max-total-tokens", "0"), "--max-total-tokens: must be a whole number >= 1, got '0'"),
         (("--max-total-tokens", "many"), "--max-total-tokens: must be a whole number >= 1, got 'many'"),
         (("--replicas", "0"), "--replicas must be >= 1, got 0"),
-        (("--prompt", "9000"), "prompt_tokens 9000 with output_tokens"),
+        (("--prompt", "9000"), "request 0: prompt_tokens 9000 with output_tokens"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(

@@ -1,8 +1,9 @@
-"""The search for the least fleet, what it promises, and what its users see."""
+"""The planner: its searches, what it simulates, and ``andes plan`` as its users meet it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sglang.cli import main
+from andes_sglang.objective import QoEObjective
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestSpec
+from andes_sglang.routing import IncomingStream, LeastLoad, ReplicaView
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
-from andes_sglang.workload import SyntheticWorkload, readers_of
+from andes_sglang.sim.plan import (
+    capacity_rps,
+    cheapest_mix,
+    score_fleet,
+    smallest_feasible,
+    sustained_tokens_per_s,
+)
+from andes_sglang.sim.planner import FleetPlan, Planner, Trial
+from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.workload import SyntheticWorkload, Workload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
+SMALL = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
+TINY = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=900, chunk_tokens=500)
 READERS = readers_of("reading", tds=4.5)
+MEAN = QoEObjective.parse("mean>=0.95")
 
 
 def demand(rate: float, duration_s: float = 60.0, **more: Any) -> SyntheticWorkload:
@@ -27,8 +43,24 @@ def demand(rate: float, duration_s: float = 60.0, **more: Any) -> SyntheticWorkl
     )
 
 
+def steady(rate_rps: float, seconds: float, output: int = 50) -> Workload:
+    times_s = np.arange(1, round(rate_rps * seconds) + 1) / rate_rps
+    return Workload("steady", tuple(RequestSpec(float(t), 200, output, QoETarget(1.0, 4.5)) for t in times_s))
+
+
+def planner(*workloads: Workload, max_replicas: int = 9, **more: Any) -> Planner:
+    return Planner(MEAN, workloads, max_replicas=max_replicas, **{"routing": LeastLoad, **more})
+
+
+def stock() -> None:
+    return None
+
+
+# Searches
+
+
 @given(st.integers(1, 70), st.integers(-5, 100), st.integers(1, 12))
-def test_least_is_the_least_wherever_it_begins(answer: int, guess: int, step: int) -> None:
+def test_the_smallest_that_holds_is_found_wherever_the_search_begins(answer: int, guess: int, step: int) -> None:
     asked: list[int] = []
 
     def holds(n: int) -> bool:
@@ -37,6 +69,19 @@ def test_least_is_the_least_wherever_it_begins(answer: int, guess: int, step: in
 
     assert smallest_feasible(holds, guess, 64, step) == (answer if answer <= 64 else None)
     assert len(asked) == len(set(asked)) <= 14
+    assert asked[0] == min(max(guess, 1), 64)
+    assert all(1 <= n <= 64 for n in asked)
+
+
+def test_a_good_guess_is_confirmed_by_two_questions() -> None:
+    asked: list[int] = []
+
+    def holds(n: int) -> bool:
+        asked.append(n)
+        return n >= 17
+
+    assert smallest_feasible(holds, 17, 64) == 17
+    assert asked == [17, 16]
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.floats(0.5, 5.0))
@@ -54,31 +99,142 @@ def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price
 
 
 def test_capacity_is_about_what_a_flooded_engine_serves() -> None:
-    scores, _ = score_fleet([CPU], lambda: None, demand(1000.0, 0.4))
-    assert len(scores) > 300
-    flooded = SyntheticWorkload("flood", ((0.01, 40_000.0),), "300", "200", READERS)
-    from andes_sglang.sim.replica import simulate
+    served_rps = sustained_tokens_per_s(CPU, "300", "200", seed=1) / 200
+    assert capacity_rps(CPU, 300, 200) == pytest.approx(served_rps, rel=0.25)
 
-    ends = sorted(r.end_s for r in simulate(CPU, None, flooded))
-    served = 0.5 * len(ends) / (ends[len(ends) * 3 // 4] - ends[len(ends) // 4])
-    assert capacity_rps(CPU, 300, 200) == pytest.approx(served, rel=0.3)
+
+def test_scores_are_of_every_request_and_the_backlog_is_of_the_last_arrival() -> None:
+    scores, backlog = score_fleet([SMALL], stock, steady(20.0, 4.0))
+    assert len(scores) == 80
+    assert 40 < backlog < 80, "far more than it can serve"
+    more, fewer = score_fleet([SMALL] * 8, stock, steady(20.0, 4.0))
+    assert fewer < backlog
+    assert more.mean() > scores.mean()
+
+
+# The planner
+
+
+def test_the_smallest_fleet_holds_and_what_was_tried_below_it_does_not() -> None:
+    for guess in (1, 4, 9):
+        plan = planner(steady(12.0, 8.0)).smallest_fleet(SMALL, stock, guess=guess)
+        assert plan.replicas is not None
+        assert 1 < plan.replicas < 9
+        assert plan.replicas == planner(steady(12.0, 8.0)).smallest_fleet(SMALL, stock).replicas
+        for replicas, trial in plan.trials.items():
+            assert trial.holds(MEAN) == (replicas >= plan.replicas)
+        assert plan.replicas - 1 in plan.trials, "the one below was tried"
+
+
+def test_no_fleet_within_the_bound_is_no_plan() -> None:
+    plan = planner(steady(12.0, 8.0), max_replicas=1).smallest_fleet(SMALL, stock)
+    assert plan.replicas is None
+    assert list(plan.trials) == [1]
+
+
+def test_an_objective_holds_on_average_over_the_seeds() -> None:
+    assert Trial((1.0, 0.9), 0.0).holds(MEAN)
+    assert not Trial((1.0, 0.88), 0.0).holds(MEAN)
+    quiet, busy = steady(1.0, 8.0), steady(12.0, 8.0)
+    both = planner(quiet, busy).trial([SMALL], stock)
+    alone = [planner(one).trial([SMALL], stock) for one in (quiet, busy)]
+    assert both.values == (*alone[0].values, *alone[1].values)
+    assert both.backlog_share == pytest.approx(np.mean([one.backlog_share for one in alone]))
+    assert both.mean == pytest.approx(np.mean(both.values))
+
+
+def test_the_search_begins_at_arithmetic_or_for_long_workloads_at_the_what_ifs_answer() -> None:
+    each_rps = capacity_rps(SMALL, 200, 50)
+    assert planner(steady(3.2 * each_rps, 40.0)).guess(SMALL, stock) == 4
+    long = steady(3.2 * each_rps, 2410 / (3.2 * each_rps))
+    told: list[str] = []
+    guess = planner(long, progress=told.append).guess(SMALL, stock)
+    assert not told, "without simulating a whole fleet"
+    assert guess <= 4
+    goals = [Goal(MEAN)]
+    asked = WhatIf(SMALL, stock, long.requests, long.duration_s, goals, routing_policy=LeastLoad)
+    assert guess == asked.fewest(9)
+
+
+def test_a_mix_is_no_dearer_than_either_alone_and_simulates_nothing_twice() -> None:
+    told: list[str] = []
+    both = planner(steady(8.0, 8.0), progress=told.append)
+    alone = both.smallest_fleet(SMALL, stock), both.smallest_fleet(TINY, stock)
+    assert alone[0].replicas is not None
+    assert alone[1].replicas is not None
+    assert alone[0].replicas < alone[1].replicas
+    prices = 1.0, 0.6
+    mix = both.cheapest_mix((SMALL, TINY), stock, alone, prices)
+    assert mix is not None
+    a, b = mix.replicas
+    assert mix.price_per_hour == pytest.approx(a * prices[0] + b * prices[1])
+    assert mix.trial.holds(MEAN)
+    assert mix.price_per_hour <= min(alone[0].replicas * prices[0], alone[1].replicas * prices[1])
+    every = [
+        (x * prices[0] + y * prices[1], x, y)
+        for x in range(alone[0].replicas + 1) for y in range(alone[1].replicas + 1)
+        if x + y and x * prices[0] + y * prices[1] < mix.price_per_hour - 1e-9
+    ]  # fmt: skip
+    assert not any(both.trial([SMALL] * x + [TINY] * y, stock).holds(MEAN) for _, x, y in every)
+    count = len(told)
+    dear = both.cheapest_mix((SMALL, TINY), stock, alone, (1.0, 100.0))
+    assert dear is not None
+    assert dear.replicas == (alone[0].replicas, 0)
+    assert dear.trial is alone[0].trials[alone[0].replicas]
+    assert len(told) == count, "no mix can be cheaper, so none was simulated"
+
+
+def test_without_a_plan_for_both_there_is_no_mix() -> None:
+    fit, none = FleetPlan(1, {1: Trial((1.0,), 0.0)}), FleetPlan(None)
+    for alone in ((fit, none), (none, fit)):
+        assert planner(steady(1.0, 5.0)).cheapest_mix((SMALL, TINY), stock, alone, (1.0, 1.0)) is None
+
+
+class MostLoad(LeastLoad):
+    """Sends everything to one replica."""
+
+    name = "most_load"
+
+    def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
+        return super().order(new, views, now_s)[::-1]
+
+
+def test_the_routing_policy_is_the_one_that_was_given() -> None:
+    spread = planner(steady(12.0, 8.0)).trial([SMALL] * 4, stock)
+    heaped = planner(steady(12.0, 8.0), routing=MostLoad).trial([SMALL] * 4, stock)
+    assert heaped.mean < spread.mean - 0.1
+
+
+def test_a_planner_without_workload_or_replicas_is_refused() -> None:
+    with pytest.raises(ValueError, match="workloads must not be empty"):
+        planner()
+    with pytest.raises(ValueError, match="max_replicas must be >= 1, got 0"):
+        planner(steady(1.0, 5.0), max_replicas=0)
+
+
+# The command
+
+
+CPU_PROFILE = ("--profile", "cpu-tiny-llama")
 
 
 def plan(out: Path, *flags: str) -> dict[str, Any]:
-    base = ("--profile", "cpu-tiny-llama", "--shape", "poisson", "--rate", "6", "--duration", "30", "--tds", "4.5")
+    base = ("--shape", "poisson", "--rate", "6", "--duration", "15", "--tds", "4.5")
     assert main(["plan", *base, "--seeds", "2", "--out", str(out), *flags]) == 0
     return dict(json.loads((out / "plan.json").read_text()))
 
 
 def test_plan_finds_the_least_fleet_and_its_saving(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = plan(tmp_path, "--policies", "stock,andes")
-    stock, andes = result["plans"]
-    for p in (stock, andes):
+    result = plan(tmp_path, *CPU_PROFILE, "--policies", "stock,stock-mixed,andes")
+    stock, mixed, andes = result["plans"]
+    for p in (stock, mixed, andes):
         assert np.mean(p["predicted"][str(p["replicas"])]["values"]) >= 0.95
         fewer = p["predicted"].get(str(p["replicas"] - 1))
         assert fewer is None or np.mean(fewer["values"]) < 0.95
-    assert andes["replicas"] <= stock["replicas"]
-    assert andes["saving_over_better_stock"] == pytest.approx(1 - andes["replicas"] / stock["replicas"])
+    better = min(stock["replicas"], mixed["replicas"])
+    assert andes["replicas"] <= better
+    assert andes["saving_over_better_stock"] == pytest.approx(1 - andes["replicas"] / better)
+    assert (result["objective"], result["router"]) == ("mean>=0.95", "qoe")
     assert "seeds that hold" in capsys.readouterr().out
     page = (tmp_path / "plan.html").read_text()
     assert "SIMULATED" in page
@@ -96,18 +252,38 @@ def test_mixes_cost_no_more_than_either_alone(tmp_path: Path) -> None:
     assert np.mean(mix["values"]) >= 0.95
 
 
+def test_a_fleet_that_does_not_reach_is_said_to_be_larger_than_the_bound(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = plan(tmp_path, *CPU_PROFILE, "--policies", "stock", "--rate", "30", "--duration", "10", "--most", "1")
+    said = capsys.readouterr()
+    assert result["plans"][0]["replicas"] is None
+    assert "> 1" in said.out
+    assert "--most is now --max-replicas" in said.err
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--objective", "best"), "objective 'best': expected mean>=X"),
-        (("--profile", "cpu-tiny-llama@cheap"), "expected NAME@PRICE"),
+        (("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
+        (("--profile", "a100-40gb-phi-3-mini@cheap"), "expected NAME@PRICE"),
+        (("--profile", "a100-40gb-phi-3-mini@-1"), "expected NAME@PRICE, a price > 0"),
+        (("--profile", "a100-40gb-phi-3-mini@nan"), "expected NAME@PRICE, a price > 0"),
+        (("--profile", "cpu-tiny-llama@1"), "--profile 'cpu-tiny-llama@1': cpu-tiny-llama is given twice"),
         (("--seeds", "0"), "--seeds must be >= 1, got 0"),
+        (("--max-replicas", "0"), "--max-replicas must be >= 1, got 0"),
+        (("--router", "best"), "--router: unknown routing policy 'best'"),
+        (("--decision-interval", "nan"), "--decision-interval must be >= 0 seconds, got nan"),
+        (("--policies", "best"), "unknown policy 'best'"),
         (("--prompt", "9000"), "prompt_tokens 9000 with output_tokens"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(
     flags: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = ["plan", "--profile", "cpu-tiny-llama", "--rate", "3", "--duration", "10"]
+    base = ["plan", *CPU_PROFILE, "--rate", "3", "--duration", "10"]
     assert main([*base, "--out", str(tmp_path), *flags]) == 2
-    assert text in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert text in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "plan.json").exists()
