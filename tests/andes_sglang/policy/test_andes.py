@@ -187,6 +187,7 @@ def test_the_overdue_go_before_all_others_the_latest_per_kv_token_and_bound_firs
     ranking = prioritize_overdue(state, rank(state, options), options)
     assert order(state, ranking) == "stall first long urgent"
     assert ranking.value[1:] == pytest.approx([2 / 200, 3 / 200, 3 / 600])
+    assert ranking.value[0] == rank(state, options).value[0], "the others keep theirs"
     guarded = prioritize_overdue(state, rank(state, OVERDUE), OVERDUE)
     assert guarded.value[3] > ranking.value[3], "long contexts are guarded here too"
 
