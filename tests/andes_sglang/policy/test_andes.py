@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
@@ -447,3 +448,10 @@ def test_the_overdue_displace_whatever_it_costs() -> None:
     state = state_of(full, request("old", W, dry_s=500.0), pool=20_400, model=latency(token_s=5e-3))
     assert Andes(AndesOptions(overdue_share=100)).decide(state).admit == ("old",)
     assert Andes(AndesOptions(overdue_share=0)).decide(state).admit == ()
+
+
+def test_the_worked_example_in_the_docstring() -> None:
+    import andes_sglang.policy.andes as module
+
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted > 8) == (0, True)
