@@ -91,8 +91,8 @@ def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
 
 
 def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options ``given`` to ``policy`` for ``/server_info``, from which another process can make it: by their current names,
-    with the values in effect."""
+    """The options ``given`` to ``policy`` for ``/server_info``, from which another process can make it: by their current
+    names, with the values in effect."""
     options = getattr(policy, "options", None)
     if not isinstance(options, PolicyOptions):
         return dict(given)
