@@ -283,6 +283,39 @@ def test_copies_go_from_the_leaves_up_the_least_recently_used_first() -> None:
     assert held == [[2, 1], [2, 0], [1, 0], [0, 0]]
 
 
+def test_the_order_of_a_policy_is_asked_again_when_it_changes() -> None:
+    paused: list[tuple[Node, float]] = []
+    cache = RadixCache(order=EvictionOrder(lambda: paused))
+    made = {name: cache.insert(sequence(name, 10))[0] for name in "abc"}
+    paused.append((made["a"], 5.0))
+    cache.order.look_again()
+    assert cache.evict(1) == 10
+    assert made["a"].on_device
+    assert not made["b"].on_device
+    assert cache.evict(1) == 10
+    assert made["a"].on_device, "after all that is not paused"
+    assert cache.evict(1) == 10
+    assert not made["a"].on_device
+
+
+def backed_up(host_capacity_tokens: int = 100) -> tuple[RadixCache, Node]:
+    """Ten tokens of ``a``, on the device and in host memory from second 2."""
+    cache = RadixCache(host_capacity_tokens)
+    node, _ = cache.insert(sequence("a", 10))
+    assert cache.back_up(node, 2.0)
+    return cache, node
+
+
+def test_what_lies_on_the_device_below_a_copy_is_not_counted() -> None:
+    cache, _ = backed_up()
+    cache.match(sequence("a", 10), 6)
+    lower = cache.match(sequence("a", 10), 10, 5.0).node
+    assert (lower.tokens, lower.host_s, lower.parent.host_s) == (4, 2.0, 2.0)
+    lower.parent.on_device = False
+    found = cache.match(sequence("a", 10), 10, 5.0)
+    assert (found.tokens, found.host_tokens) == (0, 10)
+
+
 steps = st.lists(
     st.tuples(
         st.sampled_from(["insert", "match", "lock", "unlock", "evict", "back_up"]),
