@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/charts tests/test_architecture.py \
+UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/benchmarks tests/charts tests/test_architecture.py \
 	-m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
