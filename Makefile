@@ -2,14 +2,15 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-UNIT := tests/andes_sglang tests/andes_api tests/andes_operator tests/benchmarks tests/charts tests/test_architecture.py \
-	-m "not engine and not server and not cluster"
+UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format bench-policy bench-simulator bench-gateway chart lock clean
+.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format \
+	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
+	bench-autoscaling chart lock clean
 
-help: ## list every target
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+help: ## list every target; benchmarks take more options in ARGS="..."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv: SGLang on CPU and everything the other targets need
 	@tools/setup.sh
@@ -27,10 +28,10 @@ demo-cluster: setup ## chart and operator on a real control plane: a surge, and 
 control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 20 minutes)
 	tools/control-plane.sh
 
-test: setup lint ## everything: lint, types, unit tests, real engines
+test: setup lint ## everything: lint, types, all tests, real engines and a control plane among them
 	$(BIN)/pytest
 
-test-unit: setup ## the tests that need no engine (seconds)
+test-unit: setup ## the tests that start no engine, server or cluster (a minute)
 	$(BIN)/pytest $(UNIT)
 
 test-cluster: setup ## operator and chart on a real Kubernetes control plane (minutes)
@@ -39,7 +40,7 @@ test-cluster: setup ## operator and chart on a real Kubernetes control plane (mi
 test-engine: setup ## the tests on real SGLang servers (minutes)
 	$(BIN)/pytest -m engine
 
-mutation: setup ## which small changes to the code no test notices, in every room or in ROOM=policy (minutes a room; goes on where it stopped)
+mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt
 	$(BIN)/python tools/mutation.py $(if $(ROOM),--survivors) $(ROOM)
 
@@ -50,13 +51,31 @@ format: setup ## put every file in the project's format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and greedy against the exact optimum
-	$(BIN)/python benchmarks/policy_decision.py
+	$(BIN)/python benchmarks/policy_decision.py $(ARGS)
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
-	$(BIN)/python benchmarks/simulator_speed.py
+	$(BIN)/python benchmarks/simulator_speed.py $(ARGS)
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
-	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/gateway.py $(ARGS)
+
+bench-sim-server: setup ## start-up, memory and 500 streams of the simulated engine's server, on one core
+	$(BIN)/python benchmarks/sim_server.py $(ARGS)
+
+bench-fidelity: setup ## the simulator against recorded runs of a real engine, request by request
+	$(BIN)/python benchmarks/fidelity.py $(ARGS)
+
+bench-what-if: setup ## how far the what-if is from simulating the whole fleet, and what it costs
+	$(BIN)/python benchmarks/what_if.py $(ARGS)
+
+bench-rivals: setup ## every policy on one simulated engine and workload
+	$(BIN)/python benchmarks/rivals.py $(ARGS)
+
+bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
+	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)
+
+bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (hours)
+	$(BIN)/python benchmarks/autoscaling.py $(ARGS)
 
 chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
 	$(BIN)/python tools/chart.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,14 @@ from typing import Any
 __all__ = ["Arm", "parse_arms", "policy_options"]
 
 
+_ARM = re.compile(r"(?P<name>[^=]+)=(?P<policy>[^:]+(:[A-Za-z_][^:]*)?)(:(?P<flags>.*))?", re.DOTALL)
+"""Flags begin with a dash and the class of ``package.module:Class`` does not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arm:
+    """policy: ``stock`` or a policy, by name or as ``package.module:Class``. flags: of its engine."""
+
     policy: str
     flags: tuple[str, ...] = ()
 
@@ -20,18 +27,18 @@ def parse_arms(policies: str, arms: Sequence[str]) -> dict[str, Arm]:
     """By name: a comma-separated list of policies, then each ``NAME=POLICY[:FLAGS]``. Raises ``ValueError``."""
     parsed = {name: Arm(name) for name in policies.split(",") if name}
     for text in arms:
-        name, equals, rest = text.partition("=")
-        policy, _, flags = rest.partition(":")
-        if not (name and equals and policy):
+        arm = _ARM.fullmatch(text)
+        if arm is None:
             raise ValueError(f"--arm {text!r}: expected NAME=POLICY or NAME=POLICY:FLAGS")
-        parsed[name] = Arm(policy, tuple(flags.split()))
+        parsed[arm["name"]] = Arm(arm["policy"], tuple((arm["flags"] or "").split()))
     if not parsed:
         raise ValueError(f"--policies {policies!r}: names none")
     return parsed
 
 
 def policy_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["name=value"]`` as constructor arguments: numbers, true, false, null, otherwise text. Raises ``ValueError``."""
+    """``["name=value"]`` as a mapping for ``make_policy``: numbers, true, false, null, otherwise text. Raises
+    ``ValueError``."""
     options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

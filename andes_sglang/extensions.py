@@ -24,7 +24,7 @@ def find_class(name: str, own: Mapping[str, Any], group: str, noun: str) -> Any:
         found = list(entry_points(group=group, name=name))
         if found:
             return found[0].load()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{noun} {name!r} cannot be loaded: {error}") from None
+    except Exception as error:  # whatever another package's module raises while it is imported
+        raise ValueError(f"{noun} {name!r} cannot be loaded: {type(error).__name__}: {error}") from None
     known = sorted({*own, *(point.name for point in entry_points(group=group))})
     raise ValueError(f"unknown {noun} {name!r}; choose one of {', '.join(known)}, or give package.module:Class")

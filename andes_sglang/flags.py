@@ -1,4 +1,4 @@
-"""Flags that several commands share, and what they mean: of every engine to serve, of every comparison."""
+"""Flags that several commands share: of every engine to serve, of every comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.arms import Arm, parse_arms, policy_options
-from andes_sglang.policy import SchedulingPolicy, make
+from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.qoe import QoETarget
 
 __all__ = [
@@ -19,11 +19,14 @@ __all__ = [
 
 
 class UsageError(Exception):
-    """A mistake in what the user asked for; the text names flag, value and what to do."""
+    """A wrong flag or value; the text names flag, value and what to do."""
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default="andes", help="stock (SGLang untouched) or a policy; default: andes")
+    parser.add_argument(
+        "--policy", default="andes", metavar="NAME|MODULE:CLASS",
+        help="stock (SGLang untouched) or a policy: a name, or package.module:Class; default: andes",
+    )  # fmt: skip
     parser.add_argument(
         "--policy-option", action="append", default=[], metavar="NAME=VALUE", help="an option of the policy; repeatable"
     )
@@ -34,7 +37,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The constructor arguments of the policy."""
+    """The options of the policy, not yet checked against it."""
     try:
         return policy_options(args.policy_option)
     except ValueError as error:
@@ -49,8 +52,8 @@ def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
             raise UsageError(f"--policy-option {args.policy_option[0]!r}: policy stock has no options")
         return None
     try:
-        return make(args.policy, **options)
-    except (ValueError, TypeError) as error:
+        return make_policy(args.policy, options)
+    except ValueError as error:
         raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
 
 
@@ -64,7 +67,7 @@ def check_model(text: str) -> None:
 
 
 def target_of(args: argparse.Namespace) -> QoETarget:
-    """What readers expect of whom nothing else is said."""
+    """What the reader of a request expects that says nothing of it."""
     try:
         return QoETarget(args.default_ttft, args.default_tds)
     except ValueError as error:
@@ -87,7 +90,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def add_arm_arguments(parser: argparse.ArgumentParser, *, policies: str) -> None:
-    """What is compared with what: of every command that runs several policies."""
+    """The policies to compare: of every command that runs several."""
     parser.add_argument("--policies", default=policies, help="comma-separated; default: %(default)s")
     parser.add_argument(
         "--arm", action="append", default=[], metavar="NAME=POLICY[:FLAGS]",
@@ -96,7 +99,7 @@ def add_arm_arguments(parser: argparse.ArgumentParser, *, policies: str) -> None
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, *, sustained: str) -> None:
-    """How much of it, and how often. sustained: whose capacity a load is a share of."""
+    """Load and repeats. sustained: whose capacity a load is a share of."""
     parser.add_argument(
         "--load", type=float, metavar="FRACTION", help=f"shape: set --rate to this fraction of what {sustained}"
     )

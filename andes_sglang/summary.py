@@ -22,7 +22,7 @@ __all__ = ["Figures", "aligned", "cells", "combine", "host_line", "summarise", "
 
 Summary = dict[str, Any]
 MAX_ROWS = 100_000
-"""Requests kept for quantiles: 8 MB of rows."""
+"""Requests kept for quantiles: some 30 MB of rows."""
 GOOD_QOE, PERFECT_QOE = 0.95, 0.99
 """Thresholds of the shares reported: that of the evaluation in arXiv 2404.16283, and practically perfect."""
 _MIN_GAP_S = 2.0**-20
@@ -39,7 +39,6 @@ _GAP_ARRAYS = 64
 class _Row(NamedTuple):
     qoe: float
     ttft_s: float
-    stall_s: float
     longest_stall_s: float
     arrival_s: float
     end_s: float
@@ -73,7 +72,7 @@ class Figures:
         if self.requests % self._stride == 0:
             end_s = float(times_s[-1]) if len(times_s) else record.end_s
             self._rows.append(
-                _Row(qoe, record.ttft_s, score.stall_s, score.longest_stall_s, record.arrival_s, end_s, record.prompt_tokens)
+                _Row(qoe, record.ttft_s, score.longest_stall_s, record.arrival_s, end_s, record.prompt_tokens)
             )  # fmt: skip
             if len(self._rows) > MAX_ROWS:
                 self._rows = self._rows[::2]

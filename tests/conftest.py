@@ -12,9 +12,15 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from e2e.control_plane import ControlPlane
 
-settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("search", deadline=None, max_examples=2000)
 settings.load_profile("repeatable")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test that asks for a simulated engine's process is one of servers, without saying so itself."""
+    if "simulated" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.server)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from andes_sglang.policy import POLICIES
 
 ROOT = Path(__file__).parent.parent
-PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py")]
+PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py", "protocol.py")]
 PURE += [ROOT / "andes_sglang" / name for name in ("stream_forecast.py", "resume.py")]
 PURE += sorted((ROOT / "andes_sglang" / "routing").glob("*.py"))
 PURE += sorted(
@@ -118,9 +118,14 @@ def test_closures_are_exact_and_name_no_host() -> None:
 
 def test_every_make_target_is_explained() -> None:
     text = (ROOT / "Makefile").read_text()
-    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split())  # type: ignore[index]
+    phony = set(re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.M)[1].replace("\\", "").split())  # type: ignore[index]
     explained = set(re.findall(r"^([a-z-]+):.*## ", text, re.M))
     assert phony == explained
+
+
+def test_every_benchmark_that_is_a_command_has_a_make_target() -> None:
+    commands = {p.name for p in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in p.read_text()}
+    assert commands == set(re.findall(r"benchmarks/(\w+\.py)", (ROOT / "Makefile").read_text()))
 
 
 def test_the_readme_explains_every_policy() -> None:

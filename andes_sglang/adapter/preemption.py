@@ -6,14 +6,14 @@
 - offload: a release on an engine with a host tier; without room in host memory it is a plain release, and counted as one.
 - retraction: a release because KV has run out, of the request that :func:`andes_sglang.protocol.retraction_victim` names.
 
-In overlap mode the result in flight is processed before anything is released (:meth:`Preemption.settle`), so no token is
+In overlap mode the result in flight is processed before anything is released (:meth:`EnginePreemptor.settle`), so no token is
 lost, computed twice or sent twice.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 from andes_sglang import protocol
@@ -25,10 +25,10 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.state import Decision, PreemptionMode
 
-__all__ = ["Preemption"]
+__all__ = ["EnginePreemptor"]
 
 
-class Preemption:
+class EnginePreemptor:
     """Stops and starts the requests of ``scheduler``, an SGLang scheduler. ``released``: rids given up at this decision."""
 
     def __init__(
@@ -64,13 +64,16 @@ class Preemption:
             self.stop(req, "park")
             self._metrics.preemption("park", park[req.rid])
         if release:
-            for batch in (running_batch, self._parked.batch):
-                for req in [req for req in batch.reqs if req.rid in release] if batch is not None else ():
-                    if not req.finished():
-                        self._metrics.preemption(self._release(req, batch, "release"), release[req.rid])
-            self._transfers.finish_writes()
+            self._release_all(release, running_batch)
         self._parked.drop_finished()
         return self.resume(set(decision.resume), running_batch)
+
+    def _release_all(self, reasons: Mapping[str, str], running_batch: Any) -> None:
+        """Release the requests ``reasons`` names, running or parked."""
+        for batch in [batch for batch in (running_batch, self._parked.batch) if batch is not None]:
+            for req in [req for req in batch.reqs if req.rid in reasons and not req.finished()]:
+                self._metrics.preemption(self._release(req, batch, "release"), reasons[req.rid])
+        self._transfers.finish_writes()
 
     def resume(self, rids: Container[str], running_batch: Any) -> Any:
         """Put the parked requests ``rids`` back; the running batch as it is then."""
@@ -161,7 +164,7 @@ def _correct_mixed_prefix(batch: Any) -> None:
     """Tell the prefix lengths of the decoding requests of a mixed ``batch`` by their KV.
 
     In overlap mode ``ScheduleBatch.mix_with_running`` takes it that their output lags a token behind. It does not where
-    :meth:`Preemption.settle` has processed a result early.
+    :meth:`EnginePreemptor.settle` has processed a result early.
     """
     if batch.forward_mode.is_mixed():
         decoding = len(batch.decoding_reqs)

@@ -22,6 +22,8 @@ from types import TracebackType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from andes_sglang.policy import find_policy
+
 __all__ = ["Engine", "EngineError", "free_port", "read_metrics"]
 
 
@@ -147,7 +149,8 @@ class Engine:
         """Fail unless the policy that was asked for has made a decision (after at least one request)."""
         if self.policy == "stock":
             return
-        if read_metrics(self.url).get(f'andes_policy_info{{policy="{self.policy}"}}') != 1.0:
+        name = find_policy(self.policy).name if ":" in self.policy else self.policy
+        if read_metrics(self.url).get(f'andes_policy_info{{policy="{name}"}}') != 1.0:
             raise EngineError(f"{self.url} serves without policy {self.policy} in charge; see {self.log}")
 
     def stop(self) -> None:

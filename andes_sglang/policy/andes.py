@@ -97,12 +97,14 @@ class AndesOptions(PolicyOptions):
     policy: ClassVar[str] = "andes"
     renamed: ClassVar[Mapping[str, str]] = {"slice_worth": "min_runtime_ratio", "wait_worth": "min_wait_ratio"}
 
-    horizon_s: float = option(60.0, "s", above=0, doc="how far gains look ahead (paper: delta t)", source=_SENSITIVITY)
+    horizon_s: float = option(
+        60.0, "seconds", above=0, doc="how far gains look ahead (paper: delta t)", source=_SENSITIVITY
+    )
     stall_bound_s: float = option(
-        90.0, "s", above=0, doc="a reader dry for longer is overdue and goes first", source=_STALL_BOUND
+        90.0, "seconds", above=0, doc="a reader dry for longer is overdue and goes first", source=_STALL_BOUND
     )
     first_bound_s: float = option(
-        120.0, "s", above=0, doc="overdue is also a first token that is later than this", source=_STALL_BOUND
+        120.0, "seconds", above=0, doc="overdue is also a first token that is later than this", source=_STALL_BOUND
     )
     overdue_share: float = option(
         0.25, "of the KV pool", low=0, doc="most KV for requests that run because they are overdue", source=_STALL_BOUND
@@ -122,7 +124,7 @@ class AndesOptions(PolicyOptions):
         "work that it adds, relative to that of an answer", source=_PREEMPTION_COST,
     )  # fmt: skip
     trigger_buffer_s: float = option(
-        1.0, "s", doc="only a reader with less text unread than this may displace", source=_CPU_ENGINE
+        1.0, "seconds", doc="only a reader with less text unread than this may displace", source=_CPU_ENGINE
     )
     running_bonus: float = option(
         1.0, "", low=0, doc="relative bonus of running requests against flapping", source=_SENSITIVITY
@@ -164,6 +166,7 @@ class Andes:
     name = "andes"
     options_type = AndesOptions
     uses_weight = True
+    may_hold_back = True
 
     def __init__(self, options: AndesOptions | None = None) -> None:
         self.options = options or AndesOptions()

@@ -36,7 +36,7 @@ class AndesV2Options(PolicyOptions):
     policy: ClassVar[str] = "andes-v2"
 
     horizon_s: float = option(
-        60.0, "s", above=0, doc="how far gains look ahead (paper: delta t)", source="paper: flat from 10 to 110 s"
+        60.0, "seconds", above=0, doc="how far gains look ahead (paper: delta t)", source="paper: flat from 10 to 110 s"
     )
     running_bonus: float = option(
         0.1, "", low=0, doc="relative bonus of running requests against flapping", source="the authors' code"
@@ -70,6 +70,7 @@ class AndesV2:
     name = "andes-v2"
     options_type: type[AndesV2Options] = AndesV2Options
     uses_weight = True
+    may_hold_back = True
     may_starve = True
 
     def __init__(self, options: AndesV2Options | None = None) -> None:

@@ -20,7 +20,8 @@ class SchedulingPolicy(Protocol):
 
     Attributes that a class may have besides: ``options_type``, its :class:`~andes_sglang.policy.options.PolicyOptions`: it is
     then made with one as its only argument; ``uses_weight``: of two requests alike it serves the heavier first;
-    ``may_starve``: it may let a request wait without bound; ``mixed_chunk``: it needs an engine with mixed chunked prefill.
+    ``may_starve``: it may let a request wait without bound; ``may_hold_back``: it may keep the batch smaller than the room;
+    ``mixed_chunk``: it needs an engine with mixed chunked prefill.
     """
 
     name: str

@@ -59,13 +59,17 @@ class ClairvoyantOptions(PolicyOptions):
     policy: ClassVar[str] = "clairvoyant"
 
     delay_s: float = option(
-        20.0, "s", above=0, doc="the postponement that losses are computed for", source="simulated: 5 to 20 s alike"
+        20.0,
+        "seconds",
+        above=0,
+        doc="the postponement that losses are computed for",
+        source="simulated: 5 to 20 s alike",
     )
     running_bonus: float = option(
         0.5, "", low=0, doc="relative bonus of running requests against flapping", source="assumed"
     )
     trigger_buffer_s: float = option(
-        1.0, "s", doc="only a reader with less text unread than this may displace", source="as andes"
+        1.0, "seconds", doc="only a reader with less text unread than this may displace", source="as andes"
     )
     growth_tokens: float = option(
         16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"

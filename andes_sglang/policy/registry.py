@@ -1,18 +1,16 @@
 """Policies by name: the built-in ones, installed packages' (entry-point group ``andes_sglang.policies``) and any class as
 ``package.module:Class``.
 
-The one module of this package that is not pure: it imports third-party code and reads what is installed.
+The one module of this package that is not pure: finding a policy imports other packages and reads what is installed.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
 
+from andes_sglang.extensions import find_class
 from andes_sglang.policy.andes import Andes
 from andes_sglang.policy.andes_v1 import AndesV1
 from andes_sglang.policy.andes_v2 import AndesV2
@@ -27,17 +25,34 @@ from andes_sglang.policy.sarathi import Sarathi
 from andes_sglang.policy.srpt import Srpt
 from andes_sglang.policy.tokenflow import TokenFlow
 
-__all__ = ["CLAIRVOYANT", "ENTRY_POINTS", "POLICIES", "check_policy", "find_policy", "make", "make_policy"]
+__all__ = [
+    "CLAIRVOYANT",
+    "ENTRY_POINTS",
+    "POLICIES",
+    "PolicyClass",
+    "check_policy",
+    "effective_options",
+    "find_policy",
+    "make",
+    "make_policy",
+]
 
-Factory = Callable[..., SchedulingPolicy]
+
+class PolicyClass(Protocol):
+    """What makes a policy: a class with a ``name``, as the metrics say it."""
+
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> SchedulingPolicy: ...
+
 
 ENTRY_POINTS = "andes_sglang.policies"
 """Entry-point group in which an installed package names its policies."""
 
-CLAIRVOYANT: dict[str, Factory] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
+CLAIRVOYANT: dict[str, PolicyClass] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
 """Those that must be given ``output_tokens``, final lengths by request id: in a simulation only."""
 
-POLICIES: dict[str, Factory] = {
+POLICIES: dict[str, PolicyClass] = {
     policy.name: policy
     for policy in (Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow)
 }
@@ -64,19 +79,25 @@ def make_policy(
     declared = getattr(factory, "options_type", None)
     try:
         if declared is not None:
-            policy = factory(declared.from_mapping(options), **arguments)
-        else:
-            policy = factory(**options, **arguments)
+            return factory(declared.from_mapping(options), **arguments)
+        return factory(**options, **arguments)
     except TypeError as error:
         raise ValueError(f"policy {name!r}: {error}") from None
-    if not isinstance(policy, SchedulingPolicy) or not isinstance(policy.name, str):
-        raise ValueError(f"policy {name!r}: {type(policy).__name__} is no policy: it needs a name and decide(state)")
-    return policy
 
 
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise ``ValueError``, as :func:`make_policy` does, for a name or options that it would refuse."""
-    make_policy(name, options, output_tokens={} if name in CLAIRVOYANT else None)
+    make_policy(name, options)
+
+
+def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options ``given`` to ``policy`` for ``/server_info``, from which another process can make it: by their current
+    names, with the values in effect."""
+    options = getattr(policy, "options", None)
+    if not isinstance(options, PolicyOptions):
+        return dict(given)
+    names = [type(options).renamed.get(name, name) for name in given]
+    return {name: value for name, value in options.as_dict().items() if name in names}
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:
@@ -85,42 +106,14 @@ def make(name: str, **options: Any) -> SchedulingPolicy:
     return make_policy(name, options, output_tokens=output_tokens)
 
 
-def find_policy(name: str) -> Factory:
-    """What makes the policy ``name``: a class. Raises ``ValueError`` for a name that is not known, cannot be imported or is
-    no policy."""
-    factory = POLICIES.get(name) or CLAIRVOYANT.get(name)
-    if factory is not None:
-        return factory
-    return _import_policy(name)
-
-
-@cache
-def _import_policy(name: str) -> Factory:
-    found = _located(name)
-    importlib.invalidate_caches()
-    try:
-        loaded = found.load()
-    except AttributeError:
-        raise ValueError(f"policy {name!r}: module {found.module} has no {found.attr}") from None
-    except Exception as error:  # whatever a third party's module raises while it is imported
-        raise ValueError(f"policy {name!r}: cannot import {found.module}: {type(error).__name__}: {error}") from error
-    if not (inspect.isclass(loaded) and callable(getattr(loaded, "decide", None)) and hasattr(loaded, "name")):
-        raise ValueError(f"policy {name!r}: {found.value} is no policy: it needs a class with a name and decide(state)")
-    declared = getattr(loaded, "options_type", PolicyOptions)
+def find_policy(name: str) -> PolicyClass:
+    """What makes the policy ``name``. Raises ``ValueError`` for one that is unknown, cannot be imported or is no policy."""
+    found = find_class(name, {**POLICIES, **CLAIRVOYANT}, ENTRY_POINTS, "policy")
+    if not (inspect.isclass(found) and callable(getattr(found, "decide", None)) and hasattr(found, "name")):
+        raise ValueError(f"policy {name!r} is no policy: it needs a class with a name and decide(state)")
+    if ":" not in name and found.name != name:
+        raise ValueError(f"policy {name!r}: its class has the name {found.name!r}; entry point and class need the same")
+    declared = getattr(found, "options_type", PolicyOptions)
     if not (inspect.isclass(declared) and issubclass(declared, PolicyOptions)):
         raise ValueError(f"policy {name!r}: options_type {declared!r} is not derived from PolicyOptions")
-    factory: Any = loaded
-    return cast("Factory", factory)
-
-
-def _located(name: str) -> EntryPoint:
-    module, colon, attribute = name.partition(":")
-    if colon:
-        if not all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")]):
-            raise ValueError(f"policy {name!r}: expected package.module:Class")
-        return EntryPoint(name, name, ENTRY_POINTS)
-    installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name not in installed:
-        known = ", ".join(sorted({*POLICIES, *CLAIRVOYANT, *installed}))
-        raise ValueError(f"unknown policy {name!r}; choose one of {known}, or package.module:Class")
-    return installed[name]
+    return cast("PolicyClass", found)

@@ -39,13 +39,13 @@ class TokenFlowOptions(PolicyOptions):
 
     policy: ClassVar[str] = "tokenflow"
 
-    interval_s: float = option(1.0, "s", above=0, doc="time between reschedulings", source="paper: 0.5 to 1.5 s")
+    interval_s: float = option(1.0, "seconds", above=0, doc="time between reschedulings", source="paper: 0.5 to 1.5 s")
     gamma: float = option(1.0, "", low=0, doc="weight of an empty buffer (paper: gamma)", source="assumed")
     mu: float = option(2.0, "", low=0, doc="swaps that a secure buffer outlasts (paper: mu)", source="assumed")
     ramp: float = option(
         0.5, "", low=0, high=1, doc="share of the unused working set held back (paper: lambda)", source="assumed"
     )
-    schedule_s: float = option(0.5, "s", low=0, doc="time of a rescheduling", source="half the interval; assumed")
+    schedule_s: float = option(0.5, "seconds", low=0, doc="time of a rescheduling", source="half the interval; assumed")
     load_tokens_per_s: float = option(
         2e5, "tokens/s", above=0, doc="KV copied from host memory", source="25 GB/s at 0.125 MiB a token (8B, GQA)"
     )
@@ -63,6 +63,7 @@ class TokenFlow:
     name = "tokenflow"
     options_type = TokenFlowOptions
     uses_weight = True
+    may_hold_back = True
     may_starve = True
 
     def __init__(self, options: TokenFlowOptions | None = None) -> None:

@@ -125,8 +125,8 @@ def _readers(records: Records, colours: Mapping[str, str]) -> list[Figure]:
     """The same few requests under each policy, chosen by what the first policy gave them."""
     figures: list[Figure] = []
     reference = sorted(next(iter(records.values()), ()), key=lambda r: r.qoe)
-    for share in READER_SHARES if reference else ():
-        index = reference[int(share * (len(reference) - 1))].index
+    chosen = [reference[int(share * (len(reference) - 1))].index for share in READER_SHARES if reference]
+    for index in dict.fromkeys(chosen):
         for name, run in records.items():
             record = next((r for r in run if r.index == index), None)
             if record is not None and record.deliveries:

@@ -1,4 +1,4 @@
-"""Who is let in. Pure: limits, a forecast and the time go in; nothing or an error to send comes out."""
+"""Admission: limits, a forecast and the time go in; nothing or an error to send comes out. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project
 __all__ = ["TokenBucket", "full", "no_replica", "overload", "tenant_streams", "too_fast"]
 
 MAX_RETRY_AFTER_S = 120.0
+"""Seconds; the official clients obey no longer one."""
+MIN_LONG_QUEUE_RETRY_S = 5.0
+BISECTIONS = 20
+"""Halvings of at most 120 s: to a tenth of a millisecond."""
 
 
 class TokenBucket:
@@ -32,17 +36,18 @@ class TokenBucket:
 
 
 def overload(
-    new: IncomingStream, expected: StreamForecast, cls: ClassSettings, horizon_s: float, name: str
+    new: IncomingStream, expected: StreamForecast, cls: ClassSettings, *, class_name: str, horizon_s: float
 ) -> ApiError | None:
-    """Refuse what would be served badly, or would cost others more than it gains, until when it would not."""
+    """The refusal of a stream that would be served badly, or would cost others more than it gains, with the time to come
+    back; None for one to admit."""
     if cls.shed_below <= 0.0:
         return None
     if expected.qoe < cls.shed_below:
         reason = "predicted_qoe"
-        what = f"the predicted QoE of this stream, {expected.qoe:.2f}, is below the {cls.shed_below:g} of class {name}"
+        what = f"the predicted QoE of this stream, {expected.qoe:.2f}, is below the {cls.shed_below:g} of class {class_name}"
     elif new.weight * expected.qoe < expected.loss:
         reason = "predicted_loss"
-        what = "admitting this stream would cost those being read more than it would gain"
+        what = "admitting this stream would cost the open streams more QoE than it would gain"
     else:
         return None
     wait_s = retry_after_s(new, expected, cls.shed_below, horizon_s)
@@ -58,8 +63,8 @@ def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: flo
     """
     low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
     if project_qoe(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
-        return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(5.0, high_s)
-    for _ in range(20):
+        return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(MIN_LONG_QUEUE_RETRY_S, high_s)
+    for _ in range(BISECTIONS):
         middle_s = 0.5 * (low_s + high_s)
         if project_qoe(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
             low_s = middle_s

@@ -22,22 +22,23 @@ from andes_api.errors import ApiError
 from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
-from andes_api.replicas import Replica
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import Settings
 from andes_api.stream import Stream
+from andes_api.upstream import Upstream
 from andes_sglang import __version__
 from andes_sglang.sketch import Sketch
 
 __all__ = ["create_app"]
 
+MODELS_TIMEOUT_S = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class _Answer(Response):
     """The rest of the request is the gateway's own: it writes to the connection as events come."""
 
-    def __init__(self, gateway: Gateway, stream: Stream, order: list[Replica]) -> None:
+    def __init__(self, gateway: Gateway, stream: Stream, order: list[Upstream]) -> None:
         self.background = None
         self._gateway, self._stream, self._order = gateway, stream, order
 
@@ -104,7 +105,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
             raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
         check_media(body, settings.media_hosts)
         expectation = resolve(headers, body, tenant, settings)
-        stream = gateway.new_stream(chat, body, expectation, tenant, _known_id(headers))
+        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat)
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -173,15 +174,17 @@ async def _body(request: Request, settings: Settings) -> dict[str, Any]:
 
 async def _models(gateway: Gateway) -> Response:
     """The answer of the first replica that gives one; with none, for instance scaled to zero, the last that was given."""
-    timeout, fleet = aiohttp.ClientTimeout(total=10.0), gateway.fleet
-    for replica in fleet.taking(time.monotonic()):
+    timeout, upstreams = aiohttp.ClientTimeout(total=MODELS_TIMEOUT_S), gateway.upstreams
+    for replica in upstreams.accepting(time.monotonic()):
         with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with fleet.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
+            async with upstreams.session.get(
+                replica.url + "/v1/models", timeout=timeout, allow_redirects=False
+            ) as answer:
                 if answer.status == 200:
-                    fleet.models = await answer.read()
+                    upstreams.models = await answer.read()
                     break
-    if fleet.models is not None:
-        return Response(fleet.models, media_type="application/json")
+    if upstreams.models is not None:
+        return Response(upstreams.models, media_type="application/json")
     raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
 
 
@@ -192,7 +195,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
         """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways. `held`: requests that
         wait for an engine now."""
-        gateway.note_open()
+        gateway.update_open_records()
         records = [record.to_dict() for record in gateway.demand.since(since)]
         return _json({
             "gateway": name, "now_s": time.time(), "held": gateway.held,
@@ -224,19 +227,19 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         return _json({
             "gateway": name,
             "policy": gateway.settings.policy,  # deprecated: the name alone
-            "routing_policy": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
+            "routing": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
             "held": gateway.held,
-            "replicas": [replica.describe(now_s) for replica in gateway.fleet.replicas.values()],
+            "replicas": [replica.describe(now_s) for replica in gateway.upstreams.replicas.values()],
         })  # fmt: skip
 
     @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
     async def drain(replica: str, request: Request, drained: bool = True) -> Response:
         _administrator(request, gateway.settings)
-        found = [r for r in gateway.fleet.replicas.values() if r.name == replica]
+        found = [r for r in gateway.upstreams.replicas.values() if r.name == replica]
         if not found:
             raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
         found[0].drained = drained
-        gateway.fleet.tell()
+        gateway.upstreams.notify()
         gateway.count_replicas()
         return _json(found[0].describe(time.monotonic()))
 
@@ -261,7 +264,7 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         """Also without any engine: what comes is held until there is one, which its waiting may bring about."""
         if gateway.draining:
             raise ApiError(503, "draining", "service_unavailable_error", reason="draining", retry_after_s=1.0)
-        engines = sum(bool(r.healthy) and not r.draining for r in gateway.fleet.replicas.values())
+        engines = sum(bool(r.healthy) and not r.draining for r in gateway.upstreams.replicas.values())
         return _json({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)

@@ -1,4 +1,4 @@
-"""What was asked lately and what readers got: the record that capacity is planned from, bounded in memory."""
+"""Recent requests and what readers got: the record that capacity is planned from, bounded in memory."""
 
 from __future__ import annotations
 
@@ -6,51 +6,58 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from andes_sglang.qoe import QoETarget
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.sketch import Sketch
 
-__all__ = ["Demand", "DemandRecord", "QoEWindow"]
+__all__ = ["DemandLog", "DemandRecord", "QoEWindow"]
 
 SLICE_S = 10.0
-SLICES = 360
+"""Seconds of a slice of the window: three per scrape of Prometheus at its usual 30 s."""
+MAX_SLICES = 360
+"""One hour, the longest ``window_s`` of ``/fleet/qoe``."""
 
 
 @dataclass(slots=True)
 class DemandRecord:
-    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. target: what its reader
-    expects. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
+    """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. reader: what it says of its
+    reader, clamped. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
     abandoned, error."""
 
     arrival_s: float
     class_name: str
     stream: bool
     prompt_tokens: int
-    target: QoETarget
+    reader: ReaderExpectation
     output_tokens: int = 0
     ttft_s: float | None = None
     qoe: float | None = None
     outcome: str = "open"
 
     def to_dict(self) -> dict[str, Any]:
+        """As in ``/fleet/demand`` and the access log; docs/gateway.md describes every field."""
+        target = self.reader.target
         return {
             "arrival_s": self.arrival_s,
             "class": self.class_name,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
-            "ttft_target_s": self.target.ttft_s,
-            "tds": self.target.tds,
+            "ttft_target_s": target.ttft_s,
+            "tds": target.tds,
+            "weight": self.reader.weight,
+            "yield": self.reader.yields,
+            "expected_tokens": self.reader.expected_tokens,
             "ttft_s": None if self.ttft_s is None else round(self.ttft_s, 4),
             "qoe": None if self.qoe is None else round(self.qoe, 4),
             "outcome": self.outcome,
         }
 
 
-class Demand:
-    """The last ``limit`` requests, in order of arrival."""
+class DemandLog:
+    """The last ``max_records`` requests, in order of arrival."""
 
-    def __init__(self, limit: int) -> None:
-        self._records: deque[DemandRecord] = deque(maxlen=limit)
+    def __init__(self, max_records: int) -> None:
+        self._records: deque[DemandRecord] = deque(maxlen=max_records)
 
     def add(self, record: DemandRecord) -> None:
         self._records.append(record)
@@ -74,7 +81,7 @@ class QoEWindow:
     """QoE of the streams that ended in the last hour, per class, in slices of ten seconds."""
 
     def __init__(self) -> None:
-        self._slices: deque[tuple[float, dict[str, Sketch]]] = deque(maxlen=SLICES)
+        self._slices: deque[tuple[float, dict[str, Sketch]]] = deque(maxlen=MAX_SLICES)
 
     def add(self, now_s: float, class_name: str, qoe: float) -> None:
         start_s = now_s - now_s % SLICE_S

@@ -11,23 +11,24 @@ import dns.asyncresolver
 import dns.exception
 import dns.resolver
 
-__all__ = ["LookUp", "look_up"]
+__all__ = ["Resolver", "make_resolver"]
 
-LookUp = Callable[[str], Awaitable[set[str] | None]]
-PATIENCE_S = 5.0
+Resolver = Callable[[str], Awaitable[set[str] | None]]
+TIMEOUT_S = 5.0
+"""Seconds; the resolver's own default (resolv.conf)."""
 _NOTHING = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
-def look_up(server: str | None) -> LookUp:
-    """A function from a name to its addresses: none where there is no such name or nothing behind it, None where nobody
-    could say. ``server``: ``IP:PORT`` of the DNS server to ask; None: whatever the system asks."""
+def make_resolver(server: str | None) -> Resolver:
+    """A function from a name to its addresses: empty where the name does not exist or has no address, None where no
+    server answered. ``server``: ``IP:PORT`` of the DNS server to ask; None: the system's resolver."""
     if server is None:
-        return _of_the_system
+        return _resolve_by_system
     where = urlsplit(f"dns://{server}")
     resolver = dns.asyncresolver.Resolver(configure=False)
-    resolver.nameservers, resolver.port, resolver.lifetime = [str(where.hostname)], where.port or 53, PATIENCE_S
+    resolver.nameservers, resolver.port, resolver.lifetime = [str(where.hostname)], where.port or 53, TIMEOUT_S
 
-    async def of_the_server(name: str) -> set[str] | None:
+    async def resolve_by_server(name: str) -> set[str] | None:
         try:
             return set((await resolver.resolve_name(name)).addresses())
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
@@ -35,13 +36,13 @@ def look_up(server: str | None) -> LookUp:
         except (dns.exception.DNSException, OSError):
             return None
 
-    return of_the_server
+    return resolve_by_server
 
 
-async def _of_the_system(name: str) -> set[str] | None:
+async def _resolve_by_system(name: str) -> set[str] | None:
     try:
         answers = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except UnicodeError:  # no name at all
+    except UnicodeError:  # not a name
         return set()
     except socket.gaierror as error:
         return set() if error.errno in _NOTHING else None

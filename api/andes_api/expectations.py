@@ -11,10 +11,10 @@ from typing import Any
 
 from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings, Settings, TenantSettings
-from andes_sglang import expectations as engine
+from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["ANONYMOUS", "Expectation", "key_matches", "resolve", "tenant_of"]
+__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
@@ -23,21 +23,33 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 
 
 @dataclass(frozen=True, slots=True)
-class Expectation:
-    """What one request's reader expects, after clamping: class, target, whether to pace, service tier if one was asked."""
+class ResolvedExpectation:
+    """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
+    was asked for."""
 
     class_name: str
     settings: ClassSettings
-    target: QoETarget
+    reader: ReaderExpectation
     pace: bool
     tier: str | None = None
 
+    @property
+    def target(self) -> QoETarget:
+        return self.reader.target
+
+    @property
+    def weight(self) -> float:
+        return self.reader.weight
+
     def headers(self) -> dict[str, str]:
+        """What holds, as the response says it."""
         echo = {
             "x-andes-class": self.class_name,
             "x-andes-ttft-ms": f"{self.target.ttft_s * 1000:g}",
             "x-andes-tds": f"{self.target.tds:g}",
         }
+        if self.reader.expected_tokens is not None:
+            echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
         return echo | ({"x-andes-service-tier": self.tier} if self.tier else {})
 
 
@@ -62,26 +74,40 @@ def tenant_of(headers: Mapping[str, str], settings: Settings) -> TenantSettings 
 
 def resolve(
     headers: Mapping[str, str], body: Mapping[str, Any], tenant: TenantSettings | None, settings: Settings
-) -> Expectation:
+) -> ResolvedExpectation:
     """What this request's reader expects. Raises a 400 that names header or field and value."""
     trusted = settings.trust_anonymous if tenant is None else tenant.trusted
     said: Mapping[str, str] = headers if trusted else {}
     tier = _tier(body)
+    name = _class_name(said, tier, tenant, settings)
+    cls = settings.classes[name]
+    asked = cls.expectation
+    if trusted:
+        try:
+            asked = parse(body.get("custom_params"), asked)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="custom_params.qoe", reason="expectation") from None
+    reader = cls.clamp(_with_headers(asked, said), max_tokens=_max_tokens(body))
+    pace = said.get("x-andes-pace", "on" if cls.pace else "off")
+    if pace not in ("on", "off"):
+        raise _bad("x-andes-pace", pace, "on or off")
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier)
+
+
+def _class_name(said: Mapping[str, str], tier: str | None, tenant: TenantSettings | None, settings: Settings) -> str:
     name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
     allowed = tenant.classes if tenant and tenant.classes else tuple(settings.classes)
     if name is None:
-        name = tenant.classes[0] if tenant and tenant.classes else settings.default_class
-    elif name not in settings.classes or name not in allowed:
+        return tenant.classes[0] if tenant and tenant.classes else settings.default_class
+    if name not in settings.classes or name not in allowed:
         known = ", ".join(allowed)
         raise _bad("x-andes-class" if "x-andes-class" in said else "service_tier", name, f"one of: {known}")
-    cls = settings.classes[name]
-    wanted = QoETarget(cls.ttft_s, cls.tds)
-    if trusted:
-        try:
-            wanted = engine.parse(body.get("custom_params"), wanted).target
-        except ValueError as error:
-            raise ApiError(400, str(error), param="custom_params.qoe", reason="expectation") from None
-    ttft_s, tds = wanted.ttft_s, wanted.tds
+    return name
+
+
+def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderExpectation:
+    """Headers come before the body; of headers that say the same, our own before those of load generators."""
+    ttft_s, tds, tokens = asked.target.ttft_s, asked.target.tds, asked.expected_tokens
     for header in reversed(_TTFT_MS):
         if header in said:
             ttft_s = _number(header, said[header], zero=True) / 1000
@@ -90,10 +116,19 @@ def resolve(
             tds = 1000 / _number(header, said[header])
     if "x-andes-tds" in said:
         tds = _number("x-andes-tds", said["x-andes-tds"])
-    pace = said.get("x-andes-pace", "on" if cls.pace else "off")
-    if pace not in ("on", "off"):
-        raise _bad("x-andes-pace", pace, "on or off")
-    return Expectation(name, cls, cls.clamp(ttft_s, tds), pace == "on", tier)
+    if "x-andes-expected-tokens" in said:
+        tokens = _whole("x-andes-expected-tokens", said["x-andes-expected-tokens"])
+    # Out of the bounds of what a reader can have; the class's bounds are narrower.
+    target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9))
+    return ReaderExpectation(target, asked.weight, asked.yields, tokens)
+
+
+def _max_tokens(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
 
 
 def _tier(body: Mapping[str, Any]) -> str | None:
@@ -112,6 +147,13 @@ def _number(name: str, text: str, zero: bool = False) -> float:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise _bad(name, text, f"a number {'>=' if zero else '>'} 0")
+    return value
+
+
+def _whole(name: str, text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not 1 <= value <= MAX_EXPECTED_TOKENS:
+        raise _bad(name, text, f"a whole number from 1 to {MAX_EXPECTED_TOKENS}")
     return value
 
 

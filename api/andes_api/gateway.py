@@ -1,4 +1,4 @@
-"""Everything that lives as long as the server does: who is let in, who is here, what became of everybody."""
+"""The gateway between start and stop: admission, placement, open streams and their records."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any
 
 from andes_api import admission, names
 from andes_api.admission import TokenBucket
-from andes_api.demand import Demand, DemandRecord, QoEWindow
+from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
-from andes_api.expectations import Expectation
+from andes_api.expectations import ResolvedExpectation
 from andes_api.metrics import Metrics
-from andes_api.outlet import Send
 from andes_api.prompts import Prompt
-from andes_api.relay import Relay
-from andes_api.replicas import LOOK_S, Fleet, Replica
+from andes_api.relay import Relay, RelayContext
+from andes_api.response import Send
 from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
+from andes_api.upstream import STREAM_S, Upstream
+from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
 from andes_sglang.routing import make_routing_policy
 from andes_sglang.stream_forecast import forecast_stream
@@ -30,8 +31,10 @@ from andes_sglang.stream_forecast import forecast_stream
 __all__ = ["Gateway"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-SWEEP_S = 1.0
-RETRY_S = 5.0  # when to look again whether there is an engine
+SWEEP_INTERVAL_S = 1.0
+"""Seconds between checks for idle streams and changed classes; both limits are minutes."""
+NO_ENGINE_RETRY_S = 5.0
+"""Seconds after which a client tries again while no engine is there: one look-up of names."""
 _log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
@@ -40,19 +43,22 @@ class Gateway:
     """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = self._as_told = settings
+        self.settings = self._configured = settings
         self._classes = b""
         self.reread_classes()
         self.metrics = Metrics()
-        self.fleet = Fleet(settings)
-        self.policy = make_routing_policy(settings.policy, **settings.routing_options)
-        self.demand = Demand(settings.demand_records)
+        self.upstreams = Upstreams(settings)
+        self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
+        self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
         self.held = 0  # requests that wait for an engine
         self._relays: dict[Stream, Relay] = {}
+        self._relay_context = RelayContext(
+            settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
+        )
         self._by_tenant: Counter[str] = Counter()
         self._buckets = {
             t.name: TokenBucket(t.requests_per_minute) for t in settings.tenants if t.requests_per_minute is not None
@@ -60,7 +66,7 @@ class Gateway:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        await self.fleet.start()
+        await self.upstreams.start()
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
@@ -69,37 +75,44 @@ class Gateway:
         for task in self.open.values():
             task.cancel()
         await asyncio.gather(*self.open.values(), return_exceptions=True)
-        await self.fleet.stop()
+        await self.upstreams.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def reread_classes(self) -> None:
-        """Take over what ``classes_file`` says when it has changed; what is wrong in it changes nothing."""
-        file = self._as_told.classes_file
+        """Take over what ``classes_file`` says when it has changed; where it is wrong, the classes stay as they are."""
+        file = self._configured.classes_file
         content = file.read_bytes() if file is not None and file.exists() else b""
         if content == self._classes:
             return
         self._classes = content
         try:
-            self.settings = with_classes(self._as_told, file) if file is not None and content else self._as_told
+            self.settings = with_classes(self._configured, file) if file is not None and content else self._configured
         except SettingsError as error:
             _log.error("the classes stay as they were: %s", error)
 
     def count_replicas(self) -> None:
         now_s = time.monotonic()
         self.metrics.held.set(self.held)
-        self.metrics.replicas({r.name: (r.takes(now_s), len(r.streams)) for r in self.fleet.replicas.values()})
+        self.metrics.replicas({
+            r.name: (r.accepts(now_s), len(r.streams)) for r in self.upstreams.replicas.values()
+        })  # fmt: skip
 
-    # Who is let in
+    # Admission and placement
 
     def new_stream(
-        self, chat: bool, body: dict[str, Any], expectation: Expectation, tenant: TenantSettings | None,
+        self,
+        body: dict[str, Any],
+        expectation: ResolvedExpectation,
+        tenant: TenantSettings | None,
         headers: Mapping[str, str],
-    ) -> Stream:  # fmt: skip
+        *,
+        chat: bool,
+    ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
         prompt = Prompt(body, chat)
-        prompt_tokens = max(1.0, prompt.tokens(self.fleet.chars_per_token))
+        prompt_tokens = max(1.0, prompt.tokens(self.upstreams.chars_per_token))
         streams = body.get("stream") is True
-        record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.target)
+        record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.reader)
         can_resume = self.settings.resume and streams and resumable(body, chat)
         stream = Stream(
             chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
@@ -109,77 +122,77 @@ class Gateway:
         self.demand.add(record)
         return stream
 
-    def admit(self, stream: Stream) -> list[Replica]:
+    def admit(self, stream: Stream) -> list[Upstream]:
         """As :meth:`place`, within the limits of this gateway and of the tenant."""
         if self.draining:
-            raise admission.no_replica(RETRY_S, draining=True)
+            raise admission.no_replica(NO_ENGINE_RETRY_S, draining=True)
         if stream.tenant is not None:
             self._admit_tenant(stream.tenant, stream.arrival_s)
         if len(self.open) >= self.settings.max_streams:
-            raise admission.full(self._until_one_ends(len(self.open)))
+            raise admission.full(self._until_one_ends_s(len(self.open)))
         return self.place(stream, stream.arrival_s)
 
-    def place(self, stream: Stream, now_s: float) -> list[Replica]:
+    def place(self, stream: Stream, now_s: float) -> list[Upstream]:
         """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
-        Empty while no engine can take anything. Raises the error that refuses it."""
+        Empty while no engine accepts streams. Raises the error that refuses it."""
         settings, new = self.settings, stream.incoming
-        taking = {replica.name: replica for replica in self.fleet.taking(now_s)}
-        if not taking:
-            held = max(
-                (len(r.streams) for r in self.fleet.replicas.values() if r.healthy and not r.draining), default=0
-            )
-            if held >= settings.max_streams_per_replica:
-                raise admission.full(self._until_one_ends(len(self.open)))
+        accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s)}
+        if not accepting:
+            up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining]
+            if max((len(r.streams) for r in up), default=0) >= settings.max_streams_per_replica:
+                raise admission.full(self._until_one_ends_s(len(self.open)))
             return []
-        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in taking.values()]
-        order = self.policy.order(new, views, now_s)
+        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
+        order = self.routing_policy.order(new, views, now_s)
         stream.expected = forecast_stream(new, order[0], now_s, settings.horizon_s)
         if settings.admission and stream.streams and order[0].load:
             cls = stream.expectation.settings
-            refusal = admission.overload(new, stream.expected, cls, settings.horizon_s, stream.expectation.class_name)
+            refusal = admission.overload(
+                new, stream.expected, cls, class_name=stream.expectation.class_name, horizon_s=settings.horizon_s
+            )
             if refusal is not None:
                 raise refusal
-        replicas = [taking[view.name] for view in order]
+        replicas = [accepting[view.name] for view in order]
         replicas[0].opened(stream)
         return replicas
 
-    async def wait_for_place(self, stream: Stream) -> list[Replica]:
-        """As :meth:`place`, once an engine can take something. Raises a 503 when none has come ``hold_s`` after the
-        stream's arrival, or ``max_held`` others wait already."""
+    async def wait_for_place(self, stream: Stream) -> list[Upstream]:
+        """As :meth:`place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the stream's
+        arrival, or ``max_held`` others wait already."""
         held, until_s = self.held, stream.arrival_s + self.settings.hold_s
         if held >= self.settings.max_held:
-            raise admission.no_replica(RETRY_S, held=held)
+            raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
         stream.span.add_event(names.EVENT_HELD)
         self.held += 1
         try:
             while (now_s := time.monotonic()) < until_s and not self.draining:
                 if order := self.place(stream, now_s):
                     return order
-                await self.fleet.news(min(LOOK_S, until_s - now_s))
+                await self.upstreams.wait_for_change(min(MAX_PROBE_INTERVAL_S, until_s - now_s))
         finally:
             self.held -= 1
-        raise admission.no_replica(RETRY_S, draining=self.draining)
+        raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
 
     def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
         held = self._by_tenant[tenant.name]
         if tenant.max_streams is not None and held >= tenant.max_streams:
-            raise admission.tenant_streams(tenant.name, tenant.max_streams, self._until_one_ends(held))
+            raise admission.tenant_streams(tenant.name, tenant.max_streams, self._until_one_ends_s(held))
         if tenant.requests_per_minute is not None:
             wait_s = self._buckets[tenant.name].take(now_s)
             if wait_s:
                 raise admission.too_fast(tenant.name, tenant.requests_per_minute, wait_s)
 
-    def _until_one_ends(self, streams: int) -> float:
-        """Seconds until one of so many usually ends."""
-        lasts_s = [replica.stream_s for replica in self.fleet.replicas.values()] or [5.0]
+    def _until_one_ends_s(self, streams: int) -> float:
+        """Seconds until one of ``streams`` usually ends."""
+        lasts_s = [replica.stream_s for replica in self.upstreams.replicas.values()] or [STREAM_S]
         return max(1.0, sum(lasts_s) / len(lasts_s) / max(1, streams))
 
-    # Who is here
+    # Open streams
 
-    async def serve(self, stream: Stream, order: list[Replica], receive: Receive, send: Send) -> None:
+    async def serve(self, stream: Stream, order: list[Upstream], receive: Receive, send: Send) -> None:
         """Answer on this connection until the last byte, or until the client has gone: then upstream is cancelled."""
         record, open_streams = stream.record, self.metrics.open.labels(stream.expectation.class_name)
-        relay = self._relays[stream] = Relay(self, stream, order, send)
+        relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
         task = self.open[stream] = asyncio.create_task(relay.run())
         gone = asyncio.create_task(_disconnected(receive))
         self._by_tenant[stream.tenant_name] += 1
@@ -206,18 +219,13 @@ class Gateway:
 
     def refuse(self, stream: Stream, error: ApiError) -> None:
         """Put a refusal before it was served on record."""
-        self.shed(stream, error)
+        stream.shed(error)
         self._finish(stream)
 
-    def shed(self, stream: Stream, error: ApiError) -> None:
-        stream.status, stream.reason = error.status, error.reason
-        stream.record.outcome = "shed"
-        self.metrics.shed.labels(stream.expectation.class_name, error.reason).inc()
-
     async def _sweep(self) -> None:
-        """Once a second: end what has been silent for too long, upstream or in the client; look at the classes."""
+        """Once a second: end what has been silent for too long, upstream or in the client; reread the classes."""
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
             self.reread_classes()
             now_s = time.monotonic()
             for stream, relay in list(self._relays.items()):
@@ -225,9 +233,9 @@ class Gateway:
                 if relay.client_is_gone(now_s):
                     self.open[stream].cancel()
 
-    # What became of everybody
+    # Records
 
-    def note_open(self) -> None:
+    def update_open_records(self) -> None:
         """Bring the records of open streams up to date."""
         now_s = time.monotonic()
         for stream in self.open:

@@ -1,4 +1,4 @@
-"""What Prometheus sees. Labels are few and bounded: classes, replicas, outcomes; never a user, a request or a model."""
+"""Figures for Prometheus. Labels are few and bounded: classes, replicas, outcomes; never a user, a request or a model."""
 
 from __future__ import annotations
 
@@ -57,6 +57,8 @@ class Metrics:
         """Count a request that is over."""
         record, cls = stream.record, stream.expectation.class_name
         self.requests.labels(cls, record.outcome).inc()
+        if record.outcome == "shed" and stream.reason is not None:
+            self.shed.labels(cls, stream.reason).inc()
         self.tokens.labels(cls).inc(stream.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(cls).observe(duration_s)
         if record.qoe is not None:

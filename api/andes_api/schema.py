@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT
+
 __all__ = ["CHAT", "COMPLETION", "ERROR"]
 
 _COMMON: dict[str, Any] = {
@@ -25,6 +27,19 @@ _COMMON: dict[str, Any] = {
                 "properties": {
                     "ttft": {"type": "number", "minimum": 0, "description": "seconds to the first token"},
                     "tds": {"type": "number", "exclusiveMinimum": 0, "description": "tokens per second"},
+                    "weight": {
+                        "type": "number",
+                        "minimum": MIN_WEIGHT,
+                        "maximum": MAX_WEIGHT,
+                        "description": "value of its QoE relative to others; the class's own at most",
+                    },
+                    "yield": {"type": "boolean", "description": "no reader waits; gives way to those that have one"},
+                    "tokens": {
+                        "type": "integer",
+                        "minimum": 1,
+                        "maximum": MAX_EXPECTED_TOKENS,
+                        "description": "length of the whole answer, where the caller knows it",
+                    },
                 },
                 "additionalProperties": False,
             }
@@ -43,6 +58,11 @@ _HEADERS = [
     ("x-andes-class", "Class of reader, as configured.", {"type": "string"}),
     ("x-andes-ttft-ms", "Expected milliseconds to the first token.", {"type": "number", "minimum": 0}),
     ("x-andes-tds", "Expected tokens per second.", {"type": "number", "exclusiveMinimum": 0}),
+    (
+        "x-andes-expected-tokens",
+        "Expected tokens of the answer.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_EXPECTED_TOKENS},
+    ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
 ]
 

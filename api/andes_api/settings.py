@@ -1,4 +1,8 @@
-"""Settings: from the environment (``ANDES_GATEWAY_*``), a YAML file, or arguments; every fault is named at once."""
+"""Settings: from arguments, the environment (``ANDES_GATEWAY_*``) or a YAML file; every fault is named at once.
+
+:class:`Settings` is the one place where a setting has its name, default, range and help: the command line, the environment
+and the table of docs/gateway.md derive from it.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +13,17 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from andes_sglang.qoe import QoETarget
-from andes_sglang.routing import current_name, make_routing_policy
+from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
+from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 
-__all__ = ["ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
+__all__ = ["PREFIX", "ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
 
 PREFIX = "ANDES_GATEWAY_"
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -65,141 +57,105 @@ def _server(address: str) -> str:
     return address
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ClassSettings(Strict):
-    """A class of readers: what they expect, the bounds of what a request may ask, and what they are worth.
-
-    ttft_s, tds: expected seconds to the first token and tokens/s. weight: value of their QoE relative to others.
-    shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
-    at the reader's speed.
-    """
-
-    ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    tds: Seconds = 4.8
-    min_ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    max_ttft_s: Seconds = 600.0
-    min_tds: Seconds = 0.5
-    max_tds: Seconds = 200.0
-    weight: Seconds = 1.0
-    shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
-    pace: bool = False
-
-    @model_validator(mode="after")
-    def _in_bounds(self) -> ClassSettings:
-        for tds in (self.min_tds, self.max_tds):
-            QoETarget(self.max_ttft_s, tds)  # raises for bounds that a reader cannot have
-        if not self.min_ttft_s <= self.ttft_s <= self.max_ttft_s:
-            raise ValueError(f"ttft_s {self.ttft_s:g} is outside {self.min_ttft_s:g} to {self.max_ttft_s:g}")
-        if not self.min_tds <= self.tds <= self.max_tds:
-            raise ValueError(f"tds {self.tds:g} is outside {self.min_tds:g} to {self.max_tds:g}")
-        return self
-
-    def clamp(self, ttft_s: float, tds: float) -> QoETarget:
-        return QoETarget(min(max(ttft_s, self.min_ttft_s), self.max_ttft_s), min(max(tds, self.min_tds), self.max_tds))
-
-
-class TenantSettings(Strict):
-    """Who calls. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
-
-    classes: those it may use, the first being its default; empty: all. trusted: whether what it says its readers expect
-    counts. max_streams, requests_per_minute: limits; null: none.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    classes: tuple[str, ...] = ()
-    trusted: bool = True
-    max_streams: Count | None = None
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
-
-
-_CLASSES: dict[str, dict[str, float]] = {
-    "reading": {},
-    "listening": {"tds": 3.3},
-    "code": {"tds": 10.0},
-    "agent": {"ttft_s": 2.0, "tds": 20.0},
-    "batch": {"ttft_s": 30.0, "tds": 1.0, "weight": 0.2, "shed_below": 0.5},
-    "priority": {"weight": 4.0, "shed_below": 0.0},
-}
-
-
-def _over_defaults(given: Any) -> Any:
-    """Classes as given over the built-in ones, field by field; null takes one away."""
-    if not isinstance(given, dict):
-        return given
-    classes: dict[str, Any] = {**_CLASSES}
-    for name, fields in given.items():
-        classes[name] = {**_CLASSES.get(name, {}), **fields} if isinstance(fields, dict) else fields
-    return {name: fields for name, fields in classes.items() if fields is not None}
+def _routing_policy(name: str) -> str:
+    name = current_name(name)
+    find_routing_policy(name)
+    return name
 
 
 class Settings(BaseSettings):
-    """Everything the gateway can be told; see docs/gateway.md."""
+    """Everything the gateway can be told. Raises :class:`pydantic.ValidationError`; :func:`load` says it in sentences."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     # Engines
-    upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = Field(min_length=1)
-    upstream_api_key: SecretStr | None = None
-    dns_server: Annotated[str, AfterValidator(_server)] | None = None
-    dns_interval_s: Seconds = 5.0
-    health_path: Annotated[str, Field(pattern="^/")] = "/health"
-    health_interval_s: Seconds = 5.0
-    load_interval_s: Seconds = 1.0
-    connect_timeout_s: Seconds = 5.0
-    stream_idle_s: Seconds = 300.0
-    answer_timeout_s: Seconds = 3600.0
-    retries: Annotated[int, Field(ge=0)] = 2
-    resume: bool = True
-    hold_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    max_held: Annotated[int, Field(ge=0)] = 256
-    breaker_failures: Count = 3
-    breaker_cooldown_s: Seconds = 2.0
-    forward_expectations: bool = True
-    count_tokens: Literal["usage", "events"] = "usage"
+    upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = Field(
+        min_length=1, description="engines: `http://HOST:PORT`, `https://HOST` or `dns://NAME:PORT`"
+    )
+    upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
+    dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
+        None,
+        description="`IP:PORT` of the server to ask for `dns://` names, such as Consul's; none: the system's resolver",
+    )
+    dns_interval_s: Seconds = Field(5.0, description="seconds between look-ups of `dns://` names")
+    health_path: Annotated[str, Field(pattern="^/")] = Field(
+        "/health", description="path that says whether an engine is up"
+    )
+    health_interval_s: Seconds = Field(5.0, description="seconds between health checks")
+    load_interval_s: Seconds = Field(1.0, description="seconds between questions for an engine's load (`/v1/loads`)")
+    connect_timeout_s: Seconds = Field(5.0, description="seconds to connect to an engine")
+    stream_idle_s: Seconds = Field(300.0, description="seconds of silence after which an engine's stream is given up")
+    answer_timeout_s: Seconds = Field(3600.0, description="seconds for an answer that is not streamed")
+    retries: Annotated[int, Field(ge=0)] = Field(2, description="tries on other engines after a failure")
+    resume: bool = Field(True, description="continue a cut stream on another engine where the text determines the rest")
+    hold_s: NotNegative = Field(60.0, description="seconds that a request waits while no engine is there")
+    max_held: Annotated[int, Field(ge=0)] = Field(256, description="requests that wait so at a time")
+    breaker_failures: Count = Field(3, description="failures in a row after which an engine rests")
+    breaker_cooldown_s: Seconds = Field(2.0, description="seconds of the first rest; doubles up to 60")
+    forward_expectations: bool = Field(
+        True, description="send `custom_params.qoe` to engines; off for engines that refuse it"
+    )
+    count_tokens: Literal["usage", "events"] = Field(
+        "usage", description="count tokens by continuous usage, or one per event"
+    )
 
     # Routing and admission
-    policy: Annotated[str, AfterValidator(current_name)] = "qoe"
-    policy_options: dict[str, Any] = {}
-    horizon_s: Seconds = 60.0
-    bounded_load: Annotated[float, Field(ge=1)] = 1.25
-    admission: bool = True
-    max_streams: Count = 4096
-    max_streams_per_replica: Count = 1024
+    policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+        "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
+    )
+    policy_options: dict[str, Any] = Field({}, description="options of the routing policy")
+    horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
+    bounded_load: Annotated[float, Field(ge=1)] = Field(
+        1.25, description="ratio to the mean load up to which `prefix` keeps a prompt at its replica"
+    )
+    admission: bool = Field(True, description="refuse by forecast")
+    max_streams: Count = Field(4096, description="open streams of this gateway")
+    max_streams_per_replica: Count = Field(1024, description="open streams of this gateway per engine")
 
     # Readers and callers
-    classes: Annotated[dict[ClassName, ClassSettings], BeforeValidator(_over_defaults)] = Field(
-        {}, validate_default=True
+    classes: Annotated[dict[ClassName, ClassSettings], BeforeValidator(over_built_in)] = Field(
+        {}, validate_default=True, description="classes of readers over the built-in ones, field by field"
     )
-    classes_file: Path | None = None
-    default_class: str = "reading"
-    service_tiers: dict[str, str] = {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"}
-    tenants: tuple[TenantSettings, ...] = ()
-    trust_anonymous: bool = True
-    media_hosts: tuple[str, ...] = ()
-    refused_fields: frozenset[str] = frozenset(
-        {"bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor"}
+    classes_file: Path | None = Field(None, description="YAML file of classes over these, read again when it changes")
+    default_class: str = Field("reading", description="class of requests that name none")
+    service_tiers: dict[str, str] = Field(
+        {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"},
+        description="class of each `service_tier`",
+    )
+    tenants: tuple[TenantSettings, ...] = Field(
+        (), description="callers; with any, every request needs one of their keys"
+    )
+    trust_anonymous: bool = Field(True, description="whether what requests without a key say of their readers counts")
+    media_hosts: tuple[str, ...] = Field(
+        (), description="hosts that images may come from; none: any public one; private addresses never"
+    )
+    refused_fields: frozenset[str] = Field(
+        frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor"}),
+        description="request fields that are refused because they steer the engine",
     )
 
     # This server
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = "gateway"
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8080
-    page: bool | None = None
-    admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    max_body_bytes: Count = 8 << 20
-    max_header_bytes: Count = 32 << 10
-    body_timeout_s: Seconds = 60.0
-    send_buffer_bytes: Count = 64 << 10
-    client_idle_s: Seconds = 120.0
-    drain_s: Seconds = 600.0
-    pace_interval_s: Seconds = 0.05
-    demand_records: Count = 20_000
-    otlp_endpoint: str | None = None
-    access_log: bool = True
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = Field(
+        "gateway", description="this gateway's name among its replicas"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
+    page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        None, description="SHA-256 of the key that drains engines; none: from loopback only"
+    )
+    max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
+    max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
+    body_timeout_s: Seconds = Field(60.0, description="seconds for a request's body to arrive")
+    send_buffer_bytes: Count = Field(64 << 10, description="bytes buffered in the kernel for a slow reader")
+    client_idle_s: Seconds = Field(120.0, description="seconds after which a client that takes nothing is dropped")
+    drain_s: Seconds = Field(600.0, description="seconds that open streams have after SIGTERM")
+    pace_interval_s: Seconds = Field(0.05, description="seconds of tokens that a paced stream releases together")
+    demand_records: Count = Field(20_000, description="requests kept for `/fleet/demand`")
+    otlp_endpoint: str | None = Field(
+        None, description="`http://HOST:4318` that traces and metrics go to (OTLP over HTTP)"
+    )
+    access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Settings:
@@ -240,12 +196,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: Source,
-        env_settings: Source,
-        dotenv_settings: Source,  # noqa: ARG003
-        file_secret_settings: Source,  # noqa: ARG003
+        cls, settings_cls: type[BaseSettings], init_settings: Source, env_settings: Source, *_: Source, **__: Source
     ) -> tuple[Source, ...]:
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 

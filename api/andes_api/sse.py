@@ -1,7 +1,11 @@
 """Server-sent events on their way through: whole events only, tokens counted, bytes untouched.
 
+    events = EventStream(chat=True, asked={}, usage=True)
+    for event, tokens in events.feed(data):
+        ...
+
 The gateway asks the engine for ``continuous_usage_stats``, because events are not tokens (speculative decoding, grouping,
-a token that is half a character), and takes those figures out again for a client that did not ask for them.
+a token that is half a character), and cuts those figures out again for a client that did not ask for them.
 """
 
 from __future__ import annotations
@@ -12,17 +16,11 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DONE", "Event", "EventStream", "GarbageError", "object_of", "payload_of"]
+__all__ = ["Event", "EventStream", "GarbageError", "object_of", "payload_of"]
 
 Event = tuple[bytes, int]
-DONE = b"data: [DONE]"
 MAX_EVENT_BYTES = 4 << 20
-_USAGE = re.compile(rb'(,\s*)?"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-_COMPLETION = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
-_INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
-_TEXT = re.compile(rb'"(?:text|content|reasoning_content|arguments)"\s*:\s*"[^"]')
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_FINISH = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,40})"')
+"""Bytes; the longest events seen are logprobs of a whole prompt, well below 1 MiB."""
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
@@ -37,13 +35,14 @@ class EventStream:
     whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
     several prompts: tokens are counted per choice and summed.
 
-    ``done``: the end has come. ``error``: what the engine said instead, ``error_event`` as it said it. ``garbage``: why what
-    came is no such stream. After either of the two nothing more comes out.
+    ``done``: the end has come. ``usage_so_far``: the last usage that came, the whole stream's or a chunk's.
+    ``finish_reason``: of the last choice that came. ``error``: what the engine said instead, ``error_event`` as it said it.
+    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
     """
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_last", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "garbage", "usage",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
+        "error_event", "finish_reason", "garbage", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
@@ -54,24 +53,13 @@ class EventStream:
         self._several = several
         self._counts: dict[int, int] = {}
         self._rest = b""
-        self._last = b""
         self.usage: dict[str, Any] | None = None
+        self.usage_so_far: dict[str, Any] | None = None
+        self.finish_reason: str | None = None
         self.done = False
         self.error: Any = None
         self.error_event = b""
         self.garbage: str | None = None
-
-    @property
-    def usage_so_far(self) -> dict[str, Any] | None:
-        """The last usage that came: the whole stream's, or a chunk's."""
-        found = None if self.usage else _USAGE.search(self._last, max(0, self._last.rfind(b'"usage"')))
-        return self.usage or (object_of(found[2]) if found else None)
-
-    @property
-    def finish_reason(self) -> str | None:
-        """Of the last choice that came."""
-        found = _FINISH.search(self._last)
-        return found[1].decode() if found else None
 
     def feed(self, data: bytes) -> list[Event]:
         """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings."""
@@ -98,87 +86,67 @@ class EventStream:
 
     def _one(self, event: bytes) -> Event:
         if not event.startswith(b"data: {"):
-            return self._rare(event)
-        if event.startswith(b'data: {"error"'):
-            return self._failed(event)
-        if not self._usage:
-            return self._by_event(event)
-        at = event.rfind(b',"usage":{')
-        end = event.find(b"}", at)
-        count = event.find(b'"completion_tokens":', at, end)
-        plain = at > 0 and count > 0 and event.find(b"{", at + 10, end) < 0 and event.find(b'"choices":[{', 0, at) > 0
-        comma = event.find(b",", count, end)
-        figure = event[count + 20 : comma if comma > 0 else end]  # "completion_tokens": has 20 characters
-        if not plain or self._several or not figure.isdigit():
-            return self._in_full(event)
-        self._last = event
-        total = int(figure)
-        new = total - self._counts.get(0, 0)
-        if new > 0:
-            self._counts[0] = total
-        if not self._asked_continuous:
-            event = event[:at] + (b"" if self._chat else b',"usage":null') + event[end + 1 :]
-        return event, max(new, 0)
+            if not event.startswith(b"data:"):
+                if not event.startswith((b":", b"event:", b"id:", b"retry:")):
+                    raise GarbageError(f"no event: {event[:80]!r}")
+                return event, 0
+            if event[5:].lstrip().startswith(b"[DONE]"):
+                self.done = True
+                return event, 0
+        payload = object_of(event[5:])
+        choices = payload.get("choices")
+        usage = payload.get("usage")
+        counted = self._usage and isinstance(usage, dict)
+        if not choices or not isinstance(choices, list):
+            return self._without_choice(event, payload, counted)
+        choice = choices[0] if isinstance(choices[0], dict) else {}
+        self.finish_reason = choice.get("finish_reason")
+        if not counted:
+            new = 1 if any(_has_text(c) for c in choices) else 0
+            self._counts[0] = self._counts.get(0, 0) + new
+            return event, new
+        self.usage_so_far = usage
+        new = self._count(usage, choice.get("index", 0) if self._several else 0)
+        return (event if self._asked_continuous else self._without_usage(event, payload)), new
 
-    def _in_full(self, event: bytes) -> Event:
-        """A chunk with usage, however it is written."""
-        at = event.rfind(b'"usage"')
-        found = _USAGE.match(event, _comma_before(event, at)) if at > 0 else None
-        if found is None:
-            return self._by_event(event)
-        if _NO_CHOICES.search(event):
-            self.usage = object_of(found[2])
-            return (event if self._asked_final else b""), 0
-        self._last = event
-        count = _COMPLETION.search(event, found.start())
-        index = 0
-        if self._several and (choice := _INDEX.search(event)):
-            index = int(choice[1])
-        total = int(count[1]) if count else 0
-        new = total - self._counts.get(index, 0)
-        if new > 0:
-            self._counts[index] = total
-        if not self._asked_continuous:
-            put = b"" if self._chat else (found[1] or b"") + b'"usage":null'
-            event = event[: found.start()] + put + event[found.end() :]
-        return event, max(new, 0)
-
-    def _by_event(self, event: bytes) -> Event:
-        if b'"choices"' not in event or not event.rstrip().endswith(b"}"):
+    def _without_choice(self, event: bytes, payload: dict[str, Any], counted: bool) -> Event:
+        """An error, or the usage of the whole stream."""
+        if "error" in payload:
+            self.error, self.error_event = payload["error"], event
+            return b"", 0
+        if payload.get("choices") != []:
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
-        if _NO_CHOICES.search(event):
-            self.usage = payload_of(event).get("usage")
-            return event, 0
-        self._last = event
-        new = 1 if _TEXT.search(event) else 0
-        self._counts[0] = self._counts.get(0, 0) + new
-        return event, new
+        self.usage = self.usage_so_far = payload.get("usage")
+        return (event if self._asked_final or not counted else b""), 0
 
-    def _rare(self, event: bytes) -> Event:
-        """Whatever is not written as engines usually write a chunk."""
-        if event.startswith((DONE, b"data:[DONE]")):
-            self.done = True
-        elif event.startswith(b"data:"):
-            payload = payload_of(event)
-            if "error" in payload:
-                return self._failed(event)
-            if "choices" not in payload:
-                raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
-            return self._one(b"data: " + orjson.dumps(payload) + b"\n\n")
-        elif not event.startswith((b":", b"event:", b"id:", b"retry:")):
-            raise GarbageError(f"no event: {event[:80]!r}")
-        return event, 0
+    def _count(self, usage: Any, index: int) -> int:
+        total = usage.get("completion_tokens")
+        new = total - self._counts.get(index, 0) if isinstance(total, int) else 0
+        if new <= 0:
+            return 0
+        self._counts[index] = self._counts.get(index, 0) + new
+        return new
 
-    def _failed(self, event: bytes) -> Event:
-        self.error, self.error_event = payload_of(event)["error"], event
-        return b"", 0
+    def _without_usage(self, event: bytes, payload: dict[str, Any]) -> bytes:
+        """``event`` as the engine sends it when it is not asked for continuous usage: the other bytes as they are where
+        usage comes last, as SGLang writes it."""
+        if next(reversed(payload)) != "usage":
+            kept = {name: value for name, value in payload.items() if name != "usage"}
+            return b"data: " + orjson.dumps(kept if self._chat else {**kept, "usage": None}) + b"\n\n"
+        end = b"}" + event[event.rindex(b"}") + 1 :]
+        before = event[: event.rindex(b'"usage"')]
+        if self._chat:
+            return before.rstrip().removesuffix(b",") + end
+        return before + b'"usage":null' + end
 
 
-def _comma_before(event: bytes, at: int) -> int:
-    comma = at - 1
-    while event[comma : comma + 1].isspace():
-        comma -= 1
-    return comma if event[comma : comma + 1] == b"," else at
+def _has_text(choice: Any) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    delta = choice.get("delta") or {}
+    if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
+        return True
+    return any((call.get("function") or {}).get("arguments") for call in delta.get("tool_calls") or ())
 
 
 def payload_of(event: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One request while it is here: what was asked, what its reader has, how it ended."""
+"""One request while it is open: what was asked, what its reader has, how it ended."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from opentelemetry.trace import INVALID_SPAN, Span
 from andes_api import names
 from andes_api.demand import DemandRecord
 from andes_api.errors import ApiError
-from andes_api.expectations import ANONYMOUS, Expectation
+from andes_api.expectations import ANONYMOUS, ResolvedExpectation
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
 
-__all__ = ["Stream", "answers"]
+__all__ = ["Stream", "count_answers"]
 
 COMPACT_EVENTS = 64
+"""Events kept as they came before they are turned into text: about two seconds of reading."""
 MAX_SPAN_STALLS = 32
+"""Stalls of one stream that become span events; spans keep 128 events (OpenTelemetry's default)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +37,7 @@ class Stream:
 
     chat: bool
     body: dict[str, Any]
-    expectation: Expectation
+    expectation: ResolvedExpectation
     tenant: TenantSettings | None
     headers: Mapping[str, str]
     arrival_s: float
@@ -64,7 +66,7 @@ class Stream:
             self.asked = stream_options(self.body)
         # Several answers in one stream are read side by side: their tokens together against as many times the speed.
         target = self.expectation.target
-        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, target.tds * answers(self.body)))
+        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, target.tds * count_answers(self.body)))
 
     @property
     def streams(self) -> bool:
@@ -81,8 +83,7 @@ class Stream:
     @property
     def incoming(self) -> IncomingStream:
         """As routing and admission see it before it has a place."""
-        weight = self.expectation.settings.weight
-        return IncomingStream(self.prompt_tokens, self.expectation.target, weight, self.prompt.key)
+        return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
 
     @property
     def tpot_s(self) -> float | None:
@@ -104,7 +105,7 @@ class Stream:
             self.span.add_event(names.EVENT_STALL, {names.STALL_SECONDS: reader.stall_s - stall_s})
 
     def keep(self, events: list[bytes]) -> None:
-        """Remember what the reader was told, to continue from."""
+        """Keep what was passed on, to continue from it."""
         if self.log is not None:
             self.log += events
             if len(self.log) >= COMPACT_EVENTS:
@@ -121,9 +122,14 @@ class Stream:
             self.text += text
             self.log = []
 
+    def shed(self, error: ApiError) -> None:
+        """It is refused with ``error``."""
+        self.status, self.reason = error.status, error.reason
+        self.record.outcome = "shed"
+
     def score(self, now_s: float) -> float | None:
-        """QoE as it counts in the end: 0 for what was refused or broken off by us; what its reader had, when the reader
-        left; None where nothing was streamed."""
+        """QoE as it counts in the end: 0 for what was refused or broken off by the gateway or an engine; what its reader had,
+        when the reader left; None where nothing was streamed."""
         if not self.streams:
             return None
         outcome, reader = self.record.outcome, self.reader
@@ -142,7 +148,7 @@ def stream_options(body: Mapping[str, Any]) -> dict[str, Any]:
     return options or {}
 
 
-def answers(body: Mapping[str, Any]) -> int:
+def count_answers(body: Mapping[str, Any]) -> int:
     """How many answers a request asks for: ``n`` for each of its prompts."""
     n, prompt = body.get("n"), body.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

@@ -7,16 +7,18 @@ from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from andes_api import names
 from andes_api.stream import Stream
+from andes_sglang.telemetry import connect_otlp
 
 __all__ = ["Telemetry", "failed"]
 
 MAX_MODELS = 50
+"""Models that metrics tell apart; the others are "other"."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -24,13 +26,11 @@ class Telemetry:
     """To ``endpoint``, or nowhere: then the caller's trace context is passed on as it came."""
 
     def __init__(self, endpoint: str | None, instance: str) -> None:
-        self._providers: list[Any] = []
+        self._otlp = connect_otlp(
+            endpoint, service="andes-gateway", scope="andes_api", instance=instance, with_metrics=True
+        )
         self._models: set[str] = set()
-        tracer: trace.Tracer = trace.NoOpTracer()
-        meter: metrics.Meter = metrics.NoOpMeter("andes_api")
-        if endpoint is not None:
-            tracer, meter = self._export(endpoint.rstrip("/"), instance)
-        self._tracer = tracer
+        self._tracer, meter = self._otlp.tracer, self._otlp.meter
         self._ttft = meter.create_histogram(
             names.METRIC_TTFT, "s", "from arrival to the first token", explicit_bucket_boundaries_advisory=names.TTFT_BUCKETS
         )  # fmt: skip
@@ -47,24 +47,6 @@ class Telemetry:
             "QoE as delivered to the socket",
             explicit_bucket_boundaries_advisory=names.QOE_BUCKETS,
         )
-
-    def _export(self, endpoint: str, instance: str) -> tuple[trace.Tracer, metrics.Meter]:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-        resource = Resource.create({"service.name": "andes-gateway", "service.instance.id": instance})
-        spans = TracerProvider(resource=resource)
-        span_exporter = OTLPSpanExporter(endpoint=f"{endpoint}/v1/traces", timeout=5)
-        spans.add_span_processor(BatchSpanProcessor(span_exporter, schedule_delay_millis=1000))
-        metric_exporter = OTLPMetricExporter(endpoint=f"{endpoint}/v1/metrics", timeout=5)
-        meters = MeterProvider([PeriodicExportingMetricReader(metric_exporter, 15_000)], resource)
-        self._providers = [spans, meters]
-        return spans.get_tracer("andes_api"), meters.get_meter("andes_api")
 
     def server_span(self, stream: Stream) -> Span:
         target = stream.expectation.target
@@ -121,7 +103,7 @@ class Telemetry:
         if stream.status >= 500:
             failed(span, str(stream.status))
         span.end()
-        if not self._providers:
+        if not self._otlp.exports:
             return
         attributes = {
             names.OPERATION: _operation(stream),
@@ -148,8 +130,7 @@ class Telemetry:
 
     def stop(self) -> None:
         """Send what is left."""
-        for provider in self._providers:
-            provider.shutdown()
+        self._otlp.stop()
 
 
 def failed(span: Span, kind: str) -> None:

@@ -51,7 +51,7 @@ def view(name: str, streams: int = 0, *, model: LatencyModel | None = None, buff
     )
 
 
-def newcomer(tokens: float = 200.0, **more: Any) -> IncomingStream:
+def incoming(tokens: float = 200.0, **more: Any) -> IncomingStream:
     return IncomingStream(tokens, READER, **more)
 
 
@@ -59,15 +59,20 @@ CLASS = ClassSettings(shed_below=0.25)
 
 
 def test_an_idle_engine_sheds_nothing() -> None:
-    new = newcomer()
-    assert overload(new, forecast_stream(new, view("a"), 100.0, HORIZON_S), CLASS, HORIZON_S, "reading") is None
+    new = incoming()
+    assert (
+        overload(
+            new, forecast_stream(new, view("a"), 100.0, HORIZON_S), CLASS, horizon_s=HORIZON_S, class_name="reading"
+        )
+        is None
+    )
 
 
 def test_overload_is_refused_with_the_time_to_come_back() -> None:
-    new = newcomer()
+    new = incoming()
     slow = engine(prefill_token_s=1e-3)
     expected = forecast_stream(new, view("a", 4, model=slow, pending_tokens=60_000.0), 100.0, HORIZON_S)
-    refusal = overload(new, expected, CLASS, HORIZON_S, "reading")
+    refusal = overload(new, expected, CLASS, horizon_s=HORIZON_S, class_name="reading")
     assert refusal is not None
     assert (refusal.status, refusal.reason, refusal.code) == (429, "predicted_qoe", "overloaded")
     wait_s = refusal.retry_after_s
@@ -82,22 +87,24 @@ def test_overload_is_refused_with_the_time_to_come_back() -> None:
 def test_who_costs_more_than_they_gain_is_refused_and_weight_decides() -> None:
     slow = engine(token_s=0.01)
     crowd = view("a", 60, model=slow, buffered_s=0.0)
-    cheap, dear = newcomer(weight=0.01), newcomer(weight=50.0)
+    cheap, dear = incoming(weight=0.01), incoming(weight=50.0)
     expected = forecast_stream(cheap, crowd, 100.0, HORIZON_S)
     assert expected.loss > 0.01 * expected.qoe
     low = ClassSettings(shed_below=0.01)
-    refusal = overload(cheap, expected, low, HORIZON_S, "batch")
+    refusal = overload(cheap, expected, low, horizon_s=HORIZON_S, class_name="batch")
     assert refusal is not None
     assert refusal.reason == "predicted_loss"
-    assert overload(dear, expected, low, HORIZON_S, "priority") is None
-    assert overload(cheap, expected, ClassSettings(shed_below=0.0), HORIZON_S, "never shed") is None
+    assert overload(dear, expected, low, horizon_s=HORIZON_S, class_name="priority") is None
+    assert (
+        overload(cheap, expected, ClassSettings(shed_below=0.0), horizon_s=HORIZON_S, class_name="never shed") is None
+    )
 
 
 def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:
     slow = engine(prefill_token_s=1e-3)
     waits = []
     for pending in (40_000.0, 80_000.0, 1e6):
-        new = newcomer()
+        new = incoming()
         waits.append(retry_after_s(new, forecast_stream(new, view("a", 1, model=slow, pending_tokens=pending), 100.0, HORIZON_S), 0.25, HORIZON_S))  # fmt: skip
     assert waits == sorted(waits)
     assert waits[-1] == 120.0

@@ -52,7 +52,7 @@ def text_of(events: list[Any]) -> str:
 def idle(server: Any) -> bool:
     """Whether the gateway holds nothing any more: no stream, no relay, none at any replica."""
     gateway = server.app.state.gateway
-    replicas = gateway.fleet.replicas.values()
+    replicas = gateway.upstreams.replicas.values()
     return not gateway.open and not any(r.streams or r._decoding for r in replicas)
 
 
@@ -195,7 +195,7 @@ def test_a_slow_client_holds_back_its_own_engine_only(faulty: Any, gateway: Any)
     assert slow.recv(100).startswith(b"HTTP/1.1 200")
     (relay,) = server.app.state.gateway._relays.values()
     before = -1
-    while before != upstream.sent_bytes or not relay.outlet.sending:  # until nothing moves any more
+    while before != upstream.sent_bytes or not relay.writer.sending:  # until nothing moves any more
         before = upstream.sent_bytes
         time.sleep(0.3)
     assert upstream.sent_bytes < 12_000_000  # kernel buffers on loopback, not our memory
@@ -260,7 +260,7 @@ def test_no_engine_at_all(gateway: Any) -> None:
 def test_models_are_still_known_when_there_is_no_engine_left(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     server = gateway(upstream.url, health_interval_s=0.05)
-    while server.app.state.gateway.fleet.models is None:  # it asks by itself
+    while server.app.state.gateway.upstreams.models is None:  # it asks by itself
         time.sleep(0.01)
     upstream.healthy = False
     while httpx.get(server.url + "/readyz").json()["engines"]:
@@ -322,14 +322,14 @@ def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
     answer, events = stream(server.url)
     assert answer.status_code == 200, answer.text
     assert text_of(events) == ANSWER
-    fleet = server.app.state.gateway.fleet
-    assert f"http://127.0.0.1:{port}" in fleet.replicas
-    fleet._names = ["dns://name.invalid:80"]  # resolves no more: keeps nothing of another name
-    fleet._resolved.clear()
+    upstreams = server.app.state.gateway.upstreams
+    assert f"http://127.0.0.1:{port}" in upstreams.replicas
+    upstreams._names = ["dns://name.invalid:80"]  # resolves no more: keeps nothing of another name
+    upstreams._resolved.clear()
     deadline_s = time.monotonic() + 60
-    while fleet.replicas and time.monotonic() < deadline_s:
+    while upstreams.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert not fleet.replicas
+    assert not upstreams.replicas
 
 
 def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_server: Any) -> None:
@@ -373,16 +373,16 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
         assert one.stalled.wait(60)
         name_server.addresses = ["127.0.0.2", "127.0.0.3"]
         becomes({two.url, three.url})
-        assert one.url in server.app.state.gateway.fleet.replicas
+        assert one.url in server.app.state.gateway.upstreams.replicas
         for _ in range(4):
             assert stream(server.url)[0].status_code == 200
         one.release.set()
         assert [text_of(events.result()[1]) for events in held] == [ANSWER] * 3
     assert len(one.bodies) == 4
     deadline_s = time.monotonic() + 60
-    while one.url in server.app.state.gateway.fleet.replicas and time.monotonic() < deadline_s:
+    while one.url in server.app.state.gateway.upstreams.replicas and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert one.url not in server.app.state.gateway.fleet.replicas
+    assert one.url not in server.app.state.gateway.upstreams.replicas
 
     name_server.rcode = dns.rcode.SERVFAIL
     asked_again()

@@ -28,8 +28,13 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
 def test_a_type_checker_sees_the_same_names_in_the_same_places() -> None:
     tree = ast.parse((ROOT / "andes_sglang" / "__init__.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "importlib"]
-    typed = {alias.asname: node.module for node in imports if node.module != "__future__" for alias in node.names}
-    assert typed == {name: f"andes_sglang.{module}" for name, module in andes_sglang._HOMES.items()}
+    typed = {
+        alias.asname: (node.module, alias.name)
+        for node in imports
+        if node.module != "__future__"
+        for alias in node.names
+    }
+    assert typed == {name: (f"andes_sglang.{module}", own) for name, (module, own) in andes_sglang._HOMES.items()}
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:

@@ -196,6 +196,24 @@ def test_the_most_extreme_targets_overflow_nothing(gaps: list[float], ttft: floa
             assert np.isfinite(projected).all()
 
 
+@pytest.mark.parametrize(("ttft", "tds"), [(0, 1e-3), (1e6, 1e9), (0.5, 4)])
+def test_a_target_at_the_ends_of_its_ranges_is_accepted(ttft: float, tds: float) -> None:
+    assert QoETarget(ttft, tds) == QoETarget(ttft_s=ttft, tds=tds)
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tds", "says"),
+    [
+        (1e6 + 1, 4, r"ttft must be a number of seconds from 0 to 1e6, got 1000001.0"),
+        (1, 9.9e-4, r"tds must be a number of tokens/s from 1e-3 to 1e9, got 0.00099"),
+        (1, 1.1e9, r"tds must be a number of tokens/s from 1e-3 to 1e9, got 1100000000.0"),
+    ],
+)
+def test_a_target_beyond_the_ends_names_field_and_value(ttft: float, tds: float, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        QoETarget(ttft, tds)
+
+
 @pytest.mark.parametrize(
     ("ttft", "tds"),
     [(-1, 4), (float("nan"), 4), (1, 0), (1, float("inf")), (True, 4), ("1", 4), (10**400, 4), (1, 5e-324), (1, 1e300)],
@@ -211,3 +229,72 @@ def test_stalls_are_counted_inside_the_answer_only() -> None:
         stream.deliver(at)
     assert (stream.stalls, stream.stall_s, stream.longest_stall_s) == (2, pytest.approx(6.0), pytest.approx(4.0))
     assert stream.buffered_tokens(15.5) == pytest.approx(0.5)
+
+
+def test_the_longest_stall_need_not_be_the_last() -> None:
+    stream = ReaderStream(0.0, QoETarget(1.0, 1.0))
+    longest = []
+    for at in (1.0, 2.5, 7.5, 10.0):  # waits of 0.5, 4 and 1.5 s
+        stream.deliver(at)
+        longest.append(stream.longest_stall_s)
+    assert longest == [0.0, 0.5, 4.0, 4.0]
+    assert (stream.stalls, stream.stall_s) == (3, 6.0)
+
+
+def test_rounding_is_no_stall() -> None:
+    stream = ReaderStream(1.7e9, QoETarget(1.0, 1.0))
+    for at in (1.0, 2.0 + 5e-7, 3.0 + 2e-6):
+        stream.deliver(1.7e9 + at)
+    assert stream.stalls == 1
+
+
+def test_delivering_nothing_changes_nothing() -> None:
+    stream = ReaderStream(0.0, QoETarget(1.0, 1.0))
+    stream.deliver(5.0, 0)
+    stream.deliver(5.0, -2)
+    assert (stream.delivered, stream.end_s, stream.lateness_s, stream.stalls) == (0, 0.0, 0.0, 0)
+
+
+def test_the_buffer_is_what_was_delivered_until_reading_begins() -> None:
+    stream = ReaderStream(10.0, QoETarget(2.0, 4.0))
+    assert stream.buffered_tokens(10.0) == 0.0
+    stream.deliver(10.5, 8)
+    assert [stream.buffered_tokens(at) for at in (10.5, 12.0, 12.5, 14.0, 15.0)] == [8.0, 8.0, 6.0, 0.0, 0.0]
+
+
+def test_seconds_until_readers_run_dry() -> None:
+    fed, dry, fresh = (ReaderStream(10.0, QoETarget(2.0, 4.0)) for _ in range(3))
+    fed.deliver(10.5, 8)
+    dry.deliver(10.5, 2)
+    readers = Readers.of([fed, dry, fresh])
+    assert readers.buffered_s(13.0).tolist() == [1.0, -0.5, -1.0]
+    assert readers.take(np.array([2, 0])).buffered_s(13.0).tolist() == [-1.0, 1.0]
+    assert readers.take(np.array([False, True, False])).delivered.tolist() == [2.0]
+    assert [len(column) for column in Readers.of([])] == [0] * 5
+
+
+@given(st.lists(st.tuples(GAPS, TARGETS, st.integers(0, 5)), min_size=1, max_size=5), st.floats(0, 50))
+def test_delivering_to_all_at_once_is_delivering_to_each(
+    readers: list[tuple[list[float], QoETarget, int]], later: float
+) -> None:
+    streams = []
+    for gaps, target, _ in readers:
+        streams.append(ReaderStream(0.0, target))
+        for at in times(gaps, 0.0):
+            streams[-1].deliver(at)
+    now = max(sum(gaps) for gaps, _, _ in readers) + later
+    before = Readers.of(streams)
+    after = before.deliver(now, np.array([float(tokens) for _, _, tokens in readers]))
+    for stream, (_, _, tokens) in zip(streams, readers, strict=True):
+        stream.deliver(now, tokens)
+    for found, expected in zip(after, Readers.of(streams), strict=True):
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_columns_are_copies() -> None:
+    stream = ReaderStream(0.0, QoETarget(1.0, 1.0))
+    readers = Readers.of([stream])
+    stream.deliver(5.0, 3)
+    assert readers.delivered.tolist() == [0.0]
+    readers.delivered[0] = 7.0
+    assert stream.delivered == 3

@@ -96,15 +96,15 @@ def test_what_the_operator_writes_is_there_and_reaches_the_gateway() -> None:
 
 @needs("andes_operator")
 def test_the_operator_takes_its_flags() -> None:
-    from andes_operator.cli import add_arguments
+    from andes_operator.settings import add_arguments, load
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     made = container("operator", {"operator.namespaces": ["a", "b"], "otel.endpoint": "http://collector:4318"})
-    args = parser.parse_args(made["args"][1:])
-    assert args.namespace == ["a", "b"]
-    assert args.otlp_endpoint == "http://collector:4318"
-    assert args.port == made["ports"][0]["containerPort"]
+    settings = load(parser.parse_args(made["args"][1:]))
+    assert settings.namespace == ("a", "b")
+    assert settings.otlp_endpoint == "http://collector:4318"
+    assert settings.port == made["ports"][0]["containerPort"]
 
 
 def test_the_operator_reads_the_variables_it_is_given() -> None:
@@ -142,6 +142,7 @@ def test_profiles_of_ones_own_are_found_by_those_who_simulate() -> None:
 
 
 @needs("sglang")
+@pytest.mark.engine  # none is started, but SGLang and torch are imported
 def test_sglang_takes_the_flags_that_are_passed_on() -> None:
     """In a process of its own: SGLang changes the interpreter that imports it."""
     values = {
@@ -184,7 +185,7 @@ def running(arguments: list[str], health: str, **environment: str) -> Iterator[N
 
 
 @needs("andes_api", "andes_sglang.sim.server")
-@pytest.mark.timeout(300)
+@pytest.mark.server
 def test_helm_test_passes_before_what_the_chart_runs(tmp_path: Path) -> None:
     values = {"engine.kind": "sim", "gateway.drainSeconds": 5, "engine.args": ["--speed=10"]}
     engine, gateway = free_port(), free_port()

@@ -203,7 +203,7 @@ class ControlPlane:
         return (self.folder / "ca.crt").read_bytes()
 
     def write_kubeconfig(self, name: str, token: str, namespace: str = "default") -> Path:
-        """A kubeconfig for whoever holds ``token``."""
+        """A kubeconfig of the holder of ``token``."""
         cluster = {"server": self.url, "certificate-authority-data": base64.b64encode(self.authority).decode()}
         path = self.folder / f"{name.removeprefix('system:')}.kubeconfig"
         path.write_text(yaml.safe_dump({
@@ -251,7 +251,7 @@ class ControlPlane:
             self("POST", SERVICES, {"metadata": {"name": name}, "spec": spec})
 
     def unserve(self, group_version: str) -> None:
-        """The opposite: once its CRDs are gone, so that nobody waits for the group."""
+        """The opposite: once its CRDs are gone, so that no client waits for the group."""
         if self._crd_server:
             group, _, version = group_version.partition("/")
             self("DELETE", f"{SERVICES}/{version}.{group}")

@@ -207,10 +207,10 @@ class _Stage:
         self.say("all engines and gateways are new")
 
     def to_zero_and_back(self) -> None:
-        self.say("nobody comes any more, and no engine has to stay")
+        self.say("no requests any more, and no engine has to stay")
         self.plane("PATCH", f"{OWN}/qoetargets/chat", {"spec": {"minReplicas": 0}})
         until("no engine is left", lambda: self.replicas() == 0 and not self.pods("engine"), PATIENCE_S)
-        self.say("no engine is left; somebody comes")
+        self.say("no engine is left; a request comes")
         _, self.outcome.first_answer = stream(f"http://{self.gateways()[0]}", OUTPUT_TOKENS)
         self.say("the gateway has held the request until an engine was there, and it is answered")
 

@@ -20,14 +20,15 @@ from starlette.types import Receive, Scope, Send
 from andes_sglang import __version__
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.server import protocol
+from andes_sglang.sim.server import bodies
+from andes_sglang.sim.server.bodies import AnswerRequest, BadRequestError, Limits
 from andes_sglang.sim.server.choice import Choice, plan
 from andes_sglang.sim.server.dialect import WEIGHT_VERSION, Chat, Completion, Dialect, Generate, dumps
-from andes_sglang.sim.server.live import DrainingError, Generation, LiveReplica, QueueFullError
+from andes_sglang.sim.server.generation import Generation
+from andes_sglang.sim.server.live import DrainingError, LiveReplica, QueueFullError
 from andes_sglang.sim.server.metrics import Exposition
-from andes_sglang.sim.server.protocol import BadRequestError, Limits, Wanted
 
-__all__ = ["About", "build_app"]
+__all__ = ["ServerInfo", "build_app"]
 
 _DONE = b"data: [DONE]\n\n"
 _EVENTS = "text/event-stream"
@@ -36,9 +37,9 @@ _VERSION = f"andes {__version__}, simulated"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
-    """What the server says of itself. model: the name it serves; arguments: shown by ``/server_info``; policy: in charge, and
-    its options, likewise."""
+class ServerInfo:
+    """What the server says of itself. model: the name it serves; arguments: shown by ``/server_info``; policy: its name and
+    options, likewise."""
 
     model: str
     limits: Limits
@@ -47,8 +48,8 @@ class About:
     policy: Mapping[str, Any]
 
 
-class _Stream:
-    """An answer that sends what has been generated whenever there is news. Like SGLang's it begins with the first token."""
+class _EventStream:
+    """A response that sends what has been generated as it comes. Like SGLang's it begins with the first token."""
 
     def __init__(self, live: LiveReplica, generation: Generation, dialect: Dialect) -> None:
         self._live, self._generation, self._dialect = live, generation, dialect
@@ -77,9 +78,9 @@ class _Stream:
 class Endpoints:
     """A method for every path."""
 
-    def __init__(self, live: LiveReplica, about: About, exposition: Exposition) -> None:
+    def __init__(self, live: LiveReplica, info: ServerInfo, exposition: Exposition) -> None:
         self._live = live
-        self._about = about
+        self._info = info
         self._exposition = exposition
         self._started_s = int(time.time())
 
@@ -103,25 +104,25 @@ class Endpoints:
             Route("/metrics/", self.metrics),
         ]
 
-    async def completions(self, request: Request) -> Response | _Stream:
-        return await self._answer(request, protocol.completion, Completion)
+    async def completions(self, request: Request) -> Response | _EventStream:
+        return await self._answer(request, bodies.read_completion, Completion)
 
-    async def chat(self, request: Request) -> Response | _Stream:
-        return await self._answer(request, protocol.chat, Chat)
+    async def chat(self, request: Request) -> Response | _EventStream:
+        return await self._answer(request, bodies.read_chat, Chat)
 
-    async def generate(self, request: Request) -> Response | _Stream:
-        return await self._answer(request, protocol.generate, Generate)
+    async def generate(self, request: Request) -> Response | _EventStream:
+        return await self._answer(request, bodies.read_generate, Generate)
 
     async def _answer(
-        self, request: Request, parse: Callable[[Mapping[str, Any], Limits], Wanted], speak: type[Dialect]
-    ) -> Response | _Stream:
-        limits = self._about.limits
+        self, request: Request, parse: Callable[[Mapping[str, Any], Limits], AnswerRequest], speak: type[Dialect]
+    ) -> Response | _EventStream:
+        limits = self._info.limits
         try:
-            wanted = parse(await _body(request), limits)
-            choices = [plan(wanted, prompt, k, limits) for prompt in wanted.prompts for k in range(wanted.n)]
-            dialect = speak(wanted.rid or uuid.uuid4().hex, wanted, choices, self._about.cache_report)
+            asked = parse(await _body(request), limits)
+            choices = [plan(asked, prompt, k, limits) for prompt in asked.prompts for k in range(asked.n)]
+            dialect = speak(asked.rid or uuid.uuid4().hex, asked, choices, self._info.cache_report)
             generation = self._live.submit(
-                dialect.rid, lambda now_s: [_spec(choice, wanted, now_s) for choice in choices], stream=wanted.stream
+                dialect.rid, lambda now_s: [_spec(choice, asked, now_s) for choice in choices], stream=asked.stream
             )
             self._live.spans.began(generation, request.headers)
         except (BadRequestError, RefusedError) as refused:
@@ -131,11 +132,11 @@ class Endpoints:
         except DrainingError:
             return _error("The server is shutting down.", "503", 503)
         except QueueFullError:
-            if wanted.stream:
+            if asked.stream:
                 return Response(dialect.shed(_FULL) + _DONE, media_type=_EVENTS)
             return _error(_FULL, "503", 503)
-        if wanted.stream:
-            return _Stream(self._live, generation, dialect)
+        if asked.stream:
+            return _EventStream(self._live, generation, dialect)
         with self._live.attended(generation, request.receive):
             while not generation.done:
                 await generation.news()
@@ -144,14 +145,14 @@ class Endpoints:
     async def abort(self, request: Request) -> Response:
         try:
             body = await _body(request)
-            rid, everybody = body.get("rid"), body.get("abort_all", False)
-            if not isinstance(everybody, bool):
-                raise BadRequestError(f"abort_all must be true or false, got {everybody!r}")
-            if not everybody and not (isinstance(rid, str) and rid):
+            rid, abort_all = body.get("rid"), body.get("abort_all", False)
+            if not isinstance(abort_all, bool):
+                raise BadRequestError(f"abort_all must be true or false, got {abort_all!r}")
+            if not abort_all and not (isinstance(rid, str) and rid):
                 raise BadRequestError(f"rid must be the id of a request, got {rid!r}")
         except BadRequestError as refused:
             return _error(str(refused), "BadRequestError", 400)
-        self._live.abort_matching("" if everybody else str(rid))
+        self._live.abort_matching("" if abort_all else str(rid))
         return Response()
 
     async def health(self, _request: Request) -> Response:
@@ -162,7 +163,7 @@ class Endpoints:
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["model"]
-        if name == self._about.model:
+        if name == self._info.model:
             return JSONResponse(self._card())
         message = f"The model '{name}' does not exist"
         told = {"message": message, "type": "invalid_request_error", "param": "model", "code": "model_not_found"}
@@ -170,19 +171,19 @@ class Endpoints:
 
     def _card(self) -> dict[str, Any]:
         return {
-            "id": self._about.model,
+            "id": self._info.model,
             "object": "model",
             "created": self._started_s,
             "owned_by": "sglang",
-            "root": self._about.model,
+            "root": self._info.model,
             "parent": None,
-            "max_model_len": self._about.limits.context_tokens,
+            "max_model_len": self._info.limits.context_tokens,
         }
 
     async def model_info(self, _request: Request) -> Response:
         info = {
-            "model_path": self._about.model,
-            "tokenizer_path": self._about.model,
+            "model_path": self._info.model,
+            "tokenizer_path": self._info.model,
             "is_generation": True,
             "preferred_sampling_params": None,
             "weight_version": WEIGHT_VERSION,
@@ -194,15 +195,15 @@ class Endpoints:
         return JSONResponse(info)
 
     async def server_info(self, _request: Request) -> Response:
-        state = {**self._exposition.load(), "andes": self._about.policy}
-        info = {**self._about.arguments, "version": _VERSION, "internal_states": [state]}
+        state = {**self._exposition.load(), "andes": self._info.policy}
+        info = {**self._info.arguments, "version": _VERSION, "internal_states": [state]}
         return JSONResponse(info)
 
     async def loads(self, _request: Request) -> Response:
         said = {
             "timestamp": datetime.now(UTC).isoformat(),
             "version": _VERSION,
-            "accelerator": self._about.arguments["hardware"],
+            "accelerator": self._info.arguments["hardware"],
             "num_accelerators": 1,
             "loads": [self._exposition.load()],
         }
@@ -241,18 +242,18 @@ async def _body(request: Request) -> Mapping[str, Any]:
     return body
 
 
-def _spec(choice: Choice, wanted: Wanted, now_s: float) -> RequestSpec:
+def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
     prompt = choice.prompt
     return RequestSpec(
         arrival_s=now_s,
         prompt_tokens=prompt.tokens,
         output_tokens=choice.tokens,
-        target=wanted.expectation.target,
+        target=asked.expectation.target,
         blocks=prompt.blocks,
         max_tokens=choice.room_tokens,
-        weight=wanted.expectation.weight,
-        yields=wanted.expectation.yields,
-        expected_tokens=wanted.expectation.expected_tokens,
+        weight=asked.expectation.weight,
+        yields=asked.expectation.yields,
+        expected_tokens=asked.expectation.expected_tokens,
     )
 
 
@@ -267,8 +268,6 @@ async def _http_error(_request: Request, failed: Exception) -> Response:
     return JSONResponse({"detail": detail}, status)
 
 
-def build_app(live: LiveReplica, about: About, exposition: Exposition) -> Starlette:
-    """The application; somebody else runs the clock of ``live``."""
-    return Starlette(
-        routes=Endpoints(live, about, exposition).routes(), exception_handlers={HTTPException: _http_error}
-    )
+def build_app(live: LiveReplica, info: ServerInfo, exposition: Exposition) -> Starlette:
+    """The application; its caller runs the clock of ``live`` (:meth:`~andes_sglang.sim.server.live.LiveReplica.run`)."""
+    return Starlette(routes=Endpoints(live, info, exposition).routes(), exception_handlers={HTTPException: _http_error})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from andes_sglang.sim.server.protocol import Limits, Wanted
+from andes_sglang.sim.server.bodies import AnswerRequest, Limits
 from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, Prompt, answer_tokens, passage, token_ids
 
 __all__ = ["Choice", "plan"]
@@ -33,20 +33,20 @@ class Choice:
         return token_ids(passage(self.seed, 0, words)) + [EOS_ID] * (end - words)
 
 
-def plan(wanted: Wanted, prompt: Prompt, index: int, limits: Limits) -> Choice:
-    """Answer number ``index`` to ``prompt``: the same whenever the same is asked."""
-    seed = prompt.seed + 7919 * wanted.seed + 104729 * index
+def plan(asked: AnswerRequest, prompt: Prompt, index: int, limits: Limits) -> Choice:
+    """Answer number ``index`` to ``prompt``: equal requests get equal answers."""
+    seed = prompt.seed + 7919 * asked.seed + 104729 * index
     room = min(limits.context_tokens, limits.kv_tokens) - prompt.tokens
-    if wanted.max_tokens is not None:
-        room = min(room, wanted.max_tokens)
-    natural = max(answer_tokens(seed, limits.mean_answer_tokens), wanted.min_tokens)
-    if natural <= room and not wanted.ignore_eos:
+    if asked.max_tokens is not None:
+        room = min(room, asked.max_tokens)
+    natural = max(answer_tokens(seed, limits.mean_answer_tokens), asked.min_tokens)
+    if natural <= room and not asked.ignore_eos:
         ending = Choice(prompt, seed, natural, room, (natural - 1) * TOKEN_BYTES, "stop", EOS_ID)
     else:
         ending = Choice(prompt, seed, room, room, room * TOKEN_BYTES, "length", None)
-    text = ending.text(0, ending.tokens) if wanted.stop else ""
-    found = [(at + len(stop), at, stop) for stop in wanted.stop if (at := text.find(stop)) >= 0]
+    text = ending.text(0, ending.tokens) if asked.stop else ""
+    found = [(at + len(stop), at, stop) for stop in asked.stop if (at := text.find(stop)) >= 0]
     if not found:
         return ending
     end, at, stop = min(found)
-    return Choice(prompt, seed, -(-end // TOKEN_BYTES), room, end if wanted.keep_stop else at, "stop", stop)
+    return Choice(prompt, seed, -(-end // TOKEN_BYTES), room, end if asked.keep_stop else at, "stop", stop)

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from andes_sglang.sim.server.bodies import AnswerRequest
 from andes_sglang.sim.server.choice import Choice
-from andes_sglang.sim.server.live import Answer
-from andes_sglang.sim.server.protocol import Wanted
+from andes_sglang.sim.server.generation import Answer
 
 __all__ = ["WEIGHT_VERSION", "Chat", "Completion", "Dialect", "Generate", "dumps"]
 
@@ -36,12 +36,12 @@ class Dialect(ABC):
 
     kind: str
 
-    def __init__(self, rid: str, wanted: Wanted, choices: Sequence[Choice], cache_report: bool) -> None:
+    def __init__(self, rid: str, asked: AnswerRequest, choices: Sequence[Choice], cache_report: bool) -> None:
         self.rid = rid
-        self.wanted = wanted
+        self.asked = asked
         self.choices = choices
         self._cache_report = cache_report
-        self._about = {"id": rid, "object": self.kind, "created": int(time.time()), "model": wanted.model}
+        self._about = {"id": rid, "object": self.kind, "created": int(time.time()), "model": asked.model}
         self._head = dumps(self._about)[:-1]
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Dialect(ABC):
 
     def usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The sum over all answers; a prompt with several counts once."""
-        n = self.wanted.n
+        n = self.asked.n
         prompt = sum(choice.prompt.tokens for choice in self.choices[::n])
         completion = sum(answer.tokens for answer in answers)
         cached = sum(answer.cached_tokens for answer in answers[::n]) if self._cache_report else 0
@@ -106,14 +106,14 @@ class Completion(Dialect):
     def _text(self, index: int, start: int, end: int) -> str:
         choice = self.choices[index]
         text = choice.text(start, end)
-        return choice.prompt.text + text if self.wanted.echo and not start else text
+        return choice.prompt.text + text if self.asked.echo and not start else text
 
     def piece(self, index: int, answer: Answer, start: int) -> bytes:
-        usage = self._usage_so_far(index, answer) if self.wanted.continuous_usage else b"null"
+        usage = self._usage_so_far(index, answer) if self.asked.continuous_usage else b"null"
         return self._chunk(index, self._text(index, start, answer.tokens), self.finish(index, answer), usage)
 
     def tail(self, answers: Sequence[Answer]) -> bytes:
-        if not self.wanted.include_usage:
+        if not self.asked.include_usage:
             return b""
         usage = {name: value for name, value in self.usage(answers).items() if value is not None}
         return _event({**self._about, "choices": [], "usage": usage})
@@ -143,13 +143,13 @@ class Chat(Dialect):
     def piece(self, index: int, answer: Answer, start: int) -> bytes:
         events = b"" if start else self._chunk(index, b',"role":"assistant","content":""')
         if text := self.choices[index].text(start, answer.tokens):
-            usage = b',"usage":' + self._usage_so_far(index, answer) if self.wanted.continuous_usage else b""
+            usage = b',"usage":' + self._usage_so_far(index, answer) if self.asked.continuous_usage else b""
             events += self._chunk(index, b',"content":' + dumps(text), usage=usage)
         return events
 
     def tail(self, answers: Sequence[Answer]) -> bytes:
         events = b"".join(self._chunk(k, b"", self.finish(k, answer)) for k, answer in enumerate(answers))
-        if self.wanted.include_usage:
+        if self.asked.include_usage:
             events += _event({**self._about, "choices": [], "usage": self.usage(answers)})
         return events
 

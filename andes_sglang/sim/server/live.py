@@ -1,7 +1,8 @@
-"""A replica in real time: the wall clock says how far it may get, and whoever waits for tokens is woken when they are due.
+"""A replica in real time: the wall clock says how far it may get, and tasks that wait for tokens are woken when they are due.
 
-The replica is always one iteration ahead: the one that runs now, which nobody who arrives meanwhile can join. Its tokens go
-out when it ends. Where this process cannot keep up, several tokens go out at once; ``lag_s`` tells how far it is behind.
+The replica is always one iteration ahead: the one that runs now, which a request that arrives meanwhile cannot join. Its
+tokens go out when it ends. Where this process cannot keep up, several tokens go out at once; ``lag_s`` tells how far it is
+behind.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec, score
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.replica import Job, Replica
+from andes_sglang.sim.job import Job
+from andes_sglang.sim.replica import Replica
+from andes_sglang.sim.server.generation import Answer, Generation, Observer
 from andes_sglang.sim.server.spans import Spans
 from andes_sglang.state import Phase
 
-__all__ = ["Answer", "DrainingError", "Generation", "LiveReplica", "Observer", "QueueFullError"]
+__all__ = ["DrainingError", "LiveReplica", "QueueFullError"]
 
 _SLICE_S = 0.02
 """Wall-clock time that catching up may take before requests get their turn."""
@@ -33,66 +36,6 @@ class QueueFullError(Exception):
 
 class DrainingError(Exception):
     """The engine takes no new requests."""
-
-
-class Observer(Protocol):
-    """Told what happens, in simulated seconds."""
-
-    def tokens(self, count: int, gap_s: float) -> None:
-        """``count`` tokens came, each ``gap_s`` after the one before it in its stream."""
-
-    def first(self, answer: Answer, ttft_s: float) -> None:
-        """The first token of ``answer``."""
-
-    def ended(self, answer: Answer, e2e_s: float) -> None:
-        """The last one, or it was aborted."""
-
-
-class Answer:
-    """One choice of one request. tokens: how many are out; last_s: when the last one came; done: no more will. stops: how
-    often it was taken off; off: it still is."""
-
-    __slots__ = ("aborted", "cached_tokens", "generation", "job", "last_s", "off", "stops", "tokens")
-
-    def __init__(self, generation: Generation, job: Job) -> None:
-        self.generation = generation
-        self.job = job
-        self.tokens = 0
-        self.cached_tokens = 0
-        self.last_s = 0.0
-        self.stops = 0
-        self.off = False
-        self.aborted = False
-
-    @property
-    def done(self) -> bool:
-        return self.aborted or self.tokens >= self.job.spec.output_tokens
-
-    @property
-    def has_begun(self) -> bool:
-        return self.job.generated > 0 or self.job.stopped is not None
-
-
-class Generation:
-    """The answers to one HTTP request, for one task to wait on."""
-
-    def __init__(self, rid: str, *, stream: bool) -> None:
-        self.rid = rid
-        self.stream = stream
-        self.answers: list[Answer] = []
-        self._news = asyncio.Event()
-
-    @property
-    def done(self) -> bool:
-        return all(answer.done for answer in self.answers)
-
-    async def news(self) -> None:
-        """Until tokens or the end have come since the last call."""
-        await self._news.wait()
-        self._news.clear()
-
-    def wake(self) -> None:
-        self._news.set()
 
 
 class LiveReplica:
@@ -163,17 +106,17 @@ class LiveReplica:
         :class:`~andes_sglang.sim.replica.RefusedError`; then nothing was submitted."""
         if self.draining:
             raise DrainingError
-        wanted = specs(self.now_s)
-        for spec in wanted:
+        requested = specs(self.now_s)
+        for spec in requested:
             self.replica.check(spec)
         if self._max_queued is not None:
             queued = sum(not answer.has_begun for answer in self.waiting())
-            if queued + len(wanted) > self._max_queued:
-                for _ in wanted:
+            if queued + len(requested) > self._max_queued:
+                for _ in requested:
                     self.metrics.finished(0.0)
                 raise QueueFullError
         generation = Generation(rid, stream=stream)
-        for spec in wanted:
+        for spec in requested:
             job = self.replica.submit(spec, rid=f"{rid}#{self._submitted}")
             self._submitted += 1
             self._open[job] = Answer(generation, job)

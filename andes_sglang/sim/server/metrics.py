@@ -1,4 +1,4 @@
-"""``/metrics`` and ``/v1/loads`` in SGLang's names, beside our own. Gauges are read from the replica when somebody asks."""
+"""``/metrics`` and ``/v1/loads`` in SGLang's names, beside our own. Gauges are read from the replica at every scrape."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from andes_sglang.sim.server.live import Answer, LiveReplica
+from andes_sglang.sim.server.generation import Answer
+from andes_sglang.sim.server.live import LiveReplica
 
 __all__ = ["Exposition", "Gauges", "SGLangObserver"]
 

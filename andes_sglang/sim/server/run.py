@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.server.app import About, build_app
+from andes_sglang.sim.server.app import ServerInfo, build_app
 from andes_sglang.sim.server.live import LiveReplica
 from andes_sglang.sim.server.metrics import Exposition, Gauges, SGLangObserver
 from andes_sglang.sim.server.spans import OtlpSpans, Spans
@@ -20,7 +20,7 @@ from andes_sglang.sim.server.spans import OtlpSpans, Spans
 __all__ = ["run"]
 
 
-class Server(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it exits at once."""
 
     def __init__(self, config: uvicorn.Config, live: LiveReplica) -> None:
@@ -47,23 +47,23 @@ class Server(uvicorn.Server):
 
 
 async def _serve(
-    bound: Any, greeting: str, engine: EngineModel, policy: SchedulingPolicy | None, about: About, traces: str | None,
-    **pace: Any,
+    bound: Any, info: ServerInfo, engine: EngineModel, policy: SchedulingPolicy | None, *, greeting: str,
+    traces_url: str | None, **pace: Any,
 ) -> None:  # fmt: skip
     registry = CollectorRegistry()
     metrics = EngineMetrics() if policy is None else PrometheusEngineMetrics(registry)
-    observer = SGLangObserver(about.model, registry)
-    spans = OtlpSpans(traces, about.model) if traces else Spans()
+    observer = SGLangObserver(info.model, registry)
+    spans = OtlpSpans(traces_url, info.model) if traces_url else Spans()
     live = LiveReplica(engine, policy, metrics=metrics, observer=observer, spans=spans, **pace)
-    Gauges(live, about.model, registry)
+    Gauges(live, info.model, registry)
     if policy is not None:
         metrics.in_charge(policy.name)
-    app = build_app(live, about, Exposition(live, registry))
+    app = build_app(live, info, Exposition(live, registry))
     config = uvicorn.Config(
         app, lifespan="off", ws="none", log_level="warning", access_log=False, server_header=False,
         timeout_keep_alive=75, backlog=4096,
     )  # fmt: skip
-    server = Server(config, live)
+    server = _DrainingServer(config, live)
     bound.listen(4096)
     print(greeting, flush=True)
     try:

@@ -1,24 +1,26 @@
-"""``andes serve --engine sim``: its flags, and what is wrong with them."""
+"""``andes serve --engine sim``: its flags and their checks; the server itself is imported once they hold."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from andes_sglang import flags
 from andes_sglang.flags import UsageError
+from andes_sglang.policy import effective_options
 from andes_sglang.sim import overrides, profile
-from andes_sglang.sim.server.protocol import Limits
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.server.bodies import Limits
 from andes_sglang.sim.server.text import MIN_ANSWER_TOKENS
 
 __all__ = ["add_arguments", "serve"]
 
 DEFAULT_PROFILE = "h100-llama-3.1-8b"
 _NEEDED = ("prometheus_client", "starlette", "uvicorn", "uvloop")
-_RESERVED_TOKENS = 32
-"""KV that the replica keeps free of any one request (:meth:`andes_sglang.sim.replica.Replica.check`)."""
+_MIN_REQUEST_TOKENS = 2
+"""Tokens: a prompt and an answer of one each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queued-requests",
         type=overrides.whole,
         metavar="N",
-        help="turn away whoever finds so many waiting; default: none",
+        help="refuse a request that finds N others waiting; default: no limit",
     )
     same.add_argument("--enable-cache-report", action="store_true", help="show cached tokens in the usage")
     same.add_argument("--enable-trace", action="store_true", help="a span for every request, with its preemptions")
@@ -71,17 +73,12 @@ def _above(low: float) -> Callable[[str], float]:
 
 
 def serve(args: argparse.Namespace, passed: list[str]) -> int:
-    """Run the server until it is told to stop; the exit status."""
+    """Run the server until it is told to stop; the exit status. Raises :class:`~andes_sglang.flags.UsageError`."""
     if passed:
         raise UsageError(f"{passed[0]}: the simulated engine has no such flag; see andes serve --engine sim --help")
-    traces = args.otlp_traces_endpoint if args.enable_trace else None
-    if args.enable_trace and not str(traces).startswith(("http://", "https://")):
-        raise UsageError(f"--otlp-traces-endpoint: expected http://HOST:4318/v1/traces, got {traces!r}")
-    needed = (*_NEEDED, "opentelemetry") if traces else _NEEDED
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(f"{', '.join(missing)} not installed: install andes-sglang[sim]")
-    from andes_sglang.sim.server.app import About
+    traces_url = _traces_url(args)
+    _check_installed(_NEEDED if traces_url is None else (*_NEEDED, "opentelemetry"))
+    from andes_sglang.sim.server.app import ServerInfo
     from andes_sglang.sim.server.run import run
 
     policy = flags.policy_of(args)
@@ -90,15 +87,11 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         chosen = profile.load(args.profile)
     except profile.ProfileError as error:
         raise UsageError(f"--profile: {error}") from None
-    try:
-        engine = overrides.apply(chosen.engine, args)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    kv_tokens = engine.kv_capacity_tokens - _RESERVED_TOKENS
-    if kv_tokens < 2:
-        raise UsageError(f"--max-total-tokens {engine.kv_capacity_tokens}: must be at least {_RESERVED_TOKENS + 2}")
-    limits = Limits(args.context_length or engine.kv_capacity_tokens, kv_tokens, args.answer_tokens, target)
-    about = About(
+    engine = _engine(chosen.engine, args)
+    limits = Limits(
+        args.context_length or engine.kv_capacity_tokens, engine.max_request_tokens, args.answer_tokens, target
+    )
+    info = ServerInfo(
         args.model or chosen.name,
         limits,
         args.enable_cache_report,
@@ -118,7 +111,10 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
             "context_length": limits.context_tokens,
             "max_queued_requests": args.max_queued_requests,
         },
-        {"policy": args.policy, "policy_options": flags.options_of(args)},
+        {
+            "policy": args.policy,
+            "policy_options": {} if policy is None else effective_options(policy, flags.options_of(args)),
+        },
     )
     bound = flags.bind(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host
@@ -126,5 +122,35 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         f"andes: simulated engine ({chosen.model} on {chosen.hardware}, policy {args.policy}) "
         f"listens on http://{shown}:{bound.getsockname()[1]}"
     )
-    run(bound, greeting, engine, policy, about, traces, speed=args.speed, max_queued=args.max_queued_requests)
+    run(
+        bound, info, engine, policy, greeting=greeting, traces_url=traces_url, speed=args.speed,
+        max_queued=args.max_queued_requests,
+    )  # fmt: skip
     return 0
+
+
+def _traces_url(args: argparse.Namespace) -> str | None:
+    url = args.otlp_traces_endpoint
+    if not args.enable_trace:
+        return None
+    if not str(url).startswith(("http://", "https://")):
+        raise UsageError(f"--otlp-traces-endpoint: expected http://HOST:4318/v1/traces, got {url!r}")
+    return str(url)
+
+
+def _check_installed(modules: Sequence[str]) -> None:
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} not installed: install andes-sglang[sim]")
+
+
+def _engine(engine: EngineModel, args: argparse.Namespace) -> EngineModel:
+    """The profile's engine with the flags that change it; it can serve a prompt of one token."""
+    try:
+        engine = overrides.apply(engine, args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if engine.max_request_tokens < _MIN_REQUEST_TOKENS:
+        least = engine.kv_capacity_tokens - engine.max_request_tokens + _MIN_REQUEST_TOKENS
+        raise UsageError(f"--max-total-tokens {engine.kv_capacity_tokens}: must be at least {least}")
+    return engine

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from andes_sglang.request import score
-
-if TYPE_CHECKING:
-    from andes_sglang.sim.server.live import Answer, Generation
+from andes_sglang.sim.server.generation import Answer, Generation
+from andes_sglang.telemetry import connect_otlp
 
 __all__ = ["OtlpSpans", "Spans"]
 
@@ -46,17 +45,10 @@ class OtlpSpans(Spans):
 
     def __init__(self, endpoint: str, model: str) -> None:
         from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        self._provider = TracerProvider(resource=Resource.create({"service.name": "sglang"}))
-        self._provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=5), schedule_delay_millis=1000)
-        )
-        self._tracer = self._provider.get_tracer("andes_sglang.sim")
+        self._otlp = connect_otlp(endpoint, service="sglang", scope="andes_sglang.sim")
+        self._tracer = self._otlp.tracer
         self._context = TraceContextTextMapPropagator().extract
         self._kind = trace.SpanKind.SERVER
         self._model = model
@@ -89,4 +81,4 @@ class OtlpSpans(Spans):
         span.end()
 
     def stop(self) -> None:
-        self._provider.shutdown()
+        self._otlp.stop()

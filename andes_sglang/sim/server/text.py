@@ -24,7 +24,7 @@ __all__ = [
 
 TOKEN_BYTES = 4
 BLOCK_TOKENS = 512
-"""Prompts share KV in whole blocks of so many tokens (:func:`andes_sglang.sim.radix.sequence`)."""
+"""Tokens; prompts share KV in whole blocks of this length (:func:`andes_sglang.sim.radix.sequence`)."""
 EOS_ID = 2
 MIN_ANSWER_TOKENS = 2
 _FIRST_WORD_ID = 3
@@ -79,7 +79,7 @@ def token_ids(text: str) -> list[int]:
 
 
 def answer_tokens(seed: int, mean_tokens: float) -> int:
-    """How long the answer to ``seed`` is when nobody cuts it, its end-of-text token included; log-normal."""
+    """Length of the answer to ``seed`` where no limit cuts it, its end-of-text token included; log-normal."""
     mu = math.log(mean_tokens) - _SPREAD**2 / 2
     return max(MIN_ANSWER_TOKENS, round(random.Random(seed).lognormvariate(mu, _SPREAD)))  # noqa: S311
 

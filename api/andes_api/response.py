@@ -1,4 +1,4 @@
-"""The way out to one client: at once, or at the reader's speed. Never a second response once one has started."""
+"""The response to one client: written at once, or at the reader's speed. Never a second response once one has started."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 from andes_api.pacing import Pacer
 from andes_api.sse import Event
 
-__all__ = ["Outlet", "PacedOutlet", "Send"]
+__all__ = ["PacedResponseWriter", "ResponseWriter", "Send"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Delivered = Callable[[float, int], None]
-HELD_EVENTS = 4096
+MAX_PENDING_EVENTS = 4096
+"""Events that a paced response holds; about as many tokens, a long answer."""
 
 
-class Outlet:
-    """Passes on what it is given and says when (clock seconds) how many tokens were delivered: once the socket has taken
-    them. ``writing``: the relay waits for us; ``sending``: we wait for the client's socket."""
+class ResponseWriter:
+    """Passes on what it is given and calls ``delivered(now_s, tokens)`` (clock seconds) once the socket has taken it.
+
+    writing: the relay waits for this writer; sending: this writer waits for the client's socket.
+    """
 
     def __init__(self, send: Send, delivered: Delivered) -> None:
         self._send = send
@@ -56,17 +59,17 @@ class Outlet:
         self.sending = False
 
     async def close(self) -> None:
-        """Stop, wherever it stands."""
+        """Stop at once; what is not written yet is dropped."""
 
 
-class PacedOutlet(Outlet):
+class PacedResponseWriter(ResponseWriter):
     """Passes on at the reader's speed; holds a bounded number of events, and when full holds the engine back."""
 
     def __init__(self, send: Send, delivered: Delivered, pacer: Pacer) -> None:
         super().__init__(send, delivered)
         self._pacer = pacer
-        self._held: deque[tuple[float, Event]] = deque()
-        self._room = asyncio.Semaphore(HELD_EVENTS)
+        self._pending: deque[tuple[float, Event]] = deque()
+        self._room = asyncio.Semaphore(MAX_PENDING_EVENTS)
         self._more = asyncio.Event()
         self._ended = False
         self._full = False
@@ -82,7 +85,7 @@ class PacedOutlet(Outlet):
         self._full = True
         for event in batch:
             await self._room.acquire()
-            self._held.append((self._pacer.due(time.monotonic(), event[1]), event))
+            self._pending.append((self._pacer.due(time.monotonic(), event[1]), event))
             self._more.set()
         self._full = False
 
@@ -99,15 +102,15 @@ class PacedOutlet(Outlet):
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _release(self) -> None:
-        held = self._held
-        while held or not self._ended:
-            if not held:
+        pending = self._pending
+        while pending or not self._ended:
+            if not pending:
                 self._more.clear()
                 await self._more.wait()
                 continue
-            await asyncio.sleep(self._pacer.wait_s(held[0][0], time.monotonic()))
+            await asyncio.sleep(self._pacer.wait_s(pending[0][0], time.monotonic()))
             batch, now_s = [], time.monotonic()
-            while held and self._pacer.releases(held[0][0], now_s):
-                batch.append(held.popleft()[1])
+            while pending and self._pacer.releases(pending[0][0], now_s):
+                batch.append(pending.popleft()[1])
                 self._room.release()
             await super().write(batch)

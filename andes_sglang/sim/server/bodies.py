@@ -1,4 +1,7 @@
-"""Request bodies as SGLang 0.5.17 reads them. What a simulated model cannot do is refused, never ignored."""
+"""Request bodies as SGLang 0.5.17 reads them: ``read_completion(body, limits)`` and its like give an :class:`AnswerRequest`.
+
+What a simulated model cannot do is refused with the field and its value, never ignored.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.text import Prompt, of_ids, of_text
 
-__all__ = ["BadRequestError", "Limits", "Wanted", "chat", "completion", "generate"]
+__all__ = ["AnswerRequest", "BadRequestError", "Limits", "read_chat", "read_completion", "read_generate"]
 
 
 class BadRequestError(ValueError):
@@ -31,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class AnswerRequest:
     """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's."""
 
     model: str
@@ -51,7 +54,8 @@ class Wanted:
     rid: str | None
 
 
-MOST_CHOICES = 128
+MAX_CHOICES = 128
+"""SGLang's bound on ``n`` of one request."""
 _UNSIMULATED = (
     "logprobs", "top_logprobs", "return_logprob", "response_format", "json_schema", "regex", "ebnf", "structural_tag",
     "stop_regex", "stop_token_ids", "logit_bias", "lora_path", "session_id", "session_params", "return_hidden_states",
@@ -68,14 +72,14 @@ _RANGES = {
 """Sampling has no effect on a simulated model, but a value that SGLang refuses is refused here."""
 
 
-def completion(body: Mapping[str, Any], limits: Limits) -> Wanted:
+def read_completion(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/completions``."""
     if "prompt" not in body:
         raise BadRequestError("prompt: field required")
-    return _wanted(body, body, _prompts(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
+    return _read(body, body, _prompts(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
 
 
-def chat(body: Mapping[str, Any], limits: Limits) -> Wanted:
+def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/chat/completions``."""
     messages = body.get("messages")
     if not isinstance(messages, list):
@@ -88,10 +92,10 @@ def chat(body: Mapping[str, Any], limits: Limits) -> Wanted:
     parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
     prompt = of_text("".join(parts) + "<|assistant|>")
     limit = _whole(body, "max_completion_tokens", None)
-    return _wanted(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
 
 
-def generate(body: Mapping[str, Any], limits: Limits) -> Wanted:
+def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of SGLang's own ``/generate``."""
     given = [name for name in ("text", "input_ids") if body.get(name) is not None]
     if len(given) != 1:
@@ -99,56 +103,36 @@ def generate(body: Mapping[str, Any], limits: Limits) -> Wanted:
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, dict):
         raise BadRequestError(f"sampling_params must be an object, got {sampling!r}")
-    return _wanted(body, sampling, _prompts(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
+    return _read(body, sampling, _prompts(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
 
 
-def _wanted(
+def _read(
     body: Mapping[str, Any],
     sampling: Mapping[str, Any],
     prompts: tuple[Prompt, ...],
     max_tokens: int | None,
     limits: Limits,
-) -> Wanted:
-    for name in _UNSIMULATED:
-        if body.get(name) or sampling.get(name):
-            if name == "response_format" and body[name] == {"type": "text"}:
-                continue
-            raise BadRequestError(
-                f"{name} is not simulated (value {body.get(name) or sampling.get(name)!r}); leave it out"
-            )
-    for name, (low, high, says) in _RANGES.items():
-        value = _number(sampling, name)
-        open_low = "(" in says
-        if value is not None and not (low < value <= high if open_low else low <= value <= high):
-            raise BadRequestError(f"{name} must be {says}, got {value!r}")
+) -> AnswerRequest:
+    _check_simulated(body, sampling)
+    _check_ranges(sampling)
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise BadRequestError(f"stream_options must be an object, got {options!r}")
     for prompt in prompts:
         _check_length(prompt.tokens, max_tokens, limits)
     n = _whole(sampling, "n", 1) or 1
-    if n > MOST_CHOICES:
-        raise BadRequestError(f"n must be in [1, {MOST_CHOICES}], got {n}")
-    minimum = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
-    if max_tokens is not None and minimum > max_tokens:
-        raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {minimum}")
-    rid, model = body.get("rid"), body.get("model", "default")
-    for name, text in (("rid", rid), ("model", model)):
-        if text is not None and not isinstance(text, str):
-            raise BadRequestError(f"{name} must be a string, got {text!r}")
-    custom = sampling.get("custom_params")
-    if custom is not None and not isinstance(custom, dict):
-        raise BadRequestError(f"custom_params must be an object, got {custom!r}")
-    try:
-        expectation = expectations.parse(custom, limits.target)
-    except ValueError as error:
-        raise BadRequestError(str(error)) from None
-    return Wanted(
+    if n > MAX_CHOICES:
+        raise BadRequestError(f"n must be in [1, {MAX_CHOICES}], got {n}")
+    min_tokens = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
+    if max_tokens is not None and min_tokens > max_tokens:
+        raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {min_tokens}")
+    rid, model = _text(body, "rid"), _text(body, "model")
+    return AnswerRequest(
         model=model or "default",
         prompts=prompts,
         n=n,
         max_tokens=max_tokens,
-        min_tokens=minimum,
+        min_tokens=min_tokens,
         stop=_stop(sampling.get("stop")),
         ignore_eos=_flag(sampling, "ignore_eos"),
         keep_stop=_flag(sampling, "no_stop_trim"),
@@ -157,9 +141,35 @@ def _wanted(
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage", "stream_options."),
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
-        expectation=expectation,
+        expectation=_expectation(sampling.get("custom_params"), limits.target),
         rid=rid,
     )
+
+
+def _check_simulated(body: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+    for name in _UNSIMULATED:
+        if not (value := body.get(name) or sampling.get(name)):
+            continue
+        if name == "response_format" and value == {"type": "text"}:
+            continue
+        raise BadRequestError(f"{name} is not simulated (value {value!r}); leave it out")
+
+
+def _check_ranges(sampling: Mapping[str, Any]) -> None:
+    for name, (low, high, says) in _RANGES.items():
+        value = _number(sampling, name)
+        open_low = "(" in says
+        if value is not None and not (low < value <= high if open_low else low <= value <= high):
+            raise BadRequestError(f"{name} must be {says}, got {value!r}")
+
+
+def _expectation(custom_params: Any, default: QoETarget) -> ReaderExpectation:
+    if custom_params is not None and not isinstance(custom_params, dict):
+        raise BadRequestError(f"custom_params must be an object, got {custom_params!r}")
+    try:
+        return expectations.parse(custom_params, default)
+    except ValueError as error:
+        raise BadRequestError(str(error)) from None
 
 
 def _check_length(prompt_tokens: int, max_tokens: int | None, limits: Limits) -> None:
@@ -247,6 +257,13 @@ def _number(body: Mapping[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadRequestError(f"{name} must be a number, got {value!r}")
     return float(value)
+
+
+def _text(body: Mapping[str, Any], name: str) -> str | None:
+    value = body.get(name)
+    if value is not None and not isinstance(value, str):
+        raise BadRequestError(f"{name} must be a string, got {value!r}")
+    return value
 
 
 def _flag(body: Mapping[str, Any], name: str, where: str = "") -> bool:

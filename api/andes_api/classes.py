@@ -1,0 +1,103 @@
+"""Classes of readers and tenants: what their readers expect, and the bounds of what their requests may ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
+from andes_sglang.qoe import QoETarget
+
+__all__ = ["BUILT_IN", "ClassName", "ClassSettings", "Count", "Seconds", "TenantSettings", "over_built_in"]
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassSettings(Strict):
+    """A class of readers: what they expect, the bounds of what a request may ask for, and what they are worth.
+
+    ttft_s, tds: expected seconds to the first token and tokens/s. weight: value of their QoE relative to others; a request
+    may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
+    shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
+    at the reader's speed.
+    """
+
+    ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    tds: Seconds = 4.8
+    min_ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    max_ttft_s: Seconds = 600.0
+    min_tds: Seconds = 0.5
+    max_tds: Seconds = 200.0
+    weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
+    yields: bool = False
+    shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
+    pace: bool = False
+
+    @model_validator(mode="after")
+    def _in_bounds(self) -> ClassSettings:
+        for tds in (self.min_tds, self.max_tds):
+            QoETarget(self.max_ttft_s, tds)  # raises for bounds that a reader cannot have
+        if not self.min_ttft_s <= self.ttft_s <= self.max_ttft_s:
+            raise ValueError(f"ttft_s {self.ttft_s:g} is outside {self.min_ttft_s:g} to {self.max_ttft_s:g}")
+        if not self.min_tds <= self.tds <= self.max_tds:
+            raise ValueError(f"tds {self.tds:g} is outside {self.min_tds:g} to {self.max_tds:g}")
+        return self
+
+    @property
+    def expectation(self) -> ReaderExpectation:
+        """Of a request that says nothing of its reader."""
+        return ReaderExpectation(QoETarget(self.ttft_s, self.tds), self.weight, self.yields)
+
+    def clamp(self, asked: ReaderExpectation, max_tokens: int | None = None) -> ReaderExpectation:
+        """``asked`` within this class's bounds. max_tokens: of the request; an answer is not expected to be longer."""
+        ttft_s = min(max(asked.target.ttft_s, self.min_ttft_s), self.max_ttft_s)
+        tds = min(max(asked.target.tds, self.min_tds), self.max_tds)
+        tokens = asked.expected_tokens
+        if tokens is not None and max_tokens is not None:
+            tokens = min(tokens, max_tokens)
+        return ReaderExpectation(
+            QoETarget(ttft_s, tds), min(asked.weight, self.weight), asked.yields or self.yields, tokens
+        )
+
+
+class TenantSettings(Strict):
+    """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
+
+    classes: those it may use, the first being its default; empty: all. trusted: whether what it says its readers expect
+    counts. max_streams, requests_per_minute: limits; null: none.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    classes: tuple[str, ...] = ()
+    trusted: bool = True
+    max_streams: Count | None = None
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+
+
+BUILT_IN: dict[str, dict[str, float]] = {
+    "reading": {},
+    "listening": {"tds": 3.3},
+    "code": {"tds": 10.0},
+    "agent": {"ttft_s": 2.0, "tds": 20.0},
+    "batch": {"ttft_s": 30.0, "tds": 1.0, "weight": 0.2, "shed_below": 0.5},
+    "priority": {"weight": 4.0, "shed_below": 0.0},
+}
+"""Reading and listening speeds of Andes, section 3 (4.8 and 3.3 tokens/s); the others are this product's own."""
+
+
+def over_built_in(given: Any) -> Any:
+    """Classes as given over the built-in ones, field by field; null takes one away."""
+    if not isinstance(given, dict):
+        return given
+    classes: dict[str, Any] = {**BUILT_IN}
+    for name, fields in given.items():
+        classes[name] = {**BUILT_IN.get(name, {}), **fields} if isinstance(fields, dict) else fields
+    return {name: fields for name, fields in classes.items() if fields is not None}

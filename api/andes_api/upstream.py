@@ -1,0 +1,194 @@
+"""One engine behind the gateway: what is known of it, and what is learned from its streams. No I/O; time is an argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from andes_api.breaker import CircuitBreaker
+from andes_api.prompts import Prompt
+from andes_api.settings import Settings
+from andes_api.stream import Stream
+from andes_sglang.latency import LatencyModel
+from andes_sglang.qoe import Readers
+from andes_sglang.routing import PrefixTracker, ReplicaView
+from andes_sglang.stream_forecast import OpenStreams, StreamForecast, usable_slots
+
+__all__ = ["Upstream"]
+
+MAX_VIEW_AGE_S = 0.1
+"""Seconds; in less a reader's buffer changes by less than a token."""
+MAX_READERS = 256
+"""Streams of a replica that a forecast goes through; of more, every second, third, ... counts for as many."""
+LATE_MEMORY_S = 10.0
+"""Seconds after which a late first token has lost 63 % of its weight: a few health checks."""
+LATE_STEP, MIN_LATE_RATIO, MAX_LATE_RATIO = 0.2, 0.2, 50.0
+"""Weight of the newest first token, and bounds of one observation (ratios)."""
+STREAM_S = 5.0
+"""Seconds a stream is taken to last before one has ended."""
+MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
+"""Tokens, seconds and mean streams below which the pace of a replica is not observed."""
+
+
+class Upstream:
+    """One engine. now_s in its methods: seconds of the monotonic clock."""
+
+    def __init__(self, url: str, settings: Settings, now_s: float = 0.0) -> None:
+        self.url = url
+        self.name = url.partition("://")[2]
+        self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_cooldown_s)
+        self.healthy: bool | None = None
+        self.drained = False  # by hand
+        self.gone = False  # no longer listed
+        self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
+        self.streams: set[Stream] = set()
+        self.others = 0
+        self.requests: int | None = None  # all that it holds, by its own count
+        self.slots = settings.max_streams_per_replica
+        self.context_tokens = 0.0
+        self.latency = LatencyModel()
+        self.prefixes = PrefixTracker()
+        self.stream_s = STREAM_S  # how long a stream usually lasts
+        self._max_streams = settings.max_streams_per_replica
+        self._late_ratio, self._late_at_s = 1.0, 0.0
+        self._decoding = 0
+        self._decoding_at_s = self._observed_at_s = now_s
+        self._decoding_s = 0.0
+        self.tokens = 0  # received since its pace was last observed
+        self._counted_at_s = -math.inf
+        self._rows, self._count = np.empty((6, 0)), 0
+        self._prompt_tokens = self._pending_tokens = 0.0
+
+    @property
+    def draining(self) -> bool:
+        return self.drained or self.gone
+
+    def accepts(self, now_s: float) -> bool:
+        """Whether it may get a new stream: listed, not known to be down, breaker closed, not full."""
+        return (
+            self.healthy is not False
+            and not self.draining
+            and self.breaker.allows(now_s)
+            and len(self.streams) < self._max_streams
+        )
+
+    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
+        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
+        if now_s - self._counted_at_s > MAX_VIEW_AGE_S:
+            self._recount(now_s)
+        *readers, weights = self._rows[:, : self._count]
+        crowded = self._pending_tokens > 0 or len(self.streams) + self.others >= self.slots
+        return ReplicaView(
+            name=self.name,
+            latency=self.latency,
+            streams=len(self.streams),
+            open_streams=OpenStreams(Readers(*readers), weights).sample(MAX_READERS),
+            prompt_tokens=self._prompt_tokens,
+            pending_tokens=self._pending_tokens,
+            others=self.others,
+            slots=self.slots,
+            context_tokens=self.context_tokens,
+            hit_tokens=prompt.share(self.prefixes) * prompt_tokens,
+            late_ratio=self.late_ratio(now_s) if crowded else 1.0,
+        )
+
+    def _recount(self, now_s: float) -> None:
+        self._counted_at_s, self._count = now_s, 0
+        self._prompt_tokens = self._pending_tokens = 0.0
+        self._rows = np.empty((6, 2 * len(self.streams) + 64))
+        for stream in self.streams:
+            self._append(stream)
+
+    def _append(self, stream: Stream) -> None:
+        if self._count == self._rows.shape[1]:
+            self._counted_at_s = -math.inf
+            return
+        r = stream.reader
+        row = (r.start_s, r.tds, r.delivered, r.end_s, r.lateness_s, stream.expectation.weight)
+        self._rows[:, self._count] = row
+        self._count += 1
+        self._prompt_tokens += stream.prompt_tokens
+        self._pending_tokens += 0.0 if stream.tokens else stream.prompt_tokens
+
+    def late_ratio(self, now_s: float) -> float:
+        """Observed over predicted time to first token lately, drifting back to 1."""
+        return 1.0 + (self._late_ratio - 1.0) * math.exp((self._late_at_s - now_s) / LATE_MEMORY_S)
+
+    # What is learned from its streams
+
+    def finds_no_queue(self, stream: Stream) -> bool:
+        """Whether ``stream``, sent now, would find nothing queued ahead of it."""
+        before = self.streams - {stream}
+        return len(before) + self.others < self.slots and all(s.tokens for s in before)
+
+    def opened(self, stream: Stream) -> None:
+        if stream not in self.streams:
+            self.streams.add(stream)
+            self._append(stream)
+
+    def first_token(
+        self, stream: Stream, waited_s: float, now_s: float, *, expected: StreamForecast | None, alone: bool
+    ) -> None:
+        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
+        self._count_decoding(now_s, +1)
+        if alone:
+            self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
+        elif expected is not None:
+            late = self.late_ratio(now_s)
+            base_s = max(1e-4, (expected.ttft_s - expected.interval_s) / late)
+            seen = min(MAX_LATE_RATIO, max(MIN_LATE_RATIO, (waited_s - expected.interval_s) / base_s))
+            self._late_ratio, self._late_at_s = late + LATE_STEP * (seen - late), now_s
+
+    def closed(self, stream: Stream, sent_s: float, now_s: float, *, started: bool) -> None:
+        self.streams.discard(stream)
+        if started:
+            self._count_decoding(now_s, -1)
+            self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
+
+    def _count_decoding(self, now_s: float, change: int) -> None:
+        self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
+        self._decoding_at_s = now_s
+        self._decoding += change
+
+    def observe_pace(self, now_s: float) -> None:
+        """Since the last call: how long its streams took per token, as one observation of a decode step."""
+        self._count_decoding(now_s, 0)
+        elapsed_s = now_s - self._observed_at_s
+        if self.tokens >= MIN_PACE_TOKENS and elapsed_s > MIN_PACE_S:
+            batch = self._decoding_s / elapsed_s
+            sharing = max(1.0, batch / self.slots)
+            interval_s = self._decoding_s / self.tokens / sharing
+            if batch >= MIN_BATCH:
+                self.latency.observe_decode(round(min(batch, self.slots)) or 1, int(self.context_tokens), interval_s)
+        self.tokens, self._decoding_s, self._observed_at_s = 0, 0.0, now_s
+
+    def set_load(self, loads: list[dict[str, Any]], sent: int) -> None:
+        """What the engine's ``/v1/loads`` says. ``sent``: our streams there when it was asked. Raises ``KeyError``,
+        ``TypeError`` or ``ValueError`` where it is not SGLang's."""
+        self.requests = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
+        self.others = max(0, self.requests - max(sent, len(self.streams)))
+        self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
+        max_running = sum(int(load["max_running_requests"]) for load in loads)
+        capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
+        decoding = sum(int(load["num_running_reqs"]) for load in loads)
+        if max_running > 0:
+            self.slots = usable_slots(max_running, capacity, self.context_tokens, decoding)
+
+    def describe(self, now_s: float) -> dict[str, Any]:
+        """As in ``/fleet/replicas``."""
+        return {
+            "name": self.name,
+            "healthy": self.healthy,
+            "draining": self.draining,
+            "breaker_open": not self.breaker.allows(now_s),
+            "streams": len(self.streams),
+            "waiting": sum(not s.tokens for s in self.streams),
+            "others": self.others,
+            "requests": self.requests,
+            "slots": self.slots,
+            "policy": self.policy,
+            "context_tokens": int(self.context_tokens),
+            "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
+        }

@@ -1,0 +1,210 @@
+"""The engines behind the gateway: found, probed and asked for their load in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from andes_api.discovery import make_resolver
+from andes_api.prompts import Prompt
+from andes_api.settings import Settings
+from andes_api.upstream import Upstream
+
+__all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
+
+KEEPALIVE_S = 4.0
+"""Seconds; engines close what was idle for 5 s (uvicorn), so we close first and no request meets a closing connection."""
+MAX_PROBE_INTERVAL_S = 1.0
+"""Seconds between probes of an engine that is not healthy, and look-ups of names while no engine accepts streams."""
+PROBE_TIMEOUT_S = 5.0
+CHARS_PER_TOKEN = 4.0
+"""Characters per token of English text (OpenAI's rule of thumb), until an engine has counted."""
+LEARN_FROM_CHARS, MIN_CHARS_PER_TOKEN, MAX_CHARS_PER_TOKEN = 100, 0.5, 20.0
+_STOCK: dict[str, Any] = {"policy": "stock", "policy_options": {}}
+_ABSENT = (404, 405, 501)
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError)
+
+
+class Upstreams:
+    """All engines, by URL, between ``start`` and ``stop``; ``start`` opens a session where none was given."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession | None = None) -> None:
+        self._settings = settings
+        self._fixed = [url for url in settings.upstreams if not url.startswith("dns://")]
+        self._names = [url for url in settings.upstreams if url.startswith("dns://")]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._session = session
+        self.replicas: dict[str, Upstream] = {}
+        self.models: bytes | None = None  # what an engine last said of ``/v1/models``
+        self.chars_per_token = CHARS_PER_TOKEN
+        self._lookup = make_resolver(settings.dns_server)
+        self._resolved: dict[str, set[str]] = {}
+        self._changed = asyncio.Event()
+        self._list(self._fixed)
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "the gateway has not been started"  # noqa: S101
+        return self._session
+
+    async def start(self) -> None:
+        if self._session is None:
+            self._session = self._open_session()
+        if self._names:
+            await self._resolve()
+            self._spawn(self._keep_resolving())
+        self._probe_new()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        key = self._settings.upstream_api_key
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEPALIVE_S, ttl_dns_cache=int(self._settings.dns_interval_s)
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
+            headers={"authorization": f"Bearer {key.get_secret_value()}"} if key else None,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+            read_bufsize=self._settings.send_buffer_bytes,
+        )
+
+    async def stop(self) -> None:
+        tasks = [*self._tasks, *self._probes.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    def accepting(self, now_s: float) -> list[Upstream]:
+        return [replica for replica in self.replicas.values() if replica.accepts(now_s)]
+
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Wait until an engine may accept streams that did not before, ``timeout_s`` at most."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+
+    def notify(self) -> None:
+        """An engine may accept streams that did not before."""
+        self._changed.set()
+        self._changed.clear()
+
+    def learn_length(self, prompt: Prompt, tokens: int) -> None:
+        """The engine counted ``tokens`` for this prompt."""
+        if tokens > 0 and prompt.length > LEARN_FROM_CHARS and not prompt.counted:
+            ratio = min(MAX_CHARS_PER_TOKEN, max(MIN_CHARS_PER_TOKEN, prompt.length / tokens))
+            self.chars_per_token += 0.05 * (ratio - self.chars_per_token)
+
+    def forget(self, replica: Upstream) -> None:
+        """Drop a replica that is no longer listed once it has no stream."""
+        if replica.gone and not replica.streams and self.replicas.get(replica.url) is replica:
+            del self.replicas[replica.url]
+            if replica.url in self._probes:
+                self._probes.pop(replica.url).cancel()
+
+    def _list(self, urls: Iterable[str]) -> None:
+        listed = dict.fromkeys(urls)
+        for url in listed:
+            replica = self.replicas.setdefault(url, Upstream(url, self._settings, time.monotonic()))
+            if replica.gone:
+                replica.gone, replica.healthy = False, None
+        for url in self.replicas.keys() - listed:
+            self.replicas[url].gone = True
+            self.forget(self.replicas[url])
+
+    async def _resolve(self) -> None:
+        """Look the names up again. Without an answer a name keeps the addresses it had: an outage of DNS empties no fleet."""
+        found: set[str] = set()
+        for name in self._names:
+            parts = urlsplit(name)
+            hosts = await self._lookup(str(parts.hostname))
+            if hosts is not None:
+                self._resolved[name] = {
+                    f"http://[{h}]:{parts.port}" if ":" in h else f"http://{h}:{parts.port}" for h in hosts
+                }
+            found |= self._resolved.get(name, set())
+        self._list([*self._fixed, *sorted(found)])
+        if self._session is not None:
+            self._probe_new()
+
+    def _probe_new(self) -> None:
+        for url, replica in self.replicas.items():
+            if url not in self._probes:
+                self._probes[url] = asyncio.create_task(self._watch(replica))
+
+    async def _watch(self, replica: Upstream) -> None:
+        """Health and load of one replica, for as long as it is listed."""
+        next_health_s, has_loads = 0.0, True
+        while True:
+            now_s = time.monotonic()
+            if now_s >= next_health_s or not replica.healthy:
+                await self._health(replica)
+                next_health_s = time.monotonic() + self._settings.health_interval_s
+            if has_loads and replica.healthy:
+                has_loads = await self._load(replica)
+            replica.observe_pace(time.monotonic())
+            await asyncio.sleep(self._settings.load_interval_s if replica.healthy else MAX_PROBE_INTERVAL_S)
+
+    async def _health(self, replica: Upstream) -> None:
+        timeout = aiohttp.ClientTimeout(total=max(PROBE_TIMEOUT_S, 2 * self._settings.health_interval_s))
+        try:
+            async with self.session.get(
+                replica.url + self._settings.health_path, timeout=timeout, allow_redirects=False
+            ) as answer:
+                healthy = answer.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+            healthy = False
+        if healthy and replica.healthy is False:
+            replica.breaker.succeeded()
+        came_up = healthy and not replica.healthy
+        replica.healthy = healthy
+        if healthy:
+            self.notify()
+        if came_up:
+            await self._probe_identity(replica)
+
+    async def _probe_identity(self, replica: Upstream) -> None:
+        """What it serves, and the policy in charge there, where it says so."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        with contextlib.suppress(*_NO_ANSWER):
+            async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 200:
+                    self.models = await answer.read()
+        with contextlib.suppress(*_NO_ANSWER):
+            async with self.session.get(replica.url + "/server_info", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 200:
+                    said = (await answer.json())["internal_states"][0].get("andes", _STOCK)
+                    replica.policy = {"name": str(said["policy"]), "options": dict(said["policy_options"])}
+
+    async def _load(self, replica: Upstream) -> bool:
+        """Ask for the engine's load; False where it has no such endpoint."""
+        timeout, sent = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), len(replica.streams)
+        with contextlib.suppress(*_NO_ANSWER):
+            async with self.session.get(
+                replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
+            ) as answer:
+                if answer.status in _ABSENT:
+                    return False
+                if answer.status == 200:
+                    replica.set_load((await answer.json())["loads"], sent)
+        return True
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _keep_resolving(self) -> None:
+        while True:
+            interval_s = self._settings.dns_interval_s
+            await asyncio.sleep(
+                interval_s if self.accepting(time.monotonic()) else min(MAX_PROBE_INTERVAL_S, interval_s)
+            )
+            await self._resolve()

@@ -1,0 +1,486 @@
+"""The relay against engines that are scripts: what each rule does with what an engine says, without a socket or a clock.
+
+``Session`` stands in for aiohttp's client session only; everything else is the gateway's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from andes_api.admission import no_replica
+from andes_api.demand import DemandRecord
+from andes_api.expectations import resolve
+from andes_api.metrics import Metrics
+from andes_api.prompts import Prompt
+from andes_api.relay import Relay, RelayContext
+from andes_api.settings import Settings
+from andes_api.stream import Stream
+from andes_api.telemetry import Telemetry
+from andes_api.upstream import Upstream
+from andes_api.upstreams import Upstreams
+from andes_sglang.resume import resumable
+
+EVENTS = {"content-type": "text/event-stream"}
+JSON = {"content-type": "application/json"}
+HANG = object()
+"""In a script: nothing more comes until the answer is closed."""
+
+
+class Content:
+    def __init__(self, script: list[Any]) -> None:
+        self._script = list(script)
+        self.closed = asyncio.Event()
+
+    async def readany(self) -> bytes:
+        if not self._script:
+            return b""
+        step = self._script.pop(0)
+        if step is HANG:
+            await self.closed.wait()
+            raise aiohttp.ClientConnectionError("closed")
+        if isinstance(step, Exception):
+            raise step
+        assert isinstance(step, bytes)
+        return step
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        while part := await self.readany():
+            yield part
+
+
+class Answer:
+    def __init__(self, script: list[Any], status: int = 200, headers: dict[str, str] = EVENTS) -> None:
+        self.status, self.headers, self.script = status, headers, script
+
+    async def __aenter__(self) -> Answer:
+        if self.script and isinstance(self.script[0], Exception):
+            raise self.script[0]
+        if self.script and self.script[0] is HANG:
+            await asyncio.Event().wait()
+        self.content = Content(self.script)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
+    def close(self) -> None:
+        self.content.closed.set()
+
+
+class Session:
+    """Answers each request with the next of ``answers``."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def post(self, url: str, *, data: bytes, headers: dict[str, str], allow_redirects: bool) -> Answer:
+        assert not allow_redirects
+        assert headers["x-request-id"]
+        self.sent.append((url, json.loads(data)))
+        return self.answers.pop(0)
+
+
+def chunk(
+    text: str = "", tokens: int = 0, finish: str | None = None, id_: str = "one", role: str | None = None
+) -> bytes:
+    delta: dict[str, Any] = {"content": text} | ({"role": role} if role else {})
+    usage = {"prompt_tokens": 7, "completion_tokens": tokens, "total_tokens": 7 + tokens}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"id": id_, "model": "m", "choices": [choice], "usage": usage}).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+GREEDY: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "hi"}],
+    "stream": True,
+    "temperature": 0,
+    "max_tokens": 9,
+}
+
+
+class Case:
+    """One request through the relay; ``a`` is tried first, then ``b``, then ``c``."""
+
+    def __init__(
+        self,
+        *answers: Answer,
+        body: dict[str, Any] = GREEDY,
+        headers: dict[str, str] | None = None,
+        replicas: str = "abc",
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings(upstreams=[f"http://{name}:1" for name in "abc"], **settings)
+        self.session = Session(*answers)
+        self.upstreams = Upstreams(self.settings, session=self.session)  # type: ignore[arg-type]
+        self.metrics = Metrics()
+        self.sent: list[dict[str, Any]] = []
+        self.order = [self.replica(name) for name in replicas]
+        expectation = resolve(headers or {}, body, None, self.settings)
+        prompt, streams = Prompt(body, chat=True), body.get("stream") is True
+        self.stream = Stream(
+            True, body, expectation, None, {}, time.monotonic(), prompt, prompt.tokens(4.0),
+            DemandRecord(0.0, expectation.class_name, streams, 1, expectation.reader),
+            log=[] if self.settings.resume and streams and resumable(body, True) else None,
+        )  # fmt: skip
+        self.relay: Relay | None = None
+        self.place: Callable[[Stream], list[Upstream]] = lambda _stream: []
+
+    def replica(self, name: str) -> Upstream:
+        return self.upstreams.replicas[f"http://{name}:1"]
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def _wait_for_place(self, stream: Stream) -> list[Upstream]:
+        return self.place(stream)
+
+    def start(self) -> Relay:
+        context = RelayContext(
+            self.settings, self.upstreams, self.metrics, Telemetry(None, "test"), self._wait_for_place
+        )
+        self.relay = Relay(context, self.stream, self.order, self._send)
+        return self.relay
+
+    def run(self) -> Case:
+        async def main() -> None:
+            await asyncio.wait_for(self.start().run(), 5)
+
+        asyncio.run(main())
+        return self
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent[1:])
+
+    @property
+    def payloads(self) -> list[dict[str, Any]]:
+        return [json.loads(e[6:]) for e in self.body.split(b"\n\n") if e.startswith(b"data: {")]
+
+    @property
+    def text(self) -> str:
+        return "".join(c["delta"].get("content", "") for p in self.payloads for c in p.get("choices", ()))
+
+    def count(self, name: str) -> float:
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == f"andes_gateway_{name}_total"
+        )
+
+
+def test_events_pass_and_are_counted() -> None:
+    case = Case(Answer([chunk("a", 1), chunk("bc", 3) + chunk("", 3, "stop"), DONE])).run()
+    assert (case.status, case.text, case.stream.record.outcome) == (200, "abc", "done")
+    assert (case.stream.tokens, case.stream.reader.delivered, case.stream.record.prompt_tokens) == (3, 3, 7)
+    assert case.body.endswith(DONE)
+    assert b"usage" not in case.body
+    assert (case.headers["x-andes-class"], case.headers["content-type"]) == ("reading", "text/event-stream")
+    assert case.sent[-1]["more_body"] is False
+    url, sent = case.session.sent[0]
+    assert url == "http://a:1/v1/chat/completions"
+    assert sent["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert not case.replica("a").streams
+
+
+def test_what_the_reader_expects_goes_to_the_engine_whole() -> None:
+    body = {**GREEDY, "custom_params": {"other": 1, "qoe": {"tds": 9, "weight": 0.5, "yield": True, "tokens": 100}}}
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), body=body, headers={"x-andes-ttft-ms": "3000"}).run()
+    sent = case.session.sent[0][1]["custom_params"]
+    assert sent["other"] == 1
+    assert sent["qoe"].pop("ttft") == pytest.approx(3.0, abs=0.5)
+    assert sent["qoe"] == {"tds": 9, "weight": 0.5, "yield": True, "tokens": 9}, "no more than max_tokens"
+
+
+def test_the_engine_gets_what_is_left_of_the_readers_patience_and_answer() -> None:
+    body = {**GREEDY, "custom_params": {"qoe": {"ttft": 10, "tokens": 9}}}
+    case = Case(Answer([chunk("a", 4)]), Answer([chunk("b", 1, "stop"), DONE]), body=body)
+    case.stream.arrival_s -= 4.0
+    case.run()
+    first, second = (sent["custom_params"]["qoe"] for _, sent in case.session.sent)
+    assert first["ttft"] == pytest.approx(6.0, abs=0.5)
+    assert (first["tokens"], second["tokens"]) == (9, 5)
+
+
+def test_engines_that_refuse_expectations_get_none() -> None:
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), forward_expectations=False, count_tokens="events").run()
+    assert "custom_params" not in case.session.sent[0][1]
+    assert "stream_options" not in case.session.sent[0][1]
+    assert case.stream.tokens == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Answer([aiohttp.ServerDisconnectedError()]),
+        Answer([b""]),
+        Answer([b"<html>"], headers={"content-type": "text/html"}),
+        Answer([b"data: nonsense\n\n"]),
+        Answer([b'data: {"error":{"code":500}}\n\n']),
+        Answer([b'{"error":{}}'], status=503, headers=JSON),
+        Answer([b'{"error":{}}'], status=429, headers=JSON),
+        Answer([b"gone"], status=500, headers={"content-type": "text/plain"}),
+    ],
+    ids=["disconnected", "nothing", "html", "garbage", "error event", "503", "429", "500"],
+)
+def test_before_the_first_byte_another_replica_is_tried(failure: Answer) -> None:
+    case = Case(failure, Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert (case.status, case.text, case.stream.record.outcome) == (200, "a", "done")
+    assert [url[7] for url, _ in case.session.sent] == ["a", "b"]
+    assert case.session.sent[0][1]["messages"] == case.session.sent[1][1]["messages"]
+    assert (case.stream.attempts, case.count("retries"), case.count("resumes")) == (2, 1, 0)
+    assert case.count("upstream_failures") == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "blamed"),
+    [
+        (Answer([aiohttp.ServerDisconnectedError()]), 1),
+        (Answer([b'{"error":{}}'], status=503, headers=JSON), 1),
+        (Answer([b'{"error":{}}'], status=500, headers=JSON), 0),
+        (Answer([b'{"error":{}}'], status=429, headers=JSON), 0),
+        (Answer([b"gone"], status=500, headers={"content-type": "text/plain"}), 1),
+        (Answer([b'data: {"error":{"code":500}}\n\n']), 0),
+    ],
+    ids=["disconnected", "503", "500 said", "429", "500 unsaid", "error event"],
+)
+def test_what_the_breaker_counts(failure: Answer, blamed: int) -> None:
+    """An engine that answers in OpenAI's words works; one that hangs up or sits behind a failing proxy may not."""
+    case = Case(failure, Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert case.replica("a").breaker.failures == blamed
+    assert case.replica("b").breaker.failures == 0
+
+
+def test_an_unreachable_replica_is_down_until_a_probe_finds_it() -> None:
+    refused = aiohttp.ClientConnectorError(
+        aiohttp.client_reqrep.ConnectionKey("a", 1, False, True, None, None, None), OSError("refused")
+    )
+    case = Case(Answer([refused]), Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert (case.replica("a").healthy, case.replica("b").healthy) == (False, None)
+    assert case.stream.record.outcome == "done"
+
+
+def test_success_closes_the_breaker_and_warms_the_cache() -> None:
+    body = {**GREEDY, "messages": [{"role": "user", "content": "x" * 2000}]}
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), body=body)
+    case.replica("a").breaker.failed(0.0)
+    case.run()
+    assert case.replica("a").breaker.failures == 0
+    assert case.stream.prompt.share(case.replica("a").prefixes) > 0.7
+    assert case.stream.prompt.share(case.replica("b").prefixes) == 0.0
+
+
+def test_a_request_error_is_passed_on_and_not_retried() -> None:
+    error = b'{"error":{"message":"no such model","code":404}}'
+    case = Case(Answer([error], status=404, headers={**JSON, "server": "x"})).run()
+    assert (case.status, case.body, case.stream.record.outcome) == (404, error, "error")
+    assert "server" not in case.headers
+    assert case.stream.attempts == 1
+    assert case.count("upstream_failures") == 0
+
+
+def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:
+    said = Answer([b'{"error":{"message":"full"}}'], status=429, headers={**JSON, "retry-after": "7"})
+    case = Case(Answer([b""]), said, replicas="ab", retries=1).run()
+    assert (case.status, json.loads(case.body)["error"]["message"]) == (429, "full")
+    assert case.headers["retry-after"] == "7"
+    assert case.stream.record.outcome == "failed"
+
+
+@pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_no_more_tries_than_retries_or_replicas(retries: int, attempts: int) -> None:
+    case = Case(*[Answer([b""]) for _ in range(9)], retries=retries).run()
+    assert case.stream.attempts == attempts
+    assert (case.status, case.stream.record.outcome) == (502, "failed")
+    assert "ended early" in json.loads(case.body)["error"]["message"]
+
+
+def test_after_the_first_byte_the_stream_goes_on_elsewhere() -> None:
+    other = [chunk("", 0, None, "two", "assistant"), chunk("c", 1, None, "two"), chunk("d", 2, "stop", "two"), DONE]
+    case = Case(
+        Answer([chunk("", 0, role="assistant"), chunk("a", 1), chunk("b", 2), ConnectionResetError()]), Answer(other)
+    )
+    case.run()
+    assert (case.text, case.stream.record.outcome) == ("abcd", "done")
+    assert {p["id"] for p in case.payloads} == {"one"}
+    assert sum(bool(p["choices"][0]["delta"].get("role")) for p in case.payloads) == 1
+    rest = case.session.sent[1][1]
+    assert rest["messages"][-1] == {"role": "assistant", "content": "ab"}
+    assert (rest["max_tokens"], rest["continue_final_message"]) == (7, True)
+    assert (case.stream.tokens, case.count("resumes"), case.count("retries")) == (4, 1, 0)
+    assert case.stream.record.prompt_tokens == 7, "as the first engine counted it"
+
+
+def test_usage_of_a_continued_stream_is_of_the_whole() -> None:
+    body = {**GREEDY, "stream_options": {"include_usage": True}}
+    usage = b'data: {"id":"two","choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2,"total_tokens":11}}\n\n'
+    case = Case(Answer([chunk("a", 2)]), Answer([chunk("b", 2, "stop", "two"), usage, DONE]), body=body).run()
+    assert case.payloads[-1]["usage"] == {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
+
+
+@pytest.mark.parametrize(
+    "body", [{**GREEDY, "temperature": 0.7}, {**GREEDY, "tools": [{}]}, {**GREEDY, "logprobs": True}]
+)
+def test_what_the_text_does_not_determine_ends_with_an_error_event(body: dict[str, Any]) -> None:
+    case = Case(Answer([chunk("a", 1), ConnectionResetError()]), body=body).run()
+    assert case.text == "a"
+    assert case.payloads[-1]["error"]["code"] == "upstream_error"
+    assert not any(c.get("finish_reason") for p in case.payloads for c in p.get("choices", ()))
+    assert DONE not in case.body
+    assert case.stream.record.outcome == "failed"
+
+
+def test_nothing_is_left_to_ask_for_when_all_tokens_have_come() -> None:
+    case = Case(Answer([chunk("a", 9), ConnectionResetError()])).run()
+    assert (case.stream.attempts, case.stream.record.outcome) == (1, "failed")
+
+
+@pytest.mark.parametrize(
+    "cut", [b"", ConnectionResetError(), aiohttp.ClientPayloadError()], ids=["end", "reset", "payload"]
+)
+def test_a_cut_after_the_finish_reason_loses_nothing(cut: Any) -> None:
+    case = Case(Answer([chunk("a", 1), chunk("b", 2, "stop"), cut])).run()
+    assert (case.text, case.stream.record.outcome, case.stream.attempts) == ("ab", "done", 1)
+    assert case.body.endswith(DONE)
+    assert "error" not in case.payloads[-1]
+
+
+def test_a_cut_before_all_of_several_answers_have_finished_is_a_failure() -> None:
+    case = Case(Answer([chunk("a", 1, "stop"), b""]), body={**GREEDY, "n": 2}).run()
+    assert case.stream.record.outcome == "failed"
+
+
+def test_an_error_event_about_the_request_ends_the_stream() -> None:
+    event = b'data: {"error":{"message":"bad image","code":400}}\n\n'
+    case = Case(Answer([chunk("a", 1), event])).run()
+    assert case.payloads[-1]["error"]["message"] == "bad image"
+    assert (case.stream.record.outcome, case.stream.attempts) == ("error", 1)
+
+
+def test_an_error_event_of_the_engine_is_quoted_when_nothing_else_is_left() -> None:
+    event = b'data: {"error":{"message":"out of memory","code":500}}\n\n'
+    case = Case(Answer([chunk("a", 1), event]), body={**GREEDY, "temperature": 1}).run()
+    assert case.payloads[-1]["error"]["message"] == "out of memory"
+    assert case.stream.record.outcome == "failed"
+
+
+def test_a_silent_engine_is_given_up_after_the_idle_limit() -> None:
+    case = Case(Answer([chunk("a", 1), HANG]), Answer([chunk("b", 1, "stop"), DONE]), stream_idle_s=300.0)
+
+    async def main() -> None:
+        relay = case.start()
+        task = asyncio.create_task(relay.run())
+        while case.stream.tokens < 1:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        now_s = time.monotonic()
+        relay.end_silent_upstream(now_s + 299.0)
+        await asyncio.sleep(0)
+        assert case.stream.attempts == 1
+        relay.end_silent_upstream(now_s + 301.0)
+        await asyncio.wait_for(task, 5)
+
+    asyncio.run(main())
+    assert (case.text, case.stream.attempts, case.stream.record.outcome) == ("ab", 2, "done")
+
+
+def test_an_answer_that_does_not_begin_is_given_up() -> None:
+    case = Case(
+        Answer([HANG]),
+        Answer([b'{"choices":[]}'], headers=JSON),
+        body={**GREEDY, "stream": False},
+        answer_timeout_s=0.01,
+    )
+    case.run()
+    assert (case.stream.attempts, case.status, case.stream.record.outcome) == (2, 200, "done")
+
+
+def test_an_answer_in_one_piece_is_counted() -> None:
+    whole = {
+        "id": "x",
+        "model": "m",
+        "usage": {"prompt_tokens": 11, "completion_tokens": 4},
+        "choices": [{"finish_reason": "stop"}],
+    }
+    case = Case(Answer([json.dumps(whole).encode()], headers=JSON), body={**GREEDY, "stream": False}).run()
+    assert (case.stream.tokens, case.stream.record.prompt_tokens, case.stream.record.outcome) == (4, 11, "done")
+    assert case.headers["content-length"] == str(len(case.body))
+
+
+def test_a_client_that_takes_nothing_is_gone_after_its_limit() -> None:
+    case = Case(Answer([chunk("a", 1), chunk("b", 2, "stop"), DONE]), client_idle_s=120.0)
+    blocked = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await blocked.wait()
+
+    async def main() -> None:
+        relay = case.start()
+        relay.writer._send = send
+        task = asyncio.create_task(relay.run())
+        while not relay.writer.sending:
+            await asyncio.sleep(0)
+        now_s = time.monotonic()
+        assert not relay.client_is_gone(now_s + 119.0)
+        assert relay.client_is_gone(now_s + 121.0)
+        relay.end_silent_upstream(now_s + 1e6)  # the engine is not to blame
+        blocked.set()
+        await asyncio.wait_for(task, 5)
+        assert not relay.client_is_gone(now_s + 1e6), "nothing is being sent"
+
+    asyncio.run(main())
+    assert case.stream.attempts == 1
+
+
+def test_without_an_engine_the_request_waits_for_one() -> None:
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), replicas="")
+    case.place = lambda _stream: [case.replica("c")]
+    assert case.run().session.sent[0][0].startswith("http://c:1/")
+    assert case.stream.record.outcome == "done"
+
+
+def test_a_request_whose_only_engine_has_gone_waits_for_the_next() -> None:
+    case = Case(Answer([b""]), Answer([chunk("a", 1, "stop"), DONE]), replicas="a")
+    for replica in case.upstreams.replicas.values():
+        replica.healthy = False
+    case.place = lambda _stream: [case.replica("b")]
+    assert case.run().stream.record.outcome == "done"
+    assert case.session.sent[1][0].startswith("http://b:1/")
+
+
+def test_when_no_engine_comes_the_request_is_refused() -> None:
+    case = Case(replicas="")
+
+    def refuse(_stream: Stream) -> list[Upstream]:
+        raise no_replica(5.0)
+
+    case.place = refuse
+    case.run()
+    assert (case.status, case.headers["x-andes-reason"], case.headers["retry-after"]) == (503, "no_replica", "5")
+    assert (case.stream.record.outcome, case.stream.reason) == ("shed", "no_replica")
+
+
+def test_a_paced_reader_gets_its_tokens_in_time_and_all_of_them() -> None:
+    texts = [chunk(str(k), k + 1) for k in range(5)]
+    case = Case(
+        Answer([b"".join(texts), chunk("", 5, "stop"), DONE]), headers={"x-andes-pace": "on", "x-andes-tds": "200"}
+    )
+    case.run()
+    assert (case.text, case.stream.reader.delivered, case.stream.record.outcome) == ("01234", 5, "done")

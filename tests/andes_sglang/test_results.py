@@ -1,0 +1,88 @@
+"""The directory of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andes_sglang import results, summary
+from andes_sglang.flags import UsageError
+from andes_sglang.request import RequestRecord, read_records
+
+
+def record(index: int, arrival_s: float, end_s: float) -> RequestRecord:
+    return RequestRecord(index, arrival_s, arrival_s, 10, 1, 1.0, 5.0, [(arrival_s + 0.5, 1)], end_s)
+
+
+def result() -> dict[str, Any]:
+    figures = summary.combine([summary.summarise([record(0, 0.0, 1.0)])])
+    return {"workload": {"name": "w", "requests": 1}, "engine": {"what": "e"}, "policies": {"andes": figures}}
+
+
+def test_samples_say_how_many_requests_were_open(tmp_path: Path) -> None:
+    records = [record(0, 0.0, 2.0), record(1, 1.0, 3.0), record(2, 2.5, 0.0)]  # the last one never ended
+    samples = [{"at_s": at_s, "queue": 1.0} for at_s in (0.0, 1.0, 2.0, 3.0, 99.0)] + [{"at_s": 1.0, "open": 7.0}]
+    results.keep(tmp_path, "andes", 2, records, samples)
+    kept = json.loads((tmp_path / "samples-andes-2.json").read_text())
+    assert [point["open"] for point in kept] == [1, 2, 1, 1, 1, 7.0]
+    assert read_records(tmp_path / "records-andes-2.jsonl.gz") == records
+
+
+def test_a_result_is_a_summary_a_report_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results.keep(tmp_path, "andes", 1, [record(0, 0.0, 1.0)], [{"at_s": 0.0, "queue": 3.0}])
+    results.write(tmp_path, result())
+    assert json.loads((tmp_path / "summary.json").read_text()) == result()
+    page = (tmp_path / "report.html").read_text()
+    # distributions; queue and open requests; one reader, delivered and read
+    assert page.count("<polyline") == 4 + 2 + 2
+    assert page.count("Request 0 under andes") == 1
+    said = capsys.readouterr().out
+    assert summary.table(result()["policies"]) in said
+    assert str(tmp_path / "report.html") in said
+    assert str(tmp_path / "summary.json") in said
+
+
+def test_a_report_can_be_made_from_the_summary_alone(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(result()))
+    results.render(tmp_path)
+    assert "<td>andes</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_directory_is_made_with_its_parents_or_named(tmp_path: Path) -> None:
+    results.directory(tmp_path / "a" / "b")
+    results.directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*file/x: cannot be made \(Not a directory\)"):
+        results.directory(tmp_path / "file" / "x")
+
+
+def test_a_log_gets_a_line_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([5.0, 5.0, 14.9, 15.0, 15.0, 15.1])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = results.Progress("andes")
+    for text in ("one", "two", "three", "four"):
+        progress(text)
+    assert capsys.readouterr().err == "andes: one\nandes: three\n"
+
+
+def test_a_terminal_gets_one_line_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = results.Progress("andes")
+    progress("one")
+    progress("two")
+    assert capsys.readouterr().err == "\r\x1b[Kandes: one\r\x1b[Kandes: two"
+
+
+@pytest.mark.parametrize("wrong", [[], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}])
+def test_a_summary_of_something_else_is_named(wrong: object, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(wrong))
+    with pytest.raises(UsageError, match=r"summary.json: not a summary \(it needs workload, engine and policies\)"):
+        results.render(tmp_path)
