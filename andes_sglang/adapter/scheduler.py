@@ -40,6 +40,7 @@ from andes_sglang.adapter.sglang_request import is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
+from andes_sglang.policy import effective_options
 from andes_sglang.state import Decision
 
 __all__ = ["QoEScheduler"]
@@ -56,7 +57,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         options = PluginOptions.from_env()
         name = options.policy or "andes"
         self._qoe_policy = make_engine_policy(name, options.policy_options)
-        self._qoe_info = {"policy": name, "policy_options": options.policy_options}
+        told = effective_options(self._qoe_policy, options.policy_options)
+        self._qoe_info = {"policy": name, "policy_options": told}
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
