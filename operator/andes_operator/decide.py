@@ -2,7 +2,8 @@
 
 Up: to the largest ask, at once (or as fast as ``scaleUp`` allows). Down: one replica at a time, after stabilisation, when
 every signal agrees and the what-if predicts that one fewer still meets the objectives. Without trustworthy data the scale
-is held, within the bounds of the target."""
+is held, within the bounds of the target.
+"""
 
 from __future__ import annotations
 
