@@ -141,7 +141,7 @@ def predict_replicas(
         guess = math.ceil(last.fewest * demand.rate_rps / last.rate_rps)
     elif question.load / GUESS_RATIO <= current <= GUESS_RATIO * question.load:
         guess = current
-    fewest = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
+    fewest = question.fewest(spec.max_replicas, min_replicas=max(1, spec.min_replicas), guess=guess)
     if fewest is not None and fewest < current <= spec.max_replicas:
         question.meets(current)  # for the residence times with these
     return Prediction(
@@ -149,8 +149,12 @@ def predict_replicas(
         spec.objectives,
         margin,
         fewest,
-        {n: played.values for n, played in question.played.items()},
-        {n: _quantiles(played.stays_s) for n, played in question.played.items() if played.stays_s is not None},
+        {n: played.values for n, played in question.simulated.items()},
+        {
+            n: _quantiles(played.residence_times_s)
+            for n, played in question.simulated.items()
+            if played.residence_times_s is not None
+        },
     )
 
 

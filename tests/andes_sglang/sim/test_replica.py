@@ -296,7 +296,7 @@ def test_everybody_gets_everything_and_nothing_leaks(
     policy: str | None, options: dict[str, Any], overlap: Overlap
 ) -> None:
     engine = EngineModel(COSTS, 1200, max_running=12, chunk_tokens=200, overlap=overlap, **options)
-    specs = random_specs(3, 150, 4.0)
+    specs = random_specs(3, 70, 4.0)
     replica = Replica(engine, make(policy) if policy else None, sink=(records := []).append)
     for s in specs:
         replica.advance(s.arrival_s)
