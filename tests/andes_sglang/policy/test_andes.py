@@ -433,6 +433,16 @@ def test_the_wait_is_at_most_the_horizon_and_counts_all_displacers() -> None:
     assert refiner_of(parked).wait_s == pytest.approx(10.0 * 100 / 400), "what is parked holds its KV"
 
 
+def test_one_running_answer_has_the_engine_to_itself() -> None:
+    alone = state_of(request("new", W), request("r", R, prompt=100, output=100))
+    assert refiner_of(alone).answer_s == pytest.approx(2 * 100 * 0.1)
+
+
+def test_losses_are_computed_from_no_pause_to_the_whole_horizon_closer_where_pauses_are_short() -> None:
+    assert (PAUSES[0], PAUSES[1], PAUSES[-1], len(PAUSES)) == (0.0, 1 / 1024, 1.0, 12)
+    assert PAUSES[2:] / PAUSES[1:-1] == pytest.approx(np.full(10, 2.0))
+
+
 def test_with_nothing_running_there_is_no_wait_to_save() -> None:
     refiner = refiner_of(state_of(request("a", W), request("p", P, output=10)), min_wait_ratio=0.1)
     assert (refiner.left_s, refiner.answer_s, refiner.wait_s) == (0.0, 0.0, 0.0)
