@@ -50,8 +50,8 @@ Three, choose victims: readers about to run dry may displace, requests that have
 >>> table.names(np.flatnonzero(displacement.displacers)), table.names(np.flatnonzero(displacement.victims))
 (('c', 'd', 'e'), ('a', 'b'))
 
-Four, pack: ``e`` takes the free place, ``c`` that of ``a``, which is parked as its KV is in nobody's way. ``d`` waits: ``b``
-ranks above it.
+Four, pack: ``e`` takes the free place, ``c`` that of ``a``, which is parked: there is KV for all. ``d`` waits: ``b`` ranks
+above it.
 
 >>> decision = Andes(options).decide(state)
 >>> decision.admit, [(p.rid, p.mode.value, p.reason) for p in decision.preempt]
@@ -238,7 +238,8 @@ def prioritize_overdue(state: SchedulerState, ranking: Ranking, options: AndesOp
 
 
 def choose_victims(state: SchedulerState, ranking: Ranking, options: AndesOptions) -> Displacement | None:
-    """Who may displace: readers about to run dry. Who may be displaced: requests that have had their slice. None: nobody."""
+    """Who may displace: readers about to run dry. Who may be displaced: requests that have had their slice. None where
+    preemption is off."""
     if not options.preemption:
         return None
     t, running = state.requests, state.requests.is_in(Phase.RUNNING)

@@ -177,7 +177,7 @@ def overdue(state: SchedulerState, options: AndesOptions = OVERDUE) -> str:
     return chosen(state, prioritize_overdue(state, rank(state, options), options).overdue)
 
 
-def test_overdue_is_who_is_dry_for_longer_than_the_bound() -> None:
+def test_overdue_is_a_reader_dry_for_longer_than_the_bound() -> None:
     stalls = [request(f"s{s}", W, output=20, dry_s=s) for s in (9.9, 10.0, 10.1)]
     firsts = [request(f"f{s}", W, dry_s=s) for s in (19.9, 20.0, 20.1)]
     assert overdue(state_of(*stalls, *firsts)) == "s10.1 f20.1"
@@ -191,7 +191,7 @@ def test_what_runs_is_never_overdue_and_what_is_parked_may_be() -> None:
     assert overdue(state_of(request("r", R, output=20, dry_s=50), request("p", P, output=20, dry_s=50))) == "p"
 
 
-def test_nobody_overdue_leaves_the_ranking_as_it_is() -> None:
+def test_no_overdue_request_leaves_the_ranking_as_it_is() -> None:
     state = state_of(request("a", W), request("b", R, output=50))
     ranking = rank(state, OVERDUE)
     assert prioritize_overdue(state, ranking, OVERDUE) is ranking
@@ -323,7 +323,7 @@ def test_host_copies_that_survive_make_the_return_cheap() -> None:
     assert victims(view, model=lost, **options) == ""
 
 
-def test_without_preemption_nobody_is_displaced_and_more_kv_is_kept_free() -> None:
+def test_without_preemption_nothing_is_displaced_and_more_kv_is_kept_free() -> None:
     state = state_of(request("a", W, prompt=200), request("r", R, output=100, slice_tokens=100), slots=1)
     assert choose_victims(state, rank(state, AndesOptions()), AndesOptions(preemption=False)) is None
     room = state_of(request("a", W, prompt=200), request("r", R, prompt=100, output=100), pool=400 + 2 * 4 * 16)
@@ -453,7 +453,7 @@ def test_with_nothing_running_there_is_no_wait_to_save() -> None:
 # The decision
 
 
-def test_nobody_there_nothing_to_decide() -> None:
+def test_no_requests_no_decision() -> None:
     assert Andes().decide(state_of()) == Decision()
 
 
