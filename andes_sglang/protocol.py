@@ -120,9 +120,9 @@ def prefix_lookup_rows(cursor: int, waiting: int) -> list[int]:
 
 
 def admissible(chosen: Iterable[T], waiting: Container[T], released: Container[T]) -> list[T]:
-    """Of the requests ``chosen`` for admission those that wait, in order. What was ``released`` at this decision is never
-    admitted at the same one: its last token is not in its KV yet and would be generated twice."""
-    return [request for request in chosen if request in waiting and request not in released]
+    """Of the requests ``chosen`` for admission those that wait, each once, in order. What was ``released`` at this decision
+    is not admitted at the same one: its last token is not in its KV yet and would be generated twice."""
+    return [request for request in dict.fromkeys(chosen) if request in waiting and request not in released]
 
 
 def resumes_all_parked(running: int, parked: int, preempted: int) -> bool:

@@ -39,7 +39,7 @@ from andes_sglang.sim.configure import configure
 from andes_sglang.sim.fleet import Autoscaler
 from andes_sglang.sim.plan import capacity_rps, smallest_feasible
 from andes_sglang.sim.whatif import decision_interval
-from andes_sglang.workload import load, load_rates, mean_length
+from andes_sglang.workload import load_rates, load_trace, mean_length
 from benchmarks.lengths import CHAT
 from benchmarks.markdown import header, row
 
@@ -71,7 +71,7 @@ class Trace(NamedTuple):
     def scenario(self, folder: Path, seed: int) -> Scenario:
         engine = profiles.load(self.profile).engine
         if not self.file.endswith(".csv.gz"):
-            recorded = load(folder / self.file, seed=seed)
+            recorded = load_trace(folder / self.file, seed=seed)
             recorded = recorded.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
             return Scenario.of_requests(
                 recorded, engine, every=self.every, stretch=self.stretch, speed=self.speed, seed=seed,

@@ -14,7 +14,7 @@ import pytest
 from andes_sglang.policy import POLICIES
 
 ROOT = Path(__file__).parent.parent
-PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py")]
+PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py", "protocol.py")]
 PURE += [ROOT / "andes_sglang" / name for name in ("stream_forecast.py", "resume.py")]
 PURE += sorted((ROOT / "andes_sglang" / "routing").glob("*.py"))
 PURE += sorted(

@@ -13,7 +13,7 @@ lost, computed twice or sent twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 from andes_sglang import protocol
@@ -64,13 +64,16 @@ class Preemption:
             self.stop(req, "park")
             self._metrics.preemption("park", park[req.rid])
         if release:
-            for batch in (running_batch, self._parked.batch):
-                for req in [req for req in batch.reqs if req.rid in release] if batch is not None else ():
-                    if not req.finished():
-                        self._metrics.preemption(self._release(req, batch, "release"), release[req.rid])
-            self._transfers.finish_writes()
+            self._release_all(release, running_batch)
         self._parked.drop_finished()
         return self.resume(set(decision.resume), running_batch)
+
+    def _release_all(self, reasons: Mapping[str, str], running_batch: Any) -> None:
+        """Release the requests ``reasons`` names, running or parked."""
+        for batch in [batch for batch in (running_batch, self._parked.batch) if batch is not None]:
+            for req in [req for req in batch.reqs if req.rid in reasons and not req.finished()]:
+                self._metrics.preemption(self._release(req, batch, "release"), reasons[req.rid])
+        self._transfers.finish_writes()
 
     def resume(self, rids: Container[str], running_batch: Any) -> Any:
         """Put the parked requests ``rids`` back; the running batch as it is then."""

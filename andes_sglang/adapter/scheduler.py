@@ -173,9 +173,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         running_batch = self._preemption.apply(decision, running_batch)
         by_rid = {req.rid: req for req in self.waiting_queue}
         admitted = [by_rid.pop(rid) for rid in protocol.admissible(decision.admit, by_rid, self._preemption.released)]
-        if self._transfers.load_ahead(admitted, running_batch):
-            plan = self._form_no_prefill(running_batch)
-        elif admitted or self.chunked_req is not None:
+        prefills = bool(admitted) or self.chunked_req is not None
+        if prefills and not self._transfers.load_ahead(admitted, running_batch):
             running_batch.batch_is_full = False
             plan = self._form_prefill(running_batch, admitted, held_back=list(by_rid.values()))
         else:

@@ -12,6 +12,16 @@ from sglang.srt.mem_cache.common import release_kv_cache
 
 __all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node"]
 
+_NONE_IF_PREEMPTIBLE = (
+    "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
+)  # fmt: skip
+_FALSE_IF_PREEMPTIBLE = (
+    "custom_logit_processor", "return_logprob", "return_sampling_mask", "return_hidden_states", "return_routed_experts",
+    "return_indexer_topk",
+)  # fmt: skip
+_ZERO_IF_PREEMPTIBLE = ("frequency_penalty", "presence_penalty", "min_new_tokens")
+"""Attributes of ``Req`` and of its ``SamplingParams`` that ask for what does not survive a preemption."""
+
 
 class PrefixHit(NamedTuple):
     """The longest prefix of a request in the radix tree: tokens on the device, then tokens in host memory only, and the last
@@ -43,28 +53,15 @@ def tree_node(req: Any) -> Any:
 
 
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:
-    """Whether ``req`` can be stopped and go on unchanged.
+    """Whether ``req`` can be stopped and go on unchanged. Otherwise it runs to its end.
 
     It cannot with LoRA, sessions, multimodal input, input embeddings, logprobs, penalties, ``min_tokens``, custom logit
-    processors, sampling masks, hidden states, routed experts, or under speculative decoding: such a request runs to its end.
+    processors, sampling masks, hidden states, routed experts, or under speculative decoding.
     """
-    params = req.sampling_params
     return bool(
         spec_algorithm.is_none()
-        and req.lora_id is None
-        and req.session is None
-        and req.session_id is None
-        and req.multimodal_inputs is None
-        and req.input_embeds is None
-        and req.positional_embed_overrides is None
-        and not req.custom_logit_processor
-        and not req.return_logprob
-        and not req.return_sampling_mask
-        and not req.return_hidden_states
-        and not req.return_routed_experts
-        and not req.return_indexer_topk
-        and not params.frequency_penalty
-        and not params.presence_penalty
-        and params.repetition_penalty in (None, 1.0)
-        and not params.min_new_tokens
+        and all(getattr(req, name) is None for name in _NONE_IF_PREEMPTIBLE)
+        and not any(getattr(req, name) for name in _FALSE_IF_PREEMPTIBLE)
+        and not any(getattr(req.sampling_params, name) for name in _ZERO_IF_PREEMPTIBLE)
+        and req.sampling_params.repetition_penalty in (None, 1.0)
     )

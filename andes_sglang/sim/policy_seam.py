@@ -75,10 +75,10 @@ class PolicySeam:
             len(self._queue.waiting), len(batch.parked), len(batch.running), self._pool.available_tokens()
         )
 
-    def plan_steps(self, steps: int, until_s: float) -> tuple[int, float]:
+    def plan_steps(self, steps: int, until_s: float, available_tokens: int) -> tuple[int, float]:
         """Of ``steps`` decode steps up to ``until_s`` those before the policy is asked again."""
         if not (self._queue.waiting or self._batch.parked):
-            pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens(), len(self._batch.running))
+            pressure = protocol.steps_to_kv_pressure(available_tokens, len(self._batch.running))
             return min(steps, max(1, pressure)), until_s
         return (steps, min(until_s, self._due_s)) if self._interval_s else (1, until_s)
 

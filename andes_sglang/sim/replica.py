@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
@@ -86,6 +85,7 @@ class Replica:
         )
         self._clock = clock = StepClock(
             sends_late=engine.overlap is Overlap.SYNC,
+            first_needed=self._first_needed_step,
             on_late_first=lambda job, at_s: population.deliver(job.slot, at_s),
         )
         self._batch = batch = Batch(clock, engine.max_running, leaves_late=engine.overlap is not Overlap.NONE)
@@ -334,7 +334,8 @@ class Replica:
         self._pool.allocate(work.new + work.loaded + batch)
         end_s = self._clock.run(self._with_decision_s(self._prefill_s(work, batch)))
         if batch:
-            self._record_steps(np.array([end_s]), batch)
+            self._batch.context_tokens += batch
+            self._clock.record(np.array([end_s]))
         for chunk in chunks:
             chunk.job.resuming_tokens += chunk.new
             self._pool.cache_prefix(chunk.job, chunk.new + chunk.loaded)
@@ -377,11 +378,12 @@ class Replica:
     def _decode(self, until_s: float) -> None:
         """As many steps at once as change nothing: up to the next end, arrival, decision or eviction of the last KV."""
         batch, clock = self._batch, self._clock
-        if self._pool.available_tokens() < len(batch.running):
+        if (available_tokens := self._pool.available_tokens()) < len(batch.running):
             self._retract()
+            available_tokens = self._pool.available_tokens()
         if not (running := len(batch.running)):
             return
-        steps, until_s = self._steps_without_change(until_s)
+        steps, until_s = self._steps_without_change(available_tokens, until_s)
         costs = self.engine.costs
         first_s = costs.decode_s(running, batch.context_tokens + running)
         if until_s < clock.now_s + first_s * steps:
@@ -393,17 +395,18 @@ class Replica:
         self._pool.allocate(running * len(ends_s))
         clock.run_steps(ends_s)
         self._admission.new_token_ratio = protocol.decayed_new_token_ratio(self._admission.new_token_ratio, len(ends_s))
-        self._record_steps(ends_s, running)
+        batch.context_tokens += running * len(ends_s)
 
-    def _steps_without_change(self, until_s: float) -> tuple[int, float]:
+    def _steps_without_change(self, available_tokens: int, until_s: float) -> tuple[int, float]:
         """Most decode steps that can be taken at once, and the time after which no further one begins."""
-        queue, running = self._queue, len(self._batch.running)
+        queue = self._queue
         if queue.incoming:
             until_s = min(until_s, queue.incoming[0].enters_s)
-        steps = min(self._batch.next_leave() - self._clock.steps, self._pool.available_tokens() // running, MAX_STEPS)
         if queue.received or (queue.waiting and self._seam is None and not self._admission.batch_is_full):
             return 1, until_s
-        return (steps, until_s) if self._seam is None else self._seam.plan_steps(steps, until_s)
+        kv_steps = available_tokens // len(self._batch.running)
+        steps = min(self._batch.next_leave() - self._clock.steps, kv_steps, MAX_STEPS)
+        return (steps, until_s) if self._seam is None else self._seam.plan_steps(steps, until_s, available_tokens)
 
     def _retract(self) -> None:
         """A decode step no longer fits into the KV pool."""
@@ -423,14 +426,10 @@ class Replica:
             return seconds
         return seconds + decision_s if self.engine.overlap is Overlap.NONE else max(seconds, decision_s)
 
-    def _record_steps(self, ends_s: npt.NDArray[np.float64], running: int) -> None:
-        """Every request in the batch gets a token at each of ``ends_s``."""
-        clock, batch = self._clock, self._batch
-        batch.context_tokens += running * len(ends_s)
-        if len(ends_s) > clock.free_steps:
-            self._population.follow(list(batch.running.values()), clock, clock.sent_steps)
-            clock.drop_before(min(batch.oldest_step, clock.sent_steps), len(ends_s))
-        clock.record(ends_s)
+    def _first_needed_step(self) -> int:
+        """The first step that a request in the batch still reads; the population has read those before."""
+        self._population.follow(list(self._batch.running.values()), self._clock, self._clock.sent_steps)
+        return self._batch.oldest_step
 
 
 def simulate(

@@ -25,20 +25,24 @@ _PAIRS = _STEPS * (_STEPS - 1) / 2
 
 class StepClock:
     """now_s: virtual seconds. steps: decode steps taken so far. iterations: forward passes; busy_s: time spent in them.
-    free_steps: steps that can be recorded before :meth:`drop_before`.
 
+    first_needed: the first step whose end may still be read; asked when the record is full, and what came before is dropped.
     on_late_first: told of the first token of a prefill that is sent late, and when.
     """
 
     def __init__(
-        self, *, sends_late: bool, on_late_first: Callable[[Job, float], None] = lambda _job, _at_s: None
+        self,
+        *,
+        sends_late: bool,
+        first_needed: Callable[[], int],
+        on_late_first: Callable[[Job, float], None] = lambda _job, _at_s: None,
     ) -> None:
         self.now_s = 0.0
         self.steps = 0
         self.iterations = 0
         self.busy_s = 0.0
-        self.free_steps = MAX_STEPS
         self._sends_late = sends_late
+        self._first_needed = first_needed
         self._on_late_first = on_late_first
         self._ends_s = np.empty(MAX_STEPS)
         self._first_step = 0
@@ -76,33 +80,35 @@ class StepClock:
         return ends_s
 
     def run_steps(self, ends_s: Array) -> None:
-        """The time of the planned steps passes; everything unsent is sent at the end of the first."""
+        """The planned steps are taken; everything unsent is sent at the end of the first."""
         if self._sends_late:
             self.send(float(ends_s[0]))
         end_s = float(ends_s[-1])
         self.iterations += len(ends_s)
         self.busy_s += end_s - self.now_s
         self.now_s = end_s
-
-    def drop_before(self, step: int, count: int) -> None:
-        """Forget the steps before ``step`` and make room for ``count`` more."""
-        kept = self.ends_s(step, self.steps).copy()
-        if len(kept) + count > len(self._ends_s) // 2:
-            self._ends_s = np.empty(2 * (len(kept) + count))
-        self._ends_s[: len(kept)] = kept
-        self._first_step = step
-        self.free_steps = len(self._ends_s) - len(kept)
+        self.record(ends_s)
 
     def record(self, ends_s: Array) -> None:
         """Steps ended at ``ends_s``; sent late, each is sent when the next one has ended, and the last not yet."""
-        count = len(ends_s)
-        at = self.steps - self._first_step
+        count, at = len(ends_s), self.steps - self._first_step
+        if at + count > len(self._ends_s):
+            at = self._drop(count)
         self._ends_s[at : at + count] = ends_s
         if self._sends_late:
             self._ends_s[at : at + count - 1] = ends_s[1:]
             self._unsent_step = True
         self.steps += count
-        self.free_steps -= count
+
+    def _drop(self, count: int) -> int:
+        """Forget the steps that are not needed and make room for ``count`` more; where these go."""
+        first_step = min(self._first_needed(), self.sent_steps)
+        kept = self.ends_s(first_step, self.steps).copy()
+        if len(kept) + count > len(self._ends_s) // 2:
+            self._ends_s = np.empty(2 * (len(kept) + count))
+        self._ends_s[: len(kept)] = kept
+        self._first_step = first_step
+        return len(kept)
 
     def record_first(self, job: Job, end_s: float) -> bool:
         """The first token after a prefill came at ``end_s``; whether it has been sent."""

@@ -40,5 +40,3 @@ __all__ = [
     "poisson",
     "readers_of",
 ]
-
-Stream, load, lengths, shape = SyntheticWorkload, load_trace, parse_lengths, draw_shape

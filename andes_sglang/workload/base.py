@@ -117,16 +117,16 @@ class Workload:
         drawn = rng.choice([1.0 / pace for _, pace in table], size=len(self.requests), p=share / share.sum())
         stated = self.stated or (StatedTarget(),) * len(self.requests)
 
-        def target(r: RequestSpec, told: StatedTarget, speed: float) -> QoETarget:
+        def target(r: RequestSpec, own: StatedTarget, speed: float) -> QoETarget:
             expected_s = max(1.0, r.prompt_tokens / LONG_PROMPT_TOKENS_PER_S) if ttft_s is None else ttft_s
             return QoETarget(
-                expected_s if told.ttft_s is None else told.ttft_s,
-                (speed if tds is None else tds) if told.tds is None else told.tds,
+                expected_s if own.ttft_s is None else own.ttft_s,
+                (speed if tds is None else tds) if own.tds is None else own.tds,
             )
 
         requests = tuple(
-            replace(r, target=target(r, told, float(speed)))
-            for r, told, speed in zip(self.requests, stated, drawn, strict=True)
+            replace(r, target=target(r, own, float(speed)))
+            for r, own, speed in zip(self.requests, stated, drawn, strict=True)
         )
         return Workload(self.name, requests, self.stated)
 

@@ -117,7 +117,7 @@ def test_prefix_hits_are_refreshed_in_turn() -> None:
 
 
 def test_what_was_just_released_is_not_admitted_at_once() -> None:
-    assert protocol.admissible(["c", "gone", "a", "b"], {"a", "b", "c"}, {"a"}) == ["c", "b"]
+    assert protocol.admissible(["c", "gone", "a", "b", "c"], {"a", "b", "c"}, {"a"}) == ["c", "b"]
 
 
 def test_the_youngest_parked_gives_way_then_the_youngest_running_but_one() -> None:

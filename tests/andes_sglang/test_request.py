@@ -118,12 +118,12 @@ def test_what_a_request_says_of_its_reader() -> None:
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     records = [
-        RequestRecord(0, 0.25, 0.5, 10, 2, 1.0, 4.8, [(1.00004, 1), (2.0, 3)], 2.0, preemptions=1, replica=0),
+        RequestRecord(0, 0.25, 0.5, 10, 2, 1.0, 4.8, [(1.23456, 1), (2.0, 3)], 2.0, preemptions=1, replica=0),
         RequestRecord(1, 0.5, 0.5, 10, 2, 1.0, 4.8, [], 0.0, "HTTP 503"),
     ]
     write_records(tmp_path / "r.gz", records)
     again = read_records(tmp_path / "r.gz")
-    records[0].deliveries = [(1.0, 1), (2.0, 3)]
+    records[0].deliveries = [(1.2346, 1), (2.0, 3)]
     assert again == records
 
 

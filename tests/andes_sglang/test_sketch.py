@@ -75,6 +75,21 @@ def test_what_others_read_of_it() -> None:
     assert (said["p5"], said["p50"], said["share_095"], said["share_099"]) == (0.0, 0.96, 0.95, 0.5)
 
 
+def test_a_quantile_is_the_score_of_its_rank() -> None:
+    sketch = of([0.1, 0.2, 0.3, 0.3])
+    assert [sketch.quantile(q) for q in (0.0, 0.3, 0.34, 0.66, 0.67, 1.0)] == [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]
+    assert Sketch().quantile(0.5) is None
+    assert Sketch().share_at_least(0.0) is None
+
+
+def test_what_is_sent_can_be_read() -> None:
+    assert of([0.1] * 1 + [0.955] * 18 + [1.0]).to_dict() == {
+        "counts": {"20": 1, "191": 18, "200": 1}, "total": pytest.approx(0.1 + 18 * 0.955 + 1.0), "count": 20,
+        "mean": pytest.approx((0.1 + 18 * 0.955 + 1.0) / 20), "p5": 0.1, "p50": 0.955, "share_095": 0.95, "share_099": 0.05,
+    }  # fmt: skip
+    assert Sketch.from_dict({"counts": {"7": 0, "200": 1}, "total": 1}).mean == 1.0
+
+
 def test_over_the_wire_and_back() -> None:
     sketch = of([0.0, 0.5, 1.0])
     back = Sketch.from_dict(json.loads(json.dumps(sketch.to_dict())))

@@ -116,9 +116,12 @@ def test_rows_follow_the_records() -> None:
     assert rows(records.table([b, c, a])) == [("b", 1, 23.0, 0.0), ("c", 0, 0.0, 12.0), ("a", 0, 0.0, 0.0)]
     assert records.table([c]).host_tokens.tolist() == [5.0]
     assert records.table([c]).weight.tolist() == [3.0]
+    freed = {records["a"].slot, records["c"].slot}
     records.forget_all_but({"b"})
     assert [stream.req.rid for stream in records] == ["b"]
     assert len(records) == 1
+    records.add(record(request("d")))
+    assert records["d"].slot in freed
 
 
 def test_a_ledger_grows_and_uses_a_row_again() -> None:

@@ -30,3 +30,32 @@ def test_finished_conversations_go_first_then_whose_reader_runs_dry_last() -> No
     order.look_again()
     assert sorted(nodes, key=order.get_priority)[0] is soon
     assert order.get_priority(prompt) == order.get_priority(later)
+
+
+def test_a_prefix_of_several_paused_streams_goes_with_the_one_that_needs_it_first() -> None:
+    root = Node(None, 0.0)
+    prompt = Node(root, 1.0)
+    soon, later = Node(prompt, 2.0), Node(prompt, 3.0)
+    for paused in ([(soon, 100.0), (later, 500.0)], [(later, 500.0), (soon, 100.0)]):
+        order = EvictionOrder(lambda paused=paused: paused)  # type: ignore[misc]
+        assert order.get_priority(later) == (1, -500.0)
+        assert order.get_priority(soon) == order.get_priority(prompt) == order.get_priority(root) == (1, -100.0)
+
+
+def test_without_paused_streams_it_is_the_least_recently_used() -> None:
+    assert EvictionOrder().get_priority(Node(None, 7.0)) == (0, 7.0)
+
+
+def test_who_is_paused_is_asked_once_until_told_to_look_again() -> None:
+    asked: list[int] = []
+    node = Node(None, 1.0)
+
+    def paused() -> list[tuple[Node, float]]:
+        asked.append(1)
+        return [(node, 1.0 * len(asked))]
+
+    order = EvictionOrder(paused)
+    assert order.get_priority(node) == order.get_priority(node) == (1, -1.0)
+    order.look_again()
+    assert order.get_priority(node) == (1, -2.0)
+    assert len(asked) == 2
