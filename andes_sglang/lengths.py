@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["LengthEstimate", "LengthEstimator", "length_keys"]
+__all__ = ["EngineLengths", "LengthEstimate", "LengthEstimator", "length_keys"]
 
 Key = tuple[str | int | bytes, ...]
 _NORMAL = NormalDist()
@@ -185,6 +185,27 @@ class LengthEstimator:
 
     def _hash(self, key: Key) -> bytes:
         return hashlib.blake2b(repr(key).encode(), key=self._salt, digest_size=8).digest()
+
+
+class EngineLengths:
+    """What an engine knows of the answers to come: what requests say, else what it has learned for prompts as long."""
+
+    def __init__(self) -> None:
+        self._lengths = LengthEstimator()
+
+    def expected_tokens(self, prompt_tokens: int, told_tokens: int | None) -> float:
+        """Length of an answer in tokens, the median; ``told_tokens`` where the request says it."""
+        if told_tokens is not None:
+            return float(told_tokens)
+        return self._lengths.estimate(self._keys(prompt_tokens)).median_tokens
+
+    def learn(self, prompt_tokens: int, output_tokens: int, *, finished: bool) -> None:
+        """As :meth:`LengthEstimator.learn`."""
+        self._lengths.learn(self._keys(prompt_tokens), output_tokens, finished=finished)
+
+    @staticmethod
+    def _keys(prompt_tokens: int) -> tuple[Key, ...]:
+        return length_keys(tenant=None, class_name="", prompt_tokens=prompt_tokens)[1:]
 
 
 def _beyond(guess: LengthEstimate, log_length: float) -> tuple[float, float]:

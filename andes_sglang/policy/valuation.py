@@ -68,10 +68,11 @@ def new_tokens(t: RequestTable) -> Array:
 
 
 def remaining_tokens(t: RequestTable) -> Array:
-    """Tokens that each answer is expected to have still to come, shape (N,)."""
+    """Tokens that each answer is expected to have still to come, shape (N,). Not bounded by ``max_tokens``: where clients ask
+    for exactly one length, as load generators do, that would tell it."""
     total = np.where(np.isnan(t.expected_tokens), DEFAULT_ANSWER_TOKENS, t.expected_tokens)
     least = np.maximum(MIN_REMAINING_SHARE * t.output_tokens, MIN_REMAINING_TOKENS)
-    left: Array = np.minimum(np.maximum(total - t.output_tokens, least), np.maximum(t.remaining_tokens, 1.0))
+    left: Array = np.maximum(total - t.output_tokens, least)
     return left
 
 
