@@ -28,8 +28,8 @@ PAUSES = np.concatenate(([0.0], np.geomspace(1 / 1024, 1.0, 11)))
 class Refiner:
     """Accepts the displacements of one decision, in the order in which it is asked.
 
-    horizon_s, min_wait_ratio: as in :class:`~andes_sglang.policy.andes.AndesOptions`. valuation: what ``gain`` comes from, and
-    what a pause costs. step_s: seconds of a decode step. gain: value gained by running, weighted. return_s: seconds that the
+    horizon_s, min_wait_ratio: as in :class:`~andes_sglang.policy.andes.AndesOptions`. valuation: what ``gain`` comes from
+    and a pause costs. step_s: seconds of a decode step. gain: value gained by running, weighted. return_s: seconds that the
     return of a victim takes. overdue: rows that are accepted whatever they cost. displacers: rows that may displace. Arrays
     of shape (N,). paused_s: pauses accepted so far.
     """
