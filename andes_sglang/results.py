@@ -69,12 +69,7 @@ def write(out: Path, result: dict[str, Any]) -> None:
 def render(out: Path) -> None:
     """Make ``report.html`` from the summary and the first repeat of each policy. Raises :class:`UsageError` for a directory
     without a run, :class:`~andes_sglang.request.RecordsError` for damaged records."""
-    try:
-        result = json.loads((out / "summary.json").read_text())
-    except OSError as error:
-        raise UsageError(f"{out}: no results there ({error.strerror})") from None
-    except ValueError as error:
-        raise UsageError(f"{out / 'summary.json'}: not JSON ({error})") from None
+    result = _read_json(out / "summary.json")
     if not (isinstance(result, dict) and result.get("policies") and {"workload", "engine"} <= result.keys()):
         raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
     records, samples = {}, {}
@@ -83,5 +78,14 @@ def render(out: Path) -> None:
         if file.exists():
             records[name] = read_records(file)
         points = out / f"samples-{name}-1.json"
-        samples[name] = json.loads(points.read_text()) if points.exists() else []
+        samples[name] = _read_json(points) if points.exists() else []
     (out / "report.html").write_text(report.render(result, records, samples))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path.parent}: no results there ({error.strerror})") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error})") from None

@@ -79,6 +79,8 @@ def _options(args: argparse.Namespace, seed: int, api_key: str | None = None) ->
 def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Replay a workload open-loop against an OpenAI-compatible streaming endpoint and measure what readers see."""
     _refuse(rest)
+    if not args.name or "/" in args.name:
+        raise UsageError(f"--name {args.name!r}: it names files, so it must be a word without /")
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
     results.directory(args.out)

@@ -51,6 +51,8 @@ def make_routing_policy(name: str, **options: Any) -> RoutingPolicy:
     """The routing policy called ``name`` with its options. Raises ``ValueError`` naming an unknown policy or option."""
     name = current_name(name)
     factory = find_class(name, ROUTING_POLICIES, ENTRY_POINT_GROUP, "routing policy")
+    if not (callable(getattr(factory, "order", None)) and isinstance(getattr(factory, "name", None), str)):
+        raise ValueError(f"routing policy {name!r} is no routing policy: it needs a name and order(new, views, now_s)")
     try:
         policy: RoutingPolicy = factory(**options)
     except (TypeError, ValueError) as error:

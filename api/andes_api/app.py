@@ -227,7 +227,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         return _json({
             "gateway": name,
             "policy": gateway.settings.policy,  # deprecated: the name alone
-            "routing_policy": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
+            "routing": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
             "held": gateway.held,
             "replicas": [replica.describe(now_s) for replica in gateway.upstreams.replicas.values()],
         })  # fmt: skip

@@ -1,4 +1,4 @@
-"""QoEClass resources as the gateway's settings and as the what-if's readers."""
+"""QoEClass resources as the gateway's settings (published in a ConfigMap) and as the what-if's readers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from andes_operator.demand import Reader
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
 __all__ = ["reader", "settings", "settings_yaml"]
@@ -23,11 +23,12 @@ FIELDS = {
     "shedBelow": "shed_below",
     "pace": "pace",
 }
-"""The resource's field: the gateway's (``andes_api.settings.ClassSettings``)."""
+"""By the resource's field, the gateway's (``andes_api.settings.ClassSettings``)."""
 
 
 def settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: spec[theirs] for theirs, ours in FIELDS.items() if theirs in spec}
+    """The ``spec`` of a QoEClass as a class in the gateway's settings."""
+    return {gateway_name: spec[name] for name, gateway_name in FIELDS.items() if name in spec}
 
 
 def settings_yaml(classes: Iterable[Mapping[str, Any]]) -> str:
@@ -36,9 +37,8 @@ def settings_yaml(classes: Iterable[Mapping[str, Any]]) -> str:
     return str(yaml.safe_dump({"classes": dict(sorted(by_name.items()))}, sort_keys=False))
 
 
-def reader(spec: Mapping[str, Any]) -> Reader:
-    """Raises ``ValueError`` naming field and value."""
-    known = settings(spec)
-    default = QoETarget()
-    target = QoETarget(known.get("ttft_s", default.ttft_s), known.get("tds", default.tds))
-    return Reader(target, float(known.get("weight", 1.0)))
+def reader(spec: Mapping[str, Any]) -> ReaderExpectation:
+    """What the class says of requests that do not say it themselves. Raises ``ValueError`` naming field and value."""
+    known, default = settings(spec), ReaderExpectation()
+    target = QoETarget(known.get("ttft_s", default.target.ttft_s), known.get("tds", default.target.tds))
+    return ReaderExpectation(target, weight=known.get("weight", default.weight))

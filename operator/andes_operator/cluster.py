@@ -1,4 +1,7 @@
-"""What is read from and written to the API server: raw JSON over the Kubernetes client's connection."""
+"""What is read from and written to the API server.
+
+Requests are those of the typed API classes of the Kubernetes client; answers stay JSON (``*_without_preload_content``): a
+typed list of 2,000 pods takes seconds of CPU (docs/decisions/2026-11-27-typed-requests-raw-answers.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -18,19 +20,42 @@ from andes_operator import names
 from andes_operator.spec import ScaleTargetRef
 from andes_operator.status import timestamp
 
-__all__ = ["Cluster", "ClusterError", "Scale"]
+__all__ = ["Cluster", "ClusterError", "Scale", "connect"]
 
 TIMEOUT_S = 10.0
-TRIES = 3  # of a request that the API server puts off
-_MERGE = "application/merge-patch+json"
+"""Seconds for one request: far above an API server's usual tenths, and below the interval of reconciles."""
+ATTEMPTS = 3
+"""Of a request that the API server puts off with 429 and Retry-After."""
+AUTOSCALERS_TTL_S = 10.0
+"""Seconds for which a list of HorizontalPodAutoscalers is reused: one request for all targets of a namespace."""
+MAX_EVENT_CHARACTERS = 1024
+"""``message`` of an Event (k8s.io/api/core/v1)."""
+MERGE_PATCH = "application/merge-patch+json"
+
+Json = dict[str, Any]
 
 
 class ClusterError(RuntimeError):
-    """The API server said no, or did not answer. status: its HTTP status, 0 where there was none."""
+    """The API server refused a request or did not answer. status: HTTP status, 0 where there was no answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+async def connect() -> client.ApiClient:
+    """As the pod's service account, or as ``KUBECONFIG`` says. Raises :class:`ClusterError`."""
+    configuration = client.Configuration()
+    try:
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
+    except config.ConfigException as error:
+        raise ClusterError(0, f"no cluster to connect to: {error}") from None
+    api = client.ApiClient(configuration)
+    api.user_agent = names.OPERATOR  # also the manager of the fields that it writes
+    return api
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,71 +68,50 @@ class Scale:
 
 
 class Cluster:
-    """One client of the API server, closed by :meth:`close`. timeout_s: of each request."""
+    """The operator's requests. identity: of this operator, in events. timeout_s: of each request. Every method raises
+    :class:`ClusterError`."""
 
     def __init__(self, api: client.ApiClient, identity: str = names.OPERATOR, timeout_s: float = TIMEOUT_S) -> None:
-        self._api, self._timeout_s = api, timeout_s
-        api.user_agent = names.OPERATOR  # also the manager of the fields that it writes
-        self._identity = identity
-        self._paths: dict[tuple[str, str], str] = {}
+        self._api, self._identity, self._timeout_s = api, identity, timeout_s
+        self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
+        self._autoscaling = client.AutoscalingV1Api(api)
+        self._plurals: dict[tuple[str, str], str] = {}
         self._cached: dict[str, tuple[float, asyncio.Future[Any]]] = {}
-
-    @classmethod
-    async def connect(cls, identity: str = names.OPERATOR, timeout_s: float = TIMEOUT_S) -> Cluster:
-        """As the pod's service account, or as the kubeconfig says. Raises :class:`ClusterError`."""
-        configuration = client.Configuration()
-        try:
-            if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
-                config.load_incluster_config(client_configuration=configuration)
-            else:
-                await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
-        except config.ConfigException as error:
-            raise ClusterError(0, f"no cluster to connect to: {error}") from None
-        return cls(client.ApiClient(configuration), identity, timeout_s)
 
     async def close(self) -> None:
         await self._api.close()
 
-    async def request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        query: Mapping[str, str] | None = None,
-        content: str | None = None,
-    ) -> dict[str, Any]:
-        """One request, made again where the API server says when. Raises :class:`ClusterError`."""
-        target = path + ("?" + urlencode(query) if query else "")
-        headers = {"Accept": "application/json"}
-        if body is not None:
-            headers["Content-Type"] = content or (_MERGE if method == "PATCH" else "application/json")
+    async def _send(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Json:
+        """The JSON that a ``*_without_preload_content`` method answers; again where the API server says when."""
+        if "patch" in method.__name__:
+            kwargs["_content_type"] = MERGE_PATCH
+        what = " ".join([
+            method.__name__.removesuffix("_without_preload_content"), *(a for a in args if isinstance(a, str))
+        ])  # fmt: skip
         try:
-            serialized = await self._api.param_serialize(
-                method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
-            )
-            for tries_left in reversed(range(TRIES)):
-                answer = await self._api.call_api(*serialized, _request_timeout=self._timeout_s)
+            for attempts_left in reversed(range(ATTEMPTS)):
+                answer = await method(*args, **kwargs, _request_timeout=self._timeout_s)
                 text = await answer.read()
-                again_s = answer.headers.get("Retry-After", "")
-                if answer.status != 429 or not again_s.isdigit() or not tries_left:
+                retry_after = answer.headers.get("Retry-After", "")
+                if answer.status != 429 or not retry_after.isdigit() or not attempts_left:
                     break
-                await asyncio.sleep(min(float(again_s), self._timeout_s))
+                await asyncio.sleep(min(float(retry_after), self._timeout_s))
         except client.ApiException as error:
-            raise ClusterError(error.status or 0, f"{method} {path}: {error.reason}") from None
+            raise ClusterError(error.status or 0, f"{what}: {error.reason}") from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ClusterError(0, f"{method} {path}: {error or type(error).__name__}") from None
+            raise ClusterError(0, f"{what}: {error or type(error).__name__}") from None
         if answer.status >= 400:
             said = _message(text)
-            # A 404 in plain text is no word of a resource's: the API server is starting and does not serve its group yet.
+            # A 404 in plain text is not about a resource: the API server is starting and does not serve the group yet.
             status = 0 if answer.status == 404 and said is None else int(answer.status)
-            raise ClusterError(status, f"{method} {path}: {said or answer.reason}")
+            raise ClusterError(status, f"{what}: {said or answer.reason}")
         try:
             return dict(json.loads(text))
         except ValueError:
-            raise ClusterError(0, f"{method} {path}: the answer is no JSON") from None
+            raise ClusterError(0, f"{what}: the answer is not JSON") from None
 
-    async def cached(self, key: str, ttl_s: float, get: Callable[[], Awaitable[Any]]) -> Any:
-        """``get()``, or what it gave at most ``ttl_s`` ago; those who ask at the same time share one request."""
+    async def _cache(self, key: str, ttl_s: float, get: Callable[[], Awaitable[Any]]) -> Any:
+        """``get()``, or its result of at most ``ttl_s`` ago; callers at the same time share one request."""
         now_s = time.monotonic()
         at_s, future = self._cached.get(key, (0.0, None))
         if future is None or now_s - at_s > ttl_s or (future.done() and future.exception() is not None):
@@ -115,25 +119,17 @@ class Cluster:
             self._cached[key] = now_s, future
         return await asyncio.shield(future)
 
-    # Scale
-
-    async def scale_path(self, ref: ScaleTargetRef, namespace: str) -> str:
-        """The path of the scale subresource. Raises :class:`ClusterError` where the kind is unknown or has none."""
-        known = self._paths.get((ref.api_version, ref.kind))
-        root = f"/apis/{ref.api_version}" if "/" in ref.api_version else f"/api/{ref.api_version}"
-        if known is None:
-            resources = (await self.request("GET", root))["resources"]
-            kinds = {r["name"] for r in resources if r["kind"] == ref.kind and "/" not in r["name"]}
-            scales = {r["name"].removesuffix("/scale") for r in resources if r["name"].endswith("/scale")}
-            if not kinds:
-                raise ClusterError(404, f"{ref.api_version} has no kind {ref.kind}")
-            if not kinds & scales:
-                raise ClusterError(404, f"{ref.kind} of {ref.api_version} has no scale subresource")
-            known = self._paths[ref.api_version, ref.kind] = min(kinds & scales)
-        return f"{root}/namespaces/{quote(namespace)}/{known}/{quote(ref.name)}/scale"
+    # Scale subresources, of any kind that has one
 
     async def scale(self, ref: ScaleTargetRef, namespace: str) -> Scale:
-        found = await self.request("GET", await self.scale_path(ref, namespace))
+        """Status 404 also where the kind is unknown or has no scale subresource."""
+        if "/" in ref.api_version:
+            method = self._custom.get_namespaced_custom_object_scale_without_preload_content
+            found = await self._send(method, *await self._custom_path(ref, namespace))
+        else:
+            await self._plural(ref)
+            method = self._core.read_namespaced_replication_controller_scale_without_preload_content
+            found = await self._send(method, ref.name, namespace)
         return Scale(
             int((found.get("spec") or {}).get("replicas", 0)),
             str((found.get("status") or {}).get("selector", "")),
@@ -141,54 +137,93 @@ class Cluster:
         )
 
     async def set_scale(self, ref: ScaleTargetRef, namespace: str, replicas: int, resource_version: str) -> None:
-        """Raises :class:`ClusterError` with status 409 where somebody has changed it since it was read."""
+        """Status 409 where it has changed since ``resource_version`` was read."""
         body = {"metadata": {"resourceVersion": resource_version}, "spec": {"replicas": replicas}}
-        await self.request("PATCH", await self.scale_path(ref, namespace), body)
+        if "/" in ref.api_version:
+            method = self._custom.patch_namespaced_custom_object_scale_without_preload_content
+            await self._send(method, *await self._custom_path(ref, namespace), body)
+        else:
+            method = self._core.patch_namespaced_replication_controller_scale_without_preload_content
+            await self._send(method, ref.name, namespace, body)
+
+    async def _custom_path(self, ref: ScaleTargetRef, namespace: str) -> tuple[str, str, str, str, str]:
+        group, _, version = ref.api_version.partition("/")
+        return group, version, namespace, await self._plural(ref), ref.name
+
+    async def _plural(self, ref: ScaleTargetRef) -> str:
+        """The resource of this kind, by the API server's discovery."""
+        known = self._plurals.get((ref.api_version, ref.kind))
+        if known is None:
+            resources = await self._resources(ref.api_version)
+            kinds = {r["name"] for r in resources if r["kind"] == ref.kind and "/" not in r["name"]}
+            scales = {r["name"].removesuffix("/scale") for r in resources if r["name"].endswith("/scale")}
+            if not kinds:
+                raise ClusterError(404, f"{ref.api_version} has no kind {ref.kind}")
+            if not kinds & scales:
+                raise ClusterError(404, f"{ref.kind} of {ref.api_version} has no scale subresource")
+            known = self._plurals[ref.api_version, ref.kind] = min(kinds & scales)
+        return known
+
+    async def _resources(self, api_version: str) -> list[Json]:
+        if "/" not in api_version:
+            return list((await self._send(self._core.get_api_resources_without_preload_content))["resources"])
+        group, _, version = api_version.partition("/")
+        found = await self._send(self._custom.get_api_resources_without_preload_content, group, version)
+        return list(found["resources"])
 
     # Pods and what is around them
 
-    async def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
-        """Of a selector; of an empty one, none."""
+    async def pods(self, namespace: str, selector: str) -> list[Json]:
+        """Of a label selector; of an empty one, none."""
         if not selector:
             return []
-        found = await self.request("GET", _core(namespace, "pods"), query={"labelSelector": selector})
-        return list(found["items"])
+        method = self._core.list_namespaced_pod_without_preload_content
+        return list((await self._send(method, namespace, label_selector=selector))["items"])
 
     async def annotate_pod(self, namespace: str, name: str, annotations: Mapping[str, str | None]) -> None:
         body = {"metadata": {"annotations": dict(annotations)}}
-        await self.request("PATCH", _core(namespace, "pods", name), body)
+        await self._send(self._core.patch_namespaced_pod_without_preload_content, name, namespace, body)
 
-    async def service(self, namespace: str, name: str) -> dict[str, Any]:
-        return await self.request("GET", _core(namespace, "services", name))
+    async def service(self, namespace: str, name: str) -> Json:
+        return await self._send(self._core.read_namespaced_service_without_preload_content, name, namespace)
 
-    async def autoscalers(self, namespace: str) -> list[dict[str, Any]]:
-        """All HorizontalPodAutoscalers of the namespace, at most 10 s old."""
-        path = f"/apis/autoscaling/v1/namespaces/{quote(namespace)}/horizontalpodautoscalers"
-        found = await self.cached(path, 10.0, lambda: self.request("GET", path))
-        return list(found["items"])
+    async def autoscalers(self, namespace: str) -> list[Json]:
+        """All HorizontalPodAutoscalers of the namespace, at most ``AUTOSCALERS_TTL_S`` old."""
+        method = self._autoscaling.list_namespaced_horizontal_pod_autoscaler_without_preload_content
+        key = f"autoscalers/{namespace}"
+        return list((await self._cache(key, AUTOSCALERS_TTL_S, lambda: self._send(method, namespace)))["items"])
 
-    # Our own resources
+    # The operator's own resources
 
     async def serves(self, *plurals: str) -> bool:
-        """Whether the API server knows all of these. Raises :class:`ClusterError` where it does not know the group."""
-        found = await self.request("GET", f"/apis/{names.GROUP}/{names.VERSION}")
-        return {resource["name"] for resource in found["resources"]} >= set(plurals)
+        """Whether the API server knows all of these."""
+        found = await self._resources(f"{names.GROUP}/{names.VERSION}")
+        return {resource["name"] for resource in found} >= set(plurals)
 
-    async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
-        path = _own(namespace, plural)
-        found = await self.cached(path, ttl_s, lambda: self.request("GET", path))
-        return list(found["items"])
+    async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[Json]:
+        """Of a namespace, or of all where it is None; at most ``ttl_s`` old."""
 
-    async def get(self, plural: str, namespace: str, name: str) -> dict[str, Any]:
-        return await self.request("GET", _own(namespace, plural, name))
+        async def get() -> Json:
+            if namespace is None:
+                method = self._custom.list_custom_object_for_all_namespaces_without_preload_content
+                return await self._send(method, names.GROUP, names.VERSION, plural)
+            method = self._custom.list_namespaced_custom_object_without_preload_content
+            return await self._send(method, names.GROUP, names.VERSION, namespace, plural)
+
+        return list((await self._cache(f"{plural}/{namespace}", ttl_s, get))["items"])
+
+    async def get(self, plural: str, namespace: str, name: str) -> Json:
+        method = self._custom.get_namespaced_custom_object_without_preload_content
+        return await self._send(method, names.GROUP, names.VERSION, namespace, plural, name)
 
     async def patch_status(self, plural: str, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        await self.request("PATCH", _own(namespace, plural, name) + "/status", {"status": status})
+        method = self._custom.patch_namespaced_custom_object_status_without_preload_content
+        await self._send(method, names.GROUP, names.VERSION, namespace, plural, name, {"status": dict(status)})
 
     async def config_map(self, namespace: str, name: str) -> dict[str, str]:
         """Its data; empty where there is none."""
         try:
-            found = await self.request("GET", _core(namespace, "configmaps", name))
+            found = await self._send(self._core.read_namespaced_config_map_without_preload_content, name, namespace)
         except ClusterError as error:
             if error.status == 404:
                 return {}
@@ -198,24 +233,24 @@ class Cluster:
     async def write_config_map(
         self, namespace: str, name: str, data: Mapping[str, str], owner: Mapping[str, Any] | None = None
     ) -> None:
-        """Make or change it; with an owner (a QoETarget) it goes when the owner goes. The labels of one that is there stay as
-        they are: Helm refuses to upgrade what somebody else has labelled."""
-        metadata: dict[str, Any] = {"name": name}
+        """Create or change it; with an owner (a QoETarget) it is deleted with the owner. The labels of an existing one
+        stay as they are: Helm refuses to upgrade an object that has lost its labels."""
+        metadata: Json = {"name": name}
         if owner is not None:
-            metadata["ownerReferences"] = [_reference(owner)]
+            metadata["ownerReferences"] = [_owner_reference(owner)]
         body = {"metadata": metadata, "data": dict(data)}
         try:
-            await self.request("PATCH", _core(namespace, "configmaps", name), body)
+            await self._send(self._core.patch_namespaced_config_map_without_preload_content, name, namespace, body)
         except ClusterError as error:
             if error.status != 404:
                 raise
             metadata["labels"] = {names.MANAGED_BY_LABEL: names.OPERATOR}
-            await self.request("POST", _core(namespace, "configmaps"), body)
+            await self._send(self._core.create_namespaced_config_map_without_preload_content, namespace, body)
 
-    async def event(self, about: Mapping[str, Any], reason: str, message: str, warning: bool, now_s: float) -> None:
-        """An event beside ``about``, for ``kubectl describe``."""
+    async def event(self, about: Mapping[str, Any], reason: str, message: str, *, warning: bool, now_s: float) -> None:
+        """An Event in the namespace of ``about``, for ``kubectl describe``."""
         metadata = about["metadata"]
-        await self.request("POST", _core(metadata["namespace"], "events"), {
+        body = {
             "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
             "involvedObject": {
                 "apiVersion": about["apiVersion"], "kind": about["kind"], "name": metadata["name"],
@@ -223,26 +258,18 @@ class Cluster:
             },
             "type": "Warning" if warning else "Normal",
             "reason": reason,
-            "message": message[:1024],
+            "message": message[:MAX_EVENT_CHARACTERS],
             "source": {"component": names.OPERATOR},
             "reportingComponent": names.OPERATOR,
             "reportingInstance": self._identity,
             "firstTimestamp": timestamp(now_s),
             "lastTimestamp": timestamp(now_s),
             "count": 1,
-        })  # fmt: skip
+        }  # fmt: skip
+        await self._send(self._core.create_namespaced_event_without_preload_content, metadata["namespace"], body)
 
 
-def _core(namespace: str, plural: str, name: str | None = None) -> str:
-    return f"/api/v1/namespaces/{quote(namespace)}/{plural}" + (f"/{quote(name)}" if name else "")
-
-
-def _own(namespace: str | None, plural: str, name: str | None = None) -> str:
-    place = f"/namespaces/{quote(namespace)}" if namespace else ""
-    return f"/apis/{names.GROUP}/{names.VERSION}{place}/{plural}" + (f"/{quote(name)}" if name else "")
-
-
-def _reference(owner: Mapping[str, Any]) -> dict[str, Any]:
+def _owner_reference(owner: Mapping[str, Any]) -> Json:
     metadata = owner["metadata"]
     return {
         "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"],

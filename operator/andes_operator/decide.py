@@ -1,8 +1,8 @@
-"""How many replicas, and why. Pure: the same target, observation, prediction and memory give the same decision.
+"""How many replicas, and why: :func:`decide` is pure, the same arguments give the same :class:`ScaleDecision`.
 
-Up on the largest ask at once; down one step at a time, after stabilisation, when every signal agrees and the what-if says
-that one fewer would still do. Without trustworthy data the scale is held, within the bounds that the target sets.
-"""
+Up: to the largest ask, at once (or as fast as ``scaleUp`` allows). Down: one replica at a time, after stabilisation, when
+every signal agrees and the what-if predicts that one fewer still meets the objectives. Without trustworthy data the scale
+is held, within the bounds of the target."""
 
 from __future__ import annotations
 
@@ -10,152 +10,91 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
+from andes_operator.memory import QUEUE_LENGTHS, RATE_PERIOD_S, Ask, Memory
 from andes_operator.names import Mode, Reason
 from andes_operator.observe import Observation
-from andes_operator.spec import Objective, TargetSpec
+from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
+from andes_sglang.sketch import Sketch
 
-__all__ = ["Ask", "Change", "Decision", "Memory", "decide", "shortfall"]
+__all__ = ["Failure", "ScaleDecision", "decide", "shortfall"]
 
 MIN_STREAMS = 10
-"""Fewer streams than this say nothing about a fleet's QoE."""
+"""Streams; of fewer, one bad stream moves a share by more than the usual distance to its objective."""
 FLOOR_GROWTH = 1.25
-"""How much the reactive floor adds at a time."""
-TICKS_OF_QUEUE = 3
+"""Factor by which the reactive floor raises the replicas each time: a tenth too few is made up in one step, half in four."""
+
+
+class Failure(NamedTuple):
+    """Why there is no prediction."""
+
+    reason: Reason
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    at_s: float
-    replicas: int
+class ScaleDecision:
+    """replicas: to be set (Auto) or recommended (Advisory). message: one sentence for ``kubectl get -o wide``.
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    at_s: float
-    delta: int
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a tick leaves for the next; kept in the resource's status, so that a restart continues where it was.
-
-    at_s: of the last tick. since_s: trustworthy data without a gap from then on. settled_s: no pod was starting from then
-    on. asks: those that can still matter. changes: of the last minutes, by whomever. queue: streams waiting, last ticks.
-    replica_s, baseline_s: replica-seconds that ran, draining ones included, and that the baseline would have run.
+    memory: for the next reconcile. attainable: whether ``maxReplicas`` is predicted to meet the objectives; None: nothing is
+    predicted. failure: why the what-if could not be asked; None: it was, or did not need to be.
     """
-
-    at_s: float | None = None
-    replicas: int | None = None
-    since_s: float | None = None
-    settled_s: float | None = None
-    asks: tuple[Ask, ...] = ()
-    changes: tuple[Change, ...] = ()
-    queue: tuple[int, ...] = ()
-    replica_s: float = 0.0
-    baseline_s: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "at": self.at_s,
-            "replicas": self.replicas,
-            "since": self.since_s,
-            "settled": self.settled_s,
-            "asks": [{"at": ask.at_s, "replicas": ask.replicas} for ask in self.asks],
-            "changes": [{"at": change.at_s, "delta": change.delta} for change in self.changes],
-            "queue": list(self.queue),
-            "replicaSeconds": self.replica_s,
-            "baselineSeconds": self.baseline_s,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | None) -> Memory:
-        """Back from :meth:`to_dict`; nothing remembered where there is nothing. Raises ``ValueError`` where it is not
-        one."""
-        if not data:
-            return cls()
-        try:
-            return cls(
-                at_s=data.get("at"),
-                replicas=data.get("replicas"),
-                since_s=data.get("since"),
-                settled_s=data.get("settled"),
-                asks=tuple(Ask(float(a["at"]), int(a["replicas"])) for a in data.get("asks") or ()),
-                changes=tuple(Change(float(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
-                queue=tuple(int(n) for n in data.get("queue") or ()),
-                replica_s=float(data.get("replicaSeconds") or 0.0),
-                baseline_s=float(data.get("baselineSeconds") or 0.0),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"status.memory: {error!r}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """replicas: to be set (Auto) or recommended (Advisory). attainable: False where even the most replicas would miss the
-    objective, None where nothing is predicted. failed: why nothing could be. The message is a sentence for people."""
 
     replicas: int
     reason: Reason
     message: str
     memory: Memory
     attainable: bool | None = None
-    failed: str = ""
+    failure: Failure | None = None
+
+
+class Candidate(NamedTuple):
+    """A number of replicas that one signal asks for."""
+
+    replicas: int
+    reason: Reason
+    message: str
 
 
 def decide(
-    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str = ""
-) -> Decision:
-    """The next number of replicas. predicted: for the demand at the time when a pod started now would serve; None: there
-    is no prediction, and then nothing goes; ``failed`` says why where one was asked for."""
-    return replace(_decide(spec, seen, predicted, _remember(spec, seen, memory), failed), failed=failed)
+    spec: TargetSpec,
+    seen: Observation,
+    predicted: Prediction | None,
+    memory: Memory,
+    failure: Failure | None = None,
+) -> ScaleDecision:
+    """The next number of replicas.
 
-
-def _decide(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str) -> Decision:
-    current = seen.pods.wanted
-    bounded = spec.clamp(current)
-    attainable = None if predicted is None or current == 0 else predicted.least is not None
-
-    def say(replicas: int, reason: Reason, message: str, *, asked: int | None = None) -> Decision:
-        kept = memory if asked is None else _ask(spec, memory, Ask(seen.now_s, asked))
-        return Decision(replicas, reason, message, kept, attainable)
-
+    predicted: the what-if for the demand at the time when a pod started now would serve; None: there is none, and then no
+    replica is removed. failure: why there is none.
+    """
+    memory = memory.observe(spec, seen)
+    current, bounded = seen.pods.wanted, spec.clamp(seen.pods.wanted)
     if seen.fault is not None:
-        held = replace(memory, since_s=None, queue=())
         message = f"{seen.fault.message}: held at {bounded}"
-        return Decision(bounded, seen.fault.reason, message, held, attainable)
-    if current == 0 and bounded == 0:
-        return _from_zero(spec, seen, predicted, memory)
-    if bounded != current:
+        decision = ScaleDecision(bounded, seen.fault.reason, message, memory.distrust())
+    elif current == 0 == bounded:
+        return replace(_at_zero(spec, seen, predicted, memory), failure=failure)
+    elif bounded != current:
         bound = "minReplicas" if bounded > current else "maxReplicas"
-        return say(bounded, Reason.BOUNDS, f"{current} replicas are outside {bound} {bounded}", asked=bounded)
-
-    ask, reason, message = _largest_ask(spec, seen, predicted, memory, failed)
-    memory = _ask(spec, memory, Ask(seen.now_s, ask))
-    lowest = min(a.replicas for a in memory.asks if a.at_s >= seen.now_s - spec.behavior.up_stabilization_s)
-    if lowest > current:
-        allowed = _rate_limited(spec, seen, memory, lowest)
-        if allowed > current:
-            short = f"; {allowed} for now, at most {spec.behavior.up_step} more a minute" if allowed < ask else ""
-            return say(allowed, reason, message + short)
-        return say(current, Reason.STABILIZING, f"{message}; but {spec.behavior.up_step} more a minute is the limit")
-    if ask > current:
-        return say(
-            current, Reason.STABILIZING, f"{message}; not yet for the {spec.behavior.up_stabilization_s:g} s set"
-        )
-    return _downwards(spec, seen, predicted, memory, say_steady=message)
+        message = f"{current} replicas are outside {bound} {bounded}"
+        memory = memory.ask(spec.behavior, Ask(seen.now_s, bounded))
+        decision = ScaleDecision(bounded, Reason.BOUNDS, message, memory)
+    else:
+        decision = _within_bounds(spec, seen, predicted, memory, failure)
+    attainable = None if predicted is None or current == 0 else predicted.fewest is not None
+    return replace(decision, attainable=attainable, failure=failure)
 
 
-def shortfall(spec: TargetSpec, seen: Observation) -> tuple[Objective, float] | None:
-    """The objective that is missed by most, and its value, over the streams that ended in the window and the open ones;
-    None where all are met or too few streams tell."""
-    qoe = seen.qoe
+def shortfall(objectives: tuple[ClassObjective, ...], qoe: Mapping[str, Sketch]) -> tuple[ClassObjective, float] | None:
+    """The objective that is missed by most, and its value, over the streams in ``qoe`` (by class name); None where all are
+    met or too few streams tell."""
     missed = []
-    for objective in spec.objectives:
-        value = objective.among(qoe)
-        if value is not None and value < objective.value and _streams(objective, seen) >= MIN_STREAMS:
+    for objective in objectives:
+        value = objective.evaluate(qoe)
+        if value is not None and value < objective.value and objective.sketch(qoe).count >= MIN_STREAMS:
             missed.append((value - objective.value, objective, value))
     if not missed:
         return None
@@ -163,146 +102,134 @@ def shortfall(spec: TargetSpec, seen: Observation) -> tuple[Objective, float] | 
     return objective, value
 
 
-def _streams(objective: Objective, seen: Observation) -> int:
-    return sum(sketch.count for name, sketch in seen.qoe.items() if objective.class_name in ("*", name))
+def _at_zero(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> ScaleDecision:
+    """From no replicas: up when a stream waits, or a request came after the last replica went."""
+    gone_s = memory.last_down_s if memory.last_down_s is not None else seen.now_s - spec.behavior.idle_s
+    came = seen.last_arrival_s is not None and seen.last_arrival_s > gone_s
+    if came or seen.open_streams or seen.waiting:
+        wanted = spec.clamp(max(1, (predicted.fewest or spec.max_replicas) if predicted else 1))
+        reason, message = Reason.FIRST_REQUEST, "a request has come: back from zero replicas"
+    else:
+        wanted, reason, message = 0, Reason.IDLE, "no requests: no replicas"
+    return ScaleDecision(wanted, reason, message, memory.ask(spec.behavior, Ask(seen.now_s, wanted)))
+
+
+def _within_bounds(
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failure: Failure | None
+) -> ScaleDecision:
+    """Up on the largest ask that was stable, else down where everything agrees, else stay."""
+    current, behavior = seen.pods.wanted, spec.behavior
+    ask = _largest_ask(spec, seen, predicted, memory, failure)
+    memory = memory.ask(behavior, Ask(seen.now_s, ask.replicas))
+    stable = memory.lowest_ask(seen.now_s - behavior.up_stabilization_s)
+    if stable > current:
+        return _up(spec, seen, ask, stable, memory)
+    if ask.replicas > current:
+        message = f"{ask.message}; asked for less than {behavior.up_stabilization_s:g} s"
+        return ScaleDecision(current, Reason.STABILIZING, message, memory)
+    if predicted is None:
+        return ScaleDecision(current, Reason.NO_PREDICTION, ask.message, memory)
+    return _down(spec, seen, predicted, memory, ask.message)
 
 
 def _largest_ask(
-    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failed: str
-) -> tuple[int, Reason, str]:
-    """The what-if's ask against the reactive floor's."""
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, failure: Failure | None
+) -> Candidate:
+    """The larger of the what-if's ask and the reactive floor's; the what-if's where they are equal."""
     current = seen.pods.wanted
     if predicted is None:
-        why = f" ({failed})" if failed else ""
-        model = (current, Reason.NO_PREDICTION, f"there is no prediction{why}: {current} replicas until there is")
-    elif predicted.least is None:
-        model = (
-            spec.max_replicas, Reason.FORECAST,
-            f"{predicted.demand}: even {spec.max_replicas} replicas are predicted to give "
-            f"{predicted.sentence(spec.max_replicas)}",
-        )  # fmt: skip
+        why = f" ({failure.message})" if failure else ""
+        message = f"there is no prediction{why}: {current} replicas until there is"
+        model = Candidate(current, Reason.NO_PREDICTION, message)
+    elif predicted.fewest is None:
+        values = predicted.describe(spec.max_replicas)
+        message = f"{predicted.demand}: even {spec.max_replicas} replicas are predicted to give {values}"
+        model = Candidate(spec.max_replicas, Reason.FORECAST, message)
     else:
-        least = spec.clamp(predicted.least)
-        model = (
-            least, Reason.FORECAST if least > current else Reason.STEADY,
-            f"{predicted.demand}: {least} replicas are predicted to give "
-            f"{predicted.sentence(least)}",
-        )  # fmt: skip
-    floor = _floor(spec, seen, memory)
-    return max(model, floor, key=lambda ask: ask[0]) if floor else model
+        fewest = spec.clamp(predicted.fewest)
+        message = f"{predicted.demand}: {fewest} replicas are predicted to give {predicted.describe(fewest)}"
+        model = Candidate(fewest, Reason.FORECAST if fewest > current else Reason.STEADY, message)
+    floor = _reactive_floor(spec, seen, memory)
+    return max(model, floor, key=lambda ask: ask.replicas) if floor else model
 
 
-def _floor(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[int, Reason, str] | None:
-    """More than there is, when what is seen is worse than what was predicted and no help is on its way."""
+def _reactive_floor(spec: TargetSpec, seen: Observation, memory: Memory) -> Candidate | None:
+    """More than the current replicas, when readers get less than the objectives and no pod is starting; None otherwise."""
     if seen.pods.starting:
         return None
     current = seen.pods.wanted
     more = spec.clamp(max(current + 1, math.ceil(current * FLOOR_GROWTH)))
     if _queue_grows(seen, memory):
-        return more, Reason.QUEUE_GROWING, f"{seen.waiting} streams wait for their first token, and they grow"
-    missed = shortfall(spec, seen)
+        message = f"{seen.waiting} streams wait for their first token, and their number grows"
+        return Candidate(more, Reason.QUEUE_GROWING, message)
+    missed = shortfall(spec.objectives, seen.qoe)
     settled = memory.settled_s is not None and seen.now_s - memory.settled_s >= spec.behavior.window_s
     if missed and settled:
         objective, value = missed
-        return more, Reason.QOE_BELOW_TARGET, f"the {objective} is {value:.3f}, below {objective.value:g}"
+        message = f"the {objective} is {value:.3f}, below {objective.value:g}"
+        return Candidate(more, Reason.QOE_BELOW_TARGET, message)
     return None
 
 
 def _queue_grows(seen: Observation, memory: Memory) -> bool:
+    """Longer at each of the last reconciles, and longer than a stream a replica by as many as there were reconciles."""
     queue = memory.queue
-    rising = len(queue) == TICKS_OF_QUEUE and all(a < b for a, b in itertools.pairwise(queue))
-    return rising and queue[-1] >= seen.pods.ready + TICKS_OF_QUEUE
+    growing = len(queue) == QUEUE_LENGTHS and all(a < b for a, b in itertools.pairwise(queue))
+    return growing and queue[-1] >= seen.pods.ready + QUEUE_LENGTHS
 
 
-def _from_zero(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> Decision:
-    gone_s = max((c.at_s for c in memory.changes if c.delta < 0), default=seen.now_s - spec.behavior.idle_s)
-    if seen.open_streams or seen.waiting or seen.now_s - seen.idle_s > gone_s:
-        wanted = spec.clamp(max(1, (predicted.least or spec.max_replicas) if predicted else 1))
-        memory = _ask(spec, memory, Ask(seen.now_s, wanted))
-        return Decision(wanted, Reason.FIRST_REQUEST, "a request has come: back from zero replicas", memory)
-    return Decision(0, Reason.IDLE, "nobody asks: no replicas", _ask(spec, memory, Ask(seen.now_s, 0)))
+def _up(spec: TargetSpec, seen: Observation, ask: Candidate, stable: int, memory: Memory) -> ScaleDecision:
+    """To ``stable`` replicas, or as many of them as the rate limit allows now."""
+    current, step = seen.pods.wanted, spec.behavior.up_step
+    allowed = stable
+    if step is not None:
+        allowed = min(stable, current + max(0, step - memory.added(seen.now_s - RATE_PERIOD_S)))
+    if allowed == current:
+        message = f"{ask.message}; but maxReplicasPerMinute is {step}"
+        return ScaleDecision(current, Reason.STABILIZING, message, memory)
+    limited = f"; {allowed} now: maxReplicasPerMinute is {step}" if allowed < stable else ""
+    return ScaleDecision(allowed, ask.reason, ask.message + limited, memory)
 
 
-def _downwards(
-    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, say_steady: str
-) -> Decision:
-    """One fewer, where every signal agrees."""
+def _down(
+    spec: TargetSpec, seen: Observation, predicted: Prediction, memory: Memory, steady_message: str
+) -> ScaleDecision:
+    """One replica fewer, unless something speaks against it."""
     current, behavior = seen.pods.wanted, spec.behavior
-    attainable = None if predicted is None else predicted.least is not None
-
-    def stay(reason: Reason, message: str) -> Decision:
-        return Decision(current, reason, message, memory, attainable)
-
-    highest = max(a.replicas for a in memory.asks if a.at_s >= seen.now_s - behavior.down_stabilization_s)
-    idle = spec.min_replicas == 0 and not seen.open_streams and seen.idle_s >= behavior.idle_s
-    if predicted is None:
-        return stay(Reason.NO_PREDICTION, say_steady)
-    if current <= spec.min_replicas or (highest >= current and not (idle and current == 1)):
-        return stay(Reason.STEADY if predicted.least == current else Reason.STABILIZING, say_steady)
-    observed_s = 0.0 if memory.since_s is None else seen.now_s - memory.since_s
-    wait_s = max(behavior.down_stabilization_s, behavior.idle_s if current == 1 else 0.0) - observed_s
-    last_down_s = max((c.at_s for c in memory.changes if c.delta < 0), default=-math.inf)
-    missed = shortfall(spec, seen)
-    if wait_s > 0:
-        return stay(Reason.STABILIZING, f"{highest} would do; {wait_s:.0f} s more of data before anything goes")
-    if seen.now_s - last_down_s < behavior.down_period_s:
-        return stay(Reason.STABILIZING, f"{highest} would do; one went {seen.now_s - last_down_s:.0f} s ago")
-    if seen.pods.starting or seen.pods.there > current:
-        return stay(Reason.STABILIZING, f"{highest} would do; pods are still starting or going")
-    if missed:
-        return stay(Reason.QOE_BELOW_TARGET, f"{highest} would do, but the {missed[0]} is {missed[1]:.3f}")
-    if _queue_grows(seen, memory):
-        return stay(Reason.QUEUE_GROWING, f"{highest} would do, but {seen.waiting} streams wait and they grow")
+    highest = memory.highest_ask(seen.now_s - behavior.down_stabilization_s)
+    idle_s = seen.now_s - (memory.idle_since_s if memory.idle_since_s is not None else seen.now_s)
+    idle = current == 1 and not seen.open_streams and idle_s >= behavior.idle_s
+    if current <= spec.min_replicas or (highest >= current and not idle):
+        reason = Reason.STEADY if predicted.fewest == current else Reason.STABILIZING
+        return ScaleDecision(current, reason, steady_message, memory)
+    objection = _objection(spec, seen, memory)
+    if objection is not None:
+        reason, why = objection
+        return ScaleDecision(current, reason, f"{highest} replicas would do, but {why}", memory)
     if current == 1:
-        return Decision(0, Reason.IDLE, f"nobody has asked for {seen.idle_s:.0f} s", memory, attainable)
+        return ScaleDecision(0, Reason.IDLE, f"no request for {idle_s:.0f} s", memory)
     fewer = max(1, spec.min_replicas, current - 1 if spec.mode is Mode.AUTO else highest)
     if not predicted.meets(fewer):
-        return stay(Reason.STEADY, f"{fewer} replicas are predicted to give {predicted.sentence(fewer)}: not enough")
-    message = f"{predicted.demand}: {fewer} replicas still give {predicted.sentence(fewer)}"
-    return Decision(fewer, Reason.SURPLUS, message, memory, attainable)
+        message = f"{fewer} replicas are predicted to give {predicted.describe(fewer)}: not enough"
+        return ScaleDecision(current, Reason.STEADY, message, memory)
+    message = f"{predicted.demand}: {fewer} replicas still give {predicted.describe(fewer)}"
+    return ScaleDecision(fewer, Reason.SURPLUS, message, memory)
 
 
-def _remember(spec: TargetSpec, seen: Observation, memory: Memory) -> Memory:
-    """The memory with this tick's observation in it."""
-    now_s, wanted = seen.now_s, seen.pods.wanted
-    elapsed_s = 0.0 if memory.at_s is None else max(0.0, now_s - memory.at_s)
-    moved = memory.replicas is not None and wanted != memory.replicas
-    changes = tuple(c for c in memory.changes if c.at_s >= now_s - max(60.0, spec.behavior.down_period_s))
-    last_down = [c for c in memory.changes if c.delta < 0][-1:]
-    if moved:
-        changes += (Change(now_s, wanted - (memory.replicas or 0)),)
-    elif wanted == 0 and not changes:
-        changes = tuple(last_down)  # what came after it is what wakes us
-    settled_s = None if seen.pods.starting else (memory.settled_s if memory.settled_s is not None else now_s)
-    return replace(
-        memory,
-        at_s=now_s,
-        replicas=wanted,
-        since_s=memory.since_s if memory.since_s is not None else now_s,
-        settled_s=settled_s,
-        changes=changes,
-        queue=(seen.waiting,) if moved else (*memory.queue, seen.waiting)[-TICKS_OF_QUEUE:],
-        replica_s=memory.replica_s + elapsed_s * (seen.pods.there + seen.pods.going),
-        baseline_s=memory.baseline_s + elapsed_s * spec.baseline_replicas,
-    )
-
-
-def _ask(spec: TargetSpec, memory: Memory, ask: Ask) -> Memory:
-    """Add an ask, keep those that can still be the highest or lowest of their window: each later one dominated is gone."""
-    behavior = spec.behavior
-    kept: list[Ask] = [ask]
-    high = low = ask.replicas
-    for old in reversed(memory.asks):
-        highest = old.replicas > high and old.at_s >= ask.at_s - behavior.down_stabilization_s
-        lowest = old.replicas < low and old.at_s >= ask.at_s - behavior.up_stabilization_s
-        if highest or lowest:
-            kept.append(old)
-            high, low = max(high, old.replicas), min(low, old.replicas)
-    return replace(memory, asks=tuple(reversed(kept)))
-
-
-def _rate_limited(spec: TargetSpec, seen: Observation, memory: Memory, wanted: int) -> int:
-    if spec.behavior.up_step is None:
-        return wanted
-    added = sum(c.delta for c in memory.changes if c.delta > 0 and c.at_s > seen.now_s - 60.0)
-    return min(wanted, seen.pods.wanted + max(0, spec.behavior.up_step - added))
+def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Reason, str] | None:
+    """Why no replica may be removed now, whatever is predicted; None where one may."""
+    current, behavior = seen.pods.wanted, spec.behavior
+    observed_s = 0.0 if memory.since_s is None else seen.now_s - memory.since_s
+    wait_s = max(behavior.down_stabilization_s, behavior.idle_s if current == 1 else 0.0) - observed_s
+    if wait_s > 0:
+        return Reason.STABILIZING, f"data is needed for {wait_s:.0f} s more before a replica is removed"
+    if memory.last_down_s is not None and seen.now_s - memory.last_down_s < behavior.down_period_s:
+        return Reason.STABILIZING, f"a replica was removed {seen.now_s - memory.last_down_s:.0f} s ago"
+    if seen.pods.starting or seen.pods.existing > current:
+        return Reason.STABILIZING, "pods are still starting or leaving"
+    missed = shortfall(spec.objectives, seen.qoe)
+    if missed:
+        return Reason.QOE_BELOW_TARGET, f"the {missed[0]} is {missed[1]:.3f}"
+    if _queue_grows(seen, memory):
+        return Reason.QUEUE_GROWING, f"{seen.waiting} streams wait for their first token, and their number grows"
+    return None

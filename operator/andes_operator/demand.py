@@ -1,4 +1,4 @@
-"""The demand to come, as arrivals to play: what came lately, closer together or further apart. Pure; chance is seeded."""
+"""The demand to come as requests to simulate: recent ones, closer together or further apart. Pure; chance is seeded."""
 
 from __future__ import annotations
 
@@ -7,71 +7,122 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from andes_operator.observe import Observation, Request
+from andes_operator.observe import Observation, ObservedRequest
 from andes_operator.spec import TargetSpec
-from andes_operator.whatif import Arrival
+from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestSpec
 
-__all__ = ["Reader", "arrivals"]
+__all__ = ["ExpectedDemand", "expected_demand"]
 
 SPAN_S = 300.0
-LEAST_SPAN_S, ANSWERS, MOST_REPEATED = 60.0, 3.0, 20_000
-LEAST_SAMPLE = 20
-TYPICAL_OUTPUT_TOKENS = 300
-TYPICAL_PROMPT_TOKENS = 1000
+"""Seconds of Poisson arrivals where too few requests came to repeat."""
+MIN_SPAN_S, ANSWERS, MAX_REPEATED = 60.0, 3.0, 20_000
+"""Recent requests are repeated for at least so many seconds and so many mean answers (an empty fleet takes about one to fill
+up; see docs/decisions/2026-11-21-what-if-and-forecast.md), but not beyond so many requests."""
+MIN_SAMPLE = 20
+"""Requests; fewer do not show how bursty demand is."""
+TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS = 300, 1000
+"""Tokens; assumed until the first request has been seen."""
+
+DEFAULT_READER = ReaderExpectation(QoETarget())
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """What readers of a class expect, and the weight of their QoE."""
+class ExpectedDemand:
+    """requests: in order of arrival, from second 0 on; class_names: of each; span_s: the seconds that they cover."""
 
-    target: QoETarget
-    weight: float = 1.0
+    requests: tuple[RequestSpec, ...]
+    class_names: tuple[str, ...]
+    span_s: float
+
+    @property
+    def rate_rps(self) -> float:
+        return len(self.requests) / self.span_s
 
 
-DEFAULT_READER = Reader(QoETarget())
+def expected_demand(
+    spec: TargetSpec,
+    seen: Observation,
+    rate_rps: float,
+    readers: Mapping[str, ReaderExpectation],
+    *,
+    seed: int = 0,
+) -> ExpectedDemand:
+    """Demand at ``rate_rps``. readers: by class name, for what a request does not say itself.
 
-
-def arrivals(
-    spec: TargetSpec, seen: Observation, rate_rps: float, readers: Mapping[str, Reader], seed: int = 0
-) -> tuple[tuple[Arrival, ...], float]:
-    """Arrivals at ``rate_rps``, and the seconds that they cover: the recent ones with their gaps scaled, so that bursts stay
-    bursts; Poisson where too few came to show any. What came in a short time comes again, until a fleet that begins empty has
-    filled up: for as long as three answers are read."""
+    Recent requests with their gaps scaled, so that bursts stay bursts, repeated until a fleet that begins empty has filled
+    up; Poisson arrivals where fewer than ``MIN_SAMPLE`` came.
+    """
     if rate_rps <= 0.0:
-        return (), SPAN_S
+        return ExpectedDemand((), (), SPAN_S)
     chance = random.Random(seed)  # noqa: S311
-    usual = int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS
+    if len(seen.recent) >= MIN_SAMPLE:
+        return _repeated(spec, seen, rate_rps, readers, chance)
+    return _poisson(spec, seen, rate_rps, readers, chance)
 
-    def arrival(at_s: float, request: Request, tokens: int) -> Arrival:
-        reader = readers.get(request.class_name, DEFAULT_READER)
-        target = request.target or reader.target
-        return Arrival(at_s, request.class_name, max(1, request.prompt_tokens), tokens, target, reader.weight)
 
-    if len(seen.recent) >= LEAST_SAMPLE:
-        first_s = seen.recent[0].arrival_s
-        seen_s = max(1e-3, seen.now_s - first_s)
-        scale = len(seen.recent) / seen_s / rate_rps
-        tokens = _output_tokens(seen.recent, usual, chance)
-        once = [arrival((r.arrival_s - first_s) * scale, r, n) for r, n in zip(seen.recent, tokens)]
-        span_s = seen_s * scale
-        read_s = sum(a.output_tokens / a.reader.tds for a in once) / len(once)
-        rounds = math.ceil(max(LEAST_SPAN_S, min(ANSWERS * read_s, MOST_REPEATED / rate_rps)) / span_s)
-        return tuple(replace(a, at_s=a.at_s + k * span_s) for k in range(rounds) for a in once), rounds * span_s
-    pattern = seen.recent or (
-        Request(seen.now_s, "", int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS, 0, False),
-    )
-    lengths = list(zip(pattern, _output_tokens(pattern, usual, chance)))
-    made, at_s = [], chance.expovariate(rate_rps)
+def _repeated(
+    spec: TargetSpec,
+    seen: Observation,
+    rate_rps: float,
+    readers: Mapping[str, ReaderExpectation],
+    chance: random.Random,
+) -> ExpectedDemand:
+    first_s = seen.recent[0].arrival_s
+    seen_s = max(1e-3, seen.now_s - first_s)
+    scale = len(seen.recent) / seen_s / rate_rps
+    tokens = _output_tokens(seen.recent, spec, chance)
+    once = [_spec((r.arrival_s - first_s) * scale, r, n, readers) for r, n in zip(seen.recent, tokens)]
+    span_s = seen_s * scale
+    read_s = sum(r.output_tokens / r.target.tds for r in once) / len(once)
+    rounds = math.ceil(max(MIN_SPAN_S, min(ANSWERS * read_s, MAX_REPEATED / rate_rps)) / span_s)
+    requests = tuple(replace(r, arrival_s=r.arrival_s + k * span_s) for k in range(rounds) for r in once)
+    return ExpectedDemand(requests, tuple(r.class_name for r in seen.recent) * rounds, rounds * span_s)
+
+
+def _poisson(
+    spec: TargetSpec,
+    seen: Observation,
+    rate_rps: float,
+    readers: Mapping[str, ReaderExpectation],
+    chance: random.Random,
+) -> ExpectedDemand:
+    prompt_tokens = int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS
+    samples = seen.recent or (ObservedRequest(seen.now_s, "", prompt_tokens, 0, False),)
+    lengths = list(zip(samples, _output_tokens(samples, spec, chance)))
+    requests, class_names = [], []
+    at_s = chance.expovariate(rate_rps)
     while at_s < SPAN_S:
-        made.append(arrival(at_s, *chance.choice(lengths)))
+        sample, tokens = chance.choice(lengths)
+        requests.append(_spec(at_s, sample, tokens, readers))
+        class_names.append(sample.class_name)
         at_s += chance.expovariate(rate_rps)
-    return tuple(made), SPAN_S
+    return ExpectedDemand(tuple(requests), tuple(class_names), SPAN_S)
 
 
-def _output_tokens(requests: Sequence[Request], usual: int, chance: random.Random) -> list[int]:
-    """Of each request. One that is not finished gets as long as one of its class, drawn from those that have got further
-    (Efron 1967: that makes the lengths Kaplan and Meier's estimate), or twice as far as it is where none has."""
+def _spec(
+    at_s: float, request: ObservedRequest, output_tokens: int, readers: Mapping[str, ReaderExpectation]
+) -> RequestSpec:
+    reader = readers.get(request.class_name, DEFAULT_READER)
+    return RequestSpec(
+        at_s,
+        max(1, request.prompt_tokens),
+        output_tokens,
+        request.target or reader.target,
+        weight=reader.weight if request.weight is None else request.weight,
+        yields=reader.yields if request.yields is None else request.yields,
+        expected_tokens=request.expected_tokens,
+    )
+
+
+def _output_tokens(requests: Sequence[ObservedRequest], spec: TargetSpec, chance: random.Random) -> list[int]:
+    """Answer length of each request.
+
+    One that is not finished gets the length of another of its class, drawn from those that have got further (Efron 1967: the
+    lengths are then distributed as in Kaplan and Meier's estimate), or twice its own so far where none has.
+    """
+    usual = int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS
     tokens = [0] * len(requests)
     further: dict[str, list[int]] = {}
     for i in sorted(range(len(requests)), key=lambda i: -requests[i].output_tokens):

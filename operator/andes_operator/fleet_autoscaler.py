@@ -12,13 +12,15 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
-from andes_operator.decide import Memory, decide
-from andes_operator.demand import arrivals
-from andes_operator.forecast import History, forecast
-from andes_operator.names import ALL_CLASSES, Statistic
-from andes_operator.observe import Observation, Pods, Request
-from andes_operator.spec import Behavior, Demand, Objective, ScaleTargetRef, TargetSpec
-from andes_operator.whatif import Prediction, answer
+from andes_operator.decide import decide
+from andes_operator.demand import expected_demand
+from andes_operator.forecast import DemandHistory, forecast
+from andes_operator.memory import Memory
+from andes_operator.names import ALL_CLASSES
+from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
+from andes_operator.whatif import Prediction, predict_replicas
+from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.autoscaling import FinishedRequests, Scenario
 from andes_sglang.sim.engine import EngineModel
@@ -60,12 +62,13 @@ class FleetAutoscaler:
     ) -> None:
         self.scenario, self.finished, self.engine, self.policy = scenario, finished, engine, policy
         self.remember_s = remember_s
-        simulated_s, defaults = scenario.simulated_s, Behavior()
+        simulated_s, defaults = scenario.simulated_s, ScalingBehavior()
         self.interval_s = max(simulated_s(defaults.tick_s), 1.0)
         self.spec = TargetSpec(
-            ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective(ALL_CLASSES, Statistic.MEAN, target),),
-            1, max_replicas, Demand("gateway"),
-            behavior=Behavior(
+            ScaleTargetRef("apps/v1", "Deployment", "engine"),
+            (ClassObjective(ALL_CLASSES, QoEObjective(Statistic.MEAN, target)),),
+            1, max_replicas, DemandSource("gateway"),
+            behavior=ScalingBehavior(
                 tick_s=self.interval_s, cold_start_s=scenario.cold_start_s,
                 window_s=UNCOMPRESSED_WINDOW_S if scenario.speed == 1.0 else simulated_s(WINDOW_S),
                 down_stabilization_s=simulated_s(defaults.down_stabilization_s),
@@ -74,7 +77,7 @@ class FleetAutoscaler:
         )  # fmt: skip
         self.what_ifs = 0
         self.what_if_cpu_s = 0.0
-        self._history = History()
+        self._history = DemandHistory()
         at_s = 0.0
         for seconds, rate_rps in scenario.past:
             self._history.add(at_s, rate_rps, seconds)
@@ -89,7 +92,7 @@ class FleetAutoscaler:
     @property
     def known(self) -> dict[float, int | None]:
         """The what-if's answers that are still kept: replicas by requests/s."""
-        return {RATE_STEP**key: prediction.least for key, prediction in sorted(self._known.items())}
+        return {RATE_STEP**key: prediction.fewest for key, prediction in sorted(self._known.items())}
 
     def desired_replicas(self, fleet: Fleet) -> int:
         seen = self.observe(fleet)
@@ -113,11 +116,11 @@ class FleetAutoscaler:
             ended.add(record.qoe)
         recent = scenario.recent(now_s, scenario.simulated_s(HISTORY_S), MIN_REQUESTS)
         return Observation(
-            now_s, Pods(current, current, len(fleet.serving)), scenario.rate_rps(now_s, behavior.window_s), idle_s=0.0,
+            now_s, PodCounts(current, current, len(fleet.serving)), scenario.rate_rps(now_s, behavior.window_s),
             open_streams=fleet.open_requests, engine_requests=fleet.open_requests, waiting=waiting,
             ended={READER_CLASS: ended}, running={READER_CLASS: late},
             recent=tuple(
-                Request(
+                ObservedRequest(
                     r.arrival_s, READER_CLASS, r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated,
                     target=r.target,
                 )
@@ -133,12 +136,14 @@ class FleetAutoscaler:
         if epoch != self._epoch:
             self._epoch = epoch
             self._known.clear()
-        load_factor = 1.0 if self._last is None else self._last.load_factor_by(seen, self.spec.behavior.window_s)
+        load_factor = 1.0 if self._last is None else self._last.update_load_factor(seen, self.spec.behavior.window_s)
         rate_rps = max(expected_rps, seen.rate_rps, 1e-3) * load_factor
         key = round(math.log(rate_rps) / math.log(RATE_STEP))
         if key not in self._known:
-            demand, span_s = arrivals(self.spec, seen, RATE_STEP**key, {})
-            self._known[key] = answer(self.spec, demand, span_s, self.engine, self.policy, self._last, seen.pods.ready)
+            demand = expected_demand(self.spec, seen, RATE_STEP**key, {})
+            self._known[key] = predict_replicas(
+                self.spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready
+            )
             self.what_ifs += 1
         self._last = replace(self._known[key], load_factor=load_factor, at_s=seen.now_s)
         self.what_if_cpu_s += time.process_time() - started_s
@@ -157,7 +162,10 @@ class FleetAutoscaler:
             arrivals_s = [scenario.clock_origin_s + r.arrival_s * speed for r in seen.recent]
             since_s = clock_s - min(HISTORY_S, seen.now_s * speed)
             arrivals_s = arrivals_s[bisect_left(arrivals_s, since_s) :]
-            told = forecast(self._history, arrivals_s, clock_s, since_s, seen.rate_rps / speed, horizon_s)
+            told = forecast(
+                self._history, arrivals_s, clock_s,
+                since_s=since_s, rate_rps=seen.rate_rps / speed, horizon_s=horizon_s,
+            )  # fmt: skip
             self._expected = clock_s, told.rate_rps * speed
             self._forecasts[clock_s] = self._expected[1]
         return self._expected[1]

@@ -1,4 +1,4 @@
-"""What is read from the gateways, one by one, and what they are told."""
+"""Requests to the gateways: :meth:`Gateways.ask` reads demand and QoE from each, :meth:`Gateways.drain` tells all."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ import aiohttp
 
 from andes_operator import prometheus
 from andes_operator.cluster import Cluster, ClusterError
-from andes_operator.observe import Report
-from andes_operator.spec import Demand, TargetSpec
-from andes_operator.victims import ready
+from andes_operator.observe import GatewayReport
+from andes_operator.spec import DemandSource, TargetSpec
+from andes_operator.victims import is_ready
 
 __all__ = ["Answers", "Gateways"]
 
 TIMEOUT = aiohttp.ClientTimeout(total=5.0)
-MOST_BYTES = 32 << 20
+"""Seconds for one answer; a gateway that takes longer counts as missing, which holds the scale."""
+MAX_BYTES = 32 << 20
+"""Of one answer: the 20,000 records that a gateway keeps by default take 4 MiB."""
+MAX_WINDOW_S = 3600.0
+"""Seconds; the longest window that a gateway keeps QoE for (``andes_api.demand.QoEWindow``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Reports, what did not answer, and what answered nonsense, as sentences. addresses: of all gateways."""
+    """missing: messages about gateways that did not answer; broken: about answers that could not be read. addresses: of all
+    gateways."""
 
-    reports: tuple[Report, ...] = ()
+    reports: tuple[GatewayReport, ...] = ()
     missing: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
 
 
 class Gateways:
-    """Asks the pods behind a Service. admin_key: the gateway's administrator key, to drain an engine there."""
+    """The pods of the gateways' Service. admin_key: the gateway's administrator key, which draining an engine there takes."""
 
     def __init__(self, admin_key: str | None = None) -> None:
         self._session = aiohttp.ClientSession(timeout=TIMEOUT)
@@ -44,8 +49,8 @@ class Gateways:
         await self._session.close()
 
     async def ask(self, cluster: Cluster, namespace: str, spec: TargetSpec, now_s: float) -> Answers:
-        """All ready gateways have to answer. Those that are going are asked too, for the streams that they still hold; so are
-        those that are not ready, and where none is, one answer of theirs will do."""
+        """Demand and QoE since the history began. All ready gateways have to answer. Terminating ones are asked too, for the
+        streams that they still hold, and so are those that are not ready: where none is ready, one answer is enough."""
         demand, window_s = spec.demand, spec.behavior.window_s
         if demand.prometheus_url is not None:
             return await self._ask_prometheus(demand, window_s, now_s)
@@ -56,11 +61,11 @@ class Gateways:
         since_s = now_s - spec.behavior.history_s
         wanted = [*required, *optional]
         found = await asyncio.gather(*(self._report(address, since_s, window_s) for address in wanted))
-        reports: list[Report] = []
+        reports: list[GatewayReport] = []
         missing: list[str] = []
         broken: list[str] = []
         for address, answer in zip(wanted, found):
-            if isinstance(answer, Report):
+            if isinstance(answer, GatewayReport):
                 reports.append(answer)
             elif address in required:
                 (broken if isinstance(answer, ValueError) else missing).append(str(answer))
@@ -68,7 +73,7 @@ class Gateways:
             missing.append(f"no gateway behind Service {demand.service} answers")
         return Answers(tuple(reports), tuple(missing), tuple(broken), tuple(wanted))
 
-    async def _ask_prometheus(self, demand: Demand, window_s: float, now_s: float) -> Answers:
+    async def _ask_prometheus(self, demand: DemandSource, window_s: float, now_s: float) -> Answers:
         try:
             return Answers(reports=(await prometheus.ask(self._session, demand, window_s, now_s),))
         except ValueError as error:
@@ -76,26 +81,26 @@ class Gateways:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return Answers(missing=(str(error) or f"{prometheus.NAME}: timed out",))
 
-    async def drain(self, addresses: Sequence[str], replica: str, drained: bool) -> list[str]:
-        """Tell all gateways to send nothing new to an engine, or to send again; what failed, as sentences. A gateway
-        that does not know it, or has no key for it, finds out by itself when the pod goes."""
+    async def drain(self, addresses: Sequence[str], replica: str, *, drained: bool) -> list[str]:
+        """Tell all gateways to send no new streams to an engine, or to send them again; messages about those that failed. A
+        gateway that was not told notices by its health checks when the pod goes."""
+
+        query = {"drained": str(drained).lower()}
 
         async def tell(address: str) -> str | None:
             url = f"http://{address}/fleet/replicas/{quote(replica, safe='')}/drain"
             try:
-                query = {"drained": str(drained).lower()}
                 async with self._session.post(url, params=query, headers=self._admin) as answer:
-                    return (
-                        None if answer.status < 400 else f"gateway {address}: HTTP {answer.status} to drain {replica}"
-                    )
+                    failed = f"gateway {address}: HTTP {answer.status} to drain {replica}"
+                    return None if answer.status < 400 else failed
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 return f"gateway {address}: {error or type(error).__name__}"
 
         told = await asyncio.gather(*(tell(address) for address in addresses))
         return [failed for failed in told if failed is not None]
 
-    async def _addresses(self, cluster: Cluster, namespace: str, demand: Demand) -> tuple[list[str], list[str]]:
-        """``IP:port`` of the gateways that are ready, and of the others."""
+    async def _addresses(self, cluster: Cluster, namespace: str, demand: DemandSource) -> tuple[list[str], list[str]]:
+        """``IP:port`` of the ready gateways, and of the others."""
         service = await cluster.service(namespace, str(demand.service))
         selector = ",".join(f"{k}={v}" for k, v in sorted((service["spec"].get("selector") or {}).items()))
         port = _port(service, demand.port)
@@ -105,26 +110,28 @@ class Gateways:
             ip, number = (pod.get("status") or {}).get("podIP"), _number(pod, port)
             if ip and number:
                 address = f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}"
-                (serving if ready(pod) else others).append(address)
+                (serving if is_ready(pod) else others).append(address)
         return serving, others
 
-    async def _report(self, address: str, since_s: float, window_s: float) -> Report | Exception:
+    async def _report(self, address: str, since_s: float, window_s: float) -> GatewayReport | Exception:
         async def get(path: str, **query: float) -> Any:
             params = {name: str(value) for name, value in query.items()}
             async with self._session.get(f"http://{address}{path}", params=params, headers=self._admin) as answer:
                 if answer.status != 200:
                     raise OSError(f"HTTP {answer.status} from {path}")
-                if (answer.content_length or 0) > MOST_BYTES:
-                    raise ValueError(f"{path} is longer than {MOST_BYTES >> 20} MiB")
+                if (answer.content_length or 0) > MAX_BYTES:
+                    raise ValueError(f"{path} is longer than {MAX_BYTES >> 20} MiB")
                 return await answer.json(content_type=None)
 
         try:
             demand, qoe, replicas = await asyncio.gather(
                 get("/fleet/demand", since=since_s),
-                get("/fleet/qoe", window_s=min(3600.0, window_s)),
+                get("/fleet/qoe", window_s=min(MAX_WINDOW_S, window_s)),
                 get("/fleet/replicas"),
             )
-            return await asyncio.to_thread(Report.of, address, demand, qoe, replicas, since_s, time.time())
+            return await asyncio.to_thread(
+                GatewayReport.parse, address, demand, qoe, replicas, since_s=since_s, received_s=time.time()
+            )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return OSError(f"gateway {address}: {error or 'timed out'}")
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Every name that others can see, once: resources, annotations, conditions, reasons."""
+"""Every name that users and other programs see: resources, annotations, conditions, reasons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Mode(StrEnum):
 
 
 class Condition(StrEnum):
-    """Types of conditions. All are True when things are well, but for Conflict."""
+    """Types of conditions. The good status is True, except for Conflict."""
 
     READY = "Ready"
     OBSERVED = "DataAvailable"
@@ -40,7 +40,7 @@ class Condition(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why the operator asks for that many replicas; a condition's reason and a metric's label."""
+    """Why this number of replicas: ``status.reason``, a condition's reason and a metric's label."""
 
     FORECAST = "Forecast"
     QOE_BELOW_TARGET = "QoEBelowTarget"
@@ -56,3 +56,4 @@ class Reason(StrEnum):
     DATA_CONTRADICTORY = "DataContradictory"
     NO_PREDICTION = "NoPrediction"
     PREDICTION_FAILED = "PredictionFailed"
+    INVALID_SPEC = "InvalidSpec"

@@ -1,4 +1,7 @@
-"""What is known at a tick: the reports of all gateways and the pods, merged, and judged for whether they can be trusted."""
+"""What is known of a fleet at one reconcile: the reports of all gateways and the pods, merged and checked for trust.
+
+:meth:`GatewayReport.parse` reads one gateway's answers; :func:`merge` adds several up to an :class:`Observation`, which
+carries a :class:`DataFault` where it must not be acted on. Pure."""
 
 from __future__ import annotations
 
@@ -9,30 +12,43 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from andes_operator.names import Reason
+from andes_operator.spec import PolicyOptions
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
-__all__ = ["Fault", "FleetReplica", "Observation", "Pods", "Report", "Request", "merge"]
+__all__ = [
+    "DataFault", "FleetReplica", "GatewayReport", "NamedPolicy", "Observation", "ObservedRequest", "PodCounts", "merge",
+]  # fmt: skip
 
-PolicyOptions = tuple[tuple[str, Any], ...]
+NamedPolicy = tuple[str, PolicyOptions]
+"""A policy's name and its options."""
+
 CLOCK_TOLERANCE_S = 30.0
+"""Seconds; a quarter of the default observation window: an error of that size still leaves most of it."""
+STALE_AFTER_S = 60.0
+"""Seconds; four reconciles at the default interval."""
 REFUSED = ("shed", "failed")
-"""Outcomes of requests that no engine served."""
-FOREIGN_LEAST, FOREIGN_SHARE = 10, 0.5
+"""Outcomes of requests that no engine served (``andes_api.demand.DemandRecord.outcome``)."""
+MIN_FOREIGN, FOREIGN_SHARE = 10, 0.5
+"""Requests that no gateway sent, and their share of the engines' load, above which the gateways' data says too little."""
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """Why the scale is held."""
+class DataFault:
+    """Why the data is not trusted and the scale is held."""
 
     reason: Reason
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: its output_tokens are final;
-    refused: nobody served it. target: what its reader expects; None where that is as its class says."""
+class ObservedRequest:
+    """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: ``output_tokens`` is final; refused: no
+    engine served it.
+
+    target, weight, yields, expected_tokens: what the request says of its reader (``andes_sglang.expectations``); None where
+    the gateway does not report it: then its class says.
+    """
 
     arrival_s: float
     class_name: str
@@ -41,12 +57,19 @@ class Request:
     done: bool
     refused: bool = False
     target: QoETarget | None = None
+    weight: float | None = None
+    yields: bool | None = None
+    expected_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FleetReplica:
-    """An engine as one gateway sees it: its streams there, those without a first token, and what others sent it. policy: that
-    it says is in charge, and its options; requests: what it holds by its own count. None where it says nothing."""
+    """An engine as one gateway reports it.
+
+    streams: that this gateway has there; waiting: of these, without a first token; others: requests that other clients sent.
+    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. None: not
+    reported.
+    """
 
     name: str
     healthy: bool
@@ -54,75 +77,96 @@ class FleetReplica:
     streams: int
     waiting: int
     others: int
-    policy: tuple[str, PolicyOptions] | None = None
+    policy: NamedPolicy | None = None
     requests: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What one gateway says. now_s: its clock when it answered; received_s: ours. demand_since_s: its list of requests is
-    complete from then on. ended, running: QoE per class of the streams that ended in the window, and of those open. held:
-    requests that wait there for an engine."""
+class GatewayReport:
+    """One gateway's answers.
+
+    now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
+    ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
+    gateway for an engine. routing_policy: None: not reported.
+    """
 
     gateway: str
     now_s: float
     received_s: float
     demand_since_s: float
-    requests: tuple[Request, ...]
+    requests: tuple[ObservedRequest, ...]
     ended: Mapping[str, Sketch]
     running: Mapping[str, Sketch]
     replicas: tuple[FleetReplica, ...]
     held: int = 0
+    routing_policy: NamedPolicy | None = None
 
     @classmethod
-    def of(
+    def parse(
         cls,
         gateway: str,
         demand: Mapping[str, Any],
         qoe: Mapping[str, Any],
         replicas: Mapping[str, Any],
+        *,
         since_s: float,
         received_s: float,
-    ) -> Report:
+    ) -> GatewayReport:
         """From the answers of ``/fleet/demand?since=since_s``, ``/fleet/qoe`` and ``/fleet/replicas``. Raises
         ``ValueError`` naming gateway and field."""
         try:
-            requests = tuple(
-                Request(
-                    _number(r["arrival_s"]), str(r["class"]), int(_number(r["prompt_tokens"])),
-                    int(_number(r["output_tokens"])), r["outcome"] == "done", r["outcome"] in REFUSED,
-                    QoETarget(_number(r["ttft_target_s"]), _number(r["tds"])) if "tds" in r else None,
-                )
-                for r in demand["records"]
-            )  # fmt: skip
             return cls(
                 gateway=gateway,
                 now_s=min(_number(demand["now_s"]), _number(qoe["now_s"])),
                 received_s=received_s,
                 demand_since_s=max(since_s, float(demand.get("complete_since_s") or since_s)),
-                requests=requests,
+                requests=tuple(_request(record) for record in demand["records"]),
                 ended={name: Sketch.from_dict(sketch) for name, sketch in qoe["classes"].items()},
                 running={name: Sketch.from_dict(sketch) for name, sketch in qoe["running"].items()},
-                replicas=tuple(
-                    FleetReplica(
-                        str(r["name"]), bool(r["healthy"]), bool(r["draining"]), int(_number(r["streams"])),
-                        int(_number(r["waiting"])), int(_number(r["others"])), _policy(r.get("policy")),
-                        None if r.get("requests") is None else int(_number(r["requests"])),
-                    )
-                    for r in replicas["replicas"]
-                ),
+                replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
-            )  # fmt: skip
+                routing_policy=_policy(replicas.get("routing_policy")),
+            )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
 
 
-def _policy(said: Mapping[str, Any] | None) -> tuple[str, PolicyOptions] | None:
+def _request(record: Mapping[str, Any]) -> ObservedRequest:
+    weight, yields, tokens = (record.get(key) for key in ("weight", "yield", "expected_tokens"))
+    return ObservedRequest(
+        arrival_s=_number(record["arrival_s"]),
+        class_name=str(record["class"]),
+        prompt_tokens=int(_number(record["prompt_tokens"])),
+        output_tokens=int(_number(record["output_tokens"])),
+        done=record["outcome"] == "done",
+        refused=record["outcome"] in REFUSED,
+        target=QoETarget(_number(record["ttft_target_s"]), _number(record["tds"])) if "tds" in record else None,
+        weight=None if weight is None else _number(weight),
+        yields=None if yields is None else bool(yields),
+        expected_tokens=None if tokens is None else int(_number(tokens)),
+    )
+
+
+def _replica(said: Mapping[str, Any]) -> FleetReplica:
+    return FleetReplica(
+        name=str(said["name"]),
+        healthy=bool(said["healthy"]),
+        draining=bool(said["draining"]),
+        streams=int(_number(said["streams"])),
+        waiting=int(_number(said["waiting"])),
+        others=int(_number(said["others"])),
+        policy=_policy(said.get("policy")),
+        requests=None if said.get("requests") is None else int(_number(said["requests"])),
+    )
+
+
+def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
-    if not all(isinstance(value, str | int | float) for value in said["options"].values()):
-        raise ValueError(f"policy options: {said['options']!r}")
-    return str(said["name"]), tuple(sorted(said["options"].items()))
+    options = said.get("options") or {}
+    if not all(isinstance(value, str | int | float) for value in options.values()):
+        raise ValueError(f"policy options: {options!r}")
+    return str(said["name"]), tuple(sorted(options.items()))
 
 
 def _number(value: Any) -> float:
@@ -133,129 +177,157 @@ def _number(value: Any) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Pods:
-    """The target's scale. wanted: ``spec.replicas``; there: pods that exist and are not going; ready: those that serve;
-    going: those that still drain, on their GPUs."""
+class PodCounts:
+    """Pods of the target. wanted: ``spec.replicas`` of its scale. existing: not terminating; ready: of these, serving.
+    terminating: still draining, and holding their GPUs."""
 
     wanted: int
-    there: int
+    existing: int
     ready: int
-    going: int = 0
+    terminating: int = 0
 
     @property
     def starting(self) -> int:
-        """Supply on its way."""
-        return max(0, max(self.wanted, self.there) - self.ready)
+        """Wanted or existing, and not ready yet."""
+        return max(0, max(self.wanted, self.existing) - self.ready)
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The fleet at ``now_s`` (Unix seconds). rate_rps: requests/s over the last ``window_s``. idle_s: since the last
-    arrival, at least. open_streams: of readers; engine_requests: what the engines hold, by their own count where they say it,
-    and what waits for one: an answer that a slow reader has not read to its end is no load. recent: requests in order of
-    arrival. policy: of most engines that
-    say theirs, with its options. With ``fault`` the rest may be wrong and is not acted on."""
+    """The fleet at ``now_s`` (Unix seconds). With ``fault`` the rest may be wrong and is not acted on.
+
+    rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete
+    from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the engines hold,
+    by their own count where they report it, and what waits for one; an answer that a slow reader has not read to its end
+    is no load. waiting: streams without a first token. policy, routing_policy: those that most engines and most gateways
+    report."""
 
     now_s: float
-    pods: Pods
+    pods: PodCounts
     rate_rps: float = 0.0
-    idle_s: float = math.inf
+    complete_since_s: float = math.inf
     open_streams: int = 0
     engine_requests: int = 0
     waiting: int = 0
     ended: Mapping[str, Sketch] = field(default_factory=dict)
     running: Mapping[str, Sketch] = field(default_factory=dict)
-    recent: Sequence[Request] = ()
+    recent: Sequence[ObservedRequest] = ()
     streams_by_replica: Mapping[str, int] = field(default_factory=dict)
-    draining_replicas: frozenset[str] = frozenset()
-    policy: tuple[str, PolicyOptions] | None = None
-    fault: Fault | None = None
+    policy: NamedPolicy | None = None
+    routing_policy: NamedPolicy | None = None
+    fault: DataFault | None = None
+
+    @property
+    def last_arrival_s(self) -> float | None:
+        """Unix seconds; None: no request in the whole record."""
+        return self.recent[-1].arrival_s if self.recent else None
 
     @property
     def qoe(self) -> dict[str, Sketch]:
-        """Per class, of the streams that ended in the window and of those open."""
-        return merge_classes([self.ended, self.running])
+        """By class, of the streams that ended in the window and of those open."""
+        return _add_up([self.ended, self.running])
 
 
-def merge_classes(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
+def merge(
+    reports: Sequence[GatewayReport],
+    pods: PodCounts,
+    now_s: float,
+    window_s: float,
+    *,
+    missing: Sequence[str] = (),
+    broken: Sequence[str] = (),
+) -> Observation:
+    """One observation of all gateways' reports.
+
+    missing: messages about gateways that did not answer; broken: about answers that could not be read. Where anything is
+    missing, stale or contradictory, the observation carries the fault and what could be read.
+    """
+    requests = sorted((r for report in reports for r in report.requests), key=lambda r: r.arrival_s)
+    replicas = [r for report in reports for r in report.replicas]
+    complete_since_s = max((report.demand_since_s for report in reports), default=now_s)
+    since_s = max(now_s - window_s, complete_since_s)
+    streams, counts = _streams(replicas), _own_counts(replicas)
+    held = sum(report.held for report in reports)
+    return Observation(
+        now_s=now_s,
+        pods=pods,
+        rate_rps=sum(r.arrival_s > since_s for r in requests) / max(1.0, now_s - since_s),
+        complete_since_s=complete_since_s,
+        open_streams=sum(streams.values()) + held,
+        engine_requests=sum((streams | counts).values()) + held,
+        waiting=sum(r.waiting for r in replicas) + held,
+        ended=_add_up(report.ended for report in reports),
+        running=_add_up(report.running for report in reports),
+        recent=tuple(requests),
+        streams_by_replica=streams,
+        policy=_most_common(r.policy for r in replicas if r.healthy),
+        routing_policy=_most_common(report.routing_policy for report in reports),
+        fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
+    )
+
+
+def _streams(replicas: Iterable[FleetReplica]) -> dict[str, int]:
+    """Streams by engine: the sum over gateways."""
+    streams: Counter[str] = Counter()
+    for replica in replicas:
+        streams[replica.name] += replica.streams
+    return dict(streams)
+
+
+def _own_counts(replicas: Iterable[FleetReplica]) -> dict[str, int]:
+    """Requests by engine, of those that count themselves: the largest, gateways having asked at different times."""
+    counts: dict[str, int] = {}
+    for replica in replicas:
+        if replica.requests is not None:
+            counts[replica.name] = max(counts.get(replica.name, 0), replica.requests)
+    return counts
+
+
+def _most_common(policies: Iterable[NamedPolicy | None]) -> NamedPolicy | None:
+    counts = Counter(policy for policy in policies if policy is not None)
+    return max(counts, key=lambda policy: counts[policy], default=None)
+
+
+def _add_up(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
+    """Distributions by class; added, never averaged."""
     parts = list(parts)
     names = sorted({name for part in parts for name in part})
     return {name: Sketch.merged(part[name] for part in parts if name in part) for name in names}
 
 
-def merge(
-    reports: Sequence[Report],
-    pods: Pods,
-    now_s: float,
-    window_s: float,
-    missing: Sequence[str] = (),
-    broken: Sequence[str] = (),
-    stale_after_s: float = 60.0,
-) -> Observation:
-    """One observation of all gateways' reports. missing: what did not answer; broken: answers that make no sense. Where
-    anything is missing, stale or contradictory the observation carries the fault, and whatever could be read."""
-    requests = sorted((r for report in reports for r in report.requests), key=lambda r: r.arrival_s)
-    since_s = max([now_s - window_s, *(report.demand_since_s for report in reports)])
-    span_s = max(1.0, now_s - since_s)
-    streams: dict[str, int] = {}
-    loads: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    for report in reports:
-        for r in report.replicas:
-            streams[r.name] = streams.get(r.name, 0) + r.streams
-            loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
-            if r.requests is not None:
-                counts[r.name] = max(counts.get(r.name, 0), r.requests)
-    ours = sum(streams.values())
-    held = sum(report.held for report in reports)
-    policies = Counter(r.policy for report in reports for r in report.replicas if r.healthy and r.policy)
-    return Observation(
-        now_s=now_s,
-        pods=pods,
-        rate_rps=sum(r.arrival_s > since_s for r in requests) / span_s,
-        idle_s=now_s - requests[-1].arrival_s if requests else now_s - since_s,
-        open_streams=ours + held,
-        engine_requests=sum((streams | counts).values()) + held,
-        waiting=sum(r.waiting for report in reports for r in report.replicas) + held,
-        ended=merge_classes(report.ended for report in reports),
-        running=merge_classes(report.running for report in reports),
-        recent=tuple(requests),
-        streams_by_replica=streams,
-        policy=max(policies, key=lambda policy: policies[policy], default=None),
-        draining_replicas=frozenset(r.name for report in reports for r in report.replicas if r.draining),
-        fault=_fault(reports, pods, now_s, missing, broken, stale_after_s, ours, sum(loads.values())),
-    )
-
-
-def _fault(
-    reports: Sequence[Report],
-    pods: Pods,
-    now_s: float,
-    missing: Sequence[str],
-    broken: Sequence[str],
-    stale_after_s: float,
-    ours: int,
-    load: int,
-) -> Fault | None:
+def _unread(reports: Sequence[GatewayReport], missing: Sequence[str], broken: Sequence[str]) -> DataFault | None:
     if broken:
-        return Fault(Reason.DATA_CONTRADICTORY, "; ".join(broken))
+        return DataFault(Reason.DATA_CONTRADICTORY, "; ".join(broken))
     if missing or not reports:
-        return Fault(Reason.DATA_MISSING, "; ".join(missing) or "no gateway to ask")
+        return DataFault(Reason.DATA_MISSING, "; ".join(missing) or "no gateway to ask")
+    return None
+
+
+def _clock_fault(reports: Iterable[GatewayReport], now_s: float) -> DataFault | None:
     for report in reports:
-        if now_s - report.received_s > stale_after_s:
-            age_s = now_s - report.received_s
-            return Fault(Reason.DATA_STALE, f"what gateway {report.gateway} said is {age_s:.0f} s old")
-        skew_s = report.now_s - report.received_s
+        age_s, skew_s = now_s - report.received_s, report.now_s - report.received_s
+        if age_s > STALE_AFTER_S:
+            return DataFault(Reason.DATA_STALE, f"the answer of gateway {report.gateway} is {age_s:.0f} s old")
         if abs(skew_s) > CLOCK_TOLERANCE_S:
             side = "ahead" if skew_s > 0 else "behind"
-            return Fault(
+            return DataFault(
                 Reason.DATA_STALE if skew_s < 0 else Reason.DATA_CONTRADICTORY,
                 f"the clock of gateway {report.gateway} is {abs(skew_s):.0f} s {side}, or its answer is old",
             )
-    if pods.ready and not any(r.healthy for report in reports for r in report.replicas):
-        return Fault(Reason.DATA_CONTRADICTORY, f"{pods.ready} replicas are ready, but no gateway finds a healthy one")
-    if load - ours >= FOREIGN_LEAST and load - ours > FOREIGN_SHARE * load:
-        return Fault(
-            Reason.DATA_CONTRADICTORY, f"the engines hold {load} requests of which no gateway sent {load - ours}"
+    return None
+
+
+def _contradiction(replicas: Sequence[FleetReplica], pods: PodCounts) -> DataFault | None:
+    if pods.ready and not any(r.healthy for r in replicas):
+        return DataFault(
+            Reason.DATA_CONTRADICTORY, f"{pods.ready} replicas are ready, but no gateway finds a healthy one"
+        )
+    loads: dict[str, int] = {}
+    for r in replicas:
+        loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
+    load, foreign = sum(loads.values()), sum(loads.values()) - sum(r.streams for r in replicas)
+    if foreign >= MIN_FOREIGN and foreign > FOREIGN_SHARE * load:
+        return DataFault(
+            Reason.DATA_CONTRADICTORY, f"the engines hold {load} requests of which no gateway sent {foreign}"
         )
     return None

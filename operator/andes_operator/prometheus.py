@@ -1,7 +1,8 @@
-"""Demand and QoE from a Prometheus that scrapes the gateways, as one report.
+"""Demand and QoE from a Prometheus that scrapes the gateways, as one :class:`~andes_operator.observe.GatewayReport`:
+:func:`ask`.
 
 The gateway's histogram has an edge at each of the usual thresholds, so shares above those are exact, and so is the mean;
-percentiles are off by up to a bucket, downwards. Lengths of requests are not in the metrics: the target gives their means.
+percentiles are too low by up to a bucket. Lengths of requests are not in the metrics: the target gives their means.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 import aiohttp
 
-from andes_operator.observe import FleetReplica, Report, Request
-from andes_operator.spec import Demand
+from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
+from andes_operator.spec import DemandSource
 from andes_sglang.sketch import BINS, Sketch
 
 __all__ = ["NoSamplesError", "arrivals", "ask", "queries", "report", "sketches"]
 
 STEP_S = 30.0
+"""Seconds between samples of the rate; the longest usual scrape interval."""
 SPAN_S = 600.0
+"""Seconds of rates; what the gateways are asked for at most (``ScalingBehavior.history_s``)."""
 NAME = "Prometheus"
 Sample = Mapping[str, Any]
 
@@ -43,8 +46,9 @@ def queries(selector: str, window_s: float) -> dict[str, str]:
     }
 
 
-async def ask(session: aiohttp.ClientSession, demand: Demand, window_s: float, now_s: float) -> Report:
-    """Raises ``OSError`` where Prometheus does not answer or has nothing, ``ValueError`` where it answers nonsense."""
+async def ask(session: aiohttp.ClientSession, demand: DemandSource, window_s: float, now_s: float) -> GatewayReport:
+    """Raises ``OSError`` where Prometheus does not answer or has no samples, ``ValueError`` where its answer cannot be
+    read."""
     root = f"{str(demand.prometheus_url).rstrip('/')}/api/v1"
 
     async def get(path: str, **query: Any) -> list[Sample]:
@@ -66,12 +70,12 @@ async def ask(session: aiohttp.ClientSession, demand: Demand, window_s: float, n
         raise ValueError(f"{NAME}: {error!r}") from None
 
 
-def report(demand: Demand, found: Mapping[str, Sequence[Sample]], now_s: float) -> Report:
-    """One report of what all gateways said to Prometheus. Raises :class:`NoSamplesError`."""
+def report(demand: DemandSource, found: Mapping[str, Sequence[Sample]], now_s: float) -> GatewayReport:
+    """All gateways' samples as one report. Raises :class:`NoSamplesError`."""
     if not found["sampled"]:
         raise NoSamplesError(f"{NAME}: no samples of andes_gateway_held{{{demand.prometheus_selector}}}")
     streams = {s["metric"]["replica"]: _value(s) for s in found["streams"]}
-    return Report(
+    return GatewayReport(
         gateway=NAME,
         now_s=_value(found["sampled"][0]),
         received_s=now_s,
@@ -87,7 +91,7 @@ def report(demand: Demand, found: Mapping[str, Sequence[Sample]], now_s: float) 
     )  # fmt: skip
 
 
-def arrivals(demand: Demand, rates: Sequence[Sample], now_s: float) -> tuple[Request, ...]:
+def arrivals(demand: DemandSource, rates: Sequence[Sample], now_s: float) -> tuple[ObservedRequest, ...]:
     """Requests spread evenly over each step of ``rates`` (a matrix by class), with the mean lengths; in order."""
     made = []
     for series in rates:
@@ -97,8 +101,8 @@ def arrivals(demand: Demand, rates: Sequence[Sample], now_s: float) -> tuple[Req
             count, end_s = math.floor(owed), min(float(at_s), now_s)
             owed -= count
             made += [
-                Request(end_s - STEP_S * (count - i - 0.5) / count, str(series["metric"].get("class", "")),
-                        round(demand.prompt_tokens), round(demand.output_tokens), True)
+                ObservedRequest(end_s - STEP_S * (count - i - 0.5) / count, str(series["metric"].get("class", "")),
+                                round(demand.prompt_tokens), round(demand.output_tokens), True)
                 for i in range(count)
             ]  # fmt: skip
     return tuple(sorted(made, key=lambda r: r.arrival_s))
@@ -135,5 +139,5 @@ def _value(sample: Sample) -> float:
 def _finite(text: Any) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{NAME}: {text!r} is no figure")
+        raise ValueError(f"{NAME}: {text!r} is not a finite number")
     return value

@@ -1,5 +1,8 @@
-"""What a QoETarget asks for, from its custom resource. The API server has checked it against schema and CEL rules; what it
-cannot know is checked here, and every error names field and value."""
+"""The ``spec`` of a QoETarget as typed values: :func:`parse` reads it and names field and value of what it cannot use.
+
+The API server has already checked the resource against the CRD's schema and CEL rules. What these cannot express is checked
+here: on servers without CEL, and for policy options, whose types the schema leaves open.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from andes_operator.names import ALL_CLASSES, Mode, Statistic
+from andes_operator.names import ALL_CLASSES, Mode
+from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
 
-__all__ = ["Behavior", "Demand", "Objective", "ScaleTargetRef", "SpecError", "TargetSpec", "parse"]
+__all__ = [
+    "ClassObjective", "DemandSource", "PolicyOptions", "ScaleTargetRef", "ScalingBehavior", "SpecError", "TargetSpec",
+    "parse",
+]  # fmt: skip
+
+PolicyOptions = tuple[tuple[str, bool | int | float | str], ...]
+"""Options of a scheduling or routing policy, sorted by name: hashable, so that observations can be counted by them."""
+
+DESCRIPTIONS = {
+    Statistic.MEAN: "mean QoE",
+    Statistic.PERCENTILE: "percentile {:g} of QoE",
+    Statistic.SHARE_ABOVE: "share with QoE >= {:g}",
+}
 
 
 class SpecError(ValueError):
@@ -29,46 +45,40 @@ class ScaleTargetRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """``statistic`` of the QoE of the streams of ``class_name`` is to be at least ``value`` (in [0, 1]).
-
-    at: the percentile in (0, 100) for Percentile (5: the QoE that 95 % of the streams reach), the QoE in [0, 1] for
-    ShareAbove, None for Mean.
-    """
+class ClassObjective:
+    """``objective`` for the streams of ``class_name``; of all classes together where that is ``*``."""
 
     class_name: str
-    statistic: Statistic
-    value: float
-    at: float | None = None
+    objective: QoEObjective
 
-    def of(self, qoe: Sketch) -> float | None:
-        """The statistic of these streams, in [0, 1]; None without any."""
-        if self.statistic is Statistic.MEAN:
-            return qoe.mean
-        if self.statistic is Statistic.PERCENTILE:
-            return qoe.quantile((self.at or 0.0) / 100.0)
-        return qoe.share_at_least(self.at or 0.0)
+    @property
+    def value(self) -> float:
+        """What the statistic should at least be, in [0, 1]."""
+        return self.objective.value
 
-    def among(self, classes: Mapping[str, Sketch]) -> float | None:
-        """The statistic over ``classes`` (QoE by class name): of one class, or of all for ``*``; None without streams."""
-        if self.class_name == ALL_CLASSES:
-            return self.of(Sketch.merged(classes.values()))
-        return self.of(classes[self.class_name]) if self.class_name in classes else None
+    def sketch(self, classes: Mapping[str, Sketch]) -> Sketch:
+        """QoE of the streams that count, out of ``classes`` (QoE by class name)."""
+        return Sketch.merged(s for name, s in classes.items() if self.class_name in (ALL_CLASSES, name))
+
+    def evaluate(self, classes: Mapping[str, Sketch]) -> float | None:
+        """The statistic over the streams that count, in [0, 1]; None without any."""
+        return self.objective.of_sketch(self.sketch(classes))
 
     def __str__(self) -> str:
-        what = {
-            Statistic.MEAN: "mean QoE",
-            Statistic.PERCENTILE: f"percentile {self.at:g} of QoE" if self.at is not None else "",
-            Statistic.SHARE_ABOVE: f"share with QoE >= {self.at:g}" if self.at is not None else "",
-        }[self.statistic]
-        return f"{what} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
+        statistic = DESCRIPTIONS[self.objective.statistic].format(self.objective.at or 0.0)
+        return f"{statistic} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
 
 
 @dataclass(frozen=True, slots=True)
-class Behavior:
-    """How fast things may go. up_step, down_period_s: at most so many replicas more in a minute (None: no limit); at
-    least so many seconds between two steps down. cold_start_s: None to learn it from the pods. idle_s: seconds without
-    any request before the last replica goes, where none is allowed."""
+class ScalingBehavior:
+    """How often a target is reconciled and how fast its replicas may change; the field's default where none is given.
+
+    tick_s: between two reconciles. window_s: over which QoE and demand are observed. margin: by how much the predicted
+    statistic has to exceed the objective. cold_start_s: from the decision for a pod to its first request; None: learned from
+    the pods. up_stabilization_s: how long a larger number has to be asked for. up_step: replicas that may be added in 60 s;
+    None: no limit. down_stabilization_s: how long a smaller number has to be asked for. down_period_s: between two steps
+    down. idle_s: without requests before the last replica goes, where ``minReplicas`` is 0.
+    """
 
     tick_s: float = 15.0
     window_s: float = 120.0
@@ -82,15 +92,17 @@ class Behavior:
 
     @property
     def history_s(self) -> float:
-        """How far back requests tell what those to come are like, bursts included: five windows, at most ten minutes, but a
-        whole window."""
+        """How far back requests serve as samples of the demand to come: five windows, at most ten minutes, but at least one
+        window."""
         return max(self.window_s, min(600.0, 5 * self.window_s))
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """Where demand and QoE are read: a Service before the gateways (its pods are asked one by one), or Prometheus. With the
-    latter the lengths of requests are not known and are given: prompt_tokens, output_tokens (means)."""
+class DemandSource:
+    """Where demand and QoE are read: from the pods of the gateways' Service, or from Prometheus.
+
+    Prometheus does not know the lengths of requests: ``prompt_tokens`` and ``output_tokens`` are their means.
+    """
 
     service: str | None = None
     port: str | int | None = None
@@ -102,74 +114,112 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
+    """policy: to play in the what-if, empty: the one that the engines report; policy_options: of it. baseline_replicas: what
+    would run without the operator, for the GPU-hours saved."""
+
     ref: ScaleTargetRef
-    objectives: tuple[Objective, ...]
+    objectives: tuple[ClassObjective, ...]
     min_replicas: int
     max_replicas: int
-    demand: Demand
+    demand: DemandSource
     mode: Mode = Mode.AUTO
     profile: str = ""
     policy: str = ""
-    policy_options: tuple[tuple[str, float], ...] = ()
+    policy_options: PolicyOptions = ()
     gpus_per_replica: float = 1.0
     baseline_replicas: int = 0
-    behavior: Behavior = Behavior()
+    behavior: ScalingBehavior = ScalingBehavior()
 
     def clamp(self, replicas: int) -> int:
+        """``replicas`` within the bounds."""
         return min(max(replicas, self.min_replicas), self.max_replicas)
 
 
 def parse(spec: Mapping[str, Any]) -> TargetSpec:
     """The ``spec`` of a QoETarget. Raises :class:`SpecError` naming field and value."""
-    behavior, what_if, demand = spec.get("behavior") or {}, spec.get("whatIf") or {}, spec.get("demand") or {}
-    up, down = behavior.get("scaleUp") or {}, behavior.get("scaleDown") or {}
-    gateway, prometheus = demand.get("gateway") or {}, demand.get("prometheus") or {}
-    ref = _need(spec, "scaleTargetRef")
-    least, most = int(spec.get("minReplicas", 1)), int(_need(spec, "maxReplicas"))
-    if not 0 <= least <= most:
-        raise SpecError(f"spec.minReplicas {least} must be between 0 and spec.maxReplicas {most}")
-    objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(_need(spec, "objectives")))
+    what_if = spec.get("whatIf") or {}
+    ref = _required(spec, "scaleTargetRef")
+    minimum, maximum = int(spec.get("minReplicas", 1)), int(_required(spec, "maxReplicas"))
+    if not 0 <= minimum <= maximum:
+        raise SpecError(f"spec.minReplicas {minimum} must be between 0 and spec.maxReplicas {maximum}")
+    objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(_required(spec, "objectives")))
     if not objectives:
         raise SpecError("spec.objectives is empty: name at least one")
-    if bool(gateway) == bool(prometheus):
-        raise SpecError("spec.demand: give exactly one of gateway and prometheus")
-    cold_start = behavior.get("coldStartSeconds")
-    up_step = up.get("maxReplicasPerMinute")
-    defaults = Behavior()
+    mode = spec.get("mode", Mode.AUTO)
+    if mode not in list(Mode):
+        raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {mode!r}")
+    api_version, kind, name = (str(_required(ref, k, "spec.scaleTargetRef")) for k in ("apiVersion", "kind", "name"))
     return TargetSpec(
-        ref=ScaleTargetRef(*(str(_need(ref, key, "spec.scaleTargetRef")) for key in ("apiVersion", "kind", "name"))),
+        ref=ScaleTargetRef(api_version, kind, name),
         objectives=objectives,
-        min_replicas=least,
-        max_replicas=most,
-        mode=Mode(spec.get("mode", Mode.AUTO)),
-        demand=Demand(
-            service=gateway.get("service"),
-            port=gateway.get("port"),
-            prometheus_url=prometheus.get("url"),
-            prometheus_selector=prometheus.get("selector", ""),
-            prompt_tokens=float(prometheus.get("promptTokens", 0)),
-            output_tokens=float(prometheus.get("outputTokens", 0)),
-        ),
-        profile=str(_need(what_if, "profile", "spec.whatIf")),
+        min_replicas=minimum,
+        max_replicas=maximum,
+        mode=Mode(mode),
+        demand=_demand(spec.get("demand") or {}),
+        profile=str(_required(what_if, "profile", "spec.whatIf")),
         policy=str(what_if.get("policy", "")),
-        policy_options=tuple(sorted((str(k), float(v)) for k, v in (what_if.get("policyOptions") or {}).items())),
+        policy_options=_policy_options(what_if.get("policyOptions") or {}),
         gpus_per_replica=float(spec.get("gpusPerReplica", 1)),
-        baseline_replicas=int(spec.get("baselineReplicas", most)),
-        behavior=Behavior(
-            tick_s=_seconds(behavior, "tickSeconds", defaults.tick_s),
-            window_s=_seconds(behavior, "windowSeconds", defaults.window_s),
-            margin=float(what_if.get("margin", defaults.margin)),
-            cold_start_s=None if cold_start is None else float(cold_start),
-            up_stabilization_s=_seconds(up, "stabilizationWindowSeconds", defaults.up_stabilization_s),
-            up_step=None if up_step is None else int(up_step),
-            down_stabilization_s=_seconds(down, "stabilizationWindowSeconds", defaults.down_stabilization_s),
-            down_period_s=_seconds(down, "periodSeconds", defaults.down_period_s),
-            idle_s=_seconds(down, "idleSeconds", defaults.idle_s),
-        ),
+        baseline_replicas=int(spec.get("baselineReplicas", maximum)),
+        behavior=_behavior(spec.get("behavior") or {}, what_if),
     )
 
 
-def _need(of: Mapping[str, Any], key: str, where: str = "spec") -> Any:
+def _demand(demand: Mapping[str, Any]) -> DemandSource:
+    gateway, prometheus = demand.get("gateway") or {}, demand.get("prometheus") or {}
+    if bool(gateway) == bool(prometheus):
+        raise SpecError("spec.demand: give exactly one of gateway and prometheus")
+    return DemandSource(
+        service=gateway.get("service"),
+        port=gateway.get("port"),
+        prometheus_url=prometheus.get("url"),
+        prometheus_selector=prometheus.get("selector", ""),
+        prompt_tokens=float(prometheus.get("promptTokens", 0)),
+        output_tokens=float(prometheus.get("outputTokens", 0)),
+    )
+
+
+def _behavior(behavior: Mapping[str, Any], what_if: Mapping[str, Any]) -> ScalingBehavior:
+    up, down = behavior.get("scaleUp") or {}, behavior.get("scaleDown") or {}
+    cold_start, up_step = behavior.get("coldStartSeconds"), up.get("maxReplicasPerMinute")
+    defaults = ScalingBehavior()
+    return ScalingBehavior(
+        tick_s=_seconds(behavior, "tickSeconds", defaults.tick_s),
+        window_s=_seconds(behavior, "windowSeconds", defaults.window_s),
+        margin=float(what_if.get("margin", defaults.margin)),
+        cold_start_s=None if cold_start is None else float(cold_start),
+        up_stabilization_s=_seconds(up, "stabilizationWindowSeconds", defaults.up_stabilization_s),
+        up_step=None if up_step is None else int(up_step),
+        down_stabilization_s=_seconds(down, "stabilizationWindowSeconds", defaults.down_stabilization_s),
+        down_period_s=_seconds(down, "periodSeconds", defaults.down_period_s),
+        idle_s=_seconds(down, "idleSeconds", defaults.idle_s),
+    )
+
+
+def _policy_options(options: Mapping[str, Any]) -> PolicyOptions:
+    for name, value in options.items():
+        if not isinstance(value, bool | int | float | str):
+            raise SpecError(f"spec.whatIf.policyOptions.{name} must be a number, true, false or text, got {value!r}")
+    return tuple(sorted(options.items()))
+
+
+def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
+    statistic = _required(of, "statistic", where)
+    if statistic not in list(Statistic):
+        raise SpecError(f"{where}.statistic must be one of {', '.join(Statistic)}, got {statistic!r}")
+    field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(Statistic(statistic))
+    at = None if field is None else float(_required(of, field, where))
+    try:
+        objective = QoEObjective(Statistic(statistic), float(_required(of, "value", where)), at)
+    except SpecError:
+        raise
+    except ValueError as error:
+        said = str(error)
+        raise SpecError(f"{where}.{said.replace('at ', f'{field} ', 1) if said.startswith('at ') else said}") from None
+    return ClassObjective(str(of.get("class", ALL_CLASSES)), objective)
+
+
+def _required(of: Mapping[str, Any], key: str, where: str = "spec") -> Any:
     if key not in of:
         raise SpecError(f"{where}.{key} is missing")
     return of[key]
@@ -180,13 +230,3 @@ def _seconds(of: Mapping[str, Any], key: str, default: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise SpecError(f"spec.behavior: {key} must be seconds >= 0, got {value!r}")
     return value
-
-
-def _objective(of: Mapping[str, Any], where: str) -> Objective:
-    statistic = Statistic(_need(of, "statistic", where))
-    field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(statistic)
-    at = None if field is None else float(_need(of, field, where))
-    value = float(_need(of, "value", where))
-    if not 0.0 <= value <= 1.0:
-        raise SpecError(f"{where}.value must be in [0, 1], got {value!r}")
-    return Objective(str(of.get("class", ALL_CLASSES)), statistic, value, at)

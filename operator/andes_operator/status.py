@@ -1,4 +1,4 @@
-"""The status of a QoETarget, as Kubernetes does it. Pure: what was seen and decided goes in, the status comes out."""
+"""The status of a QoETarget in Kubernetes' conventions. Pure: what was observed and decided goes in, the status comes out."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from andes_operator.decide import Decision, shortfall
-from andes_operator.forecast import Forecast
-from andes_operator.names import ALL_CLASSES, Condition, Mode, Reason
+from andes_operator.decide import ScaleDecision, shortfall
+from andes_operator.forecast import DemandForecast
+from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation
-from andes_operator.spec import Objective, TargetSpec
+from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 
-__all__ = ["Finding", "conditions", "ready", "status", "timestamp"]
+__all__ = ["Finding", "conditions", "invalid_status", "ready", "status", "timestamp"]
 
 Finding = tuple[Condition, bool | None, str, str]
-"""Type, whether it is so (None: unknown), reason, message."""
+"""Type, whether it holds (None: unknown), reason, message."""
 
-_HELD = (Reason.DATA_MISSING, Reason.DATA_STALE, Reason.DATA_CONTRADICTORY)
 _STATUS = {True: "True", False: "False", None: "Unknown"}
+_FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
+"""Reasons for which an unknown condition makes a target not ready."""
 
 
 def timestamp(now_s: float) -> str:
@@ -29,15 +30,15 @@ def timestamp(now_s: float) -> str:
 def conditions(
     findings: Sequence[Finding], old: Sequence[Mapping[str, Any]], generation: int, now_s: float
 ) -> list[dict[str, Any]]:
-    """Findings as conditions; the time of transition moves only when the status does. Others' conditions stay."""
+    """Findings as conditions; ``lastTransitionTime`` moves only when the status does. Other types stay as they are."""
     before = {c["type"]: c for c in old}
     made: dict[str, dict[str, Any]] = {str(c["type"]): dict(c) for c in old}
-    for kind, is_so, reason, message in findings:
+    for kind, holds, reason, message in findings:
         was = before.get(kind, {})
-        same = was.get("status") == _STATUS[is_so]
+        same = was.get("status") == _STATUS[holds]
         made[kind] = {
             "type": str(kind),
-            "status": _STATUS[is_so],
+            "status": _STATUS[holds],
             "reason": str(reason),
             "message": message,
             "observedGeneration": generation,
@@ -47,113 +48,152 @@ def conditions(
 
 
 def ready(findings: Sequence[Finding]) -> Finding:
-    """The summary: True when all is well, else what is wrong, the gravest first."""
-    for kind, is_so, reason, message in findings:
-        failed = is_so is False or reason == Reason.PREDICTION_FAILED
-        if (is_so is True) if kind is Condition.CONFLICT else failed:
+    """The summary: False with the first finding that is wrong, in order of severity, else Unknown, else True."""
+    for kind, holds, reason, message in findings:
+        failed = holds is False or reason in _FAILURES
+        if (holds is True) if kind is Condition.CONFLICT else failed:
             return Condition.READY, False, reason, message
-    for kind, is_so, reason, message in findings:
-        if is_so is None and kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
+    for kind, holds, reason, message in findings:
+        if holds is None and kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
             return Condition.READY, None, reason, message
-    return Condition.READY, True, "AsExpected", "data is at hand and the objectives are met or being worked on"
+    return (
+        Condition.READY,
+        True,
+        "AsExpected",
+        "data is complete, and the objectives are met or replicas are being added",
+    )
 
 
-def findings(spec: TargetSpec, seen: Observation, decision: Decision, conflict: str | None) -> list[Finding]:
-    """What is so with a target whose scale was read."""
-    missed = shortfall(spec, seen)
-    fault = seen.fault
-    met: Finding
-    if fault is not None:
-        met = (Condition.MET, None, fault.reason, fault.message)
-    elif missed is not None:
-        objective, value = missed
-        met = (Condition.MET, False, "BelowTarget", f"the {objective} is {value:.3f}, below {objective.value:g}")
-    elif not seen.qoe:
-        met = (Condition.MET, None, "NoStreams", "nobody has read anything in the window")
-    else:
-        met = (Condition.MET, True, "Met", "what readers get is what the objectives ask for")
-    attainable: Finding = {
-        True: (Condition.ATTAINABLE, True, "Predicted", f"at most {spec.max_replicas} replicas are predicted to do"),
-        False: (Condition.ATTAINABLE, False, "MaxReplicas", decision.message),
-        None: (Condition.ATTAINABLE, None, Reason.PREDICTION_FAILED, decision.failed) if decision.failed
-        else (Condition.ATTAINABLE, None, Reason.NO_PREDICTION, decision.message),
-    }[decision.attainable]  # fmt: skip
-    alone = ("SoleWriter", "nobody else scales this") if spec.mode is Mode.AUTO else ("Advisory", "it writes nothing")
-    writer: Finding = (Condition.CONFLICT, conflict is not None, *(("OtherWriter", conflict) if conflict else alone))
+def findings(spec: TargetSpec, seen: Observation, decision: ScaleDecision, conflict: str | None) -> list[Finding]:
+    """Of a target whose scale was read, the most severe first."""
     return [
-        writer,
+        _conflict(spec, conflict),
         (Condition.TARGET_FOUND, True, "Found", f"{spec.ref} has a scale"),
-        (Condition.OBSERVED, fault is None, fault.reason if fault else "Complete",
-         fault.message if fault else "all gateways have answered"),
-        met,
-        attainable,
-    ]  # fmt: skip
+        _observed(seen),
+        _met(spec, seen),
+        _attainable(spec, decision),
+    ]
+
+
+def _conflict(spec: TargetSpec, conflict: str | None) -> Finding:
+    if conflict is not None:
+        return Condition.CONFLICT, True, "OtherWriter", conflict
+    if spec.mode is Mode.ADVISORY:
+        return Condition.CONFLICT, False, "Advisory", "mode Advisory writes no scale"
+    return Condition.CONFLICT, False, "SoleWriter", f"nothing else scales {spec.ref}"
+
+
+def _observed(seen: Observation) -> Finding:
+    if seen.fault is not None:
+        return Condition.OBSERVED, False, seen.fault.reason, seen.fault.message
+    return Condition.OBSERVED, True, "Complete", "all gateways have answered"
+
+
+def _met(spec: TargetSpec, seen: Observation) -> Finding:
+    if seen.fault is not None:
+        return Condition.MET, None, seen.fault.reason, seen.fault.message
+    missed = shortfall(spec.objectives, seen.qoe)
+    if missed is not None:
+        objective, value = missed
+        return Condition.MET, False, "BelowTarget", f"the {objective} is {value:.3f}, below {objective.value:g}"
+    if not seen.qoe:
+        return Condition.MET, None, "NoStreams", "no streams in the window"
+    return Condition.MET, True, "Met", "the observed QoE meets the objectives"
+
+
+def _attainable(spec: TargetSpec, decision: ScaleDecision) -> Finding:
+    if decision.attainable:
+        message = f"at most {spec.max_replicas} replicas are predicted to meet the objectives"
+        return Condition.ATTAINABLE, True, "Predicted", message
+    if decision.attainable is False:
+        return Condition.ATTAINABLE, False, "MaxReplicas", decision.message
+    if decision.failure is not None:
+        return Condition.ATTAINABLE, None, decision.failure.reason, decision.failure.message
+    return Condition.ATTAINABLE, None, Reason.NO_PREDICTION, decision.message
 
 
 def status(
     spec: TargetSpec,
     seen: Observation,
-    decision: Decision,
-    expected: Forecast | None,
+    decision: ScaleDecision,
+    *,
+    expected: DemandForecast | None,
     predicted: Prediction | None,
     conflict: str | None,
     cold_start_s: float | None,
     old: Mapping[str, Any],
     generation: int,
 ) -> dict[str, Any]:
-    """The whole status after a tick."""
+    """The whole status after a reconcile. conflict: message about another writer of the scale. cold_start_s: as learned from
+    the pods. old: the status before."""
     found = findings(spec, seen, decision, conflict)
-    found.append(ready(found))
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
-    memory = decision.memory
-    gpu_hours = memory.replica_s * spec.gpus_per_replica / 3600.0
-    saved = (memory.baseline_s - memory.replica_s) * spec.gpus_per_replica / 3600.0
+    memory, gpus = decision.memory, spec.gpus_per_replica
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(seen.now_s),
         "summary": summary(objectives),
         "reason": str(decision.reason),
         "message": decision.message,
-        "replicas": seen.pods.there,
+        "replicas": seen.pods.existing,
         "readyReplicas": seen.pods.ready,
         "recommendedReplicas": decision.replicas,
-        "demand": {
-            "requestsPerSecond": round(seen.rate_rps, 3),
-            "expectedRequestsPerSecond": round(expected.rate_rps, 3) if expected else None,
-            "loadFactor": round(predicted.load_factor, 2) if predicted else None,
-            "horizonSeconds": round(expected.horizon_s, 1) if expected else None,
-            "forecast": expected.method if expected else None,
-            "openStreams": seen.open_streams,
-            "waitingStreams": seen.waiting,
-        },
+        "demand": _demand(seen, expected, predicted),
         "objectives": objectives,
-        "gpuHours": f"{gpu_hours:.2f}",
-        "gpuHoursSaved": f"{saved:.2f}",
+        "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
+        "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",
         "coldStartSeconds": None if cold_start_s is None else round(cold_start_s, 1),
         "memory": memory.to_dict(),
-        "conditions": conditions(found, old.get("conditions") or [], generation, seen.now_s),
+        "conditions": conditions([*found, ready(found)], old.get("conditions") or [], generation, seen.now_s),
+    }
+
+
+def invalid_status(finding: Finding, old: Mapping[str, Any], generation: int, now_s: float) -> dict[str, Any]:
+    """Of a target that cannot be observed: ``finding``, and all else unknown. The fields of the old status that are not here
+    stay as they were."""
+    _, _, reason, message = finding
+    unknown = (Condition.OBSERVED, Condition.CONFLICT, Condition.MET, Condition.ATTAINABLE)
+    found: list[Finding] = [finding]
+    found += [(kind, None, reason, message) for kind in unknown if kind is not finding[0]]
+    found.append((Condition.READY, False, reason, message))
+    return {
+        "observedGeneration": generation,
+        "observedAt": timestamp(now_s),
+        "reason": str(reason),
+        "message": message,
+        "conditions": conditions(found, old.get("conditions") or [], generation, now_s),
+    }
+
+
+def _demand(seen: Observation, expected: DemandForecast | None, predicted: Prediction | None) -> dict[str, Any]:
+    return {
+        "requestsPerSecond": round(seen.rate_rps, 3),
+        "expectedRequestsPerSecond": round(expected.rate_rps, 3) if expected else None,
+        "loadFactor": round(predicted.load_factor, 2) if predicted else None,
+        "horizonSeconds": round(expected.horizon_s, 1) if expected else None,
+        "forecast": expected.method if expected else None,
+        "openStreams": seen.open_streams,
+        "waitingStreams": seen.waiting,
     }
 
 
 def _objective(
-    objective: Objective, index: int, seen: Observation, decision: Decision, predicted: Prediction | None
+    objective: ClassObjective, index: int, seen: Observation, decision: ScaleDecision, predicted: Prediction | None
 ) -> dict[str, Any]:
-    qoe = seen.qoe
     values = predicted.at(decision.replicas) if predicted else None
-    current, then = objective.among(qoe), values[index] if values else None
-    streams = sum(s.count for name, s in qoe.items() if objective.class_name in (ALL_CLASSES, name))
+    current, then = objective.evaluate(seen.qoe), values[index] if values else None
     return {
         "class": objective.class_name,
-        "statistic": str(objective.statistic),
+        "statistic": str(objective.objective.statistic),
         "target": objective.value,
         "current": None if current is None else round(current, 4),
         "predicted": None if then is None else round(then, 4),
-        "streams": streams,
+        "streams": objective.sketch(seen.qoe).count,
     }
 
 
 def summary(objectives: Sequence[Mapping[str, Any]]) -> str:
-    """For the column: what readers get over what they should, of the objective that is furthest behind."""
+    """Observed over objective, of the objective that is missed by most: the column QoE."""
     known = [o for o in objectives if o["current"] is not None]
     if not known:
         return f"-/{objectives[0]['target']:g}"

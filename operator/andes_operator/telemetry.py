@@ -1,4 +1,4 @@
-"""Metrics and traces of the operator's decisions."""
+"""Prometheus metrics and OpenTelemetry traces of the operator's decisions."""
 
 from __future__ import annotations
 
@@ -13,54 +13,76 @@ from andes_sglang.telemetry import Otlp, connect_otlp
 __all__ = ["Metrics", "tracer"]
 
 TARGET = ["namespace", "target"]
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
+"""Edges of histograms: from an idle target on an idle API server to twice the time limit of a what-if."""
+RENAMED = "deprecated, will be removed: use {}"
 
 
 class Metrics:
-    """One registry per operator. Labels are targets: as many as there are QoETargets."""
+    """One registry per operator. Labels are targets: their number is that of QoETargets."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.ticks = Counter("andes_operator_ticks", "looks at a target, by outcome", ["reason"], registry=registry)
-        self.failures = Counter("andes_operator_tick_failures", "looks that failed", ["kind"], registry=registry)
-        self.tick_s = Histogram(
-            "andes_operator_tick_seconds", "from the first question to the status", registry=registry,
-            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60),
-        )  # fmt: skip
-        self.what_if_s = Histogram(
-            "andes_operator_what_if_seconds", "forecast and what-if, waiting included", registry=registry,
-            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60),
-        )  # fmt: skip
-        self.scaled = Counter(
-            "andes_operator_scale_changes", "changes made", ["direction", "reason"], registry=registry
-        )
-        self.targets = Gauge("andes_operator_targets", "QoETargets at work", registry=registry)
-        self.leading = Gauge("andes_operator_leading", "1 while this one writes", registry=registry)
-        self.replicas = Gauge("andes_operator_replicas", "pods that exist", TARGET, registry=registry)
-        self.recommended = Gauge(
-            "andes_operator_recommended_replicas", "pods there should be", TARGET, registry=registry
-        )
-        self.ready = Gauge(
-            "andes_operator_target_ready", "condition Ready, and its reason", [*TARGET, "reason"], registry=registry
-        )
-        self.demand = Gauge("andes_operator_demand_rps", "requests per second", [*TARGET, "kind"], registry=registry)
-        self.load_factor = Gauge(
-            "andes_operator_load_factor", "times the load that requests tell of, by what the engines hold", TARGET,
-            registry=registry,
-        )  # fmt: skip
-        self.qoe = Gauge(
-            "andes_operator_objective_ratio", "statistic of an objective", [*TARGET, "class", "statistic", "kind"],
-            registry=registry,
-        )  # fmt: skip
 
+        def counter(name: str, old_name: str, text: str, label: str) -> tuple[Counter, Counter]:
+            """A counter, and the same by its former name."""
+            renamed = Counter(old_name, RENAMED.format(f"{name}_total"), [label], registry=registry)
+            return Counter(name, text, [label], registry=registry), renamed
+
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(name, text, registry=registry, buckets=SECONDS)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self._reconciles = counter(
+            "andes_operator_reconciles", "andes_operator_ticks", "reconciles of a target, by status.reason", "reason"
+        )
+        self._failures = counter(
+            "andes_operator_reconcile_failures", "andes_operator_tick_failures",
+            "failures: api (the API server), what_if (no prediction), unexpected", "kind",
+        )  # fmt: skip
+        self._reconcile_s = (
+            histogram("andes_operator_reconcile_seconds", "one reconcile, from the first request to the status"),
+            histogram("andes_operator_tick_seconds", RENAMED.format("andes_operator_reconcile_seconds")),
+        )
+        self.what_if_s = histogram("andes_operator_what_if_seconds", "forecast and what-if, waiting included")
+        self.scaled = Counter(
+            "andes_operator_scale_changes", "changes of a scale", ["direction", "reason"], registry=registry
+        )
+        self.targets = gauge("andes_operator_targets", "QoETargets that are reconciled")
+        self.leading = gauge("andes_operator_leading", "1 while this operator holds the lease")
+        self.replicas = gauge("andes_operator_replicas", "pods that exist", *TARGET)
+        self.recommended = gauge("andes_operator_recommended_replicas", "replicas that were decided for", *TARGET)
+        self.ready = gauge("andes_operator_target_ready", "condition Ready, and its reason", *TARGET, "reason")
+        self.demand = gauge("andes_operator_demand_rps", "requests per second", *TARGET, "kind")
+        self.load_factor = gauge(
+            "andes_operator_load_factor", "simulated load over that of the requests, by what the engines hold", *TARGET
+        )
+        self.qoe = gauge(
+            "andes_operator_objective_ratio", "statistic of an objective", *TARGET, "class", "statistic", "kind"
+        )
         self._series: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
 
+    def count_reconcile(self, reason: str) -> None:
+        for each in self._reconciles:
+            each.labels(reason).inc()
+
+    def count_failure(self, kind: str) -> None:
+        for each in self._failures:
+            each.labels(kind).inc()
+
+    def time_reconcile(self, seconds: float) -> None:
+        for each in self._reconcile_s:
+            each.observe(seconds)
+
     def forget(self, namespace: str, name: str) -> None:
-        """A target that is gone."""
+        """Remove the series of a target."""
         for gauge, labels in self._series.pop((namespace, name), ()):
             gauge.remove(*labels)
 
-    def observe(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """The figures of a status; what it does not know any more is taken away."""
+    def show(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """The figures of a status; series that it has no value for are removed."""
         self.forget(namespace, name)
 
         def show(gauge: Gauge, value: float | None, *labels: str) -> None:
@@ -72,7 +94,7 @@ class Metrics:
         for condition in status["conditions"]:
             if condition["type"] == Condition.READY:
                 show(self.ready, condition["status"] == "True", condition["reason"])
-        if "replicas" not in status:  # there was nothing to observe
+        if "replicas" not in status:  # the target could not be observed
             return
         show(self.replicas, status["replicas"])
         show(self.recommended, status["recommendedReplicas"])

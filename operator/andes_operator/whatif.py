@@ -1,4 +1,8 @@
-"""The question that a tick asks: how few replicas would meet the objectives? Pure; ``andes_sglang.sim.whatif`` answers it."""
+"""The question of every reconcile: what is the smallest number of replicas that meets the objectives? Pure.
+
+:func:`predict_replicas` asks ``andes_sglang.sim.whatif``; a :class:`Prediction` is the answer, and corrects the next question
+by what the engines hold meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,92 +13,94 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from andes_operator.demand import ExpectedDemand
 from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation
-from andes_operator.spec import Objective, TargetSpec
-from andes_sglang.objective import QoEObjective
+from andes_operator.spec import ClassObjective, TargetSpec
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestSpec
+from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.whatif import Goal, WhatIf
 
-__all__ = ["Arrival", "Prediction", "answer"]
+__all__ = ["MAX_LOAD_FACTOR", "Prediction", "predict_replicas"]
 
-MOST_LOAD_FACTOR = 3.0
-"""How far what the engines hold may move the demand from what the requests tell, either way."""
-FADES = 5.0
-"""Windows in which what the engines do not confirm is forgotten."""
+MAX_LOAD_FACTOR = 3.0
+"""Ratio; how far the engines' own counts may move the simulated demand from the observed requests, either way."""
+FADING_WINDOWS = 5.0
+"""Observation windows after which a load factor that the engines do not confirm is back at 1."""
 QUANTILES = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One request of the demand to come; at_s from its start; lengths in tokens."""
-
-    at_s: float
-    class_name: str
-    prompt_tokens: int
-    output_tokens: int
-    reader: QoETarget
-    weight: float = 1.0
+"""Points that a distribution of residence times is kept as: of 600 simulated requests, twelve to a point."""
+MIN_SHOWN_FACTOR = 0.05
+"""Deviation of the load factor from 1 that is worth a word in the status."""
+GUESS_RATIO = 2.0
+"""A first search begins at the current replicas where these are within this factor of what the work keeps busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """values: for each number of replicas that was played, the objectives' statistics, in their order (None: none of that
-    class came); stays_s: how long requests stay then (quantiles, ascending), where the objectives were in reach. least: the
-    fewest replicas that meet all with margin; None: not even the most do. load_factor: how many times the demand that the
-    requests tell of was played; at_s: when it was asked."""
+    """What N replicas are predicted to give.
+
+    rate_rps: simulated. values: by number of replicas that was simulated, the statistic of each of ``objectives`` (None: no
+    request of its class). fewest: the smallest number that meets all of them with ``margin``; None: ``maxReplicas`` does
+    not. residence_times_s: by number of replicas that was simulated to the end, for how long requests were in the system
+    (quantiles, ascending). load_factor: by how much the simulated demand exceeds the observed requests; at_s: of the
+    observation, Unix seconds.
+    """
 
     rate_rps: float
-    objectives: tuple[Objective, ...]
+    objectives: tuple[ClassObjective, ...]
     margin: float
-    least: int | None
+    fewest: int | None
     values: Mapping[int, tuple[float | None, ...]]
-    stays_s: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    residence_times_s: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     load_factor: float = 1.0
     at_s: float = 0.0
 
     def meets(self, replicas: int) -> bool:
-        """Whether so many do: no fewer than the least, and, where they were played themselves, in that play too."""
-        played = replicas not in self.values or meets(self.objectives, self.values[replicas], self.margin)
-        return played and self.least is not None and replicas >= self.least
-
-    def load_factor_by(self, seen: Observation, window_s: float) -> float:
-        """``load_factor`` by what the engines hold now: each request that came lately is still there with the chance that one
-        in the play stayed as long. What they hold beyond a standard deviation of that is load which the requests do not tell
-        of, or not yet; it counts when it lasts, in full after ``window_s``. Where the number of replicas that are ready was
-        not played, or nothing came, what was believed fades in five times that."""
-        windows = (seen.now_s - self.at_s) / window_s
-        stays_s = np.array(self.stays_s.get(seen.pods.ready, ()))
-        taken_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
-        if not len(stays_s) or not len(taken_s):
-            return self.load_factor + min(1.0, windows / FADES) * (1.0 - self.load_factor)
-        stay = 1.0 - np.searchsorted(stays_s, seen.now_s - taken_s) / len(stays_s)
-        span_s = max(1.0, seen.now_s - seen.recent[0].arrival_s)
-        from_before = len(taken_s) / span_s * float(np.maximum(0.0, stays_s - span_s).mean())
-        expected = self.load_factor * (float(stay.sum()) + from_before)
-        chance = math.sqrt(self.load_factor * (float((stay * (1.0 - stay)).sum()) + from_before))
-        nearest = min(max(expected, seen.engine_requests - chance), seen.engine_requests + chance)
-        ratio = (nearest + 1.0) / (expected + 1.0)  # one more on either side: of few requests it says little
-        now = min(MOST_LOAD_FACTOR, max(1 / MOST_LOAD_FACTOR, self.load_factor * ratio))
-        return self.load_factor + min(1.0, windows) * (now - self.load_factor)
+        """Whether ``replicas`` meet the objectives: at least ``fewest`` of them, and, where exactly that number was
+        simulated, in that simulation too."""
+        if self.fewest is None or replicas < self.fewest:
+            return False
+        return replicas not in self.values or _meet(self.objectives, self.values[replicas], self.margin)
 
     def at(self, replicas: int) -> tuple[float | None, ...] | None:
-        """The statistics with so many replicas: as played, or at least those of the most that were played below it."""
-        played = max((n for n in self.values if n <= replicas), default=None)
-        return None if played is None else self.values[played]
+        """The statistics with ``replicas``: of the largest simulated number up to it; None where none was simulated."""
+        simulated = max((n for n in self.values if n <= replicas), default=None)
+        return None if simulated is None else self.values[simulated]
+
+    def update_load_factor(self, seen: Observation, window_s: float) -> float:
+        """``load_factor`` corrected by what the engines hold now.
+
+        Each recent request is expected to be still held with the chance that a simulated one resided for so long. What the
+        engines hold beyond one standard deviation of that expectation is load which the requests do not show, or not yet; it
+        counts by how much of a window it has lasted. Where the ready number of replicas was not simulated, or no request
+        came, the factor fades to 1 in ``FADING_WINDOWS`` windows.
+        """
+        windows = (seen.now_s - self.at_s) / window_s
+        residence_s = np.array(self.residence_times_s.get(seen.pods.ready, ()))
+        arrivals_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
+        if not len(residence_s) or not len(arrivals_s):
+            return self.load_factor + min(1.0, windows / FADING_WINDOWS) * (1.0 - self.load_factor)
+        held = 1.0 - np.searchsorted(residence_s, seen.now_s - arrivals_s) / len(residence_s)
+        span_s = max(1.0, seen.now_s - seen.recent[0].arrival_s)
+        earlier = len(arrivals_s) / span_s * float(np.maximum(0.0, residence_s - span_s).mean())
+        expected = self.load_factor * (float(held.sum()) + earlier)
+        deviation = math.sqrt(self.load_factor * (float((held * (1.0 - held)).sum()) + earlier))
+        nearest = min(max(expected, seen.engine_requests - deviation), seen.engine_requests + deviation)
+        ratio = (nearest + 1.0) / (expected + 1.0)  # one more on either side: few requests are little evidence
+        now = min(MAX_LOAD_FACTOR, max(1 / MAX_LOAD_FACTOR, self.load_factor * ratio))
+        return self.load_factor + min(1.0, windows) * (now - self.load_factor)
 
     @property
     def demand(self) -> str:
-        """What was played, in words."""
+        """What was simulated, in words."""
         words = f"{self.rate_rps / self.load_factor:.3g} requests/s expected"
-        if abs(self.load_factor - 1.0) < 0.05:
+        if abs(self.load_factor - 1.0) < MIN_SHOWN_FACTOR:
             return words
-        return f"{words}, with {self.load_factor:.2g} times the load that they tell of, by what the engines hold"
+        return f"{words}, at {self.load_factor:.2g} times their load by what the engines hold"
 
-    def sentence(self, replicas: int) -> str:
+    def describe(self, replicas: int) -> str:
+        """The statistics with ``replicas``, in words."""
         values = self.at(replicas)
         if values is None:
             return "nothing known"
@@ -102,52 +108,58 @@ class Prediction:
             f"{objective} {value:.3f} (target {objective.value:g})"
             for objective, value in zip(self.objectives, values) if value is not None
         ]  # fmt: skip
-        return ", ".join(said) or "nobody to serve"
+        return ", ".join(said) or "no requests to serve"
 
 
-def meets(objectives: tuple[Objective, ...], values: tuple[float | None, ...], margin: float) -> bool:
-    """All objectives, each with margin as far as QoE can go. A class without demand is content."""
+def _meet(objectives: Sequence[ClassObjective], values: Sequence[float | None], margin: float) -> bool:
+    """All objectives, each with margin but at most 1. A class without requests meets its objective."""
     return all(v is None or v >= min(1.0, o.value + margin) for o, v in zip(objectives, values))
 
 
-def answer(
+def predict_replicas(
     spec: TargetSpec,
-    demand: Sequence[Arrival],
-    span_s: float,
+    demand: ExpectedDemand,
     engine: EngineModel,
     policy: Callable[[], SchedulingPolicy | None],
+    *,
+    routing_policy: Callable[[], RoutingPolicy] = QoE,
     last: Prediction | None = None,
     current: int = 0,
 ) -> Prediction:
-    """The least number of replicas of ``engine`` in the target's bounds, at least one, for ``demand`` in ``span_s`` seconds.
-    last: an answer to much the same question, to begin at what it would be at this rate; without it, at the ``current``
-    replicas if that is about what the work keeps busy. Raises ``ValueError`` for a request
-    that no engine can hold."""
-    names = sorted({a.class_name for a in demand})
-    margin = spec.behavior.margin
-    goals = [Goal(QoEObjective(o.statistic, o.value, o.at), _kind(o, names), margin) for o in spec.objectives]
-    requests = [RequestSpec(a.at_s, a.prompt_tokens, a.output_tokens, a.reader, weight=a.weight) for a in demand]
-    kinds = [names.index(a.class_name) for a in demand]
-    question = WhatIf(engine, policy, requests, span_s, goals, kinds=kinds)
-    rate_rps, guess = len(demand) / span_s, None
-    if last is not None and last.least is not None and last.rate_rps > 0:
-        guess = math.ceil(last.least * rate_rps / last.rate_rps)
-    elif 0.5 * question.load <= current <= 2.0 * question.load:
+    """The smallest number of replicas of ``engine`` under ``policy`` and behind ``routing_policy``, in the target's
+    bounds but at least 1, for ``demand``.
+
+    last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
+    replicas where the work would keep about so many busy. Raises ``ValueError`` for a request that no engine can hold.
+    """
+    names, margin = sorted(set(demand.class_names)), spec.behavior.margin
+    goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]
+    kinds = [names.index(name) for name in demand.class_names]
+    question = WhatIf(engine, policy, demand.requests, demand.span_s, goals, kinds=kinds, routing_policy=routing_policy)
+    guess = None
+    if last is not None and last.fewest is not None and last.rate_rps > 0:
+        guess = math.ceil(last.fewest * demand.rate_rps / last.rate_rps)
+    elif question.load / GUESS_RATIO <= current <= GUESS_RATIO * question.load:
         guess = current
-    found = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
-    if found is not None and found < current <= spec.max_replicas:
-        question.meets(current)  # for how long requests stay there
-    played = question.played.items()
-    stays_s = {n: _quantiles(p.stays_s) for n, p in played if p.stays_s is not None}
-    return Prediction(rate_rps, spec.objectives, margin, found, {n: p.values for n, p in played}, stays_s)
+    fewest = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
+    if fewest is not None and fewest < current <= spec.max_replicas:
+        question.meets(current)  # for the residence times with these
+    return Prediction(
+        demand.rate_rps,
+        spec.objectives,
+        margin,
+        fewest,
+        {n: played.values for n, played in question.played.items()},
+        {n: _quantiles(played.stays_s) for n, played in question.played.items() if played.stays_s is not None},
+    )
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(np.quantile(values, (np.arange(QUANTILES) + 0.5) / QUANTILES).tolist()) if len(values) else ()
 
 
-def _kind(objective: Objective, names: Sequence[str]) -> int | None:
-    """Its class by number; one that nobody is of where none came."""
+def _kind(objective: ClassObjective, names: Sequence[str]) -> int | None:
+    """The number of its class among ``names``; None for all, a number that no request has where none of its class came."""
     if objective.class_name == ALL_CLASSES:
         return None
     return names.index(objective.class_name) if objective.class_name in names else len(names)

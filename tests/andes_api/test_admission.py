@@ -51,7 +51,7 @@ def view(name: str, streams: int = 0, *, model: LatencyModel | None = None, buff
     )
 
 
-def newcomer(tokens: float = 200.0, **more: Any) -> IncomingStream:
+def incoming(tokens: float = 200.0, **more: Any) -> IncomingStream:
     return IncomingStream(tokens, READER, **more)
 
 
@@ -59,7 +59,7 @@ CLASS = ClassSettings(shed_below=0.25)
 
 
 def test_an_idle_engine_sheds_nothing() -> None:
-    new = newcomer()
+    new = incoming()
     assert (
         overload(
             new, forecast_stream(new, view("a"), 100.0, HORIZON_S), CLASS, horizon_s=HORIZON_S, class_name="reading"
@@ -69,7 +69,7 @@ def test_an_idle_engine_sheds_nothing() -> None:
 
 
 def test_overload_is_refused_with_the_time_to_come_back() -> None:
-    new = newcomer()
+    new = incoming()
     slow = engine(prefill_token_s=1e-3)
     expected = forecast_stream(new, view("a", 4, model=slow, pending_tokens=60_000.0), 100.0, HORIZON_S)
     refusal = overload(new, expected, CLASS, horizon_s=HORIZON_S, class_name="reading")
@@ -87,7 +87,7 @@ def test_overload_is_refused_with_the_time_to_come_back() -> None:
 def test_who_costs_more_than_they_gain_is_refused_and_weight_decides() -> None:
     slow = engine(token_s=0.01)
     crowd = view("a", 60, model=slow, buffered_s=0.0)
-    cheap, dear = newcomer(weight=0.01), newcomer(weight=50.0)
+    cheap, dear = incoming(weight=0.01), incoming(weight=50.0)
     expected = forecast_stream(cheap, crowd, 100.0, HORIZON_S)
     assert expected.loss > 0.01 * expected.qoe
     low = ClassSettings(shed_below=0.01)
@@ -104,7 +104,7 @@ def test_retry_after_grows_with_the_queue_and_is_bounded() -> None:
     slow = engine(prefill_token_s=1e-3)
     waits = []
     for pending in (40_000.0, 80_000.0, 1e6):
-        new = newcomer()
+        new = incoming()
         waits.append(retry_after_s(new, forecast_stream(new, view("a", 1, model=slow, pending_tokens=pending), 100.0, HORIZON_S), 0.25, HORIZON_S))  # fmt: skip
     assert waits == sorted(waits)
     assert waits[-1] == 120.0

@@ -17,11 +17,12 @@ import httpx
 import openai
 import pytest
 
-from andes_operator.decide import Memory, decide
-from andes_operator.names import Statistic
-from andes_operator.observe import Pods, Report, merge
-from andes_operator.spec import Demand, Objective, ScaleTargetRef, TargetSpec
+from andes_operator.decide import decide
+from andes_operator.memory import Memory
+from andes_operator.observe import GatewayReport, PodCounts, merge
+from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, TargetSpec
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
+from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
 
 pytestmark = pytest.mark.server
@@ -192,8 +193,9 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
     engine = Engine("simulated", "andes", ("--engine", "sim"), log=tmp_path / "engine.log")
     server = gateway(engine.url, hold_s=240)
     spec = TargetSpec(
-        ScaleTargetRef("apps/v1", "Deployment", "engine"), (Objective("*", Statistic.SHARE_ABOVE, 0.9, 0.95),),
-        min_replicas=0, max_replicas=4, demand=Demand(service="gateway"),
+        ScaleTargetRef("apps/v1", "Deployment", "engine"),
+        (ClassObjective("*", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)),),
+        min_replicas=0, max_replicas=4, demand=DemandSource(service="gateway"),
     )  # fmt: skip
 
     def answers(path: str) -> Any:
@@ -208,8 +210,10 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
                 assert not asked.done()
             assert answers("/readyz") == {"status": "no engine", "engines": 0, "held": 1}
             now_s = time.time()
-            report = Report.of("g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), now_s - 600, now_s)
-            seen = merge([report], Pods(0, 0, 0), now_s, 60.0)
+            report = GatewayReport.parse(
+                "g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), since_s=now_s - 600, received_s=now_s
+            )
+            seen = merge([report], PodCounts(0, 0, 0), now_s, 60.0)
             assert (seen.waiting, seen.open_streams, seen.fault) == (1, 1, None)
             assert decide(spec, seen, None, Memory()).replicas == 1
             with engine:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from andes_operator.names import Reason
-from andes_operator.observe import FleetReplica, Observation, Pods, Report, Request, merge
+from andes_operator.observe import FleetReplica, GatewayReport, Observation, ObservedRequest, PodCounts, merge
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
@@ -22,12 +22,12 @@ def sketch(*scores: float) -> Sketch:
     return made
 
 
-def report(name: str = "a", **more: Any) -> Report:
+def report(name: str = "a", **more: Any) -> GatewayReport:
     given: dict[str, Any] = {
         "now_s": NOW_S,
         "received_s": NOW_S,
         "demand_since_s": NOW_S - 600,
-        "requests": tuple(Request(NOW_S - 60 + i, "reading", 100, 50, True) for i in range(60)),
+        "requests": tuple(ObservedRequest(NOW_S - 60 + i, "reading", 100, 50, True) for i in range(60)),
         "ended": {"reading": sketch(*[1.0] * 30)},
         "running": {"reading": sketch(*[0.9] * 4)},
         "replicas": (
@@ -35,11 +35,11 @@ def report(name: str = "a", **more: Any) -> Report:
             FleetReplica("10.0.0.2:80", True, True, 1, 0, 1),
         ),
     }
-    return Report(gateway=name, **{**given, **more})
+    return GatewayReport(gateway=name, **{**given, **more})
 
 
-def merged(*reports: Report, **more: Any) -> Observation:
-    return merge(reports, Pods(2, 2, 2), NOW_S, 120.0, **more)
+def merged(*reports: GatewayReport, **more: Any) -> Observation:
+    return merge(reports, PodCounts(2, 2, 2), NOW_S, 120.0, **more)
 
 
 def test_the_policy_of_most_engines_is_known() -> None:
@@ -47,12 +47,14 @@ def test_the_policy_of_most_engines_is_known() -> None:
     policies = [{"name": "andes", "options": {"stall_bound_s": 30}}] * 2 + [{"name": "stock", "options": {}}, None]
     sketches = {"now_s": NOW_S, "classes": {}, "running": {}}
     answer = {"replicas": [{**said, "policy": policy} for policy in policies]}
-    made = Report.of("a", {"now_s": NOW_S, "records": []}, sketches, answer, NOW_S - 600, NOW_S)
+    made = GatewayReport.parse(
+        "a", {"now_s": NOW_S, "records": []}, sketches, answer, since_s=NOW_S - 600, received_s=NOW_S
+    )
     assert merged(made).policy == ("andes", (("stall_bound_s", 30),))
     assert merged(report()).policy is None
     with pytest.raises(ValueError, match="policy options"):
-        Report.of("a", {"now_s": NOW_S, "records": []}, sketches,
-                  {"replicas": [{**said, "policy": {"name": "andes", "options": {"x": []}}}]}, 0, NOW_S)  # fmt: skip
+        GatewayReport.parse("a", {"now_s": NOW_S, "records": []}, sketches,
+                  {"replicas": [{**said, "policy": {"name": "andes", "options": {"x": []}}}]}, since_s=0, received_s=NOW_S)  # fmt: skip
 
 
 def test_gateways_are_added_up_not_averaged() -> None:
@@ -65,12 +67,11 @@ def test_gateways_are_added_up_not_averaged() -> None:
     seen = merged(report(), other)
     assert seen.fault is None
     assert seen.rate_rps == pytest.approx(120 / 120)
-    assert (seen.open_streams, seen.waiting, seen.idle_s) == (6, 1, 1.0)
+    assert (seen.open_streams, seen.waiting, seen.last_arrival_s) == (6, 1, NOW_S - 1.0)
     assert seen.qoe["reading"].count == 30 + 4 + 10 + 2
     assert seen.qoe["reading"].mean == pytest.approx((30 + 3.6 + 5 + 1.6) / 46)
     assert seen.qoe["code"].mean == pytest.approx(0.7)
     assert seen.streams_by_replica == {"10.0.0.1:80": 5, "10.0.0.2:80": 1}
-    assert seen.draining_replicas == {"10.0.0.2:80"}
 
 
 def test_the_rate_counts_only_the_time_that_is_known() -> None:
@@ -88,7 +89,7 @@ def test_streams_held_without_an_engine_wait() -> None:
         ([], {}, Reason.DATA_MISSING, "no gateway to ask"),
         ([report()], {"missing": ["gateway b: timed out"]}, Reason.DATA_MISSING, "gateway b: timed out"),
         ([report()], {"broken": ["gateway b: KeyError 'records'"]}, Reason.DATA_CONTRADICTORY, "gateway b"),
-        ([report(received_s=NOW_S - 90, now_s=NOW_S - 90)], {}, Reason.DATA_STALE, "gateway a said is 90 s old"),
+        ([report(received_s=NOW_S - 90, now_s=NOW_S - 90)], {}, Reason.DATA_STALE, "answer of gateway a is 90 s old"),
         ([report(now_s=NOW_S - 45)], {}, Reason.DATA_STALE, "gateway a is 45 s behind"),
         ([report(now_s=NOW_S + 45)], {}, Reason.DATA_CONTRADICTORY, "gateway a is 45 s ahead"),
         ([report(replicas=(FleetReplica("x:1", False, False, 0, 0, 0),))], {}, Reason.DATA_CONTRADICTORY,
@@ -98,7 +99,7 @@ def test_streams_held_without_an_engine_wait() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_trusted_is_named(
-    reports: list[Report], more: dict[str, Any], reason: Reason, said: str
+    reports: list[GatewayReport], more: dict[str, Any], reason: Reason, said: str
 ) -> None:
     fault = merged(*reports, **more).fault
     assert fault is not None
@@ -131,10 +132,10 @@ def test_a_report_is_read_from_what_the_gateway_answers() -> None:
     replicas = {
         "replicas": [{"name": "x:1", "healthy": None, "draining": False, "streams": 1, "waiting": 1, "others": 0}]
     }
-    read = Report.of("a", demand, qoe, replicas, NOW_S - 600, NOW_S)
+    read = GatewayReport.parse("a", demand, qoe, replicas, since_s=NOW_S - 600, received_s=NOW_S)
     assert read.requests == (
-        Request(NOW_S - 5, "code", 10, 3, False),
-        Request(NOW_S - 4, "code", 10, 0, False, refused=True, target=QoETarget(0.5, 20.0)),
+        ObservedRequest(NOW_S - 5, "code", 10, 3, False),
+        ObservedRequest(NOW_S - 4, "code", 10, 0, False, refused=True, target=QoETarget(0.5, 20.0)),
     )
     assert read.demand_since_s == NOW_S - 50
     assert read.ended["code"].mean == 0.5
@@ -154,14 +155,126 @@ def test_a_report_is_read_from_what_the_gateway_answers() -> None:
 def test_nonsense_is_refused_with_the_gateways_name(part: str, value: Any) -> None:
     demand = {"now_s": NOW_S, "records": [], part: value}
     with pytest.raises(ValueError, match="gateway a: "):
-        Report.of("a", demand, {"now_s": NOW_S, "classes": {}, "running": {}}, {"replicas": []}, 0.0, NOW_S)
+        GatewayReport.parse(
+            "a", demand, {"now_s": NOW_S, "classes": {}, "running": {}}, {"replicas": []}, since_s=0.0, received_s=NOW_S
+        )
     with pytest.raises(ValueError, match="gateway a: "):
-        Report.of("a", {"now_s": NOW_S, "records": []}, {"now_s": NOW_S, "classes": {"x": {"counts": {"999": 1}}}},
-                  {"replicas": []}, 0.0, NOW_S)  # fmt: skip
+        GatewayReport.parse("a", {"now_s": NOW_S, "records": []}, {"now_s": NOW_S, "classes": {"x": {"counts": {"999": 1}}}},
+                  {"replicas": []}, since_s=0.0, received_s=NOW_S)  # fmt: skip
 
 
 def test_pods_that_are_wanted_or_there_but_not_ready_are_on_their_way() -> None:
-    assert Pods(5, 2, 2).starting == 3
-    assert Pods(2, 4, 2).starting == 2
-    assert Pods(2, 2, 2).starting == 0
-    assert replace(Pods(2, 2, 2), ready=3).starting == 0
+    assert PodCounts(5, 2, 2).starting == 3
+    assert PodCounts(2, 4, 2).starting == 2
+    assert PodCounts(2, 2, 2).starting == 0
+    assert replace(PodCounts(2, 2, 2), ready=3).starting == 0
+
+
+# Rules at their bounds
+
+
+def engine(name: str = "x:1", streams: int = 0, others: int = 0, **more: Any) -> FleetReplica:
+    given: dict[str, Any] = {"healthy": True, "draining": False, "waiting": 0}
+    return FleetReplica(name, streams=streams, others=others, **{**given, **more})
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"received_s": NOW_S - 60, "now_s": NOW_S - 60}, None),
+        ({"received_s": NOW_S - 61, "now_s": NOW_S - 61}, Reason.DATA_STALE),
+        ({"now_s": NOW_S + 30}, None), ({"now_s": NOW_S + 31}, Reason.DATA_CONTRADICTORY),
+        ({"now_s": NOW_S - 30}, None), ({"now_s": NOW_S - 31}, Reason.DATA_STALE),
+        ({"received_s": NOW_S - 40, "now_s": NOW_S}, Reason.DATA_CONTRADICTORY),  # its clock against when it answered
+        ({"replicas": (engine(streams=10, others=10),)}, None),
+        ({"replicas": (engine(streams=9, others=10),)}, Reason.DATA_CONTRADICTORY),
+        ({"replicas": (engine(streams=0, others=9),)}, None),
+        ({"replicas": (engine(healthy=False), engine("y:1"))}, None),
+    ],
+)  # fmt: skip
+def test_how_far_data_is_trusted(given: dict[str, Any], reason: Reason | None) -> None:
+    fault = merged(report(), report("b", **given)).fault if "replicas" not in given else merged(report(**given)).fault
+    assert (fault.reason if fault else None) is reason
+
+
+def test_unreadable_answers_come_before_missing_ones_and_all_are_named() -> None:
+    fault = merged(report(), missing=["b: timed out", "c: timed out"]).fault
+    assert fault is not None
+    assert fault.message == "b: timed out; c: timed out"
+    both = merged(report(), missing=["b: timed out"], broken=["c: KeyError", "d: KeyError"]).fault
+    assert both is not None
+    assert (both.reason, both.message) == (Reason.DATA_CONTRADICTORY, "c: KeyError; d: KeyError")
+
+
+def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
+    sick = report(replicas=(engine(healthy=False),))
+    assert merge([sick], PodCounts(2, 2, 0), NOW_S, 120.0).fault is None
+    assert merge([sick], PodCounts(2, 2, 1), NOW_S, 120.0).fault is not None
+
+
+def test_without_reports_nothing_is_known() -> None:
+    seen = merge([], PodCounts(2, 2, 2), NOW_S, 120.0)
+    assert (seen.rate_rps, seen.last_arrival_s, seen.complete_since_s, seen.qoe) == (0.0, None, NOW_S, {})
+
+
+def test_the_rate_is_of_the_window_or_of_as_much_as_is_known() -> None:
+    requests = tuple(ObservedRequest(NOW_S - 1.5 * i, "reading", 100, 50, True) for i in range(200))
+    assert merged(report(requests=requests)).rate_rps == 80 / 120
+    short = merged(report(requests=requests, demand_since_s=NOW_S - 30), report("b", requests=()))
+    assert (short.rate_rps, short.complete_since_s) == (20 / 30, NOW_S - 30), "complete only as far as every gateway's"
+    just_now = report(requests=(ObservedRequest(NOW_S, "reading", 1, 1, True),), demand_since_s=NOW_S - 0.1)
+    assert merged(just_now).rate_rps == 1.0, "at least a second"
+
+
+def test_requests_of_all_gateways_are_in_order_of_arrival() -> None:
+    early, late = (ObservedRequest(NOW_S - ago_s, "reading", 1, 1, True) for ago_s in (9.0, 2.0))
+    seen = merged(report(requests=(late,)), report("b", requests=(early,)))
+    assert seen.recent == (early, late)
+    assert seen.last_arrival_s == NOW_S - 2.0
+
+
+def test_policy_and_routing_are_those_that_most_report() -> None:
+    one, two = ("andes", ()), ("fcfs", ())
+    a = report(replicas=(engine(policy=one), engine("y:1", policy=two), engine("z:1", policy=two)), routing_policy=one)
+    assert merged(a).policy == two
+    sick = report(
+        replicas=(
+            engine(policy=one),
+            engine("y:1", policy=two, healthy=False),
+            engine("z:1", policy=two, healthy=False),
+        )
+    )
+    assert merged(sick).policy == one, "an engine that is not healthy may run an old one"
+    assert merged(a, report("b", routing_policy=two), report("c", routing_policy=two)).routing_policy == two
+    assert merged(report()).routing_policy is None
+
+
+def answers(**more: Any) -> GatewayReport:
+    demand = {"now_s": NOW_S, "records": [], **more.pop("demand", {})}
+    qoe = {"now_s": NOW_S - 5, "classes": {}, "running": {}}
+    return GatewayReport.parse("a", demand, qoe, {"replicas": [], **more}, since_s=NOW_S - 600, received_s=NOW_S + 1)
+
+
+def test_what_a_gateway_may_leave_out_has_a_default() -> None:
+    read = answers()
+    assert (read.now_s, read.received_s, read.demand_since_s) == (NOW_S - 5, NOW_S + 1, NOW_S - 600)
+    assert (read.held, read.routing_policy) == (0, None)
+    assert answers(demand={"complete_since_s": NOW_S - 700}).demand_since_s == NOW_S - 600, "no more was asked for"
+    assert answers(demand={"complete_since_s": None, "held": 3}).held == 3
+
+
+def test_the_routing_policy_is_read() -> None:
+    assert answers(routing_policy={"name": "prefix", "options": {"b": 1, "a": True}}).routing_policy == (
+        "prefix", (("a", True), ("b", 1)))  # fmt: skip
+    assert answers(routing_policy={"name": "qoe"}).routing_policy == ("qoe", ())
+
+
+def test_all_that_a_request_says_of_its_reader_is_read() -> None:
+    record = {"arrival_s": 1.0, "class": "code", "prompt_tokens": 1, "output_tokens": 1, "outcome": "failed",
+              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "expected_tokens": 70}  # fmt: skip
+    (request,) = answers(demand={"records": [record]}).requests
+    assert request == ObservedRequest(
+        1.0, "code", 1, 1, False, True, QoETarget(0.5, 20.0), weight=2.5, yields=True, expected_tokens=70
+    )
+    with pytest.raises(ValueError, match="gateway a"):
+        answers(demand={"records": [{**record, "weight": -1}]})

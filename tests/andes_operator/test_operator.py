@@ -18,11 +18,13 @@ from e2e.control_plane import ApiError, ControlPlane, until
 from opentelemetry.trace import NoOpTracer
 from plane import Gateway, Moody, Node, Operator, Proxy, World, operator_kubeconfig, running
 
-from andes_operator.cluster import Cluster
+from andes_operator.class_publisher import ClassPublisher
+from andes_operator.cluster import Cluster, connect
+from andes_operator.controller import Controller
 from andes_operator.gateways import Gateways
-from andes_operator.handlers import Work
+from andes_operator.prediction import Inquiry, predict
+from andes_operator.predictor import Predictor
 from andes_operator.reconcile import Reconciler
-from andes_operator.simulated import Inquiry, Predictor, predict
 from andes_operator.telemetry import Metrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -132,14 +134,14 @@ class Site:
         return {event["reason"] for event in self.plane.items(f"{self.core}/events")}
 
     def later(self, name: str = "chat", ticks: int = 3) -> dict[str, Any]:
-        """The status after some more looks at the target."""
+        """The status after some more reconciles."""
         seen: set[str] = set()
 
         def enough() -> bool:
             seen.add(self.status(name).get("observedAt", ""))
             return len(seen) > ticks
 
-        until(f"{ticks} more looks at {name}", enough)
+        until(f"{ticks} more reconciles of {name}", enough)
         return self.status(name)
 
 
@@ -190,10 +192,11 @@ def test_a_surge_and_its_end(site: Site) -> None:
         assert 'andes_operator_scale_changes_total{direction="up",reason="Forecast"}' in metrics
         assert get(operator, "/livez") == (200, "ok")
         until(
-            "spans", lambda: {"andes.tick", "andes.observe", "andes.what_if", "andes.scale"} <= site.world.spans.keys()
+            "spans",
+            lambda: {"andes.reconcile", "andes.observe", "andes.what_if", "andes.scale"} <= site.world.spans.keys(),
         )
-        assert site.world.spans["andes.tick"]["andes.target"] == "chat"
-        assert site.world.spans["andes.tick"]["andes.reason"]
+        assert site.world.spans["andes.reconcile"]["andes.target"] == "chat"
+        assert site.world.spans["andes.reconcile"]["andes.reason"]
         head, row = site.plane.kubectl("-n", site.namespace, "get", "qt").splitlines()[:2]
         assert dict(zip(head.split(), row.split()))["QOE"] == "1.000/0.95"
     assert " 403" not in operator.said()
@@ -352,7 +355,7 @@ def test_a_right_that_is_missing_is_said(site: Site) -> None:
         assert '"pods"' in site.status()["message"]
 
 
-def test_a_profile_that_nobody_knows_is_said_and_nothing_goes(site: Site) -> None:
+def test_an_unknown_profile_is_said_and_nothing_is_removed(site: Site) -> None:
     site.deploy(replicas=2)
     site.world.rate_rps = 0.5
     site.aim(whatIf={"profile": "abacus"})
@@ -456,7 +459,7 @@ def test_the_second_operator_waits_and_takes_over(site: Site) -> None:
     site.aim()
     with running(site.operator(**SHORT_LEASE)) as first:
         until("the first works", lambda: site.condition("Ready")[0] == "True")
-        with running(site.operator()) as second:
+        with running(site.operator(**SHORT_LEASE)) as second:
             until("the second waits", lambda: get(second, "/readyz") == (200, "waiting for the lease"))
             site.later()
             assert "andes_operator_leading 0.0" in get(second, "/metrics")[1]
@@ -484,13 +487,13 @@ def test_an_api_server_that_goes_away_and_comes_back(site: Site) -> None:
         assert operator.process.poll() is None
 
 
-def test_a_watch_that_is_open_and_silent_is_opened_anew(site: Site) -> None:
+def test_a_watch_that_is_open_and_silent_is_opened_again(site: Site) -> None:
     """No list is due for an hour, so only a watch can tell; no lease is lost by it either."""
     slow = {**FAST, "tickSeconds": 300}
     site.deploy()
     site.world.rate_rps = 0.5
     with Proxy(site.plane) as proxy:
-        flags = {"watch-seconds": "4", "sweep-seconds": "3600", "lease-seconds": "15"}
+        flags = {"watch-seconds": "4", "resync-seconds": "3600", "lease-seconds": "15"}
         kubeconfig = proxy.kubeconfig(site.kubeconfig)
         with running(Operator(kubeconfig, site.namespace, site.log, **flags)) as operator:
             until("it has listed all", lambda: get(operator, "/readyz") == (200, "ok"))
@@ -500,18 +503,18 @@ def test_a_watch_that_is_open_and_silent_is_opened_anew(site: Site) -> None:
             edited = site.edit("before", minReplicas=2)["metadata"]["generation"]
             site.aim("later", mode="Advisory", behavior=slow)
             until("an edit counts", lambda: site.status("before")["observedGeneration"] == edited, WATCH_BOUND_S)
-            until("a new one is looked at", lambda: site.status("later"), WATCH_BOUND_S)
+            until("a new one is reconciled", lambda: site.status("later"), WATCH_BOUND_S)
             assert "andes_operator_leading 1.0" in get(operator, "/metrics")[1]
     assert operator.process.returncode == 0
 
 
 def test_what_the_api_server_puts_off_or_fails_is_asked_again(site: Site) -> None:
-    """From the very start, then for looks and for the watch; no list is due for an hour, so only a watch can tell."""
+    """From the very start, then for reconciles and for the watch; no list is due for an hour, so only a watch can tell."""
     site.deploy()
     site.world.rate_rps = 0.5
     site.aim("always", mode="Advisory")
     with Moody(site.plane, mood=429) as moody:
-        flags = {"watch-seconds": "2", "sweep-seconds": "3600"}
+        flags = {"watch-seconds": "2", "resync-seconds": "3600"}
         with running(Operator(moody.kubeconfig(site.kubeconfig), site.namespace, site.log, **flags)) as operator:
             until("it is put off while it starts", lambda: moody.told[429, False] >= 2)
             moody.mood = 0
@@ -522,7 +525,7 @@ def test_what_the_api_server_puts_off_or_fails_is_asked_again(site: Site) -> Non
                 others = moody.told[mood, False]
                 moody.mood = mood
                 until("the watch is told", lambda: moody.told[mood, True] >= 2)  # noqa: B023
-                until("looks are told", lambda: mood == 410 or moody.told[mood, False] > others)  # noqa: B023
+                until("reconciles are told", lambda: mood == 410 or moody.told[mood, False] > others)  # noqa: B023
                 moody.mood = 0
                 site.aim(f"after-{mood}", mode="Advisory")
                 until("the watch tells", lambda: site.status(f"after-{mood}"))  # noqa: B023
@@ -536,9 +539,9 @@ def test_resources_that_come_after_the_operator_are_watched(site: Site) -> None:
     site.deploy()
     site.world.rate_rps = 0.5
     with Moody(site.plane, mood=404, about="/apis/andes.dev") as moody:
-        flags = {"sweep-seconds": "3600"}
+        flags = {"resync-seconds": "3600"}
         with running(Operator(moody.kubeconfig(site.kubeconfig), site.namespace, site.log, **flags)) as operator:
-            until("it waits for them", lambda: "before the watch" in operator.said())
+            until("it waits for them", lambda: "the CRDs are not served yet" in operator.said())
             moody.mood = 0
             until("it has listed all", lambda: get(operator, "/readyz") == (200, "ok"))
             site.aim(mode="Advisory")
@@ -546,7 +549,7 @@ def test_resources_that_come_after_the_operator_are_watched(site: Site) -> None:
 
 
 def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | None, float | None]:
-    """Two looks in this process, under the role; ``meanwhile`` happens once, while the first one predicts."""
+    """Two reconciles in this process, under the role; ``meanwhile`` happens once, while the first one predicts."""
     happening = [meanwhile]
 
     class Interrupted:
@@ -557,11 +560,12 @@ def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | N
             return found
 
     async def scenario() -> tuple[float | None, float | None]:
-        cluster, gateways = await Cluster.connect(), Gateways("secret")
+        cluster, gateways = Cluster(await connect()), Gateways("secret")
         try:
-            reconciler = Reconciler(cluster, gateways, Interrupted(), Metrics(), NoOpTracer())  # type: ignore[arg-type]
-            first = await reconciler.tick(site.namespace, "chat")
-            return first, await reconciler.tick(site.namespace, "chat")
+            reconciler = Reconciler(cluster, gateways, Interrupted(), metrics=Metrics(), tracer=NoOpTracer())
+            first = await reconciler.reconcile((site.namespace, "chat"))
+            second = await reconciler.reconcile((site.namespace, "chat"))
+            return first.requeue_after_s, second.requeue_after_s
         finally:
             await gateways.close()
             await cluster.close()
@@ -569,7 +573,7 @@ def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | N
     return asyncio.run(scenario())
 
 
-def test_an_edit_in_mid_look_drops_the_decision(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_in_mid_reconcile_drops_the_decision(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
     site.deploy()
     site.world.rate_rps = BUSY_RPS
@@ -581,7 +585,7 @@ def test_an_edit_in_mid_look_drops_the_decision(site: Site, monkeypatch: pytest.
     assert site.condition("Attainable") == ("False", "MaxReplicas")
 
 
-def test_a_foreign_write_in_mid_look_wins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_write_in_mid_reconcile_wins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
     site.deploy()
     site.world.rate_rps = BUSY_RPS
@@ -592,7 +596,7 @@ def test_a_foreign_write_in_mid_look_wins(site: Site, monkeypatch: pytest.Monkey
     assert site.replicas() == 6
 
 
-def test_a_target_deleted_in_mid_look_is_no_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_deleted_in_mid_reconcile_is_no_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
     site.deploy()
     site.world.rate_rps = 0.5
@@ -601,24 +605,26 @@ def test_a_target_deleted_in_mid_look_is_no_error(site: Site, monkeypatch: pytes
     assert reconcile_with(site, lambda: site.plane("DELETE", path) and None)[1] is None
 
 
-def test_without_any_watch_the_sweep_finds_what_is_new(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_watch_the_resync_finds_what_is_new(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(site.kubeconfig))
     site.deploy()
     site.world.rate_rps = 0.5
 
     async def scenario() -> None:
-        cluster, gateways, predictor, metrics = await Cluster.connect(), Gateways(), Predictor(), Metrics()
-        work = Work(
-            cluster, Reconciler(cluster, gateways, predictor, metrics, NoOpTracer()), metrics, [site.namespace], 1.0
-        )
-        sweeping = asyncio.create_task(work.sweep())
+        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(), Metrics()
+        reconciler = Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=NoOpTracer())
+        controller = Controller(
+            cluster, reconciler.reconcile, ClassPublisher(cluster).publish,
+            metrics=metrics, namespaces=[site.namespace], resync_s=1.0,
+        )  # fmt: skip
+        resyncing = asyncio.create_task(controller.resync())
         try:
             await asyncio.to_thread(site.aim)
-            await asyncio.to_thread(until, "it is looked at", lambda: site.condition("Ready")[0] == "True")
-            assert work.stuck() is None
+            await asyncio.to_thread(until, "it is reconciled", lambda: site.condition("Ready")[0] == "True")
+            assert controller.stuck() is None
         finally:
-            sweeping.cancel()
-            await work.stop()
+            resyncing.cancel()
+            await controller.stop()
             predictor.close()
             await gateways.close()
             await cluster.close()
@@ -634,10 +640,10 @@ def test_five_hundred_targets(site: Site) -> None:
         for i in range(500):
             site.aim(f"t{i:03}", mode="Advisory", behavior={**FAST, "tickSeconds": 60})
 
-        def looked_at() -> bool:
+        def reconciled() -> bool:
             items = site.plane.items(f"{site.own}/qoetargets")
             return all(item.get("status", {}).get("recommendedReplicas") == 1 for item in items)
 
-        until("all have a recommendation", looked_at, timeout_s=900)
+        until("all have a recommendation", reconciled, timeout_s=900)
         assert get(operator, "/livez") == (200, "ok")
         assert "andes_operator_targets 500.0" in get(operator, "/metrics")[1]

@@ -20,13 +20,15 @@ from test_decide import SPEC
 from andes_api.metrics import Metrics
 from andes_operator.gateways import Gateways
 from andes_operator.names import Reason
-from andes_operator.observe import Observation, Pods, merge
+from andes_operator.observe import Observation, PodCounts, merge
 from andes_operator.prometheus import NoSamplesError, arrivals, queries, report, sketches
-from andes_operator.spec import Demand
+from andes_operator.spec import DemandSource
 from andes_sglang.bench.engine import free_port
 
 NOW_S = 1_000_000.0
-DEMAND = Demand(prometheus_url="http://p:9090", prometheus_selector='job="g"', prompt_tokens=500, output_tokens=100)
+DEMAND = DemandSource(
+    prometheus_url="http://p:9090", prometheus_selector='job="g"', prompt_tokens=500, output_tokens=100
+)
 
 
 def sample(value: float, **labels: str) -> dict[str, object]:
@@ -91,7 +93,7 @@ def test_no_samples_is_missing_data() -> None:
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[tuple[Demand, Metrics]]:
+def real(tmp_path: Path) -> Iterator[tuple[DemandSource, Metrics]]:
     """A real Prometheus that scrapes the gateway's own metrics every second."""
     program = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
     if program is None:
@@ -112,7 +114,7 @@ def real(tmp_path: Path) -> Iterator[tuple[Demand, Metrics]]:
         server.shutdown()
 
 
-def look(demand: Demand) -> Observation:
+def look(demand: DemandSource) -> Observation:
     """As the operator sees it now."""
 
     async def ask() -> Observation:
@@ -121,14 +123,16 @@ def look(demand: Demand) -> Observation:
             answers = await gateways.ask(None, "chat", replace(SPEC, demand=demand), time.time())  # type: ignore[arg-type]
         finally:
             await gateways.close()
-        return merge(answers.reports, Pods(1, 1, 1), time.time(), 120.0, answers.missing, answers.broken)
+        return merge(
+            answers.reports, PodCounts(1, 1, 1), time.time(), 120.0, missing=answers.missing, broken=answers.broken
+        )
 
     return asyncio.run(ask())
 
 
 @pytest.mark.server
 @pytest.mark.timeout(600)
-def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[Demand, Metrics]) -> None:
+def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[DemandSource, Metrics]) -> None:
     demand, metrics = real
 
     for qoe in (0.5, 0.97):  # the series begin: growth shows only between two samples

@@ -3,74 +3,147 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from test_decide import SPEC, Run, predicted, scores, seen
+from cases import SPEC, TARGET, Run, predicted, scores, seen
 
-from andes_operator.decide import Memory, decide
-from andes_operator.forecast import Forecast
-from andes_operator.names import Condition, Reason
-from andes_operator.observe import Fault, Observation
-from andes_operator.status import conditions, status, timestamp
+from andes_operator.decide import Failure, ScaleDecision, decide
+from andes_operator.forecast import DemandForecast
+from andes_operator.memory import Memory
+from andes_operator.names import Condition, Mode, Reason
+from andes_operator.observe import DataFault, Observation, PodCounts
+from andes_operator.spec import ClassObjective, TargetSpec
+from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
+from andes_operator.whatif import Prediction
+from andes_sglang.objective import QoEObjective, Statistic
 
-NOW_S = 1_795_251_720.0
+NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
+GOOD = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
 
 
-def made(look: Observation, conflict: str | None = None, old: dict[str, object] | None = None) -> dict[str, object]:
-    prediction = predicted(2)
-    decision = decide(SPEC, look, prediction, Memory())
-    return status(SPEC, look, decision, Forecast(6.0, 75.0, "trend"), prediction, conflict, 60.0, old or {}, 3)
+def made(
+    look: Observation = GOOD, prediction: Prediction | None = None, *, spec: TargetSpec = SPEC, conflict: str | None = None,
+    decision: ScaleDecision | None = None, old: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    prediction = prediction or predicted(2)
+    return status(
+        spec, look, decision or decide(spec, look, prediction, Memory()), expected=DemandForecast(6.0, 75.0, "trend"),
+        predicted=prediction, conflict=conflict, cold_start_s=60.04, old=old or {}, generation=3,
+    )  # fmt: skip
 
 
-def by_type(of: dict[str, object]) -> dict[str, tuple[str, str]]:
-    return {c["type"]: (c["status"], c["reason"]) for c in of["conditions"]}  # type: ignore[attr-defined]
+def by_type(of: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in of["conditions"]}
 
 
 def test_all_is_well() -> None:
-    look = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
-    found = made(look)
+    found = made()
     assert by_type(found) == {
         "Conflict": ("False", "SoleWriter"), "TargetFound": ("True", "Found"), "DataAvailable": ("True", "Complete"),
         "ObjectiveMet": ("True", "Met"), "Attainable": ("True", "Predicted"), "Ready": ("True", "AsExpected"),
     }  # fmt: skip
-    assert (found["observedGeneration"], found["summary"], found["recommendedReplicas"]) == (3, "1.000/0.95", 2)
+    assert {c["observedGeneration"] for c in found["conditions"]} == {3}
+    assert (found["observedGeneration"], found["observedAt"], found["summary"]) == (3, timestamp(NOW_S), "1.000/0.95")
+    assert (found["reason"], found["recommendedReplicas"], found["coldStartSeconds"]) == ("Steady", 2, 60.0)
+    assert found["message"].startswith("5 requests/s expected: 2 replicas")
     assert found["objectives"] == [
         {"class": "*", "statistic": "ShareAbove", "target": 0.95, "current": 1.0, "predicted": 1.0, "streams": 20}
     ]
-    assert found["demand"]["forecast"] == "trend"  # type: ignore[index]
+    assert Memory.from_dict(found["memory"]).at_s == NOW_S
+
+
+def test_figures_of_demand_and_pods() -> None:
+    look = replace(GOOD, pods=PodCounts(2, 3, 1), rate_rps=5.12345, open_streams=7, waiting=4)
+    found = made(look, replace(predicted(2), load_factor=1.2345))
+    assert (found["replicas"], found["readyReplicas"]) == (3, 1)
+    assert found["demand"] == {
+        "requestsPerSecond": 5.123, "expectedRequestsPerSecond": 6.0, "loadFactor": 1.23, "horizonSeconds": 75.0,
+        "forecast": "trend", "openStreams": 7, "waitingStreams": 4,
+    }  # fmt: skip
+
+
+def test_figures_that_are_unknown_are_null() -> None:
+    decision = decide(SPEC, GOOD, None, Memory())
+    found = status(
+        SPEC, GOOD, decision, expected=None, predicted=None, conflict=None, cold_start_s=None, old={}, generation=1
+    )
+    unknown = ("expectedRequestsPerSecond", "loadFactor", "horizonSeconds", "forecast")
+    assert [found["demand"][name] for name in unknown] == [None] * 4
+    assert (found["coldStartSeconds"], found["objectives"][0]["predicted"]) == (None, None)
+    empty = made(seen(NOW_S, 2))
+    assert (empty["objectives"][0]["current"], empty["summary"]) == (None, "-/0.95")
+
+
+def test_each_objective_has_its_figures() -> None:
+    mean = ClassObjective("code", QoEObjective(Statistic.MEAN, 0.5))
+    spec = replace(SPEC, objectives=(TARGET, mean))
+    look = replace(GOOD, ended={**scores(1.0), "code": scores(*[0.25] * 3)["reading"]})
+    prediction = Prediction(5.0, spec.objectives, 0.01, 2, {2: (0.96, 0.7), 3: (1.0, None)})
+    found = made(look, prediction, spec=spec)["objectives"]
+    assert [(o["class"], o["current"], o["predicted"], o["streams"]) for o in found] == [
+        ("*", 0.25, 0.96, 4), ("code", 0.25, 0.7, 3)]  # fmt: skip
+    three = made(replace(look, pods=PodCounts(3, 3, 3)), prediction, spec=spec)["objectives"]
+    assert [o["predicted"] for o in three] == [1.0, None], "with the replicas that are decided for"
 
 
 @pytest.mark.parametrize(
-    ("more", "conflict", "ready"),
+    ("more", "conflict", "expected"),
     [
-        ({"fault": Fault(Reason.DATA_STALE, "old")}, None, ("False", "DataStale")),
+        ({"fault": DataFault(Reason.DATA_STALE, "old")}, None, ("False", "DataStale")),
         ({"ended": scores(*[0.1] * 20)}, None, ("False", "BelowTarget")),
+        ({"ended": scores(*[0.1] * 9)}, None, ("True", "AsExpected")),
+        ({}, None, ("True", "AsExpected")),
         ({}, "an HPA scales it too", ("False", "OtherWriter")),
-        ({"fault": Fault(Reason.DATA_STALE, "old")}, "an HPA", ("False", "OtherWriter")),
+        ({"fault": DataFault(Reason.DATA_STALE, "old")}, "an HPA", ("False", "OtherWriter")),
     ],
 )  # fmt: skip
-def test_ready_says_the_gravest(more: dict[str, object], conflict: str | None, ready: tuple[str, str]) -> None:
-    found = by_type(made(seen(NOW_S, 2, **more), conflict))  # type: ignore[arg-type]
-    assert found["Ready"] == ready
+def test_ready_is_the_most_severe(more: dict[str, Any], conflict: str | None, expected: tuple[str, str]) -> None:
+    found = by_type(made(seen(NOW_S, 2, **more), conflict=conflict))
+    assert found["Ready"] == expected
+    assert found["Conflict"] == (("True", "OtherWriter") if conflict else ("False", "SoleWriter"))
     if "fault" in more:
         assert found["ObjectiveMet"] == ("Unknown", "DataStale")
+        assert found["DataAvailable"] == ("False", "DataStale")
+    elif "ended" not in more:
+        assert found["ObjectiveMet"] == ("Unknown", "NoStreams")
 
 
-def test_what_even_the_most_replicas_cannot_do_is_said() -> None:
-    look = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
-    decision = decide(SPEC, look, predicted(None), Memory())
-    found = by_type(status(SPEC, look, decision, None, predicted(None), None, None, {}, 1))
-    assert found["Attainable"] == ("False", "MaxReplicas")
-    assert found["Ready"] == ("False", "MaxReplicas")
+def test_ready_is_unknown_where_what_it_rests_on_is() -> None:
+    for kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
+        assert ready([(kind, None, "Reason", "why")]) == (Condition.READY, None, "Reason", "why")
+    assert ready([(Condition.MET, None, "NoStreams", "none")])[1] is True
+    assert ready([(Condition.OBSERVED, None, "R", "a"), (Condition.MET, False, "BelowTarget", "b")])[1:3] == (
+        False, "BelowTarget")  # fmt: skip
 
 
-def test_what_cannot_be_predicted_is_not_ready() -> None:
-    look = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
-    decision = decide(SPEC, look, None, Memory(), "profile 'abacus': not known")
-    found = status(SPEC, look, decision, None, None, None, None, {}, 1)
-    assert by_type(found)["Attainable"] == ("Unknown", "PredictionFailed")
-    assert by_type(found)["Ready"] == ("False", "PredictionFailed")
-    assert "profile 'abacus': not known" in str(found["message"])
+def test_what_the_maximum_does_not_meet_is_said() -> None:
+    found = made(prediction=predicted(None))
+    assert by_type(found)["Attainable"] == by_type(found)["Ready"] == ("False", "MaxReplicas")
+    message = next(c["message"] for c in found["conditions"] if c["type"] == "Attainable")
+    assert message == found["message"]
+    assert "even 20 replicas" in message
+
+
+@pytest.mark.parametrize("reason", [Reason.PREDICTION_FAILED, Reason.INVALID_SPEC])
+def test_a_failed_prediction_is_not_ready(reason: Reason) -> None:
+    failure = Failure(reason, "spec.whatIf.policyOptions: no such option")
+    found = made(decision=decide(SPEC, GOOD, None, Memory(), failure))
+    assert by_type(found)["Attainable"] == ("Unknown", str(reason))
+    assert by_type(found)["Ready"] == ("False", str(reason))
+    ready_condition = next(c for c in found["conditions"] if c["type"] == "Ready")
+    assert ready_condition["message"] == "spec.whatIf.policyOptions: no such option"
+
+
+def test_no_prediction_without_a_failure_is_unknown_and_ready() -> None:
+    found = by_type(made(decision=decide(SPEC, GOOD, None, Memory())))
+    assert (found["Attainable"], found["Ready"]) == (("Unknown", "NoPrediction"), ("True", "AsExpected"))
+
+
+def test_advice_is_no_conflict() -> None:
+    spec = replace(SPEC, mode=Mode.ADVISORY)
+    decision = decide(spec, GOOD, predicted(2), Memory())
+    assert findings(spec, GOOD, decision, None)[0][:3] == (Condition.CONFLICT, False, "Advisory")
 
 
 def test_the_time_of_transition_moves_only_with_the_status() -> None:
@@ -79,9 +152,23 @@ def test_the_time_of_transition_moves_only_with_the_status() -> None:
     third = conditions([(Condition.READY, False, "C", "c")], second, 3, NOW_S + 120)
     assert [c[0]["lastTransitionTime"] for c in (first, second, third)] == [
         timestamp(NOW_S), timestamp(NOW_S), timestamp(NOW_S + 120)]  # fmt: skip
-    assert second[0]["reason"] == "B"
+    assert (second[0]["reason"], second[0]["message"], second[0]["observedGeneration"]) == ("B", "b", 2)
     others = [{"type": "Others", "status": "True", "lastTransitionTime": "x", "reason": "y"}]
     assert conditions([(Condition.READY, True, "A", "a")], others, 1, NOW_S)[0] == others[0]
+    assert timestamp(NOW_S) == "2026-11-21T09:02:00Z"
+
+
+def test_a_target_that_cannot_be_observed_says_why_and_nothing_else() -> None:
+    found = invalid_status((Condition.TARGET_FOUND, False, "NotFound", "no engine"), {}, 4, NOW_S)
+    assert by_type(found) == {
+        "TargetFound": ("False", "NotFound"), "Ready": ("False", "NotFound"), "DataAvailable": ("Unknown", "NotFound"),
+        "Conflict": ("Unknown", "NotFound"), "ObjectiveMet": ("Unknown", "NotFound"), "Attainable": ("Unknown", "NotFound"),
+    }  # fmt: skip
+    assert {c["message"] for c in found["conditions"]} == {"no engine"}
+    assert found.keys() == {"observedGeneration", "observedAt", "reason", "message", "conditions"}
+    assert (found["observedGeneration"], found["reason"], found["message"]) == (4, "NotFound", "no engine")
+    kept = invalid_status((Condition.OBSERVED, None, "Forbidden", "x"), found, 4, NOW_S + 60)
+    assert {c["lastTransitionTime"] for c in kept["conditions"]} == {timestamp(NOW_S)}
 
 
 def test_gpu_hours_and_what_was_saved() -> None:
@@ -89,6 +176,11 @@ def test_gpu_hours_and_what_was_saved() -> None:
     run.for_s(3600 + 15, predicted(6))
     spec = replace(SPEC, gpus_per_replica=4.0)
     look = seen(run.now_s, 6)
-    decision = decide(spec, look, predicted(6), run.memory)
-    found = status(spec, look, decision, None, None, None, None, {}, 1)
+    found = made(look, spec=spec, decision=decide(spec, look, predicted(6), run.memory))
     assert (found["gpuHours"], found["gpuHoursSaved"]) == ("24.00", "56.00")
+
+
+def test_the_summary_is_of_the_objective_that_is_missed_by_most() -> None:
+    objectives = [{"current": 0.9, "target": 0.9}, {"current": 0.8, "target": 0.95}, {"current": None, "target": 1.0}]
+    assert summary(objectives) == "0.800/0.95"
+    assert summary(objectives[2:]) == "-/1"

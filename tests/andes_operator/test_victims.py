@@ -8,9 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andes_operator.names import DRAINING
-from andes_operator.observe import Pods
-from andes_operator.victims import UNREADY_COST, cold_start_s, costs, count, to_undrain, victims
+from andes_operator.names import DELETION_COST, DRAINING
+from andes_operator.observe import PodCounts
+from andes_operator.victims import (
+    UNREADY_COST,
+    cold_start_s,
+    count_pods,
+    deletion_cost,
+    deletion_costs,
+    is_leaving,
+    is_ready,
+    replica_of,
+    to_undrain,
+    victims,
+)  # fmt: skip
 
 
 def pod(
@@ -29,7 +40,7 @@ def test_pending_pods_are_supply_on_its_way_and_leaving_ones_are_none() -> None:
     ended = pod("d")
     ended["status"]["phase"] = "Failed"
     pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="2026-11-21T09:00:00Z"), ended]
-    assert count(pods, 3) == Pods(3, 2, 1, going=1)
+    assert count_pods(pods, 3) == PodCounts(3, 2, 1, terminating=1)
 
 
 def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:
@@ -42,23 +53,23 @@ def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:
 
 def test_the_one_with_least_to_lose_goes_first() -> None:
     pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3"), pod("d", "10.0.0.4", ready=False)]
-    cost = costs(pods, {"10.0.0.1:80": 7, "10.0.0.2:80": 2, "[fd00::1]:80": 1})
+    cost = deletion_costs(pods, {"10.0.0.1:80": 7, "10.0.0.2:80": 2, "[fd00::1]:80": 1})
     assert cost == {"a": 7, "b": 2, "c": 0, "d": UNREADY_COST}
     assert [p["metadata"]["name"] for p in victims("Deployment", pods, cost, 3)] == ["d", "c", "b"]
     assert victims("Deployment", pods, cost, -1) == []
 
 
 def test_an_address_of_version_six() -> None:
-    assert costs([pod("a", "fd00::1")], {"[fd00::1]:80": 4}) == {"a": 4}
+    assert deletion_costs([pod("a", "fd00::1")], {"[fd00::1]:80": 4}) == {"a": 4}
 
 
 def test_ordered_kinds_give_up_the_highest_ordinal() -> None:
     pods = [pod(f"engine-{i}", f"10.0.0.{i}") for i in (2, 10, 9)]
-    cost = costs(pods, {"10.0.0.10:80": 50})
+    cost = deletion_costs(pods, {"10.0.0.10:80": 50})
     assert [p["metadata"]["name"] for p in victims("StatefulSet", pods, cost, 2)] == ["engine-10", "engine-9"]
 
 
-def test_who_was_to_go_and_stayed_works_again() -> None:
+def test_a_pod_that_was_to_go_and_stayed_serves_again() -> None:
     mark = {"annotations": {DRAINING: "2026-11-21T09:00:00Z"}}
     stayed, fresh = pod("a", **mark), pod("b", annotations={DRAINING: "2026-11-21T09:01:30Z"})
     now_s = 1795251720.0  # 2026-11-21 09:02:00 UTC
@@ -68,13 +79,76 @@ def test_who_was_to_go_and_stayed_works_again() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=12), st.integers(0, 12))
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
-def test_nobody_goes_who_has_more_to_lose_than_one_who_stays(
-    kind: str, fleet: list[tuple[int, bool]], many: int
-) -> None:
+def test_no_pod_goes_that_costs_more_than_one_that_stays(kind: str, fleet: list[tuple[int, bool]], many: int) -> None:
     pods = [pod(f"e-{i}", f"10.0.0.{i}", ready=ready, made=i) for i, (_, ready) in enumerate(fleet)]
-    cost = costs(pods, {f"10.0.0.{i}:80": streams for i, (streams, _) in enumerate(fleet)})
+    cost = deletion_costs(pods, {f"10.0.0.{i}:80": streams for i, (streams, _) in enumerate(fleet)})
     gone = [p["metadata"]["name"] for p in victims(kind, pods, cost, many)]
     stay = [name for name in cost if name not in gone]
     assert len(gone) == min(many, len(fleet))
     if kind == "Deployment" and gone and stay:
         assert max(cost[name] for name in gone) <= min(cost[name] for name in stay)
+
+
+# Rules at their bounds
+
+
+def test_a_terminating_or_ended_pod_is_not_ready() -> None:
+    assert is_ready(pod("a"))
+    assert not is_ready(pod("a", ready=False))
+    assert not is_ready(pod("a", deletionTimestamp="2026-11-21T09:00:00Z"))
+    for phase in ("Succeeded", "Failed"):
+        ended = pod("a", deletionTimestamp="2026-11-21T09:00:00Z")
+        ended["status"]["phase"] = phase
+        assert is_leaving(ended)
+        assert count_pods([ended], 1) == PodCounts(1, 0, 0, terminating=0)
+    assert not is_ready({"metadata": {"name": "new"}})
+    assert count_pods([{"metadata": {"name": "new"}}], 1) == PodCounts(1, 1, 0)
+
+
+def test_a_cold_start_is_of_the_ten_youngest() -> None:
+    old = [pod(f"o{i}", made=i, start_s=50) for i in range(10)]
+    young = [pod(f"y{i}", made=20 + i, start_s=30) for i in range(10)]
+    assert cold_start_s([*old, *young]) == 30.0
+    assert cold_start_s([*old, *young[:5]]) == 40.0
+    assert cold_start_s([pod("a", made=1, start_s=-3)]) == 0.0, "clocks of two machines"
+    assert cold_start_s([]) is None
+
+
+def test_a_pod_without_an_address_has_no_engine() -> None:
+    assert replica_of(pod("a"), {":80": 1, "None:80": 2}) is None
+    assert replica_of({"metadata": {"name": "a"}}, {"10.0.0.1:80": 1}) is None
+    assert replica_of(pod("a", "10.0.0.1"), {"10.0.0.11:80": 1, "10.0.0.1:80": 1}) == "10.0.0.1:80"
+
+
+def test_a_leaving_pod_has_no_cost_and_is_no_victim() -> None:
+    pods = [pod("a", "10.0.0.1", deletionTimestamp="2026-11-21T09:00:00Z"), pod("b", "10.0.0.2")]
+    costs = deletion_costs(pods, {"10.0.0.1:80": 0, "10.0.0.2:80": 9})
+    assert costs == {"b": 9}
+    assert [p["metadata"]["name"] for p in victims("Deployment", pods, costs, 2)] == ["b"]
+
+
+def test_of_equals_the_youngest_is_removed() -> None:
+    pods = [pod("a", made=1), pod("c", made=3), pod("b", made=2)]
+    assert [p["metadata"]["name"] for p in victims("Deployment", pods, {"a": 5, "b": 5, "c": 5}, 2)] == ["c", "b"]
+
+
+def test_a_name_without_an_ordinal_is_removed_last() -> None:
+    pods = [pod("engine"), pod("engine-x"), pod("engine-0")]
+    costs = {"engine": 0, "engine-x": 0, "engine-0": 9}
+    assert victims("LeaderWorkerSet", pods, costs, 1)[0]["metadata"]["name"] == "engine-0"
+
+
+def test_a_pod_serves_again_exactly_after_its_time_and_only_if_it_is_wanted() -> None:
+    marked = pod("a", annotations={DRAINING: "2026-11-21T09:00:00Z"})
+    start_s = 1795251600.0  # 2026-11-21 09:00:00 UTC
+    assert to_undrain([marked], 1, start_s + 60, 60) == [marked]
+    assert to_undrain([marked], 1, start_s + 59, 60) == []
+    leaving = pod("b", deletionTimestamp="2026-11-21T09:00:00Z", annotations={DRAINING: "2026-11-21T09:00:00Z"})
+    assert to_undrain([marked, leaving], 1, start_s + 60, 60) == [marked], "the other is going"
+    assert to_undrain([marked, pod("c")], 1, start_s + 60, 60) == []
+
+
+def test_the_cost_that_is_annotated() -> None:
+    assert deletion_cost(pod("a")) is None
+    assert deletion_cost(pod("a", annotations={DELETION_COST: -5})) == "-5"
+    assert deletion_cost(pod("a", annotations={})) is None

@@ -96,15 +96,15 @@ def test_what_the_operator_writes_is_there_and_reaches_the_gateway() -> None:
 
 @needs("andes_operator")
 def test_the_operator_takes_its_flags() -> None:
-    from andes_operator.cli import add_arguments
+    from andes_operator.settings import add_arguments, load
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     made = container("operator", {"operator.namespaces": ["a", "b"], "otel.endpoint": "http://collector:4318"})
-    args = parser.parse_args(made["args"][1:])
-    assert args.namespace == ["a", "b"]
-    assert args.otlp_endpoint == "http://collector:4318"
-    assert args.port == made["ports"][0]["containerPort"]
+    settings = load(parser.parse_args(made["args"][1:]))
+    assert settings.namespace == ("a", "b")
+    assert settings.otlp_endpoint == "http://collector:4318"
+    assert settings.port == made["ports"][0]["containerPort"]
 
 
 def test_the_operator_reads_the_variables_it_is_given() -> None:

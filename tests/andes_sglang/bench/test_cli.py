@@ -25,6 +25,8 @@ from andes_sglang.cli import main
         ("--out /dev/null/x", "--out /dev/null/x: cannot be made (Not a directory)"),
         ("--duration 2", "--url nonsense: nothing answers there"),
         ("--oops", "unknown argument '--oops'"),
+        ("--name a/b", "--name 'a/b': it names files, so it must be a word without /"),
+        ("--vocabulary 9-3", "--vocabulary '9-3': expected LOW-HIGH token ids"),
     ],
 )
 def test_bench(
@@ -71,6 +73,9 @@ def test_report_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["report", str(tmp_path)]) == 2
     assert "summary.json: not a summary (it needs workload, engine and policies)" in capsys.readouterr().err
     (tmp_path / "summary.json").write_text('{"policies": {"a": {}}, "workload": {}, "engine": {}}')
+    (tmp_path / "samples-a-1.json").write_text("[")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "samples-a-1.json: not JSON" in capsys.readouterr().err
     (tmp_path / "records-a-1.jsonl.gz").write_bytes(b"oops")
     assert main(["report", str(tmp_path)]) == 2
     assert "records-a-1.jsonl.gz: cannot be read" in capsys.readouterr().err

@@ -8,15 +8,18 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import cast
 
+import aiohttp
 import pytest
 
-from andes_sglang.bench.client import read_stream
+from andes_sglang.bench.client import _Endpoint, read_stream
 from andes_sglang.bench.compare import shares_of_cores, sustained_tokens_per_s
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.bench.measure import parse_vocabulary
 from andes_sglang.flags import UsageError
-from andes_sglang.request import RequestRecord
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord, RequestSpec
 
 
 def read(*events: object) -> tuple[str | None, list[tuple[float, int]]]:
@@ -79,6 +82,18 @@ def test_a_stream_that_does_not_finish_says_why(events: tuple[object, ...], erro
 def test_an_event_that_is_not_json_is_an_error() -> None:
     with pytest.raises(ValueError, match="Expecting"):
         read(b"data: oops\n")
+
+
+def test_a_request_says_what_its_reader_expects_unless_told_not_to() -> None:
+    spec = RequestSpec(0.0, 10, 20, QoETarget(2.0, 3.0), weight=4.0, yields=True, expected_tokens=20)
+
+    def body(send_expectations: bool) -> dict[str, object]:
+        return _Endpoint(cast("aiohttp.ClientSession", None), "u", "m", {}, send_expectations, 0.0).body(spec, [7, 8])
+
+    asked = body(True)
+    assert asked["custom_params"] == {"qoe": {"ttft": 2.0, "tds": 3.0, "weight": 4.0, "yield": True, "tokens": 20}}
+    assert (asked["prompt"], asked["max_tokens"], asked["stream"], asked["ignore_eos"]) == ([7, 8], 20, True, True)
+    assert "custom_params" not in body(False)
 
 
 def test_what_a_full_engine_sustains() -> None:

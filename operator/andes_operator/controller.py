@@ -1,0 +1,179 @@
+"""The controller: keeps one task per QoETarget that reconciles it, waits as long as the result says, and reconciles again.
+
+:meth:`Controller.changed` and :meth:`Controller.classes_changed` tell it what a watch has seen; :meth:`Controller.resync`
+lists everything once a minute, so that a watch that has failed delays what is new by a minute and loses nothing. Knows
+nothing of kopf or HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from andes_operator import names
+from andes_operator.cluster import Cluster, ClusterError
+from andes_operator.reconcile import Key, Result
+from andes_operator.telemetry import Metrics
+
+__all__ = ["Controller"]
+
+log = logging.getLogger(__name__)
+
+RESYNC_S = 60.0
+RESYNC_RETRY_S = 2.0
+"""Seconds until a first list is tried again: nothing is reconciled before it."""
+STUCK_S = 300.0
+"""Seconds after which a reconcile or a resync counts as hanging: more than all time limits in one add up to."""
+MAX_BACKOFF_S = 60.0
+CLASSES_RETRY_S = 5.0
+JITTER = 0.05
+"""Share of the interval; spreads targets that were created together."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """One target's task. generation: of its spec when it was last told of; wake: set to reconcile now; since_s: monotonic
+    time when the running reconcile began, None: none runs."""
+
+    task: asyncio.Task[None]
+    generation: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    since_s: float | None = None
+
+
+class Controller:
+    """reconcile: of one target; publish_classes: of one namespace. leading: set while the lease is held."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        reconcile: Callable[[Key], Awaitable[Result]],
+        publish_classes: Callable[[str], Awaitable[None]],
+        *,
+        metrics: Metrics,
+        namespaces: Sequence[str] = (),
+        resync_s: float = RESYNC_S,
+    ) -> None:
+        self._cluster, self._reconcile, self._publish_classes = cluster, reconcile, publish_classes
+        self._metrics, self._resync_s = metrics, resync_s
+        self._namespaces: Sequence[str | None] = namespaces or [None]
+        self._targets: dict[Key, _Work] = {}
+        self._classes: dict[str, asyncio.Event] = {}
+        self._publishing: dict[str, asyncio.Task[None]] = {}
+        self.leading = False
+        self.synced = False
+        """Whether everything was listed once."""
+        self._resync_began_s: float | None = None
+
+    # Events
+
+    def changed(self, key: Key, generation: int) -> None:
+        """A target exists. A new one is reconciled, and one whose spec has changed; other changes are the operator's own."""
+        known = self._targets.get(key)
+        if known is None or known.task.done():
+            self._targets[key] = _Work(asyncio.create_task(self._run(key), name="/".join(key)), generation)
+            self._metrics.targets.set(len(self._targets))
+        elif known.generation != generation:
+            known.generation = generation
+            known.wake.set()
+
+    def deleted(self, key: Key) -> None:
+        """A target was deleted: reconciling it ends its task."""
+        if key in self._targets:
+            self._targets[key].wake.set()
+
+    def classes_changed(self, namespace: str) -> None:
+        if namespace not in self._publishing:
+            self._classes[namespace] = asyncio.Event()
+            self._publishing[namespace] = asyncio.create_task(self._publish(namespace))
+        self._classes[namespace].set()
+
+    # Tasks
+
+    async def _run(self, key: Key) -> None:
+        """Reconcile until the target is gone; after a failure with exponential backoff."""
+        work, failures = self._targets[key], 0
+        try:
+            while True:
+                work.wake.clear()
+                work.since_s = time.monotonic()
+                try:
+                    delay_s, failures = (await self._reconcile(key)).requeue_after_s, 0
+                except Exception as error:
+                    failures += 1
+                    delay_s = min(MAX_BACKOFF_S, 2.0**failures)
+                    self._log_failure(key, error, delay_s)
+                finally:
+                    work.since_s = None
+                if delay_s is None:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(work.wake.wait(), delay_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+        finally:
+            if self._targets.get(key) is work:
+                del self._targets[key]
+                self._metrics.targets.set(len(self._targets))
+
+    def _log_failure(self, key: Key, error: Exception, delay_s: float) -> None:
+        expected = isinstance(error, ClusterError)
+        self._metrics.count_failure("api" if expected else "unexpected")
+        log.warning(
+            "reconcile of %s/%s failed: %s; again in %.0f s", *key, error, delay_s, exc_info=None if expected else error
+        )
+
+    async def _publish(self, namespace: str) -> None:
+        while True:
+            await self._classes[namespace].wait()
+            self._classes[namespace].clear()
+            try:
+                await self._publish_classes(namespace)
+            except ClusterError as error:
+                log.warning("QoEClasses of %s were not published: %s", namespace, error)
+                await asyncio.sleep(CLASSES_RETRY_S)
+                self._classes[namespace].set()
+
+    async def resync(self) -> None:
+        """Until cancelled: list everything, and tell the controller of it."""
+        while True:
+            self._resync_began_s = time.monotonic()
+            try:
+                await self._list()
+                self.synced = True
+            except ClusterError as error:
+                log.warning("resync failed: %s", error)
+            await asyncio.sleep(self._resync_s if self.synced else RESYNC_RETRY_S)
+
+    async def _list(self) -> None:
+        with_classes = set(self._publishing)  # also where the last class was deleted
+        for namespace in self._namespaces:
+            for found in await self._cluster.list_all(names.TARGETS, namespace):
+                metadata = found["metadata"]
+                self.changed((metadata["namespace"], metadata["name"]), metadata["generation"])
+            for found in await self._cluster.list_all(names.CLASSES, namespace):
+                with_classes.add(found["metadata"]["namespace"])
+        for namespace in with_classes:
+            self.classes_changed(namespace)
+
+    async def stop(self) -> None:
+        tasks = [*(work.task for work in self._targets.values()), *self._publishing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Health
+
+    def stuck(self) -> str | None:
+        """What hangs, so that only a restart helps: a reconcile or a resync. An API server that does not answer is no such
+        case: every request ends."""
+        now_s = time.monotonic()
+        for key, work in self._targets.items():
+            if work.since_s is not None and now_s - work.since_s > STUCK_S:
+                return f"reconcile of {key[0]}/{key[1]} is stuck for {now_s - work.since_s:.0f} s"
+        began_s = self._resync_began_s
+        if began_s is not None and now_s - began_s > self._resync_s + STUCK_S:
+            return f"resync is stuck: none began for {now_s - began_s:.0f} s"
+        return None

@@ -1,0 +1,66 @@
+"""Before pods are removed: which ones, told to the API server and to the gateways. After: taken back where they stayed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from andes_operator import names, victims
+from andes_operator.cluster import Cluster, ClusterError
+from andes_operator.gateways import Gateways
+from andes_operator.status import timestamp
+
+__all__ = ["Drainer"]
+
+log = logging.getLogger(__name__)
+
+UNDRAIN_AFTER_S = 60.0
+"""Seconds after which a pod that was told to drain and still is wanted serves again: controllers delete within seconds."""
+
+Pod = Mapping[str, Any]
+
+
+class Drainer:
+    """addresses, in its methods: of the gateways; streams: by the gateways' names of the engines."""
+
+    def __init__(self, cluster: Cluster, gateways: Gateways, clock: Callable[[], float]) -> None:
+        self._cluster, self._gateways, self._clock = cluster, gateways, clock
+
+    async def prepare(
+        self, namespace: str, kind: str, pods: Sequence[Pod], count: int, *,
+        streams: Mapping[str, int], addresses: Sequence[str],
+    ) -> None:  # fmt: skip
+        """Before ``count`` pods of a ``kind`` are removed: annotate what each one's deletion costs, and tell the gateways to
+        send no new streams to those that will go."""
+        costs = victims.deletion_costs(pods, streams)
+        for pod in pods:
+            cost = costs.get(pod["metadata"]["name"])
+            if cost is not None and victims.deletion_cost(pod) != str(cost):
+                await self._annotate(namespace, pod, {names.DELETION_COST: str(cost)})
+        for victim in victims.victims(kind, pods, costs, count):
+            replica = victims.replica_of(victim, streams)
+            if replica is not None:
+                await self._annotate(namespace, victim, {names.DRAINING: timestamp(self._clock())})
+                await self._tell(namespace, addresses, replica, drained=True)
+
+    async def undrain(
+        self, namespace: str, pods: Sequence[Pod], wanted: int, *, streams: Mapping[str, int], addresses: Sequence[str]
+    ) -> None:
+        """Let engines serve again that were told to drain and have stayed: the scale could not be written, or was raised."""
+        for pod in victims.to_undrain(pods, wanted, self._clock(), UNDRAIN_AFTER_S):
+            replica = victims.replica_of(pod, streams)
+            if replica is not None:
+                await self._tell(namespace, addresses, replica, drained=False)
+            await self._annotate(namespace, pod, {names.DRAINING: None})
+
+    async def _tell(self, namespace: str, addresses: Sequence[str], replica: str, *, drained: bool) -> None:
+        for failed in await self._gateways.drain(addresses, replica, drained=drained):
+            log.warning("%s: %s", namespace, failed)
+
+    async def _annotate(self, namespace: str, pod: Pod, annotations: Mapping[str, str | None]) -> None:
+        try:
+            await self._cluster.annotate_pod(namespace, pod["metadata"]["name"], annotations)
+        except ClusterError as error:
+            if error.status != 404:  # it has gone meanwhile
+                raise

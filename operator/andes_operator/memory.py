@@ -1,0 +1,158 @@
+"""What one reconcile leaves for the next, kept in ``status.memory``: a restarted operator continues where the last one
+was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from andes_operator.observe import Observation
+from andes_operator.spec import ScalingBehavior, TargetSpec
+
+__all__ = ["QUEUE_LENGTHS", "RATE_PERIOD_S", "Ask", "Change", "Memory"]
+
+Number = TypeVar("Number", int, float)
+
+QUEUE_LENGTHS = 3
+"""Reconciles over which a queue has to grow before it counts as growing: with two, one burst of arrivals is enough."""
+RATE_PERIOD_S = 60.0
+"""Period of ``maxReplicasPerMinute``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A number of replicas that was asked for, before stabilisation. at_s: Unix seconds."""
+
+    at_s: float
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The scale changed by ``delta`` between two reconciles, by this operator or another writer. at_s: Unix seconds."""
+
+    at_s: float
+    delta: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """All times are Unix seconds.
+
+    at_s: of the last reconcile. replicas: ``spec.replicas`` then. since_s: trustworthy data without a gap from then on;
+    None: none now. idle_since_s: the last arrival, or the beginning of the record where none was ever seen. settled_s: no
+    pod was starting from then on; None: one is. asks: those that can still be the highest or lowest of a stabilisation
+    window. changes: those that rate limits still count. queue: streams without a first token at the last reconciles.
+    replica_s, baseline_s: replica-seconds that ran, draining pods included, and that the baseline would have run."""
+
+    at_s: float | None = None
+    replicas: int | None = None
+    since_s: float | None = None
+    idle_since_s: float | None = None
+    settled_s: float | None = None
+    asks: tuple[Ask, ...] = ()
+    changes: tuple[Change, ...] = ()
+    queue: tuple[int, ...] = ()
+    replica_s: float = 0.0
+    baseline_s: float = 0.0
+
+    def observe(self, spec: TargetSpec, seen: Observation) -> Memory:
+        """With this reconcile's observation."""
+        now_s, wanted = seen.now_s, seen.pods.wanted
+        elapsed_s = 0.0 if self.at_s is None else max(0.0, now_s - self.at_s)
+        moved = self.replicas is not None and wanted != self.replicas
+        return replace(
+            self,
+            at_s=now_s,
+            replicas=wanted,
+            since_s=self.since_s if self.since_s is not None else now_s,
+            idle_since_s=self._idle_since_s(seen),
+            settled_s=None if seen.pods.starting else (self.settled_s if self.settled_s is not None else now_s),
+            changes=self._changes(spec.behavior, now_s, wanted),
+            queue=(seen.waiting,) if moved else (*self.queue, seen.waiting)[-QUEUE_LENGTHS:],
+            replica_s=self.replica_s + elapsed_s * (seen.pods.existing + seen.pods.terminating),
+            baseline_s=self.baseline_s + elapsed_s * spec.baseline_replicas,
+        )
+
+    def _idle_since_s(self, seen: Observation) -> float:
+        known_s = min(seen.now_s, seen.complete_since_s) if self.idle_since_s is None else self.idle_since_s
+        return known_s if seen.last_arrival_s is None else max(known_s, seen.last_arrival_s)
+
+    def _changes(self, behavior: ScalingBehavior, now_s: float, wanted: int) -> tuple[Change, ...]:
+        kept = tuple(c for c in self.changes if c.at_s >= now_s - max(RATE_PERIOD_S, behavior.down_period_s))
+        if self.replicas is not None and wanted != self.replicas:
+            return (*kept, Change(now_s, wanted - self.replicas))
+        if wanted == 0 and not kept:  # a request after the last step down is what starts the first replica
+            return tuple([c for c in self.changes if c.delta < 0][-1:])
+        return kept
+
+    def ask(self, behavior: ScalingBehavior, ask: Ask) -> Memory:
+        """With ``ask``, and of the earlier ones those that no later one dominates: they can still be the highest or lowest of
+        their window."""
+        kept: list[Ask] = [ask]
+        high = low = ask.replicas
+        for old in reversed(self.asks):
+            highest = old.replicas > high and old.at_s >= ask.at_s - behavior.down_stabilization_s
+            lowest = old.replicas < low and old.at_s >= ask.at_s - behavior.up_stabilization_s
+            if highest or lowest:
+                kept.append(old)
+                high, low = max(high, old.replicas), min(low, old.replicas)
+        return replace(self, asks=tuple(reversed(kept)))
+
+    def distrust(self) -> Memory:
+        """Without what untrustworthy data would spoil: stabilisation and the queue's growth start again."""
+        return replace(self, since_s=None, queue=())
+
+    def highest_ask(self, since_s: float) -> int:
+        return max(a.replicas for a in self.asks if a.at_s >= since_s)
+
+    def lowest_ask(self, since_s: float) -> int:
+        return min(a.replicas for a in self.asks if a.at_s >= since_s)
+
+    @property
+    def last_down_s(self) -> float | None:
+        return max((c.at_s for c in self.changes if c.delta < 0), default=None)
+
+    def added(self, since_s: float) -> int:
+        """Replicas added after ``since_s``."""
+        return sum(c.delta for c in self.changes if c.delta > 0 and c.at_s > since_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "at": self.at_s,
+            "replicas": self.replicas,
+            "since": self.since_s,
+            "idleSince": self.idle_since_s,
+            "settled": self.settled_s,
+            "asks": [{"at": ask.at_s, "replicas": ask.replicas} for ask in self.asks],
+            "changes": [{"at": change.at_s, "delta": change.delta} for change in self.changes],
+            "queue": list(self.queue),
+            "replicaSeconds": self.replica_s,
+            "baselineSeconds": self.baseline_s,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any] | None) -> Memory:
+        """Inverse of :meth:`to_dict`; empty where ``data`` is. Raises ``ValueError`` for anything else."""
+        if not data:
+            return cls()
+        try:
+            return cls(
+                at_s=_optional(float, data.get("at")),
+                replicas=_optional(int, data.get("replicas")),
+                since_s=_optional(float, data.get("since")),
+                idle_since_s=_optional(float, data.get("idleSince")),
+                settled_s=_optional(float, data.get("settled")),
+                asks=tuple(Ask(float(a["at"]), int(a["replicas"])) for a in data.get("asks") or ()),
+                changes=tuple(Change(float(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
+                queue=tuple(int(n) for n in data.get("queue") or ()),
+                replica_s=float(data.get("replicaSeconds", 0.0)),
+                baseline_s=float(data.get("baselineSeconds", 0.0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"status.memory: {error!r}") from None
+
+
+def _optional(read: Callable[[Any], Number], value: Any) -> Number | None:
+    return None if value is None else read(value)

@@ -1,0 +1,112 @@
+"""Forecast and what-if of one reconcile together: :func:`predict` takes an :class:`Inquiry` and is a pure function of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from andes_operator.demand import expected_demand
+from andes_operator.forecast import DemandForecast, DemandHistory, forecast
+from andes_operator.observe import NamedPolicy, Observation
+from andes_operator.spec import SpecError, TargetSpec
+from andes_operator.whatif import Prediction, predict_replicas
+from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.policy import SchedulingPolicy, check_policy, find_policy, make_policy
+from andes_sglang.routing import RoutingPolicy, make_routing_policy
+from andes_sglang.sim.profile import Profile, load
+
+__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_policy"]
+
+DEFAULT_POLICY: NamedPolicy = ("andes", ())
+"""Of engines that do not report theirs."""
+DEFAULT_ROUTING_POLICY: NamedPolicy = ("qoe", ())
+"""Of gateways that do not report theirs: the gateway's own default."""
+STOCK = "stock"
+"""SGLang's own scheduler, without a policy."""
+_profile = lru_cache(maxsize=32)(load)
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """All that a prediction depends on; can be pickled. since_s: ``seen.recent`` is complete from then on (Unix seconds).
+    horizon_s: from now until a pod that is started now would serve. readers: by class name. last: the previous prediction."""
+
+    spec: TargetSpec
+    seen: Observation
+    since_s: float
+    horizon_s: float
+    history: DemandHistory = field(default_factory=DemandHistory)
+    readers: Mapping[str, ReaderExpectation] = field(default_factory=dict)
+    last: Prediction | None = None
+
+
+def predict(inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+    """Forecast, then what-if. Raises ``ValueError`` naming what cannot be simulated."""
+    spec, seen, last = inquiry.spec, inquiry.seen, inquiry.last
+    expected = forecast(
+        inquiry.history,
+        [r.arrival_s for r in seen.recent],
+        seen.now_s,
+        since_s=inquiry.since_s,
+        rate_rps=seen.rate_rps,
+        horizon_s=inquiry.horizon_s,
+    )
+    load_factor = 1.0 if last is None else last.update_load_factor(seen, spec.behavior.window_s)
+    demand = expected_demand(spec, seen, expected.rate_rps * load_factor, inquiry.readers)
+    predicted = predict_replicas(
+        spec,
+        demand,
+        _profile(spec.profile).engine,
+        _scheduling(simulated_policy(spec, seen)),
+        routing_policy=_routing(seen.routing_policy or DEFAULT_ROUTING_POLICY),
+        last=last,
+        current=seen.pods.ready,
+    )
+    return expected, replace(predicted, load_factor=load_factor, at_s=seen.now_s)
+
+
+def simulated_policy(spec: TargetSpec, seen: Observation) -> NamedPolicy:
+    """The scheduling policy that the target names, else the one that the engines report; the target's options, else the
+    reported ones where they are of that policy."""
+    reported, its_options = seen.policy or DEFAULT_POLICY
+    name = spec.policy or reported
+    return name, spec.policy_options or (its_options if name == reported else ())
+
+
+def check_options(spec: TargetSpec, seen: Observation) -> None:
+    """Raises :class:`~andes_operator.spec.SpecError` where the target's ``policyOptions`` do not fit the policy: unknown, of
+    the wrong type or out of range. A policy that is unknown is :func:`predict`'s to name."""
+    name, options = simulated_policy(spec, seen)
+    if not spec.policy_options:
+        return
+    if name == STOCK:
+        raise SpecError(f"spec.whatIf.policyOptions: policy {STOCK!r} takes none, got {dict(options)!r}")
+    try:
+        find_policy(name)
+    except ValueError:
+        return
+    try:
+        check_policy(name, dict(options))
+    except ValueError as error:
+        raise SpecError(f"spec.whatIf.policyOptions: {error}") from None
+
+
+def _scheduling(policy: NamedPolicy) -> Callable[[], SchedulingPolicy | None]:
+    name, options = policy
+    return lambda: None if name == STOCK else make_policy(name, dict(options))
+
+
+def _routing(policy: NamedPolicy) -> Callable[[], RoutingPolicy]:
+    name, options = policy
+    return lambda: make_routing_policy(name, **dict(options))
+
+
+def cold_start_s(spec: TargetSpec, learned_s: float | None) -> float:
+    """From the decision for a pod to its first request: as set, as learned from the pods, or as the profile says."""
+    if spec.behavior.cold_start_s is not None:
+        return spec.behavior.cold_start_s
+    if learned_s is not None:
+        return learned_s
+    profile: Profile = _profile(spec.profile)
+    return profile.start_s

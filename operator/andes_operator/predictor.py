@@ -1,0 +1,103 @@
+"""Predictions in a process of their own, so that neither simulator nor forecast holds up the operator's loop.
+
+``Predictor()(inquiry)`` awaits :func:`andes_operator.prediction.predict` there; ``start`` and ``close`` the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from andes_operator.forecast import DemandForecast
+from andes_operator.prediction import Inquiry, predict
+from andes_operator.whatif import Prediction
+from andes_sglang.sim.replica import RefusedError
+
+__all__ = ["PredictionError", "Predictor"]
+
+TIMEOUT_S = 30.0
+"""Seconds for one prediction; a large fleet takes 2 to 4 (docs/decisions/2026-11-21-what-if-and-forecast.md)."""
+QUEUE_TIMEOUT_S = 60.0
+"""Seconds that a prediction waits for earlier ones."""
+
+
+class PredictionError(RuntimeError):
+    """There is no prediction; the message says why."""
+
+
+class Predictor:
+    """One worker process, which answers one inquiry at a time, in order of asking.
+
+    timeout_s: for one prediction. queue_timeout_s: how long one waits for earlier ones: with more targets than one process
+    can simulate, each goes without a prediction now and then.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S, queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+        self.timeout_s, self.queue_timeout_s = timeout_s, queue_timeout_s
+        self._turn = asyncio.Lock()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Start the process now, so that the first prediction does not wait for it."""
+        self._running_pool().submit(_import_statsmodels)
+
+    async def __call__(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+        """Raises :class:`PredictionError`."""
+        try:
+            async with asyncio.timeout(self.queue_timeout_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            waited = f"waited {self.queue_timeout_s:g} s for the what-ifs of other targets"
+            raise PredictionError(f"{waited}: use fewer targets or larger tickSeconds") from None
+        try:
+            return await self._predict(inquiry)
+        finally:
+            self._turn.release()
+
+    async def _predict(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._running_pool(), predict, inquiry)
+            return await asyncio.wait_for(running, self.timeout_s)
+        except TimeoutError:
+            self.close()
+            raise PredictionError(f"the what-if took more than {self.timeout_s:g} s") from None
+        except BrokenProcessPool:
+            self.close()
+            raise PredictionError("the what-if's process has died") from None
+        except (ValueError, RefusedError) as error:
+            raise PredictionError(str(error)) from None
+
+    def _running_pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _exit_with_parent)
+        return self._pool
+
+    def close(self) -> None:
+        """End the process, also in the middle of a simulation; the next prediction starts another."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """In the worker: exit when the operator's process does, even by SIGKILL."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _import_statsmodels() -> None:
+    """In the worker: what a first seasonal forecast would import."""
+    import statsmodels.tsa.forecasting.theta  # noqa: F401

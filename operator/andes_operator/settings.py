@@ -1,0 +1,133 @@
+"""The operator's settings, written once: flags, environment and defaults all come from :class:`Settings`.
+
+A flag is a field's name with dashes (``_s`` spelled ``-seconds``), its variable ``ANDES_OPERATOR_`` and the name in capitals.
+Flags go before the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from andes_operator import names
+
+__all__ = ["Settings", "SettingsError", "add_arguments", "load"]
+
+log = logging.getLogger(__name__)
+
+PREFIX = "ANDES_OPERATOR_"
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+MIN_LEASE_S = 10.0
+"""Seconds; ``kubernetes.aio.leaderelection`` retries once a second at most, and the lease ten times in its duration."""
+FLAGLESS = ("identity", "admin_key")
+"""Not for a command line: from the pod's fields and a Secret."""
+OLD_FLAGS = {"--sweep-seconds": "--resync-seconds"}
+"""Former flags, accepted with a warning until the next release."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """What is wrong with the settings, one line per fault: field, fault, value."""
+
+
+def _own_namespace() -> str:
+    return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
+
+
+class Settings(BaseSettings):
+    """Everything that the operator can be told; see docs/operator.md."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, populate_by_name=True)
+
+    namespace: tuple[str, ...] = Field((), description="namespaces to serve; repeatable; default: all")
+    host: str = Field("0.0.0.0", description="where /livez, /readyz and /metrics listen")  # noqa: S104
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="of /livez, /readyz and /metrics")
+    lease: str = Field(names.OPERATOR, description="name of the Lease that is held while it works")
+    lease_namespace: str = Field(
+        default_factory=_own_namespace,
+        description="of the Lease; default: the pod's",
+        validation_alias=AliasChoices(f"{PREFIX}LEASE_NAMESPACE", "POD_NAMESPACE"),
+    )
+    lease_s: Annotated[float, Field(ge=MIN_LEASE_S, le=3600)] = Field(
+        15.0,
+        description="seconds after which another operator takes a lease that is not renewed; the same for all of them",
+    )
+    resync_s: Seconds = Field(60.0, description="seconds between two full lists")
+    watch_s: Annotated[int, Field(gt=0)] = Field(
+        60, description="seconds after which a watch is opened again; a silent one after a quarter more"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="URL that traces go to (OTLP over HTTP); default: nowhere",
+        validation_alias=AliasChoices(f"{PREFIX}OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    )
+    identity: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="of this operator, in lease and events",
+        validation_alias=AliasChoices(f"{PREFIX}IDENTITY", "POD_NAME"),
+    )
+    admin_key: SecretStr | None = Field(
+        None,
+        description="the gateways' administrator key, for draining engines there",
+        validation_alias=AliasChoices(f"{PREFIX}ADMIN_KEY", "ANDES_ADMIN_KEY"),
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + (f"{name.removesuffix('_s')}_seconds" if name.endswith("_s") else name).replace("_", "-")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field; what is not given is not in the namespace."""
+    for name, field in Settings.model_fields.items():
+        if name in FLAGLESS:
+            continue
+        shown = "" if field.default_factory or field.default in (None, ()) else f"; default: {field.default}"
+        action = "append" if name == "namespace" else "store"
+        parser.add_argument(
+            _flag(name), dest=name, action=action, default=argparse.SUPPRESS, help=f"{field.description}{shown}",
+            metavar="NS" if "namespace" in name else name.rpartition("_")[2].upper() if not name.endswith("_s") else "S",
+        )  # fmt: skip
+    for old, new in OLD_FLAGS.items():
+        name = new.removeprefix("--").replace("-seconds", "_s").replace("-", "_")
+        parser.add_argument(old, dest=f"old {name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def load(args: argparse.Namespace) -> Settings:
+    """From the arguments of :func:`add_arguments` and the environment. Raises :class:`SettingsError` naming every fault."""
+    given: dict[str, Any] = {}
+    for name, value in vars(args).items():
+        if name.startswith("old "):
+            new = name.removeprefix("old ")
+            log.warning("a former flag is used, which will be removed: use %s", _flag(new))
+            given.setdefault(new, value)
+        elif name in Settings.model_fields:
+            given[name] = value
+    unknown = [
+        variable for variable in os.environ
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields
+    ]  # fmt: skip
+    faults = [f"{variable}: no such setting" for variable in sorted(unknown)]
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        faults += [_fault(dict(fault)) for fault in error.errors(include_url=False)]
+    except ValueError as error:  # a variable that is not JSON where JSON is expected
+        faults.append(str(error))
+    if faults:
+        raise SettingsError("; ".join(faults))
+    return settings
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    name = str(fault["loc"][0])
+    shown = f", got {fault['input']!r}" if "key" not in name.lower() else ""
+    return f"{_flag(name) if name in Settings.model_fields else name}: {fault['msg']}{shown}"

@@ -1,0 +1,90 @@
+"""What is kept of a target between its reconciles, in memory: after a restart it is read from the cluster or made again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from andes_operator import names
+from andes_operator.cluster import Cluster
+from andes_operator.forecast import DemandForecast, DemandHistory
+from andes_operator.observe import Observation
+from andes_operator.spec import TargetSpec
+from andes_operator.whatif import Prediction
+
+__all__ = ["LastPrediction", "TargetState", "TargetStates"]
+
+REUSE_S, REUSE_SHARE = 60.0, 0.05
+"""A prediction holds for so many seconds, while demand and load factor change by at most this share."""
+MIN_OBSERVED_S, MAX_OBSERVED_S = 0.1, 60.0
+"""Seconds that a rate counts for in the history: two reconciles can follow each other at once, or after a long failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastPrediction:
+    """A prediction and the question that it answers. generation: of the target; rate_rps: observed."""
+
+    generation: int
+    rate_rps: float
+    expected: DemandForecast
+    predicted: Prediction
+
+    def holds(self, generation: int, spec: TargetSpec, seen: Observation) -> bool:
+        """Whether it answers the question of now too: of the same spec, within a minute, demand having changed by no more
+        than its counting noise (or ``REUSE_SHARE``, if that is more) and the load factor by no more than ``REUSE_SHARE``."""
+        count = max(1.0, self.rate_rps * spec.behavior.window_s)
+        noise_rps = max(REUSE_SHARE, count**-0.5) * self.rate_rps
+        if generation != self.generation or seen.now_s - self.predicted.at_s >= REUSE_S:
+            return False
+        if abs(seen.rate_rps - self.rate_rps) > noise_rps:
+            return False
+        load_factor = self.predicted.update_load_factor(seen, spec.behavior.window_s)
+        return abs(load_factor / self.predicted.load_factor - 1.0) <= REUSE_SHARE
+
+
+@dataclass(slots=True)
+class TargetState:
+    """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
+    cold_start_s: as learned from the pods."""
+
+    uid: str
+    history: DemandHistory | None = None
+    cold_start_s: float | None = None
+    last: LastPrediction | None = None
+
+    async def add_demand(
+        self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
+    ) -> DemandHistory:
+        """The history with the rate of the last ``elapsed_s``, read from and saved to the ConfigMap ``NAME-demand``, which is
+        deleted with the target. An unreadable history is replaced."""
+        namespace, name = target["metadata"]["namespace"], f"{target['metadata']['name']}-demand"
+        if self.history is None:
+            text = (await cluster.config_map(namespace, name)).get(names.HISTORY_KEY)
+            self.history = DemandHistory()
+            with contextlib.suppress(ValueError):
+                self.history = DemandHistory.from_json(text) if text else DemandHistory()
+        if self.history.add(seen.now_s, seen.rate_rps, min(MAX_OBSERVED_S, max(MIN_OBSERVED_S, elapsed_s))):
+            data = {names.HISTORY_KEY: self.history.to_json()}
+            await cluster.write_config_map(namespace, name, data, target)
+        return self.history
+
+
+@dataclass(slots=True)
+class TargetStates:
+    """Of all targets, by namespace and name."""
+
+    _states: dict[tuple[str, str], TargetState] = field(default_factory=dict)
+
+    def of(self, target: Mapping[str, Any]) -> TargetState:
+        """Of this target; a new one takes its cold start from the status."""
+        metadata = target["metadata"]
+        key = metadata["namespace"], metadata["name"]
+        if key not in self._states or self._states[key].uid != metadata["uid"]:
+            learned_s = (target.get("status") or {}).get("coldStartSeconds")
+            self._states[key] = TargetState(metadata["uid"], cold_start_s=learned_s)
+        return self._states[key]
+
+    def forget(self, namespace: str, name: str) -> None:
+        self._states.pop((namespace, name), None)
