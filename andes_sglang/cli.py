@@ -49,11 +49,10 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     _add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands, argv)
-    _add_gateway(commands)
     operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
     _add_version(operator)
     operator.set_defaults(run=_operator)
-    user_errors: tuple[type[Exception], ...] = (UsageError,)
+    user_errors: tuple[type[Exception], ...] = (UsageError, *_add_gateway(commands, argv))
     for name, (module_name, text) in COMMANDS.items():
         chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
         if name == command:
@@ -95,41 +94,18 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], ar
     serve.set_defaults(run=engine.serve)
 
 
-def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    gateway = commands.add_parser(
-        "gateway",
-        help="an OpenAI-compatible gateway before one or many engines",
-        description="Serve OpenAI's API over engines, by the QoE of the readers. Everything else that can be set is in "
-        "docs/gateway.md: a YAML file, or ANDES_GATEWAY_* in the environment.",
-        allow_abbrev=False,
-    )
+def _add_gateway(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], argv: Sequence[str]
+) -> tuple[type[Exception], ...]:
+    text = "an OpenAI-compatible gateway before one or many engines"
+    if argv[:1] != ["gateway"]:
+        commands.add_parser("gateway", help=text, add_help=False)
+        return ()
+    module = _import("andes_api.cli", "the gateway needs {}: install andes-sglang[gateway]")
+    gateway = commands.add_parser("gateway", help=text, description=module.DESCRIPTION, allow_abbrev=False)
     _add_version(gateway)
-    gateway.add_argument(
-        "--upstream",
-        action="append",
-        metavar="URL",
-        help="http://HOST:PORT of an engine, or dns://NAME:PORT; repeatable",
-    )
-    gateway.add_argument("--config", metavar="FILE", help="settings in YAML")
-    gateway.add_argument("--host", help="default: 127.0.0.1")
-    gateway.add_argument("--port", type=int, help="default: 8080")
-    gateway.add_argument("--policy", help="routing: qoe (default), prefix, least_load or round_robin")
-    gateway.add_argument("--otlp-endpoint", metavar="URL", help="where traces go (OTLP over HTTP); default: nowhere")
-    gateway.add_argument("--name", help="this gateway's name among its replicas")
-    gateway.set_defaults(run=_gateway)
-
-
-def _gateway(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    if rest:
-        raise UsageError(f"unknown argument {rest[0]!r}")
-    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("pydantic_settings") is None:
-        raise UsageError("the gateway is not installed: install andes-sglang[gateway]")
-    from andes_api import cli, settings
-
-    try:
-        return cli.run(args)
-    except settings.SettingsError as error:
-        raise UsageError(str(error)) from None
+    module.add_arguments(gateway)
+    return tuple(module.USER_ERRORS)
 
 
 def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:

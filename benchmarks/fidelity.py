@@ -1,14 +1,14 @@
-"""The simulator beside the real engine: recorded runs of ``andes compare``, simulated again request by request.
+"""The simulator against the real engine: recorded runs of ``andes compare``, simulated again request by request.
 
     python benchmarks/fidelity.py [DIRECTORY...] [--markdown] [--profile NAME] [--steady]
 
-For each arm of each directory: what readers got, and what the simulator says they get; exit status 1 where one is outside
+For each arm of each directory: what readers got, and what the simulator predicts; exit status 1 where a figure is outside
 the tolerances (marked ``!``; ``~``: a first token off by more than 15 %, but by less than 0.15 s). Without directories, the
 runs recorded in ``tests/fixtures/fidelity``; an arm's options are pinned there to what they were when it was recorded.
 
 What an iteration costs is fitted to the directory's stock arm (where that shows too few, it is the packaged CPU profile's)
-and is then the same for every arm. How slow the host was is read off each run's own decode steps in windows of 3 s, for a
-virtual machine's speed moves by half within a minute. Neither looks at which request was served when. ``--profile`` takes a
+and is then the same for every arm. How slow the host was is read off each run's own decode steps in windows of 3 s, because a
+virtual machine's speed moves by half within a minute. Neither uses which request was served when. ``--profile`` takes a
 profile's costs for all; ``--steady`` leaves the host's speed out. Sizes and entry are the packaged CPU profile's.
 """
 
@@ -38,11 +38,12 @@ FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures" / "fidelity"
 WITHOUT_EFFECT = {"--sleep-on-idle", "--enable-metrics", "--disable-cuda-graph", "--skip-server-warmup"}
 """Flags of the recorded engines that mean nothing to a simulated one."""
 WINDOW_S = 3.0
+"""Window of the host's speed: shorter ones hold too few decode steps for a median (docs/benchmarks/fidelity.md)."""
 TIED = 0.01
-"""Mean QoE closer than this ranks nobody before anybody."""
+"""Arms whose mean QoE differs by less are not ranked."""
 NEAR_S = 0.15
-"""First tokens closer than this are near enough, whatever that is of a few hundredths: readers expect theirs within 1 s, and
-which tenth of the requests has to wait under andes hangs on the order of events within milliseconds."""
+"""Seconds. First tokens closer than this count as equal, whatever share of a small TTFT that is: readers expect theirs within
+1 s, and which tenth of the requests waits under andes depends on the order of events within milliseconds."""
 FIGURES = (
     ("mean QoE", ("qoe", "mean"), "absolute", 0.03),
     ("p5", ("qoe", "p5"), "absolute", None),
@@ -102,13 +103,13 @@ def row_of(label: str, real: Summary, simulated: Summary) -> tuple[list[str], li
 
 
 def order(means: dict[str, float]) -> set[tuple[str, str]]:
-    """Who is before whom."""
+    """Pairs (better, worse) of arms whose mean QoE differs by ``TIED`` or more."""
     pairs = [(a, b) if means[a] > means[b] else (b, a) for a, b in combinations(means, 2)]
     return {(a, b) for a, b in pairs if means[a] - means[b] >= TIED}
 
 
 def costs_of(records: list[RequestRecord], engine: EngineModel) -> Costs:
-    """As its stock arm shows them; of ``engine`` where that is too little."""
+    """Fitted to the stock arm; those of ``engine`` where it shows too few iterations."""
     try:
         return fit_costs(records, chunk_tokens=engine.chunk_tokens).costs
     except FitError:
@@ -147,7 +148,7 @@ def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list
 
 
 def keep(directory: Path, name: str) -> None:
-    """Make a fixture of what ``andes compare`` has just left in ``directory``."""
+    """Make a fixture of the results of ``andes compare`` in ``directory``."""
     result = json.loads((directory / "summary.json").read_text())
     told = ("preemptions_per_request", "recomputed_tokens")
     kept = {

@@ -95,9 +95,9 @@ async def load(url: str, streams: int, tokens: int, pid: int) -> dict[str, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=500)
-    parser.add_argument("--tokens", type=int, default=400)
-    parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--streams", type=int, default=500, help="streams at once; default: %(default)s")
+    parser.add_argument("--tokens", type=int, default=400, help="of each stream; default: %(default)s")
+    parser.add_argument("--core", type=int, default=0, help="that the engine is held to; default: %(default)s")
     args, flags = parser.parse_known_args()
     if others := os.sched_getaffinity(0) - {args.core}:
         os.sched_setaffinity(0, others)

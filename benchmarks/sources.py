@@ -23,7 +23,7 @@ def source_of(*modules: str, package: str, without: str = "") -> str:
         if module in found or not _within(module, package) or (without and _within(module, without)):
             continue
         found[module], imported = _read(module)
-        left += imported
+        left += [_module_of(*pair) for pair in imported if _within(pair[0], package)]
     return "".join(f"# {name}\n{found[name]}" for name in sorted(found))
 
 
@@ -32,24 +32,24 @@ def _within(module: str, package: str) -> bool:
 
 
 @cache
-def _read(module: str) -> tuple[str, tuple[str, ...]]:
+def _read(module: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The source of a module, and what it imports: ``(module, name)``, the name empty where the module itself is."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"{module}: no such module")
     source = Path(spec.origin).read_text()
-    imported: list[str] = []
+    imported: list[tuple[str, str]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            imported += [alias.name for alias in node.names]
+            imported += [(alias.name, "") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            imported += [_module_of(node.module, alias.name) for alias in node.names]
+            imported += [(node.module, alias.name) for alias in node.names]
     return source, tuple(imported)
 
 
 @cache
 def _module_of(module: str, name: str) -> str:
     """``module.name`` if that is a module itself."""
-    spec = find_spec(module) if module.startswith("andes_") else None
-    if spec is None or spec.submodule_search_locations is None:
-        return module
-    return f"{module}.{name}" if find_spec(f"{module}.{name}") else module
+    spec = find_spec(module)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"{module}.{name}" if name and is_package and find_spec(f"{module}.{name}") else module

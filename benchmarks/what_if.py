@@ -1,7 +1,7 @@
 """How far the what-if is from the whole fleet, and what it takes: ``python benchmarks/what_if.py``. Simulated.
 
-For steady demand of five minutes: the fewest replicas that hold the objective when the whole fleet is played (``serve``) and
-when a cell of it is (``WhatIf``), how far the statistic is off where both were played, and CPU seconds of either.
+For steady demand of five minutes: the fewest replicas that hold the objective when the whole fleet is simulated
+(``score_fleet``) and when a cell of it is (``WhatIf``), how far the statistic is off, and CPU seconds of either.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def compare(case: str, policy_name: str, load: int, seed: int, *, seconds: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", default=";".join(CASES), help="separated by semicolons")
-    parser.add_argument("--policies", default="stock,andes")
+    parser.add_argument("--policies", default="stock,andes", help="comma-separated; default: %(default)s")
     parser.add_argument("--sizes", default="4,12,50", help="replicas that the demand would keep busy")
-    parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--objective", default="share(0.95)>=0.95")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of steady demand; default: %(default)s")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of the demand; default: %(default)s")
+    parser.add_argument("--objective", default="share(0.95)>=0.95", help="default: %(default)s")
     args = parser.parse_args()
     try:
         objective = QoEObjective.parse(args.objective)

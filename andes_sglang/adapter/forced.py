@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.policy import PolicyOptions, SchedulingPolicy, make_policy, option, pack
-from andes_sglang.policy.options import OptionInfo
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, SchedulerState
 
 __all__ = ["Forced", "ForcedOptions", "make_engine_policy"]
@@ -23,14 +22,7 @@ class ForcedOptions(PolicyOptions):
     every_tokens: int = option(
         4, "tokens", low=1, doc="length of a slice", source="several preemptions in an answer of a test"
     )
-    mode: str = option("release", "", doc=f"one of {', '.join(MODES)}", source="the mode that every engine has")
-
-    def _checked(self, name: str, kind: type, optional: bool, info: OptionInfo) -> Any:
-        if name != "mode":
-            return super()._checked(name, kind, optional, info)
-        if self.mode not in MODES:
-            raise ValueError(f"policy forced: mode must be {info.doc}, got {self.mode!r}")
-        return self.mode
+    mode: str = option("release", "", choices=MODES, doc="of its preemptions", source="the mode that every engine has")
 
 
 class Forced:

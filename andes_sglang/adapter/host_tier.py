@@ -1,4 +1,4 @@
-"""SGLang's hierarchical cache as the home of preempted KV.
+"""SGLang's hierarchical cache, extended to hold the KV of preempted requests in host memory.
 
 All KV that enters the radix tree is copied to host memory in the background (SGLang's write-through). Here running streams
 enter it too, in chunks as they grow (:mod:`andes_sglang.adapter.host_transfers` says when), so that a release has next to

@@ -23,8 +23,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     _enum = PlatformEnum.OOT
 
     def init_backend(self) -> None:
-        """Give the hierarchical cache (``--hicache-io-backend direct``) the three things it takes from CUDA: streams, a
-        copy, and memory of the host, which is not to be pinned here and of which nothing is to be held back."""
+        """Give the hierarchical cache (``--hicache-io-backend direct``) what it takes from CUDA: streams, a copy, and
+        host memory, which need not be pinned here and of which no reserve is kept."""
         from sglang.srt.managers import cache_controller
         from sglang.srt.mem_cache.pool_host import base, common, mha
 

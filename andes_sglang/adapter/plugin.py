@@ -14,10 +14,10 @@ __all__ = ["register"]
 
 def register() -> None:
     """Entry point of ``sglang.srt.plugins``. SGLang logs exceptions here and goes on, so we end the process ourselves."""
-    if PluginOptions.from_env().policy is None:
-        return
     try:
-        _register(PluginOptions.from_env())
+        options = PluginOptions.from_env()
+        if options.policy is not None:
+            _register(options)
     except Exception:
         traceback.print_exc()
         print("andes: the plugin failed to load; not serving without the policy that was asked for", file=sys.stderr)

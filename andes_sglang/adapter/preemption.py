@@ -6,7 +6,7 @@
 - offload: a release on an engine with a host tier; without room in host memory it is a plain release, and counted as one.
 - retraction: a release because KV has run out, of the request that :func:`andes_sglang.protocol.retraction_victim` names.
 
-In overlap mode the result in flight is processed before anything is released (:meth:`Preemption.settle`), so no token is
+In overlap mode the result in flight is processed before anything is released (:meth:`EnginePreemptor.settle`), so no token is
 lost, computed twice or sent twice.
 """
 
@@ -25,10 +25,10 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.state import Decision, PreemptionMode
 
-__all__ = ["Preemption"]
+__all__ = ["EnginePreemptor"]
 
 
-class Preemption:
+class EnginePreemptor:
     """Stops and starts the requests of ``scheduler``, an SGLang scheduler. ``released``: rids given up at this decision."""
 
     def __init__(
@@ -164,7 +164,7 @@ def _correct_mixed_prefix(batch: Any) -> None:
     """Tell the prefix lengths of the decoding requests of a mixed ``batch`` by their KV.
 
     In overlap mode ``ScheduleBatch.mix_with_running`` takes it that their output lags a token behind. It does not where
-    :meth:`Preemption.settle` has processed a result early.
+    :meth:`EnginePreemptor.settle` has processed a result early.
     """
     if batch.forward_mode.is_mixed():
         decoding = len(batch.decoding_reqs)

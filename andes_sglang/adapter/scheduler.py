@@ -32,7 +32,7 @@ from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
-from andes_sglang.adapter.preemption import Preemption
+from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.reports import Reports
@@ -40,6 +40,7 @@ from andes_sglang.adapter.sglang_request import ended_whole, is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
+from andes_sglang.policy import effective_options
 from andes_sglang.state import Decision
 
 __all__ = ["QoEScheduler"]
@@ -56,7 +57,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         options = PluginOptions.from_env()
         name = options.policy or "andes"
         self._qoe_policy = make_engine_policy(name, options.policy_options)
-        self._qoe_info = {"policy": name, "policy_options": options.policy_options}
+        told = effective_options(self._qoe_policy, options.policy_options)
+        self._qoe_info = {"policy": name, "policy_options": told}
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
@@ -78,7 +80,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._transfers = transfers
         self._limits = QueueLimits(self, records, metrics)
         self._snapshot = Snapshot(self, records, parked, transfers, latency=latency)
-        self._preemption = Preemption(self, records, parked, transfers, latency=latency, metrics=metrics)
+        self._preemptor = EnginePreemptor(self, records, parked, transfers, latency=latency, metrics=metrics)
         self._iterations = IterationTimes(latency)
         self._reports = Reports(metrics, records, latency=latency, host_use=tier.use if tier is not None else None)
 
@@ -115,7 +117,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if self._records.find(req) is not None:
             if is_retracted:
                 self._qoe_metrics.retraction()
-            self._preemption.stop(req, "retracted")
+            self._preemptor.stop(req, "retracted")
             self._records.set_prefix_hit(req, 0)
             self.waiting_queue.append(req)
             return
@@ -148,7 +150,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """A client has gone. SGLang looks for its request in the queue and in the running batch."""
         self._parked.drop_finished()
         aborted = {r.rid for r in self._parked.reqs if recv_req.abort_all or r.rid.startswith(recv_req.rid)}
-        self.running_batch = self._preemption.resume(aborted, self.running_batch)
+        self.running_batch = self._preemptor.resume(aborted, self.running_batch)
         with self._limits.departures():
             super().abort_request(recv_req)
 
@@ -156,23 +158,23 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """An administrator pauses the engine; in mode ``retract`` SGLang retracts the running batch."""
         if recv_req.mode == "retract":
             self._parked.drop_finished()
-            self.running_batch = self._preemption.resume_all(self.running_batch)
+            self.running_batch = self._preemptor.resume_all(self.running_batch)
         super().pause_generation(recv_req)
 
     # One iteration
 
     def get_new_batch_prefill(self, running_batch: Any) -> Any:
         """Once an iteration, when SGLang looks for a prefill: decide, apply, and let it form one from those admitted."""
-        self._preemption.released.clear()
+        self._preemptor.released.clear()
         self._parked.drop_finished()
         self._send_reports(running_batch)
         self._transfers.write_through(running_batch, self._parked.reqs)
         if not self._asks_policy(running_batch):
             return self._form_prefill(running_batch)
         decision = self._decide(running_batch)
-        running_batch = self._preemption.apply(decision, running_batch)
+        running_batch = self._preemptor.apply(decision, running_batch)
         by_rid = {req.rid: req for req in self.waiting_queue}
-        admitted = [by_rid.pop(rid) for rid in protocol.admissible(decision.admit, by_rid, self._preemption.released)]
+        admitted = [by_rid.pop(rid) for rid in protocol.admissible(decision.admit, by_rid, self._preemptor.released)]
         prefills = bool(admitted) or self.chunked_req is not None
         if prefills and not self._transfers.load_ahead(admitted, running_batch):
             running_batch.batch_is_full = False
@@ -205,7 +207,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             plan = super().get_new_batch_prefill(running_batch)
         finally:
             self.waiting_queue = [*self.waiting_queue, *held_back]
-        self._preemption.note_prefill(plan.batch_to_run)
+        self._preemptor.note_prefill(plan.batch_to_run)
         return plan
 
     def _form_no_prefill(self, running_batch: Any) -> Any:
@@ -220,7 +222,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """Parked requests run rather than none, should SGLang not have admitted what the policy chose."""
         running = len(plan.running_batch.reqs)
         if plan.batch_to_run is None and protocol.resumes_all_parked(running, len(self._parked), len(decision.preempt)):
-            running_batch = self._preemption.resume_all(plan.running_batch)
+            running_batch = self._preemptor.resume_all(plan.running_batch)
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return plan
 
@@ -228,7 +230,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         """Before a decode step. Where KV is about to run out we retract first, and SGLang finds room enough."""
         batch.filter_batch()
         if not batch.is_empty() and not batch.check_decode_mem():
-            self._preemption.retract(batch)
+            self._preemptor.retract(batch)
         return super().update_running_batch(batch)
 
     def run_batch(self, batch: Any, pp_proxy_tensors: Any = None) -> Any:

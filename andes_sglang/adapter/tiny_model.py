@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights and a real tokenizer: everything a serving engine needs but sense.
+"""A tiny Llama with random weights and a real tokenizer: enough to test a serving engine; its text means nothing.
 
 ``python -m andes_sglang.adapter.tiny_model OUT`` writes it in seconds, the same files for the same arguments.
 """

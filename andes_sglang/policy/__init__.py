@@ -8,9 +8,17 @@ from __future__ import annotations
 from andes_sglang.policy.base import SchedulingPolicy
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
-from andes_sglang.policy.registry import CLAIRVOYANT, POLICIES, check_policy, find_policy, make, make_policy
+from andes_sglang.policy.registry import (
+    CLAIRVOYANT,
+    POLICIES,
+    check_policy,
+    effective_options,
+    find_policy,
+    make,
+    make_policy,
+)
 
 __all__ = [
-    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyOptions", "SchedulingPolicy", "check_policy", "find_policy", "make",
-    "make_policy", "option", "pack",
+    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyOptions", "SchedulingPolicy", "check_policy",
+    "effective_options", "find_policy", "make", "make_policy", "option", "pack",
 ]  # fmt: skip

@@ -24,8 +24,9 @@ __all__ = ["OptionInfo", "PolicyOptions", "option"]
 
 
 class OptionInfo(NamedTuple):
-    """What is declared of one option. unit: of its values, "" for a count or a flag. above: exclusive lower bound; low and
-    high: inclusive bounds. source: where the default was measured, or the section of the paper that it comes from."""
+    """What is declared of one option. unit: of its values, "" for a count or a flag. source: where the default was measured,
+    or the section of the paper that it comes from. above: exclusive lower bound; low and high: inclusive bounds. choices: of
+    an option that is text."""
 
     unit: str
     doc: str
@@ -33,8 +34,11 @@ class OptionInfo(NamedTuple):
     above: float | None = None
     low: float | None = None
     high: float | None = None
+    choices: tuple[str, ...] = ()
 
-    def allows(self, value: float) -> bool:
+    def allows(self, value: Any) -> bool:
+        if isinstance(value, str):
+            return value in self.choices
         return (
             (self.above is None or value > self.above)
             and (self.low is None or value >= self.low)
@@ -45,14 +49,16 @@ class OptionInfo(NamedTuple):
         """In words, for messages and documentation: ``> 0 s``, ``an integer >= 1``."""
         if kind is bool:
             return "true or false"
+        if kind is str:
+            return f"one of {', '.join(self.choices)}"
         bounds = [
             f"{sign} {bound:g}"
             for sign, bound in ((">", self.above), (">=", self.low), ("<=", self.high))
             if bound is not None
         ]
-        article = "an integer" if kind is int else "" if bounds else "a number"
-        words = (article, " and ".join(bounds), self.unit, "or null" if optional else "")
-        return " ".join(filter(None, words))
+        unit = f"of {self.unit}" if self.unit and not bounds else self.unit
+        number = "an integer" if kind is int else "" if bounds else "a number"
+        return " ".join(filter(None, (number, " and ".join(bounds), unit, "or null" if optional else "")))
 
 
 def option(
@@ -64,9 +70,10 @@ def option(
     above: float | None = None,
     low: float | None = None,
     high: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
     """A field of a :class:`PolicyOptions`; the arguments are those of :class:`OptionInfo`."""
-    return field(default=default, metadata={"option": OptionInfo(unit, doc, source, above, low, high)})
+    return field(default=default, metadata={"option": OptionInfo(unit, doc, source, above, low, high, choices)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +116,9 @@ class PolicyOptions:
             given[name] = value
         return cls(**given)
 
-    def as_dict(self, *, defaults: bool = False) -> dict[str, Any]:
-        """The options that differ from their defaults, for ``from_mapping`` of another process; with ``defaults`` all."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {f.name: values[f.name] for f in fields(self) if defaults or values[f.name] != f.default}
+    def as_dict(self) -> dict[str, Any]:
+        """All options, as ``from_mapping`` takes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @classmethod
     def describe(cls) -> list[tuple[str, str, Any, str, str]]:
@@ -138,8 +144,8 @@ def _declared(cls: type[PolicyOptions]) -> tuple[tuple[str, type, bool, OptionIn
 def _converted(value: Any, kind: type) -> Any:
     """``value`` as ``kind``, or None where it is none: a boolean is no number, and a number is an integer when it is whole
     (JSON has one type of number)."""
-    if kind is bool:
-        return value if isinstance(value, bool) else None
+    if kind in (bool, str):
+        return value if isinstance(value, kind) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     if kind is int:

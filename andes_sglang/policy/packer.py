@@ -190,7 +190,7 @@ class Packer:
         tokens, slots = self.free_tokens, self.free_slots
         out: list[int] = []
         for victim in reversed(self.victims):
-            if victim in self.settled or victim == row:
+            if victim in self.settled:
                 continue
             if not self.outranks(row, victim):
                 return []

@@ -31,6 +31,7 @@ __all__ = [
     "POLICIES",
     "PolicyClass",
     "check_policy",
+    "effective_options",
     "find_policy",
     "make",
     "make_policy",
@@ -87,6 +88,16 @@ def make_policy(
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
     """Raise ``ValueError``, as :func:`make_policy` does, for a name or options that it would refuse."""
     make_policy(name, options)
+
+
+def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options ``given`` to ``policy`` for ``/server_info``, from which another process can make it: by their current
+    names, with the values in effect."""
+    options = getattr(policy, "options", None)
+    if not isinstance(options, PolicyOptions):
+        return dict(given)
+    names = [type(options).renamed.get(name, name) for name in given]
+    return {name: value for name, value in options.as_dict().items() if name in names}
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:

@@ -24,7 +24,8 @@ from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
 __all__ = [
     "ENTRY_POINT_GROUP", "ROUTING_POLICIES", "IncomingStream", "LeastLoad", "LeastTokens", "PrefixAffinity",
-    "PrefixTracker", "QoE", "ReplicaView", "RoundRobin", "RoutingPolicy", "current_name", "make_routing_policy",
+    "PrefixTracker", "QoE", "ReplicaView", "RoundRobin", "RoutingPolicy", "current_name", "find_routing_policy",
+    "make_routing_policy",
 ]  # fmt: skip
 
 ENTRY_POINT_GROUP = "andes_sglang.routing_policies"
@@ -47,14 +48,20 @@ def current_name(name: str) -> str:
     return OLD_NAMES[name]
 
 
+def find_routing_policy(name: str) -> Callable[..., RoutingPolicy]:
+    """The class of the routing policy ``name``. Raises ``ValueError`` for a name that is unknown, cannot be imported or is
+    no routing policy."""
+    factory: Callable[..., RoutingPolicy] = find_class(name, ROUTING_POLICIES, ENTRY_POINT_GROUP, "routing policy")
+    if not (callable(getattr(factory, "order", None)) and isinstance(getattr(factory, "name", None), str)):
+        raise ValueError(f"routing policy {name!r} is no routing policy: it needs a name and order(new, views, now_s)")
+    return factory
+
+
 def make_routing_policy(name: str, **options: Any) -> RoutingPolicy:
     """The routing policy called ``name`` with its options. Raises ``ValueError`` naming an unknown policy or option."""
     name = current_name(name)
-    factory = find_class(name, ROUTING_POLICIES, ENTRY_POINT_GROUP, "routing policy")
-    if not (callable(getattr(factory, "order", None)) and isinstance(getattr(factory, "name", None), str)):
-        raise ValueError(f"routing policy {name!r} is no routing policy: it needs a name and order(new, views, now_s)")
+    factory = find_routing_policy(name)
     try:
-        policy: RoutingPolicy = factory(**options)
+        return factory(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"routing policy {name!r}: {error}") from None
-    return policy

@@ -28,7 +28,7 @@ from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["USER_ERRORS", "add_arguments", "add_router_argument", "check_interval", "check_requests", "router_of"]
+__all__ = ["USER_ERRORS", "add_arguments", "add_simulation_arguments", "check_interval", "check_requests", "router_of"]
 
 USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
 MAX_RECORDS = 4000
@@ -49,17 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
     add_run_arguments(parser, sustained="the replicas sustain under stock")
     parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
-    add_router_argument(parser, default="least_load")
-    parser.add_argument("--decision-interval", type=float, default=0.0, metavar="S",
-                        help="ask policies no more often than this; 0, as the engine does: at every iteration")  # fmt: skip
-    add_workload_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("out/simulate"), help="directory for the results")
+    add_simulation_arguments(parser, router="least_load", interval_s=0.0, out="out/simulate")
     parser.set_defaults(run=_simulate)
 
 
-def add_router_argument(parser: argparse.ArgumentParser, *, default: str) -> None:
-    parser.add_argument("--router", default=default, metavar="NAME", help=f"routing policy: "
+def add_simulation_arguments(parser: argparse.ArgumentParser, *, router: str, interval_s: float, out: str) -> None:
+    """Of every command that simulates a workload on fleets; the values are defaults."""
+    parser.add_argument("--router", default=router, metavar="NAME", help=f"routing policy: "
                         f"{', '.join(sorted(ROUTING_POLICIES))}, or package.module:Class; default: %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--decision-interval", type=float, default=interval_s, metavar="S",
+        help="ask policies no more often than this; 0, as the engine does: at every iteration; default: %(default)s",
+    )  # fmt: skip
+    add_workload_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path(out), help="directory for the results; default: %(default)s")
 
 
 def router_of(args: argparse.Namespace) -> Callable[[], RoutingPolicy]:

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,11 @@ from andes_sglang.flags import UsageError, add_arm_arguments, arms_of
 from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.cli import USER_ERRORS, add_router_argument, check_interval, check_requests, router_of
+from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
 from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.planner import FleetMix, FleetPlan, Planner
+from andes_sglang.sim.planner import FleetMix, FleetPlan, Planner, saving_over
 from andes_sglang.sim.profile import Profile
-from andes_sglang.workload import add_arguments as add_workload_arguments
 from andes_sglang.workload import from_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
@@ -46,11 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     )
     parser.add_argument("--most", dest="max_replicas", type=int, action=_OldFlag, new="--max-replicas")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of the workload; default: %(default)s")
-    add_router_argument(parser, default="qoe")
-    parser.add_argument("--decision-interval", type=float, default=0.1, metavar="S",
-                        help="ask policies no more often than this; default: %(default)s")  # fmt: skip
-    add_workload_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("out/plan"), help="directory for the results")
+    add_simulation_arguments(parser, router="qoe", interval_s=0.1, out="out/plan")
     parser.set_defaults(run=_plan)
 
 
@@ -222,17 +216,13 @@ def _mix(planner: Planner, one: _Plan, other: _Plan, engines: Mapping[tuple[str,
 
 def _with_savings(plans: Sequence[_Plan], arms: Mapping[str, Arm]) -> list[_Plan]:
     """Each with what it saves over the better stock arm on the same profile."""
-    stock = {name for name, arm in arms.items() if arm.policy in ("stock", STOCK_MIXED)}
-    better: dict[str, int] = {}
-    for plan in plans:
-        if plan.arm in stock and plan.fleet.replicas:
-            better[plan.profile.name] = min(plan.fleet.replicas, better.get(plan.profile.name, plan.fleet.replicas))
+    stock = [plan for plan in plans if arms[plan.arm].policy in ("stock", STOCK_MIXED)]
     return [
-        replace(plan, saving=1.0 - plan.fleet.replicas / better[plan.profile.name])
-        if plan.fleet.replicas and plan.profile.name in better
-        else plan
+        replace(plan, saving=saving_over(
+            plan.fleet.replicas, (p.fleet.replicas for p in stock if p.profile is plan.profile)
+        ))
         for plan in plans
-    ]
+    ]  # fmt: skip
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -247,8 +237,8 @@ def _table(plans: Sequence[_Plan], mixes: Sequence[_Mix], objective: QoEObjectiv
     for p in plans:
         trials, n = p.fleet.trials, p.fleet.replicas
         if n is None:
-            most = max(trials)
-            rows.append([p.profile.name, p.arm, f"> {most}", _spread(trials[most].values), "-", "-", "-", "-"])
+            largest = max(trials)
+            rows.append([p.profile.name, p.arm, f"> {largest}", _spread(trials[largest].values), "-", "-", "-", "-"])
             continue
         price = "-" if p.price_per_hour is None else f"{p.price_per_hour:.2f}"
         rows.append([

@@ -8,7 +8,7 @@ Every size that is tried is simulated to the last answer, once for each workload
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.workload import SyntheticWorkload, Workload
 
-__all__ = ["FleetMix", "FleetPlan", "Planner", "Trial"]
+__all__ = ["FleetMix", "FleetPlan", "Planner", "Trial", "saving_over"]
 
 MAX_GUESS_REQUESTS = 200_000
 """Requests of a workload that are held in memory at once to guess from: some 100 MB."""
@@ -64,6 +64,12 @@ class FleetMix:
     replicas: tuple[int, int]
     price_per_hour: float
     trial: Trial
+
+
+def saving_over(replicas: int | None, rivals: Iterable[int | None]) -> float | None:
+    """Share of the replicas that the best of ``rivals`` needs; None where there is no plan to compare."""
+    needed = min((n for n in rivals if n), default=None)
+    return None if replicas is None or needed is None else 1.0 - replicas / needed
 
 
 class Planner:
@@ -140,8 +146,7 @@ class Planner:
         trials |= {(0, n): trial for n, trial in alone[1].trials.items()}
 
         def holds(a: int, b: int) -> bool:
-            if (a, b) not in trials:
-                trials[a, b] = self.trial([engines[0]] * a + [engines[1]] * b, policy)
+            trials[a, b] = self.trial([engines[0]] * a + [engines[1]] * b, policy)
             return trials[a, b].holds(self.objective)
 
         a, b = cheapest_mix(holds, (needed[0], needed[1]), prices)

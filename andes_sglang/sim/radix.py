@@ -1,9 +1,14 @@
-"""A radix cache of prefixes as SGLang keeps it: nodes locked by what runs, leaves evicted whole, the least recently used
-first, or in the order of a policy.
+"""A radix cache of prefixes as SGLang keeps it (``mem_cache.radix_cache``): nodes locked by what runs, leaves evicted whole,
+the least recently used first, or in the order of a policy.
 
 A sequence is up to two runs of tokens: ids of shared prefix blocks, then a range of positions in a stream of its own (a
 request, or the session it continues). A node holds a piece of one run. With a host tier behind it, an evicted node whose
 copy is complete can be loaded back. Host memory gives up copies of what the device has evicted, never of what it holds.
+
+    cache = RadixCache()
+    node, _ = cache.insert(sequence("r0", 100))
+    cache.match(sequence("r0", 120), 119).tokens  # 100
+    cache.lock(node)  # nothing on the way to it is evicted
 """
 
 from __future__ import annotations
@@ -34,12 +39,12 @@ def sequence(stream: Hashable, tokens: int, blocks: tuple[int, ...] = (), block_
 
 
 class Node:
-    """last_access_time: logical. on_device: its KV is in the pool. host_s: when its copy in host memory
-    is complete, None without one. held_below: children on the device. The root is its own parent."""
+    """last_access_time: accesses so far. on_device: its KV is in the pool. host_s: when its copy in host memory is complete,
+    None without one. device_children: children on the device. The root is its own parent."""
 
     __slots__ = (
         "children",
-        "held_below",
+        "device_children",
         "host_s",
         "ids",
         "last_access_time",
@@ -58,7 +63,7 @@ class Node:
         self.stream, self.ids, self.unit = run
         self.tokens = len(self.ids) * self.unit
         self.children: dict[tuple[Hashable, int], Node] = {}
-        self.locks = self.held_below = 0
+        self.locks = self.device_children = 0
         self.last_access_time = float(used)
         self.on_device = False
         self.host_s: float | None = None
@@ -74,8 +79,8 @@ class Match(NamedTuple):
 
 
 class RadixCache:
-    """``tokens`` on the device in all, of which ``evictable`` nobody has locked; ``host_tokens`` in host memory. ``order``:
-    what is evicted first, there and here."""
+    """tokens: on the device, of which ``evictable`` are not locked. host_tokens: in host memory. evicted_tokens: since the
+    start. order: what is evicted first, on the device and in host memory."""
 
     def __init__(self, host_capacity_tokens: int = 0, order: EvictionOrder | None = None) -> None:
         self.order = order or EvictionOrder()
@@ -106,7 +111,7 @@ class RadixCache:
         return Match(node, found, host, host_found)
 
     def insert(self, runs: list[Run]) -> tuple[Node, int]:
-        """Put ``runs`` on the device; the last node, and how many of its tokens were there already."""
+        """Put ``runs`` on the device; the last node, and how many of their tokens were there already."""
         node, found = self.root, 0
         path, k, at = self._walk(runs, None)
         for node in path:
@@ -157,12 +162,12 @@ class RadixCache:
         node.ids, node.parent = node.ids[length:], upper
         node.tokens -= upper.tokens
         upper.children[node.stream, node.ids[0]] = node
-        upper.held_below = int(node.on_device)
+        upper.device_children = int(node.on_device)
         self.order.look_again()
         return upper
 
     def lock(self, node: Node) -> None:
-        """``node`` and everything above it stay."""
+        """``node`` and everything above it stay on the device until unlocked as often."""
         at = node
         while at is not self.root:
             if not at.locks and at.on_device:
@@ -181,14 +186,14 @@ class RadixCache:
 
     def _put_on_device(self, node: Node) -> None:
         node.on_device = True
-        node.parent.held_below += 1
+        node.parent.device_children += 1
         self.tokens += node.tokens
         if not node.locks:
             self.evictable += node.tokens
 
     def offer(self, node: Node) -> None:
         """A candidate for eviction, unless something on the device hangs below it."""
-        if node is not self.root and not node.locks and node.on_device and not node.held_below:
+        if node is not self.root and not node.locks and node.on_device and not node.device_children:
             heapq.heappush(self._leaves, (self.order.get_priority(node), node.serial, node))
 
     def evict(self, tokens: int) -> int:
@@ -196,7 +201,7 @@ class RadixCache:
         freed = 0
         while freed < tokens and self._leaves:
             priority, _, node = heapq.heappop(self._leaves)
-            if node.locks or not node.on_device or node.held_below:
+            if node.locks or not node.on_device or node.device_children:
                 continue
             if priority != self.order.get_priority(node):
                 self.offer(node)
@@ -204,7 +209,7 @@ class RadixCache:
             freed += node.tokens
             node.on_device = False
             parent = node.parent
-            parent.held_below -= 1
+            parent.device_children -= 1
             if node.host_s is None:
                 self._drop(node)
             else:
@@ -216,15 +221,9 @@ class RadixCache:
         return freed
 
     def _drop(self, node: Node) -> None:
-        """Forget a node that is nowhere any more, with what hangs below it in host memory."""
+        """Forget a node that is neither on the device nor in host memory; nothing hangs below it, for a child is in neither
+        without its parent."""
         del node.parent.children[node.stream, node.ids[0]]
-        below = list(node.children.values())
-        while below:
-            child = below.pop()
-            below += child.children.values()
-            if child.host_s is not None:
-                self.host_tokens -= child.tokens
-                child.host_s = None
 
     def back_up(self, node: Node, complete_s: float) -> bool:
         """A copy of ``node`` will be complete in host memory at ``complete_s``; False: there is no room, or none above it."""
@@ -248,9 +247,7 @@ class RadixCache:
         return True
 
     def _is_host_leaf(self, node: Node) -> bool:
-        if node.host_s is None or node.on_device:
-            return False
-        return all(child.host_s is None for child in node.children.values())
+        return node.host_s is not None and not node.on_device and not node.children
 
     def _offer_copy(self, node: Node) -> None:
         if self._is_host_leaf(node):
@@ -258,7 +255,7 @@ class RadixCache:
 
 
 def _common(ids: Sequence[int], run: Sequence[int], at: int) -> int:
-    """How many of ``ids`` stand in ``run`` from ``at`` on; the first does."""
+    """How many of ``ids`` are those of ``run`` from ``at`` on; the first one is."""
     most = min(len(ids), len(run) - at)
     if isinstance(ids, range) or ids[:most] == run[at : at + most]:
         return most

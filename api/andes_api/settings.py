@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettin
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
-from andes_sglang.routing import current_name, make_routing_policy
+from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 
 __all__ = ["PREFIX", "ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
 
@@ -55,6 +55,12 @@ def _server(address: str) -> str:
     if not usable:
         raise ValueError(f"expected IP or IP:PORT, got {address!r}")
     return address
+
+
+def _routing_policy(name: str) -> str:
+    name = current_name(name)
+    find_routing_policy(name)
+    return name
 
 
 class Settings(BaseSettings):
@@ -94,7 +100,7 @@ class Settings(BaseSettings):
     )
 
     # Routing and admission
-    policy: Annotated[str, AfterValidator(current_name)] = Field(
+    policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
     policy_options: dict[str, Any] = Field({}, description="options of the routing policy")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from andes_api import cli
+from andes_api.reference import references, settings_table
 from andes_api.settings import ClassSettings, Settings, SettingsError, load, with_classes
 from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
 
 URL = "http://127.0.0.1:30000"
@@ -119,3 +123,73 @@ def test_classes_of_a_file_of_their_own(tmp_path: Path) -> None:
         file.write_text(content)
         with pytest.raises(SettingsError, match=named):
             with_classes(settings, file)
+
+
+# One place for name, default, range and help
+
+
+def test_the_table_of_the_docs_is_the_settings() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "gateway.md"
+    assert settings_table() in docs.read_text(), (
+        "put what andes_api.reference.settings_table() returns into docs/gateway.md"
+    )
+
+
+def test_every_setting_is_described() -> None:
+    for setting in references():
+        assert setting.description, setting.name
+        assert setting.flag == "--" + setting.name.replace("_", "-")
+    by_name = {setting.name: setting for setting in references()}
+    assert (by_name["retries"].default, by_name["retries"].values) == ("2", ">= 0")
+    assert (by_name["count_tokens"].default, by_name["count_tokens"].values) == ("usage", "usage or events")
+    assert (by_name["port"].values, by_name["hold_s"].values) == (">= 0, <= 65535", ">= 0")
+    assert (by_name["admission"].default, by_name["admission"].values) == ("true", "true or false")
+    assert by_name["upstream_api_key"].secret
+    assert by_name["tenants"].as_json
+    assert by_name["max_held"].variable == "ANDES_GATEWAY_MAX_HELD"
+
+
+def from_flags(*flags: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    args = parser.parse_args(flags)
+    return load(Path(args.config) if args.config else None, **cli._given(args))
+
+
+def test_every_setting_is_a_flag_but_secrets() -> None:
+    settings = from_flags(
+        "--upstream", URL, "--upstream", "http://b:1", "--retries", "0", "--hold-s", "1.5", "--admission", "false", "--policy",
+        "prefix", "--policy-options", '{"bound": 2}', "--classes", '{"reading": {"tds": 6}}', "--service-tiers", "{}",
+        "--media-hosts", '["a.example"]', "--classes-file", "x.yaml", "--page", "true", "--count-tokens", "events",
+    )  # fmt: skip
+    assert settings.upstreams == (URL, "http://b:1")
+    assert (settings.retries, settings.hold_s, settings.admission, settings.page) == (0, 1.5, False, True)
+    assert (settings.policy, settings.routing_options) == ("prefix", {"bound": 2})
+    assert (settings.classes["reading"].tds, settings.service_tiers, settings.media_hosts) == (6, {}, ("a.example",))
+    assert (settings.classes_file, settings.count_tokens) == (Path("x.yaml"), "events")
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert {s.flag for s in references() if not s.secret} <= flags
+    assert "--upstream-api-key" not in flags
+
+
+def test_a_fault_on_the_command_line_names_the_flag_or_the_setting() -> None:
+    with pytest.raises(UsageError, match=r"--classes: expected JSON, got '\{'"):
+        from_flags("--upstream", URL, "--classes", "{")
+    with pytest.raises(SettingsError, match=r"retries: .*greater than or equal to 0 .got '-1'"):
+        from_flags("--upstream", URL, "--retries", "-1")
+    with pytest.raises(UsageError, match="unknown argument '--nope'"):
+        cli.run(argparse.Namespace(), ["--nope"])
+
+
+def test_an_old_name_of_a_routing_policy_works_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="least_load"):
+        assert load(None, upstreams=[URL], policy="least_requests").policy == "least_load"
+
+
+def test_options_of_the_routing_policy_are_checked() -> None:
+    assert Settings(upstreams=(URL,), horizon_s=9.0).routing_options == {"horizon_s": 9.0}
+    assert Settings(upstreams=(URL,), policy="prefix", bounded_load=2.0).routing_options == {"bound": 2.0}
+    assert Settings(upstreams=(URL,), policy="least_load").routing_options == {}
+    assert "bound must be a ratio" in "\n".join(faults(upstreams=[URL], policy="prefix", policy_options={"bound": 0.1}))

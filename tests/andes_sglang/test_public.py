@@ -105,3 +105,19 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["help", "report"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: andes report")
+
+
+def test_the_page_of_the_layout_names_every_module_of_the_core() -> None:
+    page = (ROOT / "docs" / "index.md").read_text()
+    core = ROOT / "andes_sglang"
+    modules = {p.name for p in core.glob("*.py") if p.stem != "__init__"}
+    packages = {f"{p.parent.name}/" for p in core.glob("*/__init__.py")}
+    assert {name for name in modules | packages if not re.search(rf"\b{re.escape(name)}", page)} == set()
+    layers = re.search(
+        r"name = \"The core's rooms\".*?layers = \[(.*?)\n\]", (ROOT / "pyproject.toml").read_text(), re.S
+    )
+    assert layers is not None
+    told = [
+        line.strip().split("   ")[0].split(", ") for line in page.split("## Imports")[1].split("\n\n")[2].splitlines()
+    ]
+    assert told == [layer.split(" | ") for layer in re.findall(r'"(.+?)"', layers[1])]

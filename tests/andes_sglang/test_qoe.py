@@ -273,6 +273,24 @@ def test_seconds_until_readers_run_dry() -> None:
     assert [len(column) for column in Readers.of([])] == [0] * 5
 
 
+@given(st.lists(st.tuples(GAPS, TARGETS, st.integers(0, 5)), min_size=1, max_size=5), st.floats(0, 50))
+def test_delivering_to_all_at_once_is_delivering_to_each(
+    readers: list[tuple[list[float], QoETarget, int]], later: float
+) -> None:
+    streams = []
+    for gaps, target, _ in readers:
+        streams.append(ReaderStream(0.0, target))
+        for at in times(gaps, 0.0):
+            streams[-1].deliver(at)
+    now = max(sum(gaps) for gaps, _, _ in readers) + later
+    before = Readers.of(streams)
+    after = before.deliver(now, np.array([float(tokens) for _, _, tokens in readers]))
+    for stream, (_, _, tokens) in zip(streams, readers, strict=True):
+        stream.deliver(now, tokens)
+    for found, expected in zip(after, Readers.of(streams), strict=True):
+        assert found == pytest.approx(expected, abs=1e-9)
+
+
 def test_columns_are_copies() -> None:
     stream = ReaderStream(0.0, QoETarget(1.0, 1.0))
     readers = Readers.of([stream])

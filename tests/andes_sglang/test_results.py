@@ -42,6 +42,7 @@ def test_a_result_is_a_summary_a_report_and_a_table(tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert summary.table(result()["policies"]) in said
     assert str(tmp_path / "report.html") in said
+    assert str(tmp_path / "summary.json") in said
 
 
 def test_a_report_can_be_made_from_the_summary_alone(tmp_path: Path) -> None:
@@ -68,3 +69,20 @@ def test_a_log_gets_a_line_every_ten_seconds(
     for text in ("one", "two", "three", "four"):
         progress(text)
     assert capsys.readouterr().err == "andes: one\nandes: three\n"
+
+
+def test_a_terminal_gets_one_line_rewritten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = results.Progress("andes")
+    progress("one")
+    progress("two")
+    assert capsys.readouterr().err == "\r\x1b[Kandes: one\r\x1b[Kandes: two"
+
+
+@pytest.mark.parametrize("wrong", [[], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}])
+def test_a_summary_of_something_else_is_named(wrong: object, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(wrong))
+    with pytest.raises(UsageError, match=r"summary.json: not a summary \(it needs workload, engine and policies\)"):
+        results.render(tmp_path)

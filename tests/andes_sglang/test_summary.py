@@ -95,7 +95,12 @@ def test_what_went_to_host_memory_is_a_line_of_the_report() -> None:
     line = summary.host_line(figures)
     assert line is not None
     assert line.startswith("2.0 MiB copied to host memory, 1.0 MiB back (1400 tokens loaded")
-    assert "6 computed again); copies took 1.00 s beside the engine and 0.50 s of it; host memory 25% full" in line
+    assert "(1400 tokens loaded instead of computed, 200 of them ahead of the admission, 6 computed again)" in line
+    assert "copies took 1.00 s beside the engine and 0.50 s of it; host memory 25% full" in line
+    figures["host"] |= {"copy_seconds": 0.25, "ahead_tokens": None}
+    figures["recomputed_tokens"] = None
+    line = str(summary.host_line(figures))
+    assert ", 0 of them ahead of the admission, 0 computed again); copies took 0.00 s beside the engine" in line
     assert summary.host_line(summarise([record(0, 0.0, [1.0, 2.0])])) is None
 
 
@@ -210,6 +215,7 @@ def test_repeats_are_averaged_and_counts_added() -> None:
     assert both["qoe"]["mean"] == pytest.approx(np.mean(qoe))
     assert both["std"]["qoe"]["mean"] == pytest.approx(np.std(qoe, ddof=1))
     assert (both["requests"], both["failed"], both["repeats"]) == (4, 0, [one, other])
+    assert summary.combine([{**one, "failed": 1}, {**one, "failed": 2}])["failed"] == 3
     assert both["preemptions_per_request"] is None
     assert summary.combine([one])["std"]["qoe"]["mean"] is None
     half_known = summary.combine([{**one, "retractions": 4.0}, one])
@@ -233,7 +239,8 @@ def test_cells_of_the_table() -> None:
 
 
 def test_the_table_is_aligned() -> None:
-    assert summary.aligned([["", "a", "long"], ["name", "12", "3"]]) == "       a  long\nname  12     3"
+    assert summary.aligned([["x", "a", "long"], ["name", "12", "3"]]) == "x      a  long\nname  12     3"
+    assert summary.table({"stock": {}}).splitlines()[0].startswith("       QoE mean  p5")
     first, second = summary.table({"stock": {"failed": 3}, "andes": {"failed": 12}}).splitlines()[1:]
     assert first.startswith("stock  ")
     assert (first[-4:], second[-4:]) == ("   3", "  12")

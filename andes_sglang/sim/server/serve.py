@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from andes_sglang import flags
 from andes_sglang.flags import UsageError
+from andes_sglang.policy import effective_options
 from andes_sglang.sim import overrides, profile
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.server.bodies import Limits
@@ -110,7 +111,10 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
             "context_length": limits.context_tokens,
             "max_queued_requests": args.max_queued_requests,
         },
-        {"policy": args.policy, "policy_options": flags.options_of(args)},
+        {
+            "policy": args.policy,
+            "policy_options": {} if policy is None else effective_options(policy, flags.options_of(args)),
+        },
     )
     bound = flags.bind(args.host, args.port)
     shown = f"[{args.host}]" if ":" in args.host else args.host

@@ -123,6 +123,48 @@ def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert PluginOptions.from_env().policy is None
 
 
+@pytest.mark.parametrize("text", ['{"polcy": "andes"}', "andes", "[1]"])
+def test_options_that_andes_did_not_write_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(ENVIRONMENT, text)
+    with pytest.raises(ValueError, match=f"{ENVIRONMENT}=.*`andes serve` sets this variable"):
+        PluginOptions.from_env()
+
+
+def flags_of(line: list[str]) -> dict[str, str]:
+    """Flags and their values, or the flag itself where it has none."""
+    return {
+        word: line[k + 1] if k + 1 < len(line) and not line[k + 1].startswith("--") else word
+        for k, word in enumerate(line)
+        if word.startswith("--")
+    }
+
+
+def line_of(passed: list[str], *, cpu: bool, offload: bool = False) -> dict[str, str]:
+    mode = "offload" if offload else "release"
+    args = argparse.Namespace(model="m", host="h", port=1, preemption_mode=mode)
+    line = launch.server_arguments(args, passed, cpu)
+    assert len([word for word in line if word.startswith("--")]) == len(flags_of(line)), "no flag twice"
+    return flags_of(line)
+
+
+def test_what_the_user_passes_goes_before_our_defaults() -> None:
+    line = line_of(["--max-total-tokens", "99", "--dtype=bfloat16", "--sleep-on-idle"], cpu=True)
+    assert line["--max-total-tokens"] == "99"
+    assert "--dtype" not in line
+    assert (line["--device"], line["--model-path"], line["--port"]) == ("cpu", "m", "1")
+
+
+def test_on_an_accelerator_sglang_keeps_its_own_defaults() -> None:
+    assert set(line_of([], cpu=False)) == {"--model-path", "--host", "--port"}
+
+
+def test_offload_needs_the_hierarchical_cache() -> None:
+    assert "--enable-hierarchical-cache" not in line_of([], cpu=True)
+    assert "--enable-hierarchical-cache" in line_of([], cpu=False, offload=True)
+    assert line_of([], cpu=True, offload=True)["--hicache-io-backend"] == "direct"
+    assert "--hicache-io-backend" not in line_of([], cpu=False, offload=True)
+
+
 @pytest.mark.parametrize(
     ("value", "says"),
     [

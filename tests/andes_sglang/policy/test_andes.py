@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from dataclasses import replace
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_the_overdue_go_before_all_others_the_latest_per_kv_token_and_bound_firs
     ranking = prioritize_overdue(state, rank(state, options), options)
     assert order(state, ranking) == "stall first long urgent"
     assert ranking.value[1:] == pytest.approx([2 / 200, 3 / 200, 3 / 600])
+    assert ranking.value[0] == rank(state, options).value[0], "the others keep theirs"
     guarded = prioritize_overdue(state, rank(state, OVERDUE), OVERDUE)
     assert guarded.value[3] > ranking.value[3], "long contexts are guarded here too"
 
@@ -446,3 +448,10 @@ def test_the_overdue_displace_whatever_it_costs() -> None:
     state = state_of(full, request("old", W, dry_s=500.0), pool=20_400, model=latency(token_s=5e-3))
     assert Andes(AndesOptions(overdue_share=100)).decide(state).admit == ("old",)
     assert Andes(AndesOptions(overdue_share=0)).decide(state).admit == ()
+
+
+def test_the_worked_example_in_the_docstring() -> None:
+    import andes_sglang.policy.andes as module
+
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted > 8) == (0, True)

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from andes_sglang.policy import CLAIRVOYANT, POLICIES, make, make_policy
+from andes_sglang.policy import CLAIRVOYANT, POLICIES, effective_options, make, make_policy
 from andes_sglang.policy.andes import Andes, AndesOptions
 from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.state import Decision, SchedulerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class ToyOptions(PolicyOptions):
     fast: bool = option(True, "", doc="a flag", source="assumed")
     cap: float | None = option(None, "tokens", low=0, doc="a cap", source="assumed")
     shift_s: float = option(0.0, "seconds", doc="any number", source="assumed")
+    mode: str = option("slow", "", choices=("slow", "quick"), doc="a choice", source="assumed")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +41,7 @@ class ToyOptions(PolicyOptions):
         ("cap", None, None),
         ("cap", 0, 0.0),
         ("shift_s", -5, -5.0),
+        ("mode", "quick", "quick"),
     ],
 )
 def test_a_value_of_type_and_range_is_kept_as_that_type(name: str, value: Any, kept: Any) -> None:
@@ -64,7 +67,9 @@ def test_a_value_of_type_and_range_is_kept_as_that_type(name: str, value: Any, k
         ("fast", "yes", "true or false"),
         ("cap", -1, ">= 0 tokens or null"),
         ("cap", [], ">= 0 tokens or null"),
-        ("shift_s", float("inf"), "a number seconds"),
+        ("shift_s", float("inf"), "a number of seconds"),
+        ("mode", "fast", "one of slow, quick"),
+        ("mode", 3, "one of slow, quick"),
     ],
 )
 def test_any_other_value_is_refused_with_policy_option_value_and_what_is_allowed(
@@ -103,11 +108,24 @@ def test_the_old_names_of_andes_still_work() -> None:
 
 def test_as_dict_is_what_another_process_reads() -> None:
     options = ToyOptions(wait_s=5, cap=1)
-    assert options.as_dict() == {"wait_s": 5.0, "cap": 1.0}
-    assert ToyOptions().as_dict() == {}
-    everything = options.as_dict(defaults=True)
-    assert everything == {"wait_s": 5.0, "count": 3, "fast": True, "cap": 1.0, "shift_s": 0.0}
+    everything = options.as_dict()
+    assert everything == {"wait_s": 5.0, "count": 3, "fast": True, "cap": 1.0, "shift_s": 0.0, "mode": "slow"}
     assert ToyOptions.from_mapping(json.loads(json.dumps(everything))) == options
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_engine_tells_the_options_it_was_given_by_their_current_names() -> None:
+    given = {"slice_worth": 2, "batch_candidates": 4.0}
+    assert effective_options(make_policy("andes", given), given) == {"min_runtime_ratio": 2.0, "batch_candidates": 4}
+    assert effective_options(make_policy("andes"), {}) == {}
+
+    class Plain:
+        name = "plain"
+
+        def decide(self, state: SchedulerState) -> Decision:
+            return Decision()
+
+    assert effective_options(Plain(), {"a": 1}) == {"a": 1}
 
 
 def test_options_do_not_change() -> None:
@@ -127,7 +145,7 @@ def test_every_policy_declares_its_options(name: str) -> None:
     policy: Any = make_policy(name, **told)
     options = policy.options
     assert type(options).policy == name
-    assert type(options).from_mapping(options.as_dict(defaults=True)) == options
+    assert type(options).from_mapping(options.as_dict()) == options
     for option_name, allowed, _, doc, source in type(options).describe():
         assert allowed, option_name
         assert doc, option_name

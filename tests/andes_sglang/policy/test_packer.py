@@ -69,6 +69,14 @@ def packed(
     return told(decision)
 
 
+def test_what_is_not_said() -> None:
+    """64 tokens of growth, no displacing, the engine's batch, and shorter requests pass those that do not fit."""
+    rows: list[Row] = [("a", R, 100, 0), ("b", W, 500, 2), ("c", W, 100, 1)]
+    value = np.array([0.0, 2.0, 1.0])
+    assert told(pack(state_of(rows, pool=328, views={}), value)) == "+c"
+    assert told(pack(state_of(rows, pool=327, views={}), value)) == ""
+
+
 # Order
 
 
@@ -207,7 +215,8 @@ def test_pressure_gives_victims_in_order_of_tier() -> None:
 
 
 def test_pressure_releases_parked_requests_which_then_stay_off() -> None:
-    assert packed([("a", R, 50, 2), ("b", P, 50, 1)], pool=100, victims="b") == "-b"
+    rows: list[Row] = [("a", R, 50, 3), ("b", P, 50, 2), ("c", W, 20, 1)]
+    assert packed(rows, pool=100, victims="b") == "-b +c"
 
 
 def test_what_pressure_frees_is_used() -> None:
@@ -301,8 +310,10 @@ def test_a_parked_request_is_not_its_own_victim_nor_one_that_was_resumed() -> No
 
 
 def test_a_request_without_kv_is_no_victim_where_kv_is_needed() -> None:
-    rows: list[Row] = [("a", R, 0, 1), ("b", R, 50, 2), ("c", W, 50, 9)]
-    assert packed(rows, pool=60, displacers="c", victims="ab") == "-b +c"
+    rows: list[Row] = [("a", R, 0, 1), ("b", R, 50, 2), ("c", W, 50, 9), ("d", W, 50, 8)]
+    assert packed(rows, pool=60, slots=3, displacers="c", victims="ab") == "-b +c"
+    assert packed(rows, pool=60, displacers="cd", victims="ab") == "-b +c", "b makes room once"
+    assert packed(rows[:3], pool=60, slots=2, displacers="c", victims="ab") == "-a -b +c", "a gives its place"
 
 
 def test_later_displacers_get_their_turn_after_one_that_cannot() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.autoscaling import (
+    AutoscalingRun,
     ClairvoyantAutoscaler,
     FinishedRequests,
     MetricAutoscaler,
@@ -112,8 +113,9 @@ def test_bounds_hold() -> None:
 
 
 def test_metrics_read_what_their_names_say() -> None:
-    replica = cast("Replica", Load(open_requests=7, kv_used_tokens=500, waiting=[1, 2, 3]))
-    assert kv_utilisation(replica) == 0.25
+    smaller = replace(ENGINE, kv_capacity_tokens=1000)
+    replica = cast("Replica", Load(open_requests=7, kv_used_tokens=500, waiting=[1, 2, 3], engine=smaller))
+    assert kv_utilisation(replica) == 0.5
     assert open_requests(replica) == 7.0
     assert waiting_requests(replica) == 3.0
     served = Replica(ENGINE, None, sink=[].append)
@@ -174,9 +176,10 @@ def test_the_planner_takes_the_last_fifty_requests_where_a_minute_has_fewer() ->
     assert found.desired_replicas(fleet(101.0, 0)) == np.ceil(
         len(seen) / (101.0 - seen[0].arrival_s) / (0.01 * busy_rps(ENGINE, seen))
     )
-    assert planner(steady(each_rps, 100.0)).desired_replicas(fleet(1.0 / each_rps, 0, 0, 0)) == 3, (
-        "too few to say: as it is"
-    )
+    first_s = 1.0 / each_rps
+    for now_s in (first_s, 1.5 * first_s):
+        found = planner(steady(each_rps, 100.0))
+        assert found.desired_replicas(fleet(now_s, 0, 0, 0)) == 3, "too few requests to say: as it is"
 
 
 def test_late_first_tokens_correct_the_planner_up_to_twice_the_rate() -> None:
@@ -208,7 +211,8 @@ def test_the_clairvoyant_is_ready_for_the_busiest_stretch_before_a_replica_would
     scenario = Scenario([*steady(1.4 * each_rps, 300.0), *steady(6.4 * each_rps, 200.0, 300.0)], ENGINE, speed=10.0)
     scaler = ClairvoyantAutoscaler(scenario, 1.0)
     assert scaler.replicas_at(150.0) == 2
-    assert scaler.replicas_at(270.0) == 7, "the surge begins within the cold start"
+    assert scaler.replicas_at(240.0) == 7, "a replica ordered now serves when the surge has begun"
+    assert scaler.replicas_at(270.0) == 7
     assert scaler.desired_replicas(fleet(270.0, 0)) == 7
     assert ClairvoyantAutoscaler(scenario, 0.5).replicas_at(150.0) == 3
     assert ClairvoyantAutoscaler(scenario, 1.0, max_replicas=4).replicas_at(270.0) == 4
@@ -272,27 +276,46 @@ def test_a_scenario_that_makes_no_sense_is_refused(options: dict[str, Any], text
 
 # A run
 
+QUIET_SURGE_QUIET = [*steady(0.4, 240.0), *steady(12.0, 20.0, 240.0), *steady(0.4, 60.0, 260.0)]
 
-def test_a_run_counts_what_is_paid_and_what_readers_got() -> None:
-    quiet, surge = steady(0.4, 240.0), steady(12.0, 20.0, 240.0)
-    scenario = Scenario([*quiet, *surge, *steady(0.4, 60.0, 260.0)], ENGINE, clock_cold_start_s=10.0)
-    told: list[float] = []
-    log = FinishedRequests()
-    static = simulate_scenario(scenario, lambda: None, None, replicas=1, finished=log, progress=told.append)
-    assert static.replica_hours == pytest.approx(static.end_s / 3600.0)
-    assert static.max_replicas == 1
-    assert len(log.records) == static.requests == len(scenario.requests)
-    assert static.mean == pytest.approx(np.mean([r.qoe for r in log.records]))
-    assert len(static.windows) == 24
-    assert static.windows[0] > 0.99
-    assert min(static.windows) < 0.8
-    assert 0.0 < static.met(0.95) < 1.0
-    assert static.backlog_requests > 0
+
+def test_a_run_counts_what_readers_got() -> None:
+    scenario, told, log = Scenario(QUIET_SURGE_QUIET, ENGINE), [], FinishedRequests()
+    run = simulate_scenario(scenario, lambda: None, None, replicas=1, finished=log, progress=told.append)
+    assert run.replica_hours == pytest.approx(run.end_s / 3600.0)
+    assert run.max_replicas == 1
+    assert len(log.records) == run.requests == len(scenario.requests)
+    qoe = np.array([r.qoe for r in sorted(log.records, key=lambda r: r.arrival_s)])
+    assert run.mean == pytest.approx(qoe.mean())
+    assert run.p5 == pytest.approx(np.percentile(qoe, 5))
+    assert run.share == pytest.approx(np.mean(qoe >= 0.95))
+    assert 0.0 < run.share < np.mean(qoe >= 0.5)
+    part = np.minimum(23, np.floor(np.array(scenario.arrivals_s) * 24 / scenario.span_s))
+    assert run.windows == pytest.approx([qoe[part == k].mean() for k in range(24)])
+    assert min(run.windows) < 0.8
+    assert run.backlog_requests == sum(r.end_s > scenario.arrivals_s[-1] for r in log.records) > 0
     assert told == sorted(told)
-    scaler = MetricAutoscaler(4.0, interval_s=5.0, stabilization_s=20.0, max_replicas=8)
-    scaled = simulate_scenario(scenario, lambda: None, scaler, replicas=1)
-    assert scaled.mean > static.mean
-    assert 1 < scaled.max_replicas <= 8
-    assert scaled.replica_hours > static.replica_hours
-    assert max(n for _, n in scaled.timeline) == scaled.max_replicas
-    assert scaled.timeline[0][1] == 1
+    assert told[-1] <= 1.0
+
+
+def test_the_objective_is_met_in_a_share_of_the_windows() -> None:
+    run = AutoscalingRun(1.0, 1, 4, 0, 4.0, 5.0, 0.9, 0.5, 0.5, (0.94, 0.95, 0.96, 1.0), ())
+    assert run.met(0.95) == 0.75
+    assert run.met(0.97) == 0.25
+
+
+def test_a_run_under_an_autoscaler_pays_for_what_starts_and_serves_with_it_later() -> None:
+    def scaled(cold_start_s: float) -> AutoscalingRun:
+        scaler = MetricAutoscaler(4.0, interval_s=5.0, stabilization_s=20.0, max_replicas=8)
+        scenario = Scenario(QUIET_SURGE_QUIET, ENGINE, clock_cold_start_s=cold_start_s)
+        return simulate_scenario(scenario, lambda: None, scaler, replicas=1)
+
+    static = simulate_scenario(Scenario(QUIET_SURGE_QUIET, ENGINE), lambda: None, None, replicas=1)
+    soon, never = scaled(10.0), scaled(10_000.0)
+    assert soon.mean > static.mean
+    assert 1 < soon.max_replicas <= 8
+    assert never.mean == pytest.approx(static.mean), "none had started in time"
+    for run in (soon, never):
+        assert run.replica_hours > 1.2 * run.end_s / 3600.0
+        assert max(n for _, n in run.timeline) == run.max_replicas
+        assert run.timeline[0][1] == 1

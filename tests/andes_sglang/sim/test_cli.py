@@ -122,6 +122,16 @@ class MostLoad(LeastLoad):
     assert heaped["fcfs"]["ttft_s"]["p50"] > spread["fcfs"]["ttft_s"]["p50"], "all on one of the two"
 
 
+def test_of_many_requests_every_nth_record_is_kept_and_all_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("andes_sglang.sim.cli.MAX_RECORDS", 10)
+    result = simulate(tmp_path, "--policies", "stock", "--limit", "30")
+    assert result["policies"]["stock"]["requests"] == 30
+    kept = read_records(tmp_path / "records-stock-1.jsonl.gz")
+    assert sorted(r.index for r in kept) == list(range(0, 30, 3))
+
+
 def test_a_request_that_one_arm_cannot_hold_is_named_before_any_arm_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,7 +154,7 @@ def test_a_request_that_one_arm_cannot_hold_is_named_before_any_arm_runs(
         (("--router", "best"), "--router: unknown routing policy 'best'; choose one of least_load"),
         (("--decision-interval", "-1"), "--decision-interval must be >= 0 seconds, got -1.0"),
         (("--load", "-0.5", "--shape", "poisson"), "--load -0.5: must be > 0"),
-        (("--load", "0.5", "--shape", "square"), "square"),
+        (("--load", "0.5", "--shape", "square", "--prompt", "9000"), "square"),
         (("--max-total-tokens", "0"), "--max-total-tokens: must be a whole number >= 1, got '0'"),
         (("--max-total-tokens", "many"), "--max-total-tokens: must be a whole number >= 1, got 'many'"),
         (("--replicas", "0"), "--replicas must be >= 1, got 0"),
