@@ -9,7 +9,7 @@
 
 Log lengths are averaged per key with exponential forgetting. Keys are given from wide to narrow; each one's mean and variance
 are shrunk towards the next wider one's, the more so the fewer answers it has seen, so that a new tenant starts from what its
-class does. Who asks tells more than what is asked: see docs/benchmarks/lengths.md.
+class does. Who asks tells more than what is asked: see docs/benchmarks/answer-lengths.md.
 
 Keys are hashed with a salt of the estimator and forgotten least recently used first: no text of a prompt is kept.
 """

@@ -151,9 +151,13 @@ class StreamRecords:
         self._by_rid[record.req.rid] = record
         record.slot = self._ledger.add(record.view(Phase.WAITING))
 
-    def learn_length(self, req: Any, *, finished: bool) -> None:
-        """Its answer has ended; ``finished`` False: cut at its limit."""
-        self._lengths.learn(len(req.origin_input_ids), len(req.output_ids), finished=finished)
+    def learn_length(self, req: Any) -> None:
+        """Its answer has ended. One that was aborted teaches nothing, one that ``max_tokens`` cut that it would have been
+        longer; with ``ignore_eos`` the limit is the length that was asked for."""
+        reason = req.finished_reason.to_json()["type"]
+        if reason != "abort":
+            finished = reason != "length" or bool(req.sampling_params.ignore_eos)
+            self._lengths.learn(len(req.origin_input_ids), len(req.output_ids), finished=finished)
 
     def forget(self, rid: str) -> None:
         self._ledger.remove(self._by_rid.pop(rid).slot)

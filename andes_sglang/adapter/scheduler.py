@@ -36,7 +36,7 @@ from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.reports import Reports
-from andes_sglang.adapter.sglang_request import ended_whole, is_preemptible
+from andes_sglang.adapter.sglang_request import is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
@@ -253,8 +253,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             if req.finished():
                 if not is_health_check_generate_req(req):
                     self._qoe_metrics.finished(record.reader.final_qoe())
-                if (whole := ended_whole(req)) is not None:
-                    self._records.learn_length(req, finished=whole)
+                self._records.learn_length(req)
                 self._records.forget(req.rid)
 
     # Idle

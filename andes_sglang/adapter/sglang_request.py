@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang.srt.managers.schedule_policy import match_prefix_for_req
 from sglang.srt.mem_cache.common import release_kv_cache
 
-__all__ = ["PrefixHit", "ended_whole", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node"]
+__all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node"]
 
 _NONE_IF_PREEMPTIBLE = (
     "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
@@ -51,14 +50,6 @@ def tree_node(req: Any) -> Any:
     if req.last_node is None:
         return None
     return req.best_match_node if req.host_hit_length else req.last_node
-
-
-def ended_whole(req: Any) -> bool | None:
-    """Of a finished request: False where ``max_tokens`` cut its answer, None where it was aborted. With ``ignore_eos`` the
-    limit is the length that was asked for."""
-    if isinstance(req.finished_reason, FINISH_ABORT):
-        return None
-    return bool(req.sampling_params.ignore_eos) or not isinstance(req.finished_reason, FINISH_LENGTH)
 
 
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:

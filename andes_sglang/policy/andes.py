@@ -8,8 +8,9 @@ worth it.
 
 Trade-off: no request starves beyond ``stall_bound_s`` as long as ``overdue_share`` of the KV pool holds all that are
 overdue. In a lasting overload late requests wait past that bound, so that the others read smoothly: with the whole engine
-spent on the latest, all would be late. Requests with long prompts cost more KV, hence wait first; ``length_guard`` limits
-by how much.
+spent on the latest, all would be late. With ``fairness`` they wait for as long as the overload lasts: what has been lost
+already is no reason to run, and the share for the overdue is filled by requests that run with little to gain. Requests with
+long prompts cost more KV, hence wait first; ``length_guard`` limits by how much.
 
 Five requests on an engine with three places, two of them taken by ``a``, whose reader has 40 s of text unread, and ``b``,
 whose reader has 0.5 s. ``c`` and ``d`` have no token 1 s after it was expected, and ``d`` has a long prompt. ``e`` has
@@ -86,7 +87,7 @@ ORDER_ONLY_GROWTH = 4
 """Times ``growth_tokens`` where preemption is off, and running out of KV cannot be corrected: as much as ``fcfs`` keeps."""
 
 _SENSITIVITY = "docs/benchmarks/simulated.md, sensitivity"
-_FAIRNESS = "docs/benchmarks/simulated.md, fairness"
+_FAIRNESS = "docs/decisions/2026-11-27-final-value.md"
 _STALL_BOUND = "docs/decisions/2026-11-21-finite-stall-bound.md"
 _PREEMPTION_COST = "docs/decisions/2026-11-21-what-a-preemption-costs.md"
 _CPU_ENGINE = "SGLang 0.5.17 on CPU, 8-layer model, burst of 2x at 96 % load"

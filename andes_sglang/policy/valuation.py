@@ -26,7 +26,7 @@ ALL = slice(None)
 UTILITY_OFFSET = 0.05
 """QoE added before the utility is taken, so that a stream at 0 is worth a finite amount. Simulated: 0.02 to 0.1 alike."""
 DEFAULT_ANSWER_TOKENS = 256.0
-"""Length of an answer of which nothing is known (docs/benchmarks/lengths.md: medians of public traces are 100 to 764)."""
+"""Of an answer of which nothing is known; medians of public traces are 100 to 764 (docs/benchmarks/answer-lengths.md)."""
 MIN_REMAINING_SHARE, MIN_REMAINING_TOKENS = 0.3, 16.0
 """What an answer that has outlived its expected length still has to come, of what it has, and in tokens (assumed)."""
 
