@@ -71,9 +71,10 @@ def _import(module: str, otherwise: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "andes").startswith("andes"):
+        package = (error.name or "andes").partition(".")[0]
+        if package.startswith("andes"):
             raise
-        raise UsageError(otherwise.format(error.name)) from None
+        raise UsageError(otherwise.format(package)) from None
 
 
 def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], argv: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def compare(case: str, policy_name: str, load: int, seed: int, *, seconds: float
         return whole[n] >= objective.value
 
     found = smallest_feasible(holds, answer or 4 * load, 4 * load)
-    played = {n: p.values[0] for n, p in question.played.items() if n in whole and p.exact}
+    played = {n: p.values[0] for n, p in question.simulated.items() if n in whole and p.exact}
     off = ", ".join(f"{value - whole[n]:+.3f}" for n, value in played.items() if value is not None)
     return row(case, policy_name, load, seed, found, answer, off or "-", f"{time.process_time() - asked_s:.1f}",
                f"{asked_s - started_s:.2f}")  # fmt: skip

@@ -35,10 +35,10 @@ class Fleet:
     """``replicas`` of ``engine`` at the start, or one of each of ``engines``, each under a policy of its own. Records go to
     ``sink``. An autoscaler adds replicas of ``engine``.
 
-    Submit requests in order of arrival; :meth:`advance` without an end serves everybody to the end. start_s: from the wish
-    for a replica to its first request. One that is no longer wanted takes nobody new and goes when the last one has finished:
-    those still starting first, then the one with the fewest requests. replica_s: replica-seconds paid for, starting and
-    draining included. Raises ``ValueError`` naming field and value.
+    Submit requests in order of arrival; :meth:`advance` without an end serves all of them to the end. start_s: cold start,
+    from the decision to add a replica to its first request. A replica that is no longer wanted gets no new request and goes
+    when its last one has finished: those still starting first, then the one with the fewest requests.
+    replica_s: replica-seconds paid for, starting and draining included. Raises ``ValueError`` naming field and value.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Fleet:
         return views[order[0].name].replica
 
     def advance(self, until_s: float = math.inf) -> None:
-        """Serve until ``until_s``; without it, until nobody is left."""
+        """Serve until ``until_s``; without it, until no request is left."""
         while self._next_tick_s <= until_s and (until_s < math.inf or self.open_requests):
             self._serve(self._next_tick_s)
             self._scale()

@@ -112,7 +112,7 @@ class Planner:
     def guess(self, engine: EngineModel, policy: PolicyFactory) -> int:
         """Where to begin: the what-if's answer where that is much cheaper than one fleet, else arithmetic."""
         workload = self.workloads[0]
-        if WHATIF_PAYS * whatif.MOST_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS:
+        if WHATIF_PAYS * whatif.MAX_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS:
             goals = [whatif.Goal(self.objective)]
             question = whatif.WhatIf(
                 engine, policy, workload.requests, workload.duration_s, goals, routing_policy=self.routing

@@ -1,6 +1,9 @@
 """What if there were N replicas? The operator asks it every minute, and the planner to know where to begin.
 
-A fleet behind a balancing router is many nearly independent parts. So a cell of a few replicas is played, behind the same
+    question = WhatIf(engine, lambda: make("andes"), requests, span_s, [Goal(QoEObjective.parse("mean>=0.95"))])
+    question.fewest(40)
+
+A fleet behind a balancing router is many nearly independent parts. So a cell of a few replicas is simulated, behind the same
 router, with every (N / cell)-th request: the whole fleet where it is small, and what does not grow with it where it is large.
 Pure: no clock, no chance; requests are picked evenly.
 """
@@ -24,16 +27,20 @@ from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.state import Phase
 
-__all__ = ["Goal", "Played", "WhatIf", "decision_interval", "work_s"]
+__all__ = ["Goal", "SimulatedFleet", "WhatIf", "decision_interval", "warmup_s", "work_s"]
 
 Array = npt.NDArray[np.float64]
-MOST_REQUESTS = 600
-ROUTED_S, LEAST_S = 120.0, 60.0
-"""The cell has as many replicas as the requests are enough for in the first; no less time is played than the second. Where
-answers take long, twice and once what the fleet takes to fill."""
-DECISION_INTERVAL_S = 0.5
+MAX_REQUESTS = 600
+"""Requests simulated for one size: about a second of CPU (benchmarks/what_if.py)."""
+CELL_SPAN_S, MIN_SPAN_S = 120.0, 60.0
+"""Seconds. The cell has as many replicas as the requests are enough for in the first; no less time is simulated than the
+second. Where answers take long, twice and once the warm-up."""
+MAX_DECISION_INTERVAL_S = 0.5
+"""Seconds; a policy that is asked less often lets readers run dry (four tokens of 0.2 s are a usual buffer)."""
 CHECKS = 30
-"""How often it is asked, while playing, whether the goals can still be met."""
+"""How often it is checked, while simulating, whether the goals can still be met."""
+DRAIN_STEP_S = 5.0
+"""Simulated seconds between these checks after the last arrival."""
 
 
 class Goal(NamedTuple):
@@ -48,23 +55,23 @@ class Goal(NamedTuple):
         return min(1.0, self.objective.value + self.margin)
 
 
-class Played(NamedTuple):
-    """values: of the goals' statistics, in their order; None where no request is of the kind. stays_s: how long each
-    request was open, shape (n,); None where it was given up as missed, and the values are then what they would be if all who
-    wait got everything at once."""
+class SimulatedFleet(NamedTuple):
+    """values: of the goals' statistics, in their order; None where no request is of the kind. residence_times_s: how long
+    each request was open, shape (n,); None where the simulation ended early because the goals were out of reach, and the
+    values are then what they would be if all open requests got everything at once."""
 
     values: tuple[float | None, ...]
-    stays_s: Array | None
+    residence_times_s: Array | None
 
     @property
     def exact(self) -> bool:
-        """Played to its end."""
-        return self.stays_s is not None
+        """Simulated to its end."""
+        return self.residence_times_s is not None
 
 
 def decision_interval(engine: EngineModel) -> float:
     """How seldom a policy can be asked without holding prefill up: half a second, or one chunk if that takes less."""
-    return min(DECISION_INTERVAL_S, engine.costs.prefill_s(engine.chunk_tokens))
+    return min(MAX_DECISION_INTERVAL_S, engine.costs.prefill_s(engine.chunk_tokens))
 
 
 def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
@@ -79,9 +86,9 @@ def work_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> Array:
     return np.asarray(prefill + chunks + output * step)
 
 
-def fill_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
-    """Seconds that an empty ``engine`` takes to be as full as it stays: an answer, as long as those that run are on average,
-    in batches as large as its KV holds."""
+def warmup_s(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
+    """Seconds until an empty ``engine`` is as full as it stays: one answer, as long as a running one is on average, in
+    batches as large as its KV holds."""
     output = np.array([r.output_tokens for r in requests], dtype=np.float64)
     context = np.array([r.prompt_tokens for r in requests], dtype=np.float64) + 0.5 * output
     if not len(requests):
@@ -96,14 +103,23 @@ def _batch(engine: EngineModel, context: Array, output: Array) -> float:
     return max(1.0, min(float(engine.max_running), held))
 
 
+class _Cell(NamedTuple):
+    """requests, in order of arrival, and their kinds; the first ``warmup_requests`` of them are not scored."""
+
+    requests: list[RequestSpec]
+    kinds: npt.NDArray[np.int64]
+    replicas: int
+    warmup_requests: int
+
+
 class WhatIf:
     """The question for ``requests``, in order of arrival in ``span_s`` seconds, and replicas of ``engine`` under ``policy``.
 
-    kinds: of each request, what goals tell apart. most_requests: as many are played for one size of fleet, unless a minute of
-    one replica has more; where that is less than all that one replica would get, it is the busiest stretch. What came before
-    it, or the end of ``requests`` where that is too little, fills the fleet and is not scored. Raises
-    ``ValueError`` naming field and value; playing raises :class:`~andes_sglang.sim.replica.RefusedError` for what can never
-    fit.
+    kinds: of each request, what goals tell apart. routing_policy: makes the one that routes between the replicas.
+    max_requests: as many are simulated for one size of fleet, unless a minute of one replica has more; where that is less
+    than all that one replica would get, it is the busiest stretch. What came before it, or the end of ``requests`` where that
+    is too little, warms the fleet up and is not scored. Raises ``ValueError`` naming field and value; simulating raises
+    :class:`~andes_sglang.sim.replica.RefusedError` for what can never fit.
     """
 
     def __init__(
@@ -116,83 +132,85 @@ class WhatIf:
         *,
         kinds: Sequence[int] = (),
         routing_policy: Callable[[], RoutingPolicy] = QoE,
-        most_requests: int = MOST_REQUESTS,
+        max_requests: int = MAX_REQUESTS,
         decision_interval_s: float | None = None,
     ) -> None:
         if not span_s > 0:
             raise ValueError(f"span_s must be > 0 seconds, got {span_s!r}")
         self.engine, self.policy, self.routing_policy = engine, policy, routing_policy
         self.requests, self.span_s, self.goals = requests, span_s, tuple(goals)
-        self.most_requests = most_requests
+        self.max_requests = max_requests
         self.decision_interval_s = decision_interval(engine) if decision_interval_s is None else decision_interval_s
         self._kinds = np.array(kinds or [0] * len(requests))
         self._times_s = np.array([r.arrival_s for r in requests])
         self._work_s = work_s(engine, requests)
-        self._fill_s = fill_s(engine, requests)
-        self.played: dict[int, Played] = {}
+        self._warmup_s = warmup_s(engine, requests)
+        self.simulated: dict[int, SimulatedFleet] = {}
 
     @property
     def load(self) -> float:
         """Replicas that the work would keep busy."""
         return float(self._work_s.sum()) / self.span_s
 
-    def fewest(self, most: int, *, least_replicas: int = 1, guess: int | None = None) -> int | None:
-        """The fewest replicas in ``least_replicas..most`` that meet all goals, None: not even the most do. guess: where to
-        begin, for instance a recent answer; by default the load."""
+    def fewest(self, max_replicas: int, *, min_replicas: int = 1, guess: int | None = None) -> int | None:
+        """The fewest replicas in ``min_replicas..max_replicas`` that meet all goals; None: ``max_replicas`` do not. guess:
+        where to begin, for instance a recent answer; by default the load."""
         step = 1
         if guess is None:
             guess = math.ceil(self.load)
             step = max(1, guess // 10)
-        fewer = least_replicas - 1
-        more = smallest_feasible(lambda n: self.meets(fewer + n), guess - fewer, most - fewer, step)
+        fewer = min_replicas - 1
+        more = smallest_feasible(lambda n: self.meets(fewer + n), guess - fewer, max_replicas - fewer, step)
         return None if more is None else fewer + more
 
     def meets(self, replicas: int) -> bool:
-        if replicas not in self.played:
-            self.played[replicas] = self.play(replicas)
-        return self.played[replicas].exact and self._met(self.played[replicas].values)
+        """Whether ``replicas`` meet all goals; simulated at the first question."""
+        if replicas not in self.simulated:
+            self.simulated[replicas] = self.simulate(replicas)
+        return self.simulated[replicas].exact and self._met(self.simulated[replicas].values)
 
-    def play(self, replicas: int) -> Played:
+    def simulate(self, replicas: int) -> SimulatedFleet:
         """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
-        requests, kinds, cell, filling = self._cell(replicas)
-        scores, stays_s = np.ones(len(requests)), np.zeros(len(requests))
+        cell = self._cell(replicas)
+        requests, scored = cell.requests, slice(cell.warmup_requests, None)
+        scores, residence_s = np.ones(len(requests)), np.zeros(len(requests))
 
         def keep(record: RequestRecord) -> None:
-            scores[record.index], stays_s[record.index] = record.qoe, record.end_s - record.arrival_s
+            scores[record.index], residence_s[record.index] = record.qoe, record.end_s - record.arrival_s
 
         fleet = Fleet(
-            self.engine, self.policy, replicas=cell, routing_policy=self.routing_policy(),
+            self.engine, self.policy, replicas=cell.replicas, routing_policy=self.routing_policy(),
             decision_interval_s=self.decision_interval_s, sink=keep,
         )  # fmt: skip
 
         def at_best() -> tuple[float | None, ...]:
-            return self._values(_at_best(fleet, scores)[filling:], kinds[filling:])
+            return self._values(_at_best(fleet, scores)[scored], cell.kinds[scored])
 
         every = max(10, len(requests) // CHECKS)
         for number, spec in enumerate(requests, start=1):
             fleet.submit(spec)
             if number % every == 0 and not self._met(values := at_best()):
-                return Played(values, None)
+                return SimulatedFleet(values, None)
         while fleet.open_requests:
-            fleet.advance(fleet.now_s + 5.0)
+            fleet.advance(fleet.now_s + DRAIN_STEP_S)
             if not self._met(values := at_best()):
-                return Played(values, None)
-        return Played(self._values(scores[filling:], kinds[filling:]), stays_s[filling:])
+                return SimulatedFleet(values, None)
+        return SimulatedFleet(self._values(scores[scored], cell.kinds[scored]), residence_s[scored])
 
-    def _cell(self, replicas: int) -> tuple[list[RequestSpec], npt.NDArray[np.int64], int, int]:
-        """The cell's requests, their kinds, how many replicas it has, and how many of the requests only fill it. Its clock is
-        stretched so that the work in a second is the fleet's, whichever requests were picked."""
+    def _cell(self, replicas: int) -> _Cell:
+        """The part of a fleet of ``replicas`` that is simulated. Its clock is stretched so that the work in a second is the
+        fleet's, whichever requests were picked."""
         count = len(self.requests)
         cycle = max(1, count)
         each_rps = cycle / self.span_s / replicas
-        cell = int(self.most_requests / each_rps / min(self.span_s, max(ROUTED_S, 2 * self._fill_s)))
+        cell = int(self.max_requests / each_rps / min(self.span_s, max(CELL_SPAN_S, 2 * self._warmup_s)))
         cell = max(1, min(replicas, cell))
-        stretch = int(max(self.most_requests / cell, max(LEAST_S, self._fill_s) * each_rps) * replicas)
+        stretch = int(max(self.max_requests / cell, max(MIN_SPAN_S, self._warmup_s) * each_rps) * replicas)
         first = 0
         if stretch < count:
             first = int(np.argmin(self._times_s[stretch:] - self._times_s[:-stretch]))
             count = stretch
-        begin = first - int(self._fill_s * each_rps * replicas)
+        begin = first - int(self._warmup_s * each_rps * replicas)
         every = begin + ((np.arange((first + count - begin) * cell // replicas) + 0.5) * replicas / cell).astype(
             np.int64
         )
@@ -202,7 +220,7 @@ class WhatIf:
         times_s = self._times_s[picked] + rounds * self.span_s
         times_s = (times_s - times_s[:1]) * slower
         requests = [replace(self.requests[i], arrival_s=at) for i, at in zip(picked.tolist(), times_s.tolist())]
-        return requests, self._kinds[picked], cell, int(np.count_nonzero(every < first))
+        return _Cell(requests, self._kinds[picked], cell, int(np.count_nonzero(every < first)))
 
     def _values(self, scores: Array, kinds: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
         of = (scores if goal.kind is None else scores[kinds == goal.kind] for goal in self.goals)
@@ -213,8 +231,8 @@ class WhatIf:
 
 
 def _at_best(fleet: Fleet, scores: Array) -> Array:
-    """Scores of those who have finished, and of the others what they would be if they got the rest now, those who run if
-    they had got everything with their first token."""
+    """Scores of finished requests, and of open ones what they would be if they got the rest now; of running ones, if they had
+    got everything with their first token."""
     best = scores.copy()
     for replica in fleet.replicas:
         for job in replica.by_rid.values():

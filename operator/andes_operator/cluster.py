@@ -1,7 +1,8 @@
 """What is read from and written to the API server.
 
 Requests are those of the typed API classes of the Kubernetes client; answers stay JSON (``*_without_preload_content``): a
-typed list of 2,000 pods takes seconds of CPU (docs/decisions/2026-11-27-typed-requests-raw-answers.md)."""
+typed list of 2,000 pods takes 0.6 s of CPU (docs/decisions/2026-11-27-typed-requests-raw-answers.md).
+"""
 
 from __future__ import annotations
 

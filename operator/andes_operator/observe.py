@@ -1,7 +1,8 @@
 """What is known of a fleet at one reconcile: the reports of all gateways and the pods, merged and checked for trust.
 
 :meth:`GatewayReport.parse` reads one gateway's answers; :func:`merge` adds several up to an :class:`Observation`, which
-carries a :class:`DataFault` where it must not be acted on. Pure."""
+carries a :class:`DataFault` where it must not be acted on. Pure.
+"""
 
 from __future__ import annotations
 

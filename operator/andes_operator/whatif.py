@@ -130,7 +130,7 @@ def predict_replicas(
     bounds but at least 1, for ``demand``.
 
     last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
-    replicas where the work would keep about so many busy. Raises ``ValueError`` for a request that no engine can hold.
+    replicas where the work would keep about that number busy. Raises ``ValueError`` for a request that no engine can hold.
     """
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
     goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]
@@ -141,7 +141,7 @@ def predict_replicas(
         guess = math.ceil(last.fewest * demand.rate_rps / last.rate_rps)
     elif question.load / GUESS_RATIO <= current <= GUESS_RATIO * question.load:
         guess = current
-    fewest = question.fewest(spec.max_replicas, least_replicas=max(1, spec.min_replicas), guess=guess)
+    fewest = question.fewest(spec.max_replicas, min_replicas=max(1, spec.min_replicas), guess=guess)
     if fewest is not None and fewest < current <= spec.max_replicas:
         question.meets(current)  # for the residence times with these
     return Prediction(
@@ -149,8 +149,12 @@ def predict_replicas(
         spec.objectives,
         margin,
         fewest,
-        {n: played.values for n, played in question.played.items()},
-        {n: _quantiles(played.stays_s) for n, played in question.played.items() if played.stays_s is not None},
+        {n: played.values for n, played in question.simulated.items()},
+        {
+            n: _quantiles(played.residence_times_s)
+            for n, played in question.simulated.items()
+            if played.residence_times_s is not None
+        },
     )
 
 

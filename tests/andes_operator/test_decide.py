@@ -191,7 +191,8 @@ def test_the_shortfall_is_of_the_objective_that_is_missed_by_most() -> None:
     assert shortfall(objectives, qoe) == (objectives[1], 0.0)
     assert shortfall(objectives[:1], qoe) == (objectives[0], pytest.approx(0.7))
     assert shortfall(objectives[:1], scores(*[0.1] * 50)) is None, "no stream of its class"
-    assert shortfall((ClassObjective("reading", mean),), scores(*[0.9] * 10)) is None, "exactly the objective"
+    half = ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.5))
+    assert shortfall((half,), scores(*[0.5] * 10)) is None, "exactly the objective"
 
 
 # Down

@@ -22,6 +22,7 @@ from andes_sglang.adapter import launch
 from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.flags import UsageError
+from andes_sglang.policy import POLICIES
 from andes_sglang.qoe import QoETarget
 
 
@@ -71,6 +72,14 @@ OFFLOAD = ("--preemption-mode", "offload")
 )
 def test_a_user_error_is_named_before_anything_starts(model: str, arguments: tuple[str, ...], says: str) -> None:
     assert says in refusal("--model", model, *arguments)
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "forced", "stock"])
+def test_every_policy_can_be_served(model: str, policy: str) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    launch.add_arguments(parser)
+    args = parser.parse_args(["--model", model, "--policy", policy, "--port", "0"])
+    assert launch.check_arguments(args).policy == (None if policy == "stock" else policy)
 
 
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:

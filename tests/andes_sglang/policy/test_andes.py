@@ -29,11 +29,13 @@ NOW_S = 1000.0
 TDS = 5.0
 
 
-def latency(step_s: float = 0.02, request_s: float = 0.0, token_s: float = 1e-4, fixed_s: float = 0.0) -> LatencyModel:
-    """A decode step of ``step_s + request_s * batch``, a prefill of ``fixed_s + token_s * tokens``."""
+def latency(
+    step_s: float = 0.02, request_s: float = 0.0, token_s: float = 1e-4, context_s: float = 0.0
+) -> LatencyModel:
+    """A decode step of ``step_s + request_s * batch + context_s * KV tokens``, a prefill of ``token_s * tokens``."""
     model = LatencyModel()
-    model.decode = LinearCost(prior=(step_s, request_s, 0.0), scale=(1.0, 16.0, 8192.0))
-    model.prefill = LinearCost(prior=(fixed_s, token_s, 0.0), scale=(1.0, 1024.0, 8192.0))
+    model.decode = LinearCost(prior=(step_s, request_s, context_s), scale=(1.0, 16.0, 8192.0))
+    model.prefill = LinearCost(prior=(0.0, token_s, 0.0), scale=(1.0, 1024.0, 8192.0))
     return model
 
 
@@ -137,6 +139,20 @@ def test_an_engine_that_outpaces_its_readers_runs_its_own_batch() -> None:
     assert rank(state, AndesOptions()).batch == 50, "10 contexts fit, and 10 * 0.02 s is as fast as one reads"
     slower = replace(state, latency=latency(step_s=0.0, request_s=0.0201))
     assert rank(slower, AndesOptions()).batch < 50
+    by_context = replace(state, latency=latency(step_s=0.0, context_s=0.2 / 1990))
+    assert rank(by_context, AndesOptions()).batch < 50, "10 contexts of 200 tokens take longer than one reads a token"
+    fast_reader = state_of(*views, request("fast", W, tds=6.0), pool=2000, slots=50, model=state.latency)
+    assert rank(fast_reader, AndesOptions()).batch < 50, "the fastest reader counts"
+
+
+def test_gains_are_those_at_the_step_of_the_batch() -> None:
+    """Ten contexts of 200 tokens: a step takes 0.05 s and 2000 times 0.1 ms."""
+    state = state_of(
+        *(request(f"r{k}", W, dry_s=1.0) for k in range(20)), pool=2000, model=latency(0.05, context_s=1e-4)
+    )
+    ranking = rank(state, AndesOptions(batch_candidates=2, horizon_s=10.0))
+    assert ranking.batch == 10, "7 gain less in all, though 0.05 s and 7 times 0.02 s are below 0.2 s"
+    assert ranking.gain == pytest.approx(gain_of_running(state, 10.0, np.array([[0.05 + 10 * 0.02]]))[0])
 
 
 def test_on_a_slower_engine_the_batch_with_the_largest_total_gain_is_taken() -> None:
@@ -170,6 +186,10 @@ def test_overdue_is_who_is_dry_for_longer_than_the_bound() -> None:
     stalls = [request(f"s{s}", W, output=20, dry_s=s) for s in (9.9, 10.0, 10.1)]
     firsts = [request(f"f{s}", W, dry_s=s) for s in (19.9, 20.0, 20.1)]
     assert overdue(state_of(*stalls, *firsts)) == "s10.1 f20.1"
+
+
+def test_one_token_makes_a_late_one_a_stall() -> None:
+    assert overdue(state_of(request("s", W, output=1, dry_s=15.0), request("f", W, dry_s=15.0))) == "s"
 
 
 def test_what_runs_is_never_overdue_and_what_is_parked_may_be() -> None:
@@ -275,6 +295,7 @@ def test_victims_are_preemptible_hold_kv_and_run_or_are_parked() -> None:
         request("w", W, output=100),
     ]
     assert victims(*views, model=FREE) == "r p"
+    assert victims(request("p", P, output=100, kv_tokens=1), model=FREE) == "p"
 
 
 def test_a_victim_has_paid_for_its_return() -> None:
@@ -416,6 +437,16 @@ def test_the_wait_is_at_most_the_horizon_and_counts_all_displacers() -> None:
         request("p", P, prompt=100), request("w", W, prompt=100), request("r", R, prompt=300, output=100), pool=1000
     )
     assert refiner_of(parked).wait_s == pytest.approx(10.0 * 100 / 400), "what is parked holds its KV"
+
+
+def test_one_running_answer_has_the_engine_to_itself() -> None:
+    alone = state_of(request("new", W), request("r", R, prompt=100, output=100))
+    assert refiner_of(alone).answer_s == pytest.approx(2 * 100 * 0.1)
+
+
+def test_losses_are_computed_from_no_pause_to_the_whole_horizon_closer_where_pauses_are_short() -> None:
+    assert (PAUSES[0], PAUSES[1], PAUSES[-1], len(PAUSES)) == (0.0, 1 / 1024, 1.0, 12)
+    assert PAUSES[2:] / PAUSES[1:-1] == pytest.approx(np.full(10, 2.0))
 
 
 def test_with_nothing_running_there_is_no_wait_to_save() -> None:

@@ -10,6 +10,7 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
+from andes_sglang.routing import QoE, RoundRobin
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
@@ -41,7 +42,7 @@ def whole_fleet(requests: list[RequestSpec], objective: QoEObjective, guess: int
 def test_a_small_fleet_is_played_whole() -> None:
     requests = demand(8.0, 30.0)
     question = what_if(requests, "andes", Goal(MEAN), Goal(SHARE))
-    played = question.play(4)
+    played = question.simulate(4)
     scores, _ = score_fleet(
         [CPU] * 4, lambda: make("andes"), requests, decision_interval_s=question.decision_interval_s
     )
@@ -59,7 +60,7 @@ def test_a_cell_tells_about_a_fleet_of_many(objective: QoEObjective) -> None:
     assert fleet is not None
     assert abs(found - fleet) <= 1
     scores, _ = score_fleet([CPU] * found, lambda: None, requests)
-    assert question.played[found].values[0] == pytest.approx(objective.of(scores), abs=0.06)
+    assert question.simulated[found].values[0] == pytest.approx(objective.of(scores), abs=0.06)
 
 
 def test_work_is_the_fleets_whichever_requests_are_picked() -> None:
@@ -67,7 +68,7 @@ def test_work_is_the_fleets_whichever_requests_are_picked() -> None:
     requests = [
         RequestSpec(r.arrival_s, 250, 1000 if i % 12 == 0 else 100, r.target) for i, r in enumerate(demand(36.0, 120.0))
     ]
-    found = what_if(requests, most_requests=200).fewest(60)
+    found = what_if(requests, max_requests=200).fewest(60)
     fleet = whole_fleet(requests, MEAN, found or 60)
     assert found is not None
     assert fleet is not None
@@ -79,8 +80,8 @@ def test_the_busiest_stretch_decides() -> None:
     calm, surge = 4.0, 16.0
     rates = ((270.0, calm), (60.0, surge), (270.0, calm))
     requests = list(SyntheticWorkload("surge", rates, "200-400", "150-250", readers_of("reading"), 1))
-    found = what_if(requests, most_requests=100).fewest(60)
-    steady = what_if(demand(surge), most_requests=100).fewest(60)
+    found = what_if(requests, max_requests=100).fewest(60)
+    steady = what_if(demand(surge), max_requests=100).fewest(60)
     assert found is not None
     assert steady is not None
     assert abs(found - steady) <= 1
@@ -89,7 +90,7 @@ def test_the_busiest_stretch_decides() -> None:
 def test_it_gives_up_early_what_cannot_be_met() -> None:
     requests = demand(30.0, 120.0)
     question = what_if(requests)
-    hopeless = question.play(3)
+    hopeless = question.simulate(3)
     assert not hopeless.exact
     assert hopeless.values[0] < 0.95  # type: ignore[operator]
     assert not question.meets(3)
@@ -110,7 +111,7 @@ def test_one_objective_for_each_kind_of_reader() -> None:
     assert slow_only is not None
     assert both > slow_only
     assert nobody.fewest(60) == 1
-    assert nobody.played[1].values == (None,)
+    assert nobody.simulated[1].values == (None,)
 
 
 def test_margin_is_on_top_as_far_as_qoe_goes() -> None:
@@ -124,8 +125,8 @@ def test_a_good_guess_is_cheap_and_bounds_are_kept() -> None:
     assert found is not None
     again = what_if(requests)
     assert again.fewest(60, guess=found) == found
-    assert sorted(again.played) == [found - 1, found]
-    assert what_if(requests).fewest(60, least_replicas=found + 3) == found + 3
+    assert sorted(again.simulated) == [found - 1, found]
+    assert what_if(requests).fewest(60, min_replicas=found + 3) == found + 3
 
 
 def test_nobody_needs_the_least_and_what_can_never_fit_is_refused() -> None:
@@ -149,3 +150,24 @@ def test_work_is_about_the_time_that_a_flooded_engine_takes() -> None:
     flood = [RequestSpec(0.0, 300, 200) for _ in range(400)]
     end_s = max(r.end_s for r in simulate(CPU, None, flood))
     assert work_s(CPU, flood).sum() == pytest.approx(end_s, rel=0.15)
+
+
+def test_the_fleet_is_routed_by_the_policy_it_is_given() -> None:
+    made = []
+
+    class Counted(RoundRobin):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    requests = demand(8.0, 30.0)
+    given, default = what_if(requests, routing_policy=Counted), what_if(requests)
+    routed, qoe, same = (
+        question.simulate(4).residence_times_s for question in (given, default, what_if(requests, routing_policy=QoE))
+    )
+    assert routed is not None
+    assert qoe is not None
+    assert same is not None
+    assert qoe.tolist() == same.tolist() != routed.tolist()
+    given.simulate(3)
+    assert len(made) == 2, "one for every simulated fleet: a policy remembers whose turn it is"
