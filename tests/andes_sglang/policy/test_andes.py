@@ -15,12 +15,12 @@ from andes_sglang.policy.andes import (
     AndesOptions,
     Ranking,
     choose_victims,
-    gain_of_running,
     prioritize_overdue,
     rank,
     slice_tokens_owed,
 )
 from andes_sglang.policy.refiner import PAUSES, Refiner
+from andes_sglang.policy.valuation import HorizonValue
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
@@ -56,6 +56,11 @@ def state_of(
     *views: RequestView, pool: int = 100_000, slots: int = 100, model: LatencyModel | None = None
 ) -> SchedulerState:
     return SchedulerState(NOW_S, RequestTable.of(views), pool, slots, model or latency())
+
+
+def gain_of_running(state: SchedulerState, horizon_s: float, step_s: Any) -> Any:
+    """Of the paper's valuation, shape (len(step_s), N)."""
+    return HorizonValue(state, horizon_s, np.ones(len(state.requests))).gain(step_s)
 
 
 def order(state: SchedulerState, ranking: Ranking) -> str:
@@ -355,7 +360,8 @@ def refiner_of(state: SchedulerState, **fields: Any) -> Refiner:
         "horizon_s": 60.0, "min_wait_ratio": 0.0, "step_s": 0.1, "gain": np.ones(n), "return_s": np.zeros(n),
         "overdue": none, "displacers": ~state.requests.is_in(R),
     }  # fmt: skip
-    return Refiner(state, **{**defaults, **fields})
+    valuation = HorizonValue(state, 60.0, np.ones(len(state.requests)))
+    return Refiner(state, valuation, **{**defaults, **fields})
 
 
 RUNNING = state_of(

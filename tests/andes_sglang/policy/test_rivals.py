@@ -12,8 +12,8 @@ from andes_sglang.latency import LatencyModel, LinearCost
 from andes_sglang.policy import make_policy
 from andes_sglang.policy.andes_v2 import AndesV2, AndesV2Options
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
-from andes_sglang.policy.clairvoyant import final_qoe
 from andes_sglang.policy.srpt import remaining_tokens
+from andes_sglang.policy.valuation import final_qoe
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
