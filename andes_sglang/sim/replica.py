@@ -348,7 +348,9 @@ class Replica:
         costs, latency = self.engine.costs, self.latency
         if batch:
             context = self._batch.context_tokens + batch
-            seconds = costs.mixed_s(work.new, work.prefix, work.pairs, work.requests, batch, context)
+            seconds = costs.mixed_s(
+                work.new, work.prefix, work.pairs, work.requests, batch=batch, context_tokens=context
+            )
             if self.policy is not None:
                 latency.observe_mixed(work.new, work.prefix, batch, context, seconds)
         else:
