@@ -285,7 +285,7 @@ class Moody(ThreadingHTTPServer):
         path.write_text(direct.read_text().replace(self.plane.url, f"http://127.0.0.1:{self.server_port}"))
         return path
 
-    class ObservedRequest(BaseHTTPRequestHandler):
+    class Request(BaseHTTPRequestHandler):
         server: Moody
 
         def do_GET(self) -> None:

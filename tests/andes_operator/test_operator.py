@@ -38,6 +38,8 @@ WATCH_BOUND_S = 60.0
 """Far more than it takes, on a slow machine too, and less than it would by what kopf does unasked."""
 BUSY_RPS = 60.0
 """More than one simulated H100 can serve at 500 prompt and 100 output tokens."""
+BUSY_STAY_S = 4.5
+"""What an answer takes where two simulated H100 share that: with less, the engines would tell that there is less load."""
 _numbers = itertools.count(1)
 
 
@@ -166,7 +168,7 @@ def get(operator: Operator, path: str) -> tuple[int, str]:
 
 def test_a_surge_and_its_end(site: Site) -> None:
     site.deploy()
-    site.world.rate_rps = BUSY_RPS
+    site.world.rate_rps, site.world.stay_s = BUSY_RPS, BUSY_STAY_S
     site.aim()
     collector = f"http://127.0.0.1:{site.gateway.port}"
     with running(site.operator(**{"otlp-endpoint": collector})) as operator:
