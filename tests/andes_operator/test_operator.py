@@ -317,7 +317,7 @@ def test_a_killed_operator_goes_on_where_it_was(site: Site) -> None:
         site.later()
         operator.kill()
     before = site.status()["memory"]
-    with running(site.operator()):
+    with running(site.operator(**SHORT_LEASE)):
         after = site.later(ticks=2)["memory"]
         assert after["since"] == since, "stabilisation goes on"
         assert after["replicaSeconds"] > before["replicaSeconds"], "GPU-hours go on"
@@ -367,6 +367,19 @@ def test_an_unknown_profile_is_said_and_nothing_is_removed(site: Site) -> None:
         assert site.condition("Ready") == ("False", "PredictionFailed")
         assert site.replicas() == 2
         assert "profile 'abacus': not known" in operator.said()
+
+
+def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.rate_rps = 0.5
+    site.aim(whatIf={"profile": "h100-llama-3.1-8b", "policy": "fcfs", "policyOptions": {"growth_tokens": "many"}})
+    with running(site.operator()):
+        until("it says so", lambda: site.condition("Ready") == ("False", "InvalidSpec"))
+        assert "growth_tokens" in site.later()["message"]
+        site.edit(minReplicas=3)
+        until("it is still reconciled", lambda: site.replicas() == 3)
+        site.edit(whatIf={"policyOptions": {"growth_tokens": 32}})
+        until("all is well", lambda: site.condition("Ready") == ("True", "AsExpected"))
 
 
 def test_anything_with_a_scale_subresource(site: Site) -> None:
