@@ -324,7 +324,8 @@ class Operator:
     def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
         self.port = free_port()
         flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
-                 "lease-seconds": "60", "resync-seconds": "5", **more}  # fmt: skip
+                 "lease-seconds": "60", "resync-seconds": "5",
+                 "what-if-seconds": "200", **more}  # on a slow machine too  # fmt: skip
         self.log = log
         path = f"{ROOT}:{ROOT / 'operator'}"
         with log.open("ab") as out:

@@ -626,7 +626,7 @@ def test_without_any_watch_the_resync_finds_what_is_new(site: Site, monkeypatch:
     site.world.rate_rps = 0.5
 
     async def scenario() -> None:
-        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(), Metrics()
+        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(200.0), Metrics()
         reconciler = Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=NoOpTracer())
         controller = Controller(
             cluster, reconciler.reconcile, ClassPublisher(cluster).publish,
