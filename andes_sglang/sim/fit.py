@@ -59,6 +59,7 @@ class _Iterations:
     busy: npt.NDArray[np.bool_]
 
 
+<<<<<<< HEAD
 class _Delivery(NamedTuple):
     """Tokens of one request that arrived together. request: its row among the records. before: tokens it had. last: it has
     all of them now."""
@@ -152,9 +153,15 @@ class _Scan:
 def _deliveries(records: Sequence[RequestRecord]) -> list[_Delivery]:
     """Those of all records in order of time."""
     deliveries = []
+=======
+def _deliveries(records: Sequence[RequestRecord]) -> list[tuple[float, int, int, int, bool]]:
+    """In order of time: (when, which request, tokens before, tokens, whether it is the last)."""
+    deliveries: list[tuple[float, int, int, int, bool]] = []
+>>>>>>> main
     for index, record in enumerate(records):
         before = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
         last = len(record.deliveries) - 1
+<<<<<<< HEAD
         for k, (at_s, n) in enumerate(record.deliveries):
             deliveries.append(_Delivery(at_s, index, before[k], n, record.prompt_tokens, k == last))
     return sorted(deliveries)
@@ -181,6 +188,92 @@ def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterati
         column("pairs"),
         busy=column("busy") > 0,
     )
+=======
+        for k, (at, n) in enumerate(record.deliveries):
+            deliveries.append((at, index, sent[k], n, k == last))
+    if not deliveries:
+        raise FitError("no deliveries to fit costs to")
+    return sorted(deliveries)
+
+
+class _Scan:
+    """The state of :func:`_iterations` between deliveries. rows: one an iteration, columns as in :class:`_Iterations`."""
+
+    def __init__(self, records: Sequence[RequestRecord], chunk_tokens: int) -> None:
+        self.rows: list[list[float]] = []
+        self._prompt_tokens = [record.prompt_tokens for record in records]
+        self._chunk_tokens = chunk_tokens
+        self._to_come = sorted(((r.sent_s, index) for index, r in enumerate(records)), reverse=True)
+        self._waiting: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self._served: set[int] = set()
+        self._overfull = False
+        self._members: set[int] = set()
+        self._known: set[int] = set()
+        self._firsts = False
+        self._opened = 0
+        self._before_s = -np.inf
+
+    def add(self, at: float, index: int, k: int, n: int, *, ends: bool) -> None:
+        """``n`` tokens after ``k`` others came to request ``index``."""
+        if self._begins_iteration(at, index, k):
+            self._begin_iteration(at, k)
+        self._members.add(index)
+        self._before_s = at
+        row, prompt = self.rows[-1], self._prompt_tokens[index]
+        if k == 0:
+            self._opened += 1
+            self._served.add(index)
+            self._waiting.pop(index, None)
+            row[6] = row[6] and not self._overfull and index not in self._begun
+            row[3] += 1
+            row[4] += prompt
+            row[5] += prompt * prompt / 2
+        else:
+            row[1] += 1
+            row[2] += prompt + k
+        row[6] = row[6] and n == 1 and (k > 0 or prompt <= self._chunk_tokens)
+        self._opened -= ends
+
+    def _begins_iteration(self, at: float, index: int, k: int) -> bool:
+        if not self.rows:
+            return True
+        gap_s = at - self._before_s
+        begins = index in self._members or self._firsts != (k == 0)
+        return (begins and gap_s > LEAST_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
+
+    def _begin_iteration(self, at: float, k: int) -> None:
+        if self.rows:
+            if not self._firsts:
+                self.rows[-1][6] = self.rows[-1][6] and not self._known.isdisjoint(self._members)
+            self._let_wait(self.rows[-1][0])
+        if k == 0:
+            self._overfull = sum(self._waiting.values()) > self._chunk_tokens
+            self._begun |= self._waiting.keys() if self._overfull else set()
+        self._known = self._known | self._members if self._firsts else self._members
+        self.rows.append([at, 0, 0, 0, 0, 0, self._opened > 0])
+        self._members, self._firsts = set(), k == 0
+
+    def _let_wait(self, until_s: float) -> None:
+        """Requests that were sent by then wait for their prefill, unless they have been served."""
+        while self._to_come and self._to_come[-1][0] <= until_s:
+            _, newcomer = self._to_come.pop()
+            if newcomer not in self._served:
+                self._waiting[newcomer] = self._prompt_tokens[newcomer]
+
+
+def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
+    """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
+    then a token was held up on its way. First tokens some time apart are of two prefills. Where no request goes on that
+    was there before, a preempted one was prefilled again, of which the length cannot be seen: left out. So is a prefill at
+    whose start more than a chunk waited, and the next one: who can tell how far it came."""
+    records = [r for r in records if not r.error]
+    scan = _Scan(records, chunk_tokens)
+    for at, index, k, n, ends in _deliveries(records):
+        scan.add(at, index, k, n, ends=ends)
+    at_s, decoding, context, prefilling, new, pairs, busy = np.array(scan.rows, dtype=np.float64).T
+    return _Iterations(at_s, decoding, context, prefilling, new, pairs, busy > 0)
+>>>>>>> main
 
 
 def fit_costs(records: Sequence[RequestRecord], *, chunk_tokens: int = 1 << 30) -> CostFit:
