@@ -24,8 +24,8 @@ Array = npt.NDArray[np.float64]
 MIN_SAMPLES = 30
 """Iterations of a kind below which four coefficients are not fitted to them (our choice)."""
 MIN_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
-"""Seconds between deliveries that belong to two iterations: shorter than any decode step, longer than the time over which a
-client sees the tokens of one; and between first tokens of two prefills (our choice)."""
+"""Seconds between deliveries of two iterations: shorter than any decode step, longer than the time over which a client sees
+the tokens of one; and between first tokens of two prefills (our choice)."""
 
 
 class FitError(ValueError):
@@ -59,136 +59,12 @@ class _Iterations:
     busy: npt.NDArray[np.bool_]
 
 
-<<<<<<< HEAD
-class _Delivery(NamedTuple):
-    """Tokens of one request that arrived together. request: its row among the records. before: tokens it had. last: it has
-    all of them now."""
-
-    at_s: float
-    request: int
-    before: int
-    tokens: int
-    prompt_tokens: int
-    last: bool
-
-
-@dataclass(slots=True)
-class _Row:
-    """One iteration, as in :class:`_Iterations`."""
-
-    at_s: float
-    busy: bool
-    decoding: int = 0
-    context_tokens: int = 0
-    prefilling: int = 0
-    new_tokens: int = 0
-    pairs: float = 0.0
-
-
-class _Scan:
-    """Groups deliveries, in order of time, into iterations.
-
-    One ends where a request comes up again, and between first tokens and later ones, unless both come at once: then a token
-    was held up on its way. First tokens some time apart are of two prefills. Where no request goes on that was there before,
-    a preempted one was prefilled again, of which the length cannot be seen: left out. So is a prefill at whose start more
-    than a chunk waited, and the next one: how far it came is not seen.
-    """
-
-    def __init__(self, records: Sequence[RequestRecord], chunk_tokens: int) -> None:
-        self.rows: list[_Row] = []
-        self._records = records
-        self._chunk_tokens = chunk_tokens
-        self._to_come = sorted(((r.sent_s, index) for index, r in enumerate(records)), reverse=True)
-        self._waiting: dict[int, int] = {}
-        self._begun: set[int] = set()
-        self._served: set[int] = set()
-        self._overfull = False
-        self._members: set[int] = set()
-        self._known: set[int] = set()
-        self._firsts = False
-        self._open = 0
-        self._before_s = -np.inf
-
-    def add(self, delivery: _Delivery) -> None:
-        if self._begins(delivery):
-            self._begin(delivery)
-        self._members.add(delivery.request)
-        self._before_s = delivery.at_s
-        row, first, prompt = self.rows[-1], delivery.before == 0, delivery.prompt_tokens
-        if first:
-            self._open += 1
-            self._served.add(delivery.request)
-            self._waiting.pop(delivery.request, None)
-            row.busy = row.busy and not self._overfull and delivery.request not in self._begun
-            row.prefilling += 1
-            row.new_tokens += prompt
-            row.pairs += prompt * prompt / 2
-        else:
-            row.decoding += 1
-            row.context_tokens += prompt + delivery.before
-        row.busy = row.busy and delivery.tokens == 1 and (not first or prompt <= self._chunk_tokens)
-        self._open -= delivery.last
-
-    def _begins(self, delivery: _Delivery) -> bool:
-        """Whether ``delivery`` is of another iteration than the one before it."""
-        gap_s, first = delivery.at_s - self._before_s, delivery.before == 0
-        comes_again = delivery.request in self._members or self._firsts != first
-        return not self.rows or (comes_again and gap_s > MIN_GAP_S) or (first and gap_s > PREFILL_GAP_S)
-
-    def _begin(self, delivery: _Delivery) -> None:
-        if self.rows and not self._firsts:
-            self.rows[-1].busy = self.rows[-1].busy and not self._known.isdisjoint(self._members)
-        while self.rows and self._to_come and self._to_come[-1][0] <= self.rows[-1].at_s:
-            _, newcomer = self._to_come.pop()
-            if newcomer not in self._served:
-                self._waiting[newcomer] = self._records[newcomer].prompt_tokens
-        if delivery.before == 0:
-            self._overfull = sum(self._waiting.values()) > self._chunk_tokens
-            self._begun |= self._waiting.keys() if self._overfull else set()
-        self._known = self._known | self._members if self._firsts else self._members
-        self.rows.append(_Row(delivery.at_s, busy=self._open > 0))
-        self._members, self._firsts = set(), delivery.before == 0
-
-
-def _deliveries(records: Sequence[RequestRecord]) -> list[_Delivery]:
-    """Those of all records in order of time."""
-    deliveries = []
-=======
 def _deliveries(records: Sequence[RequestRecord]) -> list[tuple[float, int, int, int, bool]]:
     """In order of time: (when, which request, tokens before, tokens, whether it is the last)."""
     deliveries: list[tuple[float, int, int, int, bool]] = []
->>>>>>> main
     for index, record in enumerate(records):
-        before = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
+        sent = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
         last = len(record.deliveries) - 1
-<<<<<<< HEAD
-        for k, (at_s, n) in enumerate(record.deliveries):
-            deliveries.append(_Delivery(at_s, index, before[k], n, record.prompt_tokens, k == last))
-    return sorted(deliveries)
-
-
-def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
-    records = [r for r in records if not r.error]
-    deliveries = _deliveries(records)
-    if not deliveries:
-        raise FitError("no deliveries to fit costs to")
-    scan = _Scan(records, chunk_tokens)
-    for delivery in deliveries:
-        scan.add(delivery)
-
-    def column(name: str) -> Array:
-        return np.array([getattr(row, name) for row in scan.rows], dtype=np.float64)
-
-    return _Iterations(
-        column("at_s"),
-        column("decoding"),
-        column("context_tokens"),
-        column("prefilling"),
-        column("new_tokens"),
-        column("pairs"),
-        busy=column("busy") > 0,
-    )
-=======
         for k, (at, n) in enumerate(record.deliveries):
             deliveries.append((at, index, sent[k], n, k == last))
     if not deliveries:
@@ -240,7 +116,7 @@ class _Scan:
             return True
         gap_s = at - self._before_s
         begins = index in self._members or self._firsts != (k == 0)
-        return (begins and gap_s > LEAST_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
+        return (begins and gap_s > MIN_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
 
     def _begin_iteration(self, at: float, k: int) -> None:
         if self.rows:
@@ -273,7 +149,6 @@ def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterati
         scan.add(at, index, k, n, ends=ends)
     at_s, decoding, context, prefilling, new, pairs, busy = np.array(scan.rows, dtype=np.float64).T
     return _Iterations(at_s, decoding, context, prefilling, new, pairs, busy > 0)
->>>>>>> main
 
 
 def fit_costs(records: Sequence[RequestRecord], *, chunk_tokens: int = 1 << 30) -> CostFit:

@@ -79,13 +79,7 @@ def upper_bound(
     latest = np.broadcast_to(np.asarray(latest_s, dtype=np.float64), len(requests))
     if not (latest >= 0).all():
         raise ValueError(f"latest_s must be >= 0 seconds, got {float(latest[~(latest >= 0)][0])!r}")
-<<<<<<< HEAD
-    parts = _Relaxation(
-        requests, engine, horizon_s=horizon_s, latest_s=latest, slot_s=slot_s, chunks=chunks, growth=growth
-    )
-=======
     parts = _Relaxation(requests, engine, horizon_s, latest_s=latest, slot_s=slot_s, chunks=chunks, growth=growth)
->>>>>>> main
     plans = _Plans(parts)
     best, best_lost, tried = parts.opening()[0], 0.0, 0
     for now in [prices] if prices is not None else parts.opening():
@@ -155,7 +149,6 @@ class _Relaxation:
         self,
         requests: Sequence[RequestSpec],
         engine: EngineModel,
-        *,
         horizon_s: float,
         *,
         latest_s: Array,
@@ -178,11 +171,6 @@ class _Relaxation:
         self.arrived = np.searchsorted(arrival, self.starts_s + slot_s, side="left")
         longest, chunk = int((prompt + n).max()), min(engine.chunk_tokens, int(pool))
         self.longest_s = engine.decision_s + costs.mixed_s(
-<<<<<<< HEAD
-            chunk, int(pool), chunk * float(longest), engine.max_running, batch=engine.max_running,
-            context_tokens=int(pool),
-        )  # fmt: skip
-=======
             chunk,
             int(pool),
             chunk * float(longest),
@@ -190,7 +178,6 @@ class _Relaxation:
             batch=engine.max_running,
             context_tokens=int(pool),
         )
->>>>>>> main
 
         part, once = np.arange(chunks)[:, None], np.zeros((1, len(n)))
         share, final = np.maximum(n - 2, 0) / chunks, (n[None] > 1).astype(np.float64)
@@ -311,15 +298,9 @@ class _Relaxation:
                 )
                 for served in (_served(total, after[HELD]), _served(total, stay))
             )
-<<<<<<< HEAD
-            recomputed = compute[:, None] + np.minimum(after[HELD, :-1], resumed)
-            value[UNHELD, :-1, :, here] = np.minimum(after[UNHELD, :-1], recomputed)
-            value[HELD, :-1, :, here] = np.minimum(np.minimum(stay[:-1], went_on), recomputed)
-=======
             computed = compute[:, None] + np.minimum(after[HELD, :-1], resumed)
             value[UNHELD, :-1, :, here] = np.minimum(after[UNHELD, :-1], computed)
             value[HELD, :-1, :, here] = np.minimum(np.minimum(stay[:-1], went_on), computed)
->>>>>>> main
         cheapest: Array = value[UNHELD, 0, 0].copy()
         return cheapest
 
@@ -347,30 +328,18 @@ class _Relaxation:
                 np.where(had, leave[1].min(axis=0), np.inf),
             ])  # fmt: skip
             choice = options.argmin(axis=0)
-<<<<<<< HEAD
-            recomputed, serves = (choice == 1) | (choice == 2), (choice == 2) | (choice == 4)
-            to = np.where(serves, np.where(had & (choice == 4), leave[1].argmin(axis=0), leave[0].argmin(axis=0)), k)
-            kept = after[HELD, to, then, n] + hold[to, n] <= after[UNHELD, to, then, n]
-            holds = (choice == 3) | ((choice == 4) & kept)
-            computed_s = self.compute_s[k, row] * recomputed
-=======
             computed, serves = (choice == 1) | (choice == 2), (choice == 2) | (choice == 4)
             to = np.where(serves, np.where(had & (choice == 4), leave[1].argmin(axis=0), leave[0].argmin(axis=0)), k)
             kept = after[HELD, to, then, n] + hold[to, n] <= after[UNHELD, to, then, n]
             holds = (choice == 3) | ((choice == 4) & kept)
             computed_s = self.compute_s[k, row] * computed
->>>>>>> main
             rows += [np.full(len(row), t), np.full(len(row), self.slots + t)]
             columns += [row, row]
             entries += [
                 computed_s + self.decode_s[to, row] - self.decode_s[k, row],
                 context[to, row] * holds * self.slot_s / self.pool_tokens,
             ]
-<<<<<<< HEAD
-            at[row], held[row], cell[row] = to, holds | recomputed, np.where(serves, then, d)
-=======
             at[row], held[row], cell[row] = to, holds | computed, np.where(serves, then, d)
->>>>>>> main
         found = np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))
         used_s = csc_array(found, shape=(2 * self.slots, len(classes)))
         used_s.eliminate_zeros()
