@@ -251,6 +251,7 @@ class Replica:
             spec.target.tds, TokenTimes(times_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions,
         )  # fmt: skip
+        self._population.learn(spec)
         self._forget(job)
         self.sink(record)
 

@@ -149,7 +149,7 @@ def _largest_ask(
     else:
         fewest = spec.clamp(predicted.fewest)
         message = f"{predicted.demand}: {fewest} replicas are predicted to give {predicted.describe(fewest)}"
-        model = Candidate(fewest, Reason.FORECAST if fewest > current else Reason.STEADY, message)
+        model = Candidate(fewest, Reason.FORECAST, message)
     floor = _reactive_floor(spec, seen, memory)
     return max(model, floor, key=lambda ask: ask.replicas) if floor else model
 

@@ -15,12 +15,12 @@ from andes_sglang.policy.andes import (
     AndesOptions,
     Ranking,
     choose_victims,
-    gain_of_running,
     prioritize_overdue,
     rank,
     slice_tokens_owed,
 )
 from andes_sglang.policy.refiner import PAUSES, Refiner
+from andes_sglang.policy.valuation import HorizonValue
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
@@ -56,6 +56,11 @@ def state_of(
     *views: RequestView, pool: int = 100_000, slots: int = 100, model: LatencyModel | None = None
 ) -> SchedulerState:
     return SchedulerState(NOW_S, RequestTable.of(views), pool, slots, model or latency())
+
+
+def gain_of_running(state: SchedulerState, horizon_s: float, step_s: Any) -> Any:
+    """Of the paper's valuation, shape (len(step_s), N)."""
+    return HorizonValue(state, horizon_s, np.ones(len(state.requests))).gain(step_s)
 
 
 def order(state: SchedulerState, ranking: Ranking) -> str:
@@ -177,7 +182,7 @@ def overdue(state: SchedulerState, options: AndesOptions = OVERDUE) -> str:
     return chosen(state, prioritize_overdue(state, rank(state, options), options).overdue)
 
 
-def test_overdue_is_who_is_dry_for_longer_than_the_bound() -> None:
+def test_overdue_is_a_reader_dry_for_longer_than_the_bound() -> None:
     stalls = [request(f"s{s}", W, output=20, dry_s=s) for s in (9.9, 10.0, 10.1)]
     firsts = [request(f"f{s}", W, dry_s=s) for s in (19.9, 20.0, 20.1)]
     assert overdue(state_of(*stalls, *firsts)) == "s10.1 f20.1"
@@ -191,7 +196,7 @@ def test_what_runs_is_never_overdue_and_what_is_parked_may_be() -> None:
     assert overdue(state_of(request("r", R, output=20, dry_s=50), request("p", P, output=20, dry_s=50))) == "p"
 
 
-def test_nobody_overdue_leaves_the_ranking_as_it_is() -> None:
+def test_no_overdue_request_leaves_the_ranking_as_it_is() -> None:
     state = state_of(request("a", W), request("b", R, output=50))
     ranking = rank(state, OVERDUE)
     assert prioritize_overdue(state, ranking, OVERDUE) is ranking
@@ -323,7 +328,7 @@ def test_host_copies_that_survive_make_the_return_cheap() -> None:
     assert victims(view, model=lost, **options) == ""
 
 
-def test_without_preemption_nobody_is_displaced_and_more_kv_is_kept_free() -> None:
+def test_without_preemption_nothing_is_displaced_and_more_kv_is_kept_free() -> None:
     state = state_of(request("a", W, prompt=200), request("r", R, output=100, slice_tokens=100), slots=1)
     assert choose_victims(state, rank(state, AndesOptions()), AndesOptions(preemption=False)) is None
     room = state_of(request("a", W, prompt=200), request("r", R, prompt=100, output=100), pool=400 + 2 * 4 * 16)
@@ -355,7 +360,8 @@ def refiner_of(state: SchedulerState, **fields: Any) -> Refiner:
         "horizon_s": 60.0, "min_wait_ratio": 0.0, "step_s": 0.1, "gain": np.ones(n), "return_s": np.zeros(n),
         "overdue": none, "displacers": ~state.requests.is_in(R),
     }  # fmt: skip
-    return Refiner(state, **{**defaults, **fields})
+    valuation = HorizonValue(state, 60.0, np.ones(len(state.requests)))
+    return Refiner(state, valuation, **{**defaults, **fields})
 
 
 RUNNING = state_of(
@@ -453,7 +459,7 @@ def test_with_nothing_running_there_is_no_wait_to_save() -> None:
 # The decision
 
 
-def test_nobody_there_nothing_to_decide() -> None:
+def test_no_requests_no_decision() -> None:
     assert Andes().decide(state_of()) == Decision()
 
 

@@ -115,10 +115,12 @@ class MostLoad(LeastLoad):
         return super().order(new, views, now_s)[::-1]
 """)
     monkeypatch.syspath_prepend(str(tmp_path))
-    flags = ("--policies", "fcfs,mine:Mine", "--replicas", "2", "--rate", "4", "--router")
+    flags = ("--policies", "fcfs,mine:Mine", "--arm", "small=mine:Mine:--max-running-requests 1", "--replicas", "2",
+             "--rate", "4", "--router")  # fmt: skip
     spread = simulate(tmp_path / "a", *flags, "least_load")["policies"]
     heaped = simulate(tmp_path / "b", *flags, "mine:MostLoad")["policies"]
     assert spread["mine:Mine"]["qoe"] == spread["fcfs"]["qoe"]
+    assert spread["small"]["qoe"]["mean"] < spread["mine:Mine"]["qoe"]["mean"], "an arm with flags of its own"
     assert heaped["fcfs"]["ttft_s"]["p50"] > spread["fcfs"]["ttft_s"]["p50"], "all on one of the two"
 
 
