@@ -132,7 +132,7 @@ class _Moments(NamedTuple):
 
 class LengthEstimator:
     """See the module. memory_answers: answers of a key after which an old one counts 1/e. max_keys: keys kept.
-    salt: of the keys' hashes; give one of your own for hashes that nobody else can recompute. Raises ``ValueError``."""
+    salt: of the keys' hashes; give one of your own for hashes that cannot be recomputed without it. Raises ``ValueError``."""
 
     def __init__(
         self, *, memory_answers: float = MEMORY_ANSWERS, max_keys: int = MAX_KEYS, salt: bytes = b"lengths"

@@ -140,7 +140,7 @@ class FinalValue:
         return self.state.requests.context_tokens + 0.5 * self.remaining
 
     def _prefill_s(self) -> Array:
-        """Without what a chunk costs whoever is in it."""
+        """Without what a chunk costs the requests in it."""
         t = self.state.requests
         per_token_s = self.state.latency.prefill.coefficients[1]
         return np.where(t.is_in(Phase.WAITING), per_token_s * (t.context_tokens - t.cached_tokens), 0.0)

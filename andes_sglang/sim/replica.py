@@ -8,7 +8,7 @@ policy is asked when the adapter would ask it, sees what the adapter would show 
 
 While nothing can change, many decode steps are taken at once: their end times come from a closed form, and a request's
 delivery times are a slice of the replica's :mod:`~andes_sglang.sim.step_clock`. So cost grows with events (arrivals,
-decisions, ends), not tokens.
+decisions, ends), not tokens. Over 400 lines: the loop and what changes its state are read in one place.
 
     replica = Replica(profile.load("h100-llama-3.1-8b").engine, make_policy("andes"), sink=records.append)
     for spec in specs:  # in order of arrival
@@ -348,7 +348,9 @@ class Replica:
         costs, latency = self.engine.costs, self.latency
         if batch:
             context = self._batch.context_tokens + batch
-            seconds = costs.mixed_s(work.new, work.prefix, work.pairs, work.requests, batch, context)
+            seconds = costs.mixed_s(
+                work.new, work.prefix, work.pairs, work.requests, batch=batch, context_tokens=context
+            )
             if self.policy is not None:
                 latency.observe_mixed(work.new, work.prefix, batch, context, seconds)
         else:

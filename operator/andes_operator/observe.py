@@ -261,7 +261,7 @@ def merge(
         running=_add_up(report.running for report in reports),
         recent=tuple(requests),
         streams_by_replica=streams,
-        policy=_most_common(r.policy for r in replicas if r.healthy),
+        policy=_engine_policy(replicas),
         routing_policy=_most_common(report.routing_policy for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
@@ -282,6 +282,11 @@ def _own_counts(replicas: Iterable[FleetReplica]) -> dict[str, int]:
         if replica.requests is not None:
             counts[replica.name] = max(counts.get(replica.name, 0), replica.requests)
     return counts
+
+
+def _engine_policy(replicas: Iterable[FleetReplica]) -> NamedPolicy | None:
+    """The policy that most healthy engines run."""
+    return _most_common(replica.policy for replica in replicas if replica.healthy)
 
 
 def _most_common(policies: Iterable[NamedPolicy | None]) -> NamedPolicy | None:
