@@ -323,3 +323,32 @@ def test_a_wrong_command_says_what_is_wrong(arguments: list[str], said: str) -> 
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_heavier_class_is_served_before_a_lighter_one(simulated: Any, gateway: Any, forward: bool) -> None:
+    """Twelve requests for two slots, the heavy ones last: the engine hears of their weight from the gateway."""
+    engine = simulated("--max-running-requests", "2")
+    server = gateway(engine.url, admission=False, forward_expectations=forward, policy="round_robin")
+
+    def ask(name: str) -> None:
+        body = {**COMPLETE, "max_tokens": 120}
+        with httpx.stream(
+            "POST", server.url + "/v1/completions", json=body, headers={"x-andes-class": name}, timeout=60
+        ) as answer:
+            answer.read()
+            assert answer.status_code == 200, answer.text
+
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(ask, "reading") for _ in range(8)]
+        while len(server.app.state.gateway.open) < 8:
+            time.sleep(0.002)
+        asked += [pool.submit(ask, "priority") for _ in range(4)]
+        for each in asked:
+            each.result()
+    records = httpx.get(server.url + "/fleet/demand").json()["records"]
+    waits_s = {name: [r["ttft_s"] for r in records if r["class"] == name] for name in ("reading", "priority")}
+    assert [len(waits) for waits in waits_s.values()] == [8, 4]
+    heavy_s, light_s = (sum(waits_s[name]) / len(waits_s[name]) for name in ("priority", "reading"))
+    assert (heavy_s < light_s) is forward, waits_s
+    assert {r["weight"] for r in records if r["class"] == "priority"} == {4.0}
