@@ -11,7 +11,7 @@ Log lengths are averaged per key with exponential forgetting. Keys are given fro
 are shrunk towards the next wider one's, the more so the fewer answers it has seen, so that a new tenant starts from what its
 class does. Who asks tells more than what is asked: see docs/benchmarks/answer-lengths.md.
 
-Keys are hashed with a salt of the estimator and forgotten least recently used first: no text of a prompt is kept.
+:func:`length_keys` are hashes, so no text of a prompt is kept; they are forgotten least recently used first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ import numpy as np
 
 __all__ = ["EngineLengths", "LengthEstimate", "LengthEstimator", "length_keys"]
 
-Key = tuple[str | int | bytes, ...]
 _NORMAL = NormalDist()
 
 PRIOR_MEDIAN_TOKENS, PRIOR_SIGMA = 256.0, 1.0
@@ -101,17 +100,28 @@ _ERFC = (
 
 
 def length_keys(
-    *, tenant: str | None, class_name: str, prompt_tokens: int, prompt_head: bytes | None = None
-) -> tuple[Key, ...]:
-    """Keys of a request, from wide to narrow: class, bucket of prompt length in it, tenant, and the head of the prompt (its
-    first tokens or bytes: an application's instructions) of that tenant."""
-    bucket = int(BUCKETS_PER_OCTAVE * math.log2(max(1, prompt_tokens)))
-    keys: list[Key] = [("class", class_name), ("prompt", class_name, bucket)]
+    *,
+    tenant: str | None,
+    class_name: str,
+    prompt_tokens: int,
+    prompt_head: bytes | None = None,
+    salt: bytes = b"lengths",
+) -> tuple[bytes, ...]:
+    """Keys of a request, from wide to narrow: class, bucket of prompt length in it, tenant, tenant and bucket, and the head
+    of the prompt (its first tokens or bytes: an application's instructions) of that tenant. Hashes of 8 bytes, keyed by
+    ``salt``, of which at most 64 bytes count."""
+    bucket = prompt_bucket(prompt_tokens)
+    parts: list[tuple[object, ...]] = [("class", class_name), ("prompt", class_name, bucket)]
     if tenant is not None:
-        keys += [("tenant", tenant, class_name), ("tenant", tenant, class_name, bucket)]
+        parts += [("tenant", class_name, tenant), ("tenant", class_name, tenant, bucket)]
     if prompt_head:
-        keys.append(("head", tenant or "", class_name, prompt_head))
-    return tuple(keys)
+        parts.append(("head", class_name, tenant, prompt_head))
+    return tuple(hashlib.blake2b(repr(part).encode(), key=salt[:64], digest_size=8).digest() for part in parts)
+
+
+def prompt_bucket(prompt_tokens: int) -> int:
+    """Prompts of about the same length: half a doubling."""
+    return int(BUCKETS_PER_OCTAVE * math.log2(max(1, prompt_tokens)))
 
 
 class _Moments(NamedTuple):
@@ -121,9 +131,9 @@ class _Moments(NamedTuple):
     mean: float
     variance: float
 
-    def with_one(self, mean: float, variance: float, memory: float) -> _Moments:
-        """One answer more, whose log length is ``mean``, known up to ``variance``."""
-        answers = self.answers * math.exp(-1.0 / memory) + 1.0
+    def with_one(self, mean: float, variance: float, fading: float) -> _Moments:
+        """One answer more, whose log length is ``mean``, known up to ``variance``; those before count ``fading`` times."""
+        answers = self.answers * fading + 1.0
         step = 1.0 / answers
         off = mean - self.mean
         spread = (1.0 - step) * (self.variance + step * off * off) + step * variance
@@ -131,32 +141,30 @@ class _Moments(NamedTuple):
 
 
 class LengthEstimator:
-    """See the module. memory_answers: answers of a key after which an old one counts 1/e. max_keys: keys kept.
-    salt: of the keys' hashes; give one of your own for hashes that cannot be recomputed without it. Raises ``ValueError``."""
+    """See the module. memory_answers: answers of a key after which an old one counts 1/e. max_keys: keys kept. Raises
+    ``ValueError``."""
 
-    def __init__(
-        self, *, memory_answers: float = MEMORY_ANSWERS, max_keys: int = MAX_KEYS, salt: bytes = b"lengths"
-    ) -> None:
+    def __init__(self, *, memory_answers: float = MEMORY_ANSWERS, max_keys: int = MAX_KEYS) -> None:
         if not memory_answers >= 1:
             raise ValueError(f"memory_answers must be >= 1, got {memory_answers!r}")
         if not max_keys >= 1:
             raise ValueError(f"max_keys must be >= 1, got {max_keys!r}")
-        self._memory, self._max_keys, self._salt = memory_answers, max_keys, salt[:64]
-        self._by_key: OrderedDict[bytes, _Moments] = OrderedDict()
+        self._fading, self._max_keys = math.exp(-1.0 / memory_answers), max_keys
+        self._by_key: OrderedDict[Hashable, _Moments] = OrderedDict()
         self._all: _Moments | None = None
 
     def __len__(self) -> int:
         """Keys known."""
         return len(self._by_key)
 
-    def estimate(self, keys: Sequence[Key]) -> LengthEstimate:
+    def estimate(self, keys: Sequence[Hashable]) -> LengthEstimate:
         """The length of an answer to a request with ``keys``, from wide to narrow."""
         mean, variance = self._shrunk(self._all, math.log(PRIOR_MEDIAN_TOKENS), PRIOR_SIGMA**2)
         for key in keys:
-            mean, variance = self._shrunk(self._by_key.get(self._hash(key)), mean, variance)
+            mean, variance = self._shrunk(self._by_key.get(key), mean, variance)
         return LengthEstimate(mean, max(MIN_SIGMA, math.sqrt(variance)))
 
-    def learn(self, keys: Sequence[Key], output_tokens: int, *, finished: bool = True) -> None:
+    def learn(self, keys: Sequence[Hashable], output_tokens: int, *, finished: bool = True) -> None:
         """An answer of ``output_tokens`` has ended; ``finished`` False: it was cut there (``max_tokens``), so that its length
         is known only to be no less. An answer that was aborted teaches nothing: leave it out. Raises ``ValueError``."""
         if not 0 <= output_tokens <= MAX_LENGTH_TOKENS:
@@ -166,13 +174,12 @@ class LengthEstimator:
             log_length, variance = _beyond(self.estimate(keys), log_length)
         self._all = self._moved(self._all, log_length, variance)
         for key in keys:
-            hashed = self._hash(key)
-            self._by_key[hashed] = self._moved(self._by_key.pop(hashed, None), log_length, variance)
+            self._by_key[key] = self._moved(self._by_key.pop(key, None), log_length, variance)
         while len(self._by_key) > self._max_keys:
             self._by_key.popitem(last=False)
 
     def _moved(self, known: _Moments | None, log_length: float, variance: float) -> _Moments:
-        return (known or _Moments(0.0, log_length, variance)).with_one(log_length, variance, self._memory)
+        return (known or _Moments(0.0, log_length, variance)).with_one(log_length, variance, self._fading)
 
     @staticmethod
     def _shrunk(known: _Moments | None, mean: float, variance: float) -> tuple[float, float]:
@@ -182,9 +189,6 @@ class LengthEstimator:
         own = known.answers / (known.answers + SHRINK_ANSWERS)
         apart = known.mean - mean
         return mean + own * apart, own * known.variance + (1.0 - own) * (variance + own * apart * apart)
-
-    def _hash(self, key: Key) -> bytes:
-        return hashlib.blake2b(repr(key).encode(), key=self._salt, digest_size=8).digest()
 
 
 class EngineLengths:
@@ -197,15 +201,11 @@ class EngineLengths:
         """Length of an answer in tokens, the median; ``told_tokens`` where the request says it."""
         if told_tokens is not None:
             return float(told_tokens)
-        return self._lengths.estimate(self._keys(prompt_tokens)).median_tokens
+        return self._lengths.estimate((prompt_bucket(prompt_tokens),)).median_tokens
 
     def learn(self, prompt_tokens: int, output_tokens: int, *, finished: bool) -> None:
         """As :meth:`LengthEstimator.learn`."""
-        self._lengths.learn(self._keys(prompt_tokens), output_tokens, finished=finished)
-
-    @staticmethod
-    def _keys(prompt_tokens: int) -> tuple[Key, ...]:
-        return length_keys(tenant=None, class_name="", prompt_tokens=prompt_tokens)[1:]
+        self._lengths.learn((prompt_bucket(prompt_tokens),), output_tokens, finished=finished)
 
 
 def _beyond(guess: LengthEstimate, log_length: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ TRACES = (
     "servegen_r1_surge_rt", "servegen_r1_day_c48", "servegen_mlarge_day1_c48", "azure23_conv_steady", "azure23_conv_ramp",
     "azure23_code_bursty",
 )  # fmt: skip
-KNOWING = ("nothing", "prompt length", "tenant", "both")
+KNOWING = ("nothing", "prompt length", "both")
 
 
 class Row(NamedTuple):
@@ -34,15 +34,10 @@ class Row(NamedTuple):
     microseconds: float
 
 
-def keys_of(row: dict[str, Any], knowing: str) -> Any:
-    keys = length_keys(
-        tenant=row.get("client") if knowing in ("tenant", "both") else None,
-        class_name="all",
-        prompt_tokens=row["prompt_tokens"],
-    )
-    if knowing == "nothing":
-        return keys[:1]
-    return [key for key in keys if key[0] != "prompt" and len(key) < 4] if knowing == "tenant" else keys
+def keys_of(row: dict[str, Any], knowing: str) -> tuple[bytes, ...]:
+    tenant = row.get("client") if knowing == "both" else None
+    keys = length_keys(tenant=tenant, class_name="all", prompt_tokens=row["prompt_tokens"])
+    return keys[:1] if knowing == "nothing" else keys
 
 
 def follow(rows: list[dict[str, Any]], knowing: str) -> Row:
@@ -73,7 +68,7 @@ def main() -> None:
         with gzip.open(args.traces / f"{name}.jsonl.gz", "rt") as file:
             rows = [json.loads(line) for line in file]
         for knowing in KNOWING:
-            if knowing in ("tenant", "both") and "client" not in rows[0]:
+            if knowing == "both" and "client" not in rows[0]:
                 continue
             r = follow(rows, knowing)
             print(

@@ -115,24 +115,32 @@ def test_the_least_recently_used_keys_are_forgotten() -> None:
 
 
 def test_no_text_of_a_prompt_is_kept() -> None:
-    lengths = LengthEstimator(salt=b"mine")
-    keys = length_keys(tenant="acme", class_name="chat", prompt_tokens=10, prompt_head=b"the secret instructions")
+    lengths = LengthEstimator()
+    head = b"the secret instructions"
+    keys = length_keys(tenant="acme", class_name="chat", prompt_tokens=10, prompt_head=head)
     lengths.learn(keys, 10)
     assert "secret" not in repr(vars(lengths))
-    assert LengthEstimator(salt=b"other")._hash(keys[-1]) != lengths._hash(keys[-1])
+    others = length_keys(tenant="acme", class_name="chat", prompt_tokens=10, prompt_head=head, salt=b"other")
+    assert not set(keys) & set(others)
 
 
 def test_keys_go_from_wide_to_narrow() -> None:
-    keys = length_keys(tenant="t", class_name="c", prompt_tokens=1024, prompt_head=b"h")
-    assert keys == (
-        ("class", "c"),
-        ("prompt", "c", 20),
-        ("tenant", "t", "c"),
-        ("tenant", "t", "c", 20),
-        ("head", "t", "c", b"h"),
-    )
-    assert length_keys(tenant=None, class_name="c", prompt_tokens=0) == (("class", "c"), ("prompt", "c", 0))
-    assert length_keys(tenant=None, class_name="c", prompt_tokens=1023)[1] == ("prompt", "c", 19)
+    def keys(
+        tenant: str | None = "t", name: str = "c", tokens: int = 1024, head: bytes | None = b"h"
+    ) -> tuple[bytes, ...]:
+        return length_keys(tenant=tenant, class_name=name, prompt_tokens=tokens, prompt_head=head)
+
+    def same(other: tuple[bytes, ...]) -> list[bool]:
+        return [a == b for a, b in zip(keys(), other, strict=True)]
+
+    assert len(set(keys())) == 5
+    assert same(keys(name="d")) == [False] * 5
+    assert same(keys(tenant="u")) == [True, True, False, False, False]
+    assert same(keys(tokens=4096)) == [True, False, True, False, True]
+    assert same(keys(tokens=1400)) == [True] * 5  # within half a doubling
+    assert same(keys(head=b"i")) == [True, True, True, True, False]
+    assert keys(tenant=None, head=None) == keys()[:2]
+    assert len(keys(tokens=0)) == 5
 
 
 @pytest.mark.parametrize("tokens", [-1, 10_000_001])
