@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -22,24 +23,24 @@ def refusal(expected: StreamForecast, shed_below: float) -> ApiError | None:
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("refuse", "expected"),
     [
-        (full(7.0), ApiError(429, "overloaded: no more streams can be opened", "overloaded_error", None, "overloaded",
+        (lambda: full(7.0), ApiError(429, "overloaded: no more streams can be opened", "overloaded_error", None, "overloaded",
                              "streams", 7.0)),
-        (no_replica(7.0), ApiError(503, "no engine is available", "service_unavailable_error", None,
+        (lambda: no_replica(7.0), ApiError(503, "no engine is available", "service_unavailable_error", None,
                                    "service_unavailable", "no_replica", 7.0)),
-        (no_replica(7.0, held=2), ApiError(503, "no engine is available, and 2 requests already wait for one",
+        (lambda: no_replica(7.0, held=2), ApiError(503, "no engine is available, and 2 requests already wait for one",
                                            "service_unavailable_error", None, "service_unavailable", "no_replica", 7.0)),
-        (no_replica(7.0, draining=True), ApiError(503, "this gateway is shutting down", "service_unavailable_error", None,
+        (lambda: no_replica(7.0, draining=True), ApiError(503, "this gateway is shutting down", "service_unavailable_error", None,
                                                   "service_unavailable", "draining", 7.0)),
-        (tenant_streams("team", 3, 7.0), ApiError(429, "team has 3 streams open, its limit", "rate_limit_error", None,
+        (lambda: tenant_streams("team", 3, 7.0), ApiError(429, "team has 3 streams open, its limit", "rate_limit_error", None,
                                                   "rate_limit_exceeded", "tenant_streams", 7.0)),
-        (too_fast("team", 90.0, 7.0), ApiError(429, "team may send 90 requests a minute", "rate_limit_error", None,
+        (lambda: too_fast("team", 90.0, 7.0), ApiError(429, "team may send 90 requests a minute", "rate_limit_error", None,
                                                "rate_limit_exceeded", "tenant_rate", 7.0)),
     ],
 )  # fmt: skip
-def test_a_refusal_says_what_is_taken_and_when_to_come_back(error: ApiError, expected: ApiError) -> None:
-    assert error == expected
+def test_a_refusal_says_what_is_taken_and_when_to_come_back(refuse: Callable[[], ApiError], expected: ApiError) -> None:
+    assert refuse() == expected
 
 
 def test_a_class_that_sheds_nothing_is_never_refused() -> None:
