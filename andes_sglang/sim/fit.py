@@ -21,8 +21,11 @@ from andes_sglang.sim.engine import Costs
 __all__ = ["CostFit", "FitError", "fit_costs", "host_pace"]
 
 Array = npt.NDArray[np.float64]
-LEAST_SAMPLES = 30
-LEAST_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
+MIN_SAMPLES = 30
+"""Iterations of a kind below which four coefficients are not fitted to them (our choice)."""
+MIN_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
+"""Seconds between deliveries of two iterations: shorter than any decode step, longer than the time over which a client sees
+the tokens of one; and between first tokens of two prefills (our choice)."""
 
 
 class FitError(ValueError):
@@ -113,7 +116,7 @@ class _Scan:
             return True
         gap_s = at - self._before_s
         begins = index in self._members or self._firsts != (k == 0)
-        return (begins and gap_s > LEAST_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
+        return (begins and gap_s > MIN_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
 
     def _begin_iteration(self, at: float, k: int) -> None:
         if self.rows:
@@ -193,8 +196,8 @@ def _fit(seen: _Iterations, late: bool) -> CostFit | None:
     what["prefill"] = (prefill, prefill_features)
     found = {}
     for name, (mask, features) in what.items():
-        if np.count_nonzero(mask) < LEAST_SAMPLES:
-            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {LEAST_SAMPLES} are needed")
+        if np.count_nonzero(mask) < MIN_SAMPLES:
+            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {MIN_SAMPLES} are needed")
         found[name] = _robust(features[mask], took_s[mask])
     (d, decode_error, decode_samples), (p, prefill_error, prefill_samples) = found["decode"], found["prefill"]
     if d[0] + d[1] <= 0 or p[0] + p[2] <= 0:
@@ -226,11 +229,11 @@ def host_pace(
     steady_s = 0.0
     for k in np.unique(window).tolist():
         inside = window == k
-        if np.count_nonzero(inside) >= LEAST_SAMPLES // 2:
+        if np.count_nonzero(inside) >= MIN_SAMPLES // 2:
             medians[k] = _weighted_median(ratio[inside], expected_s[inside])
             steady_s += medians[k] * float(expected_s[inside].sum())
-    if len(rows) < LEAST_SAMPLES or not medians:
-        raise FitError(f"only {len(rows)} decode iterations were seen; {LEAST_SAMPLES} are needed")
+    if len(rows) < MIN_SAMPLES or not medians:
+        raise FitError(f"only {len(rows)} decode iterations were seen; {MIN_SAMPLES} are needed")
     counted = (ratio < 10.0) & np.isin(window, list(medians))
     pace = np.interp(np.arange(window.max() + 1), list(medians), list(medians.values()))
     return pace, float(took_s[counted].sum()) / steady_s

@@ -15,6 +15,9 @@ decisions, ends), not tokens. Over 400 lines: the loop and what changes its stat
         replica.advance(spec.arrival_s)
         replica.submit(spec)
     replica.advance()
+
+More than 400 lines: the loop and what fleets and servers read of it are one class, read top to bottom; each noun that it
+works with has a file of its own.
 """
 
 from __future__ import annotations
@@ -312,7 +315,7 @@ class Replica:
             raise RuntimeError(f"policy {name} leaves the engine idle with {self.open_requests} requests")
 
     def _plan_prefill(self) -> list[PrefillChunk]:
-        """The next prefill: in order of arrival, or from those whom the policy admits."""
+        """The next prefill: in order of arrival, or from those that the policy admits."""
         if self._seam is None:
             return self._admission.form(self._queue.waiting, protocol.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)
         if not self._seam.is_due():
