@@ -22,7 +22,8 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated", "simulator_speed", "what_if",
+    "answer_lengths", "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated",
+    "simulator_speed", "what_if",
 ]  # fmt: skip
 
 
