@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -332,6 +332,7 @@ def test_a_heavier_class_is_served_before_a_lighter_one(simulated: Any, gateway:
     engine = simulated("--max-running-requests", "2", "--policy-option", "preemption=false")
     server = gateway(engine.url, admission=False)
     first_token: list[str] = []
+    asked: list[Future[None]] = []
 
     def ask(name: str, body: dict[str, Any]) -> None:
         headers = {"x-andes-class": name}
@@ -345,14 +346,15 @@ def test_a_heavier_class_is_served_before_a_lighter_one(simulated: Any, gateway:
             load = httpx.get(engine.url + "/v1/loads?include=core", timeout=120).json()["loads"][0]
             if (load["num_running_reqs"], load["num_waiting_reqs"]) == (running, waiting):
                 return
+            for each in asked:
+                assert not each.done(), each.result()
             assert time.monotonic() < deadline, load
 
     with httpx.Client(timeout=250) as holders, ExitStack() as held, ThreadPoolExecutor(12) as pool:
         for _ in range(2):
-            body = {**COMPLETE, "max_tokens": 30_000}
+            body = {**COMPLETE, "max_tokens": 30_000, "ignore_eos": True}
             held.enter_context(holders.stream("POST", server.url + "/v1/completions", json=body))
         wait_for(2, 0)
-        asked = []
         for waiting, name in enumerate(["reading"] * 6 + ["priority"] * 6, start=1):
             asked.append(pool.submit(ask, name, {**COMPLETE, "max_tokens": 60}))
             wait_for(2, waiting)
