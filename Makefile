@@ -7,10 +7,10 @@ UNIT := -m "not engine and not server and not cluster"
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
-	bench-autoscaling chart lock clean
+	bench-autoscaling bench-answer-lengths chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv: SGLang on CPU and everything the other targets need
 	@tools/setup.sh
@@ -61,6 +61,9 @@ bench-gateway: setup ## what the gateway adds to a stream, against the engine di
 
 bench-sim-server: setup ## start-up, memory and 500 streams of the simulated engine's server, on one core
 	$(BIN)/python benchmarks/sim_server.py $(ARGS)
+
+bench-answer-lengths: setup ## how much of answers' lengths is known beforehand, on recorded traces; ARGS="FOLDER OF TRACES"
+	$(BIN)/python benchmarks/answer_lengths.py $(ARGS)
 
 bench-fidelity: setup ## the simulator against recorded runs of a real engine, request by request
 	$(BIN)/python benchmarks/fidelity.py $(ARGS)

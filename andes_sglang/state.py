@@ -62,8 +62,8 @@ class RequestView:
     preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
     flight). weight: value of this request's QoE relative to others, > 0. yields: it has no reader who waits.
-    expected_tokens: length of the whole answer as the caller told it, NaN where nothing was told. No built-in policy uses
-    yields or expected_tokens yet.
+    expected_tokens: length of the whole answer, as the caller told it or as the engine has learned, NaN where it is unknown;
+    ``andes`` uses it with ``fairness``. No built-in policy uses yields yet.
     """
 
     rid: str

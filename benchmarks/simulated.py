@@ -150,18 +150,23 @@ def paper(runs: SimulatedRuns, names: list[str]) -> Lines:
         )
 
 
+OPTIONS = (
+    *(f"horizon_s={v}" for v in (5, 20, 60, 110, 200)), *(f"max_preemptions={v}" for v in (0.1, 0.3, 1)),
+    *(f"stall_bound_s={v}" for v in (15, 45, 120)), *(f"length_guard={v}" for v in (1, 1.5, 3, 100)),
+    "running_bonus=0", "refine=false", "preemption=false",
+)  # fmt: skip
+"""Of andes, changed one at a time in the table ``sensitivity``."""
+
+
 def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
     """andes with one option changed at a time, in one burst."""
-    options = ["", *(f"horizon_s={v}" for v in (5, 20, 60, 110, 200)), *(f"max_preemptions={v}" for v in (0.1, 0.3, 1))]
-    options += [*(f"stall_bound_s={v}" for v in (15, 45, 120)), *(f"length_guard={v}" for v in (1, 1.5, 3, 100))]
-    options += ["running_bonus=0", "refine=false", "preemption=false"]
     for name in names:
         yield from title(runs, name)
         ours = ARMS[best_arm(name)]
         yield from header(f"{best_arm(name)}, burst of {SETTINGS[name].x:g} C, with", *COLUMNS)
         base = burst(name)
         better = runs.better_stock(base)
-        for option in options:
+        for option in ("", *OPTIONS):
             flags = (*ours.flags, *(("--policy-option", option) if option else ()))
             yield line(
                 option or "its defaults", *cells(runs.row(replace(base, arm=replace(ours, flags=flags)), better))

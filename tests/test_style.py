@@ -39,7 +39,7 @@ MAX_COMPLEXITY = 15
 MAX_LINES = 400
 MAX_POSITIONAL = 5
 WORDS = re.compile(r"\b(whoever|somebody|nobody|everybody|anew)\b", re.I)
-PRESENT = {"complexity": 7, "positional": 2, "lines": 1, "docstring": 0, "words": 36}
+PRESENT = {"complexity": 0, "positional": 0, "lines": 0, "docstring": 0, "words": 0}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

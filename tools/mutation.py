@@ -24,7 +24,7 @@ ROOMS = ROOT / "tools" / "mutation.toml"
 OUT = ROOT / "out" / "mutation"
 MUTMUT = str(Path(sys.executable).parent / "mutmut")
 PACKAGES = {"andes_sglang": "andes_sglang", "andes_api": "api/andes_api", "andes_operator": "operator/andes_operator"}
-BESIDE = ("tests", "tools", "charts")
+BESIDE = ("tests", "tools", "charts", "docs")
 """What tests read beside the packages."""
 KILLED = {1: "killed", 3: "killed", 36: "timeout", 24: "timeout", -24: "timeout", 152: "timeout", 255: "timeout",
           -11: "killed", -9: "killed"}  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any
 from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.lengths import EngineLengths
 from andes_sglang.qoe import ReaderStream
 from andes_sglang.state import Phase, RequestTable, RequestView
 
@@ -23,8 +24,8 @@ class StreamRecord:
     """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "expectation", "host_tokens", "loaded_ahead", "preemptible", "preemptions",
-        "prefilled_tokens", "reader", "req", "seen_tokens", "since_s", "slice_start_tokens", "slot", "stopped",
+        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "preemptible",
+        "preemptions", "prefilled_tokens", "reader", "req", "seen_tokens", "since_s", "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,9 @@ class StreamRecord:
         self.arrival_s = arrival_s
         self.expectation = expectation
         self.reader = ReaderStream(arrival_s, expectation.target)
+        told = expectation.expected_tokens
+        self.expected_tokens = math.nan if told is None else float(told)
+        """Length of its answer, as far as it is known beforehand."""
         self.seen_tokens = 0
         """Generated tokens that the reader was told of."""
         self.slice_start_tokens = 0
@@ -90,7 +94,6 @@ class StreamRecord:
         """As a policy sees it. kept_tokens: of a request that holds its KV, what a release would not lose."""
         prompt, output = len(self.req.origin_input_ids), len(self.req.output_ids)
         waits = phase is Phase.WAITING
-        expected = self.expectation.expected_tokens
         return RequestView(
             rid=self.req.rid,
             phase=phase,
@@ -108,7 +111,7 @@ class StreamRecord:
             preemptible=self.preemptible,
             weight=self.expectation.weight,
             yields=self.expectation.yields,
-            expected_tokens=math.nan if expected is None else float(expected),
+            expected_tokens=self.expected_tokens,
         )
 
 
@@ -118,6 +121,7 @@ class StreamRecords:
     def __init__(self) -> None:
         self._by_rid: dict[str, StreamRecord] = {}
         self._ledger = Ledger()
+        self._lengths = EngineLengths()
 
     def __len__(self) -> int:
         return len(self._by_rid)
@@ -142,8 +146,18 @@ class StreamRecords:
 
     def add(self, record: StreamRecord) -> None:
         """A request begins to wait."""
+        prompt_tokens = len(record.req.origin_input_ids)
+        record.expected_tokens = self._lengths.expected_tokens(prompt_tokens, record.expectation.expected_tokens)
         self._by_rid[record.req.rid] = record
         record.slot = self._ledger.add(record.view(Phase.WAITING))
+
+    def learn_length(self, req: Any) -> None:
+        """Its answer has ended. One that was aborted teaches nothing, one that ``max_tokens`` cut that it would have been
+        longer; with ``ignore_eos`` the limit is the length that was asked for."""
+        reason = req.finished_reason.to_json()["type"]
+        if reason != "abort":
+            finished = reason != "length" or bool(req.sampling_params.ignore_eos)
+            self._lengths.learn(len(req.origin_input_ids), len(req.output_ids), finished=finished)
 
     def forget(self, rid: str) -> None:
         self._ledger.remove(self._by_rid.pop(rid).slot)

@@ -253,6 +253,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             if req.finished():
                 if not is_health_check_generate_req(req):
                     self._qoe_metrics.finished(record.reader.final_qoe())
+                self._records.learn_length(req)
                 self._records.forget(req.rid)
 
     # Idle

@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -79,10 +79,10 @@ def measure(
             for label, url in urls.items()
         ]  # fmt: skip
         for task in tasks:
-            task.add_done_callback(lambda done: [t.cancel() for t in tasks] if _failed(done) else None)
+            task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
         loop = asyncio.get_running_loop()
         for sign in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sign, lambda: [task.cancel() for task in tasks])
+            loop.add_signal_handler(sign, _cancel, tasks)
         return await asyncio.gather(*tasks)
 
     runs = dict(zip(urls, asyncio.run(main()), strict=True))
@@ -107,6 +107,11 @@ def _sampler(url: str, into: list[dict[str, float]]) -> Callable[[float], None]:
         into.append(point)
 
     return sample
+
+
+def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 def _failed(task: asyncio.Task[Any]) -> bool:

@@ -8,8 +8,9 @@ worth it.
 
 Trade-off: no request starves beyond ``stall_bound_s`` as long as ``overdue_share`` of the KV pool holds all that are
 overdue. In a lasting overload late requests wait past that bound, so that the others read smoothly: with the whole engine
-spent on the latest, all would be late. Requests with long prompts cost more KV, hence wait first; ``length_guard`` limits
-by how much.
+spent on the latest, all would be late. With ``fairness`` they wait for as long as the overload lasts: what has been lost
+already is no reason to run, and the share for the overdue is filled by requests that run with little to gain. Requests with
+long prompts cost more KV, hence wait first; ``length_guard`` limits by how much.
 
 Five requests on an engine with three places, two of them taken by ``a``, whose reader has 40 s of text unread, and ``b``,
 whose reader has 0.5 s. ``c`` and ``d`` have no token 1 s after it was expected, and ``d`` has a long prompt. ``e`` has
@@ -50,8 +51,8 @@ Three, choose victims: readers about to run dry may displace, requests that have
 >>> table.names(np.flatnonzero(displacement.displacers)), table.names(np.flatnonzero(displacement.victims))
 (('c', 'd', 'e'), ('a', 'b'))
 
-Four, pack: ``e`` takes the free place, ``c`` that of ``a``, which is parked as its KV is in nobody's way. ``d`` waits: ``b``
-ranks above it.
+Four, pack: ``e`` takes the free place, ``c`` that of ``a``, which is parked: there is KV for all. ``d`` waits: ``b`` ranks
+above it.
 
 >>> decision = Andes(options).decide(state)
 >>> decision.admit, [(p.rid, p.mode.value, p.reason) for p in decision.preempt]
@@ -71,6 +72,7 @@ from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.refiner import Refiner
+from andes_sglang.policy.valuation import FinalValue, HorizonValue, Valuation, remaining_tokens
 from andes_sglang.state import Decision, Phase, SchedulerState
 
 __all__ = ["Andes", "AndesOptions", "Ranking", "choose_victims", "prioritize_overdue", "rank"]
@@ -85,6 +87,7 @@ ORDER_ONLY_GROWTH = 4
 """Times ``growth_tokens`` where preemption is off, and running out of KV cannot be corrected: as much as ``fcfs`` keeps."""
 
 _SENSITIVITY = "docs/benchmarks/simulated.md, sensitivity"
+_FAIRNESS = "docs/decisions/2026-11-27-final-value.md"
 _STALL_BOUND = "docs/decisions/2026-11-21-finite-stall-bound.md"
 _PREEMPTION_COST = "docs/decisions/2026-11-21-what-a-preemption-costs.md"
 _CPU_ENGINE = "SGLang 0.5.17 on CPU, 8-layer model, burst of 2x at 96 % load"
@@ -97,6 +100,17 @@ class AndesOptions(PolicyOptions):
     policy: ClassVar[str] = "andes"
     renamed: ClassVar[Mapping[str, str]] = {"slice_worth": "min_runtime_ratio", "wait_worth": "min_wait_ratio"}
 
+    fairness: float | None = option(
+        None, "", low=-10, high=1, doc="rank by final QoE through an alpha-fair utility: 1 sums QoE, 0 is proportional, the "
+        "lower the more those with little count; null: by QoE at a horizon", source=_FAIRNESS,
+    )  # fmt: skip
+    delay_s: float = option(
+        10.0, "seconds", above=0, doc="with fairness: a request runs now or this much later", source=_FAIRNESS
+    )
+    work_exponent: float = option(
+        1.0, "", low=0, high=2, doc="with fairness: value per second of engine to this power; 0.5 spares long prompts",
+        source=_FAIRNESS,
+    )  # fmt: skip
     horizon_s: float = option(
         60.0, "seconds", above=0, doc="how far gains look ahead (paper: delta t)", source=_SENSITIVITY
     )
@@ -147,12 +161,13 @@ class AndesOptions(PolicyOptions):
 class Ranking(NamedTuple):
     """Who goes first. value: gain per KV token, shape (N,), overdue rows have their lateness density; tier: 1 for overdue
     rows, shape (N,), None where there are none; gain: QoE gained by running, weighted, shape (N,); guarded_tokens: KV tokens
-    as ``length_guard`` counts them, shape (N,); batch: the batch size ranked for."""
+    as ``length_guard`` counts them, shape (N,); batch: the batch size ranked for; valuation: what ``gain`` comes from."""
 
     value: Array
     gain: Array
     guarded_tokens: Array
     batch: int
+    valuation: Valuation
     tier: Array | None = None
 
     @property
@@ -188,32 +203,31 @@ class Andes:
 
 
 def rank(state: SchedulerState, options: AndesOptions) -> Ranking:
-    """By gain per KV token, at the batch size with the largest total gain."""
+    """By what running is worth for what it costs, at the batch size where that is most in all."""
     t = state.requests
     context = np.maximum(t.context_tokens, 1.0)
-    mean_context = float(context.mean())
+    guarded_tokens = np.minimum(context, options.length_guard * float(context.mean()))
+    valuation = value_running(state, options, guarded_tokens)
     sizes = [largest_batch(state, context)]
-    if state.latency.decode_s(sizes[0], sizes[0] * mean_context) > 1.0 / float(t.readers.tds.max()):
-        sizes = batch_sizes(state, sizes[0], mean_context, options.batch_candidates)
-    step_s = np.array([[state.latency.decode_s(b, b * mean_context)] for b in sizes])
-    gains = gain_of_running(state, options.horizon_s, step_s) * t.weight
-    guarded_tokens = np.minimum(context, options.length_guard * mean_context)
-    densities = gains / guarded_tokens * np.where(t.is_in(Phase.RUNNING), 1.0 + options.running_bonus, 1.0)
+    step_s = valuation.step_s(sizes)
+    if step_s[0, 0] > 1.0 / float(t.readers.tds.max()):
+        sizes = batch_sizes(state, sizes[0], float(context.mean()), options.batch_candidates)
+        step_s = valuation.step_s(sizes)
+    gains = valuation.gain(step_s) * t.weight
+    densities = gains / valuation.cost(step_s) * np.where(t.is_in(Phase.RUNNING), 1.0 + options.running_bonus, 1.0)
     if len(sizes) == 1:
-        return Ranking(densities[0], gains[0], guarded_tokens, state.max_running)
+        return Ranking(densities[0], gains[0], guarded_tokens, state.max_running, valuation)
     packed = [packed_rows(density, context, state.pool_tokens, b) for density, b in zip(densities, sizes, strict=True)]
     best = int(np.argmax([float(gain[rows].sum()) for gain, rows in zip(gains, packed, strict=True)]))
-    return Ranking(densities[best], gains[best], guarded_tokens, sizes[best])
+    return Ranking(densities[best], gains[best], guarded_tokens, sizes[best], valuation)
 
 
-def gain_of_running(state: SchedulerState, horizon_s: float, step_s: Array) -> Array:
-    """Q_serve - Q_wait at the horizon, shape (len(step_s), N), for decode steps of ``step_s`` seconds."""
-    t = state.requests
-    new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-    resume_s = np.where(t.is_in(Phase.WAITING), state.latency.resume_s(new, t.cached_tokens, t.host_tokens), 0.0)
-    wait = t.readers.waiting(state.now_s, horizon_s)
-    gain: Array = np.maximum(t.readers.served(state.now_s, horizon_s, resume_s + step_s, step_s) - wait, 0.0)
-    return gain
+def value_running(state: SchedulerState, options: AndesOptions, guarded_tokens: Array) -> Valuation:
+    """The valuation that the options ask for."""
+    if options.fairness is None:
+        return HorizonValue(state, options.horizon_s, guarded_tokens)
+    remaining = remaining_tokens(state.requests)
+    return FinalValue(state, options.delay_s, options.fairness, remaining, options.work_exponent)
 
 
 def prioritize_overdue(state: SchedulerState, ranking: Ranking, options: AndesOptions) -> Ranking:
@@ -238,7 +252,8 @@ def prioritize_overdue(state: SchedulerState, ranking: Ranking, options: AndesOp
 
 
 def choose_victims(state: SchedulerState, ranking: Ranking, options: AndesOptions) -> Displacement | None:
-    """Who may displace: readers about to run dry. Who may be displaced: requests that have had their slice. None: nobody."""
+    """Who may displace: readers about to run dry. Who may be displaced: requests that have had their slice. None where
+    preemption is off."""
     if not options.preemption:
         return None
     t, running = state.requests, state.requests.is_in(Phase.RUNNING)
@@ -254,7 +269,7 @@ def choose_victims(state: SchedulerState, ranking: Ranking, options: AndesOption
     if not options.refine:
         return Displacement(displacers, victims)
     refiner = Refiner(
-        state, options.horizon_s, options.min_wait_ratio,
+        state, ranking.valuation, options.horizon_s, options.min_wait_ratio,
         step_s=step_s, gain=ranking.gain, return_s=return_s, overdue=ranking.overdue, displacers=displacers,
     )  # fmt: skip
     return Displacement(displacers, victims, refiner)

@@ -29,5 +29,8 @@ def batch_sizes(state: SchedulerState, most: int, mean_context: float, candidate
 
 def packed_rows(density: Array, context: Array, pool_tokens: float, batch: int) -> npt.NDArray[np.intp]:
     """Rows that run: by descending ``density`` up to ``batch`` of them, or to the first that the pool cannot hold."""
-    best = np.argsort(-density, kind="stable")[:batch]
+    rows = np.arange(len(density))
+    if batch < len(density):  # sorting all takes five times as long
+        rows = np.flatnonzero(density >= np.partition(density, -batch)[-batch])
+    best = rows[np.argsort(-density[rows], kind="stable")][:batch]
     return best[np.cumsum(context[best]) <= pool_tokens]

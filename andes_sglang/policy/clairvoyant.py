@@ -21,35 +21,12 @@ import numpy.typing as npt
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.srpt import remaining_tokens
-from andes_sglang.qoe import Readers
+from andes_sglang.policy.valuation import FinalValue, steady_step_s
 from andes_sglang.state import Decision, Phase, SchedulerState
 
-__all__ = ["Clairvoyant", "ClairvoyantOptions", "final_qoe"]
+__all__ = ["Clairvoyant", "ClairvoyantOptions"]
 
 Array = npt.NDArray[np.float64]
-
-
-def final_qoe(readers: Readers, now_s: float, first_s: Array, interval_s: float, tokens: Array) -> Array:
-    """Final QoE, shape (N,), if ``tokens`` >= 1 more, the last, come at ``now_s + first_s + k * interval_s``.
-
-    The new tokens are digested at the later of two linear sequences, of the reader and of the deliveries, which cross at
-    most once (version 2, section 3; as :meth:`~andes_sglang.qoe.Readers.served`, with an end).
-    """
-    pace = 1.0 / readers.tds
-    delivery = now_s + first_s - readers.start_s
-    start = np.maximum(readers.end_s, delivery)
-    slower = interval_s - pace
-    with np.errstate(divide="ignore", invalid="ignore"):
-        paced = np.where(slower > 0, np.clip(np.ceil((start - delivery) / slower), 0.0, tokens), tokens)
-    late = tokens - paced
-    digest_sum = paced * start + pace * paced * (paced - 1) / 2
-    digest_sum += late * delivery + interval_s * (tokens * (tokens - 1) - paced * (paced - 1)) / 2
-    n = readers.delivered + tokens
-    ideal_sum = pace * (n * (n - 1) - readers.delivered * (readers.delivered - 1)) / 2
-    last = np.where(late > 0, delivery + (tokens - 1) * interval_s, start + (tokens - 1) * pace)
-    lateness_s = readers.lateness_s + digest_sum - ideal_sum
-    score: Array = np.clip(1.0 - lateness_s / (n * (last + pace) - n * n * pace / 2), 0.0, 1.0)
-    return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +80,9 @@ class Clairvoyant:
 
     def _loss_density(self, state: SchedulerState) -> Array:
         """Final QoE lost by a delay, weighted, per second of the engine that the rest takes, shape (N,)."""
-        t, prefill = state.requests, state.latency.prefill.coefficients
+        t = state.requests
         left = remaining_tokens(t, self.output_tokens)
-        context = t.context_tokens + left / 2
-        mean_context = float(context.mean())
-        pool_tokens = float(state.pool_tokens)
-        batch = max(1.0, min(float(state.max_running), float(len(t)), pool_tokens / mean_context))
-        step_s = state.latency.decode_s(batch, batch * mean_context)
-
-        prefill_s = np.where(t.is_in(Phase.WAITING), prefill[1] * (t.context_tokens - t.cached_tokens), 0.0)
-        work_s = prefill_s + left * step_s * np.maximum(1.0 / batch, context / pool_tokens)
-        now = final_qoe(t.readers, state.now_s, prefill_s + step_s, step_s, left)
-        later = final_qoe(t.readers, state.now_s, self.options.delay_s + prefill_s + step_s, step_s, left)
-        density: Array = np.maximum(now - later, 0.0) * t.weight / work_s
+        value = FinalValue(state, self.options.delay_s, fairness=1.0, remaining=left)
+        step_s = steady_step_s(state, t.context_tokens + left / 2)
+        density: Array = value.gain(step_s)[0] * t.weight / value.cost(step_s)[0]
         return density

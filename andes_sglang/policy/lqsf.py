@@ -1,4 +1,4 @@
-"""Least QoE slack first: the reader who runs dry soonest goes first, whatever it costs and whoever pays.
+"""Least QoE slack first: the reader who runs dry soonest goes first, at any price.
 
 The natural deadline rule and the paper's baseline, with weights: twice the weight is half the slack, or twice the lateness.
 

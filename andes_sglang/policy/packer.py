@@ -94,8 +94,7 @@ class Packer:
         bound = state.max_running if batch is None else min(batch, state.max_running)
         self.free_slots = bound - state.running_reserved - self.running_count
 
-        order = np.argsort(-value, kind="stable") if tier is None else np.lexsort((-value, -tier))
-        waiting = order[~self.running[order]]
+        waiting = self._best_first(~self.running)
         self.candidates: list[int] = waiting.tolist()
         self.smallest_need_left = np.minimum.accumulate(self.need[waiting][::-1])[::-1]
         self.victims: list[int] = []
@@ -103,7 +102,7 @@ class Packer:
         self.accept: Accept | None = None
         self.last_displacer = -1
         if displacement is not None:
-            self.victims = order[displacement.victims[order]].tolist()
+            self.victims = self._best_first(displacement.victims).tolist()
             self.displacers, self.accept = displacement.displacers, displacement.accept
             self.last_displacer = int(np.max(np.flatnonzero(self.displacers[waiting]), initial=-1))
 
@@ -217,6 +216,12 @@ class Packer:
         self.free_slots -= 1
         (self.resume if self.parked[row] else self.admit).append(row)
         self.prefill_tokens += self._new_tokens(row)
+
+    def _best_first(self, among: Mask) -> npt.NDArray[np.intp]:
+        rows = np.flatnonzero(among)
+        if self.tier is None:
+            return rows[np.argsort(-self.value[rows], kind="stable")]
+        return rows[np.lexsort((-self.value[rows], -self.tier[rows]))]
 
     def _new_tokens(self, row: int) -> float:
         """Tokens to compute before ``row`` runs."""

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.policy.valuation import Valuation
 from andes_sglang.state import Phase, SchedulerState
 
 __all__ = ["Refiner"]
@@ -27,12 +28,14 @@ PAUSES = np.concatenate(([0.0], np.geomspace(1 / 1024, 1.0, 11)))
 class Refiner:
     """Accepts the displacements of one decision, in the order in which it is asked.
 
-    horizon_s, min_wait_ratio: as in :class:`~andes_sglang.policy.andes.AndesOptions`. step_s: seconds of a decode step. gain:
-    QoE gained by running, weighted. return_s: seconds that the return of a victim takes. overdue: rows that are accepted
-    whatever they cost. displacers: rows that may displace. Arrays of shape (N,). paused_s: pauses accepted so far.
+    horizon_s, min_wait_ratio: as in :class:`~andes_sglang.policy.andes.AndesOptions`. valuation: what ``gain`` comes from
+    and a pause costs. step_s: seconds of a decode step. gain: value gained by running, weighted. return_s: seconds that the
+    return of a victim takes. overdue: rows that are accepted whatever they cost. displacers: rows that may displace. Arrays
+    of shape (N,). paused_s: pauses accepted so far.
     """
 
     state: SchedulerState
+    valuation: Valuation
     horizon_s: float
     min_wait_ratio: float
     step_s: float
@@ -67,10 +70,9 @@ class Refiner:
     @cached_property
     def losses(self) -> Array:
         """QoE that the running readers lose in all, weighted, by each of ``PAUSES``."""
-        t, now_s = self.state.requests, self.state.now_s
         first_s = self.step_s + self.horizon_s * PAUSES[:, None]
-        served = t.readers.take(self.running).served(now_s, self.horizon_s, first_s, self.step_s)
-        lost: Array = ((served[0] - served) * t.weight[self.running]).sum(axis=1)
+        served = self.valuation.if_served(first_s, self.step_s, self.running)
+        lost: Array = ((served[0] - served) * self.state.requests.weight[self.running]).sum(axis=1)
         return lost
 
     @cached_property

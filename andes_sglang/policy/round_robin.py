@@ -49,7 +49,6 @@ class RoundRobin:
         return pack(
             state,
             np.where(spent, -waited_s, waited_s),
-            tier=(running & ~spent).astype(np.float64),
             growth_tokens=self.options.growth_tokens,
             displacement=Displacement(displacers=~running, victims=spent & (t.preemptible > 0)),
         )

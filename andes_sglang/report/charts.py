@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -28,6 +28,17 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= MAX_TICKS)
     first = np.ceil(low / step) * step
     return [float(t) for t in np.arange(first, high + step * 1e-6, step)]
+
+
+def _polyline(name: str, style: str, at: Iterable[tuple[float, float]]) -> str:
+    """A line of a plot through pixels. style: a colour, and any further word for dashes."""
+    colour, _, dash = style.partition(" ")
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    extra = ' stroke-dasharray="5 4"' if dash else ""
+    return (
+        f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{extra}>'
+        f"<title>{html.escape(name)}</title></polyline>"
+    )
 
 
 def plot(
@@ -59,14 +70,8 @@ def plot(
     ]
     out.append(f'<line x1="{LEFT}" x2="{end}" y1="{py(0):.1f}" y2="{py(0):.1f}" stroke="#888"/>')
     for name, style, a, b in series:
-        colour, _, dash = style.partition(" ")
         stride = max(1, len(a) // MAX_POINTS)
-        points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in zip(list(a)[::stride], list(b)[::stride], strict=True))
-        extra = ' stroke-dasharray="5 4"' if dash else ""
-        out.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{extra}>'
-            f"<title>{html.escape(name)}</title></polyline>"
-        )
+        out.append(_polyline(name, style, zip(map(px, list(a)[::stride]), map(py, list(b)[::stride]), strict=True)))
     out.append(f'<text x="{(WIDTH + LEFT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
     out.append(
         f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">'

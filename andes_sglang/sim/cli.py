@@ -6,15 +6,16 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, add_run_arguments, arms_of, check_run
+from andes_sglang.policy.base import SchedulingPolicy
 from andes_sglang.request import RequestRecord
 from andes_sglang.routing import ROUTING_POLICIES, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
@@ -162,42 +163,59 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         stock, _ = configure(profile.engine, Arm("stock"), passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)
-    workloads = (from_arguments(args, args.seed + k) for k in range(args.repeats))
     results.directory(args.out)
-    figures: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    description: dict[str, Any] = {}
-    seeds: list[int] = []
-    interrupted = False
-    for repeat, workload in enumerate(workloads, start=1):
-        check_requests(workload, [engine for engine, _ in engines.values()])
-        description = description or workload.describe()
-        seeds.append(args.seed + repeat - 1)
-        for name, (engine, policy) in engines.items():
-            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=routing(),
-                          decision_interval_s=args.decision_interval)  # fmt: skip
-            run = _Run(fleet, workload, results.Progress(f"{name}, seed {seeds[-1]}"))
-            try:
-                run.serve()
-            except KeyboardInterrupt:
-                interrupted = True
-            if run.figures.requests:
-                results.keep(args.out, name, repeat, run.records, run.samples)
-                figures[name].append(run.figures.summary())
-            if interrupted:
-                break
-        if interrupted:
-            print("\ninterrupted: reporting what was computed", file=sys.stderr)
-            break
-    policies = {name: summary.combine(runs) for name, runs in figures.items() if runs}
+    repeats = _Repeats({name: [] for name in arms})
+    try:
+        _serve(args, engines, routing, repeats)
+    except KeyboardInterrupt:
+        repeats.interrupted = True
+        print("\ninterrupted: reporting what was computed", file=sys.stderr)
+    interrupted = repeats.interrupted
+    policies = {name: summary.combine(runs) for name, runs in repeats.figures.items() if runs}
     if not policies:
         return 130
     result = {
-        "workload": {**description, "seeds": seeds},
+        "workload": {**repeats.workload, "seeds": repeats.seeds},
         "engine": _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained},
         "policies": policies,
     }
     results.write(args.out, result | ({"interrupted": True} if interrupted else {}))
     return 130 if interrupted else 0
+
+
+@dataclass
+class _Repeats:
+    """Figures of every run by policy, what the workload is, and the seeds it was drawn with."""
+
+    figures: dict[str, list[dict[str, Any]]]
+    workload: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def _serve(
+    args: argparse.Namespace,
+    engines: Mapping[str, tuple[EngineModel, Callable[[], SchedulingPolicy | None]]],
+    routing: Callable[[], RoutingPolicy],
+    repeats: _Repeats,
+) -> None:
+    """Every repeat under every policy. KeyboardInterrupt: what was served until then is kept."""
+    for repeat in range(1, args.repeats + 1):
+        seed = args.seed + repeat - 1
+        workload = from_arguments(args, seed)
+        check_requests(workload, [engine for engine, _ in engines.values()])
+        repeats.workload = repeats.workload or workload.describe()
+        repeats.seeds.append(seed)
+        for name, (engine, policy) in engines.items():
+            fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=routing(),
+                          decision_interval_s=args.decision_interval)  # fmt: skip
+            run = _Run(fleet, workload, results.Progress(f"{name}, seed {seed}"))
+            try:
+                run.serve()
+            finally:
+                if run.figures.requests:
+                    results.keep(args.out, name, repeat, run.records, run.samples)
+                    repeats.figures[name].append(run.figures.summary())
 
 
 def _describe(

@@ -68,7 +68,7 @@ class Costs:
         )
 
     def mixed_s(
-        self, new_tokens: int, prefix_tokens: int, pairs: float, requests: int, batch: int, context_tokens: int
+        self, new_tokens: int, prefix_tokens: int, pairs: float, requests: int, *, batch: int, context_tokens: int
     ) -> float:
         both = self.prefill_s(new_tokens, prefix_tokens, pairs, requests) + self.decode_s(batch, context_tokens)
         return both - min(self.prefill_fixed_s, self.decode_fixed_s)

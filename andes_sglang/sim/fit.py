@@ -2,7 +2,7 @@
 
 Tokens of one iteration reach the clients together, so deliveries fall into clusters; the time from one to the next is what
 an iteration took, and the cluster says of how many requests, over how much context, or of which prompts. No prefix may have
-been cached and nobody preempted: use records of unrelated prompts under stock scheduling.
+been cached and no request preempted: use records of unrelated prompts under stock scheduling.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from andes_sglang.sim.engine import Costs
 __all__ = ["CostFit", "FitError", "fit_costs", "host_pace"]
 
 Array = npt.NDArray[np.float64]
-LEAST_SAMPLES = 30
-LEAST_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
+MIN_SAMPLES = 30
+"""Iterations of a kind below which four coefficients are not fitted to them (our choice)."""
+MIN_GAP_S, PREFILL_GAP_S = 1e-3, 3e-3
+"""Seconds between deliveries of two iterations: shorter than any decode step, longer than the time over which a client sees
+the tokens of one; and between first tokens of two prefills (our choice)."""
 
 
 class FitError(ValueError):
@@ -45,7 +48,7 @@ class CostFit(NamedTuple):
 
 @dataclass(slots=True)
 class _Iterations:
-    """Columns, a row per iteration. busy: somebody was being served all the time since the one before it."""
+    """Columns, a row per iteration. busy: a request was being served all the time since the one before it."""
 
     at_s: Array
     decoding: Array
@@ -56,64 +59,95 @@ class _Iterations:
     busy: npt.NDArray[np.bool_]
 
 
-def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
-    """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
-    then somebody's token was held up on its way. First tokens some time apart are of two prefills. Where nobody goes on who
-    was there before, somebody preempted was prefilled again, of which the length cannot be seen: left out. So is a prefill at
-    whose start more than a chunk waited, and the next one: who can tell how far it came."""
-    records = [r for r in records if not r.error]
-    to_come = sorted(((r.sent_s, index) for index, r in enumerate(records)), reverse=True)
-    waiting: dict[int, int] = {}
-    begun: set[int] = set()
-    served: set[int] = set()
-    overfull = False
-    deliveries: list[tuple[float, int, int, int, int, bool]] = []
+def _deliveries(records: Sequence[RequestRecord]) -> list[tuple[float, int, int, int, bool]]:
+    """In order of time: (when, which request, tokens before, tokens, whether it is the last)."""
+    deliveries: list[tuple[float, int, int, int, bool]] = []
     for index, record in enumerate(records):
         sent = np.cumsum([0, *(n for _, n in record.deliveries)]).tolist()
         last = len(record.deliveries) - 1
         for k, (at, n) in enumerate(record.deliveries):
-            deliveries.append((at, index, sent[k], n, record.prompt_tokens, k == last))
-    deliveries.sort()
+            deliveries.append((at, index, sent[k], n, k == last))
     if not deliveries:
         raise FitError("no deliveries to fit costs to")
-    rows: list[list[float]] = []
-    members: set[int] = set()
-    known: set[int] = set()
-    firsts = False
-    opened = 0
-    before_s = -np.inf
-    for at, index, k, n, prompt, ends in deliveries:
-        begins = index in members or firsts != (k == 0)
-        if not rows or (begins and at - before_s > LEAST_GAP_S) or (k == 0 and at - before_s > PREFILL_GAP_S):
-            if rows and not firsts:
-                rows[-1][6] = rows[-1][6] and not known.isdisjoint(members)
-            while rows and to_come and to_come[-1][0] <= rows[-1][0]:
-                _, newcomer = to_come.pop()
-                if newcomer not in served:
-                    waiting[newcomer] = records[newcomer].prompt_tokens
-            if k == 0:
-                overfull = sum(waiting.values()) > chunk_tokens
-                begun |= waiting.keys() if overfull else set()
-            known = known | members if firsts else members
-            rows.append([at, 0, 0, 0, 0, 0, opened > 0])
-            members, firsts = set(), k == 0
-        members.add(index)
-        before_s = at
-        row = rows[-1]
+    return sorted(deliveries)
+
+
+class _Scan:
+    """The state of :func:`_iterations` between deliveries. rows: one an iteration, columns as in :class:`_Iterations`."""
+
+    def __init__(self, records: Sequence[RequestRecord], chunk_tokens: int) -> None:
+        self.rows: list[list[float]] = []
+        self._prompt_tokens = [record.prompt_tokens for record in records]
+        self._chunk_tokens = chunk_tokens
+        self._to_come = sorted(((r.sent_s, index) for index, r in enumerate(records)), reverse=True)
+        self._waiting: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self._served: set[int] = set()
+        self._overfull = False
+        self._members: set[int] = set()
+        self._known: set[int] = set()
+        self._firsts = False
+        self._opened = 0
+        self._before_s = -np.inf
+
+    def add(self, at: float, index: int, k: int, n: int, *, ends: bool) -> None:
+        """``n`` tokens after ``k`` others came to request ``index``."""
+        if self._begins_iteration(at, index, k):
+            self._begin_iteration(at, k)
+        self._members.add(index)
+        self._before_s = at
+        row, prompt = self.rows[-1], self._prompt_tokens[index]
         if k == 0:
-            opened += 1
-            served.add(index)
-            waiting.pop(index, None)
-            row[6] = row[6] and not overfull and index not in begun
+            self._opened += 1
+            self._served.add(index)
+            self._waiting.pop(index, None)
+            row[6] = row[6] and not self._overfull and index not in self._begun
             row[3] += 1
             row[4] += prompt
             row[5] += prompt * prompt / 2
         else:
             row[1] += 1
             row[2] += prompt + k
-        row[6] = row[6] and n == 1 and (k > 0 or prompt <= chunk_tokens)
-        opened -= ends
-    at_s, decoding, context, prefilling, new, pairs, busy = np.array(rows, dtype=np.float64).T
+        row[6] = row[6] and n == 1 and (k > 0 or prompt <= self._chunk_tokens)
+        self._opened -= ends
+
+    def _begins_iteration(self, at: float, index: int, k: int) -> bool:
+        if not self.rows:
+            return True
+        gap_s = at - self._before_s
+        begins = index in self._members or self._firsts != (k == 0)
+        return (begins and gap_s > MIN_GAP_S) or (k == 0 and gap_s > PREFILL_GAP_S)
+
+    def _begin_iteration(self, at: float, k: int) -> None:
+        if self.rows:
+            if not self._firsts:
+                self.rows[-1][6] = self.rows[-1][6] and not self._known.isdisjoint(self._members)
+            self._let_wait(self.rows[-1][0])
+        if k == 0:
+            self._overfull = sum(self._waiting.values()) > self._chunk_tokens
+            self._begun |= self._waiting.keys() if self._overfull else set()
+        self._known = self._known | self._members if self._firsts else self._members
+        self.rows.append([at, 0, 0, 0, 0, 0, self._opened > 0])
+        self._members, self._firsts = set(), k == 0
+
+    def _let_wait(self, until_s: float) -> None:
+        """Requests that were sent by then wait for their prefill, unless they have been served."""
+        while self._to_come and self._to_come[-1][0] <= until_s:
+            _, newcomer = self._to_come.pop()
+            if newcomer not in self._served:
+                self._waiting[newcomer] = self._prompt_tokens[newcomer]
+
+
+def _iterations(records: Sequence[RequestRecord], chunk_tokens: int) -> _Iterations:
+    """An iteration ends where a request comes up again, and between first tokens and later ones, unless both come at once:
+    then a token was held up on its way. First tokens some time apart are of two prefills. Where no request goes on that
+    was there before, a preempted one was prefilled again, of which the length cannot be seen: left out. So is a prefill at
+    whose start more than a chunk waited, and the next one: who can tell how far it came."""
+    records = [r for r in records if not r.error]
+    scan = _Scan(records, chunk_tokens)
+    for at, index, k, n, ends in _deliveries(records):
+        scan.add(at, index, k, n, ends=ends)
+    at_s, decoding, context, prefilling, new, pairs, busy = np.array(scan.rows, dtype=np.float64).T
     return _Iterations(at_s, decoding, context, prefilling, new, pairs, busy > 0)
 
 
@@ -162,8 +196,8 @@ def _fit(seen: _Iterations, late: bool) -> CostFit | None:
     what["prefill"] = (prefill, prefill_features)
     found = {}
     for name, (mask, features) in what.items():
-        if np.count_nonzero(mask) < LEAST_SAMPLES:
-            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {LEAST_SAMPLES} are needed")
+        if np.count_nonzero(mask) < MIN_SAMPLES:
+            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {MIN_SAMPLES} are needed")
         found[name] = _robust(features[mask], took_s[mask])
     (d, decode_error, decode_samples), (p, prefill_error, prefill_samples) = found["decode"], found["prefill"]
     if d[0] + d[1] <= 0 or p[0] + p[2] <= 0:
@@ -181,7 +215,7 @@ def host_pace(
     """How slow the machine was meanwhile: in windows of ``window_s``, how many times as long as ``costs`` say a decode step
     took; and by what factor hiccups add to that.
 
-    Medians, weighted by time, so that what only looks like a decode step (somebody preempted is prefilled again) has no
+    Medians, weighted by time, so that what only looks like a decode step (a preempted request is prefilled again) has no
     part in it. A window without steps lies between its neighbours. Raises :class:`FitError`.
     """
     seen = _iterations(records, 1 << 30)
@@ -195,11 +229,11 @@ def host_pace(
     steady_s = 0.0
     for k in np.unique(window).tolist():
         inside = window == k
-        if np.count_nonzero(inside) >= LEAST_SAMPLES // 2:
+        if np.count_nonzero(inside) >= MIN_SAMPLES // 2:
             medians[k] = _weighted_median(ratio[inside], expected_s[inside])
             steady_s += medians[k] * float(expected_s[inside].sum())
-    if len(rows) < LEAST_SAMPLES or not medians:
-        raise FitError(f"only {len(rows)} decode iterations were seen; {LEAST_SAMPLES} are needed")
+    if len(rows) < MIN_SAMPLES or not medians:
+        raise FitError(f"only {len(rows)} decode iterations were seen; {MIN_SAMPLES} are needed")
     counted = (ratio < 10.0) & np.isin(window, list(medians))
     pace = np.interp(np.arange(window.max() + 1), list(medians), list(medians.values()))
     return pace, float(took_s[counted].sum()) / steady_s

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,9 +141,8 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         for profile, name in itertools.product(chosen, arms):
             planner.progress = results.Progress(f"{profile.name}, {name}")
             plans.append(_Plan(profile, name, planner.smallest_fleet(*engines[profile.name, name])))
-        for name in arms:
-            for one, other in itertools.combinations([p for p in plans if p.arm == name], 2):
-                mixes += _mix(planner, one, other, engines)
+        for one, other in _pairs(plans, arms):
+            mixes += _mix(planner, one, other, engines)
     except KeyboardInterrupt:
         interrupted = True
         print("\ninterrupted: reporting what was computed", file=sys.stderr)
@@ -164,6 +163,12 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     print(summary.aligned(table))
     print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}")
     return 130 if interrupted else 0
+
+
+def _pairs(plans: Sequence[_Plan], arms: Iterable[str]) -> Iterator[tuple[_Plan, _Plan]]:
+    """Plans of two profiles under the same arm."""
+    for name in arms:
+        yield from itertools.combinations([plan for plan in plans if plan.arm == name], 2)
 
 
 def _checked_objective(args: argparse.Namespace) -> QoEObjective:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.lengths import EngineLengths
 from andes_sglang.qoe import Readers
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.step_clock import StepClock
@@ -70,6 +71,7 @@ class Population:
         self._joined_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._seen_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._rids = np.full(capacity, "", dtype=object)
+        self._lengths = EngineLengths()
         self._free = list(range(capacity - 1, -1, -1))
 
     def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:
@@ -86,9 +88,14 @@ class Population:
         self._columns[:, slot] = (
             spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, Phase.WAITING, spec.arrival_s, spec.prompt_tokens,
             0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
-            np.nan if spec.expected_tokens is None else spec.expected_tokens,
+            self._lengths.expected_tokens(spec.prompt_tokens, spec.expected_tokens),
         )  # fmt: skip
         return slot
+
+    def learn(self, spec: RequestSpec) -> None:
+        """The answer to ``spec`` has ended; one that fills what its client allows may have been cut there."""
+        finished = spec.max_tokens is None or spec.output_tokens < spec.max_tokens
+        self._lengths.learn(spec.prompt_tokens, spec.output_tokens, finished=finished)
 
     def remove(self, slot: int) -> None:
         self._free.append(slot)
@@ -194,6 +201,9 @@ class NoPopulation(Population):
 
     def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:  # noqa: ARG002
         return -1
+
+    def learn(self, spec: RequestSpec) -> None:
+        pass
 
     def start(self, slot: int, now_s: float) -> None:
         pass

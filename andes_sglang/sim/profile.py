@@ -38,8 +38,8 @@ class ProfileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """``engine`` serves ``model`` on ``hardware``; source: where the figures come from. start_s: from the wish for a replica
-    to its first request. price_per_hour: of one replica, in any one currency; None where nobody has said."""
+    """``engine`` serves ``model`` on ``hardware``; source: where the figures come from. start_s: cold start of a
+    replica, up to its first request. price_per_hour: of one replica, in any one currency; None where it is not given."""
 
     name: str
     hardware: str

@@ -8,13 +8,16 @@ policy is asked when the adapter would ask it, sees what the adapter would show 
 
 While nothing can change, many decode steps are taken at once: their end times come from a closed form, and a request's
 delivery times are a slice of the replica's :mod:`~andes_sglang.sim.step_clock`. So cost grows with events (arrivals,
-decisions, ends), not tokens.
+decisions, ends), not tokens. Over 400 lines: the loop and what changes its state are read in one place.
 
     replica = Replica(profile.load("h100-llama-3.1-8b").engine, make_policy("andes"), sink=records.append)
     for spec in specs:  # in order of arrival
         replica.advance(spec.arrival_s)
         replica.submit(spec)
     replica.advance()
+
+More than 400 lines: the loop and what fleets and servers read of it are one class, read top to bottom; each noun that it
+works with has a file of its own.
 """
 
 from __future__ import annotations
@@ -251,6 +254,7 @@ class Replica:
             spec.target.tds, TokenTimes(times_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions,
         )  # fmt: skip
+        self._population.learn(spec)
         self._forget(job)
         self.sink(record)
 
@@ -311,7 +315,7 @@ class Replica:
             raise RuntimeError(f"policy {name} leaves the engine idle with {self.open_requests} requests")
 
     def _plan_prefill(self) -> list[PrefillChunk]:
-        """The next prefill: in order of arrival, or from those whom the policy admits."""
+        """The next prefill: in order of arrival, or from those that the policy admits."""
         if self._seam is None:
             return self._admission.form(self._queue.waiting, protocol.SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION)
         if not self._seam.is_due():
@@ -347,7 +351,9 @@ class Replica:
         costs, latency = self.engine.costs, self.latency
         if batch:
             context = self._batch.context_tokens + batch
-            seconds = costs.mixed_s(work.new, work.prefix, work.pairs, work.requests, batch, context)
+            seconds = costs.mixed_s(
+                work.new, work.prefix, work.pairs, work.requests, batch=batch, context_tokens=context
+            )
             if self.policy is not None:
                 latency.observe_mixed(work.new, work.prefix, batch, context, seconds)
         else:

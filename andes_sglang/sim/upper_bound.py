@@ -79,7 +79,7 @@ def upper_bound(
     latest = np.broadcast_to(np.asarray(latest_s, dtype=np.float64), len(requests))
     if not (latest >= 0).all():
         raise ValueError(f"latest_s must be >= 0 seconds, got {float(latest[~(latest >= 0)][0])!r}")
-    parts = _Relaxation(requests, engine, horizon_s, latest, slot_s, chunks, growth)
+    parts = _Relaxation(requests, engine, horizon_s, latest_s=latest, slot_s=slot_s, chunks=chunks, growth=growth)
     plans = _Plans(parts)
     best, best_lost, tried = parts.opening()[0], 0.0, 0
     for now in [prices] if prices is not None else parts.opening():
@@ -150,6 +150,7 @@ class _Relaxation:
         requests: Sequence[RequestSpec],
         engine: EngineModel,
         horizon_s: float,
+        *,
         latest_s: Array,
         slot_s: float,
         chunks: int,
@@ -170,7 +171,12 @@ class _Relaxation:
         self.arrived = np.searchsorted(arrival, self.starts_s + slot_s, side="left")
         longest, chunk = int((prompt + n).max()), min(engine.chunk_tokens, int(pool))
         self.longest_s = engine.decision_s + costs.mixed_s(
-            chunk, int(pool), chunk * float(longest), engine.max_running, engine.max_running, int(pool)
+            chunk,
+            int(pool),
+            chunk * float(longest),
+            engine.max_running,
+            batch=engine.max_running,
+            context_tokens=int(pool),
         )
 
         part, once = np.arange(chunks)[:, None], np.zeros((1, len(n)))
@@ -292,9 +298,9 @@ class _Relaxation:
                 )
                 for served in (_served(total, after[HELD]), _served(total, stay))
             )
-            anew = compute[:, None] + np.minimum(after[HELD, :-1], resumed)
-            value[UNHELD, :-1, :, here] = np.minimum(after[UNHELD, :-1], anew)
-            value[HELD, :-1, :, here] = np.minimum(np.minimum(stay[:-1], went_on), anew)
+            computed = compute[:, None] + np.minimum(after[HELD, :-1], resumed)
+            value[UNHELD, :-1, :, here] = np.minimum(after[UNHELD, :-1], computed)
+            value[HELD, :-1, :, here] = np.minimum(np.minimum(stay[:-1], went_on), computed)
         cheapest: Array = value[UNHELD, 0, 0].copy()
         return cheapest
 
@@ -322,18 +328,18 @@ class _Relaxation:
                 np.where(had, leave[1].min(axis=0), np.inf),
             ])  # fmt: skip
             choice = options.argmin(axis=0)
-            anew, serves = (choice == 1) | (choice == 2), (choice == 2) | (choice == 4)
+            computed, serves = (choice == 1) | (choice == 2), (choice == 2) | (choice == 4)
             to = np.where(serves, np.where(had & (choice == 4), leave[1].argmin(axis=0), leave[0].argmin(axis=0)), k)
             kept = after[HELD, to, then, n] + hold[to, n] <= after[UNHELD, to, then, n]
             holds = (choice == 3) | ((choice == 4) & kept)
-            computed_s = self.compute_s[k, row] * anew
+            computed_s = self.compute_s[k, row] * computed
             rows += [np.full(len(row), t), np.full(len(row), self.slots + t)]
             columns += [row, row]
             entries += [
                 computed_s + self.decode_s[to, row] - self.decode_s[k, row],
                 context[to, row] * holds * self.slot_s / self.pool_tokens,
             ]
-            at[row], held[row], cell[row] = to, holds | anew, np.where(serves, then, d)
+            at[row], held[row], cell[row] = to, holds | computed, np.where(serves, then, d)
         found = np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))
         used_s = csc_array(found, shape=(2 * self.slots, len(classes)))
         used_s.eliminate_zeros()

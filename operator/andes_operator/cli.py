@@ -63,7 +63,7 @@ async def _operate(settings: Settings) -> None:
         stack.push_async_callback(lease_api.close)
         gateways = Gateways(settings.admin_key.get_secret_value() if settings.admin_key else None)
         stack.push_async_callback(gateways.close)
-        predictor = Predictor()
+        predictor = Predictor(settings.what_if_s)
         stack.callback(predictor.close)
         otlp = tracer(settings.otlp_endpoint, settings.identity)
         stack.callback(otlp.stop)

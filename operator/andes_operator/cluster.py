@@ -1,7 +1,8 @@
 """What is read from and written to the API server.
 
 Requests are those of the typed API classes of the Kubernetes client; answers stay JSON (``*_without_preload_content``): a
-typed list of 2,000 pods takes seconds of CPU (docs/decisions/2026-11-27-typed-requests-raw-answers.md)."""
+typed list of 2,000 pods takes 0.6 s of CPU (docs/decisions/2026-11-27-typed-requests-raw-answers.md).
+"""
 
 from __future__ import annotations
 
@@ -101,10 +102,7 @@ class Cluster:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ClusterError(0, f"{what}: {error or type(error).__name__}") from None
         if answer.status >= 400:
-            said = _message(text)
-            # A 404 in plain text is not about a resource: the API server is starting and does not serve the group yet.
-            status = 0 if answer.status == 404 and said is None else int(answer.status)
-            raise ClusterError(status, f"{what}: {said or answer.reason}")
+            raise _refusal(what, int(answer.status), answer.reason, text)
         try:
             return dict(json.loads(text))
         except ValueError:
@@ -275,6 +273,12 @@ def _owner_reference(owner: Mapping[str, Any]) -> Json:
         "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"],
         "controller": False, "blockOwnerDeletion": False,
     }  # fmt: skip
+
+
+def _refusal(what: str, status: int, reason: str | None, text: bytes) -> ClusterError:
+    said = _message(text)
+    # A 404 in plain text is not about a resource: the API server is starting and does not serve the group yet.
+    return ClusterError(0 if status == 404 and said is None else status, f"{what}: {said or reason}")
 
 
 def _message(text: bytes) -> str | None:

@@ -2,7 +2,8 @@
 
 :meth:`Controller.changed` and :meth:`Controller.classes_changed` tell it what a watch has seen; :meth:`Controller.resync`
 lists everything once a minute, so that a watch that has failed delays what is new by a minute and loses nothing. Knows
-nothing of kopf or HTTP."""
+nothing of kopf or HTTP.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Up: to the largest ask, at once (or as fast as ``scaleUp`` allows). Down: one replica at a time, after stabilisation, when
 every signal agrees and the what-if predicts that one fewer still meets the objectives. Without trustworthy data the scale
-is held, within the bounds of the target."""
+is held, within the bounds of the target.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +149,7 @@ def _largest_ask(
     else:
         fewest = spec.clamp(predicted.fewest)
         message = f"{predicted.demand}: {fewest} replicas are predicted to give {predicted.describe(fewest)}"
-        model = Candidate(fewest, Reason.FORECAST if fewest > current else Reason.STEADY, message)
+        model = Candidate(fewest, Reason.FORECAST, message)
     floor = _reactive_floor(spec, seen, memory)
     return max(model, floor, key=lambda ask: ask.replicas) if floor else model
 
@@ -217,7 +218,8 @@ def _down(
 
 
 def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Reason, str] | None:
-    """Why no replica may be removed now, whatever is predicted; None where one may."""
+    """Why no replica may be removed now, whatever is predicted; None where one may. (While a queue grows the reactive floor
+    asks for more.)"""
     current, behavior = seen.pods.wanted, spec.behavior
     observed_s = 0.0 if memory.since_s is None else seen.now_s - memory.since_s
     wait_s = max(behavior.down_stabilization_s, behavior.idle_s if current == 1 else 0.0) - observed_s
@@ -230,6 +232,4 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
     missed = shortfall(spec.objectives, seen.qoe)
     if missed:
         return Reason.QOE_BELOW_TARGET, f"the {missed[0]} is {missed[1]:.3f}"
-    if _queue_grows(seen, memory):
-        return Reason.QUEUE_GROWING, f"{seen.waiting} streams wait for their first token, and their number grows"
     return None

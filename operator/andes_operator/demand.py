@@ -18,8 +18,8 @@ __all__ = ["ExpectedDemand", "expected_demand"]
 SPAN_S = 300.0
 """Seconds of Poisson arrivals where too few requests came to repeat."""
 MIN_SPAN_S, ANSWERS, MAX_REPEATED = 60.0, 3.0, 20_000
-"""Recent requests are repeated for at least so many seconds and so many mean answers (an empty fleet takes about one to fill
-up; see docs/decisions/2026-11-21-what-if-and-forecast.md), but not beyond so many requests."""
+"""Recent requests are repeated for at least these seconds and this number of mean answers (an empty fleet takes about one
+to fill up; see docs/decisions/2026-11-21-what-if-and-forecast.md), but to no more than this number of requests."""
 MIN_SAMPLE = 20
 """Requests; fewer do not show how bursty demand is."""
 TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS = 300, 1000

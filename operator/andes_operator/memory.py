@@ -1,5 +1,6 @@
 """What one reconcile leaves for the next, kept in ``status.memory``: a restarted operator continues where the last one
-was."""
+was.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What is known of a fleet at one reconcile: the reports of all gateways and the pods, merged and checked for trust.
 
 :meth:`GatewayReport.parse` reads one gateway's answers; :func:`merge` adds several up to an :class:`Observation`, which
-carries a :class:`DataFault` where it must not be acted on. Pure."""
+carries a :class:`DataFault` where it must not be acted on. Pure.
+"""
 
 from __future__ import annotations
 
@@ -260,7 +261,7 @@ def merge(
         running=_add_up(report.running for report in reports),
         recent=tuple(requests),
         streams_by_replica=streams,
-        policy=_most_common(r.policy for r in replicas if r.healthy),
+        policy=_engine_policy(replicas),
         routing_policy=_most_common(report.routing_policy for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
@@ -281,6 +282,11 @@ def _own_counts(replicas: Iterable[FleetReplica]) -> dict[str, int]:
         if replica.requests is not None:
             counts[replica.name] = max(counts.get(replica.name, 0), replica.requests)
     return counts
+
+
+def _engine_policy(replicas: Iterable[FleetReplica]) -> NamedPolicy | None:
+    """The policy that most healthy engines run."""
+    return _most_common(replica.policy for replica in replicas if replica.healthy)
 
 
 def _most_common(policies: Iterable[NamedPolicy | None]) -> NamedPolicy | None:

@@ -1,6 +1,6 @@
 """Predictions in a process of their own, so that neither simulator nor forecast holds up the operator's loop.
 
-``Predictor()(inquiry)`` awaits :func:`andes_operator.prediction.predict` there; ``start`` and ``close`` the process.
+``Predictor(30.0)(inquiry)`` awaits :func:`andes_operator.prediction.predict` there; ``start`` and ``close`` the process.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from andes_sglang.sim.replica import RefusedError
 
 __all__ = ["PredictionError", "Predictor"]
 
-TIMEOUT_S = 30.0
-"""Seconds for one prediction; a large fleet takes 2 to 4 (docs/decisions/2026-11-21-what-if-and-forecast.md)."""
 QUEUE_TIMEOUT_S = 60.0
 """Seconds that a prediction waits for earlier ones."""
 
@@ -33,11 +31,11 @@ class PredictionError(RuntimeError):
 class Predictor:
     """One worker process, which answers one inquiry at a time, in order of asking.
 
-    timeout_s: for one prediction. queue_timeout_s: how long one waits for earlier ones: with more targets than one process
-    can simulate, each goes without a prediction now and then.
-    """
+    timeout_s: for one prediction; a large fleet takes 2 to 4 s of CPU
+    (docs/decisions/2026-11-21-what-if-and-forecast.md). queue_timeout_s: how long one waits for earlier ones: with more
+    targets than one process can simulate, each goes without a prediction now and then."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S, queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float, queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
         self.timeout_s, self.queue_timeout_s = timeout_s, queue_timeout_s
         self._turn = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None

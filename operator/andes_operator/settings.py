@@ -26,6 +26,8 @@ PREFIX = "ANDES_OPERATOR_"
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 MIN_LEASE_S = 10.0
 """Seconds; ``kubernetes.aio.leaderelection`` retries once a second at most, and the lease ten times in its duration."""
+MAX_WHAT_IF_S = 200.0
+"""Seconds; with 60 s of waiting for others still below the 300 s after which a reconcile counts as hanging."""
 FLAGLESS = ("identity", "admin_key")
 """Not for a command line: from the pod's fields and a Secret."""
 OLD_FLAGS = {"--sweep-seconds": "--resync-seconds"}
@@ -63,6 +65,9 @@ class Settings(BaseSettings):
     resync_s: Seconds = Field(60.0, description="seconds between two full lists")
     watch_s: Annotated[int, Field(gt=0)] = Field(
         60, description="seconds after which a watch is opened again; a silent one after a quarter more"
+    )
+    what_if_s: Annotated[float, Field(gt=0, le=MAX_WHAT_IF_S)] = Field(
+        30.0, description="seconds for one what-if, after which it is ended: more on slow CPUs"
     )
     otlp_endpoint: str | None = Field(
         None,

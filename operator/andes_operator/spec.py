@@ -114,8 +114,8 @@ class DemandSource:
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """policy: to play in the what-if, empty: the one that the engines report; policy_options: of it. baseline_replicas: what
-    would run without the operator, for the GPU-hours saved."""
+    """policy: to simulate in the what-if, empty: the one that the engines report; policy_options: of it.
+    baseline_replicas: what would run without the operator, for the GPU-hours saved."""
 
     ref: ScaleTargetRef
     objectives: tuple[ClassObjective, ...]

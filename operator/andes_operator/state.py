@@ -17,7 +17,7 @@ from andes_operator.whatif import Prediction
 __all__ = ["LastPrediction", "TargetState", "TargetStates"]
 
 REUSE_S, REUSE_SHARE = 60.0, 0.05
-"""A prediction holds for so many seconds, while demand and load factor change by at most this share."""
+"""A prediction holds for these seconds, while demand and load factor change by at most this share."""
 MIN_OBSERVED_S, MAX_OBSERVED_S = 0.1, 60.0
 """Seconds that a rate counts for in the history: two reconciles can follow each other at once, or after a long failure."""
 

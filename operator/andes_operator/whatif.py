@@ -130,7 +130,7 @@ def predict_replicas(
     bounds but at least 1, for ``demand``.
 
     last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
-    replicas where the work would keep about so many busy. Raises ``ValueError`` for a request that no engine can hold.
+    replicas where the work would keep about that number busy. Raises ``ValueError`` for a request that no engine can hold.
     """
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
     goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]

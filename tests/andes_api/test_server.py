@@ -184,5 +184,6 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-class",
         "x-andes-ttft-ms",
         "x-andes-tds",
+        "x-andes-expected-tokens",
         "x-andes-pace",
     }

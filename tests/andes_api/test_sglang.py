@@ -244,7 +244,7 @@ def test_the_engines_spans_join_the_trace(engine: Engine, backend: Any, gateway:
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
     assert httpx.post(server.url + "/v1/chat/completions", json=ASK, headers=headers, timeout=120).status_code == 200
-    for provider in server.app.state.gateway.telemetry._providers:
+    for provider in server.app.state.gateway.telemetry._otlp._providers:
         provider.force_flush()
     deadline_s = time.monotonic() + 30
 

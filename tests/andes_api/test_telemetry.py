@@ -76,7 +76,7 @@ Start = Callable[..., Any]
 
 
 def flush(server: Any) -> None:
-    for provider in server.app.state.gateway.telemetry._providers:
+    for provider in server.app.state.gateway.telemetry._otlp._providers:
         assert provider.force_flush(60_000)
 
 

@@ -285,7 +285,7 @@ class Moody(ThreadingHTTPServer):
         path.write_text(direct.read_text().replace(self.plane.url, f"http://127.0.0.1:{self.server_port}"))
         return path
 
-    class ObservedRequest(BaseHTTPRequestHandler):
+    class Request(BaseHTTPRequestHandler):
         server: Moody
 
         def do_GET(self) -> None:
@@ -324,7 +324,8 @@ class Operator:
     def __init__(self, kubeconfig: Path, namespace: str, log: Path, **more: str) -> None:
         self.port = free_port()
         flags = {"namespace": namespace, "host": "127.0.0.1", "port": str(self.port), "lease-namespace": namespace,
-                 "lease-seconds": "60", "resync-seconds": "5", **more}  # fmt: skip
+                 "lease-seconds": "60", "resync-seconds": "5",
+                 "what-if-seconds": "200", **more}  # on a slow machine too  # fmt: skip
         self.log = log
         path = f"{ROOT}:{ROOT / 'operator'}"
         with log.open("ab") as out:

@@ -191,7 +191,8 @@ def test_the_shortfall_is_of_the_objective_that_is_missed_by_most() -> None:
     assert shortfall(objectives, qoe) == (objectives[1], 0.0)
     assert shortfall(objectives[:1], qoe) == (objectives[0], pytest.approx(0.7))
     assert shortfall(objectives[:1], scores(*[0.1] * 50)) is None, "no stream of its class"
-    assert shortfall((ClassObjective("reading", mean),), scores(*[0.9] * 10)) is None, "exactly the objective"
+    half = ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.5))
+    assert shortfall((half,), scores(*[0.5] * 10)) is None, "exactly the objective"
 
 
 # Down
@@ -439,6 +440,14 @@ def test_the_last_step_down_is_remembered_as_long_as_there_are_no_replicas() -> 
     memory = Memory(replicas=0, changes=(Change(NOW_S - 9000, 2), Change(NOW_S - 8000, -1)))
     assert memory.observe(ZERO, seen(NOW_S, 0, **IDLE)).changes == (Change(NOW_S - 8000, -1),)
     assert replace(memory, replicas=1).observe(ZERO, seen(NOW_S, 1)).changes == ()
+    twice = Memory(replicas=0, changes=(Change(NOW_S - 9000, -1), Change(NOW_S - 8000, -1), Change(NOW_S - 7000, 1)))
+    assert twice.last_down_s == NOW_S - 8000
+    assert twice.observe(ZERO, seen(NOW_S, 0, **IDLE)).changes == (Change(NOW_S - 8000, -1),)
+
+
+def test_every_replica_that_was_added_counts() -> None:
+    memory = Memory(changes=(Change(1.0, 1), Change(2.0, 1), Change(3.0, -5), Change(4.0, 2)))
+    assert [memory.added(since_s) for since_s in (0.0, 1.0, 2.0, 4.0)] == [4, 3, 2, 0]
 
 
 # Memory
@@ -479,7 +488,7 @@ def test_settled_pods_are_so_since_the_first_time() -> None:
 def test_asks_that_a_later_one_dominates_are_forgotten() -> None:
     behavior = ScalingBehavior(up_stabilization_s=30, down_stabilization_s=300)
     memory = Memory()
-    for at_s, replicas in ((0.0, 9), (270.0, 2), (275.0, 4), (280.0, 4), (290.0, 6)):
+    for at_s, replicas in ((0.0, 9), (268.0, 5), (270.0, 2), (275.0, 4), (280.0, 4), (290.0, 6)):
         memory = memory.ask(behavior, Ask(at_s, replicas))
     assert memory.asks == (Ask(0.0, 9), Ask(270.0, 2), Ask(280.0, 4), Ask(290.0, 6))
     assert memory.ask(behavior, Ask(301.0, 5)).asks == (Ask(280.0, 4), Ask(290.0, 6), Ask(301.0, 5))

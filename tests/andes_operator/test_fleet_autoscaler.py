@@ -120,4 +120,4 @@ def test_replicas_that_start_are_there_but_not_ready() -> None:
     fleet.submit(scenario.requests[0])
     fleet.advance(30.0)
     pods = autoscaler(scenario).observe(fleet).pods
-    assert (pods.wanted, pods.there, pods.ready) == (3, 3, 1)
+    assert (pods.wanted, pods.existing, pods.ready) == (3, 3, 1)

@@ -188,7 +188,7 @@ def engine(name: str = "x:1", streams: int = 0, others: int = 0, **more: Any) ->
         ({"received_s": NOW_S - 40, "now_s": NOW_S}, Reason.DATA_CONTRADICTORY),  # its clock against when it answered
         ({"replicas": (engine(streams=10, others=10),)}, None),
         ({"replicas": (engine(streams=9, others=10),)}, Reason.DATA_CONTRADICTORY),
-        ({"replicas": (engine(streams=0, others=9),)}, None),
+        ({"replicas": (engine(streams=0, others=9), engine("y:1"))}, None),
         ({"replicas": (engine(healthy=False), engine("y:1"))}, None),
     ],
 )  # fmt: skip
@@ -213,6 +213,8 @@ def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
 
 
 def test_without_reports_nothing_is_known() -> None:
+    empty = Observation(NOW_S, PodCounts(2, 2, 2))
+    assert (empty.open_streams, empty.engine_requests, empty.waiting, empty.rate_rps) == (0, 0, 0, 0.0)
     seen = merge([], PodCounts(2, 2, 2), NOW_S, 120.0)
     assert (seen.rate_rps, seen.last_arrival_s, seen.complete_since_s, seen.qoe) == (0.0, None, NOW_S, {})
 

@@ -38,6 +38,8 @@ WATCH_BOUND_S = 60.0
 """Far more than it takes, on a slow machine too, and less than it would by what kopf does unasked."""
 BUSY_RPS = 60.0
 """More than one simulated H100 can serve at 500 prompt and 100 output tokens."""
+BUSY_STAY_S = 4.5
+"""What an answer takes where two simulated H100 share that: with less, the engines would tell that there is less load."""
 _numbers = itertools.count(1)
 
 
@@ -166,7 +168,7 @@ def get(operator: Operator, path: str) -> tuple[int, str]:
 
 def test_a_surge_and_its_end(site: Site) -> None:
     site.deploy()
-    site.world.rate_rps = BUSY_RPS
+    site.world.rate_rps, site.world.stay_s = BUSY_RPS, BUSY_STAY_S
     site.aim()
     collector = f"http://127.0.0.1:{site.gateway.port}"
     with running(site.operator(**{"otlp-endpoint": collector})) as operator:
@@ -174,8 +176,8 @@ def test_a_surge_and_its_end(site: Site) -> None:
         until("more engines", lambda: site.replicas() >= 2)
         most = site.replicas()
         until("the status says so", lambda: site.status().get("readyReplicas") == site.status()["replicas"] == most)
-        status = site.later()
-        assert status["reason"] in ("Steady", "Forecast")
+        predicted = ("Steady", "Stabilizing", "Forecast")  # on a slow machine the what-if fails now and then
+        status = until("a prediction", lambda: (found := site.status())["reason"] in predicted and found)
         assert status["demand"]["requestsPerSecond"] == pytest.approx(BUSY_RPS, rel=0.15)
         assert status["objectives"][0]["current"] == 1.0
         assert status["objectives"][0]["predicted"] >= 0.95
@@ -315,7 +317,7 @@ def test_a_killed_operator_goes_on_where_it_was(site: Site) -> None:
         site.later()
         operator.kill()
     before = site.status()["memory"]
-    with running(site.operator()):
+    with running(site.operator(**SHORT_LEASE)):
         after = site.later(ticks=2)["memory"]
         assert after["since"] == since, "stabilisation goes on"
         assert after["replicaSeconds"] > before["replicaSeconds"], "GPU-hours go on"
@@ -365,6 +367,19 @@ def test_an_unknown_profile_is_said_and_nothing_is_removed(site: Site) -> None:
         assert site.condition("Ready") == ("False", "PredictionFailed")
         assert site.replicas() == 2
         assert "profile 'abacus': not known" in operator.said()
+
+
+def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.rate_rps = 0.5
+    site.aim(whatIf={"profile": "h100-llama-3.1-8b", "policy": "fcfs", "policyOptions": {"growth_tokens": "many"}})
+    with running(site.operator()):
+        until("it says so", lambda: site.condition("Ready") == ("False", "InvalidSpec"))
+        assert "growth_tokens" in site.later()["message"]
+        site.edit(minReplicas=3)
+        until("it is still reconciled", lambda: site.replicas() == 3)
+        site.edit(whatIf={"policyOptions": {"growth_tokens": 32}})
+        until("all is well", lambda: site.condition("Ready") == ("True", "AsExpected"))
 
 
 def test_anything_with_a_scale_subresource(site: Site) -> None:
@@ -611,7 +626,7 @@ def test_without_any_watch_the_resync_finds_what_is_new(site: Site, monkeypatch:
     site.world.rate_rps = 0.5
 
     async def scenario() -> None:
-        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(), Metrics()
+        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(200.0), Metrics()
         reconciler = Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=NoOpTracer())
         controller = Controller(
             cluster, reconciler.reconcile, ClassPublisher(cluster).publish,

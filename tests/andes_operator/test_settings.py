@@ -37,12 +37,12 @@ def test_what_is_not_given_has_a_default() -> None:
 def test_every_setting_has_a_flag_but_identity_and_key() -> None:
     flags = {
         "--namespace": "a", "--host": "h", "--port": "1", "--lease": "l", "--lease-namespace": "n", "--lease-seconds": "20",
-        "--resync-seconds": "30", "--watch-seconds": "40", "--otlp-endpoint": "http://c",
+        "--resync-seconds": "30", "--watch-seconds": "40", "--what-if-seconds": "50", "--otlp-endpoint": "http://c",
     }  # fmt: skip
     made = given(*(f"{flag}={value}" for flag, value in flags.items()), "--namespace=b")
     assert made.model_dump(exclude=set(FLAGLESS)) == {
         "namespace": ("a", "b"), "host": "h", "port": 1, "lease": "l", "lease_namespace": "n", "lease_s": 20.0,
-        "resync_s": 30.0, "watch_s": 40, "otlp_endpoint": "http://c",
+        "resync_s": 30.0, "watch_s": 40, "what_if_s": 50.0, "otlp_endpoint": "http://c",
     }  # fmt: skip
 
 

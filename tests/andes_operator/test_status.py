@@ -63,6 +63,18 @@ def test_figures_of_demand_and_pods() -> None:
     }  # fmt: skip
 
 
+def test_figures_are_rounded() -> None:
+    prediction = replace(predicted(2), values={2: (0.123456,)})
+    found = status(
+        SPEC, seen(NOW_S, 2, ended=scores(*[1.0] * 2, 0.0)), decide(SPEC, GOOD, prediction, Memory()),
+        expected=DemandForecast(6.12345, 75.06, "trend"), predicted=prediction, conflict=None, cold_start_s=1.26, old={},
+        generation=1,
+    )  # fmt: skip
+    assert (found["demand"]["expectedRequestsPerSecond"], found["demand"]["horizonSeconds"]) == (6.123, 75.1)
+    assert (found["objectives"][0]["current"], found["objectives"][0]["predicted"]) == (0.6667, 0.1235)
+    assert found["coldStartSeconds"] == 1.3
+
+
 def test_figures_that_are_unknown_are_null() -> None:
     decision = decide(SPEC, GOOD, None, Memory())
     found = status(

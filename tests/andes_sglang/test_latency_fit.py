@@ -55,8 +55,13 @@ def settled(memory: float = 200.0) -> LinearCost:
     return cost
 
 
-def test_an_outlier_counts_as_five_times_its_prediction_once_it_is_fitted() -> None:
+@pytest.mark.parametrize("place", [0, 1, 7, 15])
+def test_an_outlier_counts_as_five_times_its_prediction_once_it_is_fitted(place: int) -> None:
+    """Whichever of the observations that are fitted at once it is."""
     paused, fivefold = settled(), settled()
+    for cost in (paused, fivefold):
+        for _ in range(place):
+            cost.observe((1.0, 10.0, 0.0), 0.02)
     paused.observe((1.0, 10.0, 0.0), 60.0)
     fivefold.observe((1.0, 10.0, 0.0), 5 * 0.02)
     for cost in (paused, fivefold):
@@ -154,6 +159,7 @@ def test_a_resume_takes_the_slower_of_computing_and_loading() -> None:
     new, cached, host = np.array([100.0, 0.0, 0.0]), np.array([0.0, 3000.0, 3000.0]), np.array([0.0, 0.0, 3000.0])
     assert model().resume_s(new, cached, host).tolist() == pytest.approx([8e-3 + 1e-2, 8e-3 + 3e-3, 1e-3 + 3e-2])
     assert model(mixed=True).resume_s(new, cached, host).tolist() == pytest.approx([1e-2, 3e-3, 3.1e-2])
+    assert float(model(mixed=True).resume_s(0.0, 1.0, 1.0)) == pytest.approx(1.01e-3)
     assert float(model(mixed=True).resume_s(0.0, 0.0, 0.0)) == latency.MIN_ITERATION_S
 
 
@@ -182,6 +188,9 @@ def test_a_mixed_iteration_is_charged_with_what_it_takes_beyond_a_decode_step() 
     for _ in range(200):
         made.observe_mixed(1000, 500, 10, 4000, 29e-3 + 0.05)
     assert made.prefill_s(1000, 500) - made.prefill_s(0, 0) == pytest.approx(0.05, rel=0.01)
+    assert made.prefill_s(0, 0) == pytest.approx(8e-3, rel=1e-3), (
+        "the fixed cost is that of the decode step, and stays as it was"
+    )
     for _ in range(4000):
         made.observe_mixed(1000, 500, 10, 4000, 20e-3)  # shorter than the step alone
     assert made.prefill_s(1000, 500) - made.prefill_s(0, 0) == pytest.approx(0.0, abs=0.01)

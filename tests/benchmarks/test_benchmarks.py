@@ -9,14 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import autoscaling, fidelity
+from andes_sglang.arms import Arm
+from andes_sglang.policy import CLAIRVOYANT
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim import profile as profiles
+from andes_sglang.sim.configure import configure
+from benchmarks import autoscaling, fidelity, simulated
 from benchmarks.markdown import header, replace_table, row
+from benchmarks.oracles import make_oracle
 from benchmarks.processes import cpu_s, rss_mb
-from benchmarks.settings import SETTINGS, arms_for, best_arm
+from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated", "simulator_speed", "what_if",
+    "answer_lengths", "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated",
+    "simulator_speed", "what_if",
 ]  # fmt: skip
 
 
@@ -108,6 +115,16 @@ def test_a_setting_is_run_with_host_memory_where_its_engine_has_any() -> None:
     assert best_arm("h100-chat") == "andes, mixed, host"
     assert SETTINGS["h100-long"].without == "lqsf"
     assert arms_for("h100-long", ["lqsf", "lifo"]) == ["lifo"]
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_every_arm_and_option_that_is_compared_is_one_of_today() -> None:
+    engine = profiles.load("h100-llama-3.1-8b").engine
+    for arm in [*ARMS.values(), *(Arm("andes", ("--policy-option", option)) for option in simulated.OPTIONS)]:
+        if arm.policy not in CLAIRVOYANT:
+            configure(engine, arm)
+        else:
+            assert make_oracle(arm.policy, [RequestSpec(0.0, 10, 20)]).name == arm.policy
 
 
 def test_fidelity_marks_what_is_outside_the_tolerances() -> None:

@@ -11,7 +11,7 @@ from e2e.control_plane import ControlPlane, until
 from helm_python.config import Config
 from helm_python.errors import HelmError
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 NAMESPACE = "chat"
 KINDS = {

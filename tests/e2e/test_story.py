@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from e2e.control_plane import ControlPlane
-from e2e.story import CLASS_HEADERS, MOST, OBJECTIVE, OUTPUT_TOKENS, Outcome, tell
+from e2e.story import CLASS_HEADERS, MAX_REPLICAS, OBJECTIVE, OUTPUT_TOKENS, Outcome, tell
 from e2e.timeline import draw, summary
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_qoe_dips_and_recovers(outcome: Outcome) -> None:
 def test_it_scales_up_and_down_one_by_one(outcome: Outcome) -> None:
     ready = [sample["ready"] for sample in outcome.samples if sample["ready"] is not None]
     assert ready[0] == 1
-    assert 2 < max(ready) <= MOST
+    assert 2 < max(ready) <= MAX_REPLICAS
     steps = [
         re.match(r"(\d+) to (\d+) replicas: ", message) for reason, message in outcome.events if "Scaled" in reason
     ]

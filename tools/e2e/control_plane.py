@@ -90,7 +90,7 @@ def network() -> str:
     return f"127.{64 + os.getpid() // 256 % 128}.{os.getpid() % 256}"
 
 
-def until(what: str, holds: Callable[[], Any], timeout_s: float = 240.0) -> Any:
+def until(what: str, holds: Callable[[], Any], timeout_s: float = 900.0) -> Any:
     """What ``holds`` gives once it is true; asked again every 0.2 s. Raises ``AssertionError`` with the last it gave. Time in
     which this process does not run (a machine that sleeps) is not counted."""
     left_s, last_s = timeout_s, time.monotonic()
@@ -368,7 +368,7 @@ class ControlPlane:
                 [self._programs / name, *args], stdout=log, stderr=log, start_new_session=True
             )
 
-    def _wait(self, what: str, ready: Callable[[], Any], timeout_s: float = 300.0) -> None:
+    def _wait(self, what: str, ready: Callable[[], Any], timeout_s: float = 900.0) -> None:
         end_s = time.monotonic() + timeout_s
         while True:
             with contextlib.suppress(ApiError, OSError):

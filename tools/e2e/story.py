@@ -30,8 +30,8 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 20, 30
 CALM_RPS, SURGE_RPS = 0.4, 4.0
 CALM_READERS = 5
 OBJECTIVE = 0.9
-MOST = 6
-PATIENCE_S = 400.0
+MAX_REPLICAS = 6
+PATIENCE_S = 1500.0  # for what hangs: a step takes up to a minute on two cores
 PROFILE = """\
 hardware = "an engine so slow that a request a second is all it can do"
 model = "none"
@@ -74,7 +74,7 @@ TARGET: dict[str, Any] = {
     "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{RELEASE}-andes-engine"},
     "objectives": [{"class": "reading", "statistic": "Mean", "value": OBJECTIVE}],
     "minReplicas": 1,
-    "maxReplicas": MOST,
+    "maxReplicas": MAX_REPLICAS,
     "demand": {"gateway": {"service": f"{RELEASE}-andes-gateway"}},
     "whatIf": {"profile": "slow"},
     "behavior": {
@@ -123,7 +123,7 @@ def tell(plane: ControlPlane, folder: Path, say: Callable[[str], None]) -> Outco
     until("no pod is left of what ran here before", lambda: not plane.items("/api/v1/pods"), PATIENCE_S)
     with Node(plane, folder, IMAGES) as node:
         stage = _Stage(plane, node, outcome, say)
-        stage.play()
+        stage.run()
     return outcome
 
 
@@ -131,14 +131,14 @@ class _Stage:
     def __init__(self, plane: ControlPlane, node: Node, outcome: Outcome, say: Callable[[str], None]) -> None:
         self.plane, self.node, self.outcome, self._say = plane, node, outcome, say
 
-    def play(self) -> None:
+    def run(self) -> None:
         plane, outcome = self.plane, self.outcome
         plane("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         until("the namespace's account", lambda: plane("GET", f"{CORE}/serviceaccounts/default"))
         before = until("everything can be listed", lambda: everything(plane))
         with plane.helm(NAMESPACE) as helm:
             self.install(helm)
-            traffic = Traffic(self.gateways, PROMPT_TOKENS, OUTPUT_TOKENS, READER, outcome.origin_s)
+            traffic = Traffic(self.gateways, PROMPT_TOKENS, OUTPUT_TOKENS, reader=READER, origin_s=outcome.origin_s)
             outcome.records = traffic.records
             with traffic, self.sampled(traffic):
                 self.surge(traffic)

@@ -29,7 +29,7 @@ class Traffic:
     """
 
     def __init__(
-        self, gateways: Callable[[], Sequence[str]], prompt_tokens: int, output_tokens: int, reader: QoETarget,
+        self, gateways: Callable[[], Sequence[str]], prompt_tokens: int, output_tokens: int, *, reader: QoETarget,
         origin_s: float, seed: int = 1,
     ) -> None:  # fmt: skip
         self.rate_rps = 0.0

@@ -134,3 +134,28 @@ def test_a_ledger_grows_and_uses_a_row_again() -> None:
     assert again == slots[1]
     assert ledger.table([slots[0], again]).rids == ("r0", "new")
     assert ledger.table([]).prompt_tokens.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "ignore_eos", "expected"),
+    [("stop", False, 30.0), ("length", True, 30.0), ("length", False, None), ("abort", False, 256.0)],
+)
+def test_records_learn_how_long_answers_are(reason: str, ignore_eos: bool, expected: float | None) -> None:
+    """An answer that was cut at its limit (None: longer than that) is told from one that ended, or was aborted."""
+    records = StreamRecords()
+    ended = request("x", prompt=10, output=30)
+    ended.finished_reason = SimpleNamespace(to_json=lambda: {"type": reason})
+    ended.sampling_params.ignore_eos = ignore_eos
+    for _ in range(40):
+        records.learn_length(ended)
+    records.add(record(request("b"), expectation=ReaderExpectation()))
+    if expected is None:
+        assert records["b"].expected_tokens > 60
+    else:
+        assert records["b"].expected_tokens == pytest.approx(expected, rel=0.15)
+
+
+def test_what_a_request_says_of_its_length_overrules_what_was_learned() -> None:
+    records = StreamRecords()
+    records.add(record(request("told")))
+    assert records["told"].view(Phase.WAITING).expected_tokens == 70

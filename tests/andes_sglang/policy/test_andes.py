@@ -15,12 +15,12 @@ from andes_sglang.policy.andes import (
     AndesOptions,
     Ranking,
     choose_victims,
-    gain_of_running,
     prioritize_overdue,
     rank,
     slice_tokens_owed,
 )
 from andes_sglang.policy.refiner import PAUSES, Refiner
+from andes_sglang.policy.valuation import HorizonValue
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
@@ -29,11 +29,13 @@ NOW_S = 1000.0
 TDS = 5.0
 
 
-def latency(step_s: float = 0.02, request_s: float = 0.0, token_s: float = 1e-4, fixed_s: float = 0.0) -> LatencyModel:
-    """A decode step of ``step_s + request_s * batch``, a prefill of ``fixed_s + token_s * tokens``."""
+def latency(
+    step_s: float = 0.02, request_s: float = 0.0, token_s: float = 1e-4, context_s: float = 0.0
+) -> LatencyModel:
+    """A decode step of ``step_s + request_s * batch + context_s * KV tokens``, a prefill of ``token_s * tokens``."""
     model = LatencyModel()
-    model.decode = LinearCost(prior=(step_s, request_s, 0.0), scale=(1.0, 16.0, 8192.0))
-    model.prefill = LinearCost(prior=(fixed_s, token_s, 0.0), scale=(1.0, 1024.0, 8192.0))
+    model.decode = LinearCost(prior=(step_s, request_s, context_s), scale=(1.0, 16.0, 8192.0))
+    model.prefill = LinearCost(prior=(0.0, token_s, 0.0), scale=(1.0, 1024.0, 8192.0))
     return model
 
 
@@ -54,6 +56,11 @@ def state_of(
     *views: RequestView, pool: int = 100_000, slots: int = 100, model: LatencyModel | None = None
 ) -> SchedulerState:
     return SchedulerState(NOW_S, RequestTable.of(views), pool, slots, model or latency())
+
+
+def gain_of_running(state: SchedulerState, horizon_s: float, step_s: Any) -> Any:
+    """Of the paper's valuation, shape (len(step_s), N)."""
+    return HorizonValue(state, horizon_s, np.ones(len(state.requests))).gain(step_s)
 
 
 def order(state: SchedulerState, ranking: Ranking) -> str:
@@ -132,6 +139,20 @@ def test_an_engine_that_outpaces_its_readers_runs_its_own_batch() -> None:
     assert rank(state, AndesOptions()).batch == 50, "10 contexts fit, and 10 * 0.02 s is as fast as one reads"
     slower = replace(state, latency=latency(step_s=0.0, request_s=0.0201))
     assert rank(slower, AndesOptions()).batch < 50
+    by_context = replace(state, latency=latency(step_s=0.0, context_s=0.2 / 1990))
+    assert rank(by_context, AndesOptions()).batch < 50, "10 contexts of 200 tokens take longer than one reads a token"
+    fast_reader = state_of(*views, request("fast", W, tds=6.0), pool=2000, slots=50, model=state.latency)
+    assert rank(fast_reader, AndesOptions()).batch < 50, "the fastest reader counts"
+
+
+def test_gains_are_those_at_the_step_of_the_batch() -> None:
+    """Ten contexts of 200 tokens: a step takes 0.05 s and 2000 times 0.1 ms."""
+    state = state_of(
+        *(request(f"r{k}", W, dry_s=1.0) for k in range(20)), pool=2000, model=latency(0.05, context_s=1e-4)
+    )
+    ranking = rank(state, AndesOptions(batch_candidates=2, horizon_s=10.0))
+    assert ranking.batch == 10, "7 gain less in all, though 0.05 s and 7 times 0.02 s are below 0.2 s"
+    assert ranking.gain == pytest.approx(gain_of_running(state, 10.0, np.array([[0.05 + 10 * 0.02]]))[0])
 
 
 def test_on_a_slower_engine_the_batch_with_the_largest_total_gain_is_taken() -> None:
@@ -161,17 +182,21 @@ def overdue(state: SchedulerState, options: AndesOptions = OVERDUE) -> str:
     return chosen(state, prioritize_overdue(state, rank(state, options), options).overdue)
 
 
-def test_overdue_is_who_is_dry_for_longer_than_the_bound() -> None:
+def test_overdue_is_a_reader_dry_for_longer_than_the_bound() -> None:
     stalls = [request(f"s{s}", W, output=20, dry_s=s) for s in (9.9, 10.0, 10.1)]
     firsts = [request(f"f{s}", W, dry_s=s) for s in (19.9, 20.0, 20.1)]
     assert overdue(state_of(*stalls, *firsts)) == "s10.1 f20.1"
+
+
+def test_one_token_makes_a_late_one_a_stall() -> None:
+    assert overdue(state_of(request("s", W, output=1, dry_s=15.0), request("f", W, dry_s=15.0))) == "s"
 
 
 def test_what_runs_is_never_overdue_and_what_is_parked_may_be() -> None:
     assert overdue(state_of(request("r", R, output=20, dry_s=50), request("p", P, output=20, dry_s=50))) == "p"
 
 
-def test_nobody_overdue_leaves_the_ranking_as_it_is() -> None:
+def test_no_overdue_request_leaves_the_ranking_as_it_is() -> None:
     state = state_of(request("a", W), request("b", R, output=50))
     ranking = rank(state, OVERDUE)
     assert prioritize_overdue(state, ranking, OVERDUE) is ranking
@@ -270,6 +295,7 @@ def test_victims_are_preemptible_hold_kv_and_run_or_are_parked() -> None:
         request("w", W, output=100),
     ]
     assert victims(*views, model=FREE) == "r p"
+    assert victims(request("p", P, output=100, kv_tokens=1), model=FREE) == "p"
 
 
 def test_a_victim_has_paid_for_its_return() -> None:
@@ -302,7 +328,7 @@ def test_host_copies_that_survive_make_the_return_cheap() -> None:
     assert victims(view, model=lost, **options) == ""
 
 
-def test_without_preemption_nobody_is_displaced_and_more_kv_is_kept_free() -> None:
+def test_without_preemption_nothing_is_displaced_and_more_kv_is_kept_free() -> None:
     state = state_of(request("a", W, prompt=200), request("r", R, output=100, slice_tokens=100), slots=1)
     assert choose_victims(state, rank(state, AndesOptions()), AndesOptions(preemption=False)) is None
     room = state_of(request("a", W, prompt=200), request("r", R, prompt=100, output=100), pool=400 + 2 * 4 * 16)
@@ -334,7 +360,8 @@ def refiner_of(state: SchedulerState, **fields: Any) -> Refiner:
         "horizon_s": 60.0, "min_wait_ratio": 0.0, "step_s": 0.1, "gain": np.ones(n), "return_s": np.zeros(n),
         "overdue": none, "displacers": ~state.requests.is_in(R),
     }  # fmt: skip
-    return Refiner(state, **{**defaults, **fields})
+    valuation = HorizonValue(state, 60.0, np.ones(len(state.requests)))
+    return Refiner(state, valuation, **{**defaults, **fields})
 
 
 RUNNING = state_of(
@@ -412,6 +439,16 @@ def test_the_wait_is_at_most_the_horizon_and_counts_all_displacers() -> None:
     assert refiner_of(parked).wait_s == pytest.approx(10.0 * 100 / 400), "what is parked holds its KV"
 
 
+def test_one_running_answer_has_the_engine_to_itself() -> None:
+    alone = state_of(request("new", W), request("r", R, prompt=100, output=100))
+    assert refiner_of(alone).answer_s == pytest.approx(2 * 100 * 0.1)
+
+
+def test_losses_are_computed_from_no_pause_to_the_whole_horizon_closer_where_pauses_are_short() -> None:
+    assert (PAUSES[0], PAUSES[1], PAUSES[-1], len(PAUSES)) == (0.0, 1 / 1024, 1.0, 12)
+    assert PAUSES[2:] / PAUSES[1:-1] == pytest.approx(np.full(10, 2.0))
+
+
 def test_with_nothing_running_there_is_no_wait_to_save() -> None:
     refiner = refiner_of(state_of(request("a", W), request("p", P, output=10)), min_wait_ratio=0.1)
     assert (refiner.left_s, refiner.answer_s, refiner.wait_s) == (0.0, 0.0, 0.0)
@@ -422,7 +459,7 @@ def test_with_nothing_running_there_is_no_wait_to_save() -> None:
 # The decision
 
 
-def test_nobody_there_nothing_to_decide() -> None:
+def test_no_requests_no_decision() -> None:
     assert Andes().decide(state_of()) == Decision()
 
 

@@ -49,6 +49,12 @@ class TestAndesWithoutRefiner(PolicyConformance):
     options = {"refine": False, "max_preemptions": 1.0}  # noqa: RUF012
 
 
+class TestAndesByFinalValue(PolicyConformance):
+    policy = "andes"
+    options = {"fairness": -1.0}  # noqa: RUF012
+    may_starve = True  # an overload that lasts for minutes: see the trade-off in andes.py
+
+
 class TestAndesV1(PolicyConformance):
     policy = "andes-v1"
 

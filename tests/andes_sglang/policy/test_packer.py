@@ -286,6 +286,17 @@ def test_the_growth_of_a_displaced_request_is_room_too() -> None:
     assert packed(rows, pool=89, growth_tokens=10, displacers="b", victims="a") == ""
 
 
+def test_the_growth_of_a_displaced_request_is_room_for_the_next_too() -> None:
+    rows: list[Row] = [("a", R, 50, 1), ("b", W, 50, 9), ("c", W, 49, 5)]
+    assert packed(rows, pool=119, growth_tokens=10, displacers="b", victims="a") == "-a +b +c"
+    assert packed(rows, pool=118, growth_tokens=10, displacers="b", victims="a") == "-a +b"
+
+
+def test_the_next_victim_is_the_worst_of_those_left() -> None:
+    rows: list[Row] = [("a", R, 0, 1), ("b", R, 50, 2), ("c", R, 50, 3), ("d", W, 50, 9), ("e", W, 50, 8)]
+    assert packed(rows, pool=112, slots=5, displacers="de", victims="abc") == "-b -c +d +e"
+
+
 def test_each_victim_makes_room_once() -> None:
     rows: list[Row] = [("a", R, 50, 1), ("b", R, 50, 2), ("c", W, 50, 4), ("d", W, 50, 3), ("e", W, 50, 2.5)]
     assert packed(rows, slots=2, displacers="cde", victims="ab") == "pa pb +c +d"
@@ -355,6 +366,19 @@ def test_after_some_refusals_the_rest_waits_for_the_next_decision(refusals: int,
     rows: list[Row] = [*((rid, W, 50, 9.0) for rid in ids), ("y", W, 50, 8), ("z", R, 50, 1)]
     accept = lambda row, *_: row == refusals  # noqa: E731
     assert packed(rows, slots=1, displacers=ids + "y", victims="z", accept=accept) == decision
+
+
+def test_no_more_is_asked_after_that_even_where_there_is_room_for_others() -> None:
+    asked: list[int] = []
+
+    def accept(row: int, *_: Any) -> bool:
+        asked.append(row)
+        return False
+
+    ids = "abcdefghijkl"
+    rows: list[Row] = [*((rid, W, 90, 9.0) for rid in ids), ("y", W, 40, 8), ("z", R, 50, 1)]
+    assert packed(rows, pool=100, displacers=ids, victims="z", accept=accept) == "+y"
+    assert asked == list(range(MAX_REFUSALS))
 
 
 def test_what_fits_is_still_admitted_after_refusals() -> None:

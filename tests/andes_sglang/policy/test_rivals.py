@@ -12,8 +12,8 @@ from andes_sglang.latency import LatencyModel, LinearCost
 from andes_sglang.policy import make_policy
 from andes_sglang.policy.andes_v2 import AndesV2, AndesV2Options
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
-from andes_sglang.policy.clairvoyant import final_qoe
 from andes_sglang.policy.srpt import remaining_tokens
+from andes_sglang.policy.valuation import final_qoe
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
 
@@ -71,7 +71,7 @@ def test_queues_go_by_arrival_and_never_preempt(policy: str, first: str) -> None
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "sarathi", "lifo"])
-def test_queues_let_nobody_past_the_first_and_keep_room_to_grow(policy: str) -> None:
+def test_queues_let_no_request_past_the_first_and_keep_room_to_grow(policy: str) -> None:
     first, other = (990.0, 980.0) if policy == "lifo" else (980.0, 990.0)
     views = [request("big", W, prompt=500, arrival_s=first), request("small", W, prompt=10, arrival_s=other)]
     running = request("r", R, prompt=100, output=100)
@@ -105,7 +105,7 @@ def test_round_robin_gives_the_place_of_a_used_slice_to_who_has_waited_longest()
     assert decided("round_robin", state_of(*fixed, slots=3), slice_tokens=10) == ""
 
 
-def test_round_robin_parks_nobody_for_less_than_a_wait() -> None:
+def test_round_robin_parks_nothing_for_less_than_a_wait() -> None:
     views = [request("r", R, output=100, slice_tokens=100, phase_since_s=NOW_S), request("w", W, phase_since_s=NOW_S)]
     assert decided("round_robin", state_of(*views, slots=1), slice_tokens=10) == ""
 
@@ -164,6 +164,7 @@ def test_rows_are_packed_to_the_first_that_does_not_fit() -> None:
     assert packed_rows(density, context, 119.0, 4).tolist() == [1, 2]
     assert packed_rows(density, context, 109.0, 4).tolist() == [1]
     assert packed_rows(density, context, 120.0, 2).tolist() == [1, 2]
+    assert packed_rows(np.array([1.0, 2.0, 2.0, 2.0]), context, 130.0, 2).tolist() == [1, 2], "of equals the first rows"
 
 
 # andes-v2 and andes-v1
@@ -261,6 +262,46 @@ def test_version_2_displaces_only_for_more_than_the_running_lose() -> None:
     assert decided("andes-v2", displacing_state(weight=1e4)) == "", "weights count on both sides"
 
 
+def test_the_refiner_of_version_2_compares_gain_and_loss_to_the_step() -> None:
+    """For pauses around the one at which they are equal."""
+    state = displacing_state(weight=0.5)
+    state.requests.weight[1] = 0.2
+    t, step_s = state.requests, 0.02
+    new, ongoing = t.readers.take(np.array([1])), t.readers.take(np.array([0, 2, 3]))
+    weights = np.array([1.0, 0.5, 0.5])
+    again_s = 0.5  # the 500 KV tokens of ``full``, to be computed again
+    accept, seen = AndesV2()._refiner(state), set()
+    assert accept is not None
+    for stall_s in np.arange(0.0, 40.0, 0.01):
+        gain = new.served(NOW_S, 60.0, stall_s + step_s, step_s) - new.waiting(NOW_S, 60.0)
+        undisturbed = ongoing.served(NOW_S, 60.0, step_s, step_s)
+        lost = ((undisturbed - ongoing.served(NOW_S, 60.0, stall_s + again_s + step_s, step_s)) * weights).sum()
+        expected = bool(0.2 * gain[0] > lost)
+        assert accept(1, [0], float(stall_s)) is expected, stall_s
+        seen.add(expected)
+    assert seen == {True, False}
+
+
+def test_the_fastest_reader_and_the_context_decide_whether_all_outpace() -> None:
+    views = [request("a", W), request("fast", W, tds=2 * TDS)]
+    for step_s, context_s, by_arrival in (
+        (0.1, 0.0, True),
+        (0.101, 0.0, False),
+        (0.0, 0.099 / 400, True),
+        (0.0, 0.101 / 400, False),
+    ):
+        model = LatencyModel()
+        model.decode = LinearCost(prior=(step_s, 0.0, context_s), scale=(1.0, 16.0, 8192.0))
+        state = state_of(*views, model=model)
+        assert bool((AndesV2()._pack(state).value == -state.requests.arrival_s).all()) is by_arrival
+        gain = AndesV2()._gain(state, 3, 200.0)
+        step_of_3_s = step_s + 600 * context_s
+        readers = state.requests.readers
+        resume_s = state.latency.prefill.coefficients[0] + state.latency.prefill.coefficients[1] * 200
+        served = readers.served(NOW_S, 60.0, resume_s + step_of_3_s, step_of_3_s)
+        assert gain == pytest.approx(served - readers.waiting(NOW_S, 60.0))
+
+
 def test_version_1_stops_at_its_cap() -> None:
     views = [request("full", R, prompt=200, **FULL, preemptions=2), request("new", W, prompt=300, dry_s=5.0)]
     state = state_of(*views, pool=600)
@@ -270,7 +311,7 @@ def test_version_1_stops_at_its_cap() -> None:
 
 
 @pytest.mark.parametrize("policy", ["andes-v1", "andes-v2", "tokenflow", "clairvoyant"])
-def test_nobody_there_nothing_to_decide(policy: str) -> None:
+def test_no_requests_no_decision(policy: str) -> None:
     assert decided(policy, state_of(), lengths={} if policy == "clairvoyant" else None) == ""
 
 
@@ -317,13 +358,13 @@ def secure(rid: str, *, buffered_s: float, **view: Any) -> RequestView:
     return request(rid, R, prompt=180, output=20, dry_s=-buffered_s, **arguments)
 
 
-TOKENFLOW = {"mu": 2.0, "schedule_s": 0.5, "load_tokens_per_s": 400, "interval_s": 1.0, "ramp": 0.0}
-"""To load 200 tokens takes 0.5 s: a reader with 2 s buffered is secure."""
+TOKENFLOW = {"mu": 2.0, "schedule_s": 0.25, "load_tokens_per_s": 800, "interval_s": 1.0, "ramp": 0.0}
+"""To load 200 tokens takes 0.25 s: a reader with twice 0.5 s buffered is secure."""
 
 
 def test_tokenflow_displaces_secure_readers_who_have_run_for_an_interval() -> None:
     new = request("new", W, dry_s=1.0)
-    for buffered_s, expected in ((2.0, "pr +new"), (1.9, "")):
+    for buffered_s, expected in ((1.0, "pr +new"), (0.9, "")):
         assert decided("tokenflow", state_of(secure("r", buffered_s=buffered_s), new, slots=1), **TOKENFLOW) == expected
     for since_s, expected in ((1.0, "pr +new"), (0.9, "")):
         victim = secure("r", buffered_s=3.0, phase_since_s=NOW_S - since_s)
@@ -334,7 +375,7 @@ def test_tokenflow_displaces_secure_readers_who_have_run_for_an_interval() -> No
 
 
 def test_tokenflow_lets_new_requests_displace_only_while_no_reader_is_critical() -> None:
-    running = [secure("r", buffered_s=3.0), secure("critical", buffered_s=1.0)]
+    running = [secure("r", buffered_s=3.0), secure("critical", buffered_s=0.5)]
     assert decided("tokenflow", state_of(*running, request("new", W, dry_s=1.0), slots=2), **TOKENFLOW) == ""
     begun = request("begun", W, output=20, dry_s=1.0)
     assert decided("tokenflow", state_of(*running, begun, slots=2), **TOKENFLOW) == "pr +begun"
@@ -362,7 +403,7 @@ def test_srpt_goes_by_the_time_that_is_left() -> None:
         request("c", W, prompt=2800),  # 3.4 s
         request("p", P, prompt=9000, kv_tokens=9000),  # 0.6 s
     ]
-    state = state_of(*views, model=latency(token_s=1e-3))
+    state = state_of(*views, model=latency(step_s=0.015, request_s=0.005, token_s=1e-3))
     for slots, expected in ((1, "^p"), (2, "^p +b"), (3, "^p +b +c")):
         assert decided("srpt", replace(state, max_running=slots), lengths) == expected
     running = request("r", R, output=10, kv_tokens=210)
@@ -401,6 +442,30 @@ def test_clairvoyant_serves_the_largest_loss_per_second_of_the_engine() -> None:
     assert decided("clairvoyant", state_of(supplied, full, slots=1), lengths, trigger_buffer_s=3.0) == "pfull +short"
     fixed = replace(full, preemptible=False)
     assert decided("clairvoyant", state_of(short, fixed, slots=1), lengths) == ""
+
+
+def test_clairvoyants_value_is_the_final_qoe_lost_by_a_delay_per_second_of_the_engine() -> None:
+    """Two places, 0.01 s and 0.01 s a request and 0.1 ms a KV token; ``w`` and ``c`` have a prefill before them."""
+    model = LatencyModel()
+    model.decode = LinearCost(prior=(0.01, 0.01, 1e-4), scale=(1.0, 16.0, 8192.0))
+    model.prefill = LinearCost(prior=(0.0, 1e-3, 0.0), scale=(1.0, 1024.0, 8192.0))
+    views = [
+        request("w", W, prompt=500, dry_s=2.0, weight=3.0),
+        request("c", W, prompt=500, cached_tokens=400, dry_s=2.0),
+        request("r", R, prompt=100, output=100, dry_s=-5.0),
+        request("p", P, prompt=3000, output=50, dry_s=-1.0),
+    ]
+    lengths = {"w": 100, "c": 140, "r": 300, "p": 90}
+    left, prefill_s = np.array([100.0, 140.0, 200.0, 40.0]), np.array([0.5, 0.1, 0.0, 0.0])
+    context = np.array([500.0, 500.0, 200.0, 3050.0]) + left / 2
+    for pool, slots, batch in ((5000, 2, 2.0), (100_000, 9, 4.0), (3900, 9, 3900 / context.mean()), (600, 9, 1.0)):
+        state = state_of(*views, pool=pool, slots=slots, model=model)
+        step_s = 0.01 + 0.01 * batch + 1e-4 * batch * context.mean()
+        readers = state.requests.readers
+        now, later = (final_qoe(readers, NOW_S, wait_s + prefill_s + step_s, step_s, left) for wait_s in (0.0, 20.0))
+        work_s = prefill_s + left * step_s * np.maximum(1 / batch, context / pool)
+        policy: Any = make_policy("clairvoyant", output_tokens=lengths)
+        assert policy._loss_density(state) == pytest.approx((now - later) * np.array([3, 1, 1, 1]) / work_s)
 
 
 def test_clairvoyants_running_requests_have_a_bonus() -> None:

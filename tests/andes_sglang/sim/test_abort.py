@@ -23,7 +23,7 @@ ENGINE = EngineModel(COSTS, kv_capacity_tokens=1500, max_running=5, chunk_tokens
 @pytest.mark.parametrize("overlap", Overlap)
 @pytest.mark.parametrize("policy", ["stock", "fcfs", "andes", "round_robin", "lqsf"])
 def test_whoever_goes_leaves_nothing_behind(policy: str, overlap: Overlap, mixed: bool) -> None:
-    for seed in range(5):
+    for seed in range(4):
         rng = np.random.default_rng(seed)
         records: list[RequestRecord] = []
         replica = Replica(

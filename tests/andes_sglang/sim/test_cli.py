@@ -115,10 +115,12 @@ class MostLoad(LeastLoad):
         return super().order(new, views, now_s)[::-1]
 """)
     monkeypatch.syspath_prepend(str(tmp_path))
-    flags = ("--policies", "fcfs,mine:Mine", "--replicas", "2", "--rate", "4", "--router")
+    flags = ("--policies", "fcfs,mine:Mine", "--arm", "small=mine:Mine:--max-running-requests 1", "--replicas", "2",
+             "--rate", "4", "--router")  # fmt: skip
     spread = simulate(tmp_path / "a", *flags, "least_load")["policies"]
     heaped = simulate(tmp_path / "b", *flags, "mine:MostLoad")["policies"]
     assert spread["mine:Mine"]["qoe"] == spread["fcfs"]["qoe"]
+    assert spread["small"]["qoe"]["mean"] < spread["mine:Mine"]["qoe"]["mean"], "an arm with flags of its own"
     assert heaped["fcfs"]["ttft_s"]["p50"] > spread["fcfs"]["ttft_s"]["p50"], "all on one of the two"
 
 
@@ -150,7 +152,7 @@ def test_a_request_that_one_arm_cannot_hold_is_named_before_any_arm_runs(
         (("--arm", "x=stock:--policy-option a=1"), "policy stock has no options"),
         (("--arm", "x=andes:--policy-option horizon_s=-1"), "andes: horizon_s must be > 0"),
         (("--policies", "clairvoyant"), "must be given the final lengths of answers"),
-        (("--policies", "no.such:Policy"), "policy 'no.such:Policy': cannot import no.such"),
+        (("--policies", "no.such:Policy"), "policy 'no.such:Policy' cannot be loaded"),
         (("--router", "best"), "--router: unknown routing policy 'best'; choose one of least_load"),
         (("--decision-interval", "-1"), "--decision-interval must be >= 0 seconds, got -1.0"),
         (("--load", "-0.5", "--shape", "poisson"), "--load -0.5: must be > 0"),

@@ -77,10 +77,15 @@ def tiny(seed: int) -> list[RequestSpec]:
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@cache
+def best_of_tiny(seed: int, latest_s: float = np.inf) -> float:
+    return best_mean_qoe(tiny(seed), TINY, latest_s)
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_no_schedule_of_a_small_instance_beats_it_and_it_says_something(seed: int) -> None:
     requests = tiny(seed)
-    best = best_mean_qoe(requests, TINY)
+    best = best_of_tiny(seed)
     bound = upper_bound(requests, TINY, 14.0, **QUICK)
     assert best <= bound.mean_qoe + 1e-9
     assert 1.0 - bound.mean_qoe > 0.25 * (1.0 - best)
@@ -90,14 +95,14 @@ def test_no_schedule_of_a_small_instance_beats_it_and_it_says_something(seed: in
 def test_every_setting_is_valid(coarse: dict[str, Any]) -> None:
     requests = tiny(1)
     settings: dict[str, Any] = {**QUICK, **coarse}
-    assert best_mean_qoe(requests, TINY) <= upper_bound(requests, TINY, 14.0, **settings).mean_qoe + 1e-9
+    assert best_of_tiny(1) <= upper_bound(requests, TINY, 14.0, **settings).mean_qoe + 1e-9
 
 
 def test_it_is_lower_where_nobody_may_end_late() -> None:
     requests = tiny(1)
-    limits = [3.0, 5.0, 14.0]
+    limits = [3.0, 14.0]
     bounds = [upper_bound(requests, TINY, 14.0, latest_s=[limit] * 3, **QUICK).mean_qoe for limit in limits]
-    assert all(best_mean_qoe(requests, TINY, limit) <= b + 1e-9 for limit, b in zip(limits, bounds, strict=True))
+    assert all(best_of_tiny(1, limit) <= b + 1e-9 for limit, b in zip(limits, bounds, strict=True))
     assert bounds[0] < bounds[-1] - 0.01
 
 
@@ -107,7 +112,7 @@ def test_any_prices_are_valid() -> None:
     slots = len(upper_bound(requests, TINY, 14.0, **settings).prices.engine)
     rng = np.random.default_rng(0)
     prices = Prices(rng.uniform(0, 0.2, slots), rng.uniform(0, 0.1, slots))
-    assert best_mean_qoe(requests, TINY) <= upper_bound(requests, TINY, 14.0, **settings, prices=prices).mean_qoe
+    assert best_of_tiny(1) <= upper_bound(requests, TINY, 14.0, **settings, prices=prices).mean_qoe
 
 
 def test_no_policy_beats_it() -> None:
@@ -119,7 +124,7 @@ def test_no_policy_beats_it() -> None:
     ]
     lengths = {f"r{k}": r.output_tokens for k, r in enumerate(requests)}
     best, end_s, latest_s = 0.0, 0.0, 0.0
-    settings: dict[str, Any] = {"slot_s": 1.0, "chunks": 6, "growth": 1.4, "iterations": 15}
+    settings: dict[str, Any] = {"slot_s": 1.0, "chunks": 6, "growth": 1.4, "iterations": 10}
     for name in (*POLICIES, *CLAIRVOYANT):
         policy = make(name, **({"output_tokens": lengths} if name in CLAIRVOYANT else {}))
         records = list(simulate(engine, policy, requests))

@@ -10,6 +10,7 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
+from andes_sglang.routing import QoE, RoundRobin
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
@@ -149,3 +150,24 @@ def test_work_is_about_the_time_that_a_flooded_engine_takes() -> None:
     flood = [RequestSpec(0.0, 300, 200) for _ in range(400)]
     end_s = max(r.end_s for r in simulate(CPU, None, flood))
     assert work_s(CPU, flood).sum() == pytest.approx(end_s, rel=0.15)
+
+
+def test_the_fleet_is_routed_by_the_policy_it_is_given() -> None:
+    made = []
+
+    class Counted(RoundRobin):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    requests = demand(8.0, 30.0)
+    given, default = what_if(requests, routing_policy=Counted), what_if(requests)
+    routed, qoe, same = (
+        question.simulate(4).residence_times_s for question in (given, default, what_if(requests, routing_policy=QoE))
+    )
+    assert routed is not None
+    assert qoe is not None
+    assert same is not None
+    assert qoe.tolist() == same.tolist() != routed.tolist()
+    given.simulate(3)
+    assert len(made) == 2, "one for every simulated fleet: a policy remembers whose turn it is"

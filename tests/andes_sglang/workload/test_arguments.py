@@ -38,6 +38,11 @@ def test_without_flags_it_is_a_burst_of_three_minutes() -> None:
     assert {r.target.ttft_s for r in workload} == {1.0}
 
 
+def test_a_shape_is_cut_and_clamped() -> None:
+    workload = asked("--limit", "5", "--max-prompt", "30", "--max-output", "20")
+    assert [(r.prompt_tokens, r.output_tokens) for r in workload] == [(30, 20)] * 5
+
+
 def test_a_trace_is_cut_scaled_and_read_at_the_speed_asked_for(trace: Path) -> None:
     workload = asked("--trace", str(trace), "--start", "1", "--limit", "2", "--max-output", "30", "--rate-scale", "2",
                      "--ttft", "0", "--tds", "4")  # fmt: skip

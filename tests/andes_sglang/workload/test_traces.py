@@ -161,6 +161,11 @@ def test_descriptive_columns_are_not_replayed(tmp_path: Path) -> None:
     assert len(load_trace(path)) == 2
 
 
+def test_the_clients_limit_is_read(tmp_path: Path) -> None:
+    first, second = load_trace(write(tmp_path / "o.jsonl", broken(max_tokens=64)))
+    assert (first.max_tokens, second.max_tokens) == (None, 64)
+
+
 def test_an_unknown_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=r"--format 'parquet': choose one of andes, mooncake, azure, burstgpt"):
         load_trace(write(tmp_path / "o.jsonl", OURS), form="parquet")
@@ -189,8 +194,9 @@ def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path:
     path.write_text("window_start_s,rate_rps\n0,-10\n600,20\n")
     with pytest.raises(WorkloadError, match=r"row 2, field rate_rps: must be a number >= 0, got '-10'"):
         load_rates(path)
-    path.write_text("window_start_s,rate_rps\n600,10\n0,20\n")
-    with pytest.raises(WorkloadError, match=r"field window_start_s: expected two or more windows in order"):
-        load_rates(path)
+    for starts in ((600, 0), (0, 0), (0,)):
+        path.write_text("window_start_s,rate_rps\n" + "".join(f"{start},10\n" for start in starts))
+        with pytest.raises(WorkloadError, match=r"field window_start_s: expected two or more windows in order"):
+            load_rates(path)
     path.write_text("ContextTokens\n1\n")
     assert load_rates(path) is None

@@ -45,8 +45,8 @@ def test_a_burst_that_is_everything_leaves_nothing_before_and_after() -> None:
     at = arrivals(burst(20.0, 100.0, intensity=2.0, width=0.5, prompt="10", output="10", seed=3))
     assert at.min() >= 25
     assert at.max() < 75
-    with pytest.raises(WorkloadError, match=r"intensity 3 x width 0.5 exceeds 1"):
-        burst(20.0, 100.0, intensity=3.0, width=0.5, prompt="10", output="10", seed=3)
+    with pytest.raises(WorkloadError, match=r"intensity 2.01 x width 0.5 exceeds 1"):
+        burst(20.0, 100.0, intensity=2.01, width=0.5, prompt="10", output="10", seed=3)
 
 
 def test_gamma_and_poisson() -> None:

@@ -193,3 +193,32 @@ def test_mistakes_are_named_before_anything_starts(capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             main(["serve", "--engine", "sim", *flags])
         assert says in capsys.readouterr().err
+
+
+def test_a_heavier_stream_is_served_before_a_lighter_one(simulated: Callable[..., Any]) -> None:
+    """One place, taken; of two streams that wait for it the heavier one is served first, whichever came first."""
+    engine = simulated("--policy", "andes", "--max-running-requests", "1", "--max-total-tokens", "8192")
+    url = engine.url + "/v1/completions"
+
+    def first_event_s(weight: float) -> float:
+        qoe = {"ttft": 1.0, "tds": 20.0, "weight": weight, "tokens": 40}
+        body = {"prompt": f"weight {weight}", **LONG, "max_tokens": 40, "custom_params": {"qoe": qoe}}
+        with httpx.stream("POST", url, json=body, timeout=120) as answer:
+            next(answer.iter_lines())
+            return time.monotonic()
+
+    for order in ((0.01, 100.0), (100.0, 0.01)):
+        with ThreadPoolExecutor(2) as pool, httpx.stream("POST", url, json={"prompt": "x", **LONG}, timeout=120):
+            until(engine, 1, 0)
+            first = pool.submit(first_event_s, order[0])
+            while not first.done() and sum(loads(engine)) < 2:
+                pass
+            at_s = {order[0]: first, order[1]: pool.submit(first_event_s, order[1])}
+            assert at_s[100.0].result() < at_s[0.01].result()
+        until(engine, 0, 0)
+
+
+def test_a_weight_out_of_range_is_refused_with_field_and_value(engine: Any) -> None:
+    status, error = engine.post("/v1/completions", {"prompt": "x", "custom_params": {"qoe": {"weight": 0}}})
+    assert status == 400
+    assert "custom_params.qoe.weight must be a number from 0.001 to 1000, got 0" in error["message"]

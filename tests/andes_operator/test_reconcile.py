@@ -1,0 +1,379 @@
+"""Reconciles step by step, against an API server and gateways in memory; on real ones in test_operator."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cases import predicted, sketch
+from opentelemetry.trace import NoOpTracer
+from prometheus_client import CollectorRegistry
+
+from andes_operator import names
+from andes_operator.cluster import ClusterError, Scale
+from andes_operator.forecast import DemandForecast
+from andes_operator.gateways import Answers
+from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
+from andes_operator.prediction import Inquiry
+from andes_operator.predictor import PredictionError
+from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
+from andes_operator.telemetry import Metrics
+from andes_operator.whatif import Prediction
+
+NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
+KEY = ("chat", "t")
+SPEC: dict[str, Any] = {
+    "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"},
+    "objectives": [{"statistic": "ShareAbove", "threshold": 0.95, "value": 0.95}],
+    "maxReplicas": 20,
+    "demand": {"gateway": {"service": "gateway"}},
+    "whatIf": {"profile": "h100-llama-3.1-8b"},
+}
+
+
+def pod(number: int) -> dict[str, Any]:
+    created, ready = "2026-11-21T08:00:00Z", "2026-11-21T08:00:40Z"
+    return {
+        "metadata": {"name": f"engine-{number}", "creationTimestamp": created},
+        "status": {
+            "phase": "Running", "podIP": f"10.0.0.{number}",
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": ready}],
+        },
+    }  # fmt: skip
+
+
+class Site:
+    """A target, its scale and pods, one gateway, and a what-if that says what ``fewest`` says; ``errors`` of requests by name.
+    It is cluster, gateways and what-if at once, and keeps what was written in order."""
+
+    def __init__(self, replicas: int = 2, **spec: Any) -> None:
+        self.resource: dict[str, Any] | None = {
+            "apiVersion": "andes.dev/v1alpha1", "kind": "QoETarget", "spec": {**SPEC, **spec},
+            "metadata": {"namespace": "chat", "name": "t", "uid": "u", "generation": 1, "creationTimestamp": "x"},
+        }  # fmt: skip
+        self.replicas, self.version, self.now_s = replicas, 1, NOW_S
+        self.fewest: int | None = 2
+        self.missing: tuple[str, ...] = ()
+        self.hpas: list[dict[str, Any]] = []
+        self.errors: dict[str, Exception] = {}
+        self.meanwhile: Any = None
+        self.inquiries: list[Inquiry] = []
+        self.written: list[Any] = []
+        self.maps: dict[str, dict[str, str]] = {}
+        self.requests = 600  # two a second
+        self.streams = [5] * 20
+        self.metrics = Metrics()
+        self.reconciler = Reconciler(
+            self, self, self.predict, metrics=self.metrics, tracer=NoOpTracer(), clock=lambda: self.now_s  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _check(self, request: str) -> None:
+        if request in self.errors:
+            raise self.errors[request]
+
+    # Cluster
+
+    async def get(self, plural: str, namespace: str, name: str) -> dict[str, Any]:
+        self._check("get")
+        if self.resource is None:
+            raise ClusterError(404, "not found")
+        return copy.deepcopy(self.resource)
+
+    async def scale(self, ref: Any, namespace: str) -> Scale:
+        self._check("scale")
+        return Scale(self.replicas, "app=engine", str(self.version))
+
+    async def set_scale(self, ref: Any, namespace: str, replicas: int, resource_version: str) -> None:
+        self._check("set_scale")
+        if resource_version != str(self.version):
+            raise ClusterError(409, "conflict")
+        self.replicas, self.version = replicas, self.version + 1
+        self.written.append(("scale", replicas))
+
+    async def pods(self, namespace: str, selector: str) -> list[dict[str, Any]]:
+        self._check("pods")
+        return [pod(i) for i in range(self.replicas)]
+
+    async def annotate_pod(self, namespace: str, name: str, annotations: dict[str, Any]) -> None:
+        self._check("annotate")
+        self.written.append((name, annotations))
+
+    async def autoscalers(self, namespace: str) -> list[dict[str, Any]]:
+        return self.hpas
+
+    async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
+        self._check(plural)
+        if plural == names.CLASSES:
+            return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
+        return [] if self.resource is None else [self.resource]
+
+    async def patch_status(self, plural: str, namespace: str, name: str, status: dict[str, Any]) -> None:
+        self._check("status")
+        if self.resource is not None:
+            self.resource["status"] = {**self.resource.get("status", {}), **copy.deepcopy(status)}
+
+    async def config_map(self, namespace: str, name: str) -> dict[str, str]:
+        return self.maps.get(name, {})
+
+    async def write_config_map(self, namespace: str, name: str, data: dict[str, str], owner: Any = None) -> None:
+        self.maps[name] = data
+
+    async def event(self, about: Any, reason: str, message: str, *, warning: bool, now_s: float) -> None:
+        self._check("event")
+        self.written.append(("event", reason, warning))
+
+    # Gateways
+
+    async def ask(self, cluster: Any, namespace: str, spec: Any, now_s: float) -> Answers:
+        times_s = [self.now_s - 0.5 * i for i in reversed(range(self.requests))]
+        requests = tuple(ObservedRequest(at_s, "reading", 100, 50, True) for at_s in times_s)
+        replicas = tuple(
+            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0) for i in range(self.replicas)
+        )
+        report = GatewayReport(
+            "g", self.now_s, self.now_s, self.now_s - 600, requests, {"reading": sketch(*[1.0] * 50)}, {}, replicas
+        )
+        return Answers((report,), self.missing, (), ("10.0.1.1:80",))
+
+    async def drain(self, addresses: Any, replica: str, *, drained: bool) -> list[str]:
+        self.written.append(("drain", replica, drained))
+        return ["gateway g: HTTP 401"]
+
+    # What-if
+
+    async def predict(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+        self.inquiries.append(inquiry)
+        if self.meanwhile is not None:
+            self.meanwhile()
+        self._check("predict")
+        objectives = inquiry.spec.objectives
+        found = replace(predicted(self.fewest), objectives=objectives, at_s=inquiry.seen.now_s)
+        return DemandForecast(2.5, inquiry.horizon_s, "trend"), found
+
+    # What tests ask
+
+    def reconcile(self) -> Result:
+        return asyncio.run(self.reconciler.reconcile(KEY))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        assert self.resource is not None
+        return dict(self.resource.get("status", {}))
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        return next(((c["status"], c["reason"]) for c in self.status["conditions"] if c["type"] == kind), ("", ""))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        registry: CollectorRegistry = self.metrics.registry
+        value = registry.get_sample_value(name, labels)
+        return None if value is None else float(value)
+
+
+def test_a_reconcile_scales_and_reports() -> None:
+    site = Site()
+    site.fewest = 4
+    assert site.reconcile() == Result(15.0)
+    assert site.written == [("scale", 4), ("event", "ScaledUp", False)]
+    assert (site.status["reason"], site.status["recommendedReplicas"]) == ("Forecast", 4)
+    assert site.status["demand"]["expectedRequestsPerSecond"] == 2.5
+    assert site.status["coldStartSeconds"] == 40.0
+    assert site.condition("Ready") == ("True", "AsExpected")
+    assert "t-demand" in site.maps
+    assert site.metric("andes_operator_reconciles_total", reason="Forecast") == 1.0
+    assert site.metric("andes_operator_ticks_total", reason="Forecast") == 1.0, "by its former name too"
+    assert site.metric("andes_operator_scale_changes_total", direction="up", reason="Forecast") == 1.0
+    assert site.metric("andes_operator_recommended_replicas", namespace="chat", target="t") == 4.0
+
+
+def test_the_what_if_is_asked_with_all_that_is_known() -> None:
+    site = Site()
+    site.reconcile()
+    (inquiry,) = site.inquiries
+    assert inquiry.seen.rate_rps == pytest.approx(2.0, rel=0.01)
+    assert inquiry.since_s == NOW_S - 600
+    assert inquiry.horizon_s == 40.0 + 15.0, "a cold start, and until the next reconcile"
+    assert (inquiry.readers["reading"].target.tds, inquiry.readers["reading"].weight) == (9, 2)
+    assert inquiry.last is None
+
+
+def test_an_answer_is_used_again_and_then_corrected() -> None:
+    site = Site()
+    site.reconcile()
+    site.now_s += 15.0
+    site.reconcile()
+    assert len(site.inquiries) == 1
+    site.now_s += 60.0
+    site.reconcile()
+    assert len(site.inquiries) == 2
+    assert site.inquiries[1].last is not None
+
+
+def test_a_target_that_is_gone_is_forgotten() -> None:
+    site = Site()
+    site.reconcile()
+    site.resource = None
+    assert site.reconcile() == Result(None)
+    assert site.metric("andes_operator_recommended_replicas", namespace="chat", target="t") is None
+
+
+def test_an_api_server_that_fails_is_the_callers_to_handle() -> None:
+    for request in ("get", "scale", "pods", "set_scale", "status"):
+        site = Site()
+        site.fewest = 4
+        site.errors[request] = ClusterError(503, "away")
+        with pytest.raises(ClusterError):
+            site.reconcile()
+
+
+def test_what_cannot_be_used_in_the_spec_is_named() -> None:
+    site = Site(minReplicas=30)
+    assert site.reconcile() == Result(INVALID_S)
+    assert site.condition("TargetFound") == ("Unknown", "InvalidSpec")
+    assert site.condition("Ready") == ("False", "InvalidSpec")
+    assert "spec.minReplicas 30" in site.status["message"]
+    assert site.written == [("event", "InvalidSpec", True)]
+    site.reconcile()
+    assert len(site.written) == 1, "an event only when Ready changes"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"no_such_option": 1}, "no_such_option"), ({"growth_tokens": "many"}, "growth_tokens"), ({"growth_tokens": True}, "growth_tokens")],
+)  # fmt: skip
+def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(options: dict[str, Any], named: str) -> None:
+    site = Site(whatIf={"profile": "h100-llama-3.1-8b", "policy": "fcfs", "policyOptions": options})
+    assert site.reconcile() == Result(15.0)
+    assert site.condition("Ready") == ("False", "InvalidSpec")
+    assert site.condition("Attainable") == ("Unknown", "InvalidSpec")
+    assert site.status["reason"] == "NoPrediction"
+    assert "spec.whatIf.policyOptions: " in site.status["message"]
+    assert named in site.status["message"]
+    assert site.inquiries == []
+    assert site.status["replicas"] == 2
+    assert site.metric("andes_operator_reconcile_failures_total", kind="what_if") == 1.0
+
+
+def test_a_prediction_that_fails_is_said_and_nothing_is_removed() -> None:
+    site = Site(replicas=6)
+    site.errors["predict"] = PredictionError("profile 'abacus': not known")
+    assert site.reconcile() == Result(15.0)
+    assert site.condition("Ready") == ("False", "PredictionFailed")
+    assert "profile 'abacus': not known" in site.status["message"]
+    assert site.replicas == 6
+
+
+@pytest.mark.parametrize(("status", "condition"), [(404, ("False", "NotFound")), (403, ("False", "Forbidden"))])
+def test_a_scale_that_cannot_be_read_is_said(status: int, condition: tuple[str, str]) -> None:
+    site = Site()
+    site.errors["scale"] = ClusterError(status, "no scale")
+    assert site.reconcile() == Result(15.0)
+    assert site.condition("TargetFound") == condition
+    assert site.status["message"] == "no scale"
+
+
+def test_a_right_that_is_missing_is_said() -> None:
+    site = Site()
+    site.errors["pods"] = ClusterError(403, "cannot list pods")
+    assert site.reconcile() == Result(INVALID_S)
+    assert site.condition("Ready") == ("False", "Forbidden")
+    assert site.condition("DataAvailable") == ("Unknown", "Forbidden")
+
+
+def test_without_data_nothing_is_predicted_and_the_scale_is_held() -> None:
+    site = Site(replicas=3)
+    site.missing = ("gateway g: timed out",)
+    assert site.reconcile() == Result(15.0)
+    assert (site.inquiries, site.replicas) == ([], 3)
+    assert site.condition("DataAvailable") == ("False", "DataMissing")
+
+
+def test_a_conflict_or_advice_writes_no_scale() -> None:
+    for site in (Site(mode="Advisory"), Site()):
+        site.fewest = 4
+        ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"}
+        site.hpas = [{"metadata": {"name": "old"}, "spec": {"scaleTargetRef": ref}}]
+        site.reconcile()
+        assert site.replicas == 2
+        assert site.status["recommendedReplicas"] == 4
+    assert site.condition("Conflict") == ("True", "OtherWriter")
+
+
+def test_an_edit_or_another_writer_meanwhile_drops_the_decision() -> None:
+    def edit() -> None:
+        assert site.resource is not None
+        site.resource["metadata"]["generation"] += 1
+
+    def write() -> None:
+        site.replicas, site.version = 7, site.version + 1
+
+    for meanwhile in (edit, write):
+        site = Site()
+        site.fewest, site.meanwhile = 4, meanwhile
+        assert site.reconcile() == Result(CHANGED_S)
+        assert ("scale", 4) not in site.written
+        assert site.status == {}
+
+
+STABLE = {"since": NOW_S - 1000, "settled": NOW_S - 1000, "replicas": 3, "asks": [{"at": NOW_S - 500, "replicas": 2}]}
+
+
+def test_before_a_pod_is_removed_its_cost_is_told_and_it_is_drained() -> None:
+    site = Site(replicas=3)
+    assert site.resource is not None
+    site.resource["status"] = {"memory": STABLE}
+    site.streams = [9, 1, 5]
+    site.reconcile()
+    mark = {names.DRAINING: "2026-11-21T09:02:00Z"}
+    assert site.written == [
+        ("engine-0", {names.DELETION_COST: "9"}), ("engine-1", {names.DELETION_COST: "1"}),
+        ("engine-2", {names.DELETION_COST: "5"}), ("engine-1", mark), ("drain", "10.0.0.1:80", True),
+        ("scale", 2), ("event", "ScaledDown", False),
+    ]  # fmt: skip
+
+
+def test_a_pod_that_has_gone_meanwhile_is_no_error() -> None:
+    site = Site(replicas=3)
+    assert site.resource is not None
+    site.resource["status"] = {"memory": STABLE}
+    site.errors["annotate"] = ClusterError(404, "gone")
+    site.reconcile()
+    assert site.replicas == 2
+
+
+def test_without_replicas_a_reconcile_comes_soon() -> None:
+    site = Site(replicas=0, minReplicas=0)
+    site.requests = 0
+    assert site.reconcile() == Result(AT_ZERO_S)
+    assert site.inquiries == []
+    assert site.status["reason"] == "Idle"
+
+
+def test_an_invalid_memory_is_discarded() -> None:
+    site = Site()
+    assert site.resource is not None
+    site.resource["status"] = {"memory": {"at": "spoilt"}}
+    site.reconcile()
+    assert site.status["memory"]["since"] == NOW_S
+
+
+def test_an_event_that_cannot_be_created_is_no_failure() -> None:
+    site = Site()
+    site.fewest = 4
+    site.errors["event"] = ClusterError(500, "no")
+    assert site.reconcile() == Result(15.0)
+    assert site.replicas == 4
+
+
+def test_a_class_that_cannot_be_used_is_named() -> None:
+    site = Site()
+
+    async def classes(plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
+        return [{"metadata": {"name": "reading"}, "spec": {"weight": -1}}] if plural == names.CLASSES else []
+
+    site.list_all = classes  # type: ignore[method-assign]
+    site.reconcile()
+    assert site.condition("Attainable") == ("Unknown", "PredictionFailed")
+    assert "weight" in site.status["message"]
