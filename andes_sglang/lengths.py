@@ -68,10 +68,10 @@ class LengthEstimate:
 
     def remaining_tokens(self, output_tokens: float) -> float:
         """Tokens still to come, on average, of an answer that has ``output_tokens`` and goes on: E[L - n | L > n], >= 1."""
-        return float(remaining_tokens(self.mu, self.sigma, output_tokens))
+        return float(mean_remaining_tokens(self.mu, self.sigma, output_tokens))
 
 
-def remaining_tokens(mu: Any, sigma: Any, output_tokens: Any) -> Any:
+def mean_remaining_tokens(mu: Any, sigma: Any, output_tokens: Any) -> Any:
     """E[L - n | L > n] of a log-normal L, at least 1; arrays of one shape, or scalars.
 
     With z = (mu - ln n) / sigma the mean of what exceeds n is exp(mu + sigma^2 / 2) Phi(z + sigma) / Phi(z). It falls while

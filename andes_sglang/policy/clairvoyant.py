@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
-from andes_sglang.policy.srpt import remaining_tokens
+from andes_sglang.policy.srpt import known_remaining_tokens
 from andes_sglang.policy.valuation import FinalValue, steady_step_s
 from andes_sglang.state import Decision, Phase, SchedulerState
 
@@ -81,7 +81,7 @@ class Clairvoyant:
     def _loss_density(self, state: SchedulerState) -> Array:
         """Final QoE lost by a delay, weighted, per second of the engine that the rest takes, shape (N,)."""
         t = state.requests
-        left = remaining_tokens(t, self.output_tokens)
+        left = known_remaining_tokens(t, self.output_tokens)
         value = FinalValue(state, self.options.delay_s, fairness=1.0, remaining=left)
         step_s = steady_step_s(state, t.context_tokens + left / 2)
         density: Array = value.gain(step_s)[0] * t.weight / value.cost(step_s)[0]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-__all__ = ["EvictionOrder", "Node"]
+__all__ = ["EvictionOrder", "TreeNode"]
 
 
-class Node(Protocol):
+class TreeNode(Protocol):
     """last_access_time: on any clock. parent: None above the root, or the root itself."""
 
     last_access_time: float
@@ -32,7 +32,7 @@ class EvictionOrder:
     def look_again(self) -> None:
         self._dry_at_s = None
 
-    def get_priority(self, node: Node) -> tuple[int, float]:
+    def get_priority(self, node: TreeNode) -> tuple[int, float]:
         if self._dry_at_s is None:
             self._dry_at_s = {}
             for last, dry_at_s in self._paused():

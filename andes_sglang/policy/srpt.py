@@ -20,10 +20,10 @@ from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.state import Decision, Phase, RequestTable, SchedulerState
 
-__all__ = ["Srpt", "SrptOptions", "remaining_tokens"]
+__all__ = ["Srpt", "SrptOptions", "known_remaining_tokens"]
 
 
-def remaining_tokens(t: RequestTable, output_tokens: Mapping[str, int]) -> npt.NDArray[np.float64]:
+def known_remaining_tokens(t: RequestTable, output_tokens: Mapping[str, int]) -> npt.NDArray[np.float64]:
     """Tokens each request has still to generate, shape (N,), at least 1. ``KeyError`` for a request without a length."""
     total = np.array([output_tokens[rid] for rid in t.rids], dtype=np.float64)
     return np.maximum(total - t.output_tokens, 1.0)
@@ -54,7 +54,7 @@ class Srpt:
     def decide(self, state: SchedulerState) -> Decision:
         t, prefill = state.requests, state.latency.prefill.coefficients
         new = np.where(t.is_in(Phase.WAITING), t.context_tokens - t.cached_tokens, 0.0)
-        remaining_s = prefill[1] * new + state.latency.decode_s(1, 0) * remaining_tokens(t, self.output_tokens)
+        remaining_s = prefill[1] * new + state.latency.decode_s(1, 0) * known_remaining_tokens(t, self.output_tokens)
         victims = (t.preemptible > 0) & (t.kv_tokens > 0)
         return pack(
             state,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from andes_sglang.routing.round_robin import RoundRobin
+from andes_sglang.routing.round_robin import RoundRobinRouting
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
 __all__ = ["LeastLoad"]
@@ -20,7 +20,7 @@ class LeastLoad:
     name: ClassVar[str] = "least_load"
 
     def __init__(self) -> None:
-        self._turns = RoundRobin()
+        self._turns = RoundRobinRouting()
 
     def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
         return sorted(self._turns.order(new, views, now_s), key=lambda view: (view.load, view.pending_tokens))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-from andes_sglang.routing.round_robin import RoundRobin
+from andes_sglang.routing.round_robin import RoundRobinRouting
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast, forecast_streams
 
 __all__ = ["QoE"]
@@ -29,7 +29,7 @@ class QoE:
         if not (isinstance(horizon_s, int | float) and 0 < horizon_s < math.inf):
             raise ValueError(f"horizon_s must be a number of seconds > 0, got {horizon_s!r}")
         self._horizon_s = horizon_s
-        self._turns = RoundRobin()
+        self._turns = RoundRobinRouting()
 
     def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
         views = self._turns.order(new, views, now_s)

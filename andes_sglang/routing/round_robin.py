@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
-__all__ = ["RoundRobin"]
+__all__ = ["RoundRobinRouting"]
 
 
-class RoundRobin:
+class RoundRobinRouting:
     """Each replica in turn.
 
     When: replicas and requests are alike. Cost: none. Fair in numbers; blind to lengths, prompts and readers.

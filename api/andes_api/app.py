@@ -23,7 +23,7 @@ from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.schema import CHAT, COMPLETION, ERROR
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_sglang import __version__
@@ -46,7 +46,7 @@ class _Answer(Response):
         await self._gateway.serve(self._stream, self._order, receive, send)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: GatewaySettings) -> FastAPI:
     """A gateway with these settings; engines are looked for when it starts."""
     gateway = Gateway(settings)
 
@@ -144,7 +144,7 @@ def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
     return known
 
 
-async def _body(request: Request, settings: Settings) -> dict[str, Any]:
+async def _body(request: Request, settings: GatewaySettings) -> dict[str, Any]:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ApiError(415, f"content-type: expected application/json; got {kind[:100]!r}", retry=False)
@@ -244,7 +244,7 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         return _json(found[0].describe(time.monotonic()))
 
 
-def _administrator(request: Request, settings: Settings) -> None:
+def _administrator(request: Request, settings: GatewaySettings) -> None:
     if settings.admin_key_sha256 is None:
         if settings.loopback and "origin" not in request.headers:  # no page of a browser
             return

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_api.reference import references
-from andes_api.settings import SettingsError, load
+from andes_api.settings import GatewaySettingsError, load
 from andes_sglang.flags import UsageError
 
 __all__ = ["DESCRIPTION", "USER_ERRORS", "add_arguments", "run"]
@@ -19,7 +19,7 @@ DESCRIPTION = (
     "Serve OpenAI's API over engines, by the QoE of the readers. Flags come before ANDES_GATEWAY_NAME in the environment, "
     "that before --config. docs/gateway.md has all settings."
 )
-USER_ERRORS = (SettingsError, UsageError)
+USER_ERRORS = (GatewaySettingsError, UsageError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
-    """Serve with what the command line, the environment and ``--config`` say. Raises :class:`SettingsError` or
+    """Serve with what the command line, the environment and ``--config`` say. Raises :class:`GatewaySettingsError` or
     :class:`UsageError`."""
     if rest:
         raise UsageError(f"unknown argument {rest[0]!r}")
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
-            raise SettingsError(f"host {settings.host}, port {settings.port}: {error.strerror}") from None
+            raise GatewaySettingsError(f"host {settings.host}, port {settings.port}: {error.strerror}") from None
     from andes_api.server import serve  # not for --help
 
     return serve(settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_sglang.expectations import ReaderExpectation, to_custom_params
 from andes_sglang.qoe import QoETarget
@@ -14,7 +14,7 @@ from andes_sglang.qoe import QoETarget
 __all__ = ["engine_request", "remaining_expectation"]
 
 
-def engine_request(stream: Stream, body: dict[str, Any], settings: Settings, now_s: float) -> bytes:
+def engine_request(stream: Stream, body: dict[str, Any], settings: GatewaySettings, now_s: float) -> bytes:
     """JSON for the engine at ``now_s`` (clock seconds). body: the client's request, or the rest of it."""
     more: dict[str, Any] = {}
     if settings.forward_expectations:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from andes_api.errors import ApiError
-from andes_api.settings import ClassSettings, Settings, TenantSettings
+from andes_api.settings import ClassSettings, GatewaySettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
@@ -58,7 +58,7 @@ def key_matches(key: str, sha256: str) -> bool:
     return hmac.compare_digest(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), sha256)
 
 
-def tenant_of(headers: Mapping[str, str], settings: Settings) -> TenantSettings | None:
+def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSettings | None:
     """The tenant whose key the request carries; None where no tenants are set up. Raises 401."""
     if not settings.tenants:
         return None
@@ -73,7 +73,7 @@ def tenant_of(headers: Mapping[str, str], settings: Settings) -> TenantSettings 
 
 
 def resolve(
-    headers: Mapping[str, str], body: Mapping[str, Any], tenant: TenantSettings | None, settings: Settings
+    headers: Mapping[str, str], body: Mapping[str, Any], tenant: TenantSettings | None, settings: GatewaySettings
 ) -> ResolvedExpectation:
     """What this request's reader expects. Raises a 400 that names header or field and value."""
     trusted = settings.trust_anonymous if tenant is None else tenant.trusted
@@ -94,7 +94,9 @@ def resolve(
     return ResolvedExpectation(name, cls, reader, pace == "on", tier)
 
 
-def _class_name(said: Mapping[str, str], tier: str | None, tenant: TenantSettings | None, settings: Settings) -> str:
+def _class_name(
+    said: Mapping[str, str], tier: str | None, tenant: TenantSettings | None, settings: GatewaySettings
+) -> str:
     name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
     allowed = tenant.classes if tenant and tenant.classes else tuple(settings.classes)
     if name is None:

@@ -15,11 +15,11 @@ from andes_api.admission import TokenBucket
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
-from andes_api.metrics import Metrics
+from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
-from andes_api.settings import Settings, SettingsError, TenantSettings, with_classes
+from andes_api.settings import GatewaySettings, GatewaySettingsError, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import STREAM_S, Upstream
@@ -42,11 +42,11 @@ _access = logging.getLogger("andes.access")
 class Gateway:
     """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self.settings = self._configured = settings
         self._classes = b""
         self.reread_classes()
-        self.metrics = Metrics()
+        self.metrics = GatewayMetrics()
         self.upstreams = Upstreams(settings)
         self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
@@ -87,7 +87,7 @@ class Gateway:
         self._classes = content
         try:
             self.settings = with_classes(self._configured, file) if file is not None and content else self._configured
-        except SettingsError as error:
+        except GatewaySettingsError as error:
             _log.error("the classes stay as they were: %s", error)
 
     def count_replicas(self) -> None:

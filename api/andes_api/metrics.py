@@ -7,10 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from andes_api import names
 from andes_api.stream import Stream
 
-__all__ = ["Metrics"]
+__all__ = ["GatewayMetrics"]
 
 
-class Metrics:
+class GatewayMetrics:
     """One registry per gateway."""
 
     def __init__(self) -> None:

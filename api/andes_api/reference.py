@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import SecretStr
 
-from andes_api.settings import PREFIX, Settings
+from andes_api.settings import PREFIX, GatewaySettings
 
 __all__ = ["SettingReference", "references", "settings_table"]
 
@@ -35,9 +35,9 @@ class SettingReference(NamedTuple):
 
 
 def references() -> list[SettingReference]:
-    """Every setting, in the order of :class:`Settings`."""
+    """Every setting, in the order of :class:`GatewaySettings`."""
     found = []
-    for name, field in Settings.model_fields.items():
+    for name, field in GatewaySettings.model_fields.items():
         value = () if field.is_required() else field.default
         found.append(
             SettingReference(

@@ -17,10 +17,10 @@ from opentelemetry.trace import Span
 from andes_api import names, telemetry
 from andes_api.engine_request import engine_request
 from andes_api.errors import ApiError
-from andes_api.metrics import Metrics
+from andes_api.metrics import GatewayMetrics
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
 from andes_api.stream import Stream, count_answers
 from andes_api.telemetry import Telemetry
@@ -53,9 +53,9 @@ class RelayContext:
     """What every relay needs of its gateway. wait_for_place: replicas for a stream once one accepts it, or the error that
     refuses it."""
 
-    settings: Settings
+    settings: GatewaySettings
     upstreams: Upstreams
-    metrics: Metrics
+    metrics: GatewayMetrics
     telemetry: Telemetry
     wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
 

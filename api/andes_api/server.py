@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from andes_api.app import create_app
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 
 __all__ = ["Server", "serve"]
 
@@ -20,7 +20,7 @@ _log = logging.getLogger("andes")
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-def _protocol(settings: Settings) -> type[HttpToolsProtocol]:
+def _protocol(settings: GatewaySettings) -> type[HttpToolsProtocol]:
     class Protocol(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -55,7 +55,7 @@ def _protocol(settings: Settings) -> type[HttpToolsProtocol]:
 class Server(uvicorn.Server):
     """Serves one gateway. On SIGTERM nothing new is taken and open streams have ``drain_s`` seconds to end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: GatewaySettings) -> None:
         self.app = create_app(settings)
         super().__init__(
             uvicorn.Config(
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: GatewaySettings) -> int:
     """Run until told to stop; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     access = logging.getLogger("andes.access")

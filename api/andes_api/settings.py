@@ -1,7 +1,7 @@
 """Settings: from arguments, the environment (``ANDES_GATEWAY_*``) or a YAML file; every fault is named at once.
 
-:class:`Settings` is the one place where a setting has its name, default, range and help: the command line, the environment
-and the table of docs/gateway.md derive from it.
+:class:`GatewaySettings` is the one place where a setting has its name, default, range and help: the command line, the
+environment and the table of docs/gateway.md derive from it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,21 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 
-__all__ = ["PREFIX", "ClassSettings", "Settings", "SettingsError", "TenantSettings", "load", "with_classes"]
+__all__ = [
+    "PREFIX",
+    "ClassSettings",
+    "GatewaySettings",
+    "GatewaySettingsError",
+    "TenantSettings",
+    "load",
+    "with_classes",
+]
 
 PREFIX = "ANDES_GATEWAY_"
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class SettingsError(ValueError):
+class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
@@ -63,7 +71,7 @@ def _routing_policy(name: str) -> str:
     return name
 
 
-class Settings(BaseSettings):
+class GatewaySettings(BaseSettings):
     """Everything the gateway can be told. Raises :class:`pydantic.ValidationError`; :func:`load` says it in sentences."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
@@ -158,7 +166,7 @@ class Settings(BaseSettings):
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Settings:
+    def _names_exist(self) -> GatewaySettings:
         faults = []
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
@@ -201,17 +209,17 @@ class Settings(BaseSettings):
         return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
 
 
-def load(file: Path | None = None, **arguments: Any) -> Settings:
-    """Arguments before environment before ``file``. Raises :class:`SettingsError` naming every fault."""
+def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
+    """Arguments before environment before ``file``. Raises :class:`GatewaySettingsError` naming every fault."""
     unknown = [
         name for name in os.environ
-        if name.startswith(PREFIX) and name[len(PREFIX) :].lower().split("__")[0] not in Settings.model_fields
+        if name.startswith(PREFIX) and name[len(PREFIX) :].lower().split("__")[0] not in GatewaySettings.model_fields
     ]  # fmt: skip
     faults = [f"{name}: no such setting" for name in sorted(unknown)]
     if file is not None:
         _mapping(file)
 
-    class FromFile(Settings):
+    class FromFile(GatewaySettings):
         model_config = SettingsConfigDict(yaml_file=file)
 
     try:
@@ -221,17 +229,17 @@ def load(file: Path | None = None, **arguments: Any) -> Settings:
     except ValueError as error:  # a value in the environment that is no JSON
         faults.append(str(error))
     if faults:
-        raise SettingsError("\n".join(faults))
+        raise GatewaySettingsError("\n".join(faults))
     return settings
 
 
-def with_classes(settings: Settings, file: Path) -> Settings:
+def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
     """``settings`` with what ``file`` says (``classes: {name: fields}``) over its classes, field by field. Raises
-    :class:`SettingsError` naming every fault."""
+    :class:`GatewaySettingsError` naming every fault."""
     content = _mapping(file)
     given = content.get("classes") or {}
     if content.keys() - {"classes"} or not isinstance(given, dict):
-        raise SettingsError(f"{file}: expected classes: {{name: fields}} and nothing else")
+        raise GatewaySettingsError(f"{file}: expected classes: {{name: fields}} and nothing else")
     classes: dict[str, Any] = {name: cls.model_dump() for name, cls in settings.classes.items()}
     for name, fields in given.items():
         classes[name] = {**classes.get(name, {}), **fields} if isinstance(fields, dict) else fields
@@ -241,16 +249,16 @@ def with_classes(settings: Settings, file: Path) -> Settings:
         )
     except ValidationError as error:
         faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise SettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+        raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
 
 
 def _mapping(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: {' '.join(str(error).split())}") from None
+        raise GatewaySettingsError(f"{file}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict | None):
-        raise SettingsError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
+        raise GatewaySettingsError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
     return content or {}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from andes_api.breaker import CircuitBreaker
 from andes_api.prompts import Prompt
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
@@ -35,7 +35,7 @@ MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
 class Upstream:
     """One engine. now_s in its methods: seconds of the monotonic clock."""
 
-    def __init__(self, url: str, settings: Settings, now_s: float = 0.0) -> None:
+    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0) -> None:
         self.url = url
         self.name = url.partition("://")[2]
         self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_cooldown_s)

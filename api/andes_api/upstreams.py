@@ -13,7 +13,7 @@ import aiohttp
 
 from andes_api.discovery import make_resolver
 from andes_api.prompts import Prompt
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 
 __all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
@@ -34,7 +34,7 @@ _NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, 
 class Upstreams:
     """All engines, by URL, between ``start`` and ``stop``; ``start`` opens a session where none was given."""
 
-    def __init__(self, settings: Settings, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(self, settings: GatewaySettings, session: aiohttp.ClientSession | None = None) -> None:
         self._settings = settings
         self._fixed = [url for url in settings.upstreams if not url.startswith("dns://")]
         self._names = [url for url in settings.upstreams if url.startswith("dns://")]

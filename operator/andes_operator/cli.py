@@ -17,8 +17,8 @@ from andes_operator.health import ListenError, serve_health
 from andes_operator.lease import LeaseLostError, ReleasableLease, lead
 from andes_operator.predictor import Predictor
 from andes_operator.reconcile import Reconciler
-from andes_operator.settings import Settings, SettingsError, add_arguments, load
-from andes_operator.telemetry import Metrics, tracer
+from andes_operator.settings import OperatorSettings, OperatorSettingsError, add_arguments, load
+from andes_operator.telemetry import OperatorMetrics, tracer
 from andes_operator.watch import watch
 
 __all__ = ["main", "run"]
@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it logs a line for every status that is written
     try:
         settings = load(args)
-    except SettingsError as error:
+    except OperatorSettingsError as error:
         print(f"andes operator: {error}", file=sys.stderr)
         return 2
     return run(settings)
 
 
-def run(settings: Settings) -> int:
+def run(settings: OperatorSettings) -> int:
     """Until SIGTERM or SIGINT: 0; 1 where the cluster could not be reached or the lease was lost."""
     try:
         with contextlib.suppress(asyncio.CancelledError):
@@ -53,7 +53,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-async def _operate(settings: Settings) -> None:
+async def _operate(settings: OperatorSettings) -> None:
     _cancel_on_signals()
     async with contextlib.AsyncExitStack() as stack:
         cluster = Cluster(await connect(), settings.identity)
@@ -67,7 +67,7 @@ async def _operate(settings: Settings) -> None:
         stack.callback(predictor.close)
         otlp = tracer(settings.otlp_endpoint, settings.identity)
         stack.callback(otlp.stop)
-        metrics = Metrics()
+        metrics = OperatorMetrics()
         controller = Controller(
             cluster,
             Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=otlp.tracer).reconcile,

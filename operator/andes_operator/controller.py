@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.reconcile import Key, Result
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 
 __all__ = ["Controller"]
 
@@ -55,7 +55,7 @@ class Controller:
         reconcile: Callable[[Key], Awaitable[Result]],
         publish_classes: Callable[[str], Awaitable[None]],
         *,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         namespaces: Sequence[str] = (),
         resync_s: float = RESYNC_S,
     ) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from andes_operator.controller import Controller
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 
 __all__ = ["ListenError", "serve_health"]
 
@@ -21,7 +21,9 @@ class ListenError(RuntimeError):
 
 
 @contextlib.asynccontextmanager
-async def serve_health(host: str, port: int, controller: Controller, metrics: Metrics) -> AsyncIterator[web.AppRunner]:
+async def serve_health(
+    host: str, port: int, controller: Controller, metrics: OperatorMetrics
+) -> AsyncIterator[web.AppRunner]:
     """Serves as long as the context lasts. Raises :class:`ListenError`."""
 
     async def livez(_: web.Request) -> web.Response:

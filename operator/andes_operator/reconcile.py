@@ -29,7 +29,7 @@ from andes_operator.report import Reporter
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import LastPrediction, TargetState, TargetStates
 from andes_operator.status import status
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
 
@@ -91,7 +91,7 @@ class Reconciler:
         gateways: Gateways,
         predict: Predict,
         *,
-        metrics: Metrics,
+        metrics: OperatorMetrics,
         tracer: trace.Tracer,
         clock: Callable[[], float] = time.time,
     ) -> None:

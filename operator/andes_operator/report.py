@@ -10,7 +10,7 @@ from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.names import Condition
 from andes_operator.status import Finding, invalid_status
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 
 __all__ = ["Reporter"]
 
@@ -22,7 +22,7 @@ Resource = Mapping[str, Any]
 class Reporter:
     """All methods but :meth:`event` raise :class:`~andes_operator.cluster.ClusterError`."""
 
-    def __init__(self, cluster: Cluster, metrics: Metrics, clock: Callable[[], float]) -> None:
+    def __init__(self, cluster: Cluster, metrics: OperatorMetrics, clock: Callable[[], float]) -> None:
         self._cluster, self._metrics, self._clock = cluster, metrics, clock
 
     async def invalid(self, target: Resource, finding: Finding) -> None:

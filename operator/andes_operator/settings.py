@@ -1,4 +1,4 @@
-"""The operator's settings, written once: flags, environment and defaults all come from :class:`Settings`.
+"""The operator's settings, written once: flags, environment and defaults all come from :class:`OperatorSettings`.
 
 A flag is a field's name with dashes (``_s`` spelled ``-seconds``), its variable ``ANDES_OPERATOR_`` and the name in capitals.
 Flags go before the environment.
@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from andes_operator import names
 
-__all__ = ["Settings", "SettingsError", "add_arguments", "load"]
+__all__ = ["OperatorSettings", "OperatorSettingsError", "add_arguments", "load"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ OLD_FLAGS = {"--sweep-seconds": "--resync-seconds"}
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class SettingsError(ValueError):
+class OperatorSettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
@@ -44,7 +44,7 @@ def _own_namespace() -> str:
     return NAMESPACE_FILE.read_text().strip() if NAMESPACE_FILE.exists() else "default"
 
 
-class Settings(BaseSettings):
+class OperatorSettings(BaseSettings):
     """Everything that the operator can be told; see docs/operator.md."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, populate_by_name=True)
@@ -92,7 +92,7 @@ def _flag(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for each field; what is not given is not in the namespace."""
-    for name, field in Settings.model_fields.items():
+    for name, field in OperatorSettings.model_fields.items():
         if name in FLAGLESS:
             continue
         shown = "" if field.default_factory or field.default in (None, ()) else f"; default: {field.default}"
@@ -106,33 +106,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(old, dest=f"old {name}", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
-def load(args: argparse.Namespace) -> Settings:
-    """From the arguments of :func:`add_arguments` and the environment. Raises :class:`SettingsError` naming every fault."""
+def load(args: argparse.Namespace) -> OperatorSettings:
+    """From the arguments of :func:`add_arguments` and the environment. Raises :class:`OperatorSettingsError` naming every
+    fault."""
     given: dict[str, Any] = {}
     for name, value in vars(args).items():
         if name.startswith("old "):
             new = name.removeprefix("old ")
             log.warning("a former flag is used, which will be removed: use %s", _flag(new))
             given.setdefault(new, value)
-        elif name in Settings.model_fields:
+        elif name in OperatorSettings.model_fields:
             given[name] = value
     unknown = [
         variable for variable in os.environ
-        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in Settings.model_fields
+        if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in OperatorSettings.model_fields
     ]  # fmt: skip
     faults = [f"{variable}: no such setting" for variable in sorted(unknown)]
     try:
-        settings = Settings(**given)
+        settings = OperatorSettings(**given)
     except ValidationError as error:
         faults += [_fault(dict(fault)) for fault in error.errors(include_url=False)]
     except ValueError as error:  # a variable that is not JSON where JSON is expected
         faults.append(str(error))
     if faults:
-        raise SettingsError("; ".join(faults))
+        raise OperatorSettingsError("; ".join(faults))
     return settings
 
 
 def _fault(fault: dict[str, Any]) -> str:
     name = str(fault["loc"][0])
     shown = f", got {fault['input']!r}" if "key" not in name.lower() else ""
-    return f"{_flag(name) if name in Settings.model_fields else name}: {fault['msg']}{shown}"
+    return f"{_flag(name) if name in OperatorSettings.model_fields else name}: {fault['msg']}{shown}"

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from andes_operator.names import Condition
 from andes_sglang.telemetry import Otlp, connect_otlp
 
-__all__ = ["Metrics", "tracer"]
+__all__ = ["OperatorMetrics", "tracer"]
 
 TARGET = ["namespace", "target"]
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
@@ -18,7 +18,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60)
 RENAMED = "deprecated, will be removed: use {}"
 
 
-class Metrics:
+class OperatorMetrics:
     """One registry per operator. Labels are targets: their number is that of QoETargets."""
 
     def __init__(self) -> None:

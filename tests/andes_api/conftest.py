@@ -29,7 +29,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from andes_api.server import Server
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_sglang.bench.engine import Engine
 
 
@@ -236,7 +236,7 @@ def gateway() -> Iterator[Start]:
 
         def start(*upstreams: str, **settings: Any) -> Server:
             server = Server(
-                Settings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
+                GatewaySettings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
             )
             stack.enter_context(running(server))
             server.url = f"http://127.0.0.1:{server.port}"  # type: ignore[attr-defined]

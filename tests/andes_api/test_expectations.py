@@ -9,9 +9,9 @@ import pytest
 
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches, resolve, tenant_of
-from andes_api.settings import ClassSettings, Settings, TenantSettings
+from andes_api.settings import ClassSettings, GatewaySettings, TenantSettings
 
-SETTINGS = Settings(upstreams=("http://127.0.0.1:1",))
+SETTINGS = GatewaySettings(upstreams=("http://127.0.0.1:1",))
 
 
 def tenant(**more: Any) -> TenantSettings:
@@ -81,7 +81,7 @@ def test_what_an_untrusted_caller_says_is_ignored() -> None:
 
 
 def test_pacing_by_class_and_by_request() -> None:
-    settings = Settings(
+    settings = GatewaySettings(
         upstreams=("http://127.0.0.1:1",), classes={"reading": ClassSettings(pace=True)}, service_tiers={}
     )
     assert resolve({}, {}, None, settings).pace
@@ -89,7 +89,7 @@ def test_pacing_by_class_and_by_request() -> None:
 
 
 def test_keys() -> None:
-    settings = Settings(upstreams=("http://127.0.0.1:1",), tenants=(tenant(),))
+    settings = GatewaySettings(upstreams=("http://127.0.0.1:1",), tenants=(tenant(),))
     found = tenant_of({"authorization": "Bearer sk-1"}, settings)
     assert found is not None
     assert found.name == "acme"

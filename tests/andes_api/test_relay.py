@@ -17,10 +17,10 @@ import pytest
 from andes_api.admission import no_replica
 from andes_api.demand import DemandRecord
 from andes_api.expectations import resolve
-from andes_api.metrics import Metrics
+from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
@@ -117,10 +117,10 @@ class Case:
         replicas: str = "abc",
         **settings: Any,
     ) -> None:
-        self.settings = Settings(upstreams=[f"http://{name}:1" for name in "abc"], **settings)
+        self.settings = GatewaySettings(upstreams=[f"http://{name}:1" for name in "abc"], **settings)
         self.session = Session(*answers)
         self.upstreams = Upstreams(self.settings, session=self.session)  # type: ignore[arg-type]
-        self.metrics = Metrics()
+        self.metrics = GatewayMetrics()
         self.sent: list[dict[str, Any]] = []
         self.order = [self.replica(name) for name in replicas]
         expectation = resolve(headers or {}, body, None, self.settings)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from andes_api.app import create_app
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 
 pytestmark = pytest.mark.server
 
@@ -178,7 +178,7 @@ def test_metrics_have_few_labels(faulty: Any, gateway: Any) -> None:
 
 
 def test_the_document_is_made_without_an_engine() -> None:
-    document = create_app(Settings(upstreams=("http://127.0.0.1:9",))).openapi()
+    document = create_app(GatewaySettings(upstreams=("http://127.0.0.1:9",))).openapi()
     chat = document["paths"]["/v1/chat/completions"]["post"]
     assert {p["name"] for p in chat["parameters"]} == {
         "x-andes-class",

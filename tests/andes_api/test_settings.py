@@ -10,7 +10,7 @@ import pytest
 
 from andes_api import cli
 from andes_api.reference import references, settings_table
-from andes_api.settings import ClassSettings, Settings, SettingsError, load, with_classes
+from andes_api.settings import ClassSettings, GatewaySettings, GatewaySettingsError, load, with_classes
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
@@ -19,7 +19,7 @@ URL = "http://127.0.0.1:30000"
 
 
 def faults(file: Path | None = None, **arguments: object) -> list[str]:
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(GatewaySettingsError) as caught:
         load(file, **arguments)
     return str(caught.value).splitlines()
 
@@ -66,7 +66,7 @@ def test_a_fault_is_named(arguments: dict[str, object], said: str) -> None:
 def test_a_key_is_never_shown() -> None:
     tenant = {"name": "a", "key_sha256": "a-key-in-the-clear"}
     assert "in-the-clear" not in "\n".join(faults(upstreams=[URL], tenants=[tenant]))
-    assert "hunter2" not in repr(Settings(upstreams=(URL,), upstream_api_key="hunter2"))
+    assert "hunter2" not in repr(GatewaySettings(upstreams=(URL,), upstream_api_key="hunter2"))
 
 
 @pytest.mark.parametrize("content", ["- a list", "a: [", "\0"])
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_mapping(content: str, tmp_path: Path) -> None:
 
 
 def test_classes_are_changed_field_by_field_and_taken_away() -> None:
-    settings = Settings(
+    settings = GatewaySettings(
         upstreams=(URL,), service_tiers={}, classes={"batch": {"tds": 2}, "code": None, "own": ClassSettings(tds=7)}
     )
     assert (settings.classes["batch"].tds, settings.classes["batch"].ttft_s, settings.classes["own"].tds) == (2, 30, 7)
@@ -109,19 +109,19 @@ def test_a_class_bounds_weight_yield_and_length_too() -> None:
 
 
 def test_the_page_is_off_outside_loopback() -> None:
-    assert Settings(upstreams=(URL,)).show_page
-    assert not Settings(upstreams=(URL,), host="0.0.0.0").show_page  # noqa: S104
-    assert Settings(upstreams=(URL,), host="0.0.0.0", page=True).show_page  # noqa: S104
+    assert GatewaySettings(upstreams=(URL,)).show_page
+    assert not GatewaySettings(upstreams=(URL,), host="0.0.0.0").show_page  # noqa: S104
+    assert GatewaySettings(upstreams=(URL,), host="0.0.0.0", page=True).show_page  # noqa: S104
 
 
 def test_classes_of_a_file_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "classes.yaml"
     file.write_text("classes: {reading: {tds: 6}, own: {ttft_s: 2}}")
-    settings = with_classes(Settings(upstreams=(URL,)), file)
+    settings = with_classes(GatewaySettings(upstreams=(URL,)), file)
     assert (settings.classes["reading"].tds, settings.classes["own"].ttft_s, settings.classes["code"].tds) == (6, 2, 10)
     for content, named in (("port: 1", "nothing else"), ("classes: {reading: {tds: -1}, x: 3}", "classes.reading.tds")):
         file.write_text(content)
-        with pytest.raises(SettingsError, match=named):
+        with pytest.raises(GatewaySettingsError, match=named):
             with_classes(settings, file)
 
 
@@ -149,7 +149,7 @@ def test_every_setting_is_described() -> None:
     assert by_name["max_held"].variable == "ANDES_GATEWAY_MAX_HELD"
 
 
-def from_flags(*flags: str) -> Settings:
+def from_flags(*flags: str) -> GatewaySettings:
     parser = argparse.ArgumentParser()
     cli.add_arguments(parser)
     args = parser.parse_args(flags)
@@ -177,7 +177,7 @@ def test_every_setting_is_a_flag_but_secrets() -> None:
 def test_a_fault_on_the_command_line_names_the_flag_or_the_setting() -> None:
     with pytest.raises(UsageError, match=r"--classes: expected JSON, got '\{'"):
         from_flags("--upstream", URL, "--classes", "{")
-    with pytest.raises(SettingsError, match=r"retries: .*greater than or equal to 0 .got '-1'"):
+    with pytest.raises(GatewaySettingsError, match=r"retries: .*greater than or equal to 0 .got '-1'"):
         from_flags("--upstream", URL, "--retries", "-1")
     with pytest.raises(UsageError, match="unknown argument '--nope'"):
         cli.run(argparse.Namespace(), ["--nope"])
@@ -189,7 +189,7 @@ def test_an_old_name_of_a_routing_policy_works_with_a_warning() -> None:
 
 
 def test_options_of_the_routing_policy_are_checked() -> None:
-    assert Settings(upstreams=(URL,), horizon_s=9.0).routing_options == {"horizon_s": 9.0}
-    assert Settings(upstreams=(URL,), policy="prefix", bounded_load=2.0).routing_options == {"bound": 2.0}
-    assert Settings(upstreams=(URL,), policy="least_load").routing_options == {}
+    assert GatewaySettings(upstreams=(URL,), horizon_s=9.0).routing_options == {"horizon_s": 9.0}
+    assert GatewaySettings(upstreams=(URL,), policy="prefix", bounded_load=2.0).routing_options == {"bound": 2.0}
+    assert GatewaySettings(upstreams=(URL,), policy="least_load").routing_options == {}
     assert "bound must be a ratio" in "\n".join(faults(upstreams=[URL], policy="prefix", policy_options={"bound": 0.1}))

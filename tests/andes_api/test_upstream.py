@@ -10,12 +10,12 @@ import pytest
 from andes_api.demand import DemandRecord
 from andes_api.expectations import resolve
 from andes_api.prompts import Prompt
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_api.upstream import MAX_READERS, Upstream
 from andes_sglang.stream_forecast import StreamForecast
 
-SETTINGS = Settings(upstreams=("http://engine:1",), max_streams_per_replica=4, breaker_failures=2)
+SETTINGS = GatewaySettings(upstreams=("http://engine:1",), max_streams_per_replica=4, breaker_failures=2)
 EXPECTED = StreamForecast(ttft_s=0.5, interval_s=0.1, qoe=1.0, loss=0.0)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from andes_api.settings import Settings
+from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_sglang.latency import LatencyModel
 
 
 def test_it_is_described_by_what_is_known_of_it() -> None:
-    settings = Settings(upstreams=("http://engine:1",), max_streams_per_replica=4, breaker_failures=1)
+    settings = GatewaySettings(upstreams=("http://engine:1",), max_streams_per_replica=4, breaker_failures=1)
     engine = Upstream("http://engine:1", settings, 100.0)
     expected = {
         "name": "engine:1", "healthy": None, "draining": False, "breaker_open": False, "streams": 0, "waiting": 0,

@@ -16,7 +16,7 @@ from andes_operator.cluster import ClusterError
 from andes_operator.controller import JITTER, MAX_BACKOFF_S, RESYNC_RETRY_S, RESYNC_S, STUCK_S, Controller
 from andes_operator.health import serve_health
 from andes_operator.reconcile import Key, Result
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 
 CHAT = ("chat", "t")
 
@@ -46,7 +46,7 @@ class Log:
         self.reconciled: list[tuple[float, Key]] = []
         self.published: list[tuple[float, str]] = []
         self.answer: Callable[[], float | None] = lambda: 10.0
-        self.lists, self.metrics = Lists(), Metrics()
+        self.lists, self.metrics = Lists(), OperatorMetrics()
         self.controller = Controller(
             self.lists, self.reconcile, self.publish, metrics=self.metrics, namespaces=namespaces  # type: ignore[arg-type]
         )  # fmt: skip

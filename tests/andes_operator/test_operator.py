@@ -25,7 +25,7 @@ from andes_operator.gateways import Gateways
 from andes_operator.prediction import Inquiry, predict
 from andes_operator.predictor import Predictor
 from andes_operator.reconcile import Reconciler
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -577,7 +577,7 @@ def reconcile_with(site: Site, meanwhile: Callable[[], None]) -> tuple[float | N
     async def scenario() -> tuple[float | None, float | None]:
         cluster, gateways = Cluster(await connect()), Gateways("secret")
         try:
-            reconciler = Reconciler(cluster, gateways, Interrupted(), metrics=Metrics(), tracer=NoOpTracer())
+            reconciler = Reconciler(cluster, gateways, Interrupted(), metrics=OperatorMetrics(), tracer=NoOpTracer())
             first = await reconciler.reconcile((site.namespace, "chat"))
             second = await reconciler.reconcile((site.namespace, "chat"))
             return first.requeue_after_s, second.requeue_after_s
@@ -626,7 +626,12 @@ def test_without_any_watch_the_resync_finds_what_is_new(site: Site, monkeypatch:
     site.world.rate_rps = 0.5
 
     async def scenario() -> None:
-        cluster, gateways, predictor, metrics = Cluster(await connect()), Gateways(), Predictor(200.0), Metrics()
+        cluster, gateways, predictor, metrics = (
+            Cluster(await connect()),
+            Gateways(),
+            Predictor(200.0),
+            OperatorMetrics(),
+        )
         reconciler = Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=NoOpTracer())
         controller = Controller(
             cluster, reconciler.reconcile, ClassPublisher(cluster).publish,

@@ -17,7 +17,7 @@ from e2e.control_plane import until
 from prometheus_client import start_http_server
 from test_decide import SPEC
 
-from andes_api.metrics import Metrics
+from andes_api.metrics import GatewayMetrics
 from andes_operator.gateways import Gateways
 from andes_operator.names import Reason
 from andes_operator.observe import Observation, PodCounts, merge
@@ -93,12 +93,12 @@ def test_no_samples_is_missing_data() -> None:
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[tuple[DemandSource, Metrics]]:
+def real(tmp_path: Path) -> Iterator[tuple[DemandSource, GatewayMetrics]]:
     """A real Prometheus that scrapes the gateway's own metrics every second."""
     program = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
     if program is None:
         pytest.skip("NO PROMETHEUS: set PROMETHEUS to one (Debian's package holds it) to ask a real one")
-    metrics, scraped, port = Metrics(), free_port(), free_port()
+    metrics, scraped, port = GatewayMetrics(), free_port(), free_port()
     server, _ = start_http_server(scraped, "127.0.0.1", metrics.registry)
     jobs = [{"job_name": "g", "static_configs": [{"targets": [f"127.0.0.1:{scraped}"]}]}]
     config = tmp_path / "prometheus.yaml"
@@ -132,7 +132,7 @@ def look(demand: DemandSource) -> Observation:
 
 @pytest.mark.server
 @pytest.mark.timeout(600)
-def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[DemandSource, Metrics]) -> None:
+def test_a_real_prometheus_tells_what_the_gateways_measured(real: tuple[DemandSource, GatewayMetrics]) -> None:
     demand, metrics = real
 
     for qoe in (0.5, 0.97):  # the series begin: growth shows only between two samples

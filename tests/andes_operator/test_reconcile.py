@@ -20,7 +20,7 @@ from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
-from andes_operator.telemetry import Metrics
+from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 
 NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
@@ -65,7 +65,7 @@ class Site:
         self.maps: dict[str, dict[str, str]] = {}
         self.requests = 600  # two a second
         self.streams = [5] * 20
-        self.metrics = Metrics()
+        self.metrics = OperatorMetrics()
         self.reconciler = Reconciler(
             self, self, self.predict, metrics=self.metrics, tracer=NoOpTracer(), clock=lambda: self.now_s  # type: ignore[arg-type]
         )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from andes_operator import settings
-from andes_operator.settings import FLAGLESS, Settings, SettingsError, add_arguments, load
+from andes_operator.settings import FLAGLESS, OperatorSettings, OperatorSettingsError, add_arguments, load
 
 VARIABLES = ("POD_NAME", "POD_NAMESPACE", "ANDES_ADMIN_KEY", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
@@ -20,7 +20,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def given(*flags: str) -> Settings:
+def given(*flags: str) -> OperatorSettings:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_arguments(parser)
     return load(parser.parse_args(flags))
@@ -80,14 +80,16 @@ def test_the_lease_is_in_the_pods_namespace(monkeypatch: pytest.MonkeyPatch, tmp
     ],
 )
 def test_what_is_wrong_is_named(flag: str, said: str) -> None:
-    with pytest.raises(SettingsError) as error:
+    with pytest.raises(OperatorSettingsError) as error:
         given(flag)
     assert str(error.value) == said
 
 
 def test_every_fault_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANDES_OPERATOR_PROT", "1")
-    with pytest.raises(SettingsError, match=r"ANDES_OPERATOR_PROT: no such setting; --port: .*; --watch-seconds: "):
+    with pytest.raises(
+        OperatorSettingsError, match=r"ANDES_OPERATOR_PROT: no such setting; --port: .*; --watch-seconds: "
+    ):
         given("--port=x", "--watch-seconds=y")
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from andes_sglang.lengths import LengthEstimate, LengthEstimator, length_keys, remaining_tokens
+from andes_sglang.lengths import LengthEstimate, LengthEstimator, length_keys, mean_remaining_tokens
 
 WIDE, NARROW = ("class", "chat"), ("tenant", "acme", "chat")
 
@@ -84,14 +84,14 @@ def test_what_remains_is_the_mean_beyond_what_is_there(mu: float, sigma: float, 
     lengths = np.exp(mu + sigma * np.random.default_rng(3).standard_normal(4_000_000))
     longer = lengths[lengths > had]
     if len(longer) > 2000:
-        assert float(remaining_tokens(mu, sigma, had)) == pytest.approx(float((longer - had).mean()), rel=0.05)
+        assert float(mean_remaining_tokens(mu, sigma, had)) == pytest.approx(float((longer - had).mean()), rel=0.05)
 
 
 def test_what_remains_falls_then_grows_and_takes_arrays() -> None:
-    left = remaining_tokens(np.full(4, math.log(200)), np.full(4, 0.8), np.array([0.0, 100.0, 1000.0, 10_000.0]))
+    left = mean_remaining_tokens(np.full(4, math.log(200)), np.full(4, 0.8), np.array([0.0, 100.0, 1000.0, 10_000.0]))
     assert left[0] > left[1]
     assert left[1] < left[2] < left[3]
-    assert np.isfinite(remaining_tokens(math.log(2), 0.05, 1e7))
+    assert np.isfinite(mean_remaining_tokens(math.log(2), 0.05, 1e7))
 
 
 def test_quantiles_bracket_the_median() -> None:

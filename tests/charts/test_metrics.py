@@ -70,16 +70,16 @@ def exposed(registry: Any) -> set[str]:
 
 @pytest.mark.skipif(NOT_HERE["andes_api"], reason="THE GATEWAY IS NOT HERE: its metrics are not compared")
 def test_the_gateway_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
-    from andes_api.metrics import Metrics
+    from andes_api.metrics import GatewayMetrics
 
-    assert {name for name in asked if name.startswith("andes_gateway_")} <= exposed(Metrics().registry)
+    assert {name for name in asked if name.startswith("andes_gateway_")} <= exposed(GatewayMetrics().registry)
 
 
 @pytest.mark.skipif(NOT_HERE["andes_operator"], reason="THE OPERATOR IS NOT HERE: its metrics are not compared")
 def test_the_operator_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
-    from andes_operator.telemetry import Metrics
+    from andes_operator.telemetry import OperatorMetrics
 
-    assert {name for name in asked if name.startswith("andes_operator_")} <= exposed(Metrics().registry)
+    assert {name for name in asked if name.startswith("andes_operator_")} <= exposed(OperatorMetrics().registry)
 
 
 def test_the_engine_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:

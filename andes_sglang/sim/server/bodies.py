@@ -14,7 +14,7 @@ from typing import Any
 from andes_sglang import expectations
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
-from andes_sglang.sim.server.text import Prompt, of_ids, of_text
+from andes_sglang.sim.server.text import SimulatedPrompt, of_ids, of_text
 
 __all__ = ["AnswerRequest", "BadRequestError", "Limits", "read_chat", "read_completion", "read_generate"]
 
@@ -38,7 +38,7 @@ class AnswerRequest:
     """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's."""
 
     model: str
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[SimulatedPrompt, ...]
     n: int
     max_tokens: int | None
     min_tokens: int
@@ -109,7 +109,7 @@ def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
 def _read(
     body: Mapping[str, Any],
     sampling: Mapping[str, Any],
-    prompts: tuple[Prompt, ...],
+    prompts: tuple[SimulatedPrompt, ...],
     max_tokens: int | None,
     limits: Limits,
 ) -> AnswerRequest:
@@ -190,7 +190,7 @@ def _check_length(prompt_tokens: int, max_tokens: int | None, limits: Limits) ->
         )
 
 
-def _prompts(value: Any, name: str) -> tuple[Prompt, ...]:
+def _prompts(value: Any, name: str) -> tuple[SimulatedPrompt, ...]:
     """One prompt or several, as text or as token ids."""
     several = value if isinstance(value, list) and value and not _is_id(value[0]) else [value]
     if not value or not all(several):

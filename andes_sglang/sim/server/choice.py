@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from andes_sglang.sim.server.bodies import AnswerRequest, Limits
-from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, Prompt, answer_tokens, passage, token_ids
+from andes_sglang.sim.server.text import EOS_ID, TOKEN_BYTES, SimulatedPrompt, answer_tokens, passage, token_ids
 
 __all__ = ["Choice", "plan"]
 
@@ -14,7 +14,7 @@ __all__ = ["Choice", "plan"]
 class Choice:
     """tokens: its length; room_tokens: the most it could be; finish, matched: SGLang's finish reason and what matched."""
 
-    prompt: Prompt
+    prompt: SimulatedPrompt
     seed: int
     tokens: int
     room_tokens: int
@@ -33,7 +33,7 @@ class Choice:
         return token_ids(passage(self.seed, 0, words)) + [EOS_ID] * (end - words)
 
 
-def plan(asked: AnswerRequest, prompt: Prompt, index: int, limits: Limits) -> Choice:
+def plan(asked: AnswerRequest, prompt: SimulatedPrompt, index: int, limits: Limits) -> Choice:
     """Answer number ``index`` to ``prompt``: equal requests get equal answers."""
     seed = prompt.seed + 7919 * asked.seed + 104729 * index
     room = min(limits.context_tokens, limits.kv_tokens) - prompt.tokens

@@ -14,7 +14,7 @@ __all__ = [
     "EOS_ID",
     "MIN_ANSWER_TOKENS",
     "TOKEN_BYTES",
-    "Prompt",
+    "SimulatedPrompt",
     "answer_tokens",
     "of_ids",
     "of_text",
@@ -42,7 +42,7 @@ _SPREAD = 0.7
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class SimulatedPrompt:
     """tokens: its length; blocks: equal id, equal tokens; seed: what its answers are made from; text: for ``echo``."""
 
     tokens: int
@@ -51,17 +51,17 @@ class Prompt:
     text: str
 
 
-def of_text(text: str) -> Prompt:
+def of_text(text: str) -> SimulatedPrompt:
     """A token is four bytes of UTF-8, the last one perhaps less."""
     data = text.encode()
-    return Prompt(max(1, -(-len(data) // TOKEN_BYTES)), _blocks(data, TOKEN_BYTES), _digest(data), text)
+    return SimulatedPrompt(max(1, -(-len(data) // TOKEN_BYTES)), _blocks(data, TOKEN_BYTES), _digest(data), text)
 
 
-def of_ids(ids: Sequence[int]) -> Prompt:
+def of_ids(ids: Sequence[int]) -> SimulatedPrompt:
     """Raises ``OverflowError`` for an id beyond 64 bits."""
     data = array("q", ids)
     text = "".join(_WORDS[(k - _FIRST_WORD_ID) % len(_WORDS)] + " " for k in ids)
-    return Prompt(len(ids), _blocks(data.tobytes(), data.itemsize), _digest(data.tobytes()), text)
+    return SimulatedPrompt(len(ids), _blocks(data.tobytes(), data.itemsize), _digest(data.tobytes()), text)
 
 
 def passage(seed: int, start: int, end: int) -> str:

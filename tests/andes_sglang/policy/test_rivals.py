@@ -12,7 +12,7 @@ from andes_sglang.latency import LatencyModel, LinearCost
 from andes_sglang.policy import make_policy
 from andes_sglang.policy.andes_v2 import AndesV2, AndesV2Options
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
-from andes_sglang.policy.srpt import remaining_tokens
+from andes_sglang.policy.srpt import known_remaining_tokens
 from andes_sglang.policy.valuation import final_qoe
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
@@ -391,7 +391,7 @@ def test_tokenflow_keeps_copies_of_what_it_releases() -> None:
 
 def test_remaining_tokens_are_at_least_one() -> None:
     state = state_of(request("a", R, output=30), request("b", R, output=50))
-    assert remaining_tokens(state.requests, {"a": 100, "b": 50}).tolist() == [70, 1]
+    assert known_remaining_tokens(state.requests, {"a": 100, "b": 50}).tolist() == [70, 1]
 
 
 def test_srpt_goes_by_the_time_that_is_left() -> None:

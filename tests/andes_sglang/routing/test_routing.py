@@ -18,7 +18,7 @@ from andes_sglang.routing import (
     PrefixAffinity,
     PrefixTracker,
     QoE,
-    RoundRobin,
+    RoundRobinRouting,
     RoutingPolicy,
     make_routing_policy,
 )  # fmt: skip
@@ -179,7 +179,7 @@ def order(policy: RoutingPolicy, views: list[ReplicaView], new: IncomingStream |
 
 
 def test_round_robin_takes_turns_and_retries_at_the_next() -> None:
-    policy = RoundRobin()
+    policy = RoundRobinRouting()
     views = [loaded(n) for n in "abc"]
     assert [order(policy, views) for _ in range(4)] == ["abc", "bca", "cab", "abc"]
 

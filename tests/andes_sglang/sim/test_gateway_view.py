@@ -11,7 +11,7 @@ import pytest
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.routing import IncomingStream, PrefixAffinity, ReplicaView, RoundRobin
+from andes_sglang.routing import IncomingStream, PrefixAffinity, ReplicaView, RoundRobinRouting
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.fleet import Fleet, simulate_fleet
 from andes_sglang.sim.gateway_view import MAX_READERS, GatewayView, incoming_stream
@@ -170,11 +170,11 @@ def test_the_only_replica_that_fits_is_not_asked_about() -> None:
     assert policy.seen == []
 
 
-def hit_share(policy: RoundRobin | PrefixAffinity) -> float:
+def hit_share(policy: RoundRobinRouting | PrefixAffinity) -> float:
     specs = [RequestSpec(0.4 * k, 1100, 4, READER, blocks=(k % 5, 90 + k % 5)) for k in range(60)]
     records = list(simulate_fleet(Fleet(ENGINE, replicas=3, routing_policy=policy), specs))
     return sum(r.prefix_hit_tokens or 0 for r in records) / sum(r.prompt_tokens for r in records)
 
 
 def test_prefix_affinity_can_be_simulated() -> None:
-    assert hit_share(PrefixAffinity(bound=3.0)) > hit_share(RoundRobin()) + 0.1
+    assert hit_share(PrefixAffinity(bound=3.0)) > hit_share(RoundRobinRouting()) + 0.1

@@ -10,7 +10,7 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
-from andes_sglang.routing import QoE, RoundRobin
+from andes_sglang.routing import QoE, RoundRobinRouting
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
@@ -155,7 +155,7 @@ def test_work_is_about_the_time_that_a_flooded_engine_takes() -> None:
 def test_the_fleet_is_routed_by_the_policy_it_is_given() -> None:
     made = []
 
-    class Counted(RoundRobin):
+    class Counted(RoundRobinRouting):
         def __init__(self) -> None:
             super().__init__()
             made.append(self)
