@@ -83,8 +83,9 @@ class Controller:
             known.wake.set()
 
     def deleted(self, key: Key) -> None:
-        """A target was deleted: reconciling it ends its task."""
+        """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
         if key in self._targets:
+            self._targets[key].generation = 0
             self._targets[key].wake.set()
 
     def classes_changed(self, namespace: str) -> None:
@@ -111,6 +112,8 @@ class Controller:
                 finally:
                     work.since_s = None
                 if delay_s is None:
+                    if work.wake.is_set():  # created again meanwhile
+                        continue
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(work.wake.wait(), delay_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
