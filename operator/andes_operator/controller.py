@@ -135,8 +135,11 @@ class Controller:
             self._classes[namespace].clear()
             try:
                 await self._publish_classes(namespace)
-            except ClusterError as error:
-                log.warning("QoEClasses of %s were not published: %s", namespace, error)
+            except Exception as error:
+                expected = isinstance(error, ClusterError)
+                log.warning(
+                    "QoEClasses of %s were not published: %s", namespace, error, exc_info=None if expected else error
+                )
                 await asyncio.sleep(CLASSES_RETRY_S)
                 self._classes[namespace].set()
 
