@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, TypeVar
 
 __all__ = [
-    "ADMISSION_RESERVE_TOKENS", "INIT_NEW_TOKEN_RATIO", "KV_PRESSURE_STEPS", "MIN_NEW_TOKEN_RATIO", "PAGE_TOKENS",
-    "PREFIX_LOOKUPS_PER_DECISION", "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "SGLANG_INIT_NEW_TOKEN_RATIO",
-    "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS", "SGLANG_RELEASE",
-    "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy", "decayed_new_token_ratio",
-    "is_kv_pressure", "max_prefix_hit_tokens", "new_token_ratio_after_retraction", "off_device_mode",
-    "prefix_lookup_rows", "recomputed_tokens", "resumes_all_parked", "retraction_victim", "steps_to_kv_pressure",
-    "stock_retraction_rank",
+    "ADMISSION_RESERVE_TOKENS", "HEALTH_CHECK_RID_PREFIX", "INIT_NEW_TOKEN_RATIO", "KV_PRESSURE_STEPS",
+    "MIN_NEW_TOKEN_RATIO", "PAGE_TOKENS", "PREFIX_LOOKUPS_PER_DECISION", "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION",
+    "SGLANG_INIT_NEW_TOKEN_RATIO", "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS",
+    "SGLANG_RELEASE", "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy",
+    "decayed_new_token_ratio", "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens",
+    "new_token_ratio_after_retraction", "off_device_mode", "prefix_lookup_rows", "recomputed_tokens",
+    "resumes_all_parked", "retraction_victim", "steps_to_kv_pressure", "stock_retraction_rank",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -43,6 +43,8 @@ INIT_NEW_TOKEN_RATIO = SGLANG_INIT_NEW_TOKEN_RATIO
 MIN_NEW_TOKEN_RATIO = SGLANG_INIT_NEW_TOKEN_RATIO * SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR
 PAGE_TOKENS = 1
 """Tokens: ``--page-size`` where the attention backend asks for no other; ``PrefillAdder`` reserves one page a request."""
+HEALTH_CHECK_RID_PREFIX = "HEALTH_CHECK"
+"""Request ids of the one-token requests that ``/health`` makes of an idle engine (``sglang.srt.constants``)."""
 
 # What is different with a policy in charge
 
@@ -84,6 +86,11 @@ def stock_retraction_rank(output_tokens: int, prompt_tokens: int) -> tuple[int, 
     """Without a policy the request of smallest rank is retracted first: the shortest answer, of these the longest prompt
     (``ScheduleBatch._get_decode_retraction_order``)."""
     return output_tokens, -prompt_tokens
+
+
+def is_health_check(rid: str) -> bool:
+    """Whether the request is SGLang's own and no stream (``is_health_check_generate_req``)."""
+    return rid.startswith(HEALTH_CHECK_RID_PREFIX)
 
 
 def max_prefix_hit_tokens(context_tokens: int) -> int:

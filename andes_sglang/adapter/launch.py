@@ -19,8 +19,9 @@ from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
 from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
 from andes_sglang.latency import LatencyModel
+from andes_sglang.policy import effective_options
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Phase, RequestTable, RequestView, SchedulerState
+from andes_sglang.state import Decision, Phase, RequestTable, RequestView, SchedulerState
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
 
@@ -65,18 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check_arguments(args: argparse.Namespace) -> PluginOptions:
     """The options for the plugin. Raises :class:`UsageError` for what could only fail later, inside the server."""
     policy = None if args.policy == "stock" else args.policy
-    _check_policy(args)
+    policy_options = _check_policy(args)
     default = target_of(args)
     offload = (args.preemption_mode, args.host_kv_gib, args.offload_without)
-    options = PluginOptions(policy, options_of(args), default.ttft_s, default.tds, *offload)
+    options = PluginOptions(policy, policy_options, default.ttft_s, default.tds, *offload)
     _check_offload(options)
     check_model(args.model)
     bind(args.host, args.port).close()
     return options
 
 
-def _check_policy(args: argparse.Namespace) -> None:
-    """Make the policy and ask it once: what it would raise at the first request, ending the engine, it raises now."""
+def _check_policy(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the policy and ask it once: what it would raise at the first request, ending the engine, it raises now. Its
+    options by their current names, so that the engine's process does not warn of old ones again."""
     if args.policy != Forced.name:
         policy = policy_of(args)
     else:
@@ -85,20 +87,23 @@ def _check_policy(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise UsageError(f"--policy-option: {error}") from None
     if policy is None:
-        return
+        return {}
     views = [
         RequestView("probe-waiting", Phase.WAITING, 0.0, ReaderStream(0.0, QoETarget()), 100),
         RequestView("probe-running", Phase.RUNNING, 0.0, ReaderStream(0.0, QoETarget()), 100, 10, kv_tokens=110),
     ]
     state = SchedulerState(10.0, RequestTable.of(views), kv_capacity_tokens=4096, max_running=1, latency=LatencyModel())
     try:
-        policy.decide(state)
+        decision = policy.decide(state)
+        if not isinstance(decision, Decision):
+            raise TypeError(f"returned a {type(decision).__name__}, not a Decision")
     except Exception as error:  # a third party's policy may raise anything
         fault = f"{type(error).__name__}: {error}"
         raise UsageError(
             f"--policy {args.policy}: decide() fails with options {options_of(args)} on one waiting and one running request "
             f"({fault}); correct the policy or its options"
         ) from error
+    return effective_options(policy, options_of(args))
 
 
 def _check_offload(options: PluginOptions) -> None:

@@ -14,6 +14,7 @@ from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.lengths import EngineLengths
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import ReaderStream
 from andes_sglang.state import Phase, RequestTable, RequestView
 
@@ -150,6 +151,13 @@ class StreamRecords:
         record.expected_tokens = self._lengths.expected_tokens(prompt_tokens, record.expectation.expected_tokens)
         self._by_rid[record.req.rid] = record
         record.slot = self._ledger.add(record.view(Phase.WAITING))
+
+    def end(self, req: Any, metrics: EngineMetrics) -> None:
+        """``req`` has finished. A health check is no answer: it neither counts nor teaches a length."""
+        if not protocol.is_health_check(req.rid):
+            metrics.finished(self._by_rid[req.rid].reader.final_qoe())
+            self.learn_length(req)
+        self.forget(req.rid)
 
     def learn_length(self, req: Any) -> None:
         """Its answer has ended. One that was aborted teaches nothing, one that ``max_tokens`` cut that it would have been

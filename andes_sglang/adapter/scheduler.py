@@ -22,7 +22,6 @@ from typing import Any
 
 from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
-from sglang.srt.managers.utils import is_health_check_generate_req
 
 from andes_sglang import expectations, protocol
 from andes_sglang.adapter import seams
@@ -251,10 +250,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
                 continue
             record.deliver(now_s)
             if req.finished():
-                if not is_health_check_generate_req(req):
-                    self._qoe_metrics.finished(record.reader.final_qoe())
-                self._records.learn_length(req)
-                self._records.forget(req.rid)
+                self._records.end(req, self._qoe_metrics)
 
     # Idle
 

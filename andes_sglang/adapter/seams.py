@@ -44,6 +44,7 @@ SEAMS: dict[str, tuple[str, ...] | None] = {
     f"{_BATCH}.mix_with_running": ("self", "running_batch"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
     "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
+    "sglang.srt.managers.schedule_batch.BaseFinishReason.to_json": ("self",),
     "sglang.srt.managers.schedule_policy.match_prefix_for_req": (
         "tree_cache",
         "req",
@@ -51,7 +52,7 @@ SEAMS: dict[str, tuple[str, ...] | None] = {
         "cow_mamba",
         "include_req",
     ),
-    "sglang.srt.managers.utils.is_health_check_generate_req": ("recv_req",),
+    "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX": None,
     "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
     "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
     "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": ("self", "req", "chunked"),

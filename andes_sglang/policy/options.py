@@ -22,6 +22,9 @@ from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 __all__ = ["OptionInfo", "PolicyOptions", "option"]
 
+_MAX_NUMBER = math.nextafter(math.inf, 0.0)
+"""The largest finite float: JSON has integers beyond it."""
+
 
 class OptionInfo(NamedTuple):
     """What is declared of one option. unit: of its values, "" for a count or a flag. source: where the default was measured,
@@ -146,7 +149,7 @@ def _converted(value: Any, kind: type) -> Any:
     (JSON has one type of number)."""
     if kind in (bool, str):
         return value if isinstance(value, kind) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
         return None
     if kind is int:
         return int(value) if value == int(value) else None

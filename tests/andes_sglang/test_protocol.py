@@ -39,6 +39,13 @@ def test_the_figures_are_those_of_the_installed_sglang() -> None:
     assert importlib.metadata.version("sglang") == RELEASE
 
 
+def test_health_checks_are_known_by_the_name_that_sglang_gives_them() -> None:
+    source = (sglang_directory() / "srt" / "constants.py").read_text()
+    assert f'HEALTH_CHECK_RID_PREFIX = "{protocol.HEALTH_CHECK_RID_PREFIX}"\n' in source
+    assert protocol.is_health_check(f"{protocol.HEALTH_CHECK_RID_PREFIX}_1")
+    assert not protocol.is_health_check("a")
+
+
 RULES = """
 import json
 from types import SimpleNamespace

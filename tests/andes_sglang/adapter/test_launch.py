@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,11 +27,15 @@ from andes_sglang.policy import POLICIES
 from andes_sglang.qoe import QoETarget
 
 
-def refusal(*arguments: str) -> str:
-    """What ``andes serve`` says to these arguments before SGLang is imported."""
+def arguments_of(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     launch.add_arguments(parser)
-    args, _passed_to_sglang = parser.parse_known_args(arguments)
+    return parser.parse_known_args(arguments)[0]
+
+
+def refusal(*arguments: str) -> str:
+    """What ``andes serve`` says to these arguments before SGLang is imported."""
+    args = arguments_of(*arguments)
     with pytest.raises(UsageError) as caught:
         launch.check_arguments(args)
     assert "\n" not in str(caught.value)
@@ -56,6 +61,7 @@ OFFLOAD = ("--preemption-mode", "offload")
         (("--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
         (("--policy-option", "horizon=30"), "unknown option 'horizon'"),
         (("--policy-option", "length_guard=high"), "length_guard must be > 0, got 'high'"),
+        (("--policy-option", f"length_guard=1{400 * '0'}"), "length_guard must be > 0, got 1000"),
         (("--policy-option", "preemption=1"), "preemption must be true or false, got 1"),
         ((*FORCED, "every_tokens=0"), "every_tokens must be an integer >= 1 tokens, got 0"),
         ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 1 tokens, got 'often'"),
@@ -114,6 +120,26 @@ def test_a_third_partys_policy_that_cannot_decide_is_refused(
     assert "--policy their_policy:Theirs: decide() fails with options {'patience_s': 'long'}" in said
     assert "TypeError" in said
     assert "unexpected keyword argument 'patiens_s'" in refusal(*theirs, "--policy-option", "patiens_s=3")
+
+
+def test_a_third_partys_policy_that_returns_no_decision_is_refused(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_draft.py").write_text(
+        "class Draft:\n    name = 'draft'\n    def decide(self, state):\n        return ['probe-waiting']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    said = refusal("--model", model, "--policy", "their_draft:Draft")
+    assert "--policy their_draft:Draft: decide() fails" in said
+    assert "returned a list, not a Decision" in said
+
+
+def test_an_old_option_name_reaches_the_engine_as_the_new_one(model: str) -> None:
+    """The engine's process then says nothing more of what the command has warned of."""
+    args = arguments_of("--model", model, "--policy-option", "slice-worth=0.5", "--port", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        assert launch.check_arguments(args).policy_options == {"min_runtime_ratio": 0.5}
 
 
 def test_the_command_ends_with_one_sentence(model: str) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import QoETarget
 from andes_sglang.state import Phase, RequestTable
 
@@ -25,6 +27,16 @@ def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100) 
         output_ids=[0] * output,
         sampling_params=SimpleNamespace(max_new_tokens=most),
     )
+
+
+class Finished(EngineMetrics):
+    """Keeps the QoE of streams that have ended."""
+
+    def __init__(self) -> None:
+        self.qoe: list[float] = []
+
+    def finished(self, qoe: float) -> None:
+        self.qoe.append(qoe)
 
 
 def record(req: Any, arrival_s: float = 0.0, expectation: ReaderExpectation = EXPECTATION) -> StreamRecord:
@@ -153,6 +165,21 @@ def test_records_learn_how_long_answers_are(reason: str, ignore_eos: bool, expec
         assert records["b"].expected_tokens > 60
     else:
         assert records["b"].expected_tokens == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize(("rid", "answers"), [("a", 1), (f"{protocol.HEALTH_CHECK_RID_PREFIX}_a", 0)])
+def test_a_health_check_is_no_answer(rid: str, answers: int) -> None:
+    """An idle engine gets one every few seconds: what was learned from answers would be forgotten overnight."""
+    records, told = StreamRecords(), Finished()
+    ended = request(rid, prompt=10, output=30)
+    ended.finished_reason = SimpleNamespace(to_json=lambda: {"type": "stop"})
+    records.add(record(ended))
+    records[rid].deliver(1.0)
+    records.end(ended, told)
+    assert len(told.qoe) == answers
+    assert len(records) == 0
+    records.add(record(request("next"), expectation=ReaderExpectation()))
+    assert (records["next"].expected_tokens < 250) == bool(answers)
 
 
 def test_what_a_request_says_of_its_length_overrules_what_was_learned() -> None:

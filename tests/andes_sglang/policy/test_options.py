@@ -68,6 +68,8 @@ def test_a_value_of_type_and_range_is_kept_as_that_type(name: str, value: Any, k
         ("cap", -1, ">= 0 tokens or null"),
         ("cap", [], ">= 0 tokens or null"),
         ("shift_s", float("inf"), "a number of seconds"),
+        ("shift_s", 10**400, "a number of seconds"),
+        ("count", 10**400, "an integer >= 1"),
         ("mode", "fast", "one of slow, quick"),
         ("mode", 3, "one of slow, quick"),
     ],
