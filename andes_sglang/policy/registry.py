@@ -96,8 +96,9 @@ def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dic
     options = getattr(policy, "options", None)
     if not isinstance(options, PolicyOptions):
         return dict(given)
-    names = [type(options).renamed.get(name, name) for name in given]
-    return {name: value for name, value in options.as_dict().items() if name in names}
+    current = options.as_dict()
+    renamed = {type(options).renamed.get(name, name): value for name, value in given.items()}
+    return {name: current.get(name, value) for name, value in renamed.items()}
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:
