@@ -83,8 +83,9 @@ class Controller:
             known.wake.set()
 
     def deleted(self, key: Key) -> None:
-        """A target was deleted: reconciling it ends its task."""
+        """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
         if key in self._targets:
+            self._targets[key].generation = 0
             self._targets[key].wake.set()
 
     def classes_changed(self, namespace: str) -> None:
@@ -111,6 +112,8 @@ class Controller:
                 finally:
                     work.since_s = None
                 if delay_s is None:
+                    if work.wake.is_set():  # created again meanwhile
+                        continue
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(work.wake.wait(), delay_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
@@ -132,8 +135,11 @@ class Controller:
             self._classes[namespace].clear()
             try:
                 await self._publish_classes(namespace)
-            except ClusterError as error:
-                log.warning("QoEClasses of %s were not published: %s", namespace, error)
+            except Exception as error:
+                expected = isinstance(error, ClusterError)
+                log.warning(
+                    "QoEClasses of %s were not published: %s", namespace, error, exc_info=None if expected else error
+                )
                 await asyncio.sleep(CLASSES_RETRY_S)
                 self._classes[namespace].set()
 

@@ -22,7 +22,9 @@ from andes_sglang.bench.engine import Engine, read_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-BASE = ("--max-total-tokens", "4096", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
+ENDLESS_TOKENS = 6000
+"""Longer than a test takes to look at an engine on a slow machine: 30 s at 5 ms a step."""
+BASE = ("--max-total-tokens", "65536", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
 PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}}, "required": ["a", "b"]}
 
@@ -281,13 +283,15 @@ def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dic
 
 
 def test_the_preempted_do_not_go_to_the_back_of_the_queue(engine: tuple[Engine, str]) -> None:
-    """Eight streams lose their slot every few tokens, three newcomers wait for one all the while: none gets any."""
+    """Eight streams lose their slot every few tokens, three newcomers wait for one all the while: none gets any.
+
+    There is KV for all eight to their end: what does not fit would let a newcomer pass."""
     server, mode = engine
     if mode == "offload":
         pytest.skip("too little KV for all streams at once: a newcomer that fits may pass a stream that does not")
 
     def generate(k: int) -> int:
-        sampling = {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0}
+        sampling = {"max_new_tokens": ENDLESS_TOKENS, "ignore_eos": True, "temperature": 0}
         answer: Any = server.post("/generate", {"input_ids": PROMPTS[k % 6], "sampling_params": sampling})
         assert answer["meta_info"]["finish_reason"]["type"] == "abort"
         return int(answer["meta_info"]["completion_tokens"])
@@ -328,7 +332,7 @@ def test_an_abort_frees_everything(engine: tuple[Engine, str], bodies: list[dict
                 {
                     "rid": f"gone-{k}",
                     "input_ids": PROMPTS[k],
-                    "sampling_params": {"max_new_tokens": 2000, "ignore_eos": True, "temperature": 0},
+                    "sampling_params": {"max_new_tokens": ENDLESS_TOKENS, "ignore_eos": True, "temperature": 0},
                 },
             )
             for k in range(4)
