@@ -81,8 +81,10 @@ def make_policy(
         if declared is not None:
             return factory(declared.from_mapping(options), **arguments)
         return factory(**options, **arguments)
-    except TypeError as error:
-        raise ValueError(f"policy {name!r}: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever another package's class raises
+        raise ValueError(f"policy {name!r}: {type(error).__name__}: {error}") from error
 
 
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:

@@ -165,7 +165,7 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    if not all(isinstance(value, str | int | float) for value in options.values()):
+    if not all(isinstance(value, str | int | float | None) for value in options.values()):
         raise ValueError(f"policy options: {options!r}")
     return str(said["name"]), tuple(sorted(options.items()))
 

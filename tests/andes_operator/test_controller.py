@@ -222,6 +222,15 @@ async def test_classes_are_published_again_when_that_failed(log: Log) -> None:
     assert [namespace for _, namespace in log.published] == ["chat"] * 3
 
 
+@scenario
+async def test_what_a_watch_still_tells_after_the_end_begins_nothing(log: Log) -> None:
+    await log.controller.stop()
+    log.controller.changed(CHAT, 1)
+    log.controller.classes_changed("chat")
+    await asyncio.sleep(1.0)
+    assert log.reconciled == log.published == []  # type: ignore[comparison-overlap]
+
+
 # Health
 
 
