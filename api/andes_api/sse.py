@@ -99,16 +99,22 @@ class EventStream:
                 self.done = True
                 return event, 0
         payload = object_of(event[5:])
-        choices = payload.get("choices")
         usage = payload.get("usage")
         if isinstance(usage, dict):
             self.usage_so_far = usage
-        counted = self._usage and isinstance(usage, dict)
-        if not choices or not isinstance(choices, list):
-            return self._without_choice(event, payload, counted)
+        else:
+            usage = None
+        choices = payload.get("choices")
+        if choices and isinstance(choices, list):
+            return self._with_choices(event, payload, choices, usage)
+        return self._without_choice(event, payload, usage)
+
+    def _with_choices(
+        self, event: bytes, payload: dict[str, Any], choices: list[Any], usage: dict[str, Any] | None
+    ) -> Event:
         choice = choices[0] if isinstance(choices[0], dict) else {}
         self.finish_reason = choice.get("finish_reason") or None  # some engines write "" for none
-        if not counted:
+        if usage is None or not self._usage:
             new = 1 if any(_has_text(c) for c in choices) else 0
             self._counts[0] = self._counts.get(0, 0) + new
             return event, new
@@ -116,18 +122,18 @@ class EventStream:
         new = self._count(usage, index if isinstance(index, int) else 0)
         return (event if self._asked_continuous else self._without_usage(event, payload)), new
 
-    def _without_choice(self, event: bytes, payload: dict[str, Any], counted: bool) -> Event:
+    def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
         if payload.get("error") is not None:
             self.error, self.error_event = payload["error"], event
             return b"", 0
         if payload.get("choices", ...) not in ([], None):
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
-        if isinstance(payload.get("usage"), dict):
-            self.usage = payload["usage"]
-        return (event if self._asked_final or not counted else b""), 0
+        if usage is not None:
+            self.usage = usage
+        return (event if self._asked_final or usage is None or not self._usage else b""), 0
 
-    def _count(self, usage: Any, index: int) -> int:
+    def _count(self, usage: dict[str, Any], index: int) -> int:
         total = usage.get("completion_tokens")
         new = total - self._counts.get(index, 0) if isinstance(total, int) else 0
         if new <= 0:
