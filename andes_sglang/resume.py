@@ -41,18 +41,24 @@ def resumable(body: dict[str, Any], chat: bool) -> bool:
 
 
 def text_of(events: Iterable[bytes]) -> str | None:
-    """The text that ``events`` delivered; None where they hold something that text cannot continue (tools, reasoning).
-    Raises ``ValueError`` where one is no JSON object."""
+    """The text that ``events`` delivered; None where they hold something that text cannot continue (tools, reasoning, half
+    a surrogate pair, a chunk of another shape). Raises ``ValueError`` where one is no JSON object."""
     parts = []
     for event in events:
-        if not event.startswith(b"data: {"):
-            continue
-        for choice in _payload(event).get("choices", ()):
-            delta = choice.get("delta") or {}
-            if delta.get("tool_calls") or delta.get("reasoning_content"):
-                return None
-            parts.append(choice.get("text") or delta.get("content") or "")
-    return "".join(parts)
+        try:
+            for choice in _payload(event).get("choices") or ():
+                delta = choice.get("delta") or {}
+                if delta.get("tool_calls") or delta.get("reasoning_content"):
+                    return None
+                parts.append(choice.get("text") or delta.get("content") or "")
+        except (AttributeError, TypeError):
+            return None
+    try:
+        text = "".join(parts)
+        text.encode()
+    except (TypeError, UnicodeEncodeError):
+        return None
+    return text
 
 
 def continued(body: dict[str, Any], chat: bool, text: str, tokens: int) -> dict[str, Any] | None:
@@ -96,9 +102,9 @@ class Continuation:
     def rewrite(self, event: bytes) -> bytes:
         """``event`` as the client should see it; empty where it must not. Raises ``ValueError`` for no JSON
         object."""
-        if not event.startswith(b"data: {"):
-            return event
         payload = _payload(event)
+        if not payload:
+            return event
         choices = payload.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
         if delta.get("role") and not delta.get("content"):
@@ -116,7 +122,11 @@ class Continuation:
 
 
 def _payload(event: bytes) -> dict[str, Any]:
-    payload = json.loads(event.partition(b":")[2])
+    """What an event says; empty for a comment or the end."""
+    field, _, text = event.partition(b":")
+    if field != b"data" or text.lstrip().startswith(b"[DONE]"):
+        return {}
+    payload = json.loads(text.decode(errors="replace"))
     if not isinstance(payload, dict):
         raise ValueError(f"no object: {event[:80]!r}")
     return payload

@@ -10,15 +10,15 @@ import math
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from andes_sglang import protocol
+from andes_sglang import expectations, protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.lengths import EngineLengths
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.qoe import ReaderStream
+from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Phase, RequestTable, RequestView
 
-__all__ = ["StreamRecord", "StreamRecords"]
+__all__ = ["StreamRecord", "StreamRecords", "expectation_of"]
 
 
 class StreamRecord:
@@ -114,6 +114,16 @@ class StreamRecord:
             yields=self.expectation.yields,
             expected_tokens=self.expected_tokens,
         )
+
+
+def expectation_of(req: Any, default: QoETarget) -> ReaderExpectation:
+    """What ``req`` says of its reader. Where that is malformed and SGLang's front end has not refused it, ``req`` is marked
+    to end with 400 and the message, as SGLang does with what it finds invalid here."""
+    try:
+        return expectations.parse(req.sampling_params.custom_params, default)
+    except ValueError as error:
+        req.set_finish_with_abort(str(error))
+        return ReaderExpectation(default)
 
 
 class StreamRecords:

@@ -23,7 +23,7 @@ from typing import Any
 from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
-from andes_sglang import expectations, protocol
+from andes_sglang import protocol
 from andes_sglang.adapter import seams
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.host_tier import HostTier
@@ -33,7 +33,7 @@ from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.queue_limits import QueueLimits
-from andes_sglang.adapter.records import StreamRecord, StreamRecords
+from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
@@ -122,12 +122,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             return
         if req.rid in self._records:
             self._records.forget(req.rid)
+        expectation = expectation_of(req, self._qoe_target)
         with self._limits.only_new():
             super()._add_request_to_queue(req, is_retracted=is_retracted)
         if self.waiting_queue and self.waiting_queue[-1] is req:
             now_s = time.perf_counter()
             arrival_s = req.time_stats.scheduler_recv_time or now_s  # before its grammar was compiled
-            expectation = expectations.parse(req.sampling_params.custom_params, self._qoe_target)
             preemptible = is_preemptible(req, self.spec_algorithm)
             self._records.add(StreamRecord(req, arrival_s, now_s, expectation, preemptible))
 

@@ -44,6 +44,7 @@ SEAMS: dict[str, tuple[str, ...] | None] = {
     f"{_BATCH}.mix_with_running": ("self", "running_batch"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
     "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
+    "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort": ("self", "error_msg"),
     "sglang.srt.managers.schedule_batch.BaseFinishReason.to_json": ("self",),
     "sglang.srt.managers.schedule_policy.match_prefix_for_req": (
         "tree_cache",

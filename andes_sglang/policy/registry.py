@@ -81,8 +81,10 @@ def make_policy(
         if declared is not None:
             return factory(declared.from_mapping(options), **arguments)
         return factory(**options, **arguments)
-    except TypeError as error:
-        raise ValueError(f"policy {name!r}: {error}") from None
+    except ValueError:
+        raise
+    except Exception as error:  # whatever another package's class raises
+        raise ValueError(f"policy {name!r}: {type(error).__name__}: {error}") from error
 
 
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
@@ -96,8 +98,9 @@ def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dic
     options = getattr(policy, "options", None)
     if not isinstance(options, PolicyOptions):
         return dict(given)
-    names = [type(options).renamed.get(name, name) for name in given]
-    return {name: value for name, value in options.as_dict().items() if name in names}
+    current = options.as_dict()
+    renamed = {type(options).renamed.get(name, name): value for name, value in given.items()}
+    return {name: current.get(name, value) for name, value in renamed.items()}
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:

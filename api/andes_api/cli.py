@@ -62,12 +62,13 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for setting in references():
         text = getattr(args, setting.name, None)
-        if text is None:
+        if not text:  # not given, or from a variable of a script that is not set
             continue
         try:
             given[setting.name] = json.loads(text) if setting.as_json else text
         except json.JSONDecodeError as error:
             raise UsageError(f"{setting.flag}: expected JSON, got {text!r} ({error})") from None
     if args.upstream:
-        given["upstreams"] = [*given.get("upstreams", ()), *args.upstream]
+        listed = given.get("upstreams", [])
+        given["upstreams"] = [*(listed if isinstance(listed, list) else [listed]), *args.upstream]
     return given

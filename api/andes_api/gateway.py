@@ -81,7 +81,13 @@ class Gateway:
     def reread_classes(self) -> None:
         """Take over what ``classes_file`` says when it has changed; where it is wrong, the classes stay as they are."""
         file = self._configured.classes_file
-        content = file.read_bytes() if file is not None and file.exists() else b""
+        try:
+            content = file.read_bytes() if file is not None else b""
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            content = self._classes
+            _log.error("the classes stay as they were: %s: %s", file, error.strerror)
         if content == self._classes:
             return
         self._classes = content

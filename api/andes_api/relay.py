@@ -313,6 +313,7 @@ class Relay:
         if data:
             return data
         if self._is_complete(events):
+            events.drop_partial()
             return DONE_EVENT
         raise UpstreamError("ended early")
 
@@ -340,7 +341,7 @@ class Relay:
         if continuation is not None:
             try:
                 batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 raise UpstreamError("garbage") from None
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])

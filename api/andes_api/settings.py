@@ -6,7 +6,9 @@ environment and the table of docs/gateway.md derive from it.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +67,20 @@ def _server(address: str) -> str:
     return address
 
 
+def _option_values(options: Any) -> Any:
+    """In the environment every option is text: as JSON where it is JSON."""
+    if not isinstance(options, dict):
+        return options
+    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def _routing_policy(name: str) -> str:
     name = current_name(name)
     find_routing_policy(name)
@@ -111,7 +127,9 @@ class GatewaySettings(BaseSettings):
     policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
-    policy_options: dict[str, Any] = Field({}, description="options of the routing policy")
+    policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+        {}, description="options of the routing policy"
+    )
     horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
     bounded_load: Annotated[float, Field(ge=1)] = Field(
         1.25, description="ratio to the mean load up to which `prefix` keeps a prompt at its replica"
@@ -227,7 +245,8 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
     except ValidationError as error:
         faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
     except ValueError as error:  # a value in the environment that is no JSON
-        faults.append(str(error))
+        field = re.search(r'field "(\w+)"', str(error))
+        faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
     if faults:
         raise GatewaySettingsError("\n".join(faults))
     return settings

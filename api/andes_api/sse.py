@@ -10,6 +10,7 @@ a token that is half a character), and cuts those figures out again for a client
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -68,7 +69,7 @@ class EventStream:
             self._rest = b""
         events: list[Event] = []
         try:
-            if data.endswith(b"\n\n") and data.find(b"\n\n", 0, -2) < 0:  # one whole event, as nearly always
+            if data.endswith(b"\n\n") and data.find(b"\n\n", 0, -2) < 0 and b"\r" not in data:  # as nearly always
                 events.append(self._one(data))
                 return events
             start = 0
@@ -84,6 +85,10 @@ class EventStream:
             self.garbage = str(error)
         return events
 
+    def drop_partial(self) -> None:
+        """Forget the part of an event that came last; its rest will not come."""
+        self._rest = b""
+
     def _one(self, event: bytes) -> Event:
         if not event.startswith(b"data: {"):
             if not event.startswith(b"data:"):
@@ -94,32 +99,41 @@ class EventStream:
                 self.done = True
                 return event, 0
         payload = object_of(event[5:])
-        choices = payload.get("choices")
         usage = payload.get("usage")
-        counted = self._usage and isinstance(usage, dict)
-        if not choices or not isinstance(choices, list):
-            return self._without_choice(event, payload, counted)
+        if isinstance(usage, dict):
+            self.usage_so_far = usage
+        else:
+            usage = None
+        choices = payload.get("choices")
+        if choices and isinstance(choices, list):
+            return self._with_choices(event, payload, choices, usage)
+        return self._without_choice(event, payload, usage)
+
+    def _with_choices(
+        self, event: bytes, payload: dict[str, Any], choices: list[Any], usage: dict[str, Any] | None
+    ) -> Event:
         choice = choices[0] if isinstance(choices[0], dict) else {}
-        self.finish_reason = choice.get("finish_reason")
-        if not counted:
+        self.finish_reason = choice.get("finish_reason") or None  # some engines write "" for none
+        if usage is None or not self._usage:
             new = 1 if any(_has_text(c) for c in choices) else 0
             self._counts[0] = self._counts.get(0, 0) + new
             return event, new
-        self.usage_so_far = usage
-        new = self._count(usage, choice.get("index", 0) if self._several else 0)
+        index = choice.get("index") if self._several else 0
+        new = self._count(usage, index if isinstance(index, int) else 0)
         return (event if self._asked_continuous else self._without_usage(event, payload)), new
 
-    def _without_choice(self, event: bytes, payload: dict[str, Any], counted: bool) -> Event:
-        """An error, or the usage of the whole stream."""
-        if "error" in payload:
+    def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
+        """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
+        if payload.get("error") is not None:
             self.error, self.error_event = payload["error"], event
             return b"", 0
-        if payload.get("choices") != []:
+        if payload.get("choices", ...) not in ([], None):
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
-        self.usage = self.usage_so_far = payload.get("usage")
-        return (event if self._asked_final or not counted else b""), 0
+        if usage is not None:
+            self.usage = usage
+        return (event if self._asked_final or usage is None or not self._usage else b""), 0
 
-    def _count(self, usage: Any, index: int) -> int:
+    def _count(self, usage: dict[str, Any], index: int) -> int:
         total = usage.get("completion_tokens")
         new = total - self._counts.get(index, 0) if isinstance(total, int) else 0
         if new <= 0:
@@ -132,7 +146,8 @@ class EventStream:
         usage comes last, as SGLang writes it."""
         if next(reversed(payload)) != "usage":
             kept = {name: value for name, value in payload.items() if name != "usage"}
-            return b"data: " + orjson.dumps(kept if self._chat else {**kept, "usage": None}) + b"\n\n"
+            text = json.dumps(kept if self._chat else {**kept, "usage": None}, separators=(",", ":"))
+            return b"data: " + text.encode() + b"\n\n"
         end = b"}" + event[event.rindex(b"}") + 1 :]
         before = event[: event.rindex(b'"usage"')]
         if self._chat:
@@ -144,9 +159,12 @@ def _has_text(choice: Any) -> bool:
     if not isinstance(choice, dict):
         return False
     delta = choice.get("delta") or {}
-    if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-        return True
-    return any((call.get("function") or {}).get("arguments") for call in delta.get("tool_calls") or ())
+    try:
+        if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
+            return True
+        return any((call.get("function") or {}).get("arguments") for call in delta.get("tool_calls") or ())
+    except (AttributeError, TypeError):  # a chunk of another shape
+        return False
 
 
 def payload_of(event: bytes) -> dict[str, Any]:
@@ -159,7 +177,10 @@ def object_of(text: bytes) -> dict[str, Any]:
     try:
         payload = orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise GarbageError(f"no JSON: {text[:80]!r}") from None
+        try:  # NaN, half a surrogate pair or a byte that is no UTF-8: wrong, but clients read past them
+            payload = json.loads(text.decode(errors="replace"))
+        except (ValueError, RecursionError):
+            raise GarbageError(f"no JSON: {text[:80]!r}") from None
     if not isinstance(payload, dict):
         raise GarbageError(f"no object: {text[:80]!r}")
     return payload

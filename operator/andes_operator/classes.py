@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.expectations import MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
 __all__ = ["reader", "settings", "settings_yaml"]
@@ -28,7 +28,10 @@ FIELDS = {
 
 def settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The ``spec`` of a QoEClass as a class in the gateway's settings."""
-    return {gateway_name: spec[name] for name, gateway_name in FIELDS.items() if name in spec}
+    known = {gateway_name: spec[name] for name, gateway_name in FIELDS.items() if name in spec}
+    if 0.0 < known.get("weight", 1.0) < MIN_WEIGHT:  # stored before the schema had this minimum
+        known["weight"] = MIN_WEIGHT
+    return known
 
 
 def settings_yaml(classes: Iterable[Mapping[str, Any]]) -> str:

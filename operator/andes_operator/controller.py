@@ -65,6 +65,7 @@ class Controller:
         self._targets: dict[Key, _Work] = {}
         self._classes: dict[str, asyncio.Event] = {}
         self._publishing: dict[str, asyncio.Task[None]] = {}
+        self._stopped = False
         self.leading = False
         self.synced = False
         """Whether everything was listed once."""
@@ -74,6 +75,8 @@ class Controller:
 
     def changed(self, key: Key, generation: int) -> None:
         """A target exists. A new one is reconciled, and one whose spec has changed; other changes are the operator's own."""
+        if self._stopped:  # a watch ends a little later: the lease may be another's by then
+            return
         known = self._targets.get(key)
         if known is None or known.task.done():
             self._targets[key] = _Work(asyncio.create_task(self._run(key), name="/".join(key)), generation)
@@ -83,11 +86,14 @@ class Controller:
             known.wake.set()
 
     def deleted(self, key: Key) -> None:
-        """A target was deleted: reconciling it ends its task."""
+        """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
         if key in self._targets:
+            self._targets[key].generation = 0
             self._targets[key].wake.set()
 
     def classes_changed(self, namespace: str) -> None:
+        if self._stopped:
+            return
         if namespace not in self._publishing:
             self._classes[namespace] = asyncio.Event()
             self._publishing[namespace] = asyncio.create_task(self._publish(namespace))
@@ -111,6 +117,8 @@ class Controller:
                 finally:
                     work.since_s = None
                 if delay_s is None:
+                    if work.wake.is_set():  # created again meanwhile
+                        continue
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(work.wake.wait(), delay_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
@@ -132,8 +140,11 @@ class Controller:
             self._classes[namespace].clear()
             try:
                 await self._publish_classes(namespace)
-            except ClusterError as error:
-                log.warning("QoEClasses of %s were not published: %s", namespace, error)
+            except Exception as error:
+                expected = isinstance(error, ClusterError)
+                log.warning(
+                    "QoEClasses of %s were not published: %s", namespace, error, exc_info=None if expected else error
+                )
                 await asyncio.sleep(CLASSES_RETRY_S)
                 self._classes[namespace].set()
 
@@ -160,6 +171,8 @@ class Controller:
             self.classes_changed(namespace)
 
     async def stop(self) -> None:
+        """End all tasks, and begin no more."""
+        self._stopped = True
         tasks = [*(work.task for work in self._targets.values()), *self._publishing.values()]
         for task in tasks:
             task.cancel()

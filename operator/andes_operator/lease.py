@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -45,6 +46,14 @@ class ReleasableLease(LeaseLock):  # type: ignore[misc]  # the client has no typ
             return False
         return True
 
+    def election_record(self, lease: client.V1Lease) -> LeaderElectionRecord:
+        """As the client's, whose election takes a Lease without ``acquireTime`` at once, as if it had no holder: earlier
+        releases write none, and may still hold it."""
+        record = super().election_record(lease)
+        if record.holder_identity not in (None, self.identity):
+            record.acquire_time, record.renew_time = record.acquire_time or "", record.renew_time or ""
+        return record
+
     async def release(self) -> None:
         """Let the next operator have it at once, where it is this one's."""
         found, record = await self.get(self.name, self.namespace)
@@ -63,7 +72,7 @@ class Election(LeaderElection):  # type: ignore[misc]  # the client has no types
     def __init__(self, lock: BaseLock, duration_s: float, work: Work) -> None:
         super().__init__(Config(
             lock,
-            lease_duration=int(duration_s),
+            lease_duration=math.ceil(duration_s),
             renew_deadline=DEADLINE_SHARE * duration_s,
             retry_period=max(1.0, RETRY_SHARE * duration_s),
             onstarted_leading=work,

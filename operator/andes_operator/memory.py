@@ -42,7 +42,7 @@ class Memory:
     """All times are Unix seconds.
 
     at_s: of the last reconcile. replicas: ``spec.replicas`` then. since_s: trustworthy data without a gap from then on;
-    None: none now. idle_since_s: the last arrival, or the beginning of the record where none was ever seen. settled_s: no
+    None: none now. idle_since_s: the last arrival, or the beginning of the record where none is known. settled_s: no
     pod was starting from then on; None: one is. asks: those that can still be the highest or lowest of a stabilisation
     window. changes: those that rate limits still count. queue: streams without a first token at the last reconciles.
     replica_s, baseline_s: replica-seconds that ran, draining pods included, and that the baseline would have run."""
@@ -68,7 +68,7 @@ class Memory:
             at_s=now_s,
             replicas=wanted,
             since_s=self.since_s if self.since_s is not None else now_s,
-            idle_since_s=self._idle_since_s(seen),
+            idle_since_s=self._idle_since_s(spec.behavior, seen),
             settled_s=None if seen.pods.starting else (self.settled_s if self.settled_s is not None else now_s),
             changes=self._changes(spec.behavior, now_s, wanted),
             queue=(seen.waiting,) if moved else (*self.queue, seen.waiting)[-QUEUE_LENGTHS:],
@@ -76,8 +76,11 @@ class Memory:
             baseline_s=self.baseline_s + elapsed_s * spec.baseline_replicas,
         )
 
-    def _idle_since_s(self, seen: Observation) -> float:
-        known_s = min(seen.now_s, seen.complete_since_s) if self.idle_since_s is None else self.idle_since_s
+    def _idle_since_s(self, behavior: ScalingBehavior, seen: Observation) -> float:
+        """What came since the last reconcile is in the record, unless that was longer ago than gateways are asked for."""
+        known_s = self.idle_since_s
+        if known_s is None or (self.at_s is not None and self.at_s < seen.now_s - behavior.history_s):
+            known_s = min(seen.now_s, seen.complete_since_s)
         return known_s if seen.last_arrival_s is None else max(known_s, seen.last_arrival_s)
 
     def _changes(self, behavior: ScalingBehavior, now_s: float, wanted: int) -> tuple[Change, ...]:

@@ -126,7 +126,7 @@ class GatewayReport:
                 running={name: Sketch.from_dict(sketch) for name, sketch in qoe["running"].items()},
                 replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
-                routing_policy=_policy(replicas.get("routing_policy")),
+                routing_policy=_policy(replicas.get("routing")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
@@ -165,7 +165,7 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    if not all(isinstance(value, str | int | float) for value in options.values()):
+    if not all(isinstance(value, str | int | float | None) for value in options.values()):
         raise ValueError(f"policy options: {options!r}")
     return str(said["name"]), tuple(sorted(options.items()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,9 @@ FLAGLESS = ("identity", "admin_key")
 OLD_FLAGS = {"--sweep-seconds": "--resync-seconds"}
 """Former flags, accepted with a warning until the next release."""
 
+SERVICE_LINK = re.compile(rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+"""Variables that Kubernetes sets in a pod for a Service called ``andes-operator``; so is ``.._PORT=tcp://HOST:PORT``."""
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -47,7 +51,9 @@ def _own_namespace() -> str:
 class OperatorSettings(BaseSettings):
     """Everything that the operator can be told; see docs/operator.md."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, populate_by_name=True
+    )
 
     namespace: tuple[str, ...] = Field((), description="namespaces to serve; repeatable; default: all")
     host: str = Field("0.0.0.0", description="where /livez, /readyz and /metrics listen")  # noqa: S104
@@ -117,6 +123,8 @@ def load(args: argparse.Namespace) -> OperatorSettings:
             given.setdefault(new, value)
         elif name in OperatorSettings.model_fields:
             given[name] = value
+    for variable in [name for name, value in os.environ.items() if _is_service_link(name, value)]:
+        del os.environ[variable]
     unknown = [
         variable for variable in os.environ
         if variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() not in OperatorSettings.model_fields
@@ -126,11 +134,16 @@ def load(args: argparse.Namespace) -> OperatorSettings:
         settings = OperatorSettings(**given)
     except ValidationError as error:
         faults += [_fault(dict(fault)) for fault in error.errors(include_url=False)]
-    except ValueError as error:  # a variable that is not JSON where JSON is expected
-        faults.append(str(error))
+    except ValueError:  # of the only field whose variable is JSON
+        variable = f"{PREFIX}NAMESPACE"
+        faults.append(f'{variable}: expected a JSON list such as ["chat"], got {os.environ.get(variable)!r}')
     if faults:
         raise OperatorSettingsError("; ".join(faults))
     return settings
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(SERVICE_LINK.fullmatch(name) or (name.startswith(PREFIX) and name.endswith("PORT") and "://" in value))
 
 
 def _fault(fault: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ __all__ = [
     "parse",
 ]  # fmt: skip
 
-PolicyOptions = tuple[tuple[str, bool | int | float | str], ...]
+PolicyOptions = tuple[tuple[str, bool | int | float | str | None], ...]
 """Options of a scheduling or routing policy, sorted by name: hashable, so that observations can be counted by them."""
 
 DESCRIPTIONS = {

@@ -361,6 +361,29 @@ def test_a_cut_after_the_finish_reason_loses_nothing(cut: Any) -> None:
     assert "error" not in case.payloads[-1]
 
 
+@pytest.mark.parametrize("part", [b'data: {"id":"o', b"data: [DONE]", b"data: [DONE]\n"])
+def test_a_cut_in_an_event_after_the_finish_reason_loses_nothing(part: bytes) -> None:
+    case = Case(Answer([chunk("a", 1, "stop"), part, b""])).run()
+    assert (case.text, case.stream.record.outcome, case.stream.attempts) == ("a", "done", 1)
+    assert case.body.count(b"[DONE]") == 1
+    assert case.body.endswith(b"}\n\n" + DONE)
+
+
+def test_events_without_a_space_are_continued_too() -> None:
+    tight = [event.replace(b"data: ", b"data:") for event in (chunk("a", 1), chunk("b", 2))]
+    rest = chunk("c", 1, "stop", "two").replace(b"data: ", b"data:")
+    case = Case(Answer([*tight, ConnectionResetError()]), Answer([rest, DONE])).run()
+    assert case.session.sent[1][1]["messages"][-1] == {"role": "assistant", "content": "ab"}
+    assert b'"two"' not in case.body, "it reads as the stream that it continues"
+
+
+@pytest.mark.parametrize("choice", ["7", '{"delta":"c"}'])
+def test_a_continuation_of_another_shape_is_a_failure(choice: str) -> None:
+    odd = f'data: {{"choices":[{choice}]}}\n\n'.encode()
+    case = Case(Answer([chunk("a", 1), ConnectionResetError()]), Answer([odd]), replicas="ab").run()
+    assert (case.stream.record.outcome, case.payloads[-1]["error"]["code"]) == ("failed", "upstream_error")
+
+
 def test_a_cut_before_all_of_several_answers_have_finished_is_a_failure() -> None:
     case = Case(Answer([chunk("a", 1, "stop"), b""]), body={**GREEDY, "n": 2}).run()
     assert case.stream.record.outcome == "failed"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from andes_api import cli
+from andes_api.gateway import Gateway
 from andes_api.reference import references, settings_table
 from andes_api.settings import ClassSettings, GatewaySettings, GatewaySettingsError, load, with_classes
 from andes_sglang.expectations import ReaderExpectation
@@ -128,6 +129,19 @@ def test_classes_of_a_file_of_their_own(tmp_path: Path) -> None:
 # One place for name, default, range and help
 
 
+def test_classes_that_cannot_be_read_stay_as_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text("classes: {reading: {tds: 6}}")
+    running = Gateway(Settings(upstreams=(URL,), classes_file=file))
+    file.unlink()
+    file.mkdir()
+    running.reread_classes()
+    assert running.settings.classes["reading"].tds == 6
+    file.rmdir()
+    running.reread_classes()
+    assert running.settings.classes["reading"].tds == 4.8
+
+
 def test_the_table_of_the_docs_is_the_settings() -> None:
     docs = Path(__file__).parents[2] / "docs" / "gateway.md"
     assert settings_table() in docs.read_text(), (
@@ -172,6 +186,28 @@ def test_every_setting_is_a_flag_but_secrets() -> None:
     flags = {option for action in parser._actions for option in action.option_strings}
     assert {s.flag for s in references() if not s.secret} <= flags
     assert "--upstream-api-key" not in flags
+
+
+def test_an_empty_flag_is_none() -> None:
+    settings = from_flags("--upstream", URL, "--otlp-endpoint", "", "--name", "", "--policy-options", "")
+    assert (settings.otlp_endpoint, settings.name, settings.policy_options) == (None, "gateway", {})
+
+
+def test_upstreams_that_are_no_list_are_named() -> None:
+    with pytest.raises(SettingsError, match=r"upstreams\.0"):
+        from_flags("--upstreams", "5", "--upstream", URL)
+
+
+def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDES_GATEWAY_UPSTREAMS", URL)
+    assert faults() == ["ANDES_GATEWAY_UPSTREAMS: expected JSON"]
+
+
+def test_options_of_the_routing_policy_may_stand_alone_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDES_GATEWAY_POLICY_OPTIONS__BOUND", "2")
+    assert load(None, upstreams=[URL], policy="prefix").routing_options == {"bound": 2}
+    monkeypatch.setenv("ANDES_GATEWAY_POLICY_OPTIONS__BOUND", "much")
+    assert faults(upstreams=[URL], policy="prefix")[0].endswith("got 'much'")
 
 
 def test_a_fault_on_the_command_line_names_the_flag_or_the_setting() -> None:

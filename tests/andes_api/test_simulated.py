@@ -215,6 +215,7 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
                 "g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), since_s=now_s - 600, received_s=now_s
             )
             seen = merge([report], PodCounts(0, 0, 0), now_s, 60.0)
+            assert seen.routing_policy == ("qoe", (("horizon_s", 60.0),))
             assert (seen.waiting, seen.open_streams, seen.fault) == (1, 1, None)
             assert decide(spec, seen, None, Memory()).replicas == 1
             with engine:

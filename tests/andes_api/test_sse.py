@@ -140,3 +140,45 @@ def test_an_error_ends_the_stream_and_keeps_what_came_before(start: bytes) -> No
 def test_how_the_last_choice_ended() -> None:
     assert read([chunk("a", usage(1), finish="length"), last(1), DONE])[2].finish_reason == "length"
     assert read([chunk("a", usage(1)), DONE])[2].finish_reason is None
+
+
+def test_null_and_empty_say_nothing() -> None:
+    no_error = last(1).replace(b"}\n\n", b',"error":null}\n\n')
+    out, _, stream = read([chunk("a", usage(1), finish="stop"), no_error, DONE], asked={"include_usage": True})
+    assert (out, stream.error_event, stream.usage) == (chunk("a", finish="stop") + no_error + DONE, b"", usage(1))
+    assert read([chunk("a", usage(1), finish="")])[2].finish_reason is None
+    no_choices = last(1).replace(b"[]", b"null")
+    out, _, stream = read([chunk("a", usage(1)), no_choices, b'data: {"choices":[]}\n\n', DONE])
+    assert (out, stream.garbage, stream.usage) == (chunk("a") + b'data: {"choices":[]}\n\n' + DONE, None, usage(1))
+
+
+def test_usage_beside_a_choice_is_known_when_events_are_counted() -> None:
+    assert read([chunk("a", usage(1)), DONE], usage=False)[2].usage_so_far == usage(1)
+
+
+@pytest.mark.parametrize("text", [b"NaN", b'"\\ud83d"', b'"\xff"'], ids=["nan", "half a pair", "not utf-8"])
+def test_what_is_no_strict_json_passes_as_it_came(text: bytes) -> None:
+    odd = chunk("a", usage(1)).replace(b'"object":"x"', b'"object":' + text)
+    passed = chunk("a").replace(b'"object":"x"', b'"object":' + text)
+    assert read([odd, DONE])[:2] == (passed + DONE, 1)
+
+
+@pytest.mark.parametrize(
+    "choice", ['{"delta":"a"}', '{"delta":{"tool_calls":[7]}}', '{"delta":{"tool_calls":5}}', '{"index":[]}', "7"]
+)
+def test_a_choice_of_another_shape_passes(choice: str) -> None:
+    for more in ("", ',"usage":{"completion_tokens":1}'):
+        event = f'data: {{"choices":[{choice}]{more}}}\n\n'.encode()
+        assert read([event, DONE], several=True, asked={"continuous_usage_stats": True})[0] == event + DONE
+
+
+def test_line_ends_may_be_mixed() -> None:
+    crlf = chunk("a", usage(1)).replace(b"\n", b"\r\n")
+    assert read([crlf + chunk("b", usage(2))])[1] == 2
+
+
+def test_part_of_an_event_can_be_dropped() -> None:
+    stream = EventStream(chat=False, asked={}, usage=True)
+    assert stream.feed(chunk("a", usage(1)) + b'data: {"id"') == [(chunk("a"), 1)]
+    stream.drop_partial()
+    assert stream.feed(DONE) == [(DONE, 0)]

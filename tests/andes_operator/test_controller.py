@@ -109,6 +109,21 @@ async def test_an_edit_is_reconciled_at_once_and_the_operators_own_writes_are_no
 
 
 @scenario
+async def test_a_target_that_is_created_again_during_its_last_reconcile_is_reconciled(log: Log) -> None:
+    def created_again() -> None:
+        log.answer = lambda: 10.0
+        log.controller.changed(CHAT, 1)  # the new one's generation begins at 1 too
+
+    log.controller.changed(CHAT, 1)
+    await asyncio.sleep(1.0)
+    log.answer = created_again
+    log.controller.deleted(CHAT)
+    await asyncio.sleep(1.0)
+    assert log.times_s == [0.0, 1.0, 1.0]
+    assert log.metric("andes_operator_targets") == 1.0
+
+
+@scenario
 async def test_a_deleted_target_is_reconciled_once_more_and_forgotten(log: Log) -> None:
     log.controller.changed(CHAT, 1)
     await asyncio.sleep(1.0)
@@ -193,7 +208,7 @@ async def test_a_first_resync_that_fails_is_tried_again_soon(log: Log) -> None:
 
 @scenario
 async def test_classes_are_published_again_when_that_failed(log: Log) -> None:
-    failing = [ClusterError(0, "away")]
+    failing = [ClusterError(0, "away"), KeyError("a bug")]
     publish = log.publish
 
     async def fail_once(namespace: str) -> None:
@@ -204,7 +219,16 @@ async def test_classes_are_published_again_when_that_failed(log: Log) -> None:
     log.controller._publish_classes = fail_once
     log.controller.classes_changed("chat")
     await asyncio.sleep(60.0)
-    assert [namespace for _, namespace in log.published] == ["chat", "chat"]
+    assert [namespace for _, namespace in log.published] == ["chat"] * 3
+
+
+@scenario
+async def test_what_a_watch_still_tells_after_the_end_begins_nothing(log: Log) -> None:
+    await log.controller.stop()
+    log.controller.changed(CHAT, 1)
+    log.controller.classes_changed("chat")
+    await asyncio.sleep(1.0)
+    assert log.reconciled == log.published == []  # type: ignore[comparison-overlap]
 
 
 # Health

@@ -383,6 +383,16 @@ def test_a_fleet_that_was_never_asked_is_idle_since_its_record_begins() -> None:
     assert Memory().observe(ZERO, unread).idle_since_s == NOW_S
 
 
+def test_what_came_while_no_operator_ran_may_not_be_in_the_record() -> None:
+    spec = replace(ZERO, behavior=ScalingBehavior(idle_s=7200))
+    look = seen(NOW_S, 1, **IDLE)
+    for down_s, replicas in ((600.0, 0), (601.0, 1)):  # a gateway is asked for ten minutes
+        memory = Memory(NOW_S - down_s, 1, since_s=NOW_S - 90_000, idle_since_s=NOW_S - 9000)
+        decision = decide(spec, look, predicted(1, 0.0), memory)
+        assert decision.replicas == replicas
+    assert decision.memory.idle_since_s == look.complete_since_s
+
+
 @pytest.mark.parametrize(
     ("more", "idle_s", "min_replicas", "replicas"),
     [

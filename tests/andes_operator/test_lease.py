@@ -8,15 +8,16 @@ import math
 import time
 from collections.abc import Callable, Coroutine
 from copy import copy
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import simulated_time
-from kubernetes.aio.client import ApiException
+from kubernetes.aio.client import ApiException, V1Lease, V1LeaseSpec
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
-from andes_operator.lease import ATTEMPT_SHARE, RETRY_SHARE, LeaseLostError, lead
+from andes_operator.lease import ATTEMPT_SHARE, RETRY_SHARE, LeaseLostError, ReleasableLease, lead
 
 DURATION_S = 20.0
 
@@ -112,6 +113,34 @@ async def test_of_one_that_was_killed_the_lease_expires(server: Server) -> None:
     await asyncio.sleep(2 * DURATION_S)
     assert 1000.0 + DURATION_S <= second.began_s <= 1000.0 + (1 + RETRY_SHARE) * DURATION_S
     await second.stop()
+
+
+def recorded(reader: str, holder: str | None) -> LeaderElectionRecord:
+    """How ``reader`` reads a Lease without ``acquireTime``, as earlier releases write it."""
+    spec = V1LeaseSpec(holder_identity=holder, lease_duration_seconds=20, renew_time=datetime(2026, 11, 27, tzinfo=UTC))
+    return ReleasableLease("operator", "chat", reader, None).election_record(V1Lease(spec=spec))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("holder", "waits"), [("other", True), ("b", False), (None, False)])
+def test_a_lease_without_all_times_is_held_by_its_holder(holder: str | None, waits: bool) -> None:
+    async def test(server: Server) -> None:
+        server.record = recorded("b", holder)
+        second = Operator(server, "b")
+        await asyncio.sleep(2 * DURATION_S)
+        assert (second.began_s >= 1000.0 + DURATION_S) is waits
+        await second.stop()
+
+    simulated_time.run(test(Server()))
+
+
+@scenario
+async def test_a_lease_lasts_no_less_than_the_time_by_which_work_ends(server: Server) -> None:
+    task = asyncio.create_task(lead(Lock(server, "a"), asyncio.Event().wait, 10.9))  # type: ignore[arg-type]
+    await asyncio.sleep(1.0)
+    assert server.record is not None
+    assert server.record.lease_duration == "11"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.mark.parametrize("fault", ["silent", "refusing"])

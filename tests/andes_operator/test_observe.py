@@ -266,9 +266,10 @@ def test_what_a_gateway_may_leave_out_has_a_default() -> None:
 
 
 def test_the_routing_policy_is_read() -> None:
-    assert answers(routing_policy={"name": "prefix", "options": {"b": 1, "a": True}}).routing_policy == (
+    assert answers(routing={"name": "prefix", "options": {"b": 1, "a": True}}).routing_policy == (
         "prefix", (("a", True), ("b", 1)))  # fmt: skip
-    assert answers(routing_policy={"name": "qoe"}).routing_policy == ("qoe", ())
+    assert answers(routing={"name": "qoe"}).routing_policy == ("qoe", ())
+    assert answers(routing={"name": "mine", "options": {"limit": None}}).routing_policy == ("mine", (("limit", None),))
 
 
 def test_all_that_a_request_says_of_its_reader_is_read() -> None:

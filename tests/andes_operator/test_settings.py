@@ -93,6 +93,33 @@ def test_every_fault_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         given("--port=x", "--watch-seconds=y")
 
 
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*VARIABLES, "ANDES_OPERATOR_PORT"):
+        monkeypatch.setenv(name, "")
+    made = given()
+    assert made.identity
+    assert (made.lease_namespace, made.admin_key, made.otlp_endpoint, made.port) == ("default", None, None, 8080)
+
+
+def test_namespaces_that_are_no_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDES_OPERATOR_NAMESPACE", "chat")
+    with pytest.raises(SettingsError, match=r"""ANDES_OPERATOR_NAMESPACE: expected a JSON list .*, got 'chat'"""):
+        given()
+
+
+def test_the_variables_of_a_service_of_the_operators_name_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes sets them in every pod of the namespace, unless ``enableServiceLinks`` is false."""
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.1", "SERVICE_PORT": "8080", "SERVICE_PORT_HTTP": "8080", "PORT": "tcp://10.0.0.1:8080",
+        "PORT_8080_TCP": "tcp://10.0.0.1:8080", "PORT_8080_TCP_PROTO": "tcp", "PORT_8080_TCP_PORT": "8080",
+        "PORT_8080_TCP_ADDR": "10.0.0.1", "METRICS_PORT": "tcp://10.0.0.2:80", "METRICS_SERVICE_HOST": "10.0.0.2",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"ANDES_OPERATOR_{name}", value)
+    assert given().port == 8080
+    monkeypatch.setenv("ANDES_OPERATOR_PORT", "9090")
+    assert given().port == 9090
+
+
 def test_a_former_flag_still_works_and_warns(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert given("--sweep-seconds=5").resync_s == 5.0

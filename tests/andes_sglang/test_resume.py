@@ -169,3 +169,15 @@ def test_only_the_events_own_id_is_replaced() -> None:
 def test_garbage_is_named(garbage: bytes) -> None:
     with pytest.raises(ValueError, match="Expecting"):
         Continuation(b"", 1).rewrite(garbage)
+
+
+def test_events_of_any_spacing_are_read() -> None:
+    assert text_of([b'data:{"choices":[{"text":"a"}]}\n\n', b'data:  {"choices":null}\n\n', b"data:[DONE]\n\n"]) == "a"
+    tight = b'data:{"id":"two","choices":[{"text":"c"}],"usage":{"completion_tokens":1}}\n\n'
+    said = json.loads(Continuation(b'data:{"id":"one"}\n\n', 4, 7).rewrite(tight)[5:])
+    assert (said["id"], said["usage"]["completion_tokens"], said["usage"]["prompt_tokens"]) == ("one", 5, 7)
+
+
+@pytest.mark.parametrize("choice", ['{"text":"\\ud83d"}', '{"text":7}', '{"delta":"a"}', "7"])
+def test_what_cannot_be_sent_as_text_is_not_continued(choice: str) -> None:
+    assert text_of([f'data: {{"choices":[{choice}]}}\n\n'.encode()]) is None

@@ -10,7 +10,7 @@ import pytest
 
 from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
-from andes_sglang.adapter.records import StreamRecord, StreamRecords
+from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import QoETarget
@@ -49,6 +49,24 @@ def test_a_view_tells_what_the_request_said_of_its_reader() -> None:
     assert (view.reader.start_s, view.reader.tds) == (1.0, 5.0)
     assert view.phase_since_s == 0.5
     assert math.isnan(record(request(), expectation=ReaderExpectation()).view(Phase.WAITING).expected_tokens)
+
+
+def test_a_request_whose_expectation_is_malformed_ends_and_not_the_engine() -> None:
+    """Not every front end of SGLang checks it before (``SGLANG_RUST_SERVER``)."""
+    said: list[str] = []
+    req, default = request(), QoETarget(2.0, 3.0)
+    req.set_finish_with_abort = said.append
+    req.sampling_params.custom_params = {"qoe": {"tds": 9}}
+    assert expectation_of(req, default) == ReaderExpectation(QoETarget(2.0, 9))
+    assert said == []
+    for malformed in ({"qoe": 3}, {"qoe": {"tds": "9"}}, {"qoe": {"weight": 10**400}}):
+        req.sampling_params.custom_params = malformed
+        assert expectation_of(req, default) == ReaderExpectation(default)
+    assert [text.split()[0] for text in said] == [
+        "custom_params.qoe",
+        "custom_params.qoe.tds",
+        "custom_params.qoe.weight",
+    ]
 
 
 def test_a_waiting_request_holds_no_kv_and_may_find_a_prefix() -> None:

@@ -129,6 +129,11 @@ def test_an_engine_tells_the_options_it_was_given_by_their_current_names() -> No
 
     assert effective_options(Plain(), {"a": 1}) == {"a": 1}
 
+    class Mixed(Plain):
+        options = ToyOptions(count=5)
+
+    assert effective_options(Mixed(), {"own": 1, "count": 5.0}) == {"own": 1, "count": 5}
+
 
 def test_options_do_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
