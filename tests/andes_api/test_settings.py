@@ -132,7 +132,7 @@ def test_classes_of_a_file_of_their_own(tmp_path: Path) -> None:
 def test_classes_that_cannot_be_read_stay_as_they_were(tmp_path: Path) -> None:
     file = tmp_path / "classes.yaml"
     file.write_text("classes: {reading: {tds: 6}}")
-    running = Gateway(Settings(upstreams=(URL,), classes_file=file))
+    running = Gateway(GatewaySettings(upstreams=(URL,), classes_file=file))
     file.unlink()
     file.mkdir()
     running.reread_classes()
@@ -194,7 +194,7 @@ def test_an_empty_flag_is_none() -> None:
 
 
 def test_upstreams_that_are_no_list_are_named() -> None:
-    with pytest.raises(SettingsError, match=r"upstreams\.0"):
+    with pytest.raises(GatewaySettingsError, match=r"upstreams\.0"):
         from_flags("--upstreams", "5", "--upstream", URL)
 
 

@@ -103,7 +103,9 @@ def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_namespaces_that_are_no_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANDES_OPERATOR_NAMESPACE", "chat")
-    with pytest.raises(SettingsError, match=r"""ANDES_OPERATOR_NAMESPACE: expected a JSON list .*, got 'chat'"""):
+    with pytest.raises(
+        OperatorSettingsError, match=r"""ANDES_OPERATOR_NAMESPACE: expected a JSON list .*, got 'chat'"""
+    ):
         given()
 
 
