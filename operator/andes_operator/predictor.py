@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,6 +20,8 @@ from andes_operator.whatif import Prediction
 from andes_sglang.sim.replica import RefusedError
 
 __all__ = ["PredictionError", "Predictor"]
+
+log = logging.getLogger(__name__)
 
 QUEUE_TIMEOUT_S = 60.0
 """Seconds that a prediction waits for earlier ones."""
@@ -69,6 +72,9 @@ class Predictor:
             raise PredictionError("the what-if's process has died") from None
         except (ValueError, RefusedError) as error:
             raise PredictionError(str(error)) from None
+        except Exception as error:  # of a policy, which need not be this product's
+            log.exception("the what-if failed")
+            raise PredictionError(f"the what-if failed: {type(error).__name__}: {error}") from None
 
     def _running_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:

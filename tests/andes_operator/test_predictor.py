@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from test_prediction import NOW_S, SPEC, observed
@@ -71,3 +72,17 @@ def test_a_prediction_does_not_wait_endlessly_behind_others() -> None:
 
     with predictor(120.0, queue_timeout_s=0.0) as ask:
         asyncio.run(scenario(ask))
+
+
+def test_a_policy_of_ones_own_that_fails_is_a_prediction_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(inquiry: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    async def ask() -> None:
+        made = Predictor(5.0)
+        monkeypatch.setattr(made, "_running_pool", lambda: None)  # the loop's threads
+        with pytest.raises(PredictionError, match="ZeroDivisionError: division by zero"):
+            await made(None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("andes_operator.predictor.predict", fail)
+    asyncio.run(ask())
