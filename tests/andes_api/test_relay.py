@@ -386,6 +386,13 @@ def test_a_comment_is_not_the_beginning_of_a_stream() -> None:
     assert [p["choices"][0]["delta"].get("role") for p in case.payloads] == ["assistant", None]
 
 
+@pytest.mark.parametrize(("others", "sent"), [({"x": 1}, {"x": 1}), ({}, None)])
+def test_no_expectation_reaches_an_engine_that_refuses_them(others: dict[str, Any], sent: Any) -> None:
+    body = {**GREEDY, "custom_params": {**others, "qoe": {"weight": 1000}}}
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), body=body, forward_expectations=False).run()
+    assert case.session.sent[0][1]["custom_params"] == sent
+
+
 @pytest.mark.parametrize("choice", ["7", '{"delta":"c"}'])
 def test_a_continuation_of_another_shape_is_a_failure(choice: str) -> None:
     odd = f'data: {{"choices":[{choice}]}}\n\n'.encode()
