@@ -90,12 +90,14 @@ def continued(body: dict[str, Any], chat: bool, text: str, tokens: int) -> dict[
 class Continuation:
     """Makes the events of a continuation read as the stream they continue: its id, no second role, usage of the whole.
 
-    tokens: those delivered before. prompt_tokens: of the request, where an engine has said.
+    first_event: of the stream; empty where none has come. tokens: those delivered before. prompt_tokens: of the request,
+    where an engine has said.
     """
 
     def __init__(self, first_event: bytes, tokens: int, prompt_tokens: int | None = None) -> None:
         found = _ID.search(first_event)
         self._id = found[0] if found else b""
+        self._begun = bool(first_event)
         self._tokens = tokens
         self._prompt_tokens = prompt_tokens
 
@@ -107,7 +109,7 @@ class Continuation:
             return event
         choices = payload.get("choices") or [{}]
         delta = choices[0].get("delta") or {}
-        if delta.get("role") and not delta.get("content"):
+        if self._begun and delta.get("role") and not delta.get("content"):
             return b""
         usage = payload.get("usage")
         if usage:

@@ -8,7 +8,7 @@ import orjson
 
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
-from andes_sglang.expectations import ReaderExpectation, to_custom_params
+from andes_sglang.expectations import KEY, ReaderExpectation, to_custom_params
 from andes_sglang.qoe import QoETarget
 
 __all__ = ["engine_request", "remaining_expectation"]
@@ -17,10 +17,12 @@ __all__ = ["engine_request", "remaining_expectation"]
 def engine_request(stream: Stream, body: dict[str, Any], settings: GatewaySettings, now_s: float) -> bytes:
     """JSON for the engine at ``now_s`` (clock seconds). body: the client's request, or the rest of it."""
     more: dict[str, Any] = {}
+    given = body.get("custom_params")
+    others = {name: value for name, value in given.items() if name != KEY} if isinstance(given, dict) else {}
     if settings.forward_expectations:
-        given = body.get("custom_params")
-        said = to_custom_params(remaining_expectation(stream, now_s))
-        more["custom_params"] = {**(given if isinstance(given, dict) else {}), **said}
+        more["custom_params"] = others | to_custom_params(remaining_expectation(stream, now_s))
+    elif isinstance(given, dict) and KEY in given:  # not what the caller says either: it is not clamped
+        more["custom_params"] = others or None
     if stream.streams and settings.count_tokens == "usage":
         more["stream_options"] = {**stream.asked, "include_usage": True, "continuous_usage_stats": True}
     return orjson.dumps({**body, **more})

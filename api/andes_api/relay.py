@@ -343,16 +343,17 @@ class Relay:
                 batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
             except (ValueError, TypeError, AttributeError):
                 raise UpstreamError("garbage") from None
+        if not stream.first_event:  # of data; a comment may come before it
+            stream.first_event = next((event for event, _ in batch if event.startswith(b"data:")), b"")
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
         return batch
 
     async def _begin(self, batch: list[Event], answer: aiohttp.ClientResponse) -> bool:
         """Send the head of the response, once there is something to follow it; whether there is."""
-        first = next((event for event, _ in batch if event), None)
-        if first is None:
+        if not any(event for event, _ in batch):
             return False
-        self.stream.status, self.stream.first_event = 200, first
+        self.stream.status = 200
         headers = {"content-type": answer.headers["content-type"], "cache-control": "no-cache"}
         await self.writer.start(200, {**headers, "x-accel-buffering": "no", **self._echo()})
         return True

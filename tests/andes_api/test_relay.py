@@ -377,6 +377,22 @@ def test_events_without_a_space_are_continued_too() -> None:
     assert b'"two"' not in case.body, "it reads as the stream that it continues"
 
 
+def test_a_comment_is_not_the_beginning_of_a_stream() -> None:
+    rest = Answer([chunk("", role="assistant"), chunk("b", 1, "stop", "two"), DONE])
+    case = Case(Answer([b": up\n\n", chunk("a", 1), ConnectionResetError()]), rest).run()
+    assert [p["id"] for p in case.payloads] == ["one", "one"]
+    rest = Answer([chunk("", role="assistant"), chunk("b", 1, "stop"), DONE])
+    case = Case(Answer([b": up\n\n", ConnectionResetError()]), rest).run()
+    assert [p["choices"][0]["delta"].get("role") for p in case.payloads] == ["assistant", None]
+
+
+@pytest.mark.parametrize(("others", "sent"), [({"x": 1}, {"x": 1}), ({}, None)])
+def test_no_expectation_reaches_an_engine_that_refuses_them(others: dict[str, Any], sent: Any) -> None:
+    body = {**GREEDY, "custom_params": {**others, "qoe": {"weight": 1000}}}
+    case = Case(Answer([chunk("a", 1, "stop"), DONE]), body=body, forward_expectations=False).run()
+    assert case.session.sent[0][1]["custom_params"] == sent
+
+
 @pytest.mark.parametrize("choice", ["7", '{"delta":"c"}'])
 def test_a_continuation_of_another_shape_is_a_failure(choice: str) -> None:
     odd = f'data: {{"choices":[{choice}]}}\n\n'.encode()

@@ -137,7 +137,7 @@ def event(**payload: Any) -> bytes:
 
 
 def test_a_role_with_text_is_kept_and_one_without_is_not() -> None:
-    rewrite = Continuation(b"", 1).rewrite
+    rewrite = Continuation(b"data: {}\n\n", 1).rewrite
     with_text = event(choices=[{"delta": {"role": "assistant", "content": "x"}}])
     assert rewrite(with_text) == with_text
     assert rewrite(event(choices=[{"delta": {"role": "assistant", "content": ""}}])) == b""
