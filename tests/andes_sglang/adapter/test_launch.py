@@ -282,20 +282,21 @@ def wait_until_waiting(engine: Engine, count: int) -> None:
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("weight", "served_first"), [(1.0, "early"), (8.0, "late")])
-def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, weight: float, served_first: str) -> None:
-    """Two streams wait for the one slot, which a request holds that cannot be preempted; the second one has ``weight``."""
-    late = {"sampling_params": {"custom_params": {"qoe": {"weight": weight}}}}
+@pytest.mark.parametrize("heavy", ["early", "late"])
+def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
+    """Two streams wait for the one slot, which a request holds that cannot be preempted; ``heavy`` has eight times the weight
+    of the other. Were weights ignored, one of the two cases would fail."""
     with ThreadPoolExecutor(3) as pool:
         holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
         wait_until_waiting(andes, 0)
-        ends_s = {"early": pool.submit(generate, andes, "early", 60)}
-        wait_until_waiting(andes, 1)
-        ends_s["late"] = pool.submit(generate, andes, "late", 60, **late)
-        wait_until_waiting(andes, 2)
+        ends_s = {}
+        for count, rid in enumerate(("early", "late"), start=1):
+            weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}
+            ends_s[rid] = pool.submit(generate, andes, rid, 60, sampling_params=weight)
+            wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})
-        assert min(ends_s, key=lambda rid: ends_s[rid].result()) == served_first
+        assert min(ends_s, key=lambda rid: ends_s[rid].result()) == heavy
 
 
 @pytest.mark.engine
