@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from andes_sglang.objective import QoEObjective
@@ -15,7 +17,8 @@ from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.whatif import Goal, WhatIf, decision_interval, work_s
+from andes_sglang.sim.whatif import Goal, WhatIf, _at_best, decision_interval, warmup_s, work_s
+from andes_sglang.state import Phase
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
@@ -171,3 +174,46 @@ def test_the_fleet_is_routed_by_the_policy_it_is_given() -> None:
     assert qoe.tolist() == same.tolist() != routed.tolist()
     given.simulate(3)
     assert len(made) == 2, "one for every simulated fleet: a policy remembers whose turn it is"
+
+
+COSTS = Costs(0.01, 0.001, 1e-6, 0.02, 1e-4, prefill_request_s=0.003, prefill_pair_s=2e-8)
+TWO = [RequestSpec(0.0, 1000, 100), RequestSpec(1.0, 200, 300)]
+
+
+def test_the_work_of_a_request_is_its_prefill_and_its_share_of_each_step() -> None:
+    """A pool of 4,000 tokens holds 7.62 of these two, weighted by how long they run: 400 steps over 210,000 token steps."""
+    batch = 4000 * 400 / (1050 * 100 + 350 * 300)
+    first = 0.003 + 0.1 + 0.01 + 2 * 0.02 + 100 * (0.01 / batch + 0.001 + 1050e-6)
+    second = 0.003 + 0.02 + 0.0004 + 1 * 0.02 + 300 * (0.01 / batch + 0.001 + 350e-6)
+    assert work_s(EngineModel(COSTS, 4000, 64, 500), TWO) == pytest.approx([first, second], rel=1e-12)
+    four = 100 * (0.01 / 4 - 0.01 / batch)
+    assert work_s(EngineModel(COSTS, 4000, 4, 500), TWO)[0] == pytest.approx(first + four, rel=1e-12)
+
+
+def test_a_request_larger_than_the_pool_runs_alone() -> None:
+    one = work_s(EngineModel(COSTS, 500, 64, 500), TWO[:1])
+    assert one == pytest.approx([0.003 + 0.1 + 0.01 + 0.04 + 100 * (0.01 + 0.001 + 1050e-6)])
+
+
+def test_a_fleet_is_warm_after_the_answer_of_a_running_request() -> None:
+    """Running ones are the first with a quarter, the second with three quarters: 250 tokens, contexts of 525, eight at a time."""
+    assert warmup_s(EngineModel(COSTS, 4000, 64, 500), TWO) == pytest.approx(250 * (0.01 + 0.001 * 8 + 1e-6 * 4000))
+    assert warmup_s(EngineModel(COSTS, 4000, 64, 500), []) == 0.0
+
+
+def test_what_an_open_request_can_still_reach() -> None:
+    """As if it got the rest now: 10 s of reading for 100 tokens at half their number."""
+
+    def job(index: int, phase: Phase, generated: int, first_s: float) -> Any:
+        spec = RequestSpec(2.0, 10, 100, QoETarget(1.0, 5.0))
+        times_s = [np.array([first_s])]
+        return SimpleNamespace(spec=spec, phase=phase, generated=generated, times_s=times_s, index=index)
+
+    jobs = [
+        job(1, Phase.WAITING, 0, 0.0), job(2, Phase.WAITING, 40, 3.0), job(3, Phase.RUNNING, 40, 5.0),
+        job(4, Phase.RUNNING, 40, 3.0), job(5, Phase.WAITING, 100, 3.0),
+    ]  # fmt: skip
+    fleet: Any = SimpleNamespace(replicas=[SimpleNamespace(by_rid={j.index: j for j in jobs}, now_s=20.0)])
+    found = _at_best(fleet, np.array([0.4, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    late = [17 / 27, 0.6 * 9 / 19, 2 / 12, 0.0, 0.0]
+    assert found == pytest.approx([0.4, *(1 - x for x in late)])
