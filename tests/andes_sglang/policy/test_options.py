@@ -12,7 +12,7 @@ import pytest
 
 from andes_sglang.policy import CLAIRVOYANT, POLICIES, effective_options, make, make_policy
 from andes_sglang.policy.andes import Andes, AndesOptions
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, _warn_renamed, option
 from andes_sglang.state import Decision, SchedulerState
 
 
@@ -91,6 +91,7 @@ def test_an_unknown_option_is_refused_with_those_there_are() -> None:
 
 
 def test_an_old_name_works_with_one_warning() -> None:
+    _warn_renamed.cache_clear()
     with pytest.warns(FutureWarning, match=r"policy toy: option 'old_wait_s' is now called 'wait_s'"):
         assert ToyOptions.from_mapping({"old_wait_s": 5}).wait_s == 5.0
     with warnings.catch_warnings():
