@@ -33,15 +33,15 @@ _NORMAL = NormalDist()
 PRIOR_MEDIAN_TOKENS, PRIOR_SIGMA = 256.0, 1.0
 """Before any answer: medians of public chat and reasoning traces lie between 100 and 764 tokens, sigmas at 0.7 to 1.3."""
 MEMORY_ANSWERS = 50.0
-"""Answers of a key after which an old one counts 1/e; 20 to 100 are alike within .01 of Kendall's tau."""
+"""Answers of a key after which an old one counts 1/e; 20 and 50 differ by about .01 of Kendall's tau (recorded traces)."""
 SHRINK_ANSWERS = 8.0
-"""Answers of a key that weigh as much as what the next wider key says; 4 to 16 are alike within .005."""
+"""Answers of a key that weigh as much as what the next wider key says (our choice, not measured)."""
 BUCKETS_PER_OCTAVE = 2
 """Buckets of prompt length per doubling."""
 MAX_KEYS = 20_000
-"""Keys kept, each of about 200 bytes."""
+"""Keys kept, least recently used first to go (our choice)."""
 MIN_SIGMA = 0.05
-"""Of log length: an application whose answers are all alike still surprises by 5 %."""
+"""Of log length: answers that were all alike may still differ by 5 % (our choice)."""
 MAX_LENGTH_TOKENS = 10_000_000
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 from andes_sglang.qoe import Readers
 from andes_sglang.state import Phase, RequestTable, SchedulerState
 
@@ -24,9 +25,7 @@ Array = npt.NDArray[np.float64]
 ALL = slice(None)
 
 UTILITY_OFFSET = 0.05
-"""QoE added before the utility is taken, so that a stream at 0 is worth a finite amount. Simulated: 0.02 to 0.1 alike."""
-DEFAULT_ANSWER_TOKENS = 256.0
-"""Of an answer of which nothing is known; medians of public traces are 100 to 764 (docs/benchmarks/answer-lengths.md)."""
+"""QoE added before the utility is taken, so that a stream at 0 is worth a finite amount (our choice, not varied)."""
 MIN_REMAINING_SHARE, MIN_REMAINING_TOKENS = 0.3, 16.0
 """What an answer that has outlived its expected length still has to come, of what it has, and in tokens (assumed)."""
 
@@ -70,7 +69,7 @@ def new_tokens(t: RequestTable) -> Array:
 def remaining_tokens(t: RequestTable) -> Array:
     """Tokens that each answer is expected to have still to come, shape (N,). Not bounded by ``max_tokens``: where clients ask
     for exactly one length, as load generators do, that would tell it."""
-    total = np.where(np.isnan(t.expected_tokens), DEFAULT_ANSWER_TOKENS, t.expected_tokens)
+    total = np.where(np.isnan(t.expected_tokens), PRIOR_MEDIAN_TOKENS, t.expected_tokens)
     least = np.maximum(MIN_REMAINING_SHARE * t.output_tokens, MIN_REMAINING_TOKENS)
     left: Array = np.maximum(total - t.output_tokens, least)
     return left
