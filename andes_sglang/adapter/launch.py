@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from andes_sglang.adapter import seams
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
@@ -112,6 +113,8 @@ def _check_offload(options: PluginOptions) -> None:
         raise UsageError(
             "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
         )
+    if offload and (fault := seams.offload_fault()):
+        raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
     for flag, value in (("--host-kv-gib", options.host_kv_gib), ("--offload-without", options.offload_without)):
@@ -169,8 +172,6 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
 def _check_in_place(server_args: Any) -> None:
     """Raise where SGLang would serve without the policy, or its scheduler would end because of a flag."""
     from sglang.srt.managers import scheduler
-
-    from andes_sglang.adapter import seams
 
     if scheduler.Scheduler.__name__ != "QoEScheduler":
         raise UsageError(

@@ -32,6 +32,16 @@ class QueueLimits:
             self._scheduler.waiting_queue = begun + self._scheduler.waiting_queue
 
     @contextmanager
+    def hidden_begun(self) -> Iterator[None]:
+        """Inside, the waiting queue is a copy without the requests that have run; afterwards it is what it was."""
+        queue = self._scheduler.waiting_queue
+        self._scheduler.waiting_queue = [req for req in queue if not self._records.has_begun(req)]
+        try:
+            yield
+        finally:
+            self._scheduler.waiting_queue = queue
+
+    @contextmanager
     def departures(self) -> Iterator[None]:
         """A request that leaves the waiting queue inside leaves for good: its stream ends with what was delivered."""
         before = [req.rid for req in self._scheduler.waiting_queue]

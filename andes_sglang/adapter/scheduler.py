@@ -18,15 +18,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
 from andes_sglang import protocol
 from andes_sglang.adapter import seams
+from andes_sglang.adapter.compat import BLANK
 from andes_sglang.adapter.forced import Forced, make_engine_policy
-from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
@@ -41,6 +41,9 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
 from andes_sglang.state import Decision
+
+if TYPE_CHECKING:  # not every release of SGLang has what it extends
+    from andes_sglang.adapter.host_tier import HostTier
 
 __all__ = ["QoEScheduler"]
 
@@ -64,10 +67,14 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         if fault := seams.unsupported(args[0] if args else kwargs["server_args"]):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
-        tier = self.tree_cache if isinstance(self.tree_cache, HostTier) else None
-        if tier is None and options.preemption_mode == "offload":
+        self._make_parts(self._host_tier() if options.preemption_mode == "offload" else None)
+
+    def _host_tier(self) -> HostTier:
+        from andes_sglang.adapter.host_tier import HostTier
+
+        if not isinstance(self.tree_cache, HostTier):
             raise ValueError("andes: --preemption-mode offload is not supported for the KV cache of this model")
-        self._make_parts(tier)
+        return self.tree_cache
 
     def _make_parts(self, tier: HostTier | None) -> None:
         metrics = PrometheusEngineMetrics() if self.server_args.enable_metrics else EngineMetrics()
@@ -140,10 +147,15 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return shed
 
     def _abort_on_waiting_timeout(self) -> None:
-        """Once an iteration (``SGLANG_REQ_WAITING_TIMEOUT``)."""
+        """Once an iteration (``SGLANG_REQ_WAITING_TIMEOUT``), until 0.5.19."""
         if envs.SGLANG_REQ_WAITING_TIMEOUT.get() > 0:
             with self._limits.only_new(), self._limits.departures():
                 super()._abort_on_waiting_timeout()
+
+    def _poll_timeout_aborts(self) -> Any:
+        """The same since 0.5.20: whom :meth:`abort_request` is told of next, on all ranks."""
+        with self._limits.hidden_begun():
+            return super()._poll_timeout_aborts()
 
     def abort_request(self, recv_req: Any) -> None:
         """A client has gone. SGLang looks for its request in the queue and in the running batch."""
@@ -238,8 +250,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return super().run_batch(batch, pp_proxy_tensors)
 
     def process_batch_result(self, batch: Any, result: Any) -> None:
-        """A batch has come back, in overlap mode an iteration later: its tokens reach their readers. None: settled before."""
-        if batch is None:
+        """A batch has come back, in overlap mode an iteration later: its tokens reach their readers. Blank: settled."""
+        if batch is BLANK:
             return
         super().process_batch_result(batch, result)
         now_s = time.perf_counter()
@@ -254,9 +266,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     # Idle
 
-    def is_fully_idle(self, for_health_check: bool = False) -> bool:
+    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Asked before a flush and by the health check."""
-        return bool(not self._parked and super().is_fully_idle(for_health_check))
+        return bool(not self._parked and super().is_fully_idle(*args, **kwargs))
 
     def on_idle(self) -> None:
         """No batch to run: the last figures go out at once."""

@@ -307,17 +307,19 @@ def test_an_sglang_that_is_another_ends_the_server(
     """A start-up hook of Python pretends that SGLang is another, in every process of the server."""
     (tmp_path / "sitecustomize.py").write_text(
         "from andes_sglang.adapter import seams\n"
-        "seams.SGLANG_VERSION = '0.5.16'\n"
+        "seams.RELEASES = ('0.5.16',)\n"
         "seams.SEAMS['sglang.srt.mem_cache.common.release_kv_cache'] = ('req', 'cache')\n"
         "seams.SEAMS['sglang.srt.managers.scheduler.Scheduler.gone'] = ('self',)\n"
+        "seams.ATTRIBUTES['sglang.srt.managers.schedule_batch.Req'] += ' unheard_of'\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", log=tmp_path / "log"):
         pass
     for says in (
-        "sglang 0.5.17 is installed, sglang==0.5.16 is required",
+        "sglang 0.5.17 is installed; andes was run on 0.5.16",
         "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert), expected (req, cache)",
         "seam sglang.srt.managers.scheduler.Scheduler.gone is missing",
+        "seam sglang.srt.managers.schedule_batch.Req has no attribute unheard_of",
     ):
         assert says in str(caught.value)
 
