@@ -1,4 +1,4 @@
-"""One try of one request on one replica: sent, its answer passed on as it comes and counted, what went wrong said in a word."""
+"""One try of one request on one replica: sent, its answer passed on and counted as it comes, what went wrong in a word."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RelayContext:
 
 
 class Attempt:
-    """alone: nothing was queued there ahead of it. sent_s, heard_s: when it was sent and when the replica last said something,
+    """alone: nothing was queued there ahead of it. sent_s, heard_s: when it was sent, when the replica last said something,
     clock seconds. waited_s: from sending to the first token; None before it."""
 
     def __init__(
