@@ -70,7 +70,7 @@ class Relay:
         self._order = order
         self._answer: aiohttp.ClientResponse | None = None
         self._heard_s = stream.arrival_s  # when the replica last said something
-        self._silent = False
+        self._silent = self._cut = False
         self._counted = False  # whether the engine has said how long the prompt is
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, self._settings.pace_interval_s)
@@ -105,6 +105,12 @@ class Relay:
             self._silent = True
             self._answer.close()
 
+    def cut(self) -> None:
+        """Break off with an error: this gateway has no more time."""
+        self._cut = True
+        if self._answer is not None:
+            self._answer.close()
+
     # Which replica
 
     async def _try_replicas(self) -> str:
@@ -132,7 +138,7 @@ class Relay:
 
     def _goes_on(self, order: Sequence[Upstream], now_s: float) -> bool:
         """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
-        if self.stream.attempts > self._settings.retries:
+        if self.stream.attempts > self._settings.retries or self._cut:
             return False
         return bool(order) or not (self.writer.started or self._context.upstreams.accepting(now_s))
 
@@ -229,7 +235,8 @@ class Relay:
         except TimeoutError as error:
             raise UpstreamError("silent") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError("silent" if self._silent else "connection") from error
+            kind = "silent" if self._silent else "shutdown" if self._cut else "connection"
+            raise UpstreamError(kind, blame=not self._cut) from error
 
     def _describe(self, span: Span, attempt: Attempt) -> None:
         stream = self.stream
@@ -256,8 +263,11 @@ class Relay:
             return await self._pass_events(answer, attempt)
         content = await read_all(answer)
         headers = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
-        if answer.status == 429 or answer.status >= 500:
-            said = (answer.status, headers, content) if kind.startswith("application/json") else None
+        if answer.status == 429 or not (answer.status == 200 or 400 <= answer.status < 500):
+            usable = answer.status >= 400 and kind.startswith(
+                "application/json"
+            )  # a redirection leads our client nowhere
+            said = (answer.status, headers, content) if usable else None
             blame = said is None or answer.status in (502, 503, 504)
             raise UpstreamError(f"http_{answer.status}", blame=blame, answer=said)
         if self.writer.started:
