@@ -9,6 +9,7 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
+from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache import common
 
@@ -20,13 +21,28 @@ except ImportError:  # since 0.5.22
         return common.match_kv_cache(req, tree)
 
 
-__all__ = ["BLANK", "HICACHE_EVENTS_APART", "device_hit_tokens", "extend_tokens", "match_prefix", "release_kv"]
+__all__ = [
+    "BLANK",
+    "HICACHE_EVENTS_APART",
+    "device_hit_tokens",
+    "extend_tokens",
+    "match_prefix",
+    "own_time_outs",
+    "release_kv",
+]
 
 BLANK = SimpleNamespace(reqs=())
 """In the place of a batch whose result has been processed early: since 0.5.22 SGLang asks it for its requests."""
 HICACHE_EVENTS_APART = hasattr(Scheduler, "_process_hicache_events")
 """Whether SGLang looks after copies to host memory in every iteration (since 0.5.20), or when it looks for a prefill."""
+_COMMON_TIME_OUTS = hasattr(Scheduler, "_poll_timeout_aborts")
 _CHECKPOINT = "checkpoint" in inspect.signature(common.release_kv_cache).parameters
+
+
+def own_time_outs() -> list[str]:
+    """Time-outs that are set and that each rank of an engine reads by its own clock (until 0.5.19)."""
+    names = ("SGLANG_REQ_WAITING_TIMEOUT", "SGLANG_REQ_RUNNING_TIMEOUT")
+    return [] if _COMMON_TIME_OUTS else [name for name in names if getattr(envs, name).get() > 0]
 
 
 def device_hit_tokens(match: Any) -> int:

@@ -47,7 +47,9 @@ class QueueLimits:
         before = [req.rid for req in self._scheduler.waiting_queue]
         yield
         if len(self._scheduler.waiting_queue) < len(before):
-            left = set(before).difference(req.rid for req in self._scheduler.waiting_queue)
-            for rid in filter(self._records.__contains__, left):
+            still = {req.rid for req in self._scheduler.waiting_queue}
+            for rid in dict.fromkeys(before):  # in order: slots are freed in the same order on all ranks of an engine
+                if rid in still or rid not in self._records:
+                    continue
                 self._metrics.finished(self._records[rid].reader.final_qoe())
                 self._records.forget(rid)

@@ -9,8 +9,9 @@ Once per iteration, after SGLang has merged the last prefill into the running ba
 policy sees all requests and its decision is applied: preempt, resume, then admit; the waiting requests that it admits are
 handed, in its order, to SGLang's own prefill admission.
 
-Refused at start: engines of several ranks (tensor, pipeline, data-parallel attention), whose clocks would decide differently,
-and disaggregated serving (:func:`andes_sglang.adapter.seams.unsupported`).
+On an engine of several tensor-parallel ranks every rank runs this scheduler, and the first one decides for all
+(:mod:`andes_sglang.adapter.ranks`). Refused at start: pipelines, data-parallel attention, context parallelism, and
+disaggregated serving (:func:`andes_sglang.adapter.seams.unsupported`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
 from andes_sglang import protocol
 from andes_sglang.adapter import seams
-from andes_sglang.adapter.compat import BLANK
+from andes_sglang.adapter.compat import BLANK, own_time_outs
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.iterations import IterationTimes
@@ -33,6 +34,7 @@ from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.queue_limits import QueueLimits
+from andes_sglang.adapter.ranks import RankGroup
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
@@ -64,10 +66,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
-        if fault := seams.unsupported(args[0] if args else kwargs["server_args"]):
+        offload = options.preemption_mode == "offload"
+        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], offload, own_time_outs()):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
-        self._make_parts(self._host_tier() if options.preemption_mode == "offload" else None)
+        self._make_parts(self._host_tier() if offload else None)
 
     def _host_tier(self) -> HostTier:
         from andes_sglang.adapter.host_tier import HostTier
@@ -77,9 +80,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return self.tree_cache
 
     def _make_parts(self, tier: HostTier | None) -> None:
-        metrics = PrometheusEngineMetrics() if self.server_args.enable_metrics else EngineMetrics()
-        latency = LatencyModel(mixed=self.is_mixed_chunk)
         records, parked = StreamRecords(), self._parked
+        self._ranks = RankGroup(self.attn_tp_group, records)
+        told = self.server_args.enable_metrics and self._ranks.is_first
+        metrics = PrometheusEngineMetrics() if told else EngineMetrics()
+        latency = LatencyModel(mixed=self.is_mixed_chunk)
         transfers = HostTransfers(self, records, tier, latency=latency)
         self._qoe_metrics = metrics
         self._records = records
@@ -202,7 +207,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return protocol.asks_policy(waiting, parked, running, self._snapshot.free_kv_tokens())
 
     def _decide(self, running_batch: Any) -> Decision:
-        """The only place where the policy is asked: of several ranks one would decide here for all."""
+        """What to do now; of several ranks the first decides for all."""
+        self._snapshot.look_around(running_batch)
+        return self._ranks.agree(lambda: self._ask_policy(running_batch))
+
+    def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
         decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)

@@ -11,7 +11,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from andes_sglang.adapter.attributes import attributes_of
@@ -109,9 +109,10 @@ OFFLOAD_SEAMS: dict[str, Parameters] = {
 """As :data:`SEAMS`; needed with ``--preemption-mode offload`` only."""
 
 ATTRIBUTES: dict[str, str] = {
-    _SCHEDULER: "chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager invariant_checker is_mixed_chunk "
-    "last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens policy req_to_token_pool "
-    "result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator tree_cache waiting_queue",
+    _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager invariant_checker "
+    "is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens policy "
+    "req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator tree_cache "
+    "waiting_queue",
     _REQ: "custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length input_embeds last_node "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "return_hidden_states return_indexer_topk return_logprob return_routed_experts return_sampling_mask rid sampling_params "
@@ -131,13 +132,15 @@ ATTRIBUTES: dict[str, str] = {
     "sglang.srt.constrained.grammar_manager.GrammarManager": "get_ready_grammar_requests has_waiting_grammars",
     "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats": "scheduler_recv_time trace_ctx",
     "sglang.srt.observability.trace.TraceReqContext": "trace_event",
+    "sglang.srt.distributed.parallel_state.GroupCoordinator": "cpu_group rank_in_group ranks world_size",
     f"{_MANAGERS}.schedule_policy.SchedulePolicy": "calc_priority",
     f"{_MANAGERS}.scheduler_components.invariant_checker.SchedulerInvariantChecker": "get_running_batch",
     f"{_MANAGERS}.scheduler_components.load_inquirer.SchedulerLoadInquirer": "get_running_batch",
     f"{_MANAGERS}.io_struct.AbortReq": "abort_all rid",
     f"{_MANAGERS}.io_struct.PauseGenerationReqInput": "mode",
     f"{_MANAGERS}.io_struct.GetInternalStateReqOutput": "internal_state",
-    "sglang.srt.server_args.ServerArgs": "disaggregation_mode enable_dp_attention enable_metrics pp_size tp_size",
+    "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
+    "pp_size tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
@@ -200,16 +203,40 @@ def offload_fault() -> str | None:
     )
 
 
-def unsupported(server_args: Any) -> str | None:
-    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none."""
-    for flag, given in (
-        ("--tp-size", server_args.tp_size > 1 and not server_args.enable_dp_attention),
-        ("--pp-size", server_args.pp_size > 1),
-        ("--enable-dp-attention", server_args.enable_dp_attention),
-        ("--disaggregation-mode", server_args.disaggregation_mode != "null"),
-    ):
-        if given:
-            return f"{flag} is not supported with a policy; start with --policy stock"
+_REFUSED = {
+    "--pp-size": "the stages of a pipeline hold different batches at the same time, so no rank can decide for all",
+    "--enable-dp-attention": "its ranks wait for each other's prefills, which the policy of one would hold back",
+    "--attn-cp-size": "context parallelism was never run with a policy",
+    "--dcp-size": "context parallelism was never run with a policy",
+    "--disaggregation-mode": "prefill and decode engines take no decision on each other's requests",
+}
+
+
+def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
+    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
+
+    offload: whether KV is to go to host memory. own_time_outs: variables that are set, and read by each rank by its clock.
+    """
+    given = {
+        "--pp-size": server_args.pp_size > 1,
+        "--enable-dp-attention": server_args.enable_dp_attention,
+        "--attn-cp-size": server_args.attn_cp_size > 1,
+        "--dcp-size": server_args.dcp_size > 1,
+        "--disaggregation-mode": server_args.disaggregation_mode != "null",
+    }
+    for flag in filter(given.__getitem__, given):
+        return f"{flag} is not supported with a policy: {_REFUSED[flag]}; leave it out, or start with --policy stock"
+    with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
+    if server_args.tp_size > 1 and offload:
+        return (
+            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies to host memory; leave "
+            "one of the two out"
+        )
+    if server_args.tp_size > 1 and own_time_outs:
+        return (
+            f"{own_time_outs[0]} {with_ranks} on this release of SGLang: each rank would look at its own clock, and all hang "
+            "where these differ; unset it, or install sglang 0.5.21 or newer"
+        )
     return None
 
 

@@ -88,6 +88,21 @@ def test_every_policy_can_be_served(model: str, policy: str) -> None:
     assert launch.check_arguments(args).policy == (None if policy == "stock" else policy)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "cores", "bound"),
+    [(1, [0, 1], None), (2, [0, 1], "0|1"), (2, [4, 7, 9], "4,9|7"), (4, [2, 3], "2|3|2|3"), (3, [5], "5|5|5")],
+)
+def test_ranks_on_a_cpu_are_given_their_cores(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, cores: list[int], bound: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    launch.bind_ranks(ranks, cores)
+    assert os.environ.get("SGLANG_CPU_OMP_THREADS_BIND") == bound
+    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "mine"
+    launch.bind_ranks(ranks, cores)
+    assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "mine"
+
+
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "no such directory" in refusal("--model", str(tmp_path / "none"))
     assert "it has no config.json" in refusal("--model", str(tmp_path))
@@ -330,7 +345,7 @@ def test_an_sglang_that_is_another_ends_the_server(
     ("flags", "plugins", "says"),
     [
         ((), "andes_cpu", "SGLang has not loaded our plugin"),
-        (("--tp-size", "2"), "andes,andes_cpu", "--tp-size is not supported with a policy"),
+        (("--pp-size", "2"), "andes,andes_cpu", "--pp-size is not supported with a policy"),
     ],
 )
 def test_nothing_is_served_without_the_policy(

@@ -175,21 +175,30 @@ def test_a_release_that_was_never_run_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def server_args(**given: Any) -> Any:
-    defaults = {"tp_size": 1, "pp_size": 1, "enable_dp_attention": False, "disaggregation_mode": "null"}
+    sizes = dict.fromkeys(("tp_size", "pp_size", "attn_cp_size", "dcp_size"), 1)
+    defaults = {**sizes, "enable_dp_attention": False, "disaggregation_mode": "null"}
     return SimpleNamespace(**{**defaults, **given})
 
 
 @pytest.mark.parametrize(
     ("given", "flag"),
     [
-        ({"tp_size": 2}, "--tp-size"),
         ({"pp_size": 2}, "--pp-size"),
         ({"tp_size": 2, "enable_dp_attention": True}, "--enable-dp-attention"),
+        ({"attn_cp_size": 2}, "--attn-cp-size"),
+        ({"dcp_size": 2}, "--dcp-size"),
         ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
     ],
 )
 def test_engines_whose_ranks_would_decide_differently_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
-    assert seams.unsupported(server_args(**given)) == (
-        f"{flag} is not supported with a policy; start with --policy stock"
-    )
+    assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
+
+
+def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
+    one, two = server_args(), server_args(tp_size=2)
+    assert seams.unsupported(two) is None
+    assert seams.unsupported(one, offload=True, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"]) is None
+    assert "offload is not supported with a policy and --tp-size 2" in str(seams.unsupported(two, offload=True))
+    said = seams.unsupported(two, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"])
+    assert str(said).startswith("SGLANG_REQ_WAITING_TIMEOUT is not supported with a policy and --tp-size 2")
