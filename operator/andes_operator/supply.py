@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import median
@@ -87,22 +87,22 @@ def count_pods(
     (Unix seconds); None: as many do.
     """
     existing = [pod for pod in pods if not is_leaving(pod)]
-    failing = [(pod, found) for pod in existing if (found := _failure(pod, now_s, patience)) is not None]
-    failures = [_summary(reason, [f for _, f in failing if f[0] is reason]) for reason in {f[0] for _, f in failing}]
-    missing, short_s = wanted - len(existing), 0.0 if short_since_s is None else now_s - short_since_s
-    if missing > 0 and short_s >= patience.said_s:
+    found = {id(pod): failure for pod in existing if (failure := _failure(pod, now_s, patience)) is not None}
+    missing, short_s = max(0, wanted - len(existing)), 0.0 if short_since_s is None else now_s - short_since_s
+    failures = _summaries(found.values())
+    if missing and short_s >= patience.said_s:
         words = f"not created for {short_s:.0f} s; the events of what owns them say why (a quota, an admission rule)"
         failures.append(PodFailure(Reason.NOT_CREATED, missing, words))
-    lost = {id(pod) for pod, _ in failing}
+    rolling = len({_revision(pod) for pod in existing}) > 1
     return PodCounts(
         wanted,
         len(existing),
-        sum(is_ready(pod) for pod in existing),
+        sum(map(is_ready, existing)),
         sum(is_leaving(pod) and not _ended(pod) for pod in pods),
-        unready=sum(was_ready(pod) for pod in existing if id(pod) not in lost),
-        unscheduled=sum(not has_node(pod) for pod in existing),
-        returnable=0 if len(_revisions(existing)) > 1 else max(0, missing) + _never_serving(removal_order, lost),
-        failures=tuple(sorted(failures, key=lambda f: (-f.count, f.reason))),
+        unready=sum(was_ready(pod) and id(pod) not in found for pod in existing),
+        unscheduled=len(existing) - sum(map(has_node, existing)),
+        returnable=0 if rolling else missing + _never_serving(removal_order, found.keys()),
+        failures=tuple(failures),
     )
 
 
@@ -144,15 +144,19 @@ def _kubelet_words(status: Mapping[str, Any]) -> str:
     return ""
 
 
-def _summary(reason: Reason, found: Sequence[tuple[Reason, str]]) -> PodFailure:
-    """With the words that most pods have in common."""
-    return PodFailure(reason, len(found), Counter(words for _, words in found).most_common(1)[0][0])
+def _summaries(found: Collection[tuple[Reason, str]]) -> list[PodFailure]:
+    """One for each reason, the most frequent first, with the words that most pods have in common."""
+    made = []
+    for reason, number in Counter(reason for reason, _ in found).most_common():
+        words = Counter(words for why, words in found if why is reason)
+        made.append(PodFailure(reason, number, words.most_common(1)[0][0]))
+    return made
 
 
-def _revisions(pods: Sequence[Pod]) -> set[str]:
-    """Of the templates that these pods were made from: several while a change is rolled out."""
-    labels = [pod["metadata"].get("labels") or {} for pod in pods]
-    return {next((str(of[name]) for name in REVISION_LABELS if name in of), "") for of in labels}
+def _revision(pod: Pod) -> str:
+    """Of the template that it was made from; pods have several while a change is rolled out."""
+    labels = pod["metadata"].get("labels") or {}
+    return next((str(labels[name]) for name in REVISION_LABELS if name in labels), "")
 
 
 def has_node(pod: Pod) -> bool:
