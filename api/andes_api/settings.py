@@ -56,6 +56,14 @@ def _upstream(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
+    if origin != "*" and not exact:
+        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
+    return origin
+
+
 def _server(address: str) -> str:
     try:
         parts = urlsplit(f"dns://{address}")
@@ -167,6 +175,9 @@ class GatewaySettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
     page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
+    )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
     )
