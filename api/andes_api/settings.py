@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
+from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "PREFIX",
@@ -73,6 +75,16 @@ def _server(address: str) -> str:
     if not usable:
         raise ValueError(f"expected IP or IP:PORT, got {address!r}")
     return address
+
+
+def _otlp_fault(endpoint: str) -> str:
+    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
+        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
+    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
+        return (
+            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
+        )
+    return ""
 
 
 def _option_values(options: Any) -> Any:
@@ -194,7 +206,7 @@ class GatewaySettings(BaseSettings):
     pace_interval_s: Seconds = Field(0.05, description="seconds of tokens that a paced stream releases together")
     demand_records: Count = Field(20_000, description="requests kept for `/fleet/demand`")
     otlp_endpoint: str | None = Field(
-        None, description="`http://HOST:4318` that traces and metrics go to (OTLP over HTTP)"
+        None, description="`http://HOST:4318` or `grpc://HOST:4317` that traces and metrics go to by OTLP"
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
@@ -208,8 +220,8 @@ class GatewaySettings(BaseSettings):
             faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
         names = [tenant.name for tenant in self.tenants]
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
-            faults.append(f"otlp_endpoint: expected http://HOST:PORT, got {self.otlp_endpoint!r}")
+        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+            faults.append(f"otlp_endpoint: {fault}")
         try:
             make_routing_policy(self.policy, **self.routing_options)
         except ValueError as error:
