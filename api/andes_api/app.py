@@ -15,12 +15,14 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
+from andes_api.methods import Methods, nothing_there
 from andes_api.request_body import read_json
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import GatewaySettings
@@ -61,6 +63,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         responses={"4XX": ERROR, "5XX": ERROR},
     )  # fmt: skip
     app.state.gateway = gateway
+    app.add_middleware(Methods, routes=app.router.routes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["*"],
+        )  # fmt: skip
     _add_errors(app)
     _add_inference(app, gateway)
     _add_fleet(app, gateway)
@@ -81,8 +89,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        fault = ApiError(error.status_code, str(error.detail), reason="http", retry=False)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        fault = nothing_there(error, request.url.path, app.router.routes)
         return JSONResponse(fault.body, error.status_code, {**(error.headers or {}), **fault.headers})
 
     @app.exception_handler(RequestValidationError)
@@ -240,9 +248,11 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         return _json({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        """In Prometheus' text format, or OpenMetrics where the scraper accepts it."""
         gateway.count_replicas()
-        return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        content, kind = gateway.metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})
 
 
 def _json(content: object) -> Response:
