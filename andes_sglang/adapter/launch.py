@@ -41,6 +41,8 @@ _CPU_DEFAULTS = {
     "--max-running-requests": "64",
 }
 _OFFLOAD_SWITCHES = ("--enable-hierarchical-cache",)
+_OFFLOAD_DEFAULTS = {"--hicache-size": "1"}
+"""So that SGLang does not look for a size itself; the one that it gets is ours (--host-kv-gib)."""
 _OFFLOAD_ON_CPU = {"--hicache-io-backend": "direct", "--hicache-mem-layout": "layer_first"}
 _CPU_SWITCHES = ("--sleep-on-idle", "--disable-cuda-graph", "--skip-server-warmup")
 
@@ -114,7 +116,7 @@ def _check_offload(options: PluginOptions) -> None:
         raise UsageError(
             "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
         )
-    if offload and (fault := seams.offload_fault()):
+    if offload and (fault := seams.offload_fault(options.offload_without)):
         raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
@@ -159,7 +161,7 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     defaults: dict[str, str] = {}
     switches: tuple[str, ...] = ()
     if args.preemption_mode == "offload":
-        defaults |= _OFFLOAD_ON_CPU if cpu else {}
+        defaults |= _OFFLOAD_DEFAULTS | (_OFFLOAD_ON_CPU if cpu else {})
         switches += _OFFLOAD_SWITCHES
     if cpu:
         defaults |= _CPU_DEFAULTS

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sglang_releases import UnreachableError, unpacked
 
-from andes_sglang.adapter.seams import RELEASES
+from andes_sglang.adapter.seams import OFFLOAD_RELEASES, RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -43,21 +43,26 @@ def release(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         path = [str(folder), str(POLICIES), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         patch.setenv("SGLANG_ENABLE_RANK_CONSENSUS_CHECKER", "1")  # 0.5.17 has none
         yield request.param
 
 
 @pytest.fixture(scope="module")
 def engines(release: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """``stock``; ``one rank`` and ``two ranks`` that park and release every stream every three tokens, in mixed iterations."""
+    """``stock``; ``one rank``, ``two ranks`` and ``offload``, which take every stream off every three tokens, in mixed
+    iterations."""
     logs = tmp_path_factory.mktemp("releases")
     wanted = {
         "stock": ("stock", (*BASE, *ROOM)),
         "one rank": ("by_rid:ByRid", (*PREEMPTING, *ROOM)),
         "two ranks": ("by_rid:ByRid", (*PREEMPTING, *NO_ROOM, "--tp", "2")),
+        "offload": ("by_rid:ByRid", (*PREEMPTING, *NO_ROOM, "--preemption-mode", "offload")),
     }
+    if release not in OFFLOAD_RELEASES:
+        del wanted["offload"]
     made = [Engine(tiny_model, policy, flags, log=logs / name) for name, (policy, flags) in wanted.items()]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(len(made)) as pool:
         try:
             list(pool.map(Engine.__enter__, made))
             yield dict(zip(wanted, made))
@@ -122,6 +127,26 @@ def test_parked_and_released_streams_say_what_stock_says(
     assert figures['andes_policy_info{policy="by_rid"}'] == 1
     if which == "one rank":
         assert figures["andes_recomputed_tokens_total"] < 100, "what was released came back from the radix tree"
+
+
+def test_what_goes_to_host_memory_comes_back(
+    engines: dict[str, Engine], expected: list[list[int]], release: str
+) -> None:
+    if "offload" not in engines:
+        pytest.skip(f"no offload on {release}")
+    ours = engines["offload"]
+    for policy in ("forced", "lqsf", "andes"):
+        assert words(ours, policy) == expected
+    figures = read_metrics(ours.url)
+    assert preemptions(ours, "offload") > 30
+    assert preemptions(ours, "park") > 30
+    assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
+    assert figures["andes_host_hit_tokens_total"] > 500, "KV for less than half of the streams"
+    wait_until_idle(ours)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while read_metrics(ours.url)['andes_host_tokens{what="used"}'] > 0:
+        assert time.monotonic() < deadline_s
+    assert "leak" not in ours.log.read_text(errors="replace").lower()
 
 
 @pytest.mark.parametrize("policy", ["lqsf", "andes"])

@@ -21,6 +21,7 @@ from andes_sglang.adapter.attributes import attributes_of
 
 ADAPTER = Path(seams.__file__).parent
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+UNIFIED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
 HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
 
 
@@ -47,12 +48,18 @@ def overrides(module: str, name: str) -> set[str]:
     [
         ("scheduler.py", "QoEScheduler", SCHEDULER, {"__init__"}),  # takes what SGLang's takes, whatever that is
         ("host_tier.py", "HostTier", HICACHE, set()),
+        ("unified_host_tier.py", "UnifiedHostTier", UNIFIED, set()),
     ],
 )
 def test_every_override_is_checked_at_start(module: str, name: str, base: str, unchecked: set[str]) -> None:
     found = overrides(module, name)
     assert len(found) > 5
-    known = [*seams.SEAMS, *seams.OFFLOAD_SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    known = [
+        *seams.SEAMS,
+        *seams.OFFLOAD_SEAMS,
+        *seams.UNIFIED_SEAMS,
+        *(seam for group in seams.ALTERNATIVES for seam in group),
+    ]
     checked = {seam.removeprefix(f"{base}.") for seam in known if seam.startswith(f"{base}.")}
     assert found - unchecked <= checked
 
@@ -61,7 +68,7 @@ OF_SGLANG = (
     r"(?:.*\.)?(?:_?scheduler|req|sampling_params|(?:running_|parked\.|self\.)?batch|other|match|recv_req|time_stats)"
 )
 """Expressions in the adapter that stand for objects of SGLang, by their name."""
-OFFLOAD_ONLY = {"host_tier.py", "host_transfers.py"}
+OFFLOAD_ONLY = {"host_tier.py", "host_transfers.py", "unified_host_tier.py"}
 
 
 def test_every_attribute_that_is_read_is_checked_at_start() -> None:
@@ -155,7 +162,8 @@ def test_attributes_that_are_gone_are_named(tmp_path: Path) -> None:
     ("release", "says"),
     [
         ("0.5.17", None),
-        ("0.5.23", "--preemption-mode offload: not supported on sglang 0.5.23"),
+        ("0.5.21", "--preemption-mode offload: not supported on sglang 0.5.21"),
+        ("0.5.23", "--offload-without overlap: needs sglang 0.5.17, and 0.5.23 is installed"),
         ("0.5.99", None),  # refused for another reason
     ],
 )
@@ -163,7 +171,8 @@ def test_offload_is_refused_where_its_cache_is_gone(
     monkeypatch: pytest.MonkeyPatch, release: str, says: str | None
 ) -> None:
     monkeypatch.setattr(seams.importlib.metadata, "version", lambda _: release)
-    fault = seams.offload_fault()
+    fault = seams.offload_fault("overlap")
+    assert release != "0.5.23" or seams.offload_fault() is None
     assert (fault is None) == (says is None)
     assert says is None or says in str(fault)
 
