@@ -6,14 +6,13 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from importlib.resources import files
 from typing import Annotated
 
 import aiohttp
 import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
@@ -23,6 +22,7 @@ from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
+from andes_api.pages import add_pages
 from andes_api.request_body import read_json
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import GatewaySettings
@@ -73,13 +73,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     _add_inference(app, gateway)
     _add_fleet(app, gateway)
     _add_health(app, gateway)
-    if settings.show_page:
-        page = files("andes_api").joinpath("page.html").read_text()
-
-        @app.get("/", include_in_schema=False)
-        async def live() -> HTMLResponse:
-            return HTMLResponse(page)
-
+    add_pages(app, gateway)
     return app
 
 

@@ -15,6 +15,7 @@ from andes_api.admission import TokenBucket
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
+from andes_api.history import History
 from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
@@ -26,7 +27,7 @@ from andes_api.upstream import STREAM_S, Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
 from andes_sglang.routing import make_routing_policy
-from andes_sglang.stream_forecast import forecast_stream
+from andes_sglang.stream_forecast import IncomingStream, forecast_stream
 
 __all__ = ["Gateway"]
 
@@ -35,6 +36,8 @@ SWEEP_INTERVAL_S = 1.0
 """Seconds between checks for idle streams and changed classes; both limits are minutes."""
 NO_ENGINE_RETRY_S = 5.0
 """Seconds after which a client tries again while no engine is there: one look-up of names."""
+RECENT_REQUESTS, USUAL_PROMPT_TOKENS = 100, 300
+"""Requests whose mean prompt is the usual one, and its tokens while there are none."""
 _log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
@@ -51,6 +54,7 @@ class Gateway:
         self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
+        self.history = History()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
@@ -246,6 +250,18 @@ class Gateway:
 
     # Records
 
+    def describe_replicas(self, now_s: float) -> list[dict[str, Any]]:
+        """Each replica with ``predicted_ttft_s``: seconds to the first token of a new stream as long as recent ones."""
+        recent = [record.prompt_tokens for record in self.demand.last(RECENT_REQUESTS)] or [USUAL_PROMPT_TOKENS]
+        reader, prompt = self.settings.classes[self.settings.default_class].expectation, Prompt({}, chat=False)
+        usual = IncomingStream(sum(recent) / len(recent), reader.target, reader.weight, prompt.key)
+        described = []
+        for replica in self.upstreams.replicas.values():
+            view = replica.view(now_s, prompt, usual.prompt_tokens)
+            ttft_s = forecast_stream(usual, view, now_s, self.settings.horizon_s).ttft_s
+            described.append({**replica.describe(now_s), "predicted_ttft_s": round(ttft_s, 3)})
+        return described
+
     def update_open_records(self) -> None:
         """Bring the records of open streams up to date."""
         now_s = time.monotonic()
@@ -261,6 +277,7 @@ class Gateway:
         record.qoe = stream.score(now_s)
         if record.qoe is not None:
             self.qoe.add(now_s, cls, record.qoe)
+        self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)
         self.telemetry.ended(stream, duration_s)

@@ -104,6 +104,8 @@ class Relay:
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, begun = self._context.metrics, self._reply.begun
         (metrics.resumes if begun else metrics.retries).inc()
+        self.stream.moves += begun
+        self.stream.retries += not begun
         event = names.EVENT_RESUME if begun else names.EVENT_RETRY
         self.stream.span.add_event(event, {names.REASON: error.kind})
 

@@ -13,6 +13,7 @@ from andes_api import names
 from andes_api.demand import DemandRecord
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
+from andes_api.history import Kind
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
@@ -50,6 +51,8 @@ class Stream:
     expected: StreamForecast | None = None
     tokens: int = 0
     attempts: int = 0
+    retries: int = 0  # attempts after the first, before it had begun
+    moves: int = 0  # and after it had
     status: int = 0
     replica: str = ""
     delivered_s: float = 0.0
@@ -78,6 +81,11 @@ class Stream:
     @property
     def path(self) -> str:
         return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    @property
+    def kind(self) -> Kind:
+        """Model and class."""
+        return str(self.body.get("model", ""))[:100], self.expectation.class_name
 
     @property
     def tenant_name(self) -> str:
