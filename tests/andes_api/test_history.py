@@ -26,7 +26,7 @@ def test_a_window_ends_and_an_hour_is_kept() -> None:
     for minute in range(90):
         history.add(60.0 * minute, READING, "done", 1.0)
     now_s = 60.0 * 89 + 59
-    assert history.of(now_s, 300.0)[READING].outcomes["done"] == 5
+    assert history.of(now_s, 300.0)[READING].outcomes["done"] == 6  # five minutes and the one they began in
     assert history.of(now_s, 3600.0)[READING].outcomes["done"] == 60
     minutes = history.minutes(now_s)
     assert [round(ago_s) for ago_s, _ in minutes[-2:]] == [119, 59]
