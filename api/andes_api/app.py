@@ -6,11 +6,10 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any
 
-import aiohttp
 import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,8 +21,9 @@ from andes_api.errors import ApiError
 from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
+from andes_api.models import ModelRoute, no_model
 from andes_api.schema import CHAT, COMPLETION, ERROR
-from andes_api.settings import GatewaySettings
+from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_sglang import __version__
@@ -31,7 +31,9 @@ from andes_sglang.sketch import Sketch
 
 __all__ = ["create_app"]
 
-MODELS_TIMEOUT_S = 10.0
+OneModel = Annotated[
+    str | None, Query(description="one model, by its name in `/v1/models`; without adapters and aliases")
+]
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -104,8 +106,9 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
             name = min(refused)
             raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
         check_media(body, settings.media_hosts)
-        expectation = resolve(headers, body, tenant, settings)
-        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat)
+        route = gateway.route_of(body.get("model"), tenant)
+        expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
+        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat, route=route)
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -123,17 +126,14 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
-        tenant_of(request.headers, settings)
-        return await _models(gateway)
+        return _json({"object": "list", "data": _models(gateway, tenant_of(request.headers, settings))})
 
     @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str, request: Request) -> Response:
-        tenant_of(request.headers, settings)
-        answer = await _models(gateway)
-        found = [m for m in orjson.loads(bytes(answer.body)).get("data", ()) if m.get("id") == name]
-        if not found:
-            raise ApiError(404, f"no model {name[:100]!r}", param="model", code="model_not_found", reason="model")
-        return JSONResponse(found[0])
+        cards = {card["id"]: card for card in _models(gateway, tenant_of(request.headers, settings))}
+        if name not in cards:
+            raise no_model(name, list(cards))
+        return _json(cards[name])
 
 
 def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
@@ -172,64 +172,65 @@ async def _body(request: Request, settings: GatewaySettings) -> dict[str, Any]:
     return body
 
 
-async def _models(gateway: Gateway) -> Response:
-    """The answer of the first replica that gives one; with none, for instance scaled to zero, the last that was given."""
-    timeout, upstreams = aiohttp.ClientTimeout(total=MODELS_TIMEOUT_S), gateway.upstreams
-    for replica in upstreams.accepting(time.monotonic()):
-        with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with upstreams.session.get(
-                replica.url + "/v1/models", timeout=timeout, allow_redirects=False
-            ) as answer:
-                if answer.status == 200:
-                    upstreams.models = await answer.read()
-                    break
-    if upstreams.models is not None:
-        return Response(upstreams.models, media_type="application/json")
-    raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
+def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:
+    """The models that this tenant may use, with their adapters and aliases. Raises a 503 while none is known."""
+    cards = gateway.upstreams.catalog.cards()
+    if not cards:
+        raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
+    if tenant is None or not tenant.models:
+        return cards
+    return [card for card in cards if gateway.upstreams.resolve(card["id"]).model in tenant.models]
 
 
 def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
     name = gateway.settings.name
 
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
-    async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
-        """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways. `held`: requests that
-        wait for an engine now."""
+    async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0, model: OneModel = None) -> Response:
+        """Requests that arrived after `since` (Unix seconds), of all models or of one. Concatenate those of several gateways.
+        `held`: requests that wait for an engine now; `models`: those that this gateway knows."""
         gateway.update_open_records()
-        records = [record.to_dict() for record in gateway.demand.since(since)]
+        records = [record.to_dict() for record in gateway.demand.since(since, model)]
+        held = gateway.held_by_model
         return _json({
-            "gateway": name, "now_s": time.time(), "held": gateway.held,
+            "gateway": name, "now_s": time.time(), "models": gateway.upstreams.catalog.models,
+            "held": gateway.held if model is None else held[model],
+            "held_by_model": {known: held[known] for known in gateway.upstreams.catalog.models},
             "complete_since_s": gateway.demand.complete_since_s, "records": records,
         })  # fmt: skip
 
     @app.get("/fleet/qoe", summary="Distribution of QoE per class")
-    async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0) -> Response:
-        """QoE of the streams that ended in the window, and of those open now. Merge several gateways by adding `counts`
-        and `total`; the figures beside them are for reading only."""
+    async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
+        """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
+        for each. Merge several gateways by adding `counts` and `total`; the figures beside them are for reading only."""
         now_s = time.monotonic()
         ended = gateway.qoe.of(now_s, window_s)
-        running: dict[str, Sketch] = {}
+        running: dict[tuple[str | None, str], Sketch] = {}
         for stream in gateway.open:
             if (score := stream.score(now_s)) is not None:
-                running.setdefault(stream.expectation.class_name, Sketch()).add(score)
+                running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
+        known = gateway.upstreams.catalog.models
         return _json({
             "gateway": name,
             "now_s": time.time(),
             "window_s": window_s,
-            "classes": {cls: sketch.to_dict() for cls, sketch in ended.items()},
-            "running": {cls: sketch.to_dict() for cls, sketch in running.items()},
-            "all": Sketch.merged(ended.values()).to_dict(),
+            **_by_class(ended, running, model),
+            "models": {one: _by_class(ended, running, one) for one in known if model in (None, one)},
         })  # fmt: skip
 
     @app.get("/fleet/replicas", summary="The engines and what they hold")
-    async def replicas() -> Response:
+    async def replicas(model: OneModel = None) -> Response:
+        """All engines, or those of one model."""
         now_s = time.monotonic()
+        held = gateway.held if model is None else gateway.held_by_model[model]
+        listed = [r for r in gateway.upstreams.replicas.values() if model is None or r.serves(ModelRoute(model))]
         return _json({
             "gateway": name,
             "policy": gateway.settings.policy,  # deprecated: the name alone
             "routing": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
-            "held": gateway.held,
-            "replicas": [replica.describe(now_s) for replica in gateway.upstreams.replicas.values()],
+            "models": gateway.upstreams.catalog.models,
+            "held": held,
+            "replicas": [replica.describe(now_s) for replica in listed],
         })  # fmt: skip
 
     @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
@@ -242,6 +243,24 @@ def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
         gateway.upstreams.notify()
         gateway.count_replicas()
         return _json(found[0].describe(time.monotonic()))
+
+
+def _by_class(
+    ended: Mapping[tuple[str | None, str], Sketch], running: Mapping[tuple[str | None, str], Sketch], model: str | None
+) -> dict[str, Any]:
+    """Sketches per class of one model, or of all."""
+
+    def of(kinds: Mapping[tuple[str | None, str], Sketch]) -> dict[str, Sketch]:
+        chosen = {kind: sketch for kind, sketch in kinds.items() if model is None or kind[0] == model}
+        classes = sorted({cls for _, cls in chosen})
+        return {name: Sketch.merged(sketch for (_, cls), sketch in chosen.items() if cls == name) for name in classes}
+
+    past = of(ended)
+    return {
+        "classes": {cls: sketch.to_dict() for cls, sketch in past.items()},
+        "running": {cls: sketch.to_dict() for cls, sketch in of(running).items()},
+        "all": Sketch.merged(past.values()).to_dict(),
+    }
 
 
 def _administrator(request: Request, settings: GatewaySettings) -> None:

@@ -134,7 +134,7 @@ class Relay:
         """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
         if self.stream.attempts > self._settings.retries:
             return False
-        return bool(order) or not (self.writer.started or self._context.upstreams.accepting(now_s))
+        return bool(order) or not (self.writer.started or self._context.upstreams.accepting(now_s, self.stream.route))
 
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, started = self._context.metrics, self.writer.started
@@ -177,7 +177,8 @@ class Relay:
         await self.writer.write([(content, 0)])
 
     def _echo(self) -> dict[str, str]:
-        return {"x-request-id": self.stream.request_id, **self.stream.expectation.headers()}
+        stream = self.stream
+        return {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
 
     # One replica
 
@@ -193,9 +194,7 @@ class Relay:
         replica.breaker.trying(attempt.sent_s)
         replica.opened(stream)
         try:
-            outcome = await self._exchange(
-                replica, engine_request(stream, body, self._settings, attempt.sent_s), headers, attempt
-            )
+            outcome = await self._exchange(replica, self._payload(replica, body, attempt.sent_s), headers, attempt)
             replica.breaker.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
             return outcome
@@ -209,6 +208,9 @@ class Relay:
             upstreams.forget(replica)
             self._describe(span, attempt)
             span.end()
+
+    def _payload(self, replica: Upstream, body: dict[str, Any], now_s: float) -> bytes:
+        return engine_request(self.stream, replica.asked_for(self.stream.route, body), self._settings, now_s)
 
     async def _exchange(self, replica: Upstream, payload: bytes, headers: dict[str, str], attempt: Attempt) -> str:
         """Send the request and pass the answer on; how it ended. Raises :class:`UpstreamError`."""
@@ -367,7 +369,7 @@ class Relay:
     def _count_prompt(self, usage: Any) -> None:
         tokens = count_of(usage, "prompt_tokens")
         if tokens and self.stream.attempts == 1:
-            self._context.upstreams.learn_length(self.stream.prompt, tokens)
+            self._context.upstreams.learn_length(self.stream.route.model, self.stream.prompt, tokens)
             self.stream.record.prompt_tokens = tokens
             self._counted = True
             details = usage.get("prompt_tokens_details")

@@ -51,7 +51,7 @@ def test_demand_is_bounded_and_says_so() -> None:
 def test_a_window_forgets() -> None:
     window = QoEWindow()
     for at in range(0, 7200, 5):
-        window.add(float(at), "reading" if at % 10 else "code", 0.5)
+        window.add(float(at), "m", "reading" if at % 10 else "code", 0.5)
     of = window.of(7200.0, 60.0)
     assert {name: s.count for name, s in of.items()} == {"code": 6, "reading": 6}
     assert window.of(7200.0, 1e9)["code"].count == 360  # an hour
