@@ -57,6 +57,7 @@ class Stream:
     status: int = 0
     replica: str = ""
     delivered_s: float = 0.0
+    counted: bool = False  # whether an engine has said how long the prompt is
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans

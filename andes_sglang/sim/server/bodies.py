@@ -90,7 +90,9 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
         raise BadRequestError(f"tool_choice {body['tool_choice']!r} is not simulated: the answer is always text")
     parts = [json.dumps(body["tools"], sort_keys=True)] if body.get("tools") else []
     parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
-    prompt = of_text("".join(parts) + "<|assistant|>")
+    if not (_flag(body, "continue_final_message") and messages[-1]["role"] == "assistant"):
+        parts.append("<|assistant|>")
+    prompt = of_text("".join(parts))
     limit = _whole(body, "max_completion_tokens", None)
     return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
 
