@@ -79,12 +79,12 @@ class ModelCatalog:
     def __init__(self, configured: Iterable[str] = (), aliases: Mapping[str, str] | None = None) -> None:
         self._aliases = dict(aliases or {})
         self._cards: dict[str, Mapping[str, Mapping[str, Any]]] = {name: {} for name in configured}
-        self._configured = frozenset(self._cards)
+        self._configured = tuple(self._cards)
 
     @property
     def models(self) -> list[str]:
-        """Without adapters and aliases."""
-        return list(self._cards)
+        """Without adapters and aliases: the configured ones, then by name."""
+        return [*self._configured, *sorted(self._cards.keys() - {*self._configured})]
 
     def learn(self, model: str, offers: Iterable[Offer]) -> None:
         """``offers``: of ``model``, of all engines that have it now."""
@@ -147,7 +147,8 @@ class ModelCatalog:
     def cards(self) -> list[Mapping[str, Any]]:
         """As in ``/v1/models``: every model as its engine announces it, then its adapters; then the aliases."""
         cards: dict[str, Mapping[str, Any]] = {}
-        for model, known in self._cards.items():
+        for model in self.models:
+            known = self._cards[model]
             cards.setdefault(model, known.get(model) or _card(model, model))
             for name, card in known.items():
                 cards.setdefault(name, card)
