@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +21,7 @@ from andes_api.expectations import key_matches, resolve, tenant_of
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.models import ModelRoute, no_model
+from andes_api.request_body import read_json
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
@@ -100,7 +100,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     async def infer(request: Request, chat: bool) -> Response:
         headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
-        body = await _body(request, settings)
+        body = await read_json(request, settings)
         refused = settings.refused_fields & body.keys()
         if refused:
             name = min(refused)
@@ -142,34 +142,6 @@ def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
     if not _REQUEST_ID.fullmatch(known.get("x-request-id", "")):
         known.pop("x-request-id", None)
     return known
-
-
-async def _body(request: Request, settings: GatewaySettings) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, f"content-type: expected application/json; got {kind[:100]!r}", retry=False)
-    content = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for part in request.stream():
-                content += part
-                if len(content) > settings.max_body_bytes:
-                    raise ApiError(
-                        413, f"the body is longer than {settings.max_body_bytes} bytes", reason="body", retry=False
-                    )
-    except TimeoutError:
-        raise ApiError(408, "the body did not arrive in time", reason="body") from None
-    try:
-        body = orjson.loads(bytes(content))
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is no JSON: {error}", retry=False) from None
-    if not isinstance(body, dict):
-        raise ApiError(400, f"the body must be a JSON object, got {type(body).__name__}", retry=False)
-    if body.get("stream") not in (None, True, False) or (
-        isinstance(body.get("stream"), int | float) and not isinstance(body["stream"], bool)
-    ):
-        raise ApiError(400, f"stream: expected true or false; got {body['stream']!r}", param="stream", retry=False)
-    return body
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

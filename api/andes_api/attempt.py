@@ -57,7 +57,8 @@ class Attempt:
         self.waited_s: float | None = None
         self.alone = replica.finds_no_queue(stream)
         self._answer: aiohttp.ClientResponse | None = None
-        self._silent = False
+        self._timeout: asyncio.Timeout | None = None  # until it answers
+        self._ended_by: str | None = None
 
     async def run(self, body: dict[str, Any]) -> str:
         """Ask for ``body`` and pass the answer on; how it ended: "done" or "error" (the request's). Raises
@@ -90,18 +91,25 @@ class Attempt:
         if self._answer is None or not self._stream.streams:
             return
         if now_s - self.heard_s > self._settings.stream_idle_s:
-            self._silent = True
+            self.end("silent")
+
+    def end(self, reason: str) -> None:
+        """Stop listening; the attempt fails by ``reason``."""
+        self._ended_by = reason
+        if self._answer is not None:
             self._answer.close()
+        elif self._timeout is not None:
+            self._timeout.reschedule(0.0)
 
     async def _exchange(self, payload: bytes, headers: dict[str, str]) -> str:
         """Send the request and pass the answer on; how it ended. Raises :class:`UpstreamError`."""
         session, url = self._context.upstreams.session, self._replica.url + self._stream.path
         try:
             async with (
-                asyncio.timeout(self._answer_timeout_s) as timeout,
+                asyncio.timeout(self._answer_timeout_s) as self._timeout,
                 session.post(url, data=payload, headers=headers, allow_redirects=False) as answer,
             ):
-                timeout.reschedule(None)
+                self._timeout.reschedule(None)
                 self._answer = answer
                 return await self._pass_on(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -110,9 +118,9 @@ class Attempt:
         except GarbageError as error:
             raise UpstreamError("garbage") from error
         except TimeoutError as error:
-            raise UpstreamError("silent") from error
+            raise UpstreamError(self._ended_by or "silent", blame=self._ended_by != "shutdown") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError("silent" if self._silent else "connection") from error
+            raise UpstreamError(self._ended_by or "connection", blame=self._ended_by != "shutdown") from error
 
     def _describe(self, span: Span) -> None:
         stream = self._stream
@@ -135,8 +143,9 @@ class Attempt:
             return await self._pass_events(answer)
         content = await read_all(answer)
         headers = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
-        if answer.status == 429 or answer.status >= 500:
-            said = (answer.status, headers, content) if kind.startswith("application/json") else None
+        if answer.status == 429 or not (answer.status == 200 or 400 <= answer.status < 500):
+            is_error = answer.status >= 400 and kind.startswith("application/json")  # no redirection: it leads nowhere
+            said = (answer.status, headers, content) if is_error else None
             blame = said is None or answer.status in (502, 503, 504)
             raise UpstreamError(f"http_{answer.status}", blame=blame, answer=said)
         if self._reply.started:

@@ -287,6 +287,11 @@ class Gateway:
         stream.shed(error)
         self._finish(stream)
 
+    def cut_streams(self) -> None:
+        """End what is open with an error, at the end of the time for draining."""
+        for relay in self._relays.values():
+            relay.cut()
+
     async def _sweep(self) -> None:
         """Once a second: end what has been silent for too long, upstream or in the client; reread the classes."""
         while True:

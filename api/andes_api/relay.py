@@ -31,6 +31,7 @@ class Relay:
         self._order = order
         self._reply = Reply(stream, send, context.settings.pace_interval_s)
         self._attempt: Attempt | None = None
+        self._cut = False
 
     @property
     def writer(self) -> ResponseWriter:
@@ -61,6 +62,12 @@ class Relay:
         if self._attempt is not None and not self.writer.writing:
             self._attempt.end_if_silent(now_s)
 
+    def cut(self) -> None:
+        """Break off with an error: this gateway has no more time."""
+        self._cut = True
+        if self._attempt is not None:
+            self._attempt.end("shutdown")
+
     async def _try_replicas(self) -> str:
         """Until one has answered or all have failed: "done", "error" (the request's) or "failed" (the engines')."""
         body = self.stream.body
@@ -86,7 +93,7 @@ class Relay:
 
     def _goes_on(self, order: Sequence[Upstream], now_s: float) -> bool:
         """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
-        if self.stream.attempts > self._settings.retries:
+        if self.stream.attempts > self._settings.retries or self._cut:
             return False
         return bool(order) or not (self._reply.started or self._context.upstreams.accepting(now_s, self.stream.route))
 

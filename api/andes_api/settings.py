@@ -172,6 +172,7 @@ class GatewaySettings(BaseSettings):
     )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
+    head_timeout_s: Seconds = Field(20.0, description="seconds for a request's head to arrive, from the connection on")
     body_timeout_s: Seconds = Field(60.0, description="seconds for a request's body to arrive")
     send_buffer_bytes: Count = Field(64 << 10, description="bytes buffered in the kernel for a slow reader")
     client_idle_s: Seconds = Field(120.0, description="seconds after which a client that takes nothing is dropped")

@@ -19,6 +19,8 @@ __all__ = ["Telemetry", "failed"]
 
 MAX_MODELS = 50
 """Models that metrics tell apart; the others are "other"."""
+MAX_NUMBER = 2**63 - 1
+"""OTLP's largest; a larger one would lose every span that is sent with it."""
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -79,8 +81,9 @@ class Telemetry:
             (names.REQUEST_TEMPERATURE, "temperature"),
             (names.REQUEST_TOP_P, "top_p"),
         ):
-            if isinstance(body.get(field), int | float):
-                attributes[name] = body[field]
+            value = body.get(field)
+            if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:
+                attributes[name] = value
         name = f"{_operation(stream)} {attributes.get(names.REQUEST_MODEL, '')}".strip()
         span = self._tracer.start_span(name, trace.set_span_in_context(stream.span), SpanKind.CLIENT, attributes)
         _PROPAGATOR.inject(headers, trace.set_span_in_context(span))
