@@ -148,7 +148,7 @@ class Attempt:
             said = (answer.status, headers, content) if is_error else None
             blame = said is None or answer.status in (502, 503, 504)
             raise UpstreamError(f"http_{answer.status}", blame=blame, answer=said)
-        if self._reply.started:
+        if self._reply.begun:
             raise UpstreamError(f"http_{answer.status}", blame=False)
         if answer.status == 200:
             self._read_whole(object_of(content))
@@ -175,13 +175,13 @@ class Attempt:
             while not events.done and not events.error_event:
                 data = await self._read(answer, events)
                 self.heard_s = time.monotonic()
-                await self._write(events.feed(data), answer)
+                await self._write(events.feed(data))
                 if events.garbage is not None:
                     raise UpstreamError("garbage")
                 if events.error_event:
                     if blames_engine(events.error):
                         raise UpstreamError("engine", blame=False, event=events.error_event)
-                    await self._write([(events.error_event, 0)], answer)
+                    await self._write([(events.error_event, 0)])
         finally:
             self._count_prompt(events.usage_so_far)
         if stream.span.is_recording():
@@ -207,11 +207,11 @@ class Attempt:
         raise UpstreamError("ended early")
 
     def _is_complete(self, events: EventStream) -> bool:
-        return events.finish_reason is not None and count_answers(self._stream.body) == 1 and self._reply.started
+        return events.finish_reason is not None and count_answers(self._stream.body) == 1 and self._reply.begun
 
-    async def _write(self, batch: list[Event], answer: aiohttp.ClientResponse) -> None:
+    async def _write(self, batch: list[Event]) -> None:
         if batch:
-            await self._reply.events(self._take(batch), answer.headers["content-type"])
+            await self._reply.events(self._take(batch))
 
     def _take(self, batch: list[Event]) -> list[Event]:
         """Count what has come; as the reader should see it."""

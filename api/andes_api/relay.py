@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ class Relay:
         self.stream = stream
         self._context, self._settings = context, context.settings
         self._order = order
-        self._reply = Reply(stream, send, context.settings.pace_interval_s)
+        self._reply = Reply(stream, send, context.settings)
         self._attempt: Attempt | None = None
         self._cut = False
 
@@ -39,6 +40,7 @@ class Relay:
 
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
+        beats = asyncio.create_task(self._reply.keep_alive())
         try:
             try:
                 outcome = await self._try_replicas()
@@ -49,6 +51,8 @@ class Relay:
                 await self.writer.end()
                 self.stream.shed(error)
         finally:
+            beats.cancel()
+            await asyncio.gather(beats, return_exceptions=True)
             await self.writer.close()
 
     def client_is_gone(self, now_s: float) -> bool:
@@ -84,23 +88,23 @@ class Relay:
                 if error.blame:
                     replica.breaker.failed(now_s)
                 order = [r for r in order if r.accepts(now_s)]
-                rest = self._rest() if self._reply.started else body
+                rest = self._rest() if self._reply.begun else body
                 if rest is None or not self._goes_on(order, now_s):
                     await self._give_up(error)
                     return "failed"
-                body, continuation = rest, self._continuation() if self._reply.started else None
+                body, continuation = rest, self._continuation() if self._reply.begun else None
                 self._note_next_try(error)
 
     def _goes_on(self, order: Sequence[Upstream], now_s: float) -> bool:
         """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
         if self.stream.attempts > self._settings.retries or self._cut:
             return False
-        return bool(order) or not (self._reply.started or self._context.upstreams.accepting(now_s, self.stream.route))
+        return bool(order) or not (self._reply.begun or self._context.upstreams.accepting(now_s, self.stream.route))
 
     def _note_next_try(self, error: UpstreamError) -> None:
-        metrics, started = self._context.metrics, self._reply.started
-        (metrics.resumes if started else metrics.retries).inc()
-        event = names.EVENT_RESUME if started else names.EVENT_RETRY
+        metrics, begun = self._context.metrics, self._reply.begun
+        (metrics.resumes if begun else metrics.retries).inc()
+        event = names.EVENT_RESUME if begun else names.EVENT_RETRY
         self.stream.span.add_event(event, {names.REASON: error.kind})
 
     def _rest(self) -> dict[str, Any] | None:
@@ -120,8 +124,8 @@ class Relay:
             502, f"the engine failed ({error.kind})", "upstream_error", code="upstream_error", reason="upstream",
             retry_after_s=RETRY_AFTER_FAILURE_S,
         )  # fmt: skip
-        if self._reply.started:  # the 200 has gone out: say it in the stream, and end without a finish reason
-            await self.writer.write([(error.event or fault.event, 0)])
+        if self._reply.started and error.event:
+            await self.writer.write([(error.event, 0)])
         elif error.answer is not None:
             await self._reply.whole(*error.answer)
         else:

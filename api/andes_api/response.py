@@ -15,6 +15,7 @@ __all__ = ["PacedResponseWriter", "ResponseWriter", "Send"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Delivered = Callable[[float, int], None]
+COMMENT = b": keep-alive\n\n"
 MAX_PENDING_EVENTS = 4096
 """Events that a paced response holds; about as many tokens, a long answer."""
 
@@ -22,14 +23,16 @@ MAX_PENDING_EVENTS = 4096
 class ResponseWriter:
     """Passes on what it is given and calls ``delivered(now_s, tokens)`` (clock seconds) once the socket has taken it.
 
-    writing: the relay waits for this writer; sending: this writer waits for the client's socket.
+    writing: the relay waits for this writer; sending: this writer waits for the client's socket. written_s: when something
+    was last handed to it, clock seconds.
     """
 
     def __init__(self, send: Send, delivered: Delivered) -> None:
         self._send = send
         self._delivered = delivered
-        self.started = False
+        self.started = self.ended = False
         self.sending = False
+        self.written_s = time.monotonic()
 
     @property
     def writing(self) -> bool:
@@ -46,17 +49,25 @@ class ResponseWriter:
         if len(batch) > 1:
             body, tokens = b"".join([event for event, _ in batch]), sum([tokens for _, tokens in batch])
         if body:
-            self.sending = True
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            self.sending = False
+            await self._put(body)
         if tokens:
             self._delivered(time.monotonic(), tokens)
 
+    async def comment(self) -> None:
+        """Something that every reader of events passes over; nothing once the response has ended."""
+        if not self.ended:
+            await self._put(COMMENT)
+
     async def end(self) -> None:
         """After the last byte."""
+        self.ended = True
+        await self._put(b"", more=False)
+
+    async def _put(self, body: bytes, *, more: bool = True) -> None:
         self.sending = True
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.sending = False
+        self.written_s = time.monotonic()
 
     async def close(self) -> None:
         """Stop at once; what is not written yet is dropped."""

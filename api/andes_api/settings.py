@@ -175,6 +175,9 @@ class GatewaySettings(BaseSettings):
     head_timeout_s: Seconds = Field(20.0, description="seconds for a request's head to arrive, from the connection on")
     body_timeout_s: Seconds = Field(60.0, description="seconds for a request's body to arrive")
     send_buffer_bytes: Count = Field(64 << 10, description="bytes buffered in the kernel for a slow reader")
+    keepalive_s: NotNegative = Field(
+        15.0, description="seconds of silence after which a stream gets an SSE comment; 0: never"
+    )
     client_idle_s: Seconds = Field(120.0, description="seconds after which a client that takes nothing is dropped")
     drain_s: Seconds = Field(600.0, description="seconds that open streams have after SIGTERM")
     pace_interval_s: Seconds = Field(0.05, description="seconds of tokens that a paced stream releases together")

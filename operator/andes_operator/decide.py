@@ -1,8 +1,9 @@
 """How many replicas, and why: :func:`decide` is pure, the same arguments give the same :class:`ScaleDecision`.
 
-Up: to the largest ask, at once (or as fast as ``scaleUp`` allows). Down: one replica at a time, after stabilisation, when
-every signal agrees and the what-if predicts that one fewer still meets the objectives. Without trustworthy data the scale
-is held, within the bounds of the target.
+Up: to the largest ask, at once (or as fast as ``scaleUp`` allows), but to no more than can be placed. Down: pods that never
+served first and all at once; then one replica at a time, after stabilisation, when every signal agrees and the what-if
+predicts that one fewer still meets the objectives. Without trustworthy data the scale is held, within the bounds of the
+target.
 """
 
 from __future__ import annotations
@@ -120,16 +121,20 @@ def _within_bounds(
 ) -> ScaleDecision:
     """Up on the largest ask that was stable, else down where everything agrees, else stay."""
     current, behavior = seen.pods.wanted, spec.behavior
-    ask = _largest_ask(spec, seen, predicted, memory, failure)
+    wish = _largest_ask(spec, seen, predicted, memory, failure)
+    ask = _placeable(spec, seen, wish)
     memory = memory.ask(behavior, Ask(seen.now_s, ask.replicas))
     stable = memory.lowest_ask(seen.now_s - behavior.up_stabilization_s)
+    returned = _return(spec, seen, ask, memory)
+    if returned is not None:
+        return returned
     if stable > current:
         return _up(spec, seen, ask, stable, memory)
     if ask.replicas > current:
         message = f"{ask.message}; asked for less than {behavior.up_stabilization_s:g} s"
         return ScaleDecision(current, Reason.STABILIZING, message, memory)
-    if predicted is None:
-        return ScaleDecision(current, Reason.NO_PREDICTION, ask.message, memory)
+    if predicted is None or (ask is not wish and ask.replicas == current):
+        return ScaleDecision(current, ask.reason, ask.message, memory)
     return _down(spec, seen, predicted, memory, ask.message)
 
 
@@ -154,8 +159,40 @@ def _largest_ask(
     return max(model, floor, key=lambda ask: ask.replicas) if floor else model
 
 
+def _placeable(spec: TargetSpec, seen: Observation, ask: Candidate) -> Candidate:
+    """As much of an ask for more as can be had."""
+    placeable = seen.pods.placeable
+    if placeable is None or ask.replicas <= (most := max(spec.clamp(placeable), seen.pods.ready)):
+        return ask
+    failure = seen.pods.failures[0]
+    message = f"{ask.message}; {most} for now, which is one more than can be had: {failure}"
+    return Candidate(most, failure.reason, message)
+
+
+def _return(spec: TargetSpec, seen: Observation, ask: Candidate, memory: Memory) -> ScaleDecision | None:
+    """Give back pods that never served, and all at once: those that fail, and those that start and are not needed any more
+    since the stabilisation window began. None where there are none, or where others would be removed before them."""
+    current, failing = seen.pods.wanted, min(seen.pods.failing, seen.pods.returnable)
+    if seen.pods.existing > current:  # some are already to go
+        return None
+    needed = max(ask.replicas, spec.min_replicas)
+    keep = max(needed, current - failing)
+    if keep < current:
+        failure = seen.pods.failures[0]
+        return ScaleDecision(keep, failure.reason, f"{ask.message}; {current - keep} given back: {failure}", memory)
+    window_s = spec.behavior.down_stabilization_s
+    if memory.since_s is None or seen.now_s - memory.since_s < window_s:
+        return None
+    keep = max(needed, memory.highest_ask(seen.now_s - window_s), current - seen.pods.returnable)
+    if keep >= current:
+        return None
+    message = f"{ask.message}; {current - keep} that start are not needed any more"
+    return ScaleDecision(keep, Reason.NOT_NEEDED, message, memory)
+
+
 def _reactive_floor(spec: TargetSpec, seen: Observation, memory: Memory) -> Candidate | None:
-    """More than the current replicas, when readers get less than the objectives and no pod is starting; None otherwise."""
+    """More than the current replicas, when readers get less than the objectives and no pod is starting; None otherwise. A
+    pod that has lost its readiness, or will not come, is none that starts."""
     if seen.pods.starting:
         return None
     current = seen.pods.wanted
@@ -229,6 +266,8 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
         return Reason.STABILIZING, f"a replica was removed {seen.now_s - memory.last_down_s:.0f} s ago"
     if seen.pods.starting or seen.pods.existing > current:
         return Reason.STABILIZING, "pods are still starting or leaving"
+    if seen.pods.unready:
+        return Reason.STABILIZING, "a pod has lost its readiness"
     missed = shortfall(spec.objectives, seen.qoe)
     if missed:
         return Reason.QOE_BELOW_TARGET, f"the {missed[0]} is {missed[1]:.3f}"

@@ -15,7 +15,7 @@ from andes_operator import prometheus
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.observe import GatewayReport
 from andes_operator.spec import DemandSource, TargetSpec
-from andes_operator.victims import is_ready
+from andes_operator.supply import is_ready
 
 __all__ = ["Answers", "Gateways"]
 

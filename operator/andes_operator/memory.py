@@ -43,9 +43,10 @@ class Memory:
 
     at_s: of the last reconcile. replicas: ``spec.replicas`` then. since_s: trustworthy data without a gap from then on;
     None: none now. idle_since_s: the last arrival, or the beginning of the record where none is known. settled_s: no
-    pod was starting from then on; None: one is. asks: those that can still be the highest or lowest of a stabilisation
+    pod was starting from then on; None: one is. short_since_s: fewer pods exist than are wanted from then on; None: as many
+    do. asks: those that can still be the highest or lowest of a stabilisation
     window. changes: those that rate limits still count. queue: streams without a first token at the last reconciles.
-    replica_s, baseline_s: replica-seconds that ran, draining pods included, and that the baseline would have run."""
+    replica_s, baseline_s: replica-seconds that held GPUs, draining pods included, and that the baseline would have run."""
 
     at_s: float | None = None
     replicas: int | None = None
@@ -57,6 +58,7 @@ class Memory:
     queue: tuple[int, ...] = ()
     replica_s: float = 0.0
     baseline_s: float = 0.0
+    short_since_s: float | None = None
 
     def observe(self, spec: TargetSpec, seen: Observation) -> Memory:
         """With this reconcile's observation."""
@@ -70,11 +72,17 @@ class Memory:
             since_s=self.since_s if self.since_s is not None else now_s,
             idle_since_s=self._idle_since_s(spec.behavior, seen),
             settled_s=None if seen.pods.starting else (self.settled_s if self.settled_s is not None else now_s),
+            short_since_s=self._short_since_s(seen),
             changes=self._changes(spec.behavior, now_s, wanted),
             queue=(seen.waiting,) if moved else (*self.queue, seen.waiting)[-QUEUE_LENGTHS:],
-            replica_s=self.replica_s + elapsed_s * (seen.pods.existing + seen.pods.terminating),
+            replica_s=self.replica_s + elapsed_s * seen.pods.holding,
             baseline_s=self.baseline_s + elapsed_s * spec.baseline_replicas,
         )
+
+    def _short_since_s(self, seen: Observation) -> float | None:
+        if seen.pods.existing >= seen.pods.wanted:
+            return None
+        return seen.now_s if self.short_since_s is None else self.short_since_s
 
     def _idle_since_s(self, behavior: ScalingBehavior, seen: Observation) -> float:
         """What came since the last reconcile is in the record, unless that was longer ago than gateways are asked for."""
@@ -129,6 +137,7 @@ class Memory:
             "since": self.since_s,
             "idleSince": self.idle_since_s,
             "settled": self.settled_s,
+            "shortSince": self.short_since_s,
             "asks": [{"at": ask.at_s, "replicas": ask.replicas} for ask in self.asks],
             "changes": [{"at": change.at_s, "delta": change.delta} for change in self.changes],
             "queue": list(self.queue),
@@ -148,6 +157,7 @@ class Memory:
                 since_s=_optional(float, data.get("since")),
                 idle_since_s=_optional(float, data.get("idleSince")),
                 settled_s=_optional(float, data.get("settled")),
+                short_since_s=_optional(float, data.get("shortSince")),
                 asks=tuple(Ask(float(a["at"]), int(a["replicas"])) for a in data.get("asks") or ()),
                 changes=tuple(Change(float(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
                 queue=tuple(int(n) for n in data.get("queue") or ()),

@@ -29,6 +29,7 @@ from andes_operator.report import Reporter
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import LastPrediction, TargetState, TargetStates
 from andes_operator.status import status
+from andes_operator.supply import Patience, count_pods
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -154,20 +155,17 @@ class Reconciler:
         with self._tracer.start_as_current_span("andes.observe"):
             pods = await self._cluster.pods(namespace, scale.selector)
             answers = await self._gateways.ask(self._cluster, namespace, spec, self._clock())
-        state = self._states.of(target)
-        learned_s = victims.cold_start_s(pods)
-        if learned_s is not None:
-            state.cold_start_s = learned_s
-        counts = victims.count_pods(pods, scale.wanted)
-        seen = merge(
-            answers.reports,
-            counts,
-            self._clock(),
-            spec.behavior.window_s,
-            missing=answers.missing,
-            broken=answers.broken,
+        state, memory, now_s = self._states.of(target), _memory(target), self._clock()
+        state.cold_starts.observe(pods)
+        by_removal = victims.victims(spec.ref.kind, pods, victims.deletion_costs(pods, {}), len(pods))
+        patience = Patience.of(spec.behavior.cold_start_s, state.cold_starts.seconds)
+        counts = count_pods(
+            pods, scale.wanted, by_removal, now_s=now_s, patience=patience, short_since_s=memory.short_since_s
         )
-        return ReconcileContext(target, spec, scale, pods, answers, seen, _memory(target), state, conflict)
+        seen = merge(
+            answers.reports, counts, now_s, spec.behavior.window_s, missing=answers.missing, broken=answers.broken
+        )
+        return ReconcileContext(target, spec, scale, pods, answers, seen, memory, state, conflict)
 
     async def _conflict(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
         if spec.mode is not Mode.AUTO:
@@ -193,7 +191,7 @@ class Reconciler:
         last = state.last.predicted if state.last is not None else None
         try:
             check_options(spec, seen)
-            horizon_s = cold_start_s(spec, state.cold_start_s) + spec.behavior.tick_s
+            horizon_s = cold_start_s(spec, state.cold_starts.seconds) + spec.behavior.tick_s
             readers = await self._readers(context.key[0])
             inquiry = Inquiry(spec, seen, seen.complete_since_s, horizon_s, history, readers, last)
             expected, predicted = await self._timed_prediction(inquiry)
@@ -290,7 +288,7 @@ class Reconciler:
             expected=expected,
             predicted=predicted,
             conflict=context.conflict,
-            cold_start_s=context.state.cold_start_s,
+            cold_start_s=context.state.cold_starts.seconds,
             old=context.target.get("status") or {},
             generation=context.generation,
         )

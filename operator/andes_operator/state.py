@@ -12,6 +12,7 @@ from andes_operator.cluster import Cluster
 from andes_operator.forecast import DemandForecast, DemandHistory
 from andes_operator.observe import Observation
 from andes_operator.spec import TargetSpec
+from andes_operator.supply import MAX_COLD_START_S, ColdStarts
 from andes_operator.whatif import Prediction
 
 __all__ = ["LastPrediction", "TargetState", "TargetStates"]
@@ -47,11 +48,11 @@ class LastPrediction:
 @dataclass(slots=True)
 class TargetState:
     """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
-    cold_start_s: as learned from the pods."""
+    cold_starts: as learned from the pods."""
 
     uid: str
     history: DemandHistory | None = None
-    cold_start_s: float | None = None
+    cold_starts: ColdStarts = field(default_factory=ColdStarts)
     last: LastPrediction | None = None
 
     async def add_demand(
@@ -83,7 +84,11 @@ class TargetStates:
         key = metadata["namespace"], metadata["name"]
         if key not in self._states or self._states[key].uid != metadata["uid"]:
             learned_s = (target.get("status") or {}).get("coldStartSeconds")
-            self._states[key] = TargetState(metadata["uid"], cold_start_s=learned_s)
+            if (
+                learned_s is not None and not 0 <= learned_s <= MAX_COLD_START_S
+            ):  # edited by hand, or of an earlier release
+                learned_s = None
+            self._states[key] = TargetState(metadata["uid"], cold_starts=ColdStarts(learned_s))
         return self._states[key]
 
     def forget(self, namespace: str, name: str) -> None:

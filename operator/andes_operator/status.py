@@ -19,6 +19,7 @@ Finding = tuple[Condition, bool | None, str, str]
 """Type, whether it holds (None: unknown), reason, message."""
 
 _STATUS = {True: "True", False: "False", None: "Unknown"}
+_BAD_IF_TRUE = (Condition.CONFLICT, Condition.ENGINES_FAILING)
 _FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
 """Reasons for which an unknown condition makes a target not ready."""
 
@@ -51,7 +52,7 @@ def ready(findings: Sequence[Finding]) -> Finding:
     """The summary: False with the first finding that is wrong, in order of severity, else Unknown, else True."""
     for kind, holds, reason, message in findings:
         failed = holds is False or reason in _FAILURES
-        if (holds is True) if kind is Condition.CONFLICT else failed:
+        if (holds is True) if kind in _BAD_IF_TRUE else failed:
             return Condition.READY, False, reason, message
     for kind, holds, reason, message in findings:
         if holds is None and kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
@@ -70,6 +71,8 @@ def findings(spec: TargetSpec, seen: Observation, decision: ScaleDecision, confl
         _conflict(spec, conflict),
         (Condition.TARGET_FOUND, True, "Found", f"{spec.ref} has a scale"),
         _observed(seen),
+        _engines_failing(seen),
+        _schedulable(seen),
         _met(spec, seen),
         _attainable(spec, decision),
     ]
@@ -87,6 +90,20 @@ def _observed(seen: Observation) -> Finding:
     if seen.fault is not None:
         return Condition.OBSERVED, False, seen.fault.reason, seen.fault.message
     return Condition.OBSERVED, True, "Complete", "all gateways have answered"
+
+
+def _engines_failing(seen: Observation) -> Finding:
+    failures = [f for f in seen.pods.failures if f.reason is Reason.ENGINES_FAILING]
+    if failures:
+        return Condition.ENGINES_FAILING, True, Reason.ENGINES_FAILING, "; ".join(map(str, failures))
+    return Condition.ENGINES_FAILING, False, "AsExpected", "all engines are ready or starting"
+
+
+def _schedulable(seen: Observation) -> Finding:
+    failures = [f for f in seen.pods.failures if f.reason is not Reason.ENGINES_FAILING]
+    if failures:
+        return Condition.SCHEDULABLE, False, failures[0].reason, "; ".join(map(str, failures))
+    return Condition.SCHEDULABLE, True, "AsExpected", "all engines have a node, or may get one"
 
 
 def _met(spec: TargetSpec, seen: Observation) -> Finding:
@@ -137,6 +154,8 @@ def status(
         "message": decision.message,
         "replicas": seen.pods.existing,
         "readyReplicas": seen.pods.ready,
+        "startingReplicas": seen.pods.starting,
+        "failingReplicas": seen.pods.failing,
         "recommendedReplicas": decision.replicas,
         "demand": _demand(seen, expected, predicted),
         "objectives": objectives,
@@ -152,7 +171,10 @@ def invalid_status(finding: Finding, old: Mapping[str, Any], generation: int, no
     """Of a target that cannot be observed: ``finding``, and all else unknown. The fields of the old status that are not here
     stay as they were."""
     _, _, reason, message = finding
-    unknown = (Condition.OBSERVED, Condition.CONFLICT, Condition.MET, Condition.ATTAINABLE)
+    unknown = (
+        Condition.OBSERVED, Condition.CONFLICT, Condition.ENGINES_FAILING, Condition.SCHEDULABLE, Condition.MET,
+        Condition.ATTAINABLE,
+    )  # fmt: skip
     found: list[Finding] = [finding]
     found += [(kind, None, reason, message) for kind in unknown if kind is not finding[0]]
     found.append((Condition.READY, False, reason, message))

@@ -11,7 +11,9 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import socketserver
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -73,6 +75,7 @@ class Faulty:
         self.headers: list[dict[str, str]] = []
         self.healthy = True
         self.strike: threading.Event | None = None
+        self.answer_after: threading.Event | None = None
         self.release = threading.Event()
         self.stalled = threading.Event()
         self.cancelled = threading.Event()
@@ -121,6 +124,8 @@ class Faulty:
         await send({"type": "http.response.body", "body": content})
 
     async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
+        while self.answer_after is not None and not self.answer_after.is_set():
+            await asyncio.sleep(0.005)
         if self.fault and self.fault.isdigit():
             error = {"object": "error", "message": "said so", "type": "X", "code": int(self.fault)}
             await self._reply(send, int(self.fault), json.dumps({"error": error}).encode())
@@ -343,3 +348,24 @@ class Backend:
 def make_backend() -> type[Backend]:
     """Makes what receives OTLP over HTTP."""
     return Backend
+
+
+OPENAI_NODE = "7.59.0"
+
+
+@pytest.fixture(scope="session")
+def openai_node() -> Path:
+    """A folder whose node_modules holds the official JavaScript client; its tests are skipped where it cannot be had."""
+    folder = Path(__file__).parents[2] / ".setup" / "node"
+    installed = folder / "node_modules" / "openai" / "package.json"
+    if installed.exists() and json.loads(installed.read_text())["version"] == OPENAI_NODE:
+        return folder
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("NO NPM: install node and npm to test the JavaScript client")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), f"openai@{OPENAI_NODE}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    if done.returncode:
+        pytest.skip(f"NO OPENAI FOR NODE: npm could not install it: {done.stderr[-300:]}")
+    return folder

@@ -12,7 +12,7 @@ from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.forecast import DemandForecast
 from andes_operator.memory import Memory
 from andes_operator.names import Condition, Mode, Reason
-from andes_operator.observe import DataFault, Observation, PodCounts
+from andes_operator.observe import DataFault, Observation, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
 from andes_operator.whatif import Prediction
@@ -42,6 +42,7 @@ def test_all_is_well() -> None:
     assert by_type(found) == {
         "Conflict": ("False", "SoleWriter"), "TargetFound": ("True", "Found"), "DataAvailable": ("True", "Complete"),
         "ObjectiveMet": ("True", "Met"), "Attainable": ("True", "Predicted"), "Ready": ("True", "AsExpected"),
+        "EnginesFailing": ("False", "AsExpected"), "Schedulable": ("True", "AsExpected"),
     }  # fmt: skip
     assert {c["observedGeneration"] for c in found["conditions"]} == {3}
     assert (found["observedGeneration"], found["observedAt"], found["summary"]) == (3, timestamp(NOW_S), "1.000/0.95")
@@ -61,6 +62,18 @@ def test_figures_of_demand_and_pods() -> None:
         "requestsPerSecond": 5.123, "expectedRequestsPerSecond": 6.0, "loadFactor": 1.23, "horizonSeconds": 75.0,
         "forecast": "trend", "openStreams": 7, "waitingStreams": 4,
     }  # fmt: skip
+
+
+def test_engines_that_fail_are_said_and_make_the_target_not_ready() -> None:
+    failures = (PodFailure(Reason.ENGINES_FAILING, 3, "CrashLoopBackOff"), PodFailure(Reason.NOT_CREATED, 1, "a quota"))
+    found = made(replace(GOOD, pods=PodCounts(10, 9, 6, failures=failures)))
+    conditions = by_type(found)
+    assert conditions["EnginesFailing"] == ("True", "EnginesFailing")
+    assert conditions["Schedulable"] == ("False", "NotCreated")
+    assert conditions["Ready"] == ("False", "EnginesFailing")
+    (ready,) = (c for c in found["conditions"] if c["type"] == "Ready")
+    assert ready["message"] == "3 engines are failing: CrashLoopBackOff"
+    assert (found["readyReplicas"], found["startingReplicas"], found["failingReplicas"]) == (6, 0, 4)
 
 
 def test_figures_are_rounded() -> None:
@@ -175,6 +188,7 @@ def test_a_target_that_cannot_be_observed_says_why_and_nothing_else() -> None:
     assert by_type(found) == {
         "TargetFound": ("False", "NotFound"), "Ready": ("False", "NotFound"), "DataAvailable": ("Unknown", "NotFound"),
         "Conflict": ("Unknown", "NotFound"), "ObjectiveMet": ("Unknown", "NotFound"), "Attainable": ("Unknown", "NotFound"),
+        "EnginesFailing": ("Unknown", "NotFound"), "Schedulable": ("Unknown", "NotFound"),
     }  # fmt: skip
     assert {c["message"] for c in found["conditions"]} == {"no engine"}
     assert found.keys() == {"observedGeneration", "observedAt", "reason", "message", "conditions"}
