@@ -189,7 +189,7 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults()
+        faults = self._model_faults() + self._upstream_faults()
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
@@ -212,14 +212,18 @@ class GatewaySettings(BaseSettings):
         faults += [f"model_aliases: {name!r} is a model" for name in self.model_aliases if name in self.models]
         for name, model in self.models.items():
             faults += [f"models.{name}.classes: no class {c!r}" for c in model.classes if c not in self.classes]
-            for tenant in self.tenants:
-                if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}:
-                    faults.append(f"tenants.{tenant.name}: none of its classes is one of models.{name}.classes")
+            faults += [
+                f"tenants.{tenant.name}: none of its classes is one of models.{name}.classes"
+                for tenant in self.tenants
+                if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
+            ]
+        return faults
+
+    def _upstream_faults(self) -> list[str]:
         own = [url for model in self.models.values() for url in model.upstreams]
         if not (own or self.upstreams):
-            faults.append("upstreams: no engine; name one, or models.NAME.upstreams")
-        faults += [f"models: {url} is listed twice" for url in {*own} if own.count(url) > 1 or url in self.upstreams]
-        return faults
+            return ["upstreams: no engine; name one, or models.NAME.upstreams"]
+        return [f"models: {url} is listed twice" for url in {*own} if own.count(url) > 1 or url in self.upstreams]
 
     @property
     def upstreams_by_model(self) -> dict[str, str | None]:
