@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from andes_api.errors import ApiError
@@ -19,7 +20,9 @@ from andes_api.expectations import resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
+from andes_api.methods import Methods, nothing_there
 from andes_api.models import no_model
+from andes_api.request_body import read_json
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
@@ -57,6 +60,12 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         responses={"4XX": ERROR, "5XX": ERROR},
     )  # fmt: skip
     app.state.gateway = gateway
+    app.add_middleware(Methods, routes=app.router.routes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["*"],
+        )  # fmt: skip
     _add_errors(app)
     _add_inference(app, gateway)
     add_fleet(app, gateway)
@@ -77,8 +86,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        fault = ApiError(error.status_code, str(error.detail), reason="http", retry=False)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        fault = nothing_there(error, request.url.path, app.router.routes)
         return JSONResponse(fault.body, error.status_code, {**(error.headers or {}), **fault.headers})
 
     @app.exception_handler(RequestValidationError)
@@ -162,6 +171,8 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         return json_response({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        """In Prometheus' text format, or OpenMetrics where the scraper accepts it."""
         gateway.count_replicas()
-        return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        content, kind = gateway.metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})

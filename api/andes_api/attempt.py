@@ -15,7 +15,7 @@ from opentelemetry.trace import Span
 from andes_api import names, telemetry
 from andes_api.engine_request import engine_request
 from andes_api.metrics import GatewayMetrics
-from andes_api.reply import Reply
+from andes_api.reply import DONE_EVENT, Reply
 from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
 from andes_api.stream import Stream, count_answers
@@ -27,7 +27,6 @@ from andes_sglang.resume import Continuation
 
 __all__ = ["Attempt", "RelayContext"]
 
-DONE_EVENT = b"data: [DONE]\n\n"
 _PASSED_HEADERS = ("content-type", "retry-after")
 
 
@@ -167,8 +166,11 @@ class Attempt:
 
     async def _pass_events(self, answer: aiohttp.ClientResponse) -> str:
         stream = self._stream
+        asked = (
+            {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
+        )  # said in the report
         events = EventStream(
-            chat=stream.chat, asked=stream.asked, usage=self._settings.count_tokens == "usage",
+            chat=stream.chat, asked=asked, usage=self._settings.count_tokens == "usage",
             several=count_answers(stream.body) > 1,
         )  # fmt: skip
         try:
@@ -188,7 +190,23 @@ class Attempt:
             with suppress(GarbageError):
                 self._identify(payload_of(stream.first_event), [events.finish_reason])
         await read_to_end(answer)
-        return "error" if events.error_event else "done"
+        if events.error_event:
+            return "error"
+        stream.usage = self._usage_of_whole(events.usage)
+        return "done"
+
+    def _usage_of_whole(self, usage: dict[str, Any] | None) -> dict[str, Any]:
+        """``usage`` of this attempt with what was delivered before it; where the engine has not said, our own count."""
+        stream = self._stream
+        if usage is None or self._continuation is not None:
+            prompt = stream.record.prompt_tokens
+            counts = {
+                "prompt_tokens": prompt,
+                "completion_tokens": stream.tokens,
+                "total_tokens": prompt + stream.tokens,
+            }
+            return {**(usage or {}), **counts}
+        return usage
 
     async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
         """What comes next. A single answer that has said why it finished is complete, even if the engine goes before the end

@@ -7,9 +7,11 @@ import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from andes_api.errors import ApiError
+from andes_api.schema import REQUEST_HEADERS
 from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
@@ -25,13 +27,15 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 @dataclass(frozen=True, slots=True)
 class ResolvedExpectation:
     """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
-    was asked for."""
+    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got."""
 
     class_name: str
     settings: ClassSettings
     reader: ReaderExpectation
     pace: bool
     tier: str | None = None
+    clamped: str = ""
+    report: bool = False
 
     @property
     def target(self) -> QoETarget:
@@ -50,7 +54,11 @@ class ResolvedExpectation:
         }
         if self.reader.expected_tokens is not None:
             echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
-        return echo | ({"x-andes-service-tier": self.tier} if self.tier else {})
+        if self.tier:
+            echo["x-andes-service-tier"] = self.tier
+        if self.clamped:
+            echo["x-andes-clamped"] = self.clamped
+        return echo
 
 
 def key_matches(key: str, sha256: str) -> bool:
@@ -83,6 +91,7 @@ def resolve(
     field and value."""
     trusted = settings.trust_anonymous if tenant is None else tenant.trusted
     said: Mapping[str, str] = headers if trusted else {}
+    _check_names(said)
     tier = _tier(body)
     asked_name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
     name = _class_name(asked_name, _allowed(tenant, model, settings), header="x-andes-class" in said)
@@ -93,11 +102,36 @@ def resolve(
             asked = parse(body.get("custom_params"), asked)
         except ValueError as error:
             raise ApiError(400, str(error), param="custom_params.qoe", reason="expectation") from None
-    reader = cls.clamp(_with_headers(asked, said), max_tokens=_max_tokens(body))
+    asked = _with_headers(asked, said)
+    reader = cls.clamp(asked, max_tokens=_max_tokens(body))
     pace = said.get("x-andes-pace", "on" if cls.pace else "off")
     if pace not in ("on", "off"):
         raise _bad("x-andes-pace", pace, "on or off")
-    return ResolvedExpectation(name, cls, reader, pace == "on", tier)
+    report = headers.get("x-andes-report")
+    if report not in (None, "usage"):
+        raise _bad("x-andes-report", report, "usage")
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
+
+
+def _check_names(said: Mapping[str, str]) -> None:
+    """Raise a 400 for a header that is meant for us but misspelt."""
+    for name in said:
+        if name.startswith(("x-andes", "andes-")) and name not in REQUEST_HEADERS:
+            name, known = name[:100], ", ".join(REQUEST_HEADERS)
+            (near,) = get_close_matches(name, REQUEST_HEADERS, 1, cutoff=0.0)
+            what = f"{name}: no such header; did you mean {near}? There are {known}"
+            raise ApiError(400, what, param=name, reason="expectation", retry=False)
+
+
+def _clamped(asked: ReaderExpectation, reader: ReaderExpectation) -> str:
+    """What was asked for and does not hold, with what does, as a structured header: ``tds=500;holds=200``."""
+    both = {
+        "ttft-ms": (asked.target.ttft_s * 1000, reader.target.ttft_s * 1000),
+        "tds": (asked.target.tds, reader.target.tds),
+        "weight": (asked.weight, reader.weight),
+        "expected-tokens": (asked.expected_tokens, reader.expected_tokens),
+    }
+    return ", ".join(f"{name}={said:g};holds={holds:g}" for name, (said, holds) in both.items() if said != holds)
 
 
 def _allowed(tenant: TenantSettings | None, model: ModelSettings | None, settings: GatewaySettings) -> list[str]:

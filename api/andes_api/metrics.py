@@ -6,7 +6,8 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 from andes_api import names
 from andes_api.stream import Stream
@@ -94,5 +95,7 @@ class GatewayMetrics:
             self.replica_up.labels(name).set(up)
             self.replica_streams.labels(name).set(streams)
 
-    def exposition(self) -> bytes:
-        return bytes(generate_latest(self.registry))
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """In the format that ``accept``, an HTTP header, asks for; its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -44,11 +44,11 @@ class Relay:
         try:
             try:
                 outcome = await self._try_replicas()
-                await self.writer.end()
+                await self._reply.end()
                 self.stream.record.outcome = outcome
             except ApiError as error:  # no engine has come
                 await self._reply.refuse(error)
-                await self.writer.end()
+                await self._reply.end()
                 self.stream.shed(error)
         finally:
             beats.cancel()

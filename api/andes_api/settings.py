@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ from andes_api.classes import (
 )  # fmt: skip
 from andes_api.models import ANY
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
+from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "PREFIX",
@@ -51,6 +53,14 @@ class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
+    if origin != "*" and not exact:
+        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
+    return origin
+
+
 def _server(address: str) -> str:
     try:
         parts = urlsplit(f"dns://{address}")
@@ -60,6 +70,16 @@ def _server(address: str) -> str:
     if not usable:
         raise ValueError(f"expected IP or IP:PORT, got {address!r}")
     return address
+
+
+def _otlp_fault(endpoint: str) -> str:
+    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
+        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
+    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
+        return (
+            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
+        )
+    return ""
 
 
 def _option_values(options: Any) -> Any:
@@ -167,6 +187,9 @@ class GatewaySettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
     page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
+    )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
     )
@@ -183,7 +206,7 @@ class GatewaySettings(BaseSettings):
     pace_interval_s: Seconds = Field(0.05, description="seconds of tokens that a paced stream releases together")
     demand_records: Count = Field(20_000, description="requests kept for `/fleet/demand`")
     otlp_endpoint: str | None = Field(
-        None, description="`http://HOST:4318` that traces and metrics go to (OTLP over HTTP)"
+        None, description="`http://HOST:4318` or `grpc://HOST:4317` that traces and metrics go to by OTLP"
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
@@ -197,8 +220,8 @@ class GatewaySettings(BaseSettings):
             faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
         names = [tenant.name for tenant in self.tenants]
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
-            faults.append(f"otlp_endpoint: expected http://HOST:PORT, got {self.otlp_endpoint!r}")
+        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+            faults.append(f"otlp_endpoint: {fault}")
         try:
             make_routing_policy(self.policy, **self.routing_options)
         except ValueError as error:

@@ -61,6 +61,7 @@ class Stream:
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
+    usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
     log: list[bytes] | None = None
     text: str = ""
     reader: ReaderStream = field(init=False)
@@ -140,6 +141,21 @@ class Stream:
         else:
             self.text += text
             self.log = []
+
+    def report(self) -> dict[str, Any]:
+        """What its reader got, for the caller who asks; docs/gateway.md describes every field."""
+        reader, ttft_s, target = self.reader, self.record.ttft_s, self.expectation.target
+        return {
+            "class": self.expectation.class_name,
+            "qoe": round(reader.final_qoe(), 4),
+            "tokens": reader.delivered,
+            "ttft_s": None if ttft_s is None else round(ttft_s, 4),
+            "stalls": reader.stalls,
+            "stall_s": round(reader.stall_s, 4),
+            "longest_stall_s": round(reader.longest_stall_s, 4),
+            "ttft_target_s": target.ttft_s,
+            "tds": target.tds,
+        }
 
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""

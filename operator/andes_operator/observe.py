@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
 from andes_operator.spec import PolicyOptions
 from andes_sglang.qoe import QoETarget
@@ -130,7 +131,7 @@ class GatewayReport:
                 routing_policy=_policy(replicas.get("routing")),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
+            raise ValueError(f"gateway {gateway}: {explain(error)}") from None
 
 
 def _request(record: Mapping[str, Any]) -> ObservedRequest:
@@ -166,15 +167,14 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    if not all(isinstance(value, str | int | float | None) for value in options.values()):
-        raise ValueError(f"policy options: {options!r}")
-    return str(said["name"]), tuple(sorted(options.items()))
+    plain = {k: v if isinstance(v, str | int | float | None) else shown(v) for k, v in options.items()}
+    return str(said["name"]), tuple(sorted(plain.items()))
 
 
 def _number(value: Any) -> float:
     number = float(value)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"expected a number >= 0, got {value!r}")
+        raise ValueError(f"expected a number >= 0, got {shown(value)}")
     return number
 
 

@@ -48,12 +48,15 @@ class LastPrediction:
 @dataclass(slots=True)
 class TargetState:
     """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
-    cold_starts: as learned from the pods."""
+    cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
+    it."""
 
     uid: str
     history: DemandHistory | None = None
     cold_starts: ColdStarts = field(default_factory=ColdStarts)
     last: LastPrediction | None = None
+    failures: int = 0
+    rival: str | None = None
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float

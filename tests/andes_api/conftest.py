@@ -16,6 +16,7 @@ import socketserver
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,10 +26,17 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import grpc
 import pytest
 import uvicorn
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from andes_api.server import Server
 from andes_api.settings import GatewaySettings
@@ -322,6 +330,30 @@ class Backend:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def over_grpc(self) -> Iterator[str]:
+        """The address of a gRPC server for the same, until the generator is closed."""
+        server = grpc.server(ThreadPoolExecutor(2))
+
+        def export(path: str, reply: Any) -> grpc.RpcMethodHandler:
+            def take(content: bytes, _: grpc.ServicerContext) -> bytes:
+                self.take(path, content)
+                return bytes(reply().SerializeToString())
+
+            return grpc.unary_unary_rpc_method_handler(take)  # of bytes: nothing is parsed twice
+
+        for signal, path, reply in (
+            ("trace.v1.TraceService", "/v1/traces", ExportTraceServiceResponse),
+            ("metrics.v1.MetricsService", "/v1/metrics", ExportMetricsServiceResponse),
+        ):
+            service = f"opentelemetry.proto.collector.{signal}"
+            server.add_generic_rpc_handlers(
+                [grpc.method_handlers_generic_handler(service, {"Export": export(path, reply)})]
+            )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"grpc://127.0.0.1:{port}"
+        server.stop(None).wait()
 
     def take(self, path: str, content: bytes) -> None:
         self.raw += content

@@ -56,6 +56,7 @@ class Site:
         }  # fmt: skip
         self.replicas, self.version, self.now_s = replicas, 1, NOW_S
         self.fewest: int | None = 2
+        self.selector = "app=engine"
         self.missing: tuple[str, ...] = ()
         self.hpas: list[dict[str, Any]] = []
         self.errors: dict[str, Exception] = {}
@@ -67,7 +68,8 @@ class Site:
         self.streams = [5] * 20
         self.metrics = OperatorMetrics()
         self.reconciler = Reconciler(
-            self, self, self.predict, metrics=self.metrics, tracer=NoOpTracer(), clock=lambda: self.now_s  # type: ignore[arg-type]
+            self, self, self.predict,  # type: ignore[arg-type]
+            metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
         )  # fmt: skip
 
     def _check(self, request: str) -> None:
@@ -84,7 +86,7 @@ class Site:
 
     async def scale(self, ref: Any, namespace: str) -> Scale:
         self._check("scale")
-        return Scale(self.replicas, "app=engine", str(self.version))
+        return Scale(self.replicas, self.selector, str(self.version))
 
     async def set_scale(self, ref: Any, namespace: str, replicas: int, resource_version: str) -> None:
         self._check("set_scale")
@@ -228,6 +230,62 @@ def test_an_api_server_that_fails_is_the_callers_to_handle() -> None:
             site.reconcile()
 
 
+def test_an_error_that_repeats_reaches_status_and_events() -> None:
+    for error in (ClusterError(503, "list the pods of chat: away"), ZeroDivisionError("x"), TypeError("'int' object")):
+        site = Site()
+        site.errors["pods"] = error
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                site.reconcile()
+            assert site.status == {}, "one or two are an API server that restarts"
+        with pytest.raises(type(error)):
+            site.reconcile()
+        assert site.condition("Ready") == ("False", "ReconcileFailed")
+        assert site.written == [("event", "ReconcileFailed", True)]
+        assert site.status["message"].startswith("3 reconciles in a row failed: ")
+        assert "object" not in site.status["message"]
+        site.errors.clear()
+        site.reconcile()
+        assert site.condition("Ready") == ("True", "AsExpected")
+
+
+def test_a_scale_without_a_selector_is_named_and_nothing_is_done() -> None:
+    site = Site(replicas=3)
+    site.selector, site.fewest = "", 9
+    assert site.reconcile() == Result(15.0)
+    assert site.condition("TargetFound") == ("False", "NoSelector")
+    assert site.condition("Ready") == ("False", "NoSelector")
+    assert site.replicas == 3
+
+
+def test_two_operators_that_serve_the_same_target_warn_and_one_works() -> None:
+    site = Site()
+    assert site.resource is not None
+    other = {"operator": "team-b/andes-operator", "observedAt": "2026-11-21T09:01:50Z"}
+    site.resource["status"], site.fewest = dict(other), 4
+    assert site.reconcile() == Result(15.0)
+    assert site.written == [("event", "OtherOperator", True)]
+    assert (site.status, site.replicas) == (other, 2)
+    site.reconcile()
+    assert len(site.written) == 1, "said once"
+    site.now_s += 45.0
+    site.reconcile()
+    assert site.replicas == 4, "the other has gone"
+    assert site.status["operator"] == "chat/andes-operator"
+    site.now_s += 15.0
+    site.reconcile()
+    assert ("event", "OtherOperator", True) not in site.written[1:], "its own status is no other's"
+
+
+def test_of_two_operators_that_find_each_other_the_first_by_name_goes_on_first() -> None:
+    for name, waits in (("team-b/andes-operator", False), ("a/andes-operator", True)):
+        site = Site()
+        assert site.resource is not None
+        site.resource["status"] = {"operator": name, "observedAt": "2026-11-21T09:01:00Z"}
+        site.reconcile()
+        assert (site.status["operator"] == name) is waits
+
+
 def test_what_cannot_be_used_in_the_spec_is_named() -> None:
     site = Site(minReplicas=30)
     assert site.reconcile() == Result(INVALID_S)
@@ -241,7 +299,9 @@ def test_what_cannot_be_used_in_the_spec_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"no_such_option": 1}, "no_such_option"), ({"growth_tokens": "many"}, "growth_tokens"), ({"growth_tokens": True}, "growth_tokens")],
+    [({"no_such_option": 1}, "no_such_option"), ({"growth_tokens": "many"}, "growth_tokens"),
+     ({"growth_tokens": True}, "growth_tokens"), ({"growth_tokens": [1]}, "growth_tokens must be a number"),
+     ({"growth_tokens": None}, "growth_tokens must be a number"), ({"x": {"y": 1}}, 'got {"y": 1}')],
 )  # fmt: skip
 def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(options: dict[str, Any], named: str) -> None:
     site = Site(whatIf={"profile": "h100-llama-3.1-8b", "policy": "fcfs", "policyOptions": options})
@@ -249,7 +309,7 @@ def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(option
     assert site.condition("Ready") == ("False", "InvalidSpec")
     assert site.condition("Attainable") == ("Unknown", "InvalidSpec")
     assert site.status["reason"] == "NoPrediction"
-    assert "spec.whatIf.policyOptions: " in site.status["message"]
+    assert "spec.whatIf.policyOptions" in site.status["message"]
     assert named in site.status["message"]
     assert site.inquiries == []
     assert site.status["replicas"] == 2
@@ -351,12 +411,22 @@ def test_without_replicas_a_reconcile_comes_soon() -> None:
     assert site.status["reason"] == "Idle"
 
 
-def test_an_invalid_memory_is_discarded() -> None:
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"memory": {"at": "spoilt"}}, {"memory": {"asks": [{"at": 1, "replicas": float("inf")}]}}, {"memory": {"asks": [7]}},
+        {"memory": {"at": 9e15, "since": 9e15, "asks": [{"at": 9e15, "replicas": 10_000}]}}, {"coldStartSeconds": -4e9},
+        {"operator": "chat/andes-operator", "observedAt": "soon"}, {"conditions": []}, {"demand": {}, "objectives": []},
+    ],
+)  # fmt: skip
+def test_a_status_that_was_edited_by_hand_stops_nothing(edited: dict[str, Any]) -> None:
     site = Site()
     assert site.resource is not None
-    site.resource["status"] = {"memory": {"at": "spoilt"}}
-    site.reconcile()
+    site.resource["status"], site.fewest = edited, 3
+    assert site.reconcile() == Result(15.0)
+    assert site.replicas == 3
     assert site.status["memory"]["since"] == NOW_S
+    assert len(site.status["memory"]["asks"]) == 1
 
 
 def test_an_event_that_cannot_be_created_is_no_failure() -> None:
