@@ -108,11 +108,11 @@ class DemandSource:
 
     service: str | None = None
     port: str | int | None = None
-    model: str | None = None
     prometheus_url: str | None = None
     prometheus_selector: str = ""
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
