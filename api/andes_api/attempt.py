@@ -66,6 +66,7 @@ class Attempt:
         stream.attempts += 1
         stream.replica = replica.name
         headers = {"content-type": "application/json", "x-request-id": stream.request_id}
+        body = replica.asked_for(stream.route, body)
         span = self._context.telemetry.client_span(stream, replica.url, headers)
         replica.breaker.trying(self.sent_s)
         replica.opened(stream)
@@ -261,7 +262,7 @@ class Attempt:
     def _count_prompt(self, usage: Any) -> None:
         stream, tokens = self._stream, count_of(usage, "prompt_tokens")
         if tokens and stream.attempts == 1:
-            self._context.upstreams.learn_length(stream.prompt, tokens)
+            self._context.upstreams.learn_length(stream.route.model, stream.prompt, tokens)
             stream.record.prompt_tokens = tokens
             stream.counted = True
             details = usage.get("prompt_tokens_details")

@@ -12,7 +12,7 @@ from typing import Any
 
 from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
-from andes_api.settings import ClassSettings, GatewaySettings, TenantSettings
+from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
@@ -81,14 +81,20 @@ def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSe
 
 
 def resolve(
-    headers: Mapping[str, str], body: Mapping[str, Any], tenant: TenantSettings | None, settings: GatewaySettings
+    headers: Mapping[str, str],
+    body: Mapping[str, Any],
+    tenant: TenantSettings | None,
+    settings: GatewaySettings,
+    model: ModelSettings | None = None,
 ) -> ResolvedExpectation:
-    """What this request's reader expects. Raises a 400 that names header or field and value."""
+    """What this request's reader expects. ``model``: the settings of the model asked for. Raises a 400 that names header or
+    field and value."""
     trusted = settings.trust_anonymous if tenant is None else tenant.trusted
     said: Mapping[str, str] = headers if trusted else {}
     _check_names(said)
     tier = _tier(body)
-    name = _class_name(said, tier, tenant, settings)
+    asked_name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
+    name = _class_name(asked_name, _allowed(tenant, model, settings), header="x-andes-class" in said)
     cls = settings.classes[name]
     asked = cls.expectation
     if trusted:
@@ -128,17 +134,20 @@ def _clamped(asked: ReaderExpectation, reader: ReaderExpectation) -> str:
     return ", ".join(f"{name}={said:g};holds={holds:g}" for name, (said, holds) in both.items() if said != holds)
 
 
-def _class_name(
-    said: Mapping[str, str], tier: str | None, tenant: TenantSettings | None, settings: GatewaySettings
-) -> str:
-    name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
-    allowed = tenant.classes if tenant and tenant.classes else tuple(settings.classes)
-    if name is None:
-        return tenant.classes[0] if tenant and tenant.classes else settings.default_class
-    if name not in settings.classes or name not in allowed:
-        known = ", ".join(allowed)
-        raise _bad("x-andes-class" if "x-andes-class" in said else "service_tier", name, f"one of: {known}")
-    return name
+def _allowed(tenant: TenantSettings | None, model: ModelSettings | None, settings: GatewaySettings) -> list[str]:
+    """The classes that a request may have, its default first."""
+    by_tenant = tenant.classes if tenant is not None else ()
+    by_model = model.classes if model is not None else ()
+    names = by_tenant or by_model or (settings.default_class, *settings.classes)
+    return [name for name in dict.fromkeys(names) if not by_model or name in by_model]
+
+
+def _class_name(asked: str | None, allowed: list[str], *, header: bool) -> str:
+    if asked is None:
+        return allowed[0]
+    if asked not in allowed:
+        raise _bad("x-andes-class" if header else "service_tier", asked, f"one of: {', '.join(allowed)}")
+    return asked
 
 
 def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderExpectation:

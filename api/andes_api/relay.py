@@ -99,11 +99,13 @@ class Relay:
         """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
         if self.stream.attempts > self._settings.retries or self._cut:
             return False
-        return bool(order) or not (self._reply.begun or self._context.upstreams.accepting(now_s))
+        return bool(order) or not (self._reply.begun or self._context.upstreams.accepting(now_s, self.stream.route))
 
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, begun = self._context.metrics, self._reply.begun
         (metrics.resumes if begun else metrics.retries).inc()
+        self.stream.moves += begun
+        self.stream.retries += not begun
         event = names.EVENT_RESUME if begun else names.EVENT_RETRY
         self.stream.span.add_event(event, {names.REASON: error.kind})
 

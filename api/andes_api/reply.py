@@ -93,7 +93,8 @@ class Reply:
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
-        echo = {"x-request-id": self._stream.request_id, **self._stream.expectation.headers()}
+        stream = self._stream
+        echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
         await self.writer.start(status, {**headers, **echo})
 
 

@@ -20,7 +20,17 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdap
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
+from andes_api.classes import (
+    ClassName,
+    ClassSettings,
+    Count,
+    ModelSettings,
+    Seconds,
+    TenantSettings,
+    UpstreamAddress,
+    over_built_in,
+)  # fmt: skip
+from andes_api.models import ANY
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 from andes_sglang.telemetry import GRPC
 
@@ -29,6 +39,7 @@ __all__ = [
     "ClassSettings",
     "GatewaySettings",
     "GatewaySettingsError",
+    "ModelSettings",
     "TenantSettings",
     "load",
     "with_classes",
@@ -40,22 +51,6 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
-
-
-def _upstream(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{error} in {url!r}") from None
-    if parts.scheme == "dns":
-        if not parts.hostname or port is None:
-            raise ValueError(f"expected dns://NAME:PORT, got {url!r}")
-    elif parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"expected http://HOST:PORT, https://HOST or dns://NAME:PORT, got {url!r}")
-    if parts.query or parts.fragment or parts.username:
-        raise ValueError(f"an upstream is only an address, got {url!r}")
-    return url.rstrip("/").removesuffix("/v1")
 
 
 def _origin(origin: str) -> str:
@@ -113,8 +108,13 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     # Engines
-    upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = Field(
-        min_length=1, description="engines: `http://HOST:PORT`, `https://HOST` or `dns://NAME:PORT`"
+    upstreams: tuple[UpstreamAddress, ...] = Field(
+        (),
+        description="engines: `http://HOST:PORT`, `https://HOST` or `dns://NAME:PORT`; their models are what they announce",
+    )
+    models: dict[str, ModelSettings] = Field({}, description="models: engines of their own, and limits; see above")
+    model_aliases: dict[str, str] = Field(
+        {}, description="other names of models and adapters; `*`: every name that is none"
     )
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
     dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
@@ -187,6 +187,9 @@ class GatewaySettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
     page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    try_page: bool | None = Field(
+        None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
+    )
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )
@@ -212,7 +215,7 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = []
+        faults = self._model_faults() + self._upstream_faults()
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
@@ -229,6 +232,30 @@ class GatewaySettings(BaseSettings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _model_faults(self) -> list[str]:
+        faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]
+        faults += [f"model_aliases: {name!r} is a model" for name in self.model_aliases if name in self.models]
+        for name, model in self.models.items():
+            faults += [f"models.{name}.classes: no class {c!r}" for c in model.classes if c not in self.classes]
+            faults += [
+                f"tenants.{tenant.name}: none of its classes is one of models.{name}.classes"
+                for tenant in self.tenants
+                if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
+            ]
+        return faults
+
+    def _upstream_faults(self) -> list[str]:
+        own = [url for model in self.models.values() for url in model.upstreams]
+        if not (own or self.upstreams):
+            return ["upstreams: no engine; name one, or models.NAME.upstreams"]
+        return [f"models: {url} is listed twice" for url in {*own} if own.count(url) > 1 or url in self.upstreams]
+
+    @property
+    def upstreams_by_model(self) -> dict[str, str | None]:
+        """Every address, and the model that its engines have by these settings."""
+        owned = {url: name for name, model in self.models.items() for url in model.upstreams}
+        return {**dict.fromkeys(self.upstreams), **owned}
 
     @property
     def routing_options(self) -> dict[str, Any]:
