@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 class HostTier(HiRadixCache):  # type: ignore[misc]
     """In the place of SGLang's ``HiRadixCache``; overrides say what they change, other methods are called by our adapter."""
 
+    several_ranks = False
+    """Whether it holds the same on all ranks of an engine: its order of eviction follows from each rank's clock."""
+
     def __init__(self, params: Any, server_args: Any) -> None:
         self._written_tokens = 0
         self._refused_tokens = 0

@@ -55,7 +55,7 @@ class HostTransfers:
 
     def write_through(self, running_batch: Any, parked: Sequence[Any]) -> None:
         """Copy what running and parked streams have generated, in chunks, as much as one decode step hides; those first whose
-        reader has most in store: the likeliest to be preempted."""
+        reader has most in store: the likeliest to be preempted. On several ranks, all of it."""
         if self.tier is None:
             return
         self.tier.look_again()
@@ -69,7 +69,10 @@ class HostTransfers:
         prompts = sum(len(req.origin_input_ids) for req in running_batch.reqs)
         step_s = self._latency.decode_s(len(running_batch.reqs), prompts)
         copy_s = [self._latency.load_s(_computed_tokens(record) - protected_tokens(record.req)) for record in due]
-        for row in copies_behind([record.dry_at_s for record in due], copy_s, step_s):
+        rows: Sequence[int] = range(len(due))
+        if self._scheduler.attn_tp_group.world_size == 1:  # what a step hides is an estimate of each rank's own
+            rows = copies_behind([record.dry_at_s for record in due], copy_s, step_s)
+        for row in rows:
             self.tier.back_up(due[row].req, _computed_tokens(due[row]))
 
     def _due(self, req: Any) -> StreamRecord | None:

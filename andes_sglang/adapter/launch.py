@@ -186,6 +186,7 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
     from sglang.srt.managers import scheduler
 
     from andes_sglang.adapter.compat import own_time_outs
+    from andes_sglang.adapter.host_transfers import tier_of_release
 
     if scheduler.Scheduler.__name__ != "QoEScheduler":
         raise UsageError(
@@ -193,7 +194,8 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
             f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
-    if fault := seams.unsupported(server_args, offload, own_time_outs()):
+    one_rank = offload and not tier_of_release()[1].several_ranks
+    if fault := seams.unsupported(server_args, one_rank, own_time_outs()):
         raise UsageError(fault)
 
 

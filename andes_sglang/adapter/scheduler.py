@@ -68,7 +68,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._in_charge = False
         self._parked = ParkedRequests()
         offload = options.preemption_mode == "offload"
-        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], offload, own_time_outs()):
+        one_rank = offload and not tier_of_release()[1].several_ranks
+        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], one_rank, own_time_outs()):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
         self._make_parts(self._host_tier() if offload else None)

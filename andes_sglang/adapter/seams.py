@@ -126,6 +126,7 @@ UNIFIED_SEAMS: dict[str, Parameters] = {
     f"{_UNIFIED}.reset": ("self",),
     f"{_REQ}.refresh_fill_ids": ("self",),
     "sglang.srt.runtime_context.get_memory": (),
+    "sglang.srt.runtime_context.get_parallel": (),
     "sglang.srt.mem_cache.l2_transfer.device_module": None,
     "sglang.srt.mem_cache.pool_host.common.ALLOC_MEMORY_FUNCS": None,
 }
@@ -259,7 +260,8 @@ _REFUSED = {
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
     """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
 
-    offload: whether KV is to go to host memory. own_time_outs: variables that are set, and read by each rank by its clock.
+    offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
+    each rank by its clock.
     """
     given = {
         "--pp-size": server_args.pp_size > 1,
@@ -273,8 +275,8 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (
-            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies to host memory; leave "
-            "one of the two out"
+            f"--preemption-mode offload {with_ranks} on this release of SGLang: each rank would evict by its own clock; leave "
+            "one of the two out, or install sglang 0.5.22 or newer"
         )
     if server_args.tp_size > 1 and own_time_outs:
         return (

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
-from sglang.srt.runtime_context import get_memory
+from sglang.srt.runtime_context import get_memory, get_parallel
 
 from andes_sglang.adapter import copy_streams
 from andes_sglang.adapter.memory import pool_bytes
@@ -27,6 +28,7 @@ __all__ = ["UnifiedHostTier"]
 class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
     """In the place of SGLang's class; overrides say what they change, other methods are called by our adapter."""
 
+    several_ranks = True
     writes_through = True
     overlaps = True
 
@@ -43,10 +45,15 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
         super().__init__(params)
 
     def init_hicache(self, server_args: Any, params: Any) -> None:
-        """With as much host memory as our options say."""
+        """With as much host memory as our options say, shared by the ranks of an engine and the same on all."""
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
-        with get_memory().override(hicache_size=pool_bytes(PluginOptions.from_env().host_kv_gib, device_bytes) / 1e9):
+        ranks = get_parallel().tp_group
+        size = pool_bytes(PluginOptions.from_env().host_kv_gib, device_bytes, ranks=ranks.world_size)
+        common = torch.tensor(size, dtype=torch.float64)
+        if ranks.world_size > 1:  # each has found another amount of free memory
+            torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MIN, group=ranks.cpu_group)
+        with get_memory().override(hicache_size=common.item() / 1e9):
             super().init_hicache(server_args, params)
         self.load_back_threshold = 1  # token; SGLang's default of 10 computes a shorter hit again, which is no cheaper
 

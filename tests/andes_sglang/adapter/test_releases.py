@@ -57,7 +57,10 @@ def engines(release: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
     wanted = {
         "stock": ("stock", (*BASE, *ROOM)),
         "one rank": ("by_rid:ByRid", (*PREEMPTING, *offload)),
-        "two ranks": ("by_rid:ByRid", (*PREEMPTING, *NO_ROOM, "--tp", "2")),
+        "two ranks": (
+            "by_rid:ByRid",
+            (*PREEMPTING, *(NO_ROOM if release == OFFLOAD_RELEASES[0] else offload), "--tp", "2"),
+        ),
     }
     made = [Engine(tiny_model, policy, flags, log=logs / name) for name, (policy, flags) in wanted.items()]
     with ThreadPoolExecutor(len(made)) as pool:
