@@ -223,7 +223,7 @@ def _attribute_faults(attributes: dict[str, str]) -> Iterator[str]:
     for target, names in attributes.items():
         try:
             found = attributes_of(pkgutil.resolve_name(target))
-        except (AttributeError, ImportError, OSError) as error:
+        except (AttributeError, ImportError) as error:
             yield f"seam {target} is missing ({error})"
             continue
         for name in names.split():
