@@ -14,6 +14,7 @@ Rules about weight, starvation and idle room hold unless the policy's class says
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import CLAIRVOYANT, SchedulingPolicy, make_policy
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel
@@ -173,6 +175,37 @@ class PolicyConformance:
         if not self.says("may_hold_back"):
             assert len(decision.admit) + len(decision.resume) == int((t.phase != Phase.RUNNING).sum())
 
+    @_inherited
+    @given(schedulable_states(), st.integers(0, 2**MAX_REQUESTS))
+    def test_a_yielding_stream_costs_readers_nothing(self, state: SchedulerState, which: int) -> None:
+        """Beside requests that yield, those with readers get the decision that they would get alone; while one of them waits
+        none that yields goes on, as far as it can be stopped; and the bounds of KV and batch hold for both together."""
+        t = with_yielding(state, which).requests
+        yields = t.yields > 0
+        readers, policy = replace(state, requests=t.only(~yields)), self.make()
+        alone, both = policy.decide(readers), decide_readers_first(policy, replace(state, requests=t))
+        offline = set(itertools.compress(t.rids, yields.tolist()))
+        if not offline:
+            assert both == alone
+            return
+        assert tuple(rid for rid in both.admit if rid not in offline) == alone.admit
+        assert tuple(rid for rid in both.resume if rid not in offline) == alone.resume
+        assert tuple(p for p in both.preempt if p.rid not in offline) == alone.preempt
+        row = {rid: k for k, rid in enumerate(t.rids)}
+        preempted = {p.rid for p in both.preempt}
+        on_engine = {rid for rid in t.rids if t.phase[row[rid]] == Phase.RUNNING} - preempted | set(both.resume)
+        if set(readers.requests.rids) - on_engine:
+            assert not offline.intersection(both.admit + both.resume)
+            assert not any(t.preemptible[row[rid]] for rid in offline & on_engine)
+        if offline.intersection(both.admit + both.resume):
+            released = [p.rid for p in both.preempt if p.mode is not PreemptionMode.PARK]
+            kv = t.kv_tokens.sum() - sum(t.kv_tokens[row[rid]] for rid in released)
+            assert (
+                kv + sum(t.context_tokens[row[rid]] for rid in both.admit) <= state.kv_capacity_tokens
+                or len(on_engine) == 0
+            )
+            assert len(on_engine) + len(both.admit) <= state.max_running
+
     def test_the_heavier_of_two_is_served_first(self) -> None:
         """Of two requests that differ in nothing but weight the heavier gets the only place, whichever comes first in the
         table."""
@@ -216,6 +249,14 @@ class PolicyConformance:
     def _simulate(self, costs: Costs, specs: Sequence[RequestSpec]) -> list[RequestRecord]:
         records = simulate(EngineModel(costs, 4096), self.make(_lengths(specs)), specs)
         return sorted(records, key=lambda record: record.index)
+
+
+def with_yielding(state: SchedulerState, which: int) -> SchedulerState:
+    """``state`` in which those requests yield whose bit of ``which`` is set."""
+    columns = state.requests.columns.copy()
+    table = RequestTable(state.requests.rids, columns)
+    table.yields[:] = [which >> k & 1 for k in range(len(table))]
+    return replace(state, requests=table)
 
 
 def one_place_for_two(weights: tuple[float, float], late_s: float, unread_tokens: int) -> SchedulerState:

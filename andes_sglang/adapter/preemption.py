@@ -100,7 +100,7 @@ class EnginePreemptor:
             victim = protocol.retraction_victim(
                 self._parked.reqs,
                 batch.reqs,
-                age=lambda req: self._records[req.rid].arrival_s,
+                age=lambda req: (self._records.yields(req), self._records[req.rid].arrival_s),
                 may_leave=lambda req: self._records[req.rid].preemptible,
             )
             if victim is None:

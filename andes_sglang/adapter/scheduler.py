@@ -40,6 +40,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
 __all__ = ["QoEScheduler"]
@@ -192,7 +193,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def _decide(self, running_batch: Any) -> Decision:
         """The only place where the policy is asked: of several ranks one would decide here for all."""
         started_s = time.perf_counter()
-        decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
+        decision = decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:
             self._qoe_metrics.in_charge(self._qoe_policy.name)
