@@ -5,8 +5,13 @@ BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack bench-simulated \
+=======
+.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
+	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
+>>>>>>> main
 	bench-autoscaling bench-answer-lengths chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -38,7 +43,10 @@ test-cluster: setup ## operator and chart on a real Kubernetes control plane (mi
 	$(BIN)/pytest -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
-	$(BIN)/pytest -m engine
+	$(BIN)/pytest -m "engine and not releases"
+
+test-releases: setup ## the smoke on the older releases of SGLang (docs/sglang-releases.md; minutes)
+	$(BIN)/pytest -m releases
 
 mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt
@@ -55,6 +63,9 @@ bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and gr
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
 	$(BIN)/python benchmarks/simulator_speed.py $(ARGS)
+
+bench-malformed: setup ## 100,000 malformed requests over real sockets: no 500, nothing leaked (minutes)
+	$(BIN)/python benchmarks/malformed.py $(ARGS)
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)
@@ -75,7 +86,7 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 	$(BIN)/python benchmarks/rivals.py $(ARGS)
 
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
-	$(BIN)/python -m benchmarks.slack $(ARGS)
+	$(BIN)/python benchmarks/slack.py $(ARGS)
 
 bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
 	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)

@@ -32,12 +32,24 @@ class QueueLimits:
             self._scheduler.waiting_queue = begun + self._scheduler.waiting_queue
 
     @contextmanager
+    def hidden_begun(self) -> Iterator[None]:
+        """Inside, the waiting queue is a copy without the requests that have run; afterwards it is what it was."""
+        queue = self._scheduler.waiting_queue
+        self._scheduler.waiting_queue = [req for req in queue if not self._records.has_begun(req)]
+        try:
+            yield
+        finally:
+            self._scheduler.waiting_queue = queue
+
+    @contextmanager
     def departures(self) -> Iterator[None]:
         """A request that leaves the waiting queue inside leaves for good: its stream ends with what was delivered."""
         before = [req.rid for req in self._scheduler.waiting_queue]
         yield
         if len(self._scheduler.waiting_queue) < len(before):
-            left = set(before).difference(req.rid for req in self._scheduler.waiting_queue)
-            for rid in filter(self._records.__contains__, left):
+            still = {req.rid for req in self._scheduler.waiting_queue}
+            for rid in dict.fromkeys(before):  # in order: slots are freed in the same order on all ranks of an engine
+                if rid in still or rid not in self._records:
+                    continue
                 self._metrics.finished(self._records[rid].reader.final_qoe())
                 self._records.forget(rid)

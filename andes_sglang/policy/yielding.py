@@ -32,8 +32,8 @@ PACE_SHARE = 0.5
 """Of the fastest reader's time per token: as long may a decode step be with yielding streams in the batch. The other half
 builds up the buffers from which readers read while others are prefilled (our choice)."""
 LINGER_SHARE = 0.1
-"""Of the KV pool, or of the batch: as much more may readers hold because they stay longer, beside yielding streams, than alone
-(for answers twice as slow, they hold twice as much). It is what a surge finds taken that it would not have found taken."""
+"""Of the KV pool, or of the batch: so much more than alone may readers hold because they stay longer beside yielding streams;
+where steps take twice as long, they hold twice as much. It is what a surge finds taken (our choice; docs/offline.md)."""
 GROWTH_TOKENS = 64.0
 """KV tokens that stay free for each running stream where yielding streams fill the room, so that these are not given up again
 after a few steps: the room that :func:`andes_sglang.policy.packer.pack` keeps for a queue."""

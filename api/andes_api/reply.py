@@ -12,11 +12,12 @@ from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, GarbageError, object_of
+from andes_api.sse import Event, GarbageError, object_of, payload_of
 from andes_api.stream import Stream
 
-__all__ = ["Reply"]
+__all__ = ["DONE_EVENT", "Reply"]
 
+DONE_EVENT = b"data: [DONE]\n\n"
 MIN_KEEPALIVE_S = 0.05
 """Seconds between looks at a client whose socket is full."""
 EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -69,18 +70,31 @@ class Reply:
 
     async def events(self, batch: list[Event]) -> None:
         """Pass ``batch`` on; the head goes out once there is something to follow it."""
+        if self._stream.expectation.report:
+            batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
         if not self.started:
             if not any(event for event, _ in batch):
                 return
             await self._start_events()
         await self.writer.write(batch)
 
+    async def end(self) -> None:
+        """After the last event; before it, where the caller wants that, what the reader got."""
+        stream = self._stream
+        if stream.expectation.report and stream.usage is not None:
+            await self.writer.flush()
+            usage = {**stream.usage, "andes": stream.report()}
+            chunk = {**payload_of(stream.first_event), "choices": [], "usage": usage}
+            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
+        await self.writer.end()
+
     async def _start_events(self) -> None:
         await self._start(200, EVENT_HEADERS)
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
-        echo = {"x-request-id": self._stream.request_id, **self._stream.expectation.headers()}
+        stream = self._stream
+        echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
         await self.writer.start(status, {**headers, **echo})
 
 

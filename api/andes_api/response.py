@@ -58,6 +58,9 @@ class ResponseWriter:
         if not self.ended:
             await self._put(COMMENT)
 
+    async def flush(self) -> None:
+        """Until everything written is with the client's socket."""
+
     async def end(self) -> None:
         """After the last byte."""
         self.ended = True
@@ -81,7 +84,7 @@ class PacedResponseWriter(ResponseWriter):
         self._pacer = pacer
         self._pending: deque[tuple[float, Event]] = deque()
         self._room = asyncio.Semaphore(MAX_PENDING_EVENTS)
-        self._more = asyncio.Event()
+        self._more, self._idle = asyncio.Event(), asyncio.Event()
         self._ended = False
         self._full = False
         self._task: asyncio.Task[None] | None = None
@@ -94,11 +97,18 @@ class PacedResponseWriter(ResponseWriter):
         if self._task is None:
             self._task = asyncio.create_task(self._release())
         self._full = True
+        self._idle.clear()
         for event in batch:
             await self._room.acquire()
             self._pending.append((self._pacer.due(time.monotonic(), event[1]), event))
             self._more.set()
         self._full = False
+
+    async def flush(self) -> None:
+        if self._task is not None:
+            self._full = True
+            await self._idle.wait()
+            self._full = False
 
     async def end(self) -> None:
         if self._task is not None:
@@ -114,14 +124,18 @@ class PacedResponseWriter(ResponseWriter):
 
     async def _release(self) -> None:
         pending = self._pending
-        while pending or not self._ended:
-            if not pending:
-                self._more.clear()
-                await self._more.wait()
-                continue
-            await asyncio.sleep(self._pacer.wait_s(pending[0][0], time.monotonic()))
-            batch, now_s = [], time.monotonic()
-            while pending and self._pacer.releases(pending[0][0], now_s):
-                batch.append(pending.popleft()[1])
-                self._room.release()
-            await super().write(batch)
+        try:
+            while pending or not self._ended:
+                if not pending:
+                    self._idle.set()
+                    self._more.clear()
+                    await self._more.wait()
+                    continue
+                await asyncio.sleep(self._pacer.wait_s(pending[0][0], time.monotonic()))
+                batch, now_s = [], time.monotonic()
+                while pending and self._pacer.releases(pending[0][0], now_s):
+                    batch.append(pending.popleft()[1])
+                    self._room.release()
+                await super().write(batch)
+        finally:
+            self._idle.set()

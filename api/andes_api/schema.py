@@ -6,7 +6,7 @@ from typing import Any
 
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT
 
-__all__ = ["CHAT", "COMPLETION", "ERROR", "MAX_CHOICES"]
+__all__ = ["CHAT", "COMPLETION", "ERROR", "MAX_CHOICES", "REQUEST_HEADERS"]
 
 MAX_CHOICES = 128
 """Answers that ``n`` may ask for: OpenAI's own bound."""
@@ -66,7 +66,13 @@ _HEADERS = [
         {"type": "integer", "minimum": 1, "maximum": MAX_EXPECTED_TOKENS},
     ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
+    (
+        "x-andes-report",
+        "Say at the end of the stream, as `usage.andes`, what its reader got.",
+        {"type": "string", "enum": ["usage"]},
+    ),
 ]
+REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
 
 
 def _operation(required: str, field: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from andes_api.breaker import CircuitBreaker
+from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
@@ -18,6 +19,8 @@ from andes_sglang.stream_forecast import OpenStreams, StreamForecast, usable_slo
 
 __all__ = ["Upstream"]
 
+DEAD_AFTER_S = 5.0
+"""Seconds without an answer to a probe after which an engine is taken for dead; a healthy one answers in milliseconds."""
 MAX_VIEW_AGE_S = 0.1
 """Seconds; in less a reader's buffer changes by less than a token."""
 MAX_READERS = 256
@@ -35,11 +38,16 @@ MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
 class Upstream:
     """One engine. now_s in its methods: seconds of the monotonic clock."""
 
-    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0) -> None:
+    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0, model: str | None = None) -> None:
         self.url = url
+        self.configured = model  # the model that it has by the settings
+        self.offers: dict[str, Offer] | None = None  # by model; None: it has not been asked yet; none: it does not say
         self.name = url.partition("://")[2]
         self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_cooldown_s)
         self.healthy: bool | None = None
+        self.fault: str | None = None  # what it failed by last, until it answers again
+        self.unanswered_since_s: float | None = None  # when a probe was sent that got no answer
+        self.full_until_s = -math.inf  # it had no room for another stream
         self.drained = False  # by hand
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
@@ -73,6 +81,38 @@ class Upstream:
             and self.breaker.allows(now_s)
             and len(self.streams) < self._max_streams
         )
+
+    def is_dead(self, now_s: float) -> bool:
+        """Whether it has answered no probe for so long that what it has should go on elsewhere."""
+        return self.unanswered_since_s is not None and now_s - self.unanswered_since_s >= DEAD_AFTER_S
+
+    def is_full(self, now_s: float) -> bool:
+        """Whether it has said a moment ago that it has no room; it is asked last."""
+        return now_s < self.full_until_s
+
+    def failed(self, kind: str, now_s: float, *, enough: bool = False) -> None:
+        """It is at fault. ``enough``: it need not happen several times."""
+        self.fault = kind
+        self.breaker.failed(now_s, enough=enough)
+
+    def succeeded(self) -> None:
+        """It has answered a request, or a probe after it was down."""
+        self.fault = None
+        self.breaker.succeeded()
+
+    def serves(self, route: ModelRoute) -> bool:
+        """Whether it has this model, and the adapter."""
+        if self.offers:
+            return route.model in self.offers and self.offers[route.model].has(route)
+        says_nothing = self.offers is not None or self.configured is not None
+        return says_nothing and route == ModelRoute(self.configured)
+
+    def asked_for(self, route: ModelRoute, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` with the engine's own name of the model."""
+        offer = (self.offers or {}).get(route.model or "")
+        if offer is None or body.get("model") == (name := offer.name_of(route)):
+            return body
+        return {**body, "model": name}
 
     def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
         """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
@@ -178,11 +218,15 @@ class Upstream:
 
     def describe(self, now_s: float) -> dict[str, Any]:
         """As in ``/fleet/replicas``."""
+        rests = not self.breaker.allows(now_s)
         return {
             "name": self.name,
-            "healthy": self.healthy,
+            "model": next(iter(self.offers), None) if self.offers else self.configured,
+            "models": sorted({name for offer in (self.offers or {}).values() for name in offer.cards}),
+            "healthy": False if rests else self.healthy,
+            "reason": self._reason(now_s),
             "draining": self.draining,
-            "breaker_open": not self.breaker.allows(now_s),
+            "breaker_open": rests,
             "streams": len(self.streams),
             "waiting": sum(not s.tokens for s in self.streams),
             "others": self.others,
@@ -192,3 +236,11 @@ class Upstream:
             "context_tokens": int(self.context_tokens),
             "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
         }
+
+    def _reason(self, now_s: float) -> str | None:
+        """Why it gets nothing; None where it may."""
+        if self.healthy is False:
+            return "no answer to a probe" if self.unanswered_since_s is not None else self.fault or "unhealthy"
+        if not self.breaker.allows(now_s):
+            return self.fault
+        return "full" if self.is_full(now_s) else None

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from andes_operator.memory import QUEUE_LENGTHS, RATE_PERIOD_S, Ask, Memory
-from andes_operator.names import Mode, Reason
+from andes_operator.names import ALL_CLASSES, Mode, Reason
 from andes_operator.observe import Observation
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.sketch import Sketch
 
-__all__ = ["Failure", "ScaleDecision", "decide", "shortfall"]
+__all__ = ["Failure", "ScaleDecision", "blind", "decide", "shortfall", "unseen"]
 
 MIN_STREAMS = 10
 """Streams; of fewer, one bad stream moves a share by more than the usual distance to its objective."""
@@ -104,6 +104,23 @@ def shortfall(objectives: tuple[ClassObjective, ...], qoe: Mapping[str, Sketch])
     return objective, value
 
 
+def unseen(objectives: tuple[ClassObjective, ...], seen: Observation) -> list[ClassObjective]:
+    """The objectives whose class no request of the record has, nor a stream."""
+    there = {request.class_name for request in seen.recent} | seen.ended.keys() | seen.running.keys()
+    return [o for o in objectives if o.class_name not in there | {ALL_CLASSES}]
+
+
+def blind(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | None:
+    """What is wrong where requests come and no objective is about any of them: a name may be misspelt. None: nothing is."""
+    names = {o.class_name for o in unseen(objectives, seen)}
+    if not seen.recent or len(names) < len({o.class_name for o in objectives}):
+        return None
+    there = ", ".join(sorted({request.class_name for request in seen.recent}))
+    return (
+        f"no request is of class {', '.join(sorted(names))}, which the objectives are about; requests come of {there}"
+    )
+
+
 def _at_zero(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> ScaleDecision:
     """From no replicas: up when a stream waits, or a request came after the last replica went."""
     gone_s = memory.last_down_s if memory.last_down_s is not None else seen.now_s - spec.behavior.idle_s
@@ -181,7 +198,7 @@ def _return(spec: TargetSpec, seen: Observation, ask: Candidate, memory: Memory)
         failure = seen.pods.failures[0]
         return ScaleDecision(keep, failure.reason, f"{ask.message}; {current - keep} given back: {failure}", memory)
     window_s = spec.behavior.down_stabilization_s
-    if memory.since_s is None or seen.now_s - memory.since_s < window_s:
+    if memory.since_s is None or seen.now_s - memory.since_s < window_s or blind(spec.objectives, seen):
         return None
     keep = max(needed, memory.highest_ask(seen.now_s - window_s), current - seen.pods.returnable)
     if keep >= current:
@@ -258,6 +275,9 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
     """Why no replica may be removed now, whatever is predicted; None where one may. (While a queue grows the reactive floor
     asks for more.)"""
     current, behavior = seen.pods.wanted, spec.behavior
+    unaimed = blind(spec.objectives, seen)
+    if unaimed is not None:
+        return Reason.CLASS_UNSEEN, unaimed
     observed_s = 0.0 if memory.since_s is None else seen.now_s - memory.since_s
     wait_s = max(behavior.down_stabilization_s, behavior.idle_s if current == 1 else 0.0) - observed_s
     if wait_s > 0:

@@ -4,10 +4,12 @@ was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from andes_operator.explain import explain, shown
 from andes_operator.observe import Observation
 from andes_operator.spec import ScalingBehavior, TargetSpec
 
@@ -152,21 +154,53 @@ class Memory:
             return cls()
         try:
             return cls(
-                at_s=_optional(float, data.get("at")),
-                replicas=_optional(int, data.get("replicas")),
-                since_s=_optional(float, data.get("since")),
-                idle_since_s=_optional(float, data.get("idleSince")),
-                settled_s=_optional(float, data.get("settled")),
-                short_since_s=_optional(float, data.get("shortSince")),
-                asks=tuple(Ask(float(a["at"]), int(a["replicas"])) for a in data.get("asks") or ()),
-                changes=tuple(Change(float(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
-                queue=tuple(int(n) for n in data.get("queue") or ()),
-                replica_s=float(data.get("replicaSeconds", 0.0)),
-                baseline_s=float(data.get("baselineSeconds", 0.0)),
+                at_s=_optional(_time, data.get("at")),
+                replicas=_optional(_count, data.get("replicas")),
+                since_s=_optional(_time, data.get("since")),
+                idle_since_s=_optional(_time, data.get("idleSince")),
+                settled_s=_optional(_time, data.get("settled")),
+                short_since_s=_optional(_time, data.get("shortSince")),
+                asks=tuple(Ask(_time(a["at"]), _count(a["replicas"])) for a in data.get("asks") or ()),
+                changes=tuple(Change(_time(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
+                queue=tuple(_count(n) for n in data.get("queue") or ()),
+                replica_s=_time(data.get("replicaSeconds", 0.0)),
+                baseline_s=_time(data.get("baselineSeconds", 0.0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"status.memory: {error!r}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"status.memory cannot be used: {explain(error)}") from None
+
+    def until(self, now_s: float) -> Memory:
+        """Without what lies in the future: edited by hand, or written by another clock."""
+
+        def past(at_s: float | None) -> float | None:
+            return None if at_s is None or at_s > now_s else at_s
+
+        return replace(
+            self,
+            at_s=past(self.at_s),
+            since_s=past(self.since_s),
+            idle_since_s=past(self.idle_since_s),
+            settled_s=past(self.settled_s),
+            short_since_s=past(self.short_since_s),
+            asks=tuple(ask for ask in self.asks if ask.at_s <= now_s),
+            changes=tuple(change for change in self.changes if change.at_s <= now_s),
+        )
 
 
 def _optional(read: Callable[[Any], Number], value: Any) -> Number | None:
     return None if value is None else read(value)
+
+
+def _time(value: Any) -> float:
+    """Seconds."""
+    seconds = float(value)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"expected seconds >= 0, got {shown(value)}")
+    return seconds
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError(f"expected a number >= 0, got {shown(value)}")
+    return number

@@ -63,3 +63,7 @@ class Reason(StrEnum):
     NOT_CREATED = "NotCreated"
     ENGINES_FAILING = "EnginesFailing"
     NOT_NEEDED = "NotNeeded"
+    CLASS_UNSEEN = "ClassUnseen"
+    NO_SELECTOR = "NoSelector"
+    OTHER_OPERATOR = "OtherOperator"
+    RECONCILE_FAILED = "ReconcileFailed"

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
 from andes_operator.spec import PolicyOptions
 from andes_sglang.qoe import QoETarget
@@ -69,8 +70,8 @@ class FleetReplica:
     """An engine as one gateway reports it.
 
     streams: that this gateway has there; waiting: of these, without a first token; others: requests that other clients sent.
-    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. None: not
-    reported.
+    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. model: that it
+    announces. None: not reported.
     """
 
     name: str
@@ -81,6 +82,7 @@ class FleetReplica:
     others: int
     policy: NamedPolicy | None = None
     requests: int | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class GatewayReport:
 
     now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
     ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
-    gateway for an engine. routing_policy: None: not reported.
+    gateway for an engine. routing_policy: None: not reported. models: that the gateway knows; empty: it does not say.
     """
 
     gateway: str
@@ -102,6 +104,7 @@ class GatewayReport:
     replicas: tuple[FleetReplica, ...]
     held: int = 0
     routing_policy: NamedPolicy | None = None
+    models: tuple[str, ...] = ()
 
     @classmethod
     def parse(
@@ -128,9 +131,10 @@ class GatewayReport:
                 replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
                 routing_policy=_policy(replicas.get("routing")),
+                models=tuple(str(model) for model in replicas.get("models") or ()),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
+            raise ValueError(f"gateway {gateway}: {explain(error)}") from None
 
 
 def _request(record: Mapping[str, Any]) -> ObservedRequest:
@@ -159,6 +163,7 @@ def _replica(said: Mapping[str, Any]) -> FleetReplica:
         others=int(_number(said["others"])),
         policy=_policy(said.get("policy")),
         requests=None if said.get("requests") is None else int(_number(said["requests"])),
+        model=None if said.get("model") is None else str(said["model"]),
     )
 
 
@@ -166,15 +171,14 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    if not all(isinstance(value, str | int | float | None) for value in options.values()):
-        raise ValueError(f"policy options: {options!r}")
-    return str(said["name"]), tuple(sorted(options.items()))
+    plain = {k: v if isinstance(v, str | int | float | None) else shown(v) for k, v in options.items()}
+    return str(said["name"]), tuple(sorted(plain.items()))
 
 
 def _number(value: Any) -> float:
     number = float(value)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"expected a number >= 0, got {value!r}")
+        raise ValueError(f"expected a number >= 0, got {shown(value)}")
     return number
 
 

@@ -58,8 +58,12 @@ def _ordinal(name: str) -> int:
     return int(last) if last.isdigit() else -1
 
 
-def _unix_s(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
+def _since_s(mark: str) -> float:
+    """Unix seconds; of a mark that cannot be read, long ago."""
+    try:
+        return datetime.fromisoformat(mark).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def to_undrain(pods: Sequence[Pod], wanted: int, now_s: float, after_s: float) -> list[Pod]:
@@ -67,7 +71,7 @@ def to_undrain(pods: Sequence[Pod], wanted: int, now_s: float, after_s: float) -
     ``wanted``."""
     existing = [pod for pod in pods if not is_leaving(pod)]
     marks = [(pod, (pod["metadata"].get("annotations") or {}).get(DRAINING)) for pod in existing]
-    return [pod for pod, mark in marks if mark and len(existing) <= wanted and now_s - _unix_s(mark) >= after_s]
+    return [pod for pod, mark in marks if mark and len(existing) <= wanted and now_s - _since_s(mark) >= after_s]
 
 
 def deletion_cost(pod: Pod) -> str | None:

@@ -16,6 +16,7 @@ import socketserver
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,10 +26,17 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import grpc
 import pytest
 import uvicorn
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from andes_api.server import Server
 from andes_api.settings import GatewaySettings
@@ -133,6 +141,11 @@ class Faulty:
         if self.fault == "hang up":
             hang_up(send)
             return
+        if self.fault in ("empty", "end"):
+            text = json.dumps({"id": "e", "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
+            events = f"data: {text}\n\n" if self.fault == "empty" else ""
+            await self._reply(send, 200, f"{events}data: [DONE]\n\n".encode(), b"text/event-stream")
+            return
         if self.fault == "no stream":
             await self._reply(send, 200, b"<html>hello</html>", b"text/html")
             return
@@ -212,6 +225,11 @@ class Faulty:
             await put(b"\x00\xff<html>not an event\n\n")
         if self.fault == "error":
             await put(b'data: {"error":{"message":"gone","type":"InternalServerError","code":500}}\n\n')
+        while self.fault in ("comment", "space", "role") and not gone.done():
+            said = {"space": {"text": " "}, "role": {"text": "", "delta": {"role": "assistant"}}}.get(self.fault)
+            event = {"id": f"id-{id(self)}", "choices": [{"index": 0, "finish_reason": None, **(said or {})}]}
+            await put(b": up\n\n" if said is None else b"data: " + json.dumps(event).encode() + b"\n\n")
+            await asyncio.wait({gone}, timeout=0.05)
         if self.fault == "stall":
             self.stalled.set()
             while not self.release.is_set() and not gone.done():
@@ -322,6 +340,30 @@ class Backend:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def over_grpc(self) -> Iterator[str]:
+        """The address of a gRPC server for the same, until the generator is closed."""
+        server = grpc.server(ThreadPoolExecutor(2))
+
+        def export(path: str, reply: Any) -> grpc.RpcMethodHandler:
+            def take(content: bytes, _: grpc.ServicerContext) -> bytes:
+                self.take(path, content)
+                return bytes(reply().SerializeToString())
+
+            return grpc.unary_unary_rpc_method_handler(take)  # of bytes: nothing is parsed twice
+
+        for signal, path, reply in (
+            ("trace.v1.TraceService", "/v1/traces", ExportTraceServiceResponse),
+            ("metrics.v1.MetricsService", "/v1/metrics", ExportMetricsServiceResponse),
+        ):
+            service = f"opentelemetry.proto.collector.{signal}"
+            server.add_generic_rpc_handlers(
+                [grpc.method_handlers_generic_handler(service, {"Export": export(path, reply)})]
+            )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"grpc://127.0.0.1:{port}"
+        server.stop(None).wait()
 
     def take(self, path: str, content: bytes) -> None:
         self.raw += content

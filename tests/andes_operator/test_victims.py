@@ -107,3 +107,7 @@ def test_what_holds_least_goes_first_as_a_replica_set_has_it() -> None:
     pods = [pod("a", "10.0.0.1", made=9), placed, pending, {"metadata": pod("d")["metadata"]}]
     costs = deletion_costs(pods, {"10.0.0.1:80": 0})
     assert [p["metadata"]["name"] for p in victims("Deployment", pods, costs, 4)] == ["d", "b", "c", "a"]
+
+
+def test_a_mark_that_was_edited_by_hand_is_taken_back() -> None:
+    assert to_undrain([marked := pod("a", annotations={DRAINING: "soon"})], 1, 1795251600.0, 60) == [marked]

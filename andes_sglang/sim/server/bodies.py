@@ -25,17 +25,19 @@ class BadRequestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine allows and assumes. Lengths in tokens."""
+    """What the engine allows and assumes. Lengths in tokens. adapters: names of its LoRA adapters."""
 
     context_tokens: int
     kv_tokens: int
     mean_answer_tokens: float
     target: QoETarget
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's."""
+    """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's. adapter: LoRA adapter
+    that answers; empty: none."""
 
     model: str
     prompts: tuple[SimulatedPrompt, ...]
@@ -52,6 +54,7 @@ class AnswerRequest:
     continuous_usage: bool
     expectation: ReaderExpectation
     rid: str | None
+    adapter: str = ""
 
 
 MAX_CHOICES = 128
@@ -145,7 +148,17 @@ def _read(
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
         expectation=_expectation(sampling.get("custom_params"), limits.target),
         rid=rid,
+        adapter=_adapter(model or "", limits),
     )
+
+
+def _adapter(model: str, limits: Limits) -> str:
+    """The adapter of ``MODEL:ADAPTER``. Like SGLang, which takes any other name for its model's own."""
+    adapter = model.partition(":")[2].strip()
+    if adapter and adapter not in limits.adapters:
+        loaded = ", ".join(limits.adapters) or "none"
+        raise BadRequestError(f"Got LoRA adapter that has never been loaded: {adapter}. All loaded adapters: {loaded}.")
+    return adapter
 
 
 def _check_simulated(body: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 from andes_sglang.sim.server.bodies import AnswerRequest, Limits
@@ -44,9 +45,9 @@ class Choice:
 
 
 def plan(asked: AnswerRequest, prompt: SimulatedPrompt, index: int, limits: Limits) -> Choice:
-    """Answer number ``index`` to ``prompt``: equal requests get equal answers, and a prompt that ends with a part of its own
-    answer gets the rest."""
-    seed, said = answered(prompt, 7919 * asked.seed + 104729 * index)
+    """Answer number ``index`` to ``prompt``: equal requests to equal adapters get equal answers, and a prompt that ends with
+    a part of its own answer gets the rest."""
+    seed, said = answered(prompt, 7919 * asked.seed + 104729 * index + zlib.crc32(asked.adapter.encode()))
     room = min(limits.context_tokens, limits.kv_tokens) - prompt.tokens
     if asked.max_tokens is not None:
         room = min(room, asked.max_tokens)
