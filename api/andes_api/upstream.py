@@ -12,6 +12,7 @@ from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
 from andes_sglang.routing import PrefixTracker, ReplicaView
@@ -51,6 +52,7 @@ class Upstream:
         self.drained = False  # by hand
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
+        self.flags: EngineFlags | None = None  # None: it does not say
         self.streams: set[Stream] = set()
         self.others = 0
         self.requests: int | None = None  # all that it holds, by its own count
@@ -233,6 +235,7 @@ class Upstream:
             "requests": self.requests,
             "slots": self.slots,
             "policy": self.policy,
+            "flags": None if self.flags is None else self.flags.to_dict(),
             "context_tokens": int(self.context_tokens),
             "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
         }

@@ -18,6 +18,7 @@ from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
+from andes_sglang.engine_flags import EngineFlags
 
 __all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
 
@@ -221,7 +222,9 @@ class Upstreams:
         with contextlib.suppress(*_NO_ANSWER):
             async with self.session.get(replica.url + "/server_info", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status == 200:
-                    said = (await answer.json())["internal_states"][0].get("andes", _STOCK)
+                    info = await answer.json()
+                    replica.flags = EngineFlags.from_server_info(info)
+                    said = info["internal_states"][0].get("andes", _STOCK)
                     replica.policy = {"name": str(said["policy"]), "options": dict(said["policy_options"])}
 
     async def _load(self, replica: Upstream) -> bool:
