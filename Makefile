@@ -5,14 +5,9 @@ BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack bench-simulated \
-=======
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
->>>>>>> main
-	bench-autoscaling bench-answer-lengths chart lock clean
+	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
+	bench-simulated bench-autoscaling bench-answer-lengths chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -101,11 +101,7 @@ class EnginePreemptor:
             victim = protocol.retraction_victim(
                 self._parked.reqs,
                 batch.reqs,
-<<<<<<< HEAD
-                age=lambda req: (self._records.yields(req), self._records[req.rid].arrival_s),
-=======
-                age=lambda req: self._records[req.rid].number,
->>>>>>> main
+                age=lambda req: (self._records.yields(req), self._records[req.rid].number),
                 may_leave=lambda req: self._records[req.rid].preemptible,
             )
             if victim is None:
