@@ -1,8 +1,9 @@
-"""SGLang's queue limits and time-outs, kept to requests that never ran: a stream that has begun is never turned away."""
+"""SGLang's queue limits and time-outs: a stream that has begun is never turned away from the queue, and what it waits off the
+engine is no running time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +31,11 @@ class QueueLimits:
             yield
         finally:
             self._scheduler.waiting_queue = begun + self._scheduler.waiting_queue
+
+    def ran_for(self, reqs: Iterable[Any], timeout_s: float, now_s: float) -> list[Any]:
+        """Of ``reqs`` those that have been on the engine for ``timeout_s`` or longer."""
+        found = ((req, self._records.find(req)) for req in reqs)
+        return [req for req, record in found if record is None or record.on_engine_s(now_s) >= timeout_s]
 
     @contextmanager
     def departures(self) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 :class:`QoEScheduler` overrides methods of SGLang's ``Scheduler`` and says at each when SGLang calls it. What is done there is
 in the parts: ``records`` (what is known of each stream), ``snapshot`` (what the policy sees), ``preemption`` and ``parked``
-(park, release, resume, retract), ``queue_limits``, ``host_transfers`` (copies to host memory), ``iterations`` (what they
-cost) and ``reports``. The rules that the simulator shares are in :mod:`andes_sglang.protocol`.
+(park, release, resume, retract), ``prefill_room``, ``queue_limits``, ``host_transfers`` (copies to host memory),
+``iterations`` (what they cost) and ``reports``. The rules that the simulator shares are in :mod:`andes_sglang.protocol`.
 
 Once per iteration, after SGLang has merged the last prefill into the running batch and before it looks for a new one, the
 policy sees all requests and its decision is applied: preempt, resume, then admit; the waiting requests that it admits are
@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.environ import envs
@@ -32,6 +33,7 @@ from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.preemption import EnginePreemptor
+from andes_sglang.adapter.prefill_room import PrefillRoom
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.adapter.reports import Reports
@@ -78,7 +80,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._records = records
         self._transfers = transfers
         self._limits = QueueLimits(self, records, metrics)
-        self._snapshot = Snapshot(self, records, parked, transfers, latency=latency)
+        self._room = room = PrefillRoom(self)
+        self._snapshot = Snapshot(self, records, parked, transfers, room=room, latency=latency)
         self._preemptor = EnginePreemptor(self, records, parked, transfers, latency=latency, metrics=metrics)
         self._iterations = IterationTimes(latency)
         self._reports = Reports(metrics, records, latency=latency, host_use=tier.use if tier is not None else None)
@@ -86,9 +89,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     # Set-up: SGLang's accounting counts the parked, and its queue order is ours
 
     def init_schedule_policy(self) -> None:
-        """At start. The waiting queue stays in the order of the policy."""
+        """At start. The waiting queue stays in the order of the policy, and no priority preempts."""
         super().init_schedule_policy()
         self.policy.calc_priority = lambda *_args, **_kwargs: None
+        self.enable_priority_preemption = False
 
     def init_invariant_checker(self) -> None:
         """At start. The check for leaks adds up the running batch and the last one."""
@@ -145,6 +149,13 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             with self._limits.only_new(), self._limits.departures():
                 super()._abort_on_waiting_timeout()
 
+    def _abort_on_running_timeout(self, running_batch: Any) -> None:
+        """Once an iteration (``SGLANG_REQ_RUNNING_TIMEOUT``); SGLang's own clock goes on while a stream is off the engine."""
+        timeout_s = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
+        if timeout_s > 0:
+            reqs = self._limits.ran_for(running_batch.reqs, timeout_s, time.perf_counter())
+            super()._abort_on_running_timeout(SimpleNamespace(reqs=reqs, is_empty=lambda: not reqs))
+
     def abort_request(self, recv_req: Any) -> None:
         """A client has gone. SGLang looks for its request in the queue and in the running batch."""
         self._parked.drop_finished()
@@ -173,7 +184,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         decision = self._decide(running_batch)
         running_batch = self._preemptor.apply(decision, running_batch)
         by_rid = {req.rid: req for req in self.waiting_queue}
-        admitted = [by_rid.pop(rid) for rid in protocol.admissible(decision.admit, by_rid, self._preemptor.released)]
+        chosen = protocol.admissible(decision.admit, by_rid, self._preemptor.released)
+        admitted = [by_rid.pop(rid) for rid in self._room.newcomers(chosen, by_rid, running_batch)]
         prefills = bool(admitted) or self.chunked_req is not None
         if prefills and not self._transfers.load_ahead(admitted, running_batch):
             running_batch.batch_is_full = False
@@ -187,7 +199,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         waiting, parked, running = len(self.waiting_queue), len(self._parked), len(running_batch.reqs)
         if running and isinstance(self._qoe_policy, Forced):
             return True
-        return protocol.asks_policy(waiting, parked, running, self._snapshot.free_kv_tokens())
+        return protocol.asks_policy(waiting, parked, running, self._snapshot.spare_kv_tokens())
 
     def _decide(self, running_batch: Any) -> Decision:
         """The only place where the policy is asked: of several ranks one would decide here for all."""
@@ -200,10 +212,14 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return decision
 
     def _form_prefill(self, running_batch: Any, admitted: Sequence[Any] = (), held_back: Sequence[Any] = ()) -> Any:
-        """SGLang's own prefill admission over ``admitted``; those ``held_back`` do not exist for it."""
+        """SGLang's own prefill admission over ``admitted``; those ``held_back`` do not exist for it. Without room for a chunk
+        also a prompt that has begun waits."""
+        if self._room.tokens(running_batch) < 1:
+            return self._form_no_prefill(running_batch)
         self.waiting_queue = list(admitted)
         try:
-            plan = super().get_new_batch_prefill(running_batch)
+            with self._room.chunk(running_batch):
+                plan = super().get_new_batch_prefill(running_batch)
         finally:
             self.waiting_queue = [*self.waiting_queue, *held_back]
         self._preemptor.note_prefill(plan.batch_to_run)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sglang.srt.managers.schedule_policy import match_prefix_for_req
 from sglang.srt.mem_cache.common import release_kv_cache
 
-__all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node"]
+__all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node", "uncomputed_tokens"]
 
 _NONE_IF_PREEMPTIBLE = (
     "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
@@ -50,6 +50,12 @@ def tree_node(req: Any) -> Any:
     if req.last_node is None:
         return None
     return req.best_match_node if req.host_hit_length else req.last_node
+
+
+def uncomputed_tokens(req: Any) -> int:
+    """What is left to compute of the context of ``req``, a prompt of which some chunks have been computed."""
+    computed = req.prefix_len if hasattr(req, "prefix_len") else len(req.prefix_indices)
+    return int(len(req.origin_input_ids) + len(req.output_ids) - computed)
 
 
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:

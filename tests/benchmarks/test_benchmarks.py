@@ -23,7 +23,7 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated",
-    "simulator_speed", "what_if",
+    "simulator_speed", "soak", "what_if",
 ]  # fmt: skip
 
 

@@ -65,3 +65,21 @@ def test_what_leaves_is_counted_and_forgotten() -> None:
     with limits.departures():
         pass
     assert len(finished.qoe) == 2
+
+
+def test_only_time_on_the_engine_is_running_time() -> None:
+    limits, scheduler, records, _ = queue("new", "stays", "leaves")
+    stays, leaves = records["stays"], records["leaves"]
+    for record in (stays, leaves):
+        record.start(10.0)
+    leaves.stop("park", 12.0)
+    leaves.start(40.0)
+
+    def over(timeout_s: float, now_s: float) -> list[str]:
+        return [req.rid for req in limits.ran_for(scheduler.waiting_queue, timeout_s, now_s)]
+
+    assert over(30.0, 41.0) == ["stays"]
+    assert over(3.0, 41.0) == ["stays", "leaves"]
+    leaves.stop("release", 41.5)
+    assert over(4.0, 90.0) == ["stays"]
+    assert over(3.5, 90.0) == ["stays", "leaves"]
