@@ -34,7 +34,7 @@ ABORTED_SHARE = 0.1
 PATIENCE_S = 90.0
 """For an answer, and for an engine to become idle: many times what either takes on a busy machine."""
 POLICIES = ("andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs")
-MODES = ("park", "release", "offload")
+MODES = ("park", "release", "offload", "alternate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def draw(index: int, seed: int) -> Drawn:
     flags = ["--max-total-tokens", str(room_tokens), "--max-running-requests", str(rng.choice((4, 8, 12, 16, 24)))]
     flags += ["--chunked-prefill-size", str(rng.choice((16, 24, 32, 48, 64, 8192)))]
     flags += ["--enable-mixed-chunk"] if rng.random() < 0.7 else []
-    flags += ["--page-size", "16"] if rng.random() < 0.3 and mode != "offload" else []
+    flags += ["--page-size", "16"] if rng.random() < 0.3 else []
     flags += ["--disable-overlap-schedule"] if rng.random() < 0.3 else []
     if mode == "offload":
         flags += ["--preemption-mode", "offload", "--host-kv-gib", rng.choice(("0.001", "0.01"))]

@@ -19,7 +19,6 @@ FLAGS = (
 )  # fmt: skip
 ENGINES = {
     "andes": ("andes",),
-    "fcfs": ("fcfs",),
     "parked and paged": (
         "forced",
         "--page-size",
@@ -71,7 +70,7 @@ def test_everybody_is_served(engine: Engine, lengths: list[tuple[int, int]]) -> 
 
 def test_a_prompt_waits_for_those_that_cannot_be_stopped(engine: Engine) -> None:
     """Streams with penalties keep their KV: what has been computed of the prompt makes room for them."""
-    lengths = [(20, 160)] * 8 + [(900, 20)]
+    lengths = [(20, 130)] * 8 + [(900, 20)]
     with ThreadPoolExecutor(9) as pool:
         pending = [
             pool.submit(generate, engine, k, *size, **{"frequency_penalty": 0.5} if k < 8 else {})
