@@ -5,7 +5,7 @@ BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine mutation lint format \
+.PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
 	bench-autoscaling bench-answer-lengths soak chart lock clean
 
@@ -38,7 +38,10 @@ test-cluster: setup ## operator and chart on a real Kubernetes control plane (mi
 	$(BIN)/pytest -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
-	$(BIN)/pytest -m engine
+	$(BIN)/pytest -m "engine and not releases"
+
+test-releases: setup ## the smoke on the older releases of SGLang (docs/sglang-releases.md; minutes)
+	$(BIN)/pytest -m releases
 
 mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt

@@ -86,6 +86,7 @@ class _Sizes:
     chunk_tokens: int
     mixed: bool
     overlap: bool
+    devices: int
 
 
 def _server_info(url: str) -> Mapping[str, Any]:
@@ -115,6 +116,7 @@ def _sizes(args: argparse.Namespace, info: Mapping[str, Any]) -> _Sizes:
         size("--chunk-tokens", args.chunk_tokens, "chunked_prefill_size"),
         bool(info.get("enable_mixed_chunk")),
         not info.get("disable_overlap_schedule"),
+        int(info.get("tp_size") or 1),
     )
 
 
@@ -218,6 +220,7 @@ def _build(args: argparse.Namespace, sizes: _Sizes, fit: CostFit, published: Cos
             chunk_tokens=sizes.chunk_tokens,
             mixed=sizes.mixed,
             overlap=overlap,
+            devices=sizes.devices,
             entry_s=fit.entry_s,
         )
         source = (

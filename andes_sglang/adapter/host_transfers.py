@@ -7,15 +7,18 @@ says so and does nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from andes_sglang import protocol
+from andes_sglang.adapter.compat import HICACHE_EVENTS_APART
 from andes_sglang.adapter.copies import copies_behind
-from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy.eviction import EvictionOrder
+
+if TYPE_CHECKING:  # not every release of SGLang has what it extends
+    from andes_sglang.adapter.host_tier import HostTier
 
 __all__ = ["WRITE_CHUNK_TOKENS", "HostTransfers"]
 
@@ -108,7 +111,7 @@ class HostTransfers:
 
     def check_events(self) -> None:
         """What SGLang does about finished copies when it looks for a prefill."""
-        if self._scheduler.enable_hierarchical_cache:
+        if self._scheduler.enable_hierarchical_cache and not HICACHE_EVENTS_APART:
             self._scheduler.tree_cache.check_hicache_events()
 
     def _paused_kv(self) -> Iterator[tuple[Any, float]]:

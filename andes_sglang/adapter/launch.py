@@ -11,9 +11,11 @@ import importlib.util
 import math
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from andes_sglang.adapter import seams
 from andes_sglang.adapter.contradictions import contradiction, note
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
@@ -113,6 +115,8 @@ def _check_offload(options: PluginOptions) -> None:
         raise UsageError(
             "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
         )
+    if offload and (fault := seams.offload_fault()):
+        raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
     for flag, value in (("--host-kv-gib", options.host_kv_gib), ("--offload-without", options.offload_without)):
@@ -167,11 +171,20 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     return line + [flag for flag in switches if flag not in given]
 
 
-def _check_in_place(server_args: Any) -> None:
+def bind_ranks(ranks: int, cores: Collection[int]) -> None:
+    """Tell SGLang which of ``cores`` each of several ranks on a CPU runs on; left to itself it wants a NUMA node for each.
+    With fewer cores than ranks, ranks share them."""
+    if ranks > 1:
+        order = sorted(cores)
+        groups = [order[rank::ranks] or [order[rank % len(order)]] for rank in range(ranks)]
+        os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join(",".join(map(str, group)) for group in groups))
+
+
+def _check_in_place(server_args: Any, offload: bool) -> None:
     """Raise where SGLang would serve without the policy, or its scheduler would end because of a flag."""
     from sglang.srt.managers import scheduler
 
-    from andes_sglang.adapter import seams
+    from andes_sglang.adapter.compat import own_time_outs
 
     if scheduler.Scheduler.__name__ != "QoEScheduler":
         raise UsageError(
@@ -179,7 +192,7 @@ def _check_in_place(server_args: Any) -> None:
             f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
-    if fault := seams.unsupported(server_args) or contradiction(server_args):
+    if fault := seams.unsupported(server_args, offload, own_time_outs()) or contradiction(server_args):
         raise UsageError(fault)
     if said := note(server_args):
         print(f"andes: {said}", file=sys.stderr, flush=True)
@@ -202,7 +215,9 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     load_plugins()
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
-        _check_in_place(server_args)
+        _check_in_place(server_args, options.preemption_mode == "offload")
+    if cpu:
+        bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:
         run_server(server_args)
     finally:

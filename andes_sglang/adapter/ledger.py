@@ -39,6 +39,10 @@ class Ledger:
     def write(self, slot: int, view: RequestView) -> None:
         self._rows[slot] = view.row()
 
+    def rid(self, slot: int) -> str:
+        """Of the request that has, or had last, this slot; empty where none ever had."""
+        return self._rids[slot] if slot < len(self._rids) else ""
+
     def remove(self, slot: int) -> None:
         self._free.append(slot)
 

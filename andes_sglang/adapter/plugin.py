@@ -33,7 +33,7 @@ def _register(options: PluginOptions) -> None:
     from andes_sglang.adapter import seams
     from andes_sglang.adapter.scheduler import QoEScheduler
 
-    seams.check()
+    seams.check(offload=options.preemption_mode == "offload")
     default = options.default_target
 
     def verify_expectations(result: Any, params: Any, vocab_size: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from andes_sglang import protocol
+from andes_sglang.adapter.compat import BLANK, extend_tokens
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
@@ -100,7 +101,7 @@ class EnginePreemptor:
             victim = protocol.retraction_victim(
                 self._parked.reqs,
                 batch.reqs,
-                age=lambda req: self._records[req.rid].arrival_s,
+                age=lambda req: self._records[req.rid].number,
                 may_leave=lambda req: self._records[req.rid].preemptible,
                 prefilling=self._scheduler.chunked_req is not None,
             )
@@ -126,10 +127,10 @@ class EnginePreemptor:
         """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop finds a
         blank in its place."""
         results = getattr(self._scheduler, "result_queue", None)
-        if results and results[0][0] is not None:
+        if results and results[0][0] is not BLANK:
             batch, result = results.popleft()
             self._scheduler.process_batch_result(batch, result)
-            results.appendleft((None, None))
+            results.appendleft((BLANK, None))
 
     def stop(self, req: Any, mode: str) -> None:
         """Record that ``req`` has left the batch."""
@@ -145,8 +146,8 @@ class EnginePreemptor:
             record = self._records.find(req)
             if record is None:
                 continue
-            if record.stopped is not None and req.extend_range is not None:
-                record.prefilled_tokens += req.extend_range.length
+            if record.stopped is not None:
+                record.prefilled_tokens += extend_tokens(req)
             if req is not self._scheduler.chunked_req and (record.stopped is not None or not record.seen_tokens):
                 self._start(record)
 

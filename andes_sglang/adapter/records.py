@@ -25,8 +25,8 @@ class StreamRecord:
     """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "preemptible",
-        "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens", "since_s",
+        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "number",
+        "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens", "since_s",
         "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
@@ -59,6 +59,8 @@ class StreamRecord:
         self.stopped: str | None = None
         """How it was taken off the engine (park, release, offload, retracted), until it runs again."""
         self.slot = -1
+        self.number = 0
+        """In the order in which requests began to wait: the same on all ranks of an engine, as times are not."""
 
     @property
     def context_tokens(self) -> int:
@@ -145,6 +147,7 @@ class StreamRecords:
         self._by_rid: dict[str, StreamRecord] = {}
         self._ledger = Ledger()
         self._lengths = EngineLengths()
+        self._added = 0
 
     def __len__(self) -> int:
         return len(self._by_rid)
@@ -173,6 +176,8 @@ class StreamRecords:
         record.expected_tokens = self._lengths.expected_tokens(prompt_tokens, record.expectation.expected_tokens)
         self._by_rid[record.req.rid] = record
         record.slot = self._ledger.add(record.view(Phase.WAITING))
+        self._added += 1
+        record.number = self._added
 
     def end(self, req: Any, metrics: EngineMetrics) -> None:
         """``req`` has finished. A health check is no answer: it neither counts nor teaches a length."""
@@ -195,6 +200,14 @@ class StreamRecords:
     def forget_all_but(self, rids: Container[str]) -> None:
         for rid in [rid for rid in self._by_rid if rid not in rids]:
             self.forget(rid)
+
+    def slot_of(self, rid: str) -> int:
+        """Its row in the ledger; -1 without such a request."""
+        record = self._by_rid.get(rid)
+        return record.slot if record is not None else -1
+
+    def rid_at(self, slot: int) -> str:
+        return self._ledger.rid(slot)
 
     def set_prefix_hit(self, req: Any, tokens: int, host_tokens: int = 0) -> None:
         """What a waiting request would find in the radix tree, ``host_tokens`` of it in host memory only."""

@@ -9,8 +9,9 @@ Once per iteration, after SGLang has merged the last prefill into the running ba
 policy sees all requests and its decision is applied: preempt, resume, then admit; the waiting requests that it admits are
 handed, in its order, to SGLang's own prefill admission.
 
-Refused at start: engines of several ranks (tensor, pipeline, data-parallel attention), whose clocks would decide differently,
-and disaggregated serving (:func:`andes_sglang.adapter.seams.unsupported`).
+On an engine of several tensor-parallel ranks every rank runs this scheduler, and the first one decides for all
+(:mod:`andes_sglang.adapter.ranks`). Refused at start: pipelines, data-parallel attention, context parallelism, and
+disaggregated serving (:func:`andes_sglang.adapter.seams.unsupported`).
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
 from andes_sglang import protocol
 from andes_sglang.adapter import seams
+from andes_sglang.adapter.compat import BLANK, own_time_outs
 from andes_sglang.adapter.forced import Forced, make_engine_policy
-from andes_sglang.adapter.host_tier import HostTier
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
@@ -35,6 +36,7 @@ from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.prefill_room import PrefillRoom
 from andes_sglang.adapter.queue_limits import QueueLimits
+from andes_sglang.adapter.ranks import RankGroup
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
@@ -43,6 +45,9 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
 from andes_sglang.state import Decision
+
+if TYPE_CHECKING:  # not every release of SGLang has what it extends
+    from andes_sglang.adapter.host_tier import HostTier
 
 __all__ = ["QoEScheduler"]
 
@@ -63,18 +68,25 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
-        if fault := seams.unsupported(args[0] if args else kwargs["server_args"]):
+        offload = options.preemption_mode == "offload"
+        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], offload, own_time_outs()):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
-        tier = self.tree_cache if isinstance(self.tree_cache, HostTier) else None
-        if tier is None and options.preemption_mode == "offload":
+        self._make_parts(self._host_tier() if offload else None)
+
+    def _host_tier(self) -> HostTier:
+        from andes_sglang.adapter.host_tier import HostTier
+
+        if not isinstance(self.tree_cache, HostTier):
             raise ValueError("andes: --preemption-mode offload is not supported for the KV cache of this model")
-        self._make_parts(tier)
+        return self.tree_cache
 
     def _make_parts(self, tier: HostTier | None) -> None:
-        metrics = PrometheusEngineMetrics() if self.server_args.enable_metrics else EngineMetrics()
-        latency = LatencyModel(mixed=self.is_mixed_chunk)
         records, parked = StreamRecords(), self._parked
+        self._ranks = RankGroup(self.attn_tp_group, records)
+        told = self.server_args.enable_metrics and self._ranks.is_first
+        metrics = PrometheusEngineMetrics() if told else EngineMetrics()
+        latency = LatencyModel(mixed=self.is_mixed_chunk)
         transfers = HostTransfers(self, records, tier, latency=latency)
         self._qoe_metrics = metrics
         self._records = records
@@ -144,17 +156,24 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return shed
 
     def _abort_on_waiting_timeout(self) -> None:
-        """Once an iteration (``SGLANG_REQ_WAITING_TIMEOUT``)."""
+        """Once an iteration (``SGLANG_REQ_WAITING_TIMEOUT``), until 0.5.19."""
         if envs.SGLANG_REQ_WAITING_TIMEOUT.get() > 0:
             with self._limits.only_new(), self._limits.departures():
                 super()._abort_on_waiting_timeout()
 
     def _abort_on_running_timeout(self, running_batch: Any) -> None:
-        """Once an iteration (``SGLANG_REQ_RUNNING_TIMEOUT``); SGLang's own clock goes on while a stream is off the engine."""
+        """Once an iteration (``SGLANG_REQ_RUNNING_TIMEOUT``), until 0.5.19. SGLang's clock goes on while a stream is off the
+        engine."""
         timeout_s = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
         if timeout_s > 0:
             reqs = self._limits.ran_for(running_batch.reqs, timeout_s, time.perf_counter())
             super()._abort_on_running_timeout(SimpleNamespace(reqs=reqs, is_empty=lambda: not reqs))
+
+    def _poll_timeout_aborts(self) -> Any:
+        """Both since 0.5.20: whom :meth:`abort_request` is told of next, on all ranks."""
+        with self._limits.hidden_begun():
+            aborts = super()._poll_timeout_aborts()
+        return self._limits.without_rested(aborts, envs.SGLANG_REQ_RUNNING_TIMEOUT.get(), time.perf_counter())
 
     def abort_request(self, recv_req: Any) -> None:
         """A client has gone. SGLang looks for its request in the queue and in the running batch."""
@@ -202,7 +221,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return protocol.asks_policy(waiting, parked, running, self._snapshot.spare_kv_tokens())
 
     def _decide(self, running_batch: Any) -> Decision:
-        """The only place where the policy is asked: of several ranks one would decide here for all."""
+        """What to do now; of several ranks the first decides for all."""
+        self._snapshot.look_around(running_batch)
+        return self._ranks.agree(lambda: self._ask_policy(running_batch))
+
+    def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
         decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)
@@ -254,8 +277,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return super().run_batch(batch, pp_proxy_tensors)
 
     def process_batch_result(self, batch: Any, result: Any) -> None:
-        """A batch has come back, in overlap mode an iteration later: its tokens reach their readers. None: settled before."""
-        if batch is None:
+        """A batch has come back, in overlap mode an iteration later: its tokens reach their readers. Blank: settled."""
+        if batch is BLANK:
             return
         super().process_batch_result(batch, result)
         now_s = time.perf_counter()
@@ -270,9 +293,9 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     # Idle
 
-    def is_fully_idle(self, for_health_check: bool = False) -> bool:
+    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Asked before a flush and by the health check."""
-        return bool(not self._parked and super().is_fully_idle(for_health_check))
+        return bool(not self._parked and super().is_fully_idle(*args, **kwargs))
 
     def on_idle(self) -> None:
         """No batch to run: the last figures go out at once."""

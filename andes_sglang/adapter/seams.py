@@ -1,4 +1,4 @@
-"""Every function of SGLang that is overridden, replaced or called by the adapter, checked at start.
+"""Everything of SGLang that the adapter overrides, replaces, calls or reads, checked at start.
 
 SGLang logs what a plugin raises and goes on with its own scheduling; so a seam that is not as expected ends the process,
 with a message that names it.
@@ -11,28 +11,46 @@ import inspect
 import os
 import pkgutil
 import sys
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from andes_sglang.protocol import SGLANG_RELEASE
+from andes_sglang.adapter.attributes import attributes_of
 
-__all__ = ["SEAMS", "SGLANG_VERSION", "check", "faults", "unsupported"]
+__all__ = [
+    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SEAMS", "check", "faults",
+    "offload_fault", "unsupported",
+]  # fmt: skip
 
-SGLANG_VERSION = SGLANG_RELEASE
+RELEASES = ("0.5.17", "0.5.21", "0.5.22", "0.5.23")
+"""Releases of SGLang that the adapter was run on (docs/sglang-releases.md)."""
+OFFLOAD_RELEASES = ("0.5.17",)
+"""Those of them with the hierarchical cache that :mod:`andes_sglang.adapter.host_tier` extends."""
 
-_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
-_BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
+_MANAGERS = "sglang.srt.managers"
+_SCHEDULER = f"{_MANAGERS}.scheduler.Scheduler"
+_BATCH = f"{_MANAGERS}.schedule_batch.ScheduleBatch"
+_REQ = f"{_MANAGERS}.schedule_batch.Req"
+_COMMON = "sglang.srt.mem_cache.common"
 _HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
 
-SEAMS: dict[str, tuple[str, ...] | None] = {
+
+class Either(NamedTuple):
+    """Parameters of a function in releases that differ."""
+
+    older: tuple[str, ...]
+    newer: tuple[str, ...]
+
+
+Parameters = tuple[str, ...] | Either | None
+
+SEAMS: dict[str, Parameters] = {
     f"{_SCHEDULER}.get_new_batch_prefill": ("self", "running_batch"),
     f"{_SCHEDULER}.update_running_batch": ("self", "batch"),
     f"{_SCHEDULER}.run_batch": ("self", "batch", "pp_proxy_tensors"),
     f"{_SCHEDULER}.process_batch_result": ("self", "batch", "result"),
     f"{_SCHEDULER}.abort_request": ("self", "recv_req"),
-    f"{_SCHEDULER}.is_fully_idle": ("self", "for_health_check"),
+    f"{_SCHEDULER}.is_fully_idle": Either(("self", "for_health_check"), ("self", "for_health_check", "ignore_waiting")),
     f"{_SCHEDULER}._add_request_to_queue": ("self", "req", "is_retracted"),
-    f"{_SCHEDULER}._abort_on_waiting_timeout": ("self",),
-    f"{_SCHEDULER}._abort_on_running_timeout": ("self", "running_batch"),
     f"{_SCHEDULER}._abort_on_queued_limit": ("self", "recv_req"),
     f"{_SCHEDULER}.pause_generation": ("self", "recv_req"),
     f"{_SCHEDULER}.init_schedule_policy": ("self",),
@@ -40,25 +58,46 @@ SEAMS: dict[str, tuple[str, ...] | None] = {
     f"{_SCHEDULER}.init_load_inquirer": ("self",),
     f"{_SCHEDULER}.on_idle": ("self",),
     f"{_SCHEDULER}.get_internal_state": ("self", "recv_req"),
-    f"{_BATCH}.filter_batch": ("self", "chunked_req_to_exclude", "keep_indices"),
+    f"{_MANAGERS}.scheduler.NextBatchPlan": ("batch_to_run", "running_batch"),
+    f"{_BATCH}.filter_batch": Either(
+        ("self", "chunked_req_to_exclude", "keep_indices"), ("self", "reqs_to_exclude", "keep_indices")
+    ),
     f"{_BATCH}.merge_batch": ("self", "other"),
     f"{_BATCH}.mix_with_running": ("self", "running_batch"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
     f"{_BATCH}.new_tokens_required_next_decode": ("self", "selected_indices"),
-    "sglang.srt.managers.schedule_batch.Req.reset_for_retract": ("self",),
-    "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort": ("self", "error_msg"),
-    "sglang.srt.managers.schedule_batch.BaseFinishReason.to_json": ("self",),
-    "sglang.srt.managers.schedule_policy.match_prefix_for_req": (
-        "tree_cache",
-        "req",
-        "token_ids",
-        "cow_mamba",
-        "include_req",
-    ),
+    f"{_REQ}.reset_for_retract": ("self",),
+    f"{_REQ}.set_finish_with_abort": Either(("self", "error_msg"), ("self", "error_msg", "status_code", "err_type")),
+    f"{_MANAGERS}.schedule_batch.BaseFinishReason.to_json": ("self",),
+    f"{_COMMON}.release_kv_cache": Either(("req", "tree_cache", "is_insert"), ("req", "tree_cache", "checkpoint")),
     "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX": None,
     "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
-    "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
-    "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": ("self", "req", "chunked"),
+    "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
+    f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
+    f"{_MANAGERS}.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
+}
+"""By dotted name: the parameters of what is called or overridden; None for what only has to be there."""
+
+ALTERNATIVES: tuple[dict[str, tuple[str, ...]], ...] = (
+    {f"{_SCHEDULER}._abort_on_waiting_timeout": ("self",), f"{_SCHEDULER}._poll_timeout_aborts": ("self",)},
+    {
+        f"{_SCHEDULER}._abort_on_running_timeout": ("self", "running_batch"),
+        f"{_SCHEDULER}._poll_timeout_aborts": ("self",),
+    },
+    {
+        f"{_MANAGERS}.schedule_policy.match_prefix_for_req": (
+            "tree_cache",
+            "req",
+            "token_ids",
+            "cow_mamba",
+            "include_req",
+        ),
+        f"{_COMMON}.match_kv_cache": ("req", "tree_cache", "token_ids", "cow_mamba", "max_prefix_len"),
+    },
+)
+"""Of each group a release has one, by older and newer name."""
+
+OFFLOAD_SEAMS: dict[str, Parameters] = {
     f"{_HICACHE}.__init__": ("self", "params", "server_args"),
     f"{_HICACHE}.write_backup": ("self", "node", "write_back"),
     f"{_HICACHE}.writing_check": ("self", "write_back", "finish_count"),
@@ -67,54 +106,154 @@ SEAMS: dict[str, tuple[str, ...] | None] = {
     f"{_HICACHE}.check_hicache_events": ("self",),
     f"{_HICACHE}.ready_to_load_host_cache": ("self",),
     f"{_HICACHE}.reset": ("self",),
+    "sglang.srt.mem_cache.radix_cache.RadixCache.cache_unfinished_req": ("self", "req", "chunked"),
     "sglang.srt.mem_cache.evict_policy.EvictionStrategy.get_priority": ("self", "node"),
-    "sglang.srt.managers.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
-    "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
-    "sglang.srt.managers.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
-    "sglang.srt.managers.cache_controller.device_module": None,
+    f"{_MANAGERS}.cache_controller.device_module": None,
     "sglang.srt.mem_cache.pool_host.common.ALLOC_MEMORY_FUNCS": None,
     "sglang.srt.mem_cache.pool_host.base.HICACHE_HOST_MEMORY_RESERVE_BYTES": None,
 }
-"""By dotted name: the parameters of what is called or overridden; None for what only has to be there."""
+"""As :data:`SEAMS`; needed with ``--preemption-mode offload`` only."""
+
+ATTRIBUTES: dict[str, str] = {
+    _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager invariant_checker "
+    "is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens page_size policy "
+    "req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator tree_cache "
+    "waiting_queue",
+    _REQ: "custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length input_embeds last_node "
+    "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
+    "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
+    "return_sampling_mask rid sampling_params "
+    "session session_id time_stats",
+    f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
+    "prefix_lens reqs sampling_info seq_lens_cpu",
+    "sglang.srt.mem_cache.base_prefix_cache.MatchResult": "best_match_node device_prefix_len|device_indices host_hit_length "
+    "last_device_node",
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": "check_hicache_events evictable_size",
+    "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator": "available_size",
+    "sglang.srt.mem_cache.memory_pool.ReqToTokenPool": "available_size",
+    "sglang.srt.sampling.sampling_params.SamplingParams": "custom_params frequency_penalty ignore_eos max_new_tokens "
+    "min_new_tokens presence_penalty repetition_penalty",
+    "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo": "penalizer_orchestrator",
+    "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": "is_required penalizers vocab_size",
+    "sglang.srt.model_executor.forward_batch_info.ForwardMode": "is_decode is_extend is_mixed",
+    "sglang.srt.constrained.grammar_manager.GrammarManager": "get_ready_grammar_requests has_waiting_grammars",
+    "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats": "scheduler_recv_time trace_ctx",
+    "sglang.srt.observability.trace.TraceReqContext": "trace_event",
+    "sglang.srt.distributed.parallel_state.GroupCoordinator": "cpu_group rank_in_group ranks world_size",
+    f"{_MANAGERS}.schedule_policy.SchedulePolicy": "calc_priority",
+    f"{_MANAGERS}.scheduler_components.invariant_checker.SchedulerInvariantChecker": "get_running_batch",
+    f"{_MANAGERS}.scheduler_components.load_inquirer.SchedulerLoadInquirer": "get_running_batch",
+    f"{_MANAGERS}.io_struct.AbortReq": "abort_all rid",
+    f"{_MANAGERS}.io_struct.PauseGenerationReqInput": "mode",
+    f"{_MANAGERS}.io_struct.GetInternalStateReqOutput": "internal_state",
+    "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
+    "enable_priority_scheduling pp_size retraction_policy schedule_policy tp_size",
+}
+"""By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
 
-def faults() -> list[str]:
-    """One sentence for each seam that is not as expected."""
+def faults(offload: bool = False) -> list[str]:
+    """One sentence for each seam that is not as expected. offload: whether KV is to go to host memory."""
+    return [*_version_faults(), *_function_faults(SEAMS | (OFFLOAD_SEAMS if offload else {})), *_attribute_faults()]
+
+
+def _version_faults() -> Iterator[str]:
     version = importlib.metadata.version("sglang")
-    found = []
-    if version != SGLANG_VERSION:
-        found.append(f"sglang {version} is installed, sglang=={SGLANG_VERSION} is required")
-    for target, expected in SEAMS.items():
+    if version not in RELEASES:
+        yield f"sglang {version} is installed; andes was run on {', '.join(RELEASES)}"
+
+
+def _function_faults(seams: dict[str, Parameters]) -> Iterator[str]:
+    for target, expected in seams.items():
+        if fault := _function_fault(target, expected):
+            yield fault
+    for group in ALTERNATIVES:
+        tried = [_function_fault(target, expected) for target, expected in group.items()]
+        if None not in tried:
+            yield " and ".join(filter(None, tried))
+
+
+def _function_fault(target: str, expected: Parameters) -> str | None:
+    try:
+        seam = pkgutil.resolve_name(target)
+    except (AttributeError, ImportError) as error:
+        return f"seam {target} is missing ({error})"
+    if expected is None:
+        return None
+    found = tuple(inspect.signature(seam).parameters)
+    accepted = expected if isinstance(expected, Either) else (expected,)
+    if found in accepted:
+        return None
+    return f"seam {target} takes ({', '.join(found)}), expected " + " or ".join(f"({', '.join(p)})" for p in accepted)
+
+
+def _attribute_faults() -> Iterator[str]:
+    for target, names in ATTRIBUTES.items():
         try:
-            seam = pkgutil.resolve_name(target)
-        except (AttributeError, ImportError) as error:
-            found.append(f"seam {target} is missing ({error})")
+            found = attributes_of(pkgutil.resolve_name(target))
+        except (AttributeError, ImportError, OSError) as error:
+            yield f"seam {target} is missing ({error})"
             continue
-        if expected is not None and (parameters := tuple(inspect.signature(seam).parameters)) != expected:
-            found.append(f"seam {target} takes ({', '.join(parameters)}), expected ({', '.join(expected)})")
-    return found
+        for name in names.split():
+            if not found.intersection(name.split("|")):
+                yield f"seam {target} has no attribute {name.replace('|', ' or ')}"
 
 
-def unsupported(server_args: Any) -> str | None:
-    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none."""
-    for flag, given in (
-        ("--tp-size", server_args.tp_size > 1 and not server_args.enable_dp_attention),
-        ("--pp-size", server_args.pp_size > 1),
-        ("--enable-dp-attention", server_args.enable_dp_attention),
-        ("--disaggregation-mode", server_args.disaggregation_mode != "null"),
-    ):
-        if given:
-            return f"{flag} is not supported with a policy; start with --policy stock"
+def offload_fault() -> str | None:
+    """A sentence where the installed SGLang has no cache that offload can extend; None: it has."""
+    version = importlib.metadata.version("sglang")
+    if version in OFFLOAD_RELEASES or version not in RELEASES:
+        return None
+    return (
+        f"--preemption-mode offload: not supported on sglang {version}, whose hierarchical cache is another; leave the flag "
+        f"out, or install sglang {' or '.join(OFFLOAD_RELEASES)}"
+    )
+
+
+_REFUSED = {
+    "--pp-size": "the stages of a pipeline hold different batches at the same time, so no rank can decide for all",
+    "--enable-dp-attention": "its ranks wait for each other's prefills, which the policy of one would hold back",
+    "--attn-cp-size": "context parallelism was never run with a policy",
+    "--dcp-size": "context parallelism was never run with a policy",
+    "--disaggregation-mode": "prefill and decode engines take no decision on each other's requests",
+}
+
+
+def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
+    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
+
+    offload: whether KV is to go to host memory. own_time_outs: variables that are set, and read by each rank by its clock.
+    """
+    given = {
+        "--pp-size": server_args.pp_size > 1,
+        "--enable-dp-attention": server_args.enable_dp_attention,
+        "--attn-cp-size": server_args.attn_cp_size > 1,
+        "--dcp-size": server_args.dcp_size > 1,
+        "--disaggregation-mode": server_args.disaggregation_mode != "null",
+    }
+    for flag in filter(given.__getitem__, given):
+        return f"{flag} is not supported with a policy: {_REFUSED[flag]}; leave it out, or start with --policy stock"
+    with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
+    if server_args.tp_size > 1 and offload:
+        return (
+            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies to host memory; leave "
+            "one of the two out"
+        )
+    if server_args.tp_size > 1 and own_time_outs:
+        return (
+            f"{own_time_outs[0]} {with_ranks} on this release of SGLang: each rank would look at its own clock, and all hang "
+            "where these differ; unset it, or install sglang 0.5.21 or newer"
+        )
     return None
 
 
-def check() -> None:
-    """End the process unless every seam is as expected."""
-    if found := faults():
+def check(offload: bool = False) -> None:
+    """End the process unless every seam is as expected. offload: whether KV is to go to host memory."""
+    if found := faults(offload):
         print(
             "andes: cannot put a policy in charge of this SGLang:\n  "
             + "\n  ".join(found)
-            + f"\nInstall sglang=={SGLANG_VERSION}, or start with --policy stock.",
+            + f"\nInstall sglang {' or '.join(RELEASES)}, or start with --policy stock.",
             file=sys.stderr,
             flush=True,
         )

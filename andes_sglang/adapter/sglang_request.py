@@ -1,14 +1,13 @@
 """What the adapter asks of one request of SGLang (``Req``) and of its KV in the radix tree.
 
-SGLang's attributes and functions differ from release to release; those that concern a request are named here only.
+Those that differ from release to release are in :mod:`andes_sglang.adapter.compat`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sglang.srt.managers.schedule_policy import match_prefix_for_req
-from sglang.srt.mem_cache.common import release_kv_cache
+from andes_sglang.adapter.compat import computed_tokens, device_hit_tokens, match_prefix, release_kv
 
 __all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node", "uncomputed_tokens"]
 
@@ -35,13 +34,13 @@ class PrefixHit(NamedTuple):
 
 def prefix_hit(tree: Any, req: Any) -> PrefixHit:
     """Counts as a use: what is found is evicted later."""
-    match = match_prefix_for_req(tree, req)
-    return PrefixHit(len(match.device_indices), match.host_hit_length, match.last_device_node, match.best_match_node)
+    match = match_prefix(tree, req)
+    return PrefixHit(device_hit_tokens(match), match.host_hit_length, match.last_device_node, match.best_match_node)
 
 
 def release_into_tree(tree: Any, req: Any) -> None:
     """Give up the KV and the slot of ``req``: its KV stays in the tree, unlocked, until others need the room."""
-    release_kv_cache(req, tree, is_insert=True)
+    release_kv(req, tree)
     req.reset_for_retract()
 
 
@@ -54,8 +53,7 @@ def tree_node(req: Any) -> Any:
 
 def uncomputed_tokens(req: Any) -> int:
     """What is left to compute of the context of ``req``, a prompt of which some chunks have been computed."""
-    computed = req.prefix_len if hasattr(req, "prefix_len") else len(req.prefix_indices)
-    return int(len(req.origin_input_ids) + len(req.output_ids) - computed)
+    return len(req.origin_input_ids) + len(req.output_ids) - computed_tokens(req)
 
 
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:

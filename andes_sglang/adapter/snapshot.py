@@ -47,12 +47,17 @@ class Snapshot:
         chunked = self._scheduler.chunked_req
         return self._room.free_tokens() - (uncomputed_tokens(chunked) if chunked is not None else 0)
 
-    def take(self, running_batch: Any) -> SchedulerState:
-        """The state as of now. Refreshes the prefix hit of the request whose turn it is."""
-        scheduler, now_s = self._scheduler, time.perf_counter()
-        if len(self._records) > 2 * (len(scheduler.waiting_queue) + len(running_batch.reqs)) + _SPARE_RECORDS:
+    def look_around(self, running_batch: Any) -> None:
+        """Before each decision, on every rank of an engine: drop the records of departed requests, and refresh the prefix hit
+        of the request whose turn it is, which the radix tree counts as a use."""
+        waiting, running = len(self._scheduler.waiting_queue), len(running_batch.reqs)
+        if len(self._records) > 2 * (waiting + running) + _SPARE_RECORDS:
             self._forget_departed()
         self._look_up_prefixes()
+
+    def take(self, running_batch: Any) -> SchedulerState:
+        """The state as of now."""
+        scheduler, now_s = self._scheduler, time.perf_counter()
         running = [req for req in running_batch.reqs if not req.finished()]
         parked = self._parked.reqs
         held = 0

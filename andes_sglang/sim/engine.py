@@ -81,6 +81,7 @@ class EngineModel:
     chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
     (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
     room there, 0 for no host tier. write_through: copy everything that enters the cache, not only what a policy offloads.
+    devices: tensor-parallel ranks (``--tp-size``), whose costs and sizes the others are.
     pads_prefix: attention is computed for a cached prefix too, as by SGLang's ``torch_native`` backend on a CPU.
     decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client
     to the scheduler and back, beside the iterations. Raises ``ValueError`` naming field and value.
@@ -95,12 +96,13 @@ class EngineModel:
     host_capacity_tokens: int = 0
     host_tokens_per_s: float = 0.0
     write_through: bool = False
+    devices: int = 1
     pads_prefix: bool = False
     decision_s: float = 0.0
     entry_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("kv_capacity_tokens", "max_running", "chunk_tokens"):
+        for name in ("kv_capacity_tokens", "max_running", "chunk_tokens", "devices"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)!r}")
         for name in ("host_capacity_tokens", "host_tokens_per_s", "decision_s", "entry_s"):

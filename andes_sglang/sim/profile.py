@@ -96,7 +96,7 @@ def _profile(name: str, table: dict[str, Any]) -> Profile:
     given: dict[str, Any] = {}
     if derived is not None:
         roofline = _read(Roofline, derived, "roofline.")
-        sizes = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s")
+        sizes = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s", "devices")
         given = {size: getattr(roofline, size) for size in sizes if size not in engine}
         given["costs"] = roofline.costs()
     else:

@@ -6,7 +6,7 @@ from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
 
-__all__ = ["TokenBucket", "full", "no_replica", "overload", "tenant_streams", "too_fast"]
+__all__ = ["TokenBucket", "full", "model_full", "no_replica", "overload", "tenant_streams", "too_fast"]
 
 MAX_RETRY_AFTER_S = 120.0
 """Seconds; the official clients obey no longer one."""
@@ -71,6 +71,13 @@ def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: flo
         else:
             high_s = middle_s
     return max(1.0, high_s)
+
+
+def model_full(model: str, limit: int, wait_s: float) -> ApiError:
+    return ApiError(
+        429, f"overloaded: {model} has {limit} streams open, its limit", "overloaded_error", code="overloaded",
+        reason="model_streams", retry_after_s=wait_s,
+    )  # fmt: skip
 
 
 def full(wait_s: float) -> ApiError:

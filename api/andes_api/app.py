@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from importlib.resources import files
-from typing import Annotated, Any
+from contextlib import asynccontextmanager
+from typing import Any
 
-import aiohttp
-import orjson
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from andes_api.errors import ApiError
-from andes_api.expectations import key_matches, resolve, tenant_of
+from andes_api.expectations import resolve, tenant_of
+from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
+from andes_api.methods import Methods, nothing_there
+from andes_api.models import no_model
+from andes_api.pages import add_pages
+from andes_api.request_body import read_json
 from andes_api.schema import CHAT, COMPLETION, ERROR
-from andes_api.settings import GatewaySettings
+from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_sglang import __version__
-from andes_sglang.sketch import Sketch
 
 __all__ = ["create_app"]
 
-MODELS_TIMEOUT_S = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -61,17 +60,17 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         responses={"4XX": ERROR, "5XX": ERROR},
     )  # fmt: skip
     app.state.gateway = gateway
+    app.add_middleware(Methods, routes=app.router.routes)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["*"],
+        )  # fmt: skip
     _add_errors(app)
     _add_inference(app, gateway)
-    _add_fleet(app, gateway)
+    add_fleet(app, gateway)
     _add_health(app, gateway)
-    if settings.show_page:
-        page = files("andes_api").joinpath("page.html").read_text()
-
-        @app.get("/", include_in_schema=False)
-        async def live() -> HTMLResponse:
-            return HTMLResponse(page)
-
+    add_pages(app, gateway)
     return app
 
 
@@ -81,8 +80,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error.body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
-        fault = ApiError(error.status_code, str(error.detail), reason="http", retry=False)
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        fault = nothing_there(error, request.url.path, app.router.routes)
         return JSONResponse(fault.body, error.status_code, {**(error.headers or {}), **fault.headers})
 
     @app.exception_handler(RequestValidationError)
@@ -98,14 +97,15 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     async def infer(request: Request, chat: bool) -> Response:
         headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
-        body = await _body(request, settings)
+        body = await read_json(request, settings)
         refused = settings.refused_fields & body.keys()
         if refused:
             name = min(refused)
             raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
         check_media(body, settings.media_hosts)
-        expectation = resolve(headers, body, tenant, settings)
-        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat)
+        route = gateway.route_of(body.get("model"), tenant)
+        expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
+        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat, route=route)
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -123,17 +123,14 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
 
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
-        tenant_of(request.headers, settings)
-        return await _models(gateway)
+        return json_response({"object": "list", "data": _models(gateway, tenant_of(request.headers, settings))})
 
     @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str, request: Request) -> Response:
-        tenant_of(request.headers, settings)
-        answer = await _models(gateway)
-        found = [m for m in orjson.loads(bytes(answer.body)).get("data", ()) if m.get("id") == name]
-        if not found:
-            raise ApiError(404, f"no model {name[:100]!r}", param="model", code="model_not_found", reason="model")
-        return JSONResponse(found[0])
+        cards = {card["id"]: card for card in _models(gateway, tenant_of(request.headers, settings))}
+        if name not in cards:
+            raise no_model(name, list(cards))
+        return json_response(cards[name])
 
 
 def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
@@ -144,120 +141,20 @@ def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
     return known
 
 
-async def _body(request: Request, settings: GatewaySettings) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, f"content-type: expected application/json; got {kind[:100]!r}", retry=False)
-    content = bytearray()
-    try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            async for part in request.stream():
-                content += part
-                if len(content) > settings.max_body_bytes:
-                    raise ApiError(
-                        413, f"the body is longer than {settings.max_body_bytes} bytes", reason="body", retry=False
-                    )
-    except TimeoutError:
-        raise ApiError(408, "the body did not arrive in time", reason="body") from None
-    try:
-        body = orjson.loads(bytes(content))
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"the body is no JSON: {error}", retry=False) from None
-    if not isinstance(body, dict):
-        raise ApiError(400, f"the body must be a JSON object, got {type(body).__name__}", retry=False)
-    if body.get("stream") not in (None, True, False) or (
-        isinstance(body.get("stream"), int | float) and not isinstance(body["stream"], bool)
-    ):
-        raise ApiError(400, f"stream: expected true or false; got {body['stream']!r}", param="stream", retry=False)
-    return body
-
-
-async def _models(gateway: Gateway) -> Response:
-    """The answer of the first replica that gives one; with none, for instance scaled to zero, the last that was given."""
-    timeout, upstreams = aiohttp.ClientTimeout(total=MODELS_TIMEOUT_S), gateway.upstreams
-    for replica in upstreams.accepting(time.monotonic()):
-        with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with upstreams.session.get(
-                replica.url + "/v1/models", timeout=timeout, allow_redirects=False
-            ) as answer:
-                if answer.status == 200:
-                    upstreams.models = await answer.read()
-                    break
-    if upstreams.models is not None:
-        return Response(upstreams.models, media_type="application/json")
-    raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
-
-
-def _add_fleet(app: FastAPI, gateway: Gateway) -> None:
-    name = gateway.settings.name
-
-    @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
-    async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0) -> Response:
-        """Requests that arrived after `since` (Unix seconds). Concatenate those of several gateways. `held`: requests that
-        wait for an engine now."""
-        gateway.update_open_records()
-        records = [record.to_dict() for record in gateway.demand.since(since)]
-        return _json({
-            "gateway": name, "now_s": time.time(), "held": gateway.held,
-            "complete_since_s": gateway.demand.complete_since_s, "records": records,
-        })  # fmt: skip
-
-    @app.get("/fleet/qoe", summary="Distribution of QoE per class")
-    async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0) -> Response:
-        """QoE of the streams that ended in the window, and of those open now. Merge several gateways by adding `counts`
-        and `total`; the figures beside them are for reading only."""
-        now_s = time.monotonic()
-        ended = gateway.qoe.of(now_s, window_s)
-        running: dict[str, Sketch] = {}
-        for stream in gateway.open:
-            if (score := stream.score(now_s)) is not None:
-                running.setdefault(stream.expectation.class_name, Sketch()).add(score)
-        return _json({
-            "gateway": name,
-            "now_s": time.time(),
-            "window_s": window_s,
-            "classes": {cls: sketch.to_dict() for cls, sketch in ended.items()},
-            "running": {cls: sketch.to_dict() for cls, sketch in running.items()},
-            "all": Sketch.merged(ended.values()).to_dict(),
-        })  # fmt: skip
-
-    @app.get("/fleet/replicas", summary="The engines and what they hold")
-    async def replicas() -> Response:
-        now_s = time.monotonic()
-        return _json({
-            "gateway": name,
-            "policy": gateway.settings.policy,  # deprecated: the name alone
-            "routing": {"name": gateway.settings.policy, "options": gateway.settings.routing_options},
-            "held": gateway.held,
-            "replicas": [replica.describe(now_s) for replica in gateway.upstreams.replicas.values()],
-        })  # fmt: skip
-
-    @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
-    async def drain(replica: str, request: Request, drained: bool = True) -> Response:
-        _administrator(request, gateway.settings)
-        found = [r for r in gateway.upstreams.replicas.values() if r.name == replica]
-        if not found:
-            raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
-        found[0].drained = drained
-        gateway.upstreams.notify()
-        gateway.count_replicas()
-        return _json(found[0].describe(time.monotonic()))
-
-
-def _administrator(request: Request, settings: GatewaySettings) -> None:
-    if settings.admin_key_sha256 is None:
-        if settings.loopback and "origin" not in request.headers:  # no page of a browser
-            return
-        raise ApiError(403, "set admin_key_sha256 to use this from outside", "permission_error", reason="admin")
-    key = request.headers.get("authorization", "").partition(" ")[2].strip()
-    if not key_matches(key, settings.admin_key_sha256):
-        raise ApiError(401, "no valid administrator's key", "authentication_error", reason="admin", retry=False)
+def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:
+    """The models that this tenant may use, with their adapters and aliases. Raises a 503 while none is known."""
+    cards = gateway.upstreams.catalog.cards()
+    if not cards:
+        raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
+    if tenant is None or not tenant.models:
+        return cards
+    return [card for card in cards if gateway.upstreams.resolve(card["id"]).model in tenant.models]
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/livez", summary="Whether this process works")
     async def livez() -> Response:
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     @app.get("/readyz", summary="Whether requests should be sent here")
     async def readyz() -> Response:
@@ -265,13 +162,11 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         if gateway.draining:
             raise ApiError(503, "draining", "service_unavailable_error", reason="draining", retry_after_s=1.0)
         engines = sum(bool(r.healthy) and not r.draining for r in gateway.upstreams.replicas.values())
-        return _json({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
+        return json_response({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        """In Prometheus' text format, or OpenMetrics where the scraper accepts it."""
         gateway.count_replicas()
-        return Response(gateway.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _json(content: object) -> Response:
-    return Response(orjson.dumps(content), media_type="application/json")
+        content, kind = gateway.metrics.exposition(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": kind})

@@ -1,19 +1,42 @@
-"""Classes of readers and tenants: what their readers expect, and the bounds of what their requests may ask for."""
+"""Classes of readers, tenants and models: what readers expect, and the bounds of what requests may ask for."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["BUILT_IN", "ClassName", "ClassSettings", "Count", "Seconds", "TenantSettings", "over_built_in"]
+__all__ = [
+    "BUILT_IN", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "TenantSettings", "UpstreamAddress",
+    "over_built_in",
+]  # fmt: skip
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 ClassName = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+
+
+def _upstream(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{error} in {url!r}") from None
+    if parts.scheme == "dns":
+        if not parts.hostname or port is None:
+            raise ValueError(f"expected dns://NAME:PORT, got {url!r}")
+    elif parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"expected http://HOST:PORT, https://HOST or dns://NAME:PORT, got {url!r}")
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError(f"an upstream is only an address, got {url!r}")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+UpstreamAddress = Annotated[str, AfterValidator(_upstream)]
 
 
 class Strict(BaseModel):
@@ -26,7 +49,7 @@ class ClassSettings(Strict):
     ttft_s, tds: expected seconds to the first token and tokens/s. weight: value of their QoE relative to others; a request
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
     shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
-    at the reader's speed.
+    at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
     """
 
     ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -39,6 +62,7 @@ class ClassSettings(Strict):
     yields: bool = False
     shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
     pace: bool = False
+    fallback_model: str | None = None
 
     @model_validator(mode="after")
     def _in_bounds(self) -> ClassSettings:
@@ -70,16 +94,26 @@ class ClassSettings(Strict):
 class TenantSettings(Strict):
     """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
 
-    classes: those it may use, the first being its default; empty: all. trusted: whether what it says its readers expect
-    counts. max_streams, requests_per_minute: limits; null: none.
+    classes: those it may use, the first being its default; empty: all. models: those it may use, with their adapters; empty:
+    all. trusted: whether what it says its readers expect counts. max_streams, requests_per_minute: limits; null: none.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     classes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     trusted: bool = True
     max_streams: Count | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+
+
+class ModelSettings(Strict):
+    """A model. upstreams: its engines, whatever they call it; empty: those that announce it. classes: those that its readers
+    may have, the first being its default; empty: all. max_streams: open streams of it; null: no limit of its own."""
+
+    upstreams: tuple[UpstreamAddress, ...] = ()
+    classes: tuple[str, ...] = ()
+    max_streams: Count | None = None
 
 
 BUILT_IN: dict[str, dict[str, float]] = {

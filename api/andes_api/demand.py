@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from andes_sglang.expectations import ReaderExpectation
@@ -21,7 +22,8 @@ MAX_SLICES = 360
 class DemandRecord:
     """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. reader: what it says of its
     reader, clamped. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
-    abandoned, error."""
+    abandoned, error. model: the one asked for, None while no engine has said; adapter: LoRA adapter on it; fallback: the
+    model that answered instead."""
 
     arrival_s: float
     class_name: str
@@ -32,6 +34,9 @@ class DemandRecord:
     ttft_s: float | None = None
     qoe: float | None = None
     outcome: str = "open"
+    model: str | None = None
+    adapter: str | None = None
+    fallback: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``/fleet/demand`` and the access log; docs/gateway.md describes every field."""
@@ -39,6 +44,9 @@ class DemandRecord:
         return {
             "arrival_s": self.arrival_s,
             "class": self.class_name,
+            "model": self.model,
+            "adapter": self.adapter,
+            "fallback": self.fallback,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
@@ -62,14 +70,19 @@ class DemandLog:
     def add(self, record: DemandRecord) -> None:
         self._records.append(record)
 
-    def since(self, arrival_s: float) -> list[DemandRecord]:
-        """Those that arrived after ``arrival_s`` (Unix seconds), in order."""
+    def since(self, arrival_s: float, model: str | None = None) -> list[DemandRecord]:
+        """Those that arrived after ``arrival_s`` (Unix seconds), in order; of ``model`` where one is given."""
         recent = []
         for record in reversed(self._records):
             if record.arrival_s <= arrival_s:
                 break
-            recent.append(record)
+            if model is None or record.model == model:
+                recent.append(record)
         return recent[::-1]
+
+    def last(self, count: int) -> list[DemandRecord]:
+        """The newest ``count`` of them, the newest first."""
+        return list(islice(reversed(self._records), count))
 
     @property
     def complete_since_s(self) -> float | None:
@@ -78,19 +91,22 @@ class DemandLog:
 
 
 class QoEWindow:
-    """QoE of the streams that ended in the last hour, per class, in slices of ten seconds."""
+    """QoE of the streams that ended in the last hour, per model and class, in slices of ten seconds."""
 
     def __init__(self) -> None:
-        self._slices: deque[tuple[float, dict[str, Sketch]]] = deque(maxlen=MAX_SLICES)
+        self._slices: deque[tuple[float, dict[tuple[str | None, str], Sketch]]] = deque(maxlen=MAX_SLICES)
 
-    def add(self, now_s: float, class_name: str, qoe: float) -> None:
+    def add(self, now_s: float, model: str | None, class_name: str, qoe: float) -> None:
         start_s = now_s - now_s % SLICE_S
         if not self._slices or self._slices[-1][0] < start_s:
             self._slices.append((start_s, {}))
-        self._slices[-1][1].setdefault(class_name, Sketch()).add(qoe)
+        self._slices[-1][1].setdefault((model, class_name), Sketch()).add(qoe)
 
-    def of(self, now_s: float, window_s: float) -> dict[str, Sketch]:
-        """Per class, the QoE of what ended in the last ``window_s`` seconds (to the slice)."""
-        recent = [classes for start_s, classes in self._slices if start_s + SLICE_S > now_s - window_s]
-        names = sorted({name for classes in recent for name in classes})
-        return {name: Sketch.merged(c[name] for c in recent if name in c) for name in names}
+    def of(self, now_s: float, window_s: float) -> dict[tuple[str | None, str], Sketch]:
+        """Per model and class, the QoE of what ended in the last ``window_s`` seconds (to the slice)."""
+        recent = [kinds for start_s, kinds in self._slices if start_s + SLICE_S > now_s - window_s]
+        found: dict[tuple[str | None, str], list[Sketch]] = {}
+        for kinds in recent:
+            for kind, sketch in kinds.items():
+                found.setdefault(kind, []).append(sketch)
+        return {kind: Sketch.merged(sketches) for kind, sketches in found.items()}

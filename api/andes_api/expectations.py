@@ -7,10 +7,12 @@ import hmac
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from andes_api.errors import ApiError
-from andes_api.settings import ClassSettings, GatewaySettings, TenantSettings
+from andes_api.schema import REQUEST_HEADERS
+from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
@@ -25,13 +27,15 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
 @dataclass(frozen=True, slots=True)
 class ResolvedExpectation:
     """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
-    was asked for."""
+    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got."""
 
     class_name: str
     settings: ClassSettings
     reader: ReaderExpectation
     pace: bool
     tier: str | None = None
+    clamped: str = ""
+    report: bool = False
 
     @property
     def target(self) -> QoETarget:
@@ -50,7 +54,11 @@ class ResolvedExpectation:
         }
         if self.reader.expected_tokens is not None:
             echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
-        return echo | ({"x-andes-service-tier": self.tier} if self.tier else {})
+        if self.tier:
+            echo["x-andes-service-tier"] = self.tier
+        if self.clamped:
+            echo["x-andes-clamped"] = self.clamped
+        return echo
 
 
 def key_matches(key: str, sha256: str) -> bool:
@@ -73,13 +81,20 @@ def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSe
 
 
 def resolve(
-    headers: Mapping[str, str], body: Mapping[str, Any], tenant: TenantSettings | None, settings: GatewaySettings
+    headers: Mapping[str, str],
+    body: Mapping[str, Any],
+    tenant: TenantSettings | None,
+    settings: GatewaySettings,
+    model: ModelSettings | None = None,
 ) -> ResolvedExpectation:
-    """What this request's reader expects. Raises a 400 that names header or field and value."""
+    """What this request's reader expects. ``model``: the settings of the model asked for. Raises a 400 that names header or
+    field and value."""
     trusted = settings.trust_anonymous if tenant is None else tenant.trusted
     said: Mapping[str, str] = headers if trusted else {}
+    _check_names(said)
     tier = _tier(body)
-    name = _class_name(said, tier, tenant, settings)
+    asked_name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
+    name = _class_name(asked_name, _allowed(tenant, model, settings), header="x-andes-class" in said)
     cls = settings.classes[name]
     asked = cls.expectation
     if trusted:
@@ -87,24 +102,52 @@ def resolve(
             asked = parse(body.get("custom_params"), asked)
         except ValueError as error:
             raise ApiError(400, str(error), param="custom_params.qoe", reason="expectation") from None
-    reader = cls.clamp(_with_headers(asked, said), max_tokens=_max_tokens(body))
+    asked = _with_headers(asked, said)
+    reader = cls.clamp(asked, max_tokens=_max_tokens(body))
     pace = said.get("x-andes-pace", "on" if cls.pace else "off")
     if pace not in ("on", "off"):
         raise _bad("x-andes-pace", pace, "on or off")
-    return ResolvedExpectation(name, cls, reader, pace == "on", tier)
+    report = headers.get("x-andes-report")
+    if report not in (None, "usage"):
+        raise _bad("x-andes-report", report, "usage")
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
 
 
-def _class_name(
-    said: Mapping[str, str], tier: str | None, tenant: TenantSettings | None, settings: GatewaySettings
-) -> str:
-    name = said.get("x-andes-class") or settings.service_tiers.get(tier or "")
-    allowed = tenant.classes if tenant and tenant.classes else tuple(settings.classes)
-    if name is None:
-        return tenant.classes[0] if tenant and tenant.classes else settings.default_class
-    if name not in settings.classes or name not in allowed:
-        known = ", ".join(allowed)
-        raise _bad("x-andes-class" if "x-andes-class" in said else "service_tier", name, f"one of: {known}")
-    return name
+def _check_names(said: Mapping[str, str]) -> None:
+    """Raise a 400 for a header that is meant for us but misspelt."""
+    for name in said:
+        if name.startswith(("x-andes", "andes-")) and name not in REQUEST_HEADERS:
+            name, known = name[:100], ", ".join(REQUEST_HEADERS)
+            (near,) = get_close_matches(name, REQUEST_HEADERS, 1, cutoff=0.0)
+            what = f"{name}: no such header; did you mean {near}? There are {known}"
+            raise ApiError(400, what, param=name, reason="expectation", retry=False)
+
+
+def _clamped(asked: ReaderExpectation, reader: ReaderExpectation) -> str:
+    """What was asked for and does not hold, with what does, as a structured header: ``tds=500;holds=200``."""
+    both = {
+        "ttft-ms": (asked.target.ttft_s * 1000, reader.target.ttft_s * 1000),
+        "tds": (asked.target.tds, reader.target.tds),
+        "weight": (asked.weight, reader.weight),
+        "expected-tokens": (asked.expected_tokens, reader.expected_tokens),
+    }
+    return ", ".join(f"{name}={said:g};holds={holds:g}" for name, (said, holds) in both.items() if said != holds)
+
+
+def _allowed(tenant: TenantSettings | None, model: ModelSettings | None, settings: GatewaySettings) -> list[str]:
+    """The classes that a request may have, its default first."""
+    by_tenant = tenant.classes if tenant is not None else ()
+    by_model = model.classes if model is not None else ()
+    names = by_tenant or by_model or (settings.default_class, *settings.classes)
+    return [name for name in dict.fromkeys(names) if not by_model or name in by_model]
+
+
+def _class_name(asked: str | None, allowed: list[str], *, header: bool) -> str:
+    if asked is None:
+        return allowed[0]
+    if asked not in allowed:
+        raise _bad("x-andes-class" if header else "service_tier", asked, f"one of: {', '.join(allowed)}")
+    return asked
 
 
 def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderExpectation:

@@ -15,7 +15,9 @@ from andes_api.admission import TokenBucket
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
+from andes_api.history import History
 from andes_api.metrics import GatewayMetrics
+from andes_api.models import ModelRoute, no_model
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
@@ -26,7 +28,7 @@ from andes_api.upstream import STREAM_S, Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
 from andes_sglang.routing import make_routing_policy
-from andes_sglang.stream_forecast import forecast_stream
+from andes_sglang.stream_forecast import IncomingStream, forecast_stream
 
 __all__ = ["Gateway"]
 
@@ -35,6 +37,8 @@ SWEEP_INTERVAL_S = 1.0
 """Seconds between checks for idle streams and changed classes; both limits are minutes."""
 NO_ENGINE_RETRY_S = 5.0
 """Seconds after which a client tries again while no engine is there: one look-up of names."""
+RECENT_REQUESTS, USUAL_PROMPT_TOKENS = 100, 300
+"""Requests whose mean prompt is the usual one, and its tokens while there are none."""
 _log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
@@ -51,10 +55,11 @@ class Gateway:
         self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
+        self.history = History()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
-        self.held = 0  # requests that wait for an engine
+        self.waiting: set[Stream] = set()  # for an engine
         self._relays: dict[Stream, Relay] = {}
         self._relay_context = RelayContext(
             settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
@@ -96,9 +101,20 @@ class Gateway:
         except GatewaySettingsError as error:
             _log.error("the classes stay as they were: %s", error)
 
+    @property
+    def held(self) -> int:
+        """Requests that wait for an engine."""
+        return len(self.waiting)
+
+    @property
+    def held_by_model(self) -> Counter[str | None]:
+        return Counter(stream.record.model for stream in self.waiting)
+
     def count_replicas(self) -> None:
         now_s = time.monotonic()
-        self.metrics.held.set(self.held)
+        self.metrics.set_open((s.record.class_name, s.record.model) for s in self.open)
+        held = self.held_by_model
+        self.metrics.set_held({model: held[model] for model in (None, *self.upstreams.catalog.models)})
         self.metrics.replicas({
             r.name: (r.accepts(now_s), len(r.streams)) for r in self.upstreams.replicas.values()
         })  # fmt: skip
@@ -113,10 +129,11 @@ class Gateway:
         headers: Mapping[str, str],
         *,
         chat: bool,
+        route: ModelRoute,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
         prompt = Prompt(body, chat)
-        prompt_tokens = max(1.0, prompt.tokens(self.upstreams.chars_per_token))
+        prompt_tokens = max(1.0, prompt.tokens(self.upstreams.chars_per_token(route.model)))
         streams = body.get("stream") is True
         record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.reader)
         can_resume = self.settings.resume and streams and resumable(body, chat)
@@ -124,6 +141,7 @@ class Gateway:
             chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None,
         )  # fmt: skip
+        stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
         self.demand.add(record)
         return stream
@@ -138,13 +156,54 @@ class Gateway:
             raise admission.full(self._until_one_ends_s(len(self.open)))
         return self.place(stream, stream.arrival_s)
 
+    def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
+        """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
+        route = self.upstreams.resolve(asked)
+        if tenant is not None and tenant.models and route.model not in (None, *tenant.models):
+            raise no_model(asked, tenant.models)
+        return route
+
     def place(self, stream: Stream, now_s: float) -> list[Upstream]:
-        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it.
-        Empty while no engine accepts streams. Raises the error that refuses it."""
+        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it. Those
+        of the class's fallback where its own model has none or refuses it. Empty while no engine accepts streams. Raises the
+        error that refuses it."""
+        if stream.route.model is None:
+            stream.routed(self.route_of(stream.body.get("model"), stream.tenant))
+        refusal: ApiError | None = None
+        try:
+            replicas = self._place_on(stream, stream.route, now_s)
+        except ApiError as error:
+            replicas, refusal = [], error
+        if not replicas:
+            why = "no_replica" if refusal is None else refusal.reason
+            replicas = self._fall_back(stream, why, now_s)
+        if not replicas and refusal is not None:
+            raise refusal
+        if replicas:
+            replicas[0].opened(stream)
+        return replicas
+
+    def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
+        """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
+        name = stream.expectation.settings.fallback_model
+        if name is None or stream.fallback is not None:
+            return []
+        try:
+            route = self.route_of(name, stream.tenant)
+            replicas = self._place_on(stream, route, now_s) if route not in (stream.route, ModelRoute()) else []
+        except ApiError:
+            return []
+        if replicas:
+            stream.route, stream.fallback, stream.record.fallback = route, why, route.model
+        return replicas
+
+    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
+        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
         settings, new = self.settings, stream.incoming
-        accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s)}
+        self._check_model_limit(route)
+        accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
         if not accepting:
-            up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining]
+            up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
             if max((len(r.streams) for r in up), default=0) >= settings.max_streams_per_replica:
                 raise admission.full(self._until_one_ends_s(len(self.open)))
             return []
@@ -158,25 +217,31 @@ class Gateway:
             )
             if refusal is not None:
                 raise refusal
-        replicas = [accepting[view.name] for view in order]
-        replicas[0].opened(stream)
-        return replicas
+        return [accepting[view.name] for view in order]
+
+    def _check_model_limit(self, route: ModelRoute) -> None:
+        model = self.settings.models.get(route.model or "")
+        if model is None or model.max_streams is None:
+            return
+        held = sum(other.route.model == route.model for other in self.open)
+        if held >= model.max_streams:
+            raise admission.model_full(str(route.model), model.max_streams, self._until_one_ends_s(held))
 
     async def wait_for_place(self, stream: Stream) -> list[Upstream]:
         """As :meth:`place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the stream's
         arrival, or ``max_held`` others wait already."""
-        held, until_s = self.held, stream.arrival_s + self.settings.hold_s
+        held, until_s = len(self.waiting), stream.arrival_s + self.settings.hold_s
         if held >= self.settings.max_held:
             raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
         stream.span.add_event(names.EVENT_HELD)
-        self.held += 1
+        self.waiting.add(stream)
         try:
             while (now_s := time.monotonic()) < until_s and not self.draining:
                 if order := self.place(stream, now_s):
                     return order
                 await self.upstreams.wait_for_change(min(MAX_PROBE_INTERVAL_S, until_s - now_s))
         finally:
-            self.held -= 1
+            self.waiting.discard(stream)
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
 
     def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
@@ -197,12 +262,11 @@ class Gateway:
 
     async def serve(self, stream: Stream, order: list[Upstream], receive: Receive, send: Send) -> None:
         """Answer on this connection until the last byte, or until the client has gone: then upstream is cancelled."""
-        record, open_streams = stream.record, self.metrics.open.labels(stream.expectation.class_name)
+        record = stream.record
         relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
         task = self.open[stream] = asyncio.create_task(relay.run())
         gone = asyncio.create_task(_disconnected(receive))
         self._by_tenant[stream.tenant_name] += 1
-        open_streams.inc()
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if record.outcome != "open":  # the last byte is out; what follows is tidying up
@@ -215,7 +279,6 @@ class Gateway:
             if order:
                 order[0].streams.discard(stream)
             self._by_tenant[stream.tenant_name] -= 1
-            open_streams.dec()
             fault = None if task.cancelled() else task.exception()
             if record.outcome == "open":
                 record.outcome = "failed" if fault else "abandoned"
@@ -227,6 +290,11 @@ class Gateway:
         """Put a refusal before it was served on record."""
         stream.shed(error)
         self._finish(stream)
+
+    def cut_streams(self) -> None:
+        """End what is open with an error, at the end of the time for draining."""
+        for relay in self._relays.values():
+            relay.cut()
 
     async def _sweep(self) -> None:
         """Once a second: end what has been silent for too long, upstream or in the client; reread the classes."""
@@ -240,6 +308,18 @@ class Gateway:
                     self.open[stream].cancel()
 
     # Records
+
+    def describe_replicas(self, now_s: float) -> list[dict[str, Any]]:
+        """Each replica with ``predicted_ttft_s``: seconds to the first token of a new stream as long as recent ones."""
+        recent = [record.prompt_tokens for record in self.demand.last(RECENT_REQUESTS)] or [USUAL_PROMPT_TOKENS]
+        reader, prompt = self.settings.classes[self.settings.default_class].expectation, Prompt({}, chat=False)
+        usual = IncomingStream(sum(recent) / len(recent), reader.target, reader.weight, prompt.key)
+        described = []
+        for replica in self.upstreams.replicas.values():
+            view = replica.view(now_s, prompt, usual.prompt_tokens)
+            ttft_s = forecast_stream(usual, view, now_s, self.settings.horizon_s).ttft_s
+            described.append({**replica.describe(now_s), "predicted_ttft_s": round(ttft_s, 3)})
+        return described
 
     def update_open_records(self) -> None:
         """Bring the records of open streams up to date."""
@@ -255,7 +335,8 @@ class Gateway:
         record.output_tokens = stream.tokens
         record.qoe = stream.score(now_s)
         if record.qoe is not None:
-            self.qoe.add(now_s, cls, record.qoe)
+            self.qoe.add(now_s, record.model, cls, record.qoe)
+        self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)
         self.telemetry.ended(stream, duration_s)
@@ -267,7 +348,7 @@ def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
     line = {
         "request_id": stream.request_id,
         "tenant": stream.tenant_name,
-        "model": str(stream.body.get("model", ""))[:100],
+        "asked_model": str(stream.body.get("model", ""))[:100],
         "replica": stream.replica,
         "attempts": stream.attempts,
         "status": stream.status,

@@ -1,8 +1,13 @@
-"""Figures for Prometheus. Labels are few and bounded: classes, replicas, outcomes; never a user, a request or a model."""
+"""Figures for Prometheus. Labels are few and bounded: classes, models that engines announce, replicas, outcomes; never a
+user, a request or a name that a client chose."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import collections
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 
 from andes_api import names
 from andes_api.stream import Stream
@@ -15,11 +20,12 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        by_class = ["class"]
+        self._open_kinds: set[tuple[str, str]] = set()
+        by_class = ["class", "model"]
         self.requests = Counter(
-            "andes_gateway_requests", "requests by how they ended", ["class", "outcome"], registry=registry
+            "andes_gateway_requests", "requests by how they ended", ["class", "model", "outcome"], registry=registry
         )
-        self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "reason"], registry=registry)
+        self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "model", "reason"], registry=registry)
         self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
         self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
         self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
@@ -27,7 +33,7 @@ class GatewayMetrics:
             "andes_gateway_upstream_failures", "attempts that a replica failed", ["replica"], registry=registry
         )
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
-        self.held = Gauge("andes_gateway_held", "requests that wait for an engine", registry=registry)
+        self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)
         self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)
         self.replica_streams = Gauge(
             "andes_gateway_replica_streams", "our open streams there", ["replica"], registry=registry
@@ -55,19 +61,31 @@ class GatewayMetrics:
 
     def ended(self, stream: Stream, duration_s: float) -> None:
         """Count a request that is over."""
-        record, cls = stream.record, stream.expectation.class_name
-        self.requests.labels(cls, record.outcome).inc()
+        record, kind = stream.record, (stream.expectation.class_name, stream.record.model or "")
+        self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
-            self.shed.labels(cls, stream.reason).inc()
-        self.tokens.labels(cls).inc(stream.reader.delivered if stream.streams else stream.tokens)
-        self.duration.labels(cls).observe(duration_s)
+            self.shed.labels(*kind, stream.reason).inc()
+        self.tokens.labels(*kind).inc(stream.reader.delivered if stream.streams else stream.tokens)
+        self.duration.labels(*kind).observe(duration_s)
         if record.qoe is not None:
-            self.qoe.labels(cls).observe(record.qoe)
+            self.qoe.labels(*kind).observe(record.qoe)
         if record.ttft_s is not None:
-            self.ttft.labels(cls).observe(record.ttft_s)
-            self.stall.labels(cls).observe(stream.reader.stall_s)
+            self.ttft.labels(*kind).observe(record.ttft_s)
+            self.stall.labels(*kind).observe(stream.reader.stall_s)
         if (tpot_s := stream.tpot_s) is not None:
-            self.tpot.labels(cls).observe(tpot_s)
+            self.tpot.labels(*kind).observe(tpot_s)
+
+    def set_open(self, kinds: Iterable[tuple[str, str | None]]) -> None:
+        """Class and model of every open stream."""
+        counts = collections.Counter((cls, model or "") for cls, model in kinds)
+        self._open_kinds |= counts.keys()
+        for kind in self._open_kinds:
+            self.open.labels(*kind).set(counts[kind])
+
+    def set_held(self, counts: Mapping[str | None, int]) -> None:
+        """Held requests by model; None: of a model that no engine has announced yet."""
+        for model, count in counts.items():
+            self.held.labels(model or "").set(count)
 
     def replicas(self, states: dict[str, tuple[bool, int]]) -> None:
         """(up, streams) by replica; those not named are forgotten."""
@@ -77,5 +95,7 @@ class GatewayMetrics:
             self.replica_up.labels(name).set(up)
             self.replica_streams.labels(name).set(streams)
 
-    def exposition(self) -> bytes:
-        return bytes(generate_latest(self.registry))
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """In the format that ``accept``, an HTTP header, asks for; its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type

@@ -15,6 +15,7 @@ __all__ = ["PacedResponseWriter", "ResponseWriter", "Send"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Delivered = Callable[[float, int], None]
+COMMENT = b": keep-alive\n\n"
 MAX_PENDING_EVENTS = 4096
 """Events that a paced response holds; about as many tokens, a long answer."""
 
@@ -22,14 +23,16 @@ MAX_PENDING_EVENTS = 4096
 class ResponseWriter:
     """Passes on what it is given and calls ``delivered(now_s, tokens)`` (clock seconds) once the socket has taken it.
 
-    writing: the relay waits for this writer; sending: this writer waits for the client's socket.
+    writing: the relay waits for this writer; sending: this writer waits for the client's socket. written_s: when something
+    was last handed to it, clock seconds.
     """
 
     def __init__(self, send: Send, delivered: Delivered) -> None:
         self._send = send
         self._delivered = delivered
-        self.started = False
+        self.started = self.ended = False
         self.sending = False
+        self.written_s = time.monotonic()
 
     @property
     def writing(self) -> bool:
@@ -46,17 +49,28 @@ class ResponseWriter:
         if len(batch) > 1:
             body, tokens = b"".join([event for event, _ in batch]), sum([tokens for _, tokens in batch])
         if body:
-            self.sending = True
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
-            self.sending = False
+            await self._put(body)
         if tokens:
             self._delivered(time.monotonic(), tokens)
 
+    async def comment(self) -> None:
+        """Something that every reader of events passes over; nothing once the response has ended."""
+        if not self.ended:
+            await self._put(COMMENT)
+
+    async def flush(self) -> None:
+        """Until everything written is with the client's socket."""
+
     async def end(self) -> None:
         """After the last byte."""
+        self.ended = True
+        await self._put(b"", more=False)
+
+    async def _put(self, body: bytes, *, more: bool = True) -> None:
         self.sending = True
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.sending = False
+        self.written_s = time.monotonic()
 
     async def close(self) -> None:
         """Stop at once; what is not written yet is dropped."""
@@ -70,7 +84,7 @@ class PacedResponseWriter(ResponseWriter):
         self._pacer = pacer
         self._pending: deque[tuple[float, Event]] = deque()
         self._room = asyncio.Semaphore(MAX_PENDING_EVENTS)
-        self._more = asyncio.Event()
+        self._more, self._idle = asyncio.Event(), asyncio.Event()
         self._ended = False
         self._full = False
         self._task: asyncio.Task[None] | None = None
@@ -83,11 +97,18 @@ class PacedResponseWriter(ResponseWriter):
         if self._task is None:
             self._task = asyncio.create_task(self._release())
         self._full = True
+        self._idle.clear()
         for event in batch:
             await self._room.acquire()
             self._pending.append((self._pacer.due(time.monotonic(), event[1]), event))
             self._more.set()
         self._full = False
+
+    async def flush(self) -> None:
+        if self._task is not None:
+            self._full = True
+            await self._idle.wait()
+            self._full = False
 
     async def end(self) -> None:
         if self._task is not None:
@@ -103,14 +124,18 @@ class PacedResponseWriter(ResponseWriter):
 
     async def _release(self) -> None:
         pending = self._pending
-        while pending or not self._ended:
-            if not pending:
-                self._more.clear()
-                await self._more.wait()
-                continue
-            await asyncio.sleep(self._pacer.wait_s(pending[0][0], time.monotonic()))
-            batch, now_s = [], time.monotonic()
-            while pending and self._pacer.releases(pending[0][0], now_s):
-                batch.append(pending.popleft()[1])
-                self._room.release()
-            await super().write(batch)
+        try:
+            while pending or not self._ended:
+                if not pending:
+                    self._idle.set()
+                    self._more.clear()
+                    await self._more.wait()
+                    continue
+                await asyncio.sleep(self._pacer.wait_s(pending[0][0], time.monotonic()))
+                batch, now_s = [], time.monotonic()
+                while pending and self._pacer.releases(pending[0][0], now_s):
+                    batch.append(pending.popleft()[1])
+                    self._room.release()
+                await super().write(batch)
+        finally:
+            self._idle.set()

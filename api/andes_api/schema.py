@@ -6,8 +6,10 @@ from typing import Any
 
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT
 
-__all__ = ["CHAT", "COMPLETION", "ERROR"]
+__all__ = ["CHAT", "COMPLETION", "ERROR", "MAX_CHOICES", "REQUEST_HEADERS"]
 
+MAX_CHOICES = 128
+"""Answers that ``n`` may ask for: OpenAI's own bound."""
 _COMMON: dict[str, Any] = {
     "model": {"type": "string"},
     "stream": {"type": "boolean"},
@@ -15,7 +17,7 @@ _COMMON: dict[str, Any] = {
     "max_tokens": {"type": "integer", "minimum": 1},
     "temperature": {"type": "number", "minimum": 0},
     "top_p": {"type": "number"},
-    "n": {"type": "integer", "minimum": 1, "maximum": 8},
+    "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     "seed": {"type": "integer"},
     "service_tier": {"type": "string", "enum": ["auto", "default", "flex", "scale", "priority", "fast"]},
     "custom_params": {
@@ -64,7 +66,13 @@ _HEADERS = [
         {"type": "integer", "minimum": 1, "maximum": MAX_EXPECTED_TOKENS},
     ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
+    (
+        "x-andes-report",
+        "Say at the end of the stream, as `usage.andes`, what its reader got.",
+        {"type": "string", "enum": ["usage"]},
+    ),
 ]
+REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
 
 
 def _operation(required: str, field: dict[str, Any]) -> dict[str, Any]:

@@ -1,67 +1,45 @@
-"""The HTTP server: uvicorn, with bounds on headers and on what is buffered for a slow reader, and a drain at the end."""
+"""The HTTP server: uvicorn, and a drain at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
-from typing import Any
+import time
+from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from andes_api.app import create_app
+from andes_api.gateway import Gateway
+from andes_api.http_protocol import make_protocol
 from andes_api.settings import GatewaySettings
 
 __all__ = ["Server", "serve"]
 
+POLL_INTERVAL_S = 0.1
+"""Seconds between looks at what is still open; uvicorn's own."""
+MAX_CLOSE_S = 5
+"""Seconds for streams that are cut to end, and then for what is no stream, such as a scrape."""
 _log = logging.getLogger("andes")
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-
-
-def _protocol(settings: GatewaySettings) -> type[HttpToolsProtocol]:
-    class Protocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            # What the kernel does not take makes the relay wait, so that a slow reader holds back its own engine stream.
-            transport.set_write_buffer_limits(high=0)
-            sock = transport.get_extra_info("socket")
-            if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._header_bytes = 0
-
-        def on_url(self, url: bytes) -> None:
-            super().on_url(url)
-            self._count(len(url))
-
-        def on_header(self, name: bytes, value: bytes) -> None:
-            super().on_header(name, value)
-            self._count(len(name) + len(value) + 4)
-
-        def _count(self, size: int) -> None:
-            self._header_bytes += size
-            if self._header_bytes > settings.max_header_bytes and not self.transport.is_closing():
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
-
-    return Protocol
 
 
 class Server(uvicorn.Server):
-    """Serves one gateway. On SIGTERM nothing new is taken and open streams have ``drain_s`` seconds to end."""
+    """Serves one gateway. On SIGTERM what is new gets a 503, and open streams have ``drain_s`` seconds to end; then the port
+    closes. ``cut``: how many had not ended."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.app = create_app(settings)
+        self.gateway: Gateway = self.app.state.gateway
+        self.cut = 0
+        self._drain_s = settings.drain_s
         super().__init__(
             uvicorn.Config(
-                self.app, host=settings.host, port=settings.port, http=_protocol(settings), loop="uvloop", ws="none",
+                self.app, host=settings.host, port=settings.port, http=make_protocol(self.gateway), loop="uvloop", ws="none",
                 lifespan="on", access_log=False, log_config=None, log_level="warning", server_header=False,
-                date_header=False, backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=int(settings.drain_s),
+                date_header=False, backlog=4096, timeout_keep_alive=75, timeout_graceful_shutdown=MAX_CLOSE_S,
             )
         )  # fmt: skip
 
@@ -71,9 +49,25 @@ class Server(uvicorn.Server):
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
             _log.info("gateway listens on http://%s:%d", host, self.port)
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.app.state.gateway.draining = True
-        super().handle_exit(sig, frame)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Unlike uvicorn's, forgets the signal, so that the process does not end by it after it has drained."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.gateway.draining = self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.gateway.draining = True
+        await self._until_idle(self._drain_s)
+        self.cut = len(self.gateway.open)
+        if self.cut:
+            _log.error("%d streams had not ended after drain_s, %g s, and are cut", self.cut, self._drain_s)
+            self.gateway.cut_streams()
+            await self._until_idle(MAX_CLOSE_S)
+        await super().shutdown(sockets)
+
+    async def _until_idle(self, timeout_s: float) -> None:
+        until_s = time.monotonic() + timeout_s
+        while self.gateway.open and not self.force_exit and time.monotonic() < until_s:
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     @property
     def port(self) -> int:
@@ -82,7 +76,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: GatewaySettings) -> int:
-    """Run until told to stop; the exit status."""
+    """Run until told to stop; the exit status: 0 where every stream has ended, 1 where some were cut, 3 without a start."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     access = logging.getLogger("andes.access")
     access.propagate = False
@@ -91,4 +85,4 @@ def serve(settings: GatewaySettings) -> int:
     access.addHandler(handler)
     server = Server(settings)
     server.run()
-    return 0 if server.started else 3
+    return 3 if not server.started else 1 if server.cut else 0

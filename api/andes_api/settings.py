@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +20,26 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdap
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from andes_api.classes import ClassName, ClassSettings, Count, Seconds, TenantSettings, over_built_in
+from andes_api.classes import (
+    ClassName,
+    ClassSettings,
+    Count,
+    ModelSettings,
+    Seconds,
+    TenantSettings,
+    UpstreamAddress,
+    over_built_in,
+)  # fmt: skip
+from andes_api.models import ANY
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
+from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "PREFIX",
     "ClassSettings",
     "GatewaySettings",
     "GatewaySettingsError",
+    "ModelSettings",
     "TenantSettings",
     "load",
     "with_classes",
@@ -40,20 +53,12 @@ class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
-def _upstream(url: str) -> str:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{error} in {url!r}") from None
-    if parts.scheme == "dns":
-        if not parts.hostname or port is None:
-            raise ValueError(f"expected dns://NAME:PORT, got {url!r}")
-    elif parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"expected http://HOST:PORT, https://HOST or dns://NAME:PORT, got {url!r}")
-    if parts.query or parts.fragment or parts.username:
-        raise ValueError(f"an upstream is only an address, got {url!r}")
-    return url.rstrip("/").removesuffix("/v1")
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
+    if origin != "*" and not exact:
+        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
+    return origin
 
 
 def _server(address: str) -> str:
@@ -65,6 +70,16 @@ def _server(address: str) -> str:
     if not usable:
         raise ValueError(f"expected IP or IP:PORT, got {address!r}")
     return address
+
+
+def _otlp_fault(endpoint: str) -> str:
+    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
+        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
+    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
+        return (
+            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
+        )
+    return ""
 
 
 def _option_values(options: Any) -> Any:
@@ -93,8 +108,13 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     # Engines
-    upstreams: tuple[Annotated[str, AfterValidator(_upstream)], ...] = Field(
-        min_length=1, description="engines: `http://HOST:PORT`, `https://HOST` or `dns://NAME:PORT`"
+    upstreams: tuple[UpstreamAddress, ...] = Field(
+        (),
+        description="engines: `http://HOST:PORT`, `https://HOST` or `dns://NAME:PORT`; their models are what they announce",
+    )
+    models: dict[str, ModelSettings] = Field({}, description="models: engines of their own, and limits; see above")
+    model_aliases: dict[str, str] = Field(
+        {}, description="other names of models and adapters; `*`: every name that is none"
     )
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
     dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
@@ -167,25 +187,35 @@ class GatewaySettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
     page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    try_page: bool | None = Field(
+        None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
+    )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
     )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
+    head_timeout_s: Seconds = Field(20.0, description="seconds for a request's head to arrive, from the connection on")
     body_timeout_s: Seconds = Field(60.0, description="seconds for a request's body to arrive")
     send_buffer_bytes: Count = Field(64 << 10, description="bytes buffered in the kernel for a slow reader")
+    keepalive_s: NotNegative = Field(
+        15.0, description="seconds of silence after which a stream gets an SSE comment; 0: never"
+    )
     client_idle_s: Seconds = Field(120.0, description="seconds after which a client that takes nothing is dropped")
     drain_s: Seconds = Field(600.0, description="seconds that open streams have after SIGTERM")
     pace_interval_s: Seconds = Field(0.05, description="seconds of tokens that a paced stream releases together")
     demand_records: Count = Field(20_000, description="requests kept for `/fleet/demand`")
     otlp_endpoint: str | None = Field(
-        None, description="`http://HOST:4318` that traces and metrics go to (OTLP over HTTP)"
+        None, description="`http://HOST:4318` or `grpc://HOST:4317` that traces and metrics go to by OTLP"
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = []
+        faults = self._model_faults() + self._upstream_faults()
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
@@ -193,8 +223,8 @@ class GatewaySettings(BaseSettings):
             faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
         names = [tenant.name for tenant in self.tenants]
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
-            faults.append(f"otlp_endpoint: expected http://HOST:PORT, got {self.otlp_endpoint!r}")
+        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+            faults.append(f"otlp_endpoint: {fault}")
         try:
             make_routing_policy(self.policy, **self.routing_options)
         except ValueError as error:
@@ -202,6 +232,30 @@ class GatewaySettings(BaseSettings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _model_faults(self) -> list[str]:
+        faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]
+        faults += [f"model_aliases: {name!r} is a model" for name in self.model_aliases if name in self.models]
+        for name, model in self.models.items():
+            faults += [f"models.{name}.classes: no class {c!r}" for c in model.classes if c not in self.classes]
+            faults += [
+                f"tenants.{tenant.name}: none of its classes is one of models.{name}.classes"
+                for tenant in self.tenants
+                if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
+            ]
+        return faults
+
+    def _upstream_faults(self) -> list[str]:
+        own = [url for model in self.models.values() for url in model.upstreams]
+        if not (own or self.upstreams):
+            return ["upstreams: no engine; name one, or models.NAME.upstreams"]
+        return [f"models: {url} is listed twice" for url in {*own} if own.count(url) > 1 or url in self.upstreams]
+
+    @property
+    def upstreams_by_model(self) -> dict[str, str | None]:
+        """Every address, and the model that its engines have by these settings."""
+        owned = {url: name for name, model in self.models.items() for url in model.upstreams}
+        return {**dict.fromkeys(self.upstreams), **owned}
 
     @property
     def routing_options(self) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from andes_api import names
 from andes_api.demand import DemandRecord
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
+from andes_api.history import Kind
+from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
-from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
 
@@ -32,7 +34,8 @@ class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
     tokens: what engines have produced for it; ``reader.delivered``: what its socket has taken. log: events not yet turned
-    into text; None where the answer could not be continued elsewhere.
+    into text; None where the answer could not be continued elsewhere. fallback: why another model than the one asked for
+    answers.
     """
 
     chat: bool
@@ -44,18 +47,24 @@ class Stream:
     prompt: Prompt
     prompt_tokens: float
     record: DemandRecord
+    route: ModelRoute = field(default_factory=ModelRoute)
+    fallback: str | None = None
     span: Span = INVALID_SPAN
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
     expected: StreamForecast | None = None
     tokens: int = 0
     attempts: int = 0
+    retries: int = 0  # attempts after the first, before it had begun
+    moves: int = 0  # and after it had
     status: int = 0
     replica: str = ""
     delivered_s: float = 0.0
+    counted: bool = False  # whether an engine has said how long the prompt is
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
+    usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
     log: list[bytes] | None = None
     text: str = ""
     reader: ReaderStream = field(init=False)
@@ -63,10 +72,11 @@ class Stream:
     def __post_init__(self) -> None:
         self.request_id = self.headers.get("x-request-id") or uuid.uuid4().hex
         if self.streams:
-            self.asked = stream_options(self.body)
+            self.asked = self.body.get("stream_options") or {}
         # Several answers in one stream are read side by side: their tokens together against as many times the speed.
         target = self.expectation.target
-        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, target.tds * count_answers(self.body)))
+        tds = min(MAX_TDS, target.tds * count_answers(self.body))
+        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, tds))
 
     @property
     def streams(self) -> bool:
@@ -77,6 +87,11 @@ class Stream:
         return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     @property
+    def kind(self) -> Kind:
+        """Model, empty while no engine has said which there are, and class."""
+        return self.record.model or "", self.expectation.class_name
+
+    @property
     def tenant_name(self) -> str:
         return self.tenant.name if self.tenant else ANONYMOUS
 
@@ -85,6 +100,14 @@ class Stream:
         """As routing and admission see it before it has a place."""
         return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
 
+    def model_headers(self) -> dict[str, str]:
+        """Who answers, and why where that is not who was asked."""
+        route = self.route
+        if route.model is None:
+            return {}
+        name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
+        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+
     @property
     def tpot_s(self) -> float | None:
         """Mean seconds per token after the first, of what ended well; None where there is none."""
@@ -92,6 +115,11 @@ class Stream:
         if ttft_s is None or n < 2 or self.record.outcome != "done":
             return None
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
+
+    def routed(self, route: ModelRoute) -> None:
+        """``route`` is what it asks for."""
+        self.route = route
+        self.record.model, self.record.adapter = route.model, route.adapter
 
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
@@ -122,10 +150,25 @@ class Stream:
             self.text += text
             self.log = []
 
+    def report(self) -> dict[str, Any]:
+        """What its reader got, for the caller who asks; docs/gateway.md describes every field."""
+        reader, ttft_s, target = self.reader, self.record.ttft_s, self.expectation.target
+        return {
+            "class": self.expectation.class_name,
+            "qoe": round(reader.final_qoe(), 4),
+            "tokens": reader.delivered,
+            "ttft_s": None if ttft_s is None else round(ttft_s, 4),
+            "stalls": reader.stalls,
+            "stall_s": round(reader.stall_s, 4),
+            "longest_stall_s": round(reader.longest_stall_s, 4),
+            "ttft_target_s": target.ttft_s,
+            "tds": target.tds,
+        }
+
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""
         self.status, self.reason = error.status, error.reason
-        self.record.outcome = "shed"
+        self.record.outcome = "shed" if error.status in (429, 503) else "error"
 
     def score(self, now_s: float) -> float | None:
         """QoE as it counts in the end: 0 for what was refused or broken off by the gateway or an engine; what its reader had,
@@ -138,14 +181,6 @@ class Stream:
         if outcome in ("open", "abandoned"):
             return reader.qoe_at(now_s)
         return reader.final_qoe() if reader.delivered else None
-
-
-def stream_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The request's own stream_options. Raises a 400 where they are no object."""
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise ApiError(400, f"stream_options: expected an object; got {options!r}", param="stream_options")
-    return options or {}
 
 
 def count_answers(body: Mapping[str, Any]) -> int:

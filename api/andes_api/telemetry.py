@@ -3,7 +3,8 @@ span per attempt, and histograms; by OTLP over HTTP to where it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import re
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +16,13 @@ from andes_api import names
 from andes_api.stream import Stream
 from andes_sglang.telemetry import connect_otlp
 
-__all__ = ["Telemetry", "failed"]
+__all__ = ["Telemetry", "failed", "with_traceparent"]
 
 MAX_MODELS = 50
 """Models that metrics tell apart; the others are "other"."""
+MAX_NUMBER = 2**63 - 1
+"""OTLP's largest; a larger one would lose every span that is sent with it."""
+_B3 = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-([01d]?))?(?:-[0-9a-f]{16})?")
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -58,7 +62,7 @@ class Telemetry:
             names.TTFT_TARGET: target.ttft_s,
             names.TDS_TARGET: target.tds,
         }
-        context = _PROPAGATOR.extract(stream.headers)
+        context = _PROPAGATOR.extract(with_traceparent(stream.headers))
         return self._tracer.start_span(f"POST {stream.path}", context, SpanKind.SERVER, attributes)
 
     def client_span(self, stream: Stream, url: str, headers: MutableMapping[str, str]) -> Span:
@@ -79,8 +83,9 @@ class Telemetry:
             (names.REQUEST_TEMPERATURE, "temperature"),
             (names.REQUEST_TOP_P, "top_p"),
         ):
-            if isinstance(body.get(field), int | float):
-                attributes[name] = body[field]
+            value = body.get(field)
+            if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:
+                attributes[name] = value
         name = f"{_operation(stream)} {attributes.get(names.REQUEST_MODEL, '')}".strip()
         span = self._tracer.start_span(name, trace.set_span_in_context(stream.span), SpanKind.CLIENT, attributes)
         _PROPAGATOR.inject(headers, trace.set_span_in_context(span))
@@ -131,6 +136,18 @@ class Telemetry:
     def stop(self) -> None:
         """Send what is left."""
         self._otlp.stop()
+
+
+def with_traceparent(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """``headers`` with W3C's ``traceparent`` in place of B3's one header or three, where it is not there already."""
+    if "traceparent" in headers:
+        return headers
+    single = headers.get("b3") or "-".join(headers.get(f"x-b3-{name}", "") for name in ("traceid", "spanid", "sampled"))
+    found = _B3.fullmatch(single.lower())
+    if found is None:
+        return headers
+    trace_id, span_id, sampled = found.groups()
+    return {**headers, "traceparent": f"00-{trace_id:0>32}-{span_id}-{'00' if sampled == '0' else '01'}"}
 
 
 def failed(span: Span, kind: str) -> None:

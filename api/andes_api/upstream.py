@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from andes_api.breaker import CircuitBreaker
+from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
@@ -35,8 +36,10 @@ MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
 class Upstream:
     """One engine. now_s in its methods: seconds of the monotonic clock."""
 
-    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0) -> None:
+    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0, model: str | None = None) -> None:
         self.url = url
+        self.configured = model  # the model that it has by the settings
+        self.offers: dict[str, Offer] | None = None  # by model; None: it has not been asked yet; none: it does not say
         self.name = url.partition("://")[2]
         self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_cooldown_s)
         self.healthy: bool | None = None
@@ -73,6 +76,20 @@ class Upstream:
             and self.breaker.allows(now_s)
             and len(self.streams) < self._max_streams
         )
+
+    def serves(self, route: ModelRoute) -> bool:
+        """Whether it has this model, and the adapter."""
+        if self.offers:
+            return route.model in self.offers and self.offers[route.model].has(route)
+        says_nothing = self.offers is not None or self.configured is not None
+        return says_nothing and route == ModelRoute(self.configured)
+
+    def asked_for(self, route: ModelRoute, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` with the engine's own name of the model."""
+        offer = (self.offers or {}).get(route.model or "")
+        if offer is None or body.get("model") == (name := offer.name_of(route)):
+            return body
+        return {**body, "model": name}
 
     def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
         """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
@@ -180,6 +197,8 @@ class Upstream:
         """As in ``/fleet/replicas``."""
         return {
             "name": self.name,
+            "model": next(iter(self.offers), None) if self.offers else self.configured,
+            "models": sorted({name for offer in (self.offers or {}).values() for name in offer.cards}),
             "healthy": self.healthy,
             "draining": self.draining,
             "breaker_open": not self.breaker.allows(now_s),

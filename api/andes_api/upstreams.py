@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from andes_api.discovery import make_resolver
+from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
@@ -28,7 +29,9 @@ CHARS_PER_TOKEN = 4.0
 LEARN_FROM_CHARS, MIN_CHARS_PER_TOKEN, MAX_CHARS_PER_TOKEN = 100, 0.5, 20.0
 _STOCK: dict[str, Any] = {"policy": "stock", "policy_options": {}}
 _ABSENT = (404, 405, 501)
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError)
+_NO_ANSWER = (
+    aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError
+)  # fmt: skip
 
 
 class Upstreams:
@@ -36,14 +39,15 @@ class Upstreams:
 
     def __init__(self, settings: GatewaySettings, session: aiohttp.ClientSession | None = None) -> None:
         self._settings = settings
-        self._fixed = [url for url in settings.upstreams if not url.startswith("dns://")]
-        self._names = [url for url in settings.upstreams if url.startswith("dns://")]
+        addresses = settings.upstreams_by_model
+        self._fixed = {url: model for url, model in addresses.items() if not url.startswith("dns://")}
+        self._names = {url: model for url, model in addresses.items() if url.startswith("dns://")}
         self._tasks: set[asyncio.Task[None]] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._session = session
         self.replicas: dict[str, Upstream] = {}
-        self.models: bytes | None = None  # what an engine last said of ``/v1/models``
-        self.chars_per_token = CHARS_PER_TOKEN
+        self.catalog = ModelCatalog(settings.models, settings.model_aliases)
+        self._chars_per_token: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
@@ -83,8 +87,19 @@ class Upstreams:
         if self._session is not None:
             await self._session.close()
 
-    def accepting(self, now_s: float) -> list[Upstream]:
-        return [replica for replica in self.replicas.values() if replica.accepts(now_s)]
+    def accepting(self, now_s: float, route: ModelRoute | None = None) -> list[Upstream]:
+        """Those that may get a new stream; of ``route``, where one is given."""
+        return [r for r in self.replicas.values() if r.accepts(now_s) and (route is None or r.serves(route))]
+
+    def resolve(self, asked: Any) -> ModelRoute:
+        """What the ``model`` of a request means now. Raises the error that refuses it."""
+        listed = [r for r in self.replicas.values() if not r.gone]
+        unasked = any(r.offers is None and r.configured is None and r.healthy is not False for r in listed)
+        says_nothing = any(r.offers == {} and r.configured is None for r in listed)
+        return self.catalog.resolve(asked, incomplete=unasked or says_nothing)
+
+    def chars_per_token(self, model: str | None) -> float:
+        return self._chars_per_token.get(model, CHARS_PER_TOKEN)
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Wait until an engine may accept streams that did not before, ``timeout_s`` at most."""
@@ -96,11 +111,12 @@ class Upstreams:
         self._changed.set()
         self._changed.clear()
 
-    def learn_length(self, prompt: Prompt, tokens: int) -> None:
-        """The engine counted ``tokens`` for this prompt."""
+    def learn_length(self, model: str | None, prompt: Prompt, tokens: int) -> None:
+        """An engine of ``model`` counted ``tokens`` for this prompt."""
         if tokens > 0 and prompt.length > LEARN_FROM_CHARS and not prompt.counted:
             ratio = min(MAX_CHARS_PER_TOKEN, max(MIN_CHARS_PER_TOKEN, prompt.length / tokens))
-            self.chars_per_token += 0.05 * (ratio - self.chars_per_token)
+            known = self.chars_per_token(model)
+            self._chars_per_token[model] = known + 0.05 * (ratio - known)
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
@@ -109,28 +125,28 @@ class Upstreams:
             if replica.url in self._probes:
                 self._probes.pop(replica.url).cancel()
 
-    def _list(self, urls: Iterable[str]) -> None:
-        listed = dict.fromkeys(urls)
-        for url in listed:
-            replica = self.replicas.setdefault(url, Upstream(url, self._settings, time.monotonic()))
+    def _list(self, listed: Mapping[str, str | None]) -> None:
+        """The engines there are now: the model that each has by the settings, by URL."""
+        for url, model in listed.items():
+            replica = self.replicas.setdefault(url, Upstream(url, self._settings, time.monotonic(), model))
             if replica.gone:
-                replica.gone, replica.healthy = False, None
+                replica.gone, replica.healthy, replica.offers = False, None, None
         for url in self.replicas.keys() - listed:
             self.replicas[url].gone = True
             self.forget(self.replicas[url])
 
     async def _resolve(self) -> None:
         """Look the names up again. Without an answer a name keeps the addresses it had: an outage of DNS empties no fleet."""
-        found: set[str] = set()
-        for name in self._names:
+        found: dict[str, str | None] = {}
+        for name, model in self._names.items():
             parts = urlsplit(name)
             hosts = await self._lookup(str(parts.hostname))
             if hosts is not None:
                 self._resolved[name] = {
                     f"http://[{h}]:{parts.port}" if ":" in h else f"http://{h}:{parts.port}" for h in hosts
                 }
-            found |= self._resolved.get(name, set())
-        self._list([*self._fixed, *sorted(found)])
+            found |= dict.fromkeys(sorted(self._resolved.get(name, set())), model)
+        self._list({**self._fixed, **found, **self._fixed})
         if self._session is not None:
             self._probe_new()
 
@@ -144,7 +160,7 @@ class Upstreams:
         next_health_s, has_loads = 0.0, True
         while True:
             now_s = time.monotonic()
-            if now_s >= next_health_s or not replica.healthy:
+            if now_s >= next_health_s or not replica.healthy or replica.offers is None:
                 await self._health(replica)
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
@@ -164,19 +180,38 @@ class Upstreams:
         if healthy and replica.healthy is False:
             replica.breaker.succeeded()
         came_up = healthy and not replica.healthy
+        if healthy:  # what it has may be new, and is known before it gets anything
+            await self._ask_models(replica)
         replica.healthy = healthy
         if healthy:
             self.notify()
         if came_up:
             await self._probe_identity(replica)
 
-    async def _probe_identity(self, replica: Upstream) -> None:
-        """What it serves, and the policy in charge there, where it says so."""
+    async def _ask_models(self, replica: Upstream) -> None:
+        """What it serves. One that has no such endpoint says nothing and answers every name; one that does not answer keeps
+        what it said before."""
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         with contextlib.suppress(*_NO_ANSWER):
             async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status == 200:
-                    self.models = await answer.read()
+                    self._announce(replica, read_offers(await answer.json(content_type=None), replica.configured))
+                elif answer.status in _ABSENT:
+                    self._announce(replica, {})
+
+    def _announce(self, replica: Upstream, offers: dict[str, Offer]) -> None:
+        before, replica.offers = replica.offers or {}, offers
+        fleet = [r.offers for r in self.replicas.values() if r.offers and not r.gone]
+        for model in {**before, **offers}:
+            found = [said[model] for said in fleet if model in said]
+            if found:
+                self.catalog.learn(model, found)
+            else:
+                self.catalog.forget(model)
+
+    async def _probe_identity(self, replica: Upstream) -> None:
+        """The policy in charge there, where it says so."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         with contextlib.suppress(*_NO_ANSWER):
             async with self.session.get(replica.url + "/server_info", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status == 200:

@@ -70,7 +70,14 @@ async def _operate(settings: OperatorSettings) -> None:
         metrics = OperatorMetrics()
         controller = Controller(
             cluster,
-            Reconciler(cluster, gateways, predictor, metrics=metrics, tracer=otlp.tracer).reconcile,
+            Reconciler(
+                cluster,
+                gateways,
+                predictor,
+                metrics=metrics,
+                tracer=otlp.tracer,
+                name=f"{settings.lease_namespace}/{settings.lease}",
+            ).reconcile,
             ClassPublisher(cluster).publish,
             metrics=metrics,
             namespaces=settings.namespace,

@@ -1,8 +1,9 @@
 """How many replicas, and why: :func:`decide` is pure, the same arguments give the same :class:`ScaleDecision`.
 
-Up: to the largest ask, at once (or as fast as ``scaleUp`` allows). Down: one replica at a time, after stabilisation, when
-every signal agrees and the what-if predicts that one fewer still meets the objectives. Without trustworthy data the scale
-is held, within the bounds of the target.
+Up: to the largest ask, at once (or as fast as ``scaleUp`` allows), but to no more than can be placed. Down: pods that never
+served first and all at once; then one replica at a time, after stabilisation, when every signal agrees and the what-if
+predicts that one fewer still meets the objectives. Without trustworthy data the scale is held, within the bounds of the
+target.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from andes_operator.memory import QUEUE_LENGTHS, RATE_PERIOD_S, Ask, Memory
-from andes_operator.names import Mode, Reason
+from andes_operator.names import ALL_CLASSES, Mode, Reason
 from andes_operator.observe import Observation
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.sketch import Sketch
 
-__all__ = ["Failure", "ScaleDecision", "decide", "shortfall"]
+__all__ = ["Failure", "ScaleDecision", "blind", "decide", "shortfall", "unseen"]
 
 MIN_STREAMS = 10
 """Streams; of fewer, one bad stream moves a share by more than the usual distance to its objective."""
@@ -103,6 +104,23 @@ def shortfall(objectives: tuple[ClassObjective, ...], qoe: Mapping[str, Sketch])
     return objective, value
 
 
+def unseen(objectives: tuple[ClassObjective, ...], seen: Observation) -> list[ClassObjective]:
+    """The objectives whose class no request of the record has, nor a stream."""
+    there = {request.class_name for request in seen.recent} | seen.ended.keys() | seen.running.keys()
+    return [o for o in objectives if o.class_name not in there | {ALL_CLASSES}]
+
+
+def blind(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | None:
+    """What is wrong where requests come and no objective is about any of them: a name may be misspelt. None: nothing is."""
+    names = {o.class_name for o in unseen(objectives, seen)}
+    if not seen.recent or len(names) < len({o.class_name for o in objectives}):
+        return None
+    there = ", ".join(sorted({request.class_name for request in seen.recent}))
+    return (
+        f"no request is of class {', '.join(sorted(names))}, which the objectives are about; requests come of {there}"
+    )
+
+
 def _at_zero(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> ScaleDecision:
     """From no replicas: up when a stream waits, or a request came after the last replica went."""
     gone_s = memory.last_down_s if memory.last_down_s is not None else seen.now_s - spec.behavior.idle_s
@@ -120,16 +138,20 @@ def _within_bounds(
 ) -> ScaleDecision:
     """Up on the largest ask that was stable, else down where everything agrees, else stay."""
     current, behavior = seen.pods.wanted, spec.behavior
-    ask = _largest_ask(spec, seen, predicted, memory, failure)
+    wish = _largest_ask(spec, seen, predicted, memory, failure)
+    ask = _placeable(spec, seen, wish)
     memory = memory.ask(behavior, Ask(seen.now_s, ask.replicas))
     stable = memory.lowest_ask(seen.now_s - behavior.up_stabilization_s)
+    returned = _return(spec, seen, ask, memory)
+    if returned is not None:
+        return returned
     if stable > current:
         return _up(spec, seen, ask, stable, memory)
     if ask.replicas > current:
         message = f"{ask.message}; asked for less than {behavior.up_stabilization_s:g} s"
         return ScaleDecision(current, Reason.STABILIZING, message, memory)
-    if predicted is None:
-        return ScaleDecision(current, Reason.NO_PREDICTION, ask.message, memory)
+    if predicted is None or (ask is not wish and ask.replicas == current):
+        return ScaleDecision(current, ask.reason, ask.message, memory)
     return _down(spec, seen, predicted, memory, ask.message)
 
 
@@ -154,8 +176,40 @@ def _largest_ask(
     return max(model, floor, key=lambda ask: ask.replicas) if floor else model
 
 
+def _placeable(spec: TargetSpec, seen: Observation, ask: Candidate) -> Candidate:
+    """As much of an ask for more as can be had."""
+    placeable = seen.pods.placeable
+    if placeable is None or ask.replicas <= (most := max(spec.clamp(placeable), seen.pods.ready)):
+        return ask
+    failure = seen.pods.failures[0]
+    message = f"{ask.message}; {most} for now, which is one more than can be had: {failure}"
+    return Candidate(most, failure.reason, message)
+
+
+def _return(spec: TargetSpec, seen: Observation, ask: Candidate, memory: Memory) -> ScaleDecision | None:
+    """Give back pods that never served, and all at once: those that fail, and those that start and are not needed any more
+    since the stabilisation window began. None where there are none, or where others would be removed before them."""
+    current, failing = seen.pods.wanted, min(seen.pods.failing, seen.pods.returnable)
+    if seen.pods.existing > current:  # some are already to go
+        return None
+    needed = max(ask.replicas, spec.min_replicas)
+    keep = max(needed, current - failing)
+    if keep < current:
+        failure = seen.pods.failures[0]
+        return ScaleDecision(keep, failure.reason, f"{ask.message}; {current - keep} given back: {failure}", memory)
+    window_s = spec.behavior.down_stabilization_s
+    if memory.since_s is None or seen.now_s - memory.since_s < window_s or blind(spec.objectives, seen):
+        return None
+    keep = max(needed, memory.highest_ask(seen.now_s - window_s), current - seen.pods.returnable)
+    if keep >= current:
+        return None
+    message = f"{ask.message}; {current - keep} that start are not needed any more"
+    return ScaleDecision(keep, Reason.NOT_NEEDED, message, memory)
+
+
 def _reactive_floor(spec: TargetSpec, seen: Observation, memory: Memory) -> Candidate | None:
-    """More than the current replicas, when readers get less than the objectives and no pod is starting; None otherwise."""
+    """More than the current replicas, when readers get less than the objectives and no pod is starting; None otherwise. A
+    pod that has lost its readiness, or will not come, is none that starts."""
     if seen.pods.starting:
         return None
     current = seen.pods.wanted
@@ -221,6 +275,9 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
     """Why no replica may be removed now, whatever is predicted; None where one may. (While a queue grows the reactive floor
     asks for more.)"""
     current, behavior = seen.pods.wanted, spec.behavior
+    unaimed = blind(spec.objectives, seen)
+    if unaimed is not None:
+        return Reason.CLASS_UNSEEN, unaimed
     observed_s = 0.0 if memory.since_s is None else seen.now_s - memory.since_s
     wait_s = max(behavior.down_stabilization_s, behavior.idle_s if current == 1 else 0.0) - observed_s
     if wait_s > 0:
@@ -229,6 +286,8 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
         return Reason.STABILIZING, f"a replica was removed {seen.now_s - memory.last_down_s:.0f} s ago"
     if seen.pods.starting or seen.pods.existing > current:
         return Reason.STABILIZING, "pods are still starting or leaving"
+    if seen.pods.unready:
+        return Reason.STABILIZING, "a pod has lost its readiness"
     missed = shortfall(spec.objectives, seen.qoe)
     if missed:
         return Reason.QOE_BELOW_TARGET, f"the {missed[0]} is {missed[1]:.3f}"

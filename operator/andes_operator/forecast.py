@@ -58,8 +58,8 @@ class DemandHistory:
         """Count a rate observed over the last ``seconds`` in its bin's mean. True when a bin was
         begun: the time to save the history."""
         at = int(now_s // BIN_S)
-        if not self.rates_rps:
-            self.first_bin = at
+        if not self.rates_rps or self.first_bin > at:  # nothing is known, or nothing of the past
+            self.first_bin, self.rates_rps = at, []
         behind = at - (self.first_bin + len(self.rates_rps) - 1)
         if behind < 0 or not (math.isfinite(rate_rps) and rate_rps >= 0 and seconds > 0):
             return False
@@ -86,10 +86,12 @@ class DemandHistory:
             data = json.loads(text)
             if data["binSeconds"] != BIN_S:
                 raise ValueError(f"binSeconds {data['binSeconds']!r} is not {BIN_S:g}")
-            rates = [math.nan if rate is None else float(rate) for rate in data["requestsPerSecond"]]
+            rates = [math.nan if rate is None else float(rate) for rate in data["requestsPerSecond"]][-MAX_BINS:]
+            if any(rate < 0 or math.isinf(rate) for rate in rates):
+                raise ValueError("requestsPerSecond has a rate that none can have")
             return cls(int(data["firstBin"]), rates)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a history of rates: {error!r}") from None
+        except (KeyError, TypeError, AttributeError, OverflowError):
+            raise ValueError("not a history of rates") from None
 
 
 def trend_rps(arrivals_s: Sequence[float], now_s: float, since_s: float, horizon_s: float) -> float:

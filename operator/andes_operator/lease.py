@@ -21,6 +21,8 @@ from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRec
 from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
 
+from andes_operator.explain import explain
+
 __all__ = ["Election", "LeaseLostError", "ReleasableLease", "lead"]
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class Election(LeaderElection):  # type: ignore[misc]  # the client has no types
             async with asyncio.timeout(self._attempt_s):
                 succeeded = bool(await super().try_acquire_or_renew())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.warning("lease %s: %s", self.election_config.lock.name, error or type(error).__name__)
+            log.warning("lease %s: %s", self.election_config.lock.name, explain(error))
             succeeded = False
         if succeeded:
             self._renewed_s = began_s
@@ -132,4 +134,4 @@ async def _release(lock: ReleasableLease, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s):
             await lock.release()
     except (client.ApiException, aiohttp.ClientError, TimeoutError, OSError) as error:
-        log.warning("lease %s was not released: %s", lock.name, error or type(error).__name__)
+        log.warning("lease %s was not released: %s", lock.name, explain(error))

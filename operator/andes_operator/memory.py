@@ -4,10 +4,12 @@ was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from andes_operator.explain import explain, shown
 from andes_operator.observe import Observation
 from andes_operator.spec import ScalingBehavior, TargetSpec
 
@@ -43,9 +45,10 @@ class Memory:
 
     at_s: of the last reconcile. replicas: ``spec.replicas`` then. since_s: trustworthy data without a gap from then on;
     None: none now. idle_since_s: the last arrival, or the beginning of the record where none is known. settled_s: no
-    pod was starting from then on; None: one is. asks: those that can still be the highest or lowest of a stabilisation
+    pod was starting from then on; None: one is. short_since_s: fewer pods exist than are wanted from then on; None: as many
+    do. asks: those that can still be the highest or lowest of a stabilisation
     window. changes: those that rate limits still count. queue: streams without a first token at the last reconciles.
-    replica_s, baseline_s: replica-seconds that ran, draining pods included, and that the baseline would have run."""
+    replica_s, baseline_s: replica-seconds that held GPUs, draining pods included, and that the baseline would have run."""
 
     at_s: float | None = None
     replicas: int | None = None
@@ -57,6 +60,7 @@ class Memory:
     queue: tuple[int, ...] = ()
     replica_s: float = 0.0
     baseline_s: float = 0.0
+    short_since_s: float | None = None
 
     def observe(self, spec: TargetSpec, seen: Observation) -> Memory:
         """With this reconcile's observation."""
@@ -70,11 +74,17 @@ class Memory:
             since_s=self.since_s if self.since_s is not None else now_s,
             idle_since_s=self._idle_since_s(spec.behavior, seen),
             settled_s=None if seen.pods.starting else (self.settled_s if self.settled_s is not None else now_s),
+            short_since_s=self._short_since_s(seen),
             changes=self._changes(spec.behavior, now_s, wanted),
             queue=(seen.waiting,) if moved else (*self.queue, seen.waiting)[-QUEUE_LENGTHS:],
-            replica_s=self.replica_s + elapsed_s * (seen.pods.existing + seen.pods.terminating),
+            replica_s=self.replica_s + elapsed_s * seen.pods.holding,
             baseline_s=self.baseline_s + elapsed_s * spec.baseline_replicas,
         )
+
+    def _short_since_s(self, seen: Observation) -> float | None:
+        if seen.pods.existing >= seen.pods.wanted:
+            return None
+        return seen.now_s if self.short_since_s is None else self.short_since_s
 
     def _idle_since_s(self, behavior: ScalingBehavior, seen: Observation) -> float:
         """What came since the last reconcile is in the record, unless that was longer ago than gateways are asked for."""
@@ -129,6 +139,7 @@ class Memory:
             "since": self.since_s,
             "idleSince": self.idle_since_s,
             "settled": self.settled_s,
+            "shortSince": self.short_since_s,
             "asks": [{"at": ask.at_s, "replicas": ask.replicas} for ask in self.asks],
             "changes": [{"at": change.at_s, "delta": change.delta} for change in self.changes],
             "queue": list(self.queue),
@@ -143,20 +154,53 @@ class Memory:
             return cls()
         try:
             return cls(
-                at_s=_optional(float, data.get("at")),
-                replicas=_optional(int, data.get("replicas")),
-                since_s=_optional(float, data.get("since")),
-                idle_since_s=_optional(float, data.get("idleSince")),
-                settled_s=_optional(float, data.get("settled")),
-                asks=tuple(Ask(float(a["at"]), int(a["replicas"])) for a in data.get("asks") or ()),
-                changes=tuple(Change(float(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
-                queue=tuple(int(n) for n in data.get("queue") or ()),
-                replica_s=float(data.get("replicaSeconds", 0.0)),
-                baseline_s=float(data.get("baselineSeconds", 0.0)),
+                at_s=_optional(_time, data.get("at")),
+                replicas=_optional(_count, data.get("replicas")),
+                since_s=_optional(_time, data.get("since")),
+                idle_since_s=_optional(_time, data.get("idleSince")),
+                settled_s=_optional(_time, data.get("settled")),
+                short_since_s=_optional(_time, data.get("shortSince")),
+                asks=tuple(Ask(_time(a["at"]), _count(a["replicas"])) for a in data.get("asks") or ()),
+                changes=tuple(Change(_time(c["at"]), int(c["delta"])) for c in data.get("changes") or ()),
+                queue=tuple(_count(n) for n in data.get("queue") or ()),
+                replica_s=_time(data.get("replicaSeconds", 0.0)),
+                baseline_s=_time(data.get("baselineSeconds", 0.0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"status.memory: {error!r}") from None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError(f"status.memory cannot be used: {explain(error)}") from None
+
+    def until(self, now_s: float) -> Memory:
+        """Without what lies in the future: edited by hand, or written by another clock."""
+
+        def past(at_s: float | None) -> float | None:
+            return None if at_s is None or at_s > now_s else at_s
+
+        return replace(
+            self,
+            at_s=past(self.at_s),
+            since_s=past(self.since_s),
+            idle_since_s=past(self.idle_since_s),
+            settled_s=past(self.settled_s),
+            short_since_s=past(self.short_since_s),
+            asks=tuple(ask for ask in self.asks if ask.at_s <= now_s),
+            changes=tuple(change for change in self.changes if change.at_s <= now_s),
+        )
 
 
 def _optional(read: Callable[[Any], Number], value: Any) -> Number | None:
     return None if value is None else read(value)
+
+
+def _time(value: Any) -> float:
+    """Seconds."""
+    seconds = float(value)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"expected seconds >= 0, got {shown(value)}")
+    return seconds
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError(f"expected a number >= 0, got {shown(value)}")
+    return number

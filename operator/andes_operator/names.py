@@ -29,7 +29,7 @@ class Mode(StrEnum):
 
 
 class Condition(StrEnum):
-    """Types of conditions. The good status is True, except for Conflict."""
+    """Types of conditions. The good status is True, except for Conflict and EnginesFailing."""
 
     READY = "Ready"
     OBSERVED = "DataAvailable"
@@ -37,6 +37,8 @@ class Condition(StrEnum):
     MET = "ObjectiveMet"
     ATTAINABLE = "Attainable"
     CONFLICT = "Conflict"
+    SCHEDULABLE = "Schedulable"
+    ENGINES_FAILING = "EnginesFailing"
 
 
 class Reason(StrEnum):
@@ -57,3 +59,11 @@ class Reason(StrEnum):
     NO_PREDICTION = "NoPrediction"
     PREDICTION_FAILED = "PredictionFailed"
     INVALID_SPEC = "InvalidSpec"
+    UNSCHEDULABLE = "Unschedulable"
+    NOT_CREATED = "NotCreated"
+    ENGINES_FAILING = "EnginesFailing"
+    NOT_NEEDED = "NotNeeded"
+    CLASS_UNSEEN = "ClassUnseen"
+    NO_SELECTOR = "NoSelector"
+    OTHER_OPERATOR = "OtherOperator"
+    RECONCILE_FAILED = "ReconcileFailed"

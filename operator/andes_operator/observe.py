@@ -12,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
 from andes_operator.spec import PolicyOptions
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
 __all__ = [
-    "DataFault", "FleetReplica", "GatewayReport", "NamedPolicy", "Observation", "ObservedRequest", "PodCounts", "merge",
+    "DataFault", "FleetReplica", "GatewayReport", "NamedPolicy", "Observation", "ObservedRequest", "PodCounts",
+    "PodFailure", "merge",
 ]  # fmt: skip
 
 NamedPolicy = tuple[str, PolicyOptions]
@@ -68,8 +70,8 @@ class FleetReplica:
     """An engine as one gateway reports it.
 
     streams: that this gateway has there; waiting: of these, without a first token; others: requests that other clients sent.
-    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. None: not
-    reported.
+    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. model: that it
+    announces. None: not reported.
     """
 
     name: str
@@ -80,6 +82,7 @@ class FleetReplica:
     others: int
     policy: NamedPolicy | None = None
     requests: int | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class GatewayReport:
 
     now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
     ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
-    gateway for an engine. routing_policy: None: not reported.
+    gateway for an engine. routing_policy: None: not reported. models: that the gateway knows; empty: it does not say.
     """
 
     gateway: str
@@ -101,6 +104,7 @@ class GatewayReport:
     replicas: tuple[FleetReplica, ...]
     held: int = 0
     routing_policy: NamedPolicy | None = None
+    models: tuple[str, ...] = ()
 
     @classmethod
     def parse(
@@ -127,9 +131,10 @@ class GatewayReport:
                 replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
                 routing_policy=_policy(replicas.get("routing")),
+                models=tuple(str(model) for model in replicas.get("models") or ()),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"gateway {gateway}: {type(error).__name__} {error}") from None
+            raise ValueError(f"gateway {gateway}: {explain(error)}") from None
 
 
 def _request(record: Mapping[str, Any]) -> ObservedRequest:
@@ -158,6 +163,7 @@ def _replica(said: Mapping[str, Any]) -> FleetReplica:
         others=int(_number(said["others"])),
         policy=_policy(said.get("policy")),
         requests=None if said.get("requests") is None else int(_number(said["requests"])),
+        model=None if said.get("model") is None else str(said["model"]),
     )
 
 
@@ -165,32 +171,68 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    if not all(isinstance(value, str | int | float | None) for value in options.values()):
-        raise ValueError(f"policy options: {options!r}")
-    return str(said["name"]), tuple(sorted(options.items()))
+    plain = {k: v if isinstance(v, str | int | float | None) else shown(v) for k, v in options.items()}
+    return str(said["name"]), tuple(sorted(plain.items()))
 
 
 def _number(value: Any) -> float:
     number = float(value)
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"expected a number >= 0, got {value!r}")
+        raise ValueError(f"expected a number >= 0, got {shown(value)}")
     return number
 
 
 @dataclass(frozen=True, slots=True)
+class PodFailure:
+    """Pods that are no supply. words: the scheduler's or the kubelet's."""
+
+    reason: Reason
+    count: int
+    words: str
+
+    def __str__(self) -> str:
+        what = "1 engine is" if self.count == 1 else f"{self.count} engines are"
+        return f"{what} {_FAILS[self.reason]}: {self.words}"
+
+
+_FAILS = {Reason.UNSCHEDULABLE: "without a node", Reason.NOT_CREATED: "missing", Reason.ENGINES_FAILING: "failing"}
+
+
+@dataclass(frozen=True, slots=True)
 class PodCounts:
-    """Pods of the target. wanted: ``spec.replicas`` of its scale. existing: not terminating; ready: of these, serving.
-    terminating: still draining, and holding their GPUs."""
+    """Pods of the target. wanted: ``spec.replicas`` of its scale. existing: not terminating; ready: of these, serving;
+    unready: were, and may be again. terminating: still draining, and holding their GPUs. unscheduled: existing ones that hold
+    none. returnable: of those that would be removed next, how many have never served or do not any more; failures: those
+    that several cold starts have not made ready."""
 
     wanted: int
     existing: int
     ready: int
     terminating: int = 0
+    unready: int = 0
+    unscheduled: int = 0
+    returnable: int = 0
+    failures: tuple[PodFailure, ...] = ()
+
+    @property
+    def failing(self) -> int:
+        return sum(failure.count for failure in self.failures)
 
     @property
     def starting(self) -> int:
-        """Wanted or existing, and not ready yet."""
-        return max(0, max(self.wanted, self.existing) - self.ready)
+        """Wanted or existing, neither ready yet nor given up."""
+        return max(0, max(self.wanted, self.existing) - self.ready - self.unready - self.failing)
+
+    @property
+    def holding(self) -> int:
+        """Those that hold their GPUs."""
+        return self.existing - self.unscheduled + self.terminating
+
+    @property
+    def placeable(self) -> int | None:
+        """Replicas that can be had: all but the failing ones, and one more to find out when there is room again. None: none
+        fails, so it is not known that there is a limit."""
+        return max(self.wanted, self.existing) - self.failing + 1 if self.failures else None
 
 
 @dataclass(frozen=True, slots=True)

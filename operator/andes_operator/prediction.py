@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from andes_operator.demand import expected_demand
+from andes_operator.explain import shown
 from andes_operator.forecast import DemandForecast, DemandHistory, forecast
 from andes_operator.observe import NamedPolicy, Observation
 from andes_operator.spec import SpecError, TargetSpec
@@ -80,8 +81,12 @@ def check_options(spec: TargetSpec, seen: Observation) -> None:
     name, options = simulated_policy(spec, seen)
     if not spec.policy_options:
         return
+    for option, value in options:
+        if not isinstance(value, bool | int | float | str):
+            said = f"spec.whatIf.policyOptions.{option} must be a number, true, false or text, got {shown(value)}"
+            raise SpecError(said)
     if name == STOCK:
-        raise SpecError(f"spec.whatIf.policyOptions: policy {STOCK!r} takes none, got {dict(options)!r}")
+        raise SpecError(f"spec.whatIf.policyOptions: policy {STOCK} takes none, got {shown(dict(options))}")
     try:
         find_policy(name)
     except ValueError:

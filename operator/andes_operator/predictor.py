@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from andes_operator.explain import explain
 from andes_operator.forecast import DemandForecast
 from andes_operator.prediction import Inquiry, predict
 from andes_operator.whatif import Prediction
@@ -74,7 +75,7 @@ class Predictor:
             raise PredictionError(str(error)) from None
         except Exception as error:  # of a policy, which need not be this product's
             log.exception("the what-if failed")
-            raise PredictionError(f"the what-if failed: {type(error).__name__}: {error}") from None
+            raise PredictionError(f"the what-if failed: {explain(error)}; where, is in the operator's log") from None
 
     def _running_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from andes_operator.explain import explain
 from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.spec import DemandSource
 from andes_sglang.sketch import BINS, Sketch
@@ -28,7 +29,11 @@ NAME = "Prometheus"
 Sample = Mapping[str, Any]
 
 
-class NoSamplesError(OSError):
+class SaidError(OSError):
+    """Prometheus answers that it cannot."""
+
+
+class NoSamplesError(SaidError):
     """Prometheus answers, but has no samples of the gateways."""
 
 
@@ -55,7 +60,7 @@ async def ask(session: aiohttp.ClientSession, demand: DemandSource, window_s: fl
         async with session.get(f"{root}/{path}", params={k: str(v) for k, v in query.items()}) as answer:
             body = await answer.json(content_type=None)
             if answer.status != 200 or body.get("status") != "success":
-                raise OSError(f"{NAME}: HTTP {answer.status}: {str(body.get('error', ''))[:200]}")
+                raise SaidError(f"{NAME}: HTTP {answer.status}: {str(body.get('error', ''))[:200]}")
             return list(body["data"]["result"])
 
     asked = queries(demand.prometheus_selector, window_s)
@@ -67,7 +72,7 @@ async def ask(session: aiohttp.ClientSession, demand: DemandSource, window_s: fl
     try:
         return report(demand, dict(zip(("rate", *asked), results)), now_s)
     except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{NAME}: {error!r}") from None
+        raise ValueError(f"{NAME}: {explain(error)}") from None
 
 
 def report(demand: DemandSource, found: Mapping[str, Sequence[Sample]], now_s: float) -> GatewayReport:

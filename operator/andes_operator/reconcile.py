@@ -5,6 +5,7 @@ What lasts is in the resource's status (:mod:`andes_operator.memory`): a restart
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,22 +14,21 @@ from typing import Any
 
 from opentelemetry import trace
 
-from andes_operator import classes, names, victims
-from andes_operator.cluster import Cluster, ClusterError, Scale
-from andes_operator.conflict import other_writer
+from andes_operator import classes, names
+from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.drain import Drainer
+from andes_operator.explain import explain
 from andes_operator.forecast import DemandForecast
-from andes_operator.gateways import Answers, Gateways
-from andes_operator.memory import Memory
+from andes_operator.gateways import Gateways
 from andes_operator.names import Condition, Mode, Reason
-from andes_operator.observe import Observation, merge
+from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
 from andes_operator.prediction import Inquiry, check_options, cold_start_s
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import LastPrediction, TargetState, TargetStates
-from andes_operator.status import status
+from andes_operator.status import status, unix_s
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -45,11 +45,13 @@ AT_ZERO_S = 2.0
 """Seconds until the next reconcile of a target without replicas: part of what the first reader waits for."""
 CHANGED_S = 1.0
 """Seconds until the next reconcile where the resource or its scale changed during this one."""
+REPEATED = 3
+"""Failures in a row after which the status tells: one or two are an API server that restarts."""
 INVALID_S = 60.0
 """Seconds until the next reconcile of a target that cannot be reconciled before it or a role is changed; an edit of the
 target does not wait for it."""
-LIST_TTL_S = 5.0
-"""Seconds for which a list of a namespace's resources is reused: one request for all targets that are due together."""
+RIVAL_TICKS, MIN_RIVAL_TICK_S = 3.0, 5.0
+"""Intervals, of this many seconds at least, for which another operator's status counts as fresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +61,8 @@ class Result:
     requeue_after_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReconcileContext:
-    """What one reconcile has observed. conflict: message about another writer of the scale, None: there is none."""
-
-    target: Mapping[str, Any]
-    spec: TargetSpec
-    scale: Scale
-    pods: list[dict[str, Any]]
-    answers: Answers
-    seen: Observation
-    memory: Memory
-    state: TargetState
-    conflict: str | None
-
-    @property
-    def key(self) -> Key:
-        return self.target["metadata"]["namespace"], self.target["metadata"]["name"]
-
-    @property
-    def generation(self) -> int:
-        return int(self.target["metadata"]["generation"])
-
-
 class Reconciler:
-    """Of all targets. clock: Unix seconds."""
+    """Of all targets. name: of this operator, the same after a restart. clock: Unix seconds."""
 
     def __init__(
         self,
@@ -93,10 +72,12 @@ class Reconciler:
         *,
         metrics: OperatorMetrics,
         tracer: trace.Tracer,
+        name: str = names.OPERATOR,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cluster, self._gateways, self._predict_demand = cluster, gateways, predict
-        self._metrics, self._tracer, self._clock = metrics, tracer, clock
+        self._metrics, self._tracer, self._name, self._clock = metrics, tracer, name, clock
+        self._observer = Observer(cluster, gateways, tracer=tracer, clock=clock)
         self._reporter, self._drainer = Reporter(cluster, metrics, clock), Drainer(cluster, gateways, clock)
         self._states = TargetStates()
 
@@ -113,15 +94,27 @@ class Reconciler:
             return Result(None)
         with self._tracer.start_as_current_span("andes.reconcile") as span:
             span.set_attributes({"k8s.namespace.name": key[0], "andes.target": key[1]})
+            state = self._states.of(target)
             try:
-                return await self._reconcile(target, span)
-            except ClusterError as error:
-                if error.status != 403:
-                    raise
-                await self._reporter.invalid(target, (Condition.OBSERVED, None, "Forbidden", str(error)))
-                return Result(INVALID_S)
+                result = await self._reconcile(target, span)
+            except Exception as error:
+                if isinstance(error, ClusterError) and error.status == 403:
+                    await self._reporter.invalid(target, (Condition.OBSERVED, None, "Forbidden", str(error)))
+                    return Result(INVALID_S)
+                state.failures += 1
+                if state.failures >= REPEATED:
+                    await self._report_failure(target, state, error)
+                raise
             finally:
                 self._metrics.time_reconcile(time.perf_counter() - started)
+            state.failures = 0
+            return result
+
+    async def _report_failure(self, target: Mapping[str, Any], state: TargetState, error: Exception) -> None:
+        """Best effort: where the API server fails, this may fail too."""
+        message = f"{state.failures} reconciles in a row failed: {explain(error)}"
+        with contextlib.suppress(ClusterError):
+            await self._reporter.invalid(target, (Condition.OBSERVED, False, Reason.RECONCILE_FAILED, message))
 
     async def _reconcile(self, target: Mapping[str, Any], span: trace.Span) -> Result:
         try:
@@ -129,6 +122,10 @@ class Reconciler:
         except ValueError as error:
             await self._reporter.invalid(target, (Condition.TARGET_FOUND, None, Reason.INVALID_SPEC, str(error)))
             return Result(INVALID_S)
+        rival = self._rival(target, spec)
+        if rival is not None:
+            await self._yield_to(rival, target)
+            return Result(spec.behavior.tick_s)
         try:
             scale = await self._cluster.scale(spec.ref, target["metadata"]["namespace"])
         except ClusterError as error:
@@ -137,7 +134,13 @@ class Reconciler:
             reason = "NotFound" if error.status == 404 else "Forbidden"
             await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, reason, str(error)))
             return Result(spec.behavior.tick_s)
-        context = await self._observe(target, spec, scale)
+        if not scale.selector:
+            message = (
+                f"the scale of {spec.ref} names no selector, so its pods are not known; a CRD needs labelSelectorPath"
+            )
+            await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, Reason.NO_SELECTOR, message))
+            return Result(spec.behavior.tick_s)
+        context = await self._observer.observe(target, spec, scale, self._states.of(target))
         prediction, failure = await self._predict(context)
         decision = self._decide(context, prediction, failure, span)
         if spec.mode is Mode.AUTO and context.conflict is None and not await self._apply(context, decision):
@@ -146,36 +149,25 @@ class Reconciler:
         at_zero = decision.replicas == 0 and spec.min_replicas == 0
         return Result(min(AT_ZERO_S, spec.behavior.tick_s) if at_zero else spec.behavior.tick_s)
 
-    # Observe
-
-    async def _observe(self, target: Mapping[str, Any], spec: TargetSpec, scale: Scale) -> ReconcileContext:
-        namespace = target["metadata"]["namespace"]
-        conflict = await self._conflict(target, spec)
-        with self._tracer.start_as_current_span("andes.observe"):
-            pods = await self._cluster.pods(namespace, scale.selector)
-            answers = await self._gateways.ask(self._cluster, namespace, spec, self._clock())
-        state = self._states.of(target)
-        learned_s = victims.cold_start_s(pods)
-        if learned_s is not None:
-            state.cold_start_s = learned_s
-        counts = victims.count_pods(pods, scale.wanted)
-        seen = merge(
-            answers.reports,
-            counts,
-            self._clock(),
-            spec.behavior.window_s,
-            missing=answers.missing,
-            broken=answers.broken,
-        )
-        return ReconcileContext(target, spec, scale, pods, answers, seen, _memory(target), state, conflict)
-
-    async def _conflict(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
-        if spec.mode is not Mode.AUTO:
+    def _rival(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
+        """Another operator that has reconciled this target lately; None: there is none. Of two that find each other's
+        status, the one whose name comes first waits half as long."""
+        status = target.get("status") or {}
+        other, at = status.get("operator"), unix_s(status.get("observedAt"))
+        if not other or other == self._name or at is None:
             return None
-        namespace = target["metadata"]["namespace"]
-        autoscalers = await self._cluster.autoscalers(namespace)
-        targets = await self._cluster.list_all(names.TARGETS, namespace, LIST_TTL_S)
-        return other_writer(target, spec.ref, autoscalers, targets)
+        fresh_s = RIVAL_TICKS * max(spec.behavior.tick_s, MIN_RIVAL_TICK_S) * (1 if self._name < other else 2)
+        return str(other) if self._clock() - at < fresh_s else None
+
+    async def _yield_to(self, rival: str, target: Mapping[str, Any]) -> None:
+        """Leave the target to ``rival``, and say so once."""
+        state, metadata = self._states.of(target), target["metadata"]
+        self._metrics.count_reconcile(Reason.OTHER_OPERATOR)
+        if state.rival != rival:
+            state.rival = rival
+            message = f"the operator {rival} reconciles it too, so {self._name} does not: give each its own namespaces"
+            log.warning("%s/%s: %s", metadata["namespace"], metadata["name"], message)
+            await self._reporter.event(target, Reason.OTHER_OPERATOR, message, warning=True)
 
     # Predict
 
@@ -193,7 +185,7 @@ class Reconciler:
         last = state.last.predicted if state.last is not None else None
         try:
             check_options(spec, seen)
-            horizon_s = cold_start_s(spec, state.cold_start_s) + spec.behavior.tick_s
+            horizon_s = cold_start_s(spec, state.cold_starts.seconds) + spec.behavior.tick_s
             readers = await self._readers(context.key[0])
             inquiry = Inquiry(spec, seen, seen.complete_since_s, horizon_s, history, readers, last)
             expected, predicted = await self._timed_prediction(inquiry)
@@ -290,18 +282,12 @@ class Reconciler:
             expected=expected,
             predicted=predicted,
             conflict=context.conflict,
-            cold_start_s=context.state.cold_start_s,
+            cold_start_s=context.state.cold_starts.seconds,
+            classes=context.classes,
+            operator=self._name,
+            model=context.spec.demand.model or context.state.model,
+            share=context.state.share.value,
             old=context.target.get("status") or {},
             generation=context.generation,
         )
         await self._reporter.status(context.target, made)
-
-
-def _memory(target: Mapping[str, Any]) -> Memory:
-    """From the status; an invalid memory is discarded."""
-    try:
-        return Memory.from_dict((target.get("status") or {}).get("memory"))
-    except ValueError as error:
-        metadata = target["metadata"]
-        log.warning("%s/%s: %s: discarded", metadata["namespace"], metadata["name"], error)
-        return Memory()

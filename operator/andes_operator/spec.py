@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from andes_operator.explain import shown
 from andes_operator.names import ALL_CLASSES, Mode
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
@@ -101,7 +102,8 @@ class ScalingBehavior:
 class DemandSource:
     """Where demand and QoE are read: from the pods of the gateways' Service, or from Prometheus.
 
-    Prometheus does not know the lengths of requests: ``prompt_tokens`` and ``output_tokens`` are their means.
+    model: whose, of the gateways' models; None: the one that the target's engines announce. Prometheus does not know the
+    lengths of requests: ``prompt_tokens`` and ``output_tokens`` are their means.
     """
 
     service: str | None = None
@@ -110,6 +112,7 @@ class DemandSource:
     prometheus_selector: str = ""
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,7 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
         raise SpecError("spec.objectives is empty: name at least one")
     mode = spec.get("mode", Mode.AUTO)
     if mode not in list(Mode):
-        raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {mode!r}")
+        raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {shown(mode)}")
     api_version, kind, name = (str(_required(ref, k, "spec.scaleTargetRef")) for k in ("apiVersion", "kind", "name"))
     return TargetSpec(
         ref=ScaleTargetRef(api_version, kind, name),
@@ -172,6 +175,7 @@ def _demand(demand: Mapping[str, Any]) -> DemandSource:
     return DemandSource(
         service=gateway.get("service"),
         port=gateway.get("port"),
+        model=gateway.get("model"),
         prometheus_url=prometheus.get("url"),
         prometheus_selector=prometheus.get("selector", ""),
         prompt_tokens=float(prometheus.get("promptTokens", 0)),
@@ -197,16 +201,14 @@ def _behavior(behavior: Mapping[str, Any], what_if: Mapping[str, Any]) -> Scalin
 
 
 def _policy_options(options: Mapping[str, Any]) -> PolicyOptions:
-    for name, value in options.items():
-        if not isinstance(value, bool | int | float | str):
-            raise SpecError(f"spec.whatIf.policyOptions.{name} must be a number, true, false or text, got {value!r}")
-    return tuple(sorted(options.items()))
+    """As given: what does not fit is an error of the what-if alone (:func:`andes_operator.prediction.check_options`)."""
+    return tuple(sorted(options.items(), key=lambda option: option[0]))
 
 
 def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
     statistic = _required(of, "statistic", where)
     if statistic not in list(Statistic):
-        raise SpecError(f"{where}.statistic must be one of {', '.join(Statistic)}, got {statistic!r}")
+        raise SpecError(f"{where}.statistic must be one of {', '.join(Statistic)}, got {shown(statistic)}")
     field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(Statistic(statistic))
     at = None if field is None else float(_required(of, field, where))
     try:
@@ -228,5 +230,5 @@ def _required(of: Mapping[str, Any], key: str, where: str = "spec") -> Any:
 def _seconds(of: Mapping[str, Any], key: str, default: float) -> float:
     value = float(of.get(key, default))
     if not (math.isfinite(value) and value >= 0):
-        raise SpecError(f"spec.behavior: {key} must be seconds >= 0, got {value!r}")
+        raise SpecError(f"spec.behavior: {key} must be seconds >= 0, got {shown(value)}")
     return value

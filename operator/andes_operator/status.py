@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from andes_operator.decide import ScaleDecision, shortfall
+from andes_operator.decide import ScaleDecision, blind, shortfall, unseen
 from andes_operator.forecast import DemandForecast
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 
-__all__ = ["Finding", "conditions", "invalid_status", "ready", "status", "timestamp"]
+__all__ = ["Finding", "conditions", "invalid_status", "ready", "status", "timestamp", "unix_s"]
 
 Finding = tuple[Condition, bool | None, str, str]
 """Type, whether it holds (None: unknown), reason, message."""
 
 _STATUS = {True: "True", False: "False", None: "Unknown"}
+_BAD_IF_TRUE = (Condition.CONFLICT, Condition.ENGINES_FAILING)
 _FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
 """Reasons for which an unknown condition makes a target not ready."""
 
 
 def timestamp(now_s: float) -> str:
     return datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def unix_s(stamp: str | None) -> float | None:
+    """Inverse of :func:`timestamp`; None for what is none."""
+    try:
+        return datetime.fromisoformat(str(stamp)).timestamp()
+    except ValueError:
+        return None
 
 
 def conditions(
@@ -51,10 +60,10 @@ def ready(findings: Sequence[Finding]) -> Finding:
     """The summary: False with the first finding that is wrong, in order of severity, else Unknown, else True."""
     for kind, holds, reason, message in findings:
         failed = holds is False or reason in _FAILURES
-        if (holds is True) if kind is Condition.CONFLICT else failed:
+        if (holds is True) if kind in _BAD_IF_TRUE else failed:
             return Condition.READY, False, reason, message
     for kind, holds, reason, message in findings:
-        if holds is None and kind in (Condition.TARGET_FOUND, Condition.OBSERVED):
+        if holds is None and (kind in (Condition.TARGET_FOUND, Condition.OBSERVED) or reason is Reason.CLASS_UNSEEN):
             return Condition.READY, None, reason, message
     return (
         Condition.READY,
@@ -64,13 +73,17 @@ def ready(findings: Sequence[Finding]) -> Finding:
     )
 
 
-def findings(spec: TargetSpec, seen: Observation, decision: ScaleDecision, conflict: str | None) -> list[Finding]:
-    """Of a target whose scale was read, the most severe first."""
+def findings(
+    spec: TargetSpec, seen: Observation, decision: ScaleDecision, conflict: str | None, classes: Collection[str] = ()
+) -> list[Finding]:
+    """Of a target whose scale was read, the most severe first. classes: names of the namespace's QoEClasses."""
     return [
         _conflict(spec, conflict),
         (Condition.TARGET_FOUND, True, "Found", f"{spec.ref} has a scale"),
         _observed(seen),
-        _met(spec, seen),
+        _engines_failing(seen),
+        _schedulable(seen),
+        _met(spec, seen, classes),
         _attainable(spec, decision),
     ]
 
@@ -89,16 +102,42 @@ def _observed(seen: Observation) -> Finding:
     return Condition.OBSERVED, True, "Complete", "all gateways have answered"
 
 
-def _met(spec: TargetSpec, seen: Observation) -> Finding:
+def _engines_failing(seen: Observation) -> Finding:
+    failures = [f for f in seen.pods.failures if f.reason is Reason.ENGINES_FAILING]
+    if failures:
+        return Condition.ENGINES_FAILING, True, Reason.ENGINES_FAILING, "; ".join(map(str, failures))
+    return Condition.ENGINES_FAILING, False, "AsExpected", "all engines are ready or starting"
+
+
+def _schedulable(seen: Observation) -> Finding:
+    failures = [f for f in seen.pods.failures if f.reason is not Reason.ENGINES_FAILING]
+    if failures:
+        return Condition.SCHEDULABLE, False, failures[0].reason, "; ".join(map(str, failures))
+    return Condition.SCHEDULABLE, True, "AsExpected", "all engines have a node, or may get one"
+
+
+def _met(spec: TargetSpec, seen: Observation, classes: Collection[str]) -> Finding:
     if seen.fault is not None:
         return Condition.MET, None, seen.fault.reason, seen.fault.message
     missed = shortfall(spec.objectives, seen.qoe)
     if missed is not None:
         objective, value = missed
         return Condition.MET, False, "BelowTarget", f"the {objective} is {value:.3f}, below {objective.value:g}"
+    unaimed = blind(spec.objectives, seen) or _unknown_class(spec, seen, classes)
+    if unaimed is not None:
+        return Condition.MET, None, Reason.CLASS_UNSEEN, unaimed
     if not seen.qoe:
         return Condition.MET, None, "NoStreams", "no streams in the window"
     return Condition.MET, True, "Met", "the observed QoE meets the objectives"
+
+
+def _unknown_class(spec: TargetSpec, seen: Observation, classes: Collection[str]) -> str | None:
+    """What is wrong where requests come, and an objective is about a class that is none of the QoEClasses; None: nothing is,
+    or there are none to compare with."""
+    names = sorted({o.class_name for o in unseen(spec.objectives, seen)} - set(classes))
+    if not (names and classes and seen.recent):
+        return None
+    return f"no request is of class {', '.join(names)}, and no QoEClass has that name; there are {', '.join(sorted(classes))}"
 
 
 def _attainable(spec: TargetSpec, decision: ScaleDecision) -> Finding:
@@ -121,24 +160,33 @@ def status(
     predicted: Prediction | None,
     conflict: str | None,
     cold_start_s: float | None,
+    classes: Collection[str] = (),
+    operator: str = "",
+    model: str | None = None,
+    share: float | None = None,
     old: Mapping[str, Any],
     generation: int,
 ) -> dict[str, Any]:
     """The whole status after a reconcile. conflict: message about another writer of the scale. cold_start_s: as learned from
-    the pods. old: the status before."""
-    found = findings(spec, seen, decision, conflict)
+    the pods. classes: names of the namespace's QoEClasses. operator: whose status this is.
+    model, share: whose demand this is, and how much of it is this pool's; None: not known. old: the status before."""
+    found = findings(spec, seen, decision, conflict, classes)
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
     memory, gpus = decision.memory, spec.gpus_per_replica
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(seen.now_s),
+        "operator": operator,
         "summary": summary(objectives),
         "reason": str(decision.reason),
         "message": decision.message,
         "replicas": seen.pods.existing,
         "readyReplicas": seen.pods.ready,
+        "startingReplicas": seen.pods.starting,
+        "failingReplicas": seen.pods.failing,
         "recommendedReplicas": decision.replicas,
-        "demand": _demand(seen, expected, predicted),
+        "demand": _demand(seen, expected, predicted)
+        | {"model": model, "share": None if share is None else round(share, 3)},
         "objectives": objectives,
         "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
         "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",
@@ -152,7 +200,10 @@ def invalid_status(finding: Finding, old: Mapping[str, Any], generation: int, no
     """Of a target that cannot be observed: ``finding``, and all else unknown. The fields of the old status that are not here
     stay as they were."""
     _, _, reason, message = finding
-    unknown = (Condition.OBSERVED, Condition.CONFLICT, Condition.MET, Condition.ATTAINABLE)
+    unknown = (
+        Condition.OBSERVED, Condition.CONFLICT, Condition.ENGINES_FAILING, Condition.SCHEDULABLE, Condition.MET,
+        Condition.ATTAINABLE,
+    )  # fmt: skip
     found: list[Finding] = [finding]
     found += [(kind, None, reason, message) for kind in unknown if kind is not finding[0]]
     found.append((Condition.READY, False, reason, message))
@@ -186,6 +237,7 @@ def _objective(
         "class": objective.class_name,
         "statistic": str(objective.objective.statistic),
         "target": objective.value,
+        "met": _STATUS[None if current is None or seen.fault is not None else current >= objective.value],
         "current": None if current is None else round(current, 4),
         "predicted": None if then is None else round(then, 4),
         "streams": objective.sketch(seen.qoe).count,

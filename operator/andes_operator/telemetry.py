@@ -53,6 +53,10 @@ class OperatorMetrics:
         self.targets = gauge("andes_operator_targets", "QoETargets that are reconciled")
         self.leading = gauge("andes_operator_leading", "1 while this operator holds the lease")
         self.replicas = gauge("andes_operator_replicas", "pods that exist", *TARGET)
+        self.supply = gauge(
+            "andes_operator_engines", "engines by state: ready, starting, failing (no supply: see the conditions)",
+            *TARGET, "state",
+        )  # fmt: skip
         self.recommended = gauge("andes_operator_recommended_replicas", "replicas that were decided for", *TARGET)
         self.ready = gauge("andes_operator_target_ready", "condition Ready, and its reason", *TARGET, "reason")
         self.demand = gauge("andes_operator_demand_rps", "requests per second", *TARGET, "kind")
@@ -97,6 +101,8 @@ class OperatorMetrics:
         if "replicas" not in status:  # the target could not be observed
             return
         show(self.replicas, status["replicas"])
+        for state in ("ready", "starting", "failing"):
+            show(self.supply, status[f"{state}Replicas"], state)
         show(self.recommended, status["recommendedReplicas"])
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")
         show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")

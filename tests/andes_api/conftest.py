@@ -11,9 +11,12 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import socketserver
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,10 +26,17 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import dns.rrset
+import grpc
 import pytest
 import uvicorn
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 
 from andes_api.server import Server
 from andes_api.settings import GatewaySettings
@@ -73,6 +83,7 @@ class Faulty:
         self.headers: list[dict[str, str]] = []
         self.healthy = True
         self.strike: threading.Event | None = None
+        self.answer_after: threading.Event | None = None
         self.release = threading.Event()
         self.stalled = threading.Event()
         self.cancelled = threading.Event()
@@ -121,6 +132,8 @@ class Faulty:
         await send({"type": "http.response.body", "body": content})
 
     async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
+        while self.answer_after is not None and not self.answer_after.is_set():
+            await asyncio.sleep(0.005)
         if self.fault and self.fault.isdigit():
             error = {"object": "error", "message": "said so", "type": "X", "code": int(self.fault)}
             await self._reply(send, int(self.fault), json.dumps({"error": error}).encode())
@@ -318,6 +331,30 @@ class Backend:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
+    def over_grpc(self) -> Iterator[str]:
+        """The address of a gRPC server for the same, until the generator is closed."""
+        server = grpc.server(ThreadPoolExecutor(2))
+
+        def export(path: str, reply: Any) -> grpc.RpcMethodHandler:
+            def take(content: bytes, _: grpc.ServicerContext) -> bytes:
+                self.take(path, content)
+                return bytes(reply().SerializeToString())
+
+            return grpc.unary_unary_rpc_method_handler(take)  # of bytes: nothing is parsed twice
+
+        for signal, path, reply in (
+            ("trace.v1.TraceService", "/v1/traces", ExportTraceServiceResponse),
+            ("metrics.v1.MetricsService", "/v1/metrics", ExportMetricsServiceResponse),
+        ):
+            service = f"opentelemetry.proto.collector.{signal}"
+            server.add_generic_rpc_handlers(
+                [grpc.method_handlers_generic_handler(service, {"Export": export(path, reply)})]
+            )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"grpc://127.0.0.1:{port}"
+        server.stop(None).wait()
+
     def take(self, path: str, content: bytes) -> None:
         self.raw += content
         if path == "/v1/traces":
@@ -343,3 +380,24 @@ class Backend:
 def make_backend() -> type[Backend]:
     """Makes what receives OTLP over HTTP."""
     return Backend
+
+
+OPENAI_NODE = "7.59.0"
+
+
+@pytest.fixture(scope="session")
+def openai_node() -> Path:
+    """A folder whose node_modules holds the official JavaScript client; its tests are skipped where it cannot be had."""
+    folder = Path(__file__).parents[2] / ".setup" / "node"
+    installed = folder / "node_modules" / "openai" / "package.json"
+    if installed.exists() and json.loads(installed.read_text())["version"] == OPENAI_NODE:
+        return folder
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("NO NPM: install node and npm to test the JavaScript client")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), f"openai@{OPENAI_NODE}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    if done.returncode:
+        pytest.skip(f"NO OPENAI FOR NODE: npm could not install it: {done.stderr[-300:]}")
+    return folder

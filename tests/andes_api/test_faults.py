@@ -253,14 +253,14 @@ def test_no_engine_at_all(gateway: Any) -> None:
     ready = httpx.get(server.url + "/readyz")  # or else nobody would come, and no engine either
     assert (ready.status_code, ready.json()) == (200, {"status": "no engine", "engines": 0, "held": 0})
     metrics = httpx.get(server.url + "/metrics").text
-    assert 'andes_gateway_shed_total{class="reading",reason="no_replica"} 2.0' in metrics
+    assert 'andes_gateway_shed_total{class="reading",model="",reason="no_replica"} 2.0' in metrics
     assert becomes_idle(server)
 
 
 def test_models_are_still_known_when_there_is_no_engine_left(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     server = gateway(upstream.url, health_interval_s=0.05)
-    while server.app.state.gateway.upstreams.models is None:  # it asks by itself
+    while not server.app.state.gateway.upstreams.catalog.models:  # it asks by itself
         time.sleep(0.01)
     upstream.healthy = False
     while httpx.get(server.url + "/readyz").json()["engines"]:
@@ -324,7 +324,7 @@ def test_a_name_is_looked_up_again(faulty: Any, gateway: Any) -> None:
     assert text_of(events) == ANSWER
     upstreams = server.app.state.gateway.upstreams
     assert f"http://127.0.0.1:{port}" in upstreams.replicas
-    upstreams._names = ["dns://name.invalid:80"]  # resolves no more: keeps nothing of another name
+    upstreams._names = {"dns://name.invalid:80": None}  # resolves no more: keeps nothing of another name
     upstreams._resolved.clear()
     deadline_s = time.monotonic() + 60
     while upstreams.replicas and time.monotonic() < deadline_s:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 OPERATIONS = {
     "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /v1/models/{name}", "GET /fleet/demand",
-    "GET /fleet/qoe", "GET /fleet/replicas", "POST /fleet/replicas/{replica}/drain", "GET /livez", "GET /readyz",
+    "GET /fleet/qoe", "GET /fleet/replicas", "GET /fleet/summary", "POST /fleet/replicas/{replica}/drain", "GET /livez", "GET /readyz",
     "GET /metrics",
 }  # fmt: skip
 

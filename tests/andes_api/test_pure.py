@@ -51,10 +51,10 @@ def test_demand_is_bounded_and_says_so() -> None:
 def test_a_window_forgets() -> None:
     window = QoEWindow()
     for at in range(0, 7200, 5):
-        window.add(float(at), "reading" if at % 10 else "code", 0.5)
+        window.add(float(at), "m", "reading" if at % 10 else "code", 0.5)
     of = window.of(7200.0, 60.0)
-    assert {name: s.count for name, s in of.items()} == {"code": 6, "reading": 6}
-    assert window.of(7200.0, 1e9)["code"].count == 360  # an hour
+    assert {kind: s.count for kind, s in of.items()} == {("m", "code"): 6, ("m", "reading"): 6}
+    assert window.of(7200.0, 1e9)["m", "code"].count == 360  # an hour
     assert window.of(99999.0, 60.0) == {}
 
 
@@ -64,6 +64,7 @@ def test_a_record_says_what_happened() -> None:
     assert record.to_dict() == {
         "arrival_s": 12.5, "class": "code", "stream": True, "prompt_tokens": 40, "output_tokens": 0, "ttft_target_s": 0.5,
         "tds": 8.0, "weight": 0.25, "yield": True, "expected_tokens": 300, "ttft_s": None, "qoe": None, "outcome": "open",
+        "model": None, "adapter": None, "fallback": None,
     }  # fmt: skip
     record.ttft_s, record.qoe, record.output_tokens, record.outcome = 0.123456, 0.98765, 9, "done"
     said = record.to_dict()
@@ -73,8 +74,8 @@ def test_a_record_says_what_happened() -> None:
 def test_a_window_is_exact_to_the_slice() -> None:
     window = QoEWindow()
     for at in (109.9, 110.0, 119.9, 120.0):
-        window.add(at, "reading", 0.5)
-    counts = [window.of(125.0, window_s).get("reading") for window_s in (1.0, 5.0, 6.0, 15.0, 16.0)]
+        window.add(at, "m", "reading", 0.5)
+    counts = [window.of(125.0, window_s).get(("m", "reading")) for window_s in (1.0, 5.0, 6.0, 15.0, 16.0)]
     assert [sketch.count if sketch else 0 for sketch in counts] == [1, 1, 3, 3, 4]
 
 

@@ -123,6 +123,8 @@ class Case:
         self.metrics = GatewayMetrics()
         self.sent: list[dict[str, Any]] = []
         self.order = [self.replica(name) for name in replicas]
+        for replica in self.upstreams.replicas.values():
+            replica.offers = {}  # asked, and it says nothing of models
         expectation = resolve(headers or {}, body, None, self.settings)
         prompt, streams = Prompt(body, chat=True), body.get("stream") is True
         self.stream = Stream(

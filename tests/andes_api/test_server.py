@@ -107,7 +107,7 @@ def test_an_engine_is_sent_nowhere(faulty: Any, gateway: Any) -> None:
     assert (answer.status_code, answer.headers["x-andes-reason"]) == (400, "media")
     assert httpx.post(server.url + "/v1/completions", json={**BODY, "custom_logit_processor": "x"}).status_code == 400
     assert not upstream.bodies
-    assert post(server, {**BODY, "model": "http://127.0.0.1:1/"}).status_code == 200  # only a name
+    assert post(server, {**BODY, "model": "http://127.0.0.1:1/"}).status_code == 404  # only a name
 
 
 def test_who_may_drain(faulty: Any, gateway: Any) -> None:
@@ -166,7 +166,7 @@ def test_classes_change_while_it_runs(faulty: Any, gateway: Any, tmp_path: Path)
 
 
 def test_metrics_have_few_labels(faulty: Any, gateway: Any) -> None:
-    server = gateway(faulty().url)
+    server = gateway(faulty().url, model_aliases={"*": "m"})
     for k in range(30):
         post(server, {**BODY, "model": f"model-{k}", "user": f"user-{k}"}, **{"x-request-id": f"id-{k}"})
     text = httpx.get(server.url + "/metrics").text
@@ -174,7 +174,7 @@ def test_metrics_have_few_labels(faulty: Any, gateway: Any) -> None:
     assert "user-3" not in text
     assert "id-3" not in text
     labels = {line.partition("{")[2].partition("=")[0] for line in text.splitlines() if "{" in line}
-    assert labels <= {"class", "outcome", "replica", "reason", "le", "state"}
+    assert labels <= {"class", "model", "outcome", "replica", "reason", "le", "state"}
 
 
 def test_the_document_is_made_without_an_engine() -> None:
@@ -186,4 +186,5 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-tds",
         "x-andes-expected-tokens",
         "x-andes-pace",
+        "x-andes-report",
     }

@@ -57,6 +57,7 @@ def test_every_fault_is_named_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"upstreams": [URL], "service_tiers": {"flex": "none"}}, "service_tiers.flex"),
         ({"upstreams": [URL], "classes": {"Ü": {}}, "default_class": "Ü", "service_tiers": {}}, "classes.Ü"),
         ({"upstreams": [URL], "otlp_endpoint": "localhost:4318"}, "otlp_endpoint"),
+        ({"upstreams": [URL], "otlp_endpoint": "grpc://"}, "otlp_endpoint"),
         ({"upstreams": [URL], "policy": "best"}, "policy"),
     ],
 )
@@ -229,3 +230,9 @@ def test_options_of_the_routing_policy_are_checked() -> None:
     assert GatewaySettings(upstreams=(URL,), policy="prefix", bounded_load=2.0).routing_options == {"bound": 2.0}
     assert GatewaySettings(upstreams=(URL,), policy="least_load").routing_options == {}
     assert "bound must be a ratio" in "\n".join(faults(upstreams=[URL], policy="prefix", policy_options={"bound": 0.1}))
+
+
+def test_grpc_without_its_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("andes_api.settings.find_spec", lambda _name: None)
+    with pytest.raises(GatewaySettingsError, match="needs the package opentelemetry-exporter-otlp-proto-grpc"):
+        load(upstreams=[URL], otlp_endpoint="grpc://collector:4317")

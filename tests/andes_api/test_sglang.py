@@ -30,6 +30,8 @@ ASK: dict[str, Any] = {
     "temperature": 0,
 }
 FLAGS = (
+    "--served-model-name",
+    "m",
     "--max-total-tokens",
     "4096",
     "--max-running-requests",

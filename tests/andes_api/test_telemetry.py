@@ -41,12 +41,16 @@ def otelcol(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(Path(directory) / "otelcol")
 
 
-@pytest.fixture(params=["directly", "through a collector"])
+@pytest.fixture(params=["directly", "by gRPC", "through a collector"])
 def backend(request: pytest.FixtureRequest, make_backend: Any, tmp_path: Path) -> Iterator[tuple[Any, str]]:
     """What receives in the end, and the address to send to."""
     backend = make_backend()
     if request.param == "directly":
         yield backend, backend.url
+        return
+    if request.param == "by gRPC":
+        for url in backend.over_grpc():
+            yield backend, url
         return
     binary, port = request.getfixturevalue("otelcol"), free_port()
     config = tmp_path / "otelcol.yaml"
@@ -181,6 +185,7 @@ def test_a_stall_is_in_the_trace_and_a_refusal_has_its_reason(
     assert received.said(refused)["andes.qoe"] == 0.0
 
 
+@pytest.mark.parametrize("backend", ["directly", "through a collector"], indirect=True)
 @pytest.mark.timeout(300)
 def test_preemptions_are_in_the_engines_spans(backend: tuple[Any, str], simulated: Start, gateway: Start) -> None:
     """More readers than slots, who take turns by time slices: each trace tells whose turn it was not."""

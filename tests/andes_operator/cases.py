@@ -44,6 +44,19 @@ def scores(*values: float) -> dict[str, Sketch]:
     return {"reading": sketch(*values)}
 
 
+def pod(
+    name: str, ip: str | None = None, *, ready: bool = True, made: int = 0, start_s: int = 40, **more: Any
+) -> dict[str, Any]:
+    """Created ``made`` minutes after eight, ready (or reported as not ready) ``start_s`` later."""
+    at = f"2026-11-21T08:{made:02}:00Z"
+    then = f"2026-11-21T08:{made + start_s // 60:02}:{start_s % 60:02}Z"
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": then}
+    return {
+        "metadata": {"name": name, "creationTimestamp": at, **more},
+        "status": {"phase": "Running", "podIP": ip, "conditions": [condition]},
+    }
+
+
 def request_at(arrival_s: float) -> ObservedRequest:
     return ObservedRequest(arrival_s, "reading", 100, 50, True)
 
@@ -51,8 +64,9 @@ def request_at(arrival_s: float) -> ObservedRequest:
 def seen(
     now_s: float, wanted: int, *, ready: int | None = None, existing: int | None = None, **more: Any
 ) -> Observation:
-    """A busy fleet with its last request just now, unless ``more`` fields say otherwise."""
-    pods = PodCounts(wanted, wanted if existing is None else existing, wanted if ready is None else ready)
+    """A busy fleet with its last request just now, unless ``more`` fields say otherwise; ``pods``: more of its pods."""
+    counts = (wanted, wanted if existing is None else existing, wanted if ready is None else ready)
+    pods = PodCounts(*counts, **more.pop("pods", {}))
     given = {"rate_rps": 5.0, "open_streams": 20, "recent": (request_at(now_s),), "complete_since_s": now_s - 600}
     return Observation(now_s, pods, **{**given, **more})
 

@@ -60,13 +60,15 @@ def operator_kubeconfig(
 
 
 class Node(threading.Thread):
-    """Binds, runs and ends pods. A pod's address is its annotation ``test/ip``, or the next of 127.0.9.x."""
+    """Binds, runs and ends pods. A pod's address is its annotation ``test/ip``, or the next of 127.0.9.x. room: by label, how
+    many pods there can be that select nodes by it; others it binds without asking the scheduler."""
 
     def __init__(self, plane: ControlPlane) -> None:
         super().__init__(daemon=True)
         self._plane = plane
         self._stopped = threading.Event()
         self._next = 0
+        self.room: dict[str, int] = {}
 
     def run(self) -> None:
         with contextlib.suppress(ApiError):
@@ -85,6 +87,8 @@ class Node(threading.Thread):
         if "deletionTimestamp" in metadata:
             self._plane("DELETE", path, {"gracePeriodSeconds": 0})
         elif "nodeName" not in pod["spec"]:
+            if not self._has_room(pod):
+                return
             target = {"apiVersion": "v1", "kind": "Node", "name": "node1"}
             self._plane("POST", f"{path}/binding", {"metadata": {"name": metadata["name"]}, "target": target})
         elif pod["status"]["phase"] == "Pending":
@@ -94,6 +98,11 @@ class Node(threading.Thread):
             self._plane("PATCH", f"{path}/status", {"status": {
                 "phase": "Running", "startTime": now, "podIP": ip, "podIPs": [{"ip": ip}], "conditions": conditions,
             }})  # fmt: skip
+
+    def _has_room(self, pod: dict[str, Any]) -> bool:
+        labels = pod["spec"].get("nodeSelector") or {}
+        bound = [p["spec"] for p in self._plane.items("/api/v1/pods") if "nodeName" in p["spec"]] if labels else []
+        return all(sum(of in (p.get("nodeSelector") or {}) for p in bound) < self.room.get(of, 0) for of in labels)
 
     def stop(self) -> None:
         """Its pods are taken away by the controllers once there is no such node any more."""

@@ -63,7 +63,7 @@ def against(answers: dict[str, list[tuple[int, Any]]], work: Callable[[Cluster],
 
 
 def test_pods_are_listed_by_selector_and_none_without_one() -> None:
-    path = "GET /api/v1/namespaces/chat/pods?labelSelector=app%3Dengine"
+    path = "GET /api/v1/namespaces/chat/pods?labelSelector=app%3Dengine&resourceVersion=0"
     found, _ = against(
         {path: [(200, {"items": [{"metadata": {"name": "a"}}]})]}, lambda c: c.pods("chat", "app=engine")
     )
@@ -74,9 +74,10 @@ def test_pods_are_listed_by_selector_and_none_without_one() -> None:
 
 def test_a_refusal_says_what_and_why() -> None:
     error, _ = against(
-        {"GET /api/v1/namespaces/chat/pods?labelSelector=a": [(403, STATUS)]}, lambda c: c.pods("chat", "a")
+        {"GET /api/v1/namespaces/chat/pods?labelSelector=a&resourceVersion=0": [(403, STATUS)]},
+        lambda c: c.pods("chat", "a"),
     )
-    assert (error.status, str(error)) == (403, "list_namespaced_pod chat: pods is forbidden: cannot list resource")
+    assert (error.status, str(error)) == (403, "list the pods of chat: pods is forbidden: cannot list resource")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_every_answer_that_is_none_becomes_one_error(answer: tuple[int, Any], st
     error, _ = against({path: [answer]}, lambda c: c.get("qoetargets", "chat", "t"))
     assert isinstance(error, ClusterError)
     assert (error.status, str(error)) == (
-        status, f"get_namespaced_custom_object andes.dev v1alpha1 chat qoetargets t: {said}")  # fmt: skip
+        status, f"read t of the qoetargets of chat: {said}")  # fmt: skip
 
 
 def test_a_request_that_is_put_off_is_made_again_a_few_times() -> None:
@@ -134,6 +135,50 @@ def test_a_scale_is_found_by_discovery_once_and_written_against_its_version() ->
     assert [what for what, *_ in server.asked] == ["GET /apis/apps/v1", f"GET {path}", f"PATCH {path}"]
     body = {"metadata": {"resourceVersion": "7"}, "spec": {"replicas": 4}}
     assert server.asked[-1][1:] == (body, "application/merge-patch+json")
+
+
+def test_an_api_that_the_cluster_does_not_have_is_not_found_and_one_that_starts_is_no_answer() -> None:
+    plain = (404, "404 page not found")
+    groups = {"groups": [{"versions": [{"groupVersion": "apps/v1"}]}]}
+    answers = {"GET /apis/leaderworkerset.x-k8s.io/v1": [plain], "GET /apis/": [(200, groups)]}
+    gangs = ScaleTargetRef("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "engine")
+    error, _ = against(answers, lambda c: c.scale(gangs, "chat"))
+    assert error.status == 404
+    assert str(error) == "this cluster has no API leaderworkerset.x-k8s.io/v1: install what defines it"
+    error, _ = against({"GET /apis/apps/v1": [plain], "GET /apis/": [(200, groups)]}, lambda c: c.scale(ENGINE, "chat"))
+    assert error.status == 0, "the API server knows it, and does not serve it yet"
+
+
+def test_a_kind_that_went_is_looked_up_again() -> None:
+    path = "/apis/apps/v1/namespaces/chat/deployments/engine/scale"
+
+    async def work(cluster: Cluster) -> list[int]:
+        said = []
+        for _ in range(3):
+            try:
+                said.append((await cluster.scale(ENGINE, "chat")).wanted)
+            except ClusterError as error:
+                said.append(error.status)
+        return said
+
+    answers: dict[str, list[tuple[int, Any]]] = {
+        "GET /apis/apps/v1": [(200, RESOURCES), (404, "404 page not found")], "GET /apis/": [(200, {"groups": []})],
+        f"GET {path}": [(200, SCALE), (404, "404 page not found")],
+    }  # fmt: skip
+    assert against(answers, work)[0] == [3, 0, 404]
+
+
+def test_a_list_of_pods_and_a_service_are_shared_for_a_while() -> None:
+    pods = "GET /api/v1/namespaces/chat/pods?labelSelector=app%3Dgateway&resourceVersion=0"
+    service = "GET /api/v1/namespaces/chat/services/gateway"
+
+    async def work(cluster: Cluster) -> None:
+        for _ in range(3):
+            await cluster.service("chat", "gateway", 60.0)
+            await cluster.pods("chat", "app=gateway", 60.0)
+
+    _, server = against({pods: [(200, {"items": []})], service: [(200, {"spec": {}})]}, work)
+    assert [what for what, *_ in server.asked] == [service, pods]
 
 
 def test_a_scale_of_the_core_group() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -243,6 +244,22 @@ def test_what_does_not_speak_against_a_step_down() -> None:
     for memory in ({"changes": (Change(NOW_S - 60, -1),)}, {"changes": (Change(NOW_S - 10, 1),)}, {"queue": (1, 2)}):
         decision = decide(SPEC, seen(NOW_S, 6, waiting=3), predicted(3), replace(STABLE, **memory))
         assert decision.replicas == 5
+
+
+def test_nothing_goes_while_requests_come_that_no_objective_sees() -> None:
+    """A class that is misspelt: the what-if has nobody to serve, and asks for the minimum."""
+    misspelt = replace(SPEC, objectives=(replace(TARGET, class_name="readng"),))
+    run = Run(4, misspelt)
+    assert set(run.for_s(900, predicted(1))) == {4}
+    decision = run.step(predicted(1))
+    assert decision.reason is Reason.CLASS_UNSEEN
+    assert "readng" in decision.message
+    assert "reading" in decision.message
+    assert run.step(predicted(1), ready=2, pods={"returnable": 2}).replicas == 4, "not even what starts"
+    quiet = Run(4, misspelt)
+    assert quiet.for_s(900, predicted(1), recent=())[-1] < 4, "without requests there is nothing to see"
+    both = Run(4, replace(SPEC, objectives=(TARGET, replace(TARGET, class_name="voice"))))
+    assert both.for_s(900, predicted(1))[-1] < 4, "one of two objectives sees them"
 
 
 def test_bad_qoe_before_the_floor_acts_already_forbids_a_step_down() -> None:
@@ -522,12 +539,24 @@ def test_a_memory_is_the_same_after_the_status() -> None:
     "data",
     [
         {"asks": [{"replicas": 3}]}, {"changes": 5}, {"asks": "x"}, {"replicaSeconds": []}, {"at": "x"}, {"replicas": "x"},
-        {"since": "x"}, {"idleSince": []}, {"settled": "x"}, [1],
+        {"since": "x"}, {"idleSince": []}, {"settled": "x"}, [1], {"at": math.inf}, {"at": -1}, {"replicas": math.inf},
+        {"replicas": -3}, {"asks": [{"at": 1, "replicas": math.inf}]}, {"queue": [math.nan]}, {"replicaSeconds": "inf"},
     ],
 )  # fmt: skip
 def test_an_invalid_memory_is_refused_by_name(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"status\.memory"):
         Memory.from_dict(data)
+
+
+def test_what_lies_in_the_future_is_forgotten() -> None:
+    """An ask of ten thousand replicas next year would be the highest of every window until then."""
+    memory = Memory(
+        50.0, 2, 99.0, 120.0, 130.0, (Ask(60.0, 7), Ask(9e9, 10_000)), (Change(9e9, -9),), (10,), 12.0, 13.0
+    )
+    kept = memory.until(100.0)
+    assert (kept.at_s, kept.since_s, kept.idle_since_s, kept.settled_s) == (50.0, 99.0, None, None)
+    assert (kept.asks, kept.changes, kept.replica_s) == ((Ask(60.0, 7),), (), 12.0)
+    assert memory.until(1e10) == memory
 
 
 # Any history

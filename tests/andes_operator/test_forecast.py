@@ -130,10 +130,25 @@ def test_two_weeks_are_kept_and_fit_a_config_map() -> None:
     assert len(history.to_json()) < 40_000
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"binSeconds": 60, "firstBin": 0, "requestsPerSecond": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"binSeconds": 60, "firstBin": 0, "requestsPerSecond": []}',
+        '{"binSeconds": 600, "firstBin": 1e999, "requestsPerSecond": []}', '"history"',
+        '{"binSeconds": 600, "firstBin": 0, "requestsPerSecond": [Infinity]}',
+        '{"binSeconds": 600, "firstBin": 0, "requestsPerSecond": [-5]}',
+    ],
+)  # fmt: skip
 def test_what_is_no_history_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"Expecting|history|binSeconds"):
+    with pytest.raises(ValueError, match=r"Expecting|history|binSeconds|requestsPerSecond"):
         DemandHistory.from_json(text)
+
+
+def test_a_history_of_the_future_is_replaced() -> None:
+    """Edited by hand: it would wait for that day, and learn nothing until then."""
+    history = DemandHistory.from_json('{"binSeconds": 600, "firstBin": 9000000, "requestsPerSecond": [5.0]}')
+    assert history.add(100 * BIN_S, 2.0, 15.0)
+    assert (history.first_bin, history.rates_rps) == (100, [2.0])
 
 
 # The rules of the trend, bin by bin

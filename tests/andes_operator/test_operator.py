@@ -80,16 +80,20 @@ class Site:
         })  # fmt: skip
         until("the gateway runs", lambda: "podIP" in self.plane("GET", f"{self.core}/pods/gateway-0")["status"])
 
-    def deploy(self, replicas: int = 1) -> None:
+    def deploy(self, replicas: int = 1, ready: int | None = None, **pod: Any) -> None:
+        """Engines, of which ``ready`` will be so; pod: more fields of their pods."""
         labels = {"app": "engine"}
         self.plane("POST", f"{self.apps}/deployments", {
             "metadata": {"name": "engine"},
             "spec": {
                 "replicas": replicas, "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": {**NO_TOKEN, "containers": [{"name": "e", "image": "e"}]}},
+                "template": {
+                    "metadata": {"labels": labels},
+                    "spec": {**NO_TOKEN, "containers": [{"name": "e", "image": "e"}], **pod},
+                },
             },
         })  # fmt: skip
-        until("the engines are ready", lambda: len(self.engine_names()) == replicas)
+        until("the engines are ready", lambda: len(self.engine_names()) == (replicas if ready is None else ready))
 
     def pods(self) -> list[dict[str, Any]]:
         return self.plane.items(f"{self.core}/pods?labelSelector=app%3Dengine")
@@ -184,7 +188,8 @@ def test_a_surge_and_its_end(site: Site) -> None:
         assert status["summary"] == "1.000/0.95"
         assert site.condition("Ready") == ("True", "AsExpected")
         assert {c["type"] for c in status["conditions"]} == {
-            "Ready", "DataAvailable", "TargetFound", "ObjectiveMet", "Attainable", "Conflict"}  # fmt: skip
+            "Ready", "DataAvailable", "TargetFound", "ObjectiveMet", "Attainable", "Conflict", "Schedulable",
+            "EnginesFailing"}  # fmt: skip
         assert "replicas are predicted to give share with QoE >= 0.95" in status["message"]
         site.world.rate_rps = 0.5
         until("one engine", lambda: site.replicas() == 1)
@@ -224,6 +229,25 @@ def test_without_data_the_scale_is_held_and_it_says_so(site: Site) -> None:
         until("data again", lambda: site.condition("Ready") == ("True", "AsExpected"))
         site.plane("DELETE", f"{site.core}/services/gateway")
         until("no gateway", lambda: site.condition("DataAvailable") == ("False", "DataMissing"))
+
+
+def test_what_cannot_be_placed_is_given_back_and_said_in_the_schedulers_words(site: Site, node: Node) -> None:
+    node.room["gpu"] = 2
+    site.deploy(replicas=5, ready=2, nodeSelector={"gpu": "yes"})
+    site.world.rate_rps, site.world.stay_s = BUSY_RPS, BUSY_STAY_S
+    site.aim(maxReplicas=5, behavior={**FAST, "coldStartSeconds": 2}, whatIf={"profile": "l4-llama-3.1-8b"})
+    with running(site.operator()) as operator:
+        until("it says so", lambda: site.condition("Schedulable") == ("False", "Unschedulable"))
+        until("all but one are given back", lambda: site.replicas() == 3)
+        status = site.later()
+        assert (site.replicas(), status["readyReplicas"], status["failingReplicas"]) == (3, 2, 1)
+        (said,) = (c["message"] for c in status["conditions"] if c["type"] == "Schedulable")
+        assert "nodes are available" in said
+        failing = f'andes_operator_engines{{namespace="{site.namespace}",state="failing",target="chat"}} 1.0'
+        until("a metric to alert on", lambda: failing in get(operator, "/metrics")[1])
+        node.room["gpu"] = 5
+        until("all, now that there is room", lambda: site.replicas() == 5 == len(site.engine_names()))
+        until("no fault", lambda: site.condition("Schedulable") == ("True", "AsExpected"))
 
 
 def test_advice_moves_nothing(site: Site) -> None:

@@ -81,7 +81,7 @@ def test_a_policy_of_ones_own_that_fails_is_a_prediction_that_fails(monkeypatch:
     async def ask() -> None:
         made = Predictor(5.0)
         monkeypatch.setattr(made, "_running_pool", lambda: None)  # the loop's threads
-        with pytest.raises(PredictionError, match="ZeroDivisionError: division by zero"):
+        with pytest.raises(PredictionError, match="failed: division by zero; where, is in the operator's log"):
             await made(None)  # type: ignore[arg-type]
 
     monkeypatch.setattr("andes_operator.predictor.predict", fail)

@@ -56,6 +56,10 @@ class Site:
         }  # fmt: skip
         self.replicas, self.version, self.now_s = replicas, 1, NOW_S
         self.fewest: int | None = 2
+        self.selector = "app=engine"
+        self.models: tuple[str, ...] = ()
+        self.others: tuple[FleetReplica, ...] = ()
+        self.asked: list[str | None] = []
         self.missing: tuple[str, ...] = ()
         self.hpas: list[dict[str, Any]] = []
         self.errors: dict[str, Exception] = {}
@@ -67,7 +71,8 @@ class Site:
         self.streams = [5] * 20
         self.metrics = OperatorMetrics()
         self.reconciler = Reconciler(
-            self, self, self.predict, metrics=self.metrics, tracer=NoOpTracer(), clock=lambda: self.now_s  # type: ignore[arg-type]
+            self, self, self.predict,  # type: ignore[arg-type]
+            metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
         )  # fmt: skip
 
     def _check(self, request: str) -> None:
@@ -84,7 +89,7 @@ class Site:
 
     async def scale(self, ref: Any, namespace: str) -> Scale:
         self._check("scale")
-        return Scale(self.replicas, "app=engine", str(self.version))
+        return Scale(self.replicas, self.selector, str(self.version))
 
     async def set_scale(self, ref: Any, namespace: str, replicas: int, resource_version: str) -> None:
         self._check("set_scale")
@@ -127,15 +132,22 @@ class Site:
 
     # Gateways
 
-    async def ask(self, cluster: Any, namespace: str, spec: Any, now_s: float) -> Answers:
+    async def ask(self, cluster: Any, namespace: str, spec: Any, now_s: float, model: str | None = None) -> Answers:
+        self.asked.append(model)
         times_s = [self.now_s - 0.5 * i for i in reversed(range(self.requests))]
         requests = tuple(ObservedRequest(at_s, "reading", 100, 50, True) for at_s in times_s)
+        own = self.models[0] if self.models else None
         replicas = tuple(
-            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0) for i in range(self.replicas)
+            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0, model=own) for i in range(self.replicas)
         )
+        replicas += self.others
+        if model is not None:
+            replicas = tuple(r for r in replicas if r.model == model)
+            requests = requests[::2]
         report = GatewayReport(
-            "g", self.now_s, self.now_s, self.now_s - 600, requests, {"reading": sketch(*[1.0] * 50)}, {}, replicas
-        )
+            "g", self.now_s, self.now_s, self.now_s - 600, requests, {"reading": sketch(*[1.0] * 50)}, {}, replicas,
+            models=self.models,
+        )  # fmt: skip
         return Answers((report,), self.missing, (), ("10.0.1.1:80",))
 
     async def drain(self, addresses: Any, replica: str, *, drained: bool) -> list[str]:
@@ -228,6 +240,116 @@ def test_an_api_server_that_fails_is_the_callers_to_handle() -> None:
             site.reconcile()
 
 
+def test_a_target_is_for_the_demand_of_its_engines_model() -> None:
+    site = Site()
+    site.models = ("llama", "qwen")
+    site.others = (FleetReplica("10.0.9.9:80", True, False, 500, 90, 0, model="qwen"),)
+    site.reconcile()
+    assert site.asked == [None, "llama"]
+    assert site.inquiries[0].seen.rate_rps == pytest.approx(1.0, rel=0.02), "half of it"
+    assert site.inquiries[0].seen.open_streams == 10
+    assert (site.status["demand"]["model"], site.status["demand"]["share"]) == ("llama", 1.0)
+    site.reconcile()
+    assert site.asked == [None, "llama", "llama"], "it is known from then on"
+    site.models = ("mistral", "qwen")
+    site.reconcile()
+    assert site.asked[3:] == ["llama", None, "mistral"], "its engines have another one now"
+
+
+def test_without_an_engine_the_model_is_remembered_or_has_to_be_named() -> None:
+    site = Site(replicas=0, minReplicas=0)
+    assert site.resource is not None
+    site.models = ("llama", "qwen")
+    site.reconcile()
+    assert site.condition("DataAvailable") == ("False", "DataMissing")
+    assert "demand.gateway.model" in site.status["message"]
+    known = Site(replicas=0, minReplicas=0)
+    assert known.resource is not None
+    known.models, known.resource["status"] = site.models, {"demand": {"model": "llama"}}
+    known.reconcile()
+    assert known.asked == ["llama"]
+    assert known.status["demand"]["model"] == "llama"
+
+
+def test_a_model_that_is_named_goes_before_and_one_that_no_gateway_knows_is_said() -> None:
+    site = Site(demand={"gateway": {"service": "gateway", "model": "llama"}})
+    site.models = ("llama", "qwen")
+    site.reconcile()
+    assert site.asked == ["llama"]
+    wrong = Site(replicas=3, demand={"gateway": {"service": "gateway", "model": "lama"}})
+    wrong.models = ("llama", "qwen")
+    wrong.reconcile()
+    assert wrong.condition("DataAvailable") == ("False", "DataMissing")
+    assert wrong.status["message"] == "no gateway knows the model lama; they know llama, qwen: held at 3"
+
+
+def test_two_pools_of_one_model_share_its_demand() -> None:
+    site = Site(replicas=2)
+    site.models = ("llama",)
+    site.others = (FleetReplica("10.0.9.9:80", True, False, 30, 8, 0, model="llama"),)
+    site.reconcile()
+    seen = site.inquiries[0].seen
+    assert site.status["demand"]["share"] == 0.25, "ten of forty streams"
+    assert seen.rate_rps == pytest.approx(0.25, rel=0.1), "a quarter of one a second"
+    assert (seen.open_streams, seen.waiting) == (10, 0)
+
+
+def test_an_error_that_repeats_reaches_status_and_events() -> None:
+    for error in (ClusterError(503, "list the pods of chat: away"), ZeroDivisionError("x"), TypeError("'int' object")):
+        site = Site()
+        site.errors["pods"] = error
+        for _ in range(2):
+            with pytest.raises(type(error)):
+                site.reconcile()
+            assert site.status == {}, "one or two are an API server that restarts"
+        with pytest.raises(type(error)):
+            site.reconcile()
+        assert site.condition("Ready") == ("False", "ReconcileFailed")
+        assert site.written == [("event", "ReconcileFailed", True)]
+        assert site.status["message"].startswith("3 reconciles in a row failed: ")
+        assert "object" not in site.status["message"]
+        site.errors.clear()
+        site.reconcile()
+        assert site.condition("Ready") == ("True", "AsExpected")
+
+
+def test_a_scale_without_a_selector_is_named_and_nothing_is_done() -> None:
+    site = Site(replicas=3)
+    site.selector, site.fewest = "", 9
+    assert site.reconcile() == Result(15.0)
+    assert site.condition("TargetFound") == ("False", "NoSelector")
+    assert site.condition("Ready") == ("False", "NoSelector")
+    assert site.replicas == 3
+
+
+def test_two_operators_that_serve_the_same_target_warn_and_one_works() -> None:
+    site = Site()
+    assert site.resource is not None
+    other = {"operator": "team-b/andes-operator", "observedAt": "2026-11-21T09:01:50Z"}
+    site.resource["status"], site.fewest = dict(other), 4
+    assert site.reconcile() == Result(15.0)
+    assert site.written == [("event", "OtherOperator", True)]
+    assert (site.status, site.replicas) == (other, 2)
+    site.reconcile()
+    assert len(site.written) == 1, "said once"
+    site.now_s += 45.0
+    site.reconcile()
+    assert site.replicas == 4, "the other has gone"
+    assert site.status["operator"] == "chat/andes-operator"
+    site.now_s += 15.0
+    site.reconcile()
+    assert ("event", "OtherOperator", True) not in site.written[1:], "its own status is no other's"
+
+
+def test_of_two_operators_that_find_each_other_the_first_by_name_goes_on_first() -> None:
+    for name, waits in (("team-b/andes-operator", False), ("a/andes-operator", True)):
+        site = Site()
+        assert site.resource is not None
+        site.resource["status"] = {"operator": name, "observedAt": "2026-11-21T09:01:00Z"}
+        site.reconcile()
+        assert (site.status["operator"] == name) is waits
+
+
 def test_what_cannot_be_used_in_the_spec_is_named() -> None:
     site = Site(minReplicas=30)
     assert site.reconcile() == Result(INVALID_S)
@@ -241,7 +363,9 @@ def test_what_cannot_be_used_in_the_spec_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"no_such_option": 1}, "no_such_option"), ({"growth_tokens": "many"}, "growth_tokens"), ({"growth_tokens": True}, "growth_tokens")],
+    [({"no_such_option": 1}, "no_such_option"), ({"growth_tokens": "many"}, "growth_tokens"),
+     ({"growth_tokens": True}, "growth_tokens"), ({"growth_tokens": [1]}, "growth_tokens must be a number"),
+     ({"growth_tokens": None}, "growth_tokens must be a number"), ({"x": {"y": 1}}, 'got {"y": 1}')],
 )  # fmt: skip
 def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(options: dict[str, Any], named: str) -> None:
     site = Site(whatIf={"profile": "h100-llama-3.1-8b", "policy": "fcfs", "policyOptions": options})
@@ -249,7 +373,7 @@ def test_policy_options_that_do_not_fit_are_named_and_reconciling_goes_on(option
     assert site.condition("Ready") == ("False", "InvalidSpec")
     assert site.condition("Attainable") == ("Unknown", "InvalidSpec")
     assert site.status["reason"] == "NoPrediction"
-    assert "spec.whatIf.policyOptions: " in site.status["message"]
+    assert "spec.whatIf.policyOptions" in site.status["message"]
     assert named in site.status["message"]
     assert site.inquiries == []
     assert site.status["replicas"] == 2
@@ -351,12 +475,22 @@ def test_without_replicas_a_reconcile_comes_soon() -> None:
     assert site.status["reason"] == "Idle"
 
 
-def test_an_invalid_memory_is_discarded() -> None:
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"memory": {"at": "spoilt"}}, {"memory": {"asks": [{"at": 1, "replicas": float("inf")}]}}, {"memory": {"asks": [7]}},
+        {"memory": {"at": 9e15, "since": 9e15, "asks": [{"at": 9e15, "replicas": 10_000}]}}, {"coldStartSeconds": -4e9},
+        {"operator": "chat/andes-operator", "observedAt": "soon"}, {"conditions": []}, {"demand": {}, "objectives": []},
+    ],
+)  # fmt: skip
+def test_a_status_that_was_edited_by_hand_stops_nothing(edited: dict[str, Any]) -> None:
     site = Site()
     assert site.resource is not None
-    site.resource["status"] = {"memory": {"at": "spoilt"}}
-    site.reconcile()
+    site.resource["status"], site.fewest = edited, 3
+    assert site.reconcile() == Result(15.0)
+    assert site.replicas == 3
     assert site.status["memory"]["since"] == NOW_S
+    assert len(site.status["memory"]["asks"]) == 1
 
 
 def test_an_event_that_cannot_be_created_is_no_failure() -> None:

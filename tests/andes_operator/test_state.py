@@ -55,13 +55,17 @@ def resource(uid: str = "u", **status: Any) -> dict[str, Any]:
 def test_a_target_that_was_created_again_starts_afresh_from_its_status() -> None:
     states = TargetStates()
     state = states.of(resource(coldStartSeconds=42.0))
-    assert state.cold_start_s == 42.0
-    state.cold_start_s = 50.0
-    assert states.of(resource(coldStartSeconds=42.0)) is state
-    assert states.of(resource("other")).cold_start_s is None
+    assert state.cold_starts.seconds == 42.0
+    assert states.of(resource(coldStartSeconds=50.0)) is state
+    assert states.of(resource("other")).cold_starts.seconds is None
     states.forget("chat", "t")
     states.forget("chat", "unknown")
-    assert states.of(resource(coldStartSeconds=1.0)).cold_start_s == 1.0
+    assert states.of(resource(coldStartSeconds=1.0)).cold_starts.seconds == 1.0
+
+
+@pytest.mark.parametrize("edited", [-5.0, 200_000.0, 1e300])
+def test_a_cold_start_that_cannot_be_is_not_believed(edited: float) -> None:
+    assert TargetStates().of(resource(coldStartSeconds=edited)).cold_starts.seconds is None
 
 
 class Maps:

@@ -12,7 +12,7 @@ from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.forecast import DemandForecast
 from andes_operator.memory import Memory
 from andes_operator.names import Condition, Mode, Reason
-from andes_operator.observe import DataFault, Observation, PodCounts
+from andes_operator.observe import DataFault, Observation, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
 from andes_operator.whatif import Prediction
@@ -42,13 +42,22 @@ def test_all_is_well() -> None:
     assert by_type(found) == {
         "Conflict": ("False", "SoleWriter"), "TargetFound": ("True", "Found"), "DataAvailable": ("True", "Complete"),
         "ObjectiveMet": ("True", "Met"), "Attainable": ("True", "Predicted"), "Ready": ("True", "AsExpected"),
+        "EnginesFailing": ("False", "AsExpected"), "Schedulable": ("True", "AsExpected"),
     }  # fmt: skip
     assert {c["observedGeneration"] for c in found["conditions"]} == {3}
     assert (found["observedGeneration"], found["observedAt"], found["summary"]) == (3, timestamp(NOW_S), "1.000/0.95")
     assert (found["reason"], found["recommendedReplicas"], found["coldStartSeconds"]) == ("Steady", 2, 60.0)
     assert found["message"].startswith("5 requests/s expected: 2 replicas")
     assert found["objectives"] == [
-        {"class": "*", "statistic": "ShareAbove", "target": 0.95, "current": 1.0, "predicted": 1.0, "streams": 20}
+        {
+            "class": "*",
+            "statistic": "ShareAbove",
+            "target": 0.95,
+            "met": "True",
+            "current": 1.0,
+            "predicted": 1.0,
+            "streams": 20,
+        }
     ]
     assert Memory.from_dict(found["memory"]).at_s == NOW_S
 
@@ -59,8 +68,42 @@ def test_figures_of_demand_and_pods() -> None:
     assert (found["replicas"], found["readyReplicas"]) == (3, 1)
     assert found["demand"] == {
         "requestsPerSecond": 5.123, "expectedRequestsPerSecond": 6.0, "loadFactor": 1.23, "horizonSeconds": 75.0,
-        "forecast": "trend", "openStreams": 7, "waitingStreams": 4,
+        "forecast": "trend", "openStreams": 7, "waitingStreams": 4, "model": None, "share": None,
     }  # fmt: skip
+
+
+def test_engines_that_fail_are_said_and_make_the_target_not_ready() -> None:
+    failures = (PodFailure(Reason.ENGINES_FAILING, 3, "CrashLoopBackOff"), PodFailure(Reason.NOT_CREATED, 1, "a quota"))
+    found = made(replace(GOOD, pods=PodCounts(10, 9, 6, failures=failures)))
+    conditions = by_type(found)
+    assert conditions["EnginesFailing"] == ("True", "EnginesFailing")
+    assert conditions["Schedulable"] == ("False", "NotCreated")
+    assert conditions["Ready"] == ("False", "EnginesFailing")
+    (ready,) = (c for c in found["conditions"] if c["type"] == "Ready")
+    assert ready["message"] == "3 engines are failing: CrashLoopBackOff"
+    assert (found["readyReplicas"], found["startingReplicas"], found["failingReplicas"]) == (6, 0, 4)
+
+
+def test_an_objective_of_a_class_that_no_request_has_is_unknown_and_named() -> None:
+    misspelt = ClassObjective("readng", TARGET.objective)
+    found = made(GOOD, spec=replace(SPEC, objectives=(misspelt,)))
+    assert found["objectives"][0]["met"] == "Unknown"
+    assert by_type(found)["ObjectiveMet"] == by_type(found)["Ready"] == ("Unknown", "ClassUnseen")
+    (said,) = (c["message"] for c in found["conditions"] if c["type"] == "Ready")
+    assert said == "no request is of class readng, which the objectives are about; requests come of reading"
+
+
+def test_an_objective_of_a_class_that_does_not_exist_is_named_though_others_are_met() -> None:
+    spec = replace(SPEC, objectives=(TARGET, ClassObjective("voice", TARGET.objective)))
+
+    def met(*classes: str) -> tuple[str, str]:
+        decision = decide(spec, GOOD, predicted(2), Memory())
+        found = findings(spec, GOOD, decision, None, classes)
+        return next((str(holds), str(reason)) for kind, holds, reason, _ in found if kind is Condition.MET)
+
+    assert met("reading") == ("None", "ClassUnseen")
+    assert met("reading", "voice") == ("True", "Met"), "it has no reader now"
+    assert met() == ("True", "Met"), "classes may be in the gateway's own settings"
 
 
 def test_figures_are_rounded() -> None:
@@ -175,6 +218,7 @@ def test_a_target_that_cannot_be_observed_says_why_and_nothing_else() -> None:
     assert by_type(found) == {
         "TargetFound": ("False", "NotFound"), "Ready": ("False", "NotFound"), "DataAvailable": ("Unknown", "NotFound"),
         "Conflict": ("Unknown", "NotFound"), "ObjectiveMet": ("Unknown", "NotFound"), "Attainable": ("Unknown", "NotFound"),
+        "EnginesFailing": ("Unknown", "NotFound"), "Schedulable": ("Unknown", "NotFound"),
     }  # fmt: skip
     assert {c["message"] for c in found["conditions"]} == {"no engine"}
     assert found.keys() == {"observedGeneration", "observedAt", "reason", "message", "conditions"}

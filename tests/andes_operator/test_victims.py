@@ -1,54 +1,21 @@
-"""Pods as supply, and who goes first."""
+"""Who goes first."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from cases import pod
 from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_operator.names import DELETION_COST, DRAINING
-from andes_operator.observe import PodCounts
 from andes_operator.victims import (
     UNREADY_COST,
-    cold_start_s,
-    count_pods,
     deletion_cost,
     deletion_costs,
-    is_leaving,
-    is_ready,
     replica_of,
     to_undrain,
     victims,
 )  # fmt: skip
-
-
-def pod(
-    name: str, ip: str | None = None, *, ready: bool = True, made: int = 0, start_s: int = 40, **more: Any
-) -> dict[str, Any]:
-    at = f"2026-11-21T08:{made:02}:00Z"
-    then = f"2026-11-21T08:{made + start_s // 60:02}:{start_s % 60:02}Z"
-    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": then}
-    return {
-        "metadata": {"name": name, "creationTimestamp": at, **more},
-        "status": {"phase": "Running", "podIP": ip, "conditions": [condition]},
-    }
-
-
-def test_pending_pods_are_supply_on_its_way_and_leaving_ones_are_none() -> None:
-    ended = pod("d")
-    ended["status"]["phase"] = "Failed"
-    pods = [pod("a"), pod("b", ready=False), pod("c", deletionTimestamp="2026-11-21T09:00:00Z"), ended]
-    assert count_pods(pods, 3) == PodCounts(3, 2, 1, terminating=1)
-
-
-def test_a_cold_start_is_the_median_of_those_that_are_ready() -> None:
-    pods = [pod("a", start_s=30), pod("b", start_s=50), pod("c", start_s=100), pod("d", ready=False, start_s=999)]
-    restarted = pod("e", start_s=1900)
-    restarted["status"]["containerStatuses"] = [{"restartCount": 2}]
-    assert cold_start_s([*pods, restarted]) == 50.0
-    assert cold_start_s([pod("d", ready=False)]) is None
 
 
 def test_the_one_with_least_to_lose_goes_first() -> None:
@@ -92,28 +59,6 @@ def test_no_pod_goes_that_costs_more_than_one_that_stays(kind: str, fleet: list[
 # Rules at their bounds
 
 
-def test_a_terminating_or_ended_pod_is_not_ready() -> None:
-    assert is_ready(pod("a"))
-    assert not is_ready(pod("a", ready=False))
-    assert not is_ready(pod("a", deletionTimestamp="2026-11-21T09:00:00Z"))
-    for phase in ("Succeeded", "Failed"):
-        ended = pod("a", deletionTimestamp="2026-11-21T09:00:00Z")
-        ended["status"]["phase"] = phase
-        assert is_leaving(ended)
-        assert count_pods([ended], 1) == PodCounts(1, 0, 0, terminating=0)
-    assert not is_ready({"metadata": {"name": "new"}})
-    assert count_pods([{"metadata": {"name": "new"}}], 1) == PodCounts(1, 1, 0)
-
-
-def test_a_cold_start_is_of_the_ten_youngest() -> None:
-    old = [pod(f"o{i}", made=i, start_s=50) for i in range(10)]
-    young = [pod(f"y{i}", made=20 + i, start_s=30) for i in range(10)]
-    assert cold_start_s([*old, *young]) == 30.0
-    assert cold_start_s([*old, *young[:5]]) == 40.0
-    assert cold_start_s([pod("a", made=1, start_s=-3)]) == 0.0, "clocks of two machines"
-    assert cold_start_s([]) is None
-
-
 def test_a_pod_without_an_address_has_no_engine() -> None:
     assert replica_of(pod("a"), {":80": 1, "None:80": 2}) is None
     assert replica_of({"metadata": {"name": "a"}}, {"10.0.0.1:80": 1}) is None
@@ -152,3 +97,17 @@ def test_the_cost_that_is_annotated() -> None:
     assert deletion_cost(pod("a")) is None
     assert deletion_cost(pod("a", annotations={DELETION_COST: -5})) == "-5"
     assert deletion_cost(pod("a", annotations={})) is None
+
+
+def test_what_holds_least_goes_first_as_a_replica_set_has_it() -> None:
+    """Not placed, then pending, then not ready, then by cost."""
+    placed = {**pod("c", "10.0.0.3", ready=False), "spec": {"nodeName": "n"}}
+    pending = {**pod("b", None, ready=False), "spec": {"nodeName": "n"}}
+    pending["status"]["phase"] = "Pending"
+    pods = [pod("a", "10.0.0.1", made=9), placed, pending, {"metadata": pod("d")["metadata"]}]
+    costs = deletion_costs(pods, {"10.0.0.1:80": 0})
+    assert [p["metadata"]["name"] for p in victims("Deployment", pods, costs, 4)] == ["d", "b", "c", "a"]
+
+
+def test_a_mark_that_was_edited_by_hand_is_taken_back() -> None:
+    assert to_undrain([marked := pod("a", annotations={DRAINING: "soon"})], 1, 1795251600.0, 60) == [marked]

@@ -328,7 +328,7 @@ class _Stage:
 def stream(gateway: str, tokens: int) -> tuple[dict[str, str], list[str]]:
     """The headers (names in small letters) and events of one streamed answer."""
     body = {
-        "model": "any",
+        "model": "default",
         "stream": True,
         "max_tokens": tokens,
         "messages": [{"role": "user", "content": "Anybody?"}],

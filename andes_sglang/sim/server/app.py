@@ -159,7 +159,7 @@ class Endpoints:
         return Response(status_code=503 if self._live.draining else 200)
 
     async def models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(), *map(self._adapter, self._info.limits.adapters)]})
 
     async def one_model(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -179,6 +179,9 @@ class Endpoints:
             "parent": None,
             "max_model_len": self._info.limits.context_tokens,
         }
+
+    def _adapter(self, name: str) -> dict[str, Any]:
+        return {**self._card(), "id": name, "root": name, "parent": self._info.model, "max_model_len": None}
 
     async def model_info(self, _request: Request) -> Response:
         info = {

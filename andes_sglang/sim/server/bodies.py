@@ -25,17 +25,19 @@ class BadRequestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine allows and assumes. Lengths in tokens."""
+    """What the engine allows and assumes. Lengths in tokens. adapters: names of its LoRA adapters."""
 
     context_tokens: int
     kv_tokens: int
     mean_answer_tokens: float
     target: QoETarget
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's."""
+    """A request for ``n`` answers to each of ``prompts``. max_tokens: None, no limit but the context's. adapter: LoRA adapter
+    that answers; empty: none."""
 
     model: str
     prompts: tuple[SimulatedPrompt, ...]
@@ -52,6 +54,7 @@ class AnswerRequest:
     continuous_usage: bool
     expectation: ReaderExpectation
     rid: str | None
+    adapter: str = ""
 
 
 MAX_CHOICES = 128
@@ -90,7 +93,9 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
         raise BadRequestError(f"tool_choice {body['tool_choice']!r} is not simulated: the answer is always text")
     parts = [json.dumps(body["tools"], sort_keys=True)] if body.get("tools") else []
     parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
-    prompt = of_text("".join(parts) + "<|assistant|>")
+    if not (_flag(body, "continue_final_message") and messages[-1]["role"] == "assistant"):
+        parts.append("<|assistant|>")
+    prompt = of_text("".join(parts))
     limit = _whole(body, "max_completion_tokens", None)
     return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
 
@@ -143,7 +148,17 @@ def _read(
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
         expectation=_expectation(sampling.get("custom_params"), limits.target),
         rid=rid,
+        adapter=_adapter(model or "", limits),
     )
+
+
+def _adapter(model: str, limits: Limits) -> str:
+    """The adapter of ``MODEL:ADAPTER``. Like SGLang, which takes any other name for its model's own."""
+    adapter = model.partition(":")[2].strip()
+    if adapter and adapter not in limits.adapters:
+        loaded = ", ".join(limits.adapters) or "none"
+        raise BadRequestError(f"Got LoRA adapter that has never been loaded: {adapter}. All loaded adapters: {loaded}.")
+    return adapter
 
 
 def _check_simulated(body: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:

@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="refuse a request that finds N others waiting; default: no limit",
     )
+    same.add_argument(
+        "--lora-paths", nargs="+", default=[], metavar="NAME=PATH", help="LoRA adapters that it has, by name; no cost"
+    )
     same.add_argument("--enable-cache-report", action="store_true", help="show cached tokens in the usage")
     same.add_argument("--enable-trace", action="store_true", help="a span for every request, with its preemptions")
     same.add_argument(
@@ -89,8 +92,9 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         raise UsageError(f"--profile: {error}") from None
     engine = _engine(chosen.engine, args)
     limits = Limits(
-        args.context_length or engine.kv_capacity_tokens, engine.max_request_tokens, args.answer_tokens, target
-    )
+        args.context_length or engine.kv_capacity_tokens, engine.max_request_tokens, args.answer_tokens, target,
+        tuple(path.partition("=")[0] for path in args.lora_paths),
+    )  # fmt: skip
     info = ServerInfo(
         args.model or chosen.name,
         limits,

@@ -16,6 +16,7 @@ __all__ = [
     "TOKEN_BYTES",
     "SimulatedPrompt",
     "answer_tokens",
+    "answered",
     "of_ids",
     "of_text",
     "passage",
@@ -36,19 +37,25 @@ _TEXT = (
 _WORDS = tuple(_TEXT.split())
 _PAGE_TOKENS = 1 << 14
 _PAGE = "".join(word + " " for word in random.Random(0).choices(_WORDS, k=_PAGE_TOKENS))  # noqa: S311
+_PAGES = (_PAGE + _PAGE).encode()
+_WORD_BYTES = {f"{word} ".encode() for word in _WORDS}
 _WORD_IDS = {word: k for k, word in enumerate(_WORDS, _FIRST_WORD_ID)}
+_ANCHOR_TOKENS = 8
+"""Tokens that are found once in the page."""
 _SPREAD = 0.7
 """Standard deviation of the logarithm of an answer's length: a mean of 256 has its 5 % at 60 and its 95 % at 630."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPrompt:
-    """tokens: its length; blocks: equal id, equal tokens; seed: what its answers are made from; text: for ``echo``."""
+    """tokens: its length; blocks: equal id, equal tokens; seed: what its answers are made from; text: for ``echo``; from_ids:
+    given as token ids."""
 
     tokens: int
     blocks: tuple[int, ...]
     seed: int
     text: str
+    from_ids: bool = False
 
 
 def of_text(text: str) -> SimulatedPrompt:
@@ -61,7 +68,7 @@ def of_ids(ids: Sequence[int]) -> SimulatedPrompt:
     """Raises ``OverflowError`` for an id beyond 64 bits."""
     data = array("q", ids)
     text = "".join(_WORDS[(k - _FIRST_WORD_ID) % len(_WORDS)] + " " for k in ids)
-    return SimulatedPrompt(len(ids), _blocks(data.tobytes(), data.itemsize), _digest(data.tobytes()), text)
+    return SimulatedPrompt(len(ids), _blocks(data.tobytes(), data.itemsize), _digest(data.tobytes()), text, True)
 
 
 def passage(seed: int, start: int, end: int) -> str:
@@ -71,6 +78,40 @@ def passage(seed: int, start: int, end: int) -> str:
     while (missing := (end - start) * TOKEN_BYTES - len(text)) > 0:
         text += _PAGE[:missing]
     return text
+
+
+def answered(prompt: SimulatedPrompt, shift: int) -> tuple[int, int]:
+    """The answer that ``prompt`` goes on with: its seed, and how many of its tokens ``prompt`` ends with.
+
+    ``shift`` is what the seed of an answer has over that of its prompt. A prompt that ends with no answer to its beginning
+    has none of its own answer yet.
+    """
+    data = prompt.text.encode()
+    said = 0 if prompt.from_ids else _page_tokens(data)
+    prefix = hashlib.blake2b(data[: len(data) - said * TOKEN_BYTES], digest_size=8)
+    for k in range(said, 0, -1):
+        rest = data[len(data) - k * TOKEN_BYTES :]
+        seed = int.from_bytes(prefix.digest()) + shift
+        at = seed % _PAGE_TOKENS * TOKEN_BYTES
+        if _PAGES.startswith(rest[:TOKEN_BYTES], at) and passage(seed, 0, k).encode() == rest:
+            return seed, k
+        prefix.update(rest[:TOKEN_BYTES])
+    return prompt.seed + shift, 0
+
+
+def _page_tokens(data: bytes) -> int:
+    """The most tokens at the end of ``data`` that may be a passage."""
+    count, end = 0, len(data)
+    while count < _ANCHOR_TOKENS and data[max(0, end - TOKEN_BYTES) : end] in _WORD_BYTES:
+        count, end = count + 1, end - TOKEN_BYTES
+    at = _PAGES.find(data[end:]) if count == _ANCHOR_TOKENS else -1
+    if at < 0:
+        return count
+    at = at or len(_PAGE)
+    while end >= TOKEN_BYTES and data[end - TOKEN_BYTES : end] == _PAGES[at - TOKEN_BYTES : at]:
+        count, end = count + 1, end - TOKEN_BYTES
+        at = (at - TOKEN_BYTES) or len(_PAGE)
+    return count
 
 
 def token_ids(text: str) -> list[int]:

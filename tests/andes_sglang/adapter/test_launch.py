@@ -88,6 +88,21 @@ def test_every_policy_can_be_served(model: str, policy: str) -> None:
     assert launch.check_arguments(args).policy == (None if policy == "stock" else policy)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "cores", "bound"),
+    [(1, [0, 1], None), (2, [0, 1], "0|1"), (2, [4, 7, 9], "4,9|7"), (4, [2, 3], "2|3|2|3"), (3, [5], "5|5|5")],
+)
+def test_ranks_on_a_cpu_are_given_their_cores(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, cores: list[int], bound: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    launch.bind_ranks(ranks, cores)
+    assert os.environ.get("SGLANG_CPU_OMP_THREADS_BIND") == bound
+    os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "mine"
+    launch.bind_ranks(ranks, cores)
+    assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "mine"
+
+
 def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "no such directory" in refusal("--model", str(tmp_path / "none"))
     assert "it has no config.json" in refusal("--model", str(tmp_path))
@@ -307,17 +322,19 @@ def test_an_sglang_that_is_another_ends_the_server(
     """A start-up hook of Python pretends that SGLang is another, in every process of the server."""
     (tmp_path / "sitecustomize.py").write_text(
         "from andes_sglang.adapter import seams\n"
-        "seams.SGLANG_VERSION = '0.5.16'\n"
+        "seams.RELEASES = ('0.5.16',)\n"
         "seams.SEAMS['sglang.srt.mem_cache.common.release_kv_cache'] = ('req', 'cache')\n"
         "seams.SEAMS['sglang.srt.managers.scheduler.Scheduler.gone'] = ('self',)\n"
+        "seams.ATTRIBUTES['sglang.srt.managers.schedule_batch.Req'] += ' unheard_of'\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", log=tmp_path / "log"):
         pass
     for says in (
-        "sglang 0.5.17 is installed, sglang==0.5.16 is required",
+        "sglang 0.5.17 is installed; andes was run on 0.5.16",
         "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert), expected (req, cache)",
         "seam sglang.srt.managers.scheduler.Scheduler.gone is missing",
+        "seam sglang.srt.managers.schedule_batch.Req has no attribute unheard_of",
     ):
         assert says in str(caught.value)
 
@@ -328,7 +345,7 @@ def test_an_sglang_that_is_another_ends_the_server(
     ("flags", "plugins", "says"),
     [
         ((), "andes_cpu", "SGLang has not loaded our plugin"),
-        (("--tp-size", "2"), "andes,andes_cpu", "--tp-size is not supported with a policy"),
+        (("--pp-size", "2"), "andes,andes_cpu", "--pp-size is not supported with a policy"),
     ],
 )
 def test_nothing_is_served_without_the_policy(

@@ -1,8 +1,15 @@
-"""Nothing of SGLang is overridden without being checked at start."""
+"""Nothing of SGLang is overridden, called or read without being checked at start."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +17,7 @@ from typing import Any
 import pytest
 
 from andes_sglang.adapter import seams
+from andes_sglang.adapter.attributes import attributes_of
 
 ADAPTER = Path(seams.__file__).parent
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -44,26 +52,153 @@ def overrides(module: str, name: str) -> set[str]:
 def test_every_override_is_checked_at_start(module: str, name: str, base: str, unchecked: set[str]) -> None:
     found = overrides(module, name)
     assert len(found) > 5
-    checked = {seam.removeprefix(f"{base}.") for seam in seams.SEAMS if seam.startswith(f"{base}.")}
+    known = [*seams.SEAMS, *seams.OFFLOAD_SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    checked = {seam.removeprefix(f"{base}.") for seam in known if seam.startswith(f"{base}.")}
     assert found - unchecked <= checked
 
 
+OF_SGLANG = (
+    r"(?:.*\.)?(?:_?scheduler|req|sampling_params|(?:running_|parked\.|self\.)?batch|other|match|recv_req|time_stats)"
+)
+"""Expressions in the adapter that stand for objects of SGLang, by their name."""
+OFFLOAD_ONLY = {"host_tier.py", "host_transfers.py"}
+
+
+def test_every_attribute_that_is_read_is_checked_at_start() -> None:
+    reads = {
+        (module.name, node.attr)
+        for module in ADAPTER.glob("*.py")
+        if module.name not in OFFLOAD_ONLY
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute) and re.fullmatch(OF_SGLANG, ast.unparse(node.value))
+    }
+    assert len(reads) > 50
+    functions = [*seams.SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    checked = {seam.rsplit(".", 1)[1] for seam in functions}
+    checked |= {name for names in seams.ATTRIBUTES.values() for name in re.split("[ |]", names)}
+    checked |= {"Scheduler"}  # of the module scheduler
+    assert {f"{module}: {name}" for module, name in reads if name not in checked} == set()
+
+
+@dataclass
+class Base:
+    field: int
+    limit = 3
+
+    def method(self) -> None:
+        self.assigned = 1
+        other = self
+        other.not_of_self = 2  # type: ignore[attr-defined]
+
+
+class Derived(Base):
+    __slots__ = ("slot",)
+
+    def __init__(self) -> None:
+        self.first, self.second = 1, 2
+        self.annotated: int = 3
+
+
+def test_what_instances_have_is_read_from_the_source_of_all_bases() -> None:
+    found = attributes_of(Derived)
+    assert {"field", "limit", "method", "assigned", "slot", "first", "second", "annotated"} <= found
+    assert found.isdisjoint({"not_of_self", "other"})
+
+
+def altered(sglang: Path, folder: Path, changes: dict[str, tuple[str, str]]) -> None:
+    """SGLang in ``folder`` by links, but for modules in which a name is called otherwise."""
+    (folder / "sglang").symlink_to(sglang)
+    for module, (old, new) in changes.items():
+        for parent in reversed(list(Path(module).parents)):
+            here = folder / "sglang" / parent
+            if here.is_symlink():
+                there = here.readlink()
+                here.unlink()
+                here.mkdir()
+                for entry in there.iterdir():
+                    (here / entry.name).symlink_to(entry)
+        source, count = re.subn(rf"\b{old}\b", new, (sglang / module).read_text())
+        assert count
+        (folder / "sglang" / module).unlink()
+        (folder / "sglang" / module).write_text(source)
+
+
+ASK = (
+    "import json\n"
+    "from andes_sglang.adapter import launch, options, seams\n"
+    "launch.prepare_environment(options.PluginOptions('andes'))\n"
+    "print(json.dumps(seams.faults()))\n"
+)
+
+
+@pytest.mark.engine
+def test_attributes_that_are_gone_are_named(tmp_path: Path) -> None:
+    (sglang,) = importlib.util.find_spec("sglang").submodule_search_locations  # type: ignore[union-attr]
+    gone = {
+        "srt/managers/schedule_batch.py": ("finished_reason", "why"),
+        "srt/managers/scheduler.py": ("is_mixed_chunk", "mixes"),
+        "srt/mem_cache/base_prefix_cache.py": ("host_hit_length", "on_host"),
+    }
+    altered(Path(sglang), tmp_path, gone)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ask = [sys.executable, "-c", ASK]
+    done = subprocess.run(ask, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [fault.rsplit(".", 1)[1] for fault in json.loads(done.stdout.splitlines()[-1])] == [
+        "Scheduler has no attribute is_mixed_chunk",
+        "Req has no attribute finished_reason",
+        "MatchResult has no attribute host_hit_length",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("release", "says"),
+    [
+        ("0.5.17", None),
+        ("0.5.23", "--preemption-mode offload: not supported on sglang 0.5.23"),
+        ("0.5.99", None),  # refused for another reason
+    ],
+)
+def test_offload_is_refused_where_its_cache_is_gone(
+    monkeypatch: pytest.MonkeyPatch, release: str, says: str | None
+) -> None:
+    monkeypatch.setattr(seams.importlib.metadata, "version", lambda _: release)
+    fault = seams.offload_fault()
+    assert (fault is None) == (says is None)
+    assert says is None or says in str(fault)
+
+
+def test_a_release_that_was_never_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seams.importlib.metadata, "version", lambda _: "0.5.99")
+    (said,) = seams._version_faults()
+    assert said == f"sglang 0.5.99 is installed; andes was run on {', '.join(seams.RELEASES)}"
+
+
 def server_args(**given: Any) -> Any:
-    defaults = {"tp_size": 1, "pp_size": 1, "enable_dp_attention": False, "disaggregation_mode": "null"}
+    sizes = dict.fromkeys(("tp_size", "pp_size", "attn_cp_size", "dcp_size"), 1)
+    defaults = {**sizes, "enable_dp_attention": False, "disaggregation_mode": "null"}
     return SimpleNamespace(**{**defaults, **given})
 
 
 @pytest.mark.parametrize(
     ("given", "flag"),
     [
-        ({"tp_size": 2}, "--tp-size"),
         ({"pp_size": 2}, "--pp-size"),
         ({"tp_size": 2, "enable_dp_attention": True}, "--enable-dp-attention"),
+        ({"attn_cp_size": 2}, "--attn-cp-size"),
+        ({"dcp_size": 2}, "--dcp-size"),
         ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
     ],
 )
 def test_engines_whose_ranks_would_decide_differently_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
-    assert seams.unsupported(server_args(**given)) == (
-        f"{flag} is not supported with a policy; start with --policy stock"
-    )
+    assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
+
+
+def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
+    one, two = server_args(), server_args(tp_size=2)
+    assert seams.unsupported(two) is None
+    assert seams.unsupported(one, offload=True, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"]) is None
+    assert "offload is not supported with a policy and --tp-size 2" in str(seams.unsupported(two, offload=True))
+    said = seams.unsupported(two, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"])
+    assert str(said).startswith("SGLANG_REQ_WAITING_TIMEOUT is not supported with a policy and --tp-size 2")

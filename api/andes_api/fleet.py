@@ -1,0 +1,132 @@
+"""What can be read of the fleet, and the draining of an engine: ``/fleet/*``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import orjson
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response
+
+from andes_api.errors import ApiError
+from andes_api.expectations import key_matches
+from andes_api.gateway import Gateway
+from andes_api.models import ModelRoute
+from andes_api.settings import GatewaySettings
+from andes_sglang.sketch import Sketch
+
+__all__ = ["add_fleet", "json_response"]
+
+OneModel = Annotated[
+    str | None, Query(description="one model, by its name in `/v1/models`; without adapters and aliases")
+]
+Kinds = Mapping[tuple[str | None, str], Sketch]
+"""QoE by model and class."""
+
+
+def add_fleet(app: FastAPI, gateway: Gateway) -> None:
+    """The endpoints of ``gateway``'s fleet."""
+
+    @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
+    async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0, model: OneModel = None) -> Response:
+        """Requests that arrived after `since` (Unix seconds), of all models or of one. Concatenate those of several gateways.
+        `held`: requests that wait for an engine now; `models`: those that this gateway knows."""
+        return json_response(_demand(gateway, since, model))
+
+    @app.get("/fleet/qoe", summary="Distribution of QoE per class")
+    async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
+        """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
+        for each. Merge several gateways by adding `counts` and `total`; the figures beside them are for reading only."""
+        return json_response(_qoe(gateway, window_s, model))
+
+    @app.get("/fleet/replicas", summary="The engines and what they hold")
+    async def replicas(model: OneModel = None) -> Response:
+        """All engines, or those of one model."""
+        return json_response(_replicas(gateway, model))
+
+    @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
+    async def drain(replica: str, request: Request, drained: bool = True) -> Response:
+        _administrator(request, gateway.settings)
+        found = [r for r in gateway.upstreams.replicas.values() if r.name == replica]
+        if not found:
+            raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
+        found[0].drained = drained
+        gateway.upstreams.notify()
+        gateway.count_replicas()
+        return json_response(found[0].describe(time.monotonic()))
+
+
+def json_response(content: object) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def _demand(gateway: Gateway, since: float, model: str | None) -> dict[str, Any]:
+    gateway.update_open_records()
+    known, held = gateway.upstreams.catalog.models, gateway.held_by_model
+    return {
+        "gateway": gateway.settings.name,
+        "now_s": time.time(),
+        "models": known,
+        "held": gateway.held if model is None else held[model],
+        "held_by_model": {name: held[name] for name in known},
+        "complete_since_s": gateway.demand.complete_since_s,
+        "records": [record.to_dict() for record in gateway.demand.since(since, model)],
+    }
+
+
+def _qoe(gateway: Gateway, window_s: float, model: str | None) -> dict[str, Any]:
+    now_s = time.monotonic()
+    ended = gateway.qoe.of(now_s, window_s)
+    running: dict[tuple[str | None, str], Sketch] = {}
+    for stream in gateway.open:
+        if (score := stream.score(now_s)) is not None:
+            running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
+    known = gateway.upstreams.catalog.models
+    return {
+        "gateway": gateway.settings.name,
+        "now_s": time.time(),
+        "window_s": window_s,
+        **_by_class(ended, running, model),
+        "models": {name: _by_class(ended, running, name) for name in known if model in (None, name)},
+    }
+
+
+def _by_class(ended: Kinds, running: Kinds, model: str | None) -> dict[str, Any]:
+    """Sketches per class of one model, or of all."""
+
+    def of(kinds: Kinds) -> dict[str, Sketch]:
+        chosen = {kind: sketch for kind, sketch in kinds.items() if model is None or kind[0] == model}
+        classes = sorted({cls for _, cls in chosen})
+        return {name: Sketch.merged(sketch for (_, cls), sketch in chosen.items() if cls == name) for name in classes}
+
+    past = of(ended)
+    return {
+        "classes": {cls: sketch.to_dict() for cls, sketch in past.items()},
+        "running": {cls: sketch.to_dict() for cls, sketch in of(running).items()},
+        "all": Sketch.merged(past.values()).to_dict(),
+    }
+
+
+def _replicas(gateway: Gateway, model: str | None) -> dict[str, Any]:
+    now_s, settings = time.monotonic(), gateway.settings
+    listed = [r for r in gateway.upstreams.replicas.values() if model is None or r.serves(ModelRoute(model))]
+    return {
+        "gateway": settings.name,
+        "policy": settings.policy,  # deprecated: the name alone
+        "routing": {"name": settings.policy, "options": settings.routing_options},
+        "models": gateway.upstreams.catalog.models,
+        "held": gateway.held if model is None else gateway.held_by_model[model],
+        "replicas": [replica.describe(now_s) for replica in listed],
+    }
+
+
+def _administrator(request: Request, settings: GatewaySettings) -> None:
+    if settings.admin_key_sha256 is None:
+        if settings.loopback and "origin" not in request.headers:  # no page of a browser
+            return
+        raise ApiError(403, "set admin_key_sha256 to use this from outside", "permission_error", reason="admin")
+    key = request.headers.get("authorization", "").partition(" ")[2].strip()
+    if not key_matches(key, settings.admin_key_sha256):
+        raise ApiError(401, "no valid administrator's key", "authentication_error", reason="admin", retry=False)

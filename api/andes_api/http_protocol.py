@@ -1,0 +1,142 @@
+"""HTTP/1 on one connection: uvicorn's protocol, with bounds on time and bytes of a head and on what is buffered for a slow
+reader, answers to HTTP/1.0 clients, and errors as OpenAI clients read them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import uuid
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from andes_api.errors import ApiError
+from andes_api.gateway import Gateway
+
+__all__ = ["make_protocol"]
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection to ``gateway``, which :func:`make_protocol` gives."""
+
+    gateway: ClassVar[Gateway]
+    _head_timer: asyncio.TimerHandle | None = None
+    _in_head = False
+    _fault: ApiError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # What the kernel does not take makes the relay wait, so that a slow reader holds back its own engine stream.
+        transport.set_write_buffer_limits(high=0)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.gateway.settings.send_buffer_bytes)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_timer is None and not self._answers:  # half a head, or the rest of a body that is not read
+            self._expect_head()
+
+    @property
+    def _answers(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # The head
+
+    def _expect_head(self) -> None:
+        if not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.gateway.settings.head_timeout_s, self._head_is_late)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._in_head:
+            self._refuse(ApiError(408, "the head of the request did not arrive in time", reason="head"))
+        else:
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes, self._in_head = 0, True
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + 4)
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > self.gateway.settings.max_header_bytes:
+            message = f"the head of the request is longer than {self.gateway.settings.max_header_bytes} bytes"
+            self._fault = ApiError(431, message, reason="head", retry=False)
+            raise self._fault  # ends the parser, which has uvicorn call send_400_response
+
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        self._in_head = False
+        super().on_headers_complete()
+        if self.gateway.draining:
+            self.cycle.keep_alive = False
+        if self.cycle.waiting_for_100_continue or self.scope["http_version"] == "1.0":
+            _adapt(self.cycle)
+
+    # Errors
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._fault or ApiError(400, msg, reason="http", retry=False))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer and close; an answer that is on its way to this client is finished instead."""
+        if self._answers:
+            self.cycle.keep_alive = False
+        elif not self.transport.is_closing():
+            self.transport.write(_answer(error))
+            self.transport.close()
+
+
+def make_protocol(gateway: Gateway) -> type[Protocol]:
+    """The class that uvicorn makes one of per connection."""
+    return type("GatewayProtocol", (Protocol,), {"gateway": gateway})
+
+
+def _adapt(cycle: RequestResponseCycle) -> None:
+    """HTTP/1.0 knows no chunks: there the end of the connection ends the answer. A client that was not told to send its body
+    may send it or not, so that nothing else can follow on that connection."""
+    send, plain = cycle.send, cycle.scope["http_version"] == "1.0"
+    if plain:
+        cycle.chunked_encoding = False
+
+    async def adapted(message: Any) -> None:
+        if cycle.waiting_for_100_continue:
+            cycle.keep_alive = False
+        if plain:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = adapted  # type: ignore[method-assign]
+
+
+def _answer(error: ApiError) -> bytes:
+    """An error for a request that no application sees."""
+    content = orjson.dumps(error.body)
+    headers = {
+        **error.headers, "x-request-id": uuid.uuid4().hex, "content-type": "application/json",
+        "content-length": str(len(content)), "connection": "close",
+    }  # fmt: skip
+    head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{n}: {v}" for n, v in headers.items())]
+    return "\r\n".join([*head, "", ""]).encode() + content

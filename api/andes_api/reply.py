@@ -1,0 +1,108 @@
+"""The answer to one client, whichever replicas it comes from: in one piece, or event by event."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import orjson
+
+from andes_api.errors import ApiError
+from andes_api.pacing import Pacer
+from andes_api.response import PacedResponseWriter, ResponseWriter, Send
+from andes_api.settings import GatewaySettings
+from andes_api.sse import Event, GarbageError, object_of, payload_of
+from andes_api.stream import Stream
+
+__all__ = ["DONE_EVENT", "Reply"]
+
+DONE_EVENT = b"data: [DONE]\n\n"
+MIN_KEEPALIVE_S = 0.05
+"""Seconds between looks at a client whose socket is full."""
+EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
+
+
+class Reply:
+    """Every answer echoes the request's id and what holds of its reader. started: its head is out; begun: an event of the
+    answer has come, so that no other answer can take its place."""
+
+    def __init__(self, stream: Stream, send: Send, settings: GatewaySettings) -> None:
+        self._stream = stream
+        self._keepalive_s = settings.keepalive_s
+        if stream.streams and stream.expectation.pace:
+            pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
+            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, pacer)
+        else:
+            self.writer = ResponseWriter(send, stream.delivered)
+
+    @property
+    def started(self) -> bool:
+        return self.writer.started
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._stream.first_event)
+
+    async def keep_alive(self) -> None:
+        """Until cancelled: a comment whenever a stream has said nothing for ``keepalive_s``, so that no proxy or client takes
+        it for dead. Its head goes out with the first one; an error after that is an event."""
+        while self._stream.streams and self._keepalive_s:
+            left_s = self.writer.written_s + self._keepalive_s - time.monotonic()
+            if left_s > 0 or self.writer.sending:
+                await asyncio.sleep(max(left_s, MIN_KEEPALIVE_S))
+                continue
+            if not self.started:
+                await self._start_events()
+            await self.writer.comment()
+
+    async def whole(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        """An answer in one piece; where the head of a stream is out already, an error in it."""
+        if self.started:
+            await self.writer.write([(_error_event(status, content), 0)])
+            return
+        await self._start(status, {**headers, "content-length": str(len(content))})
+        await self.writer.write([(content, 0)])
+
+    async def refuse(self, error: ApiError) -> None:
+        headers = {"content-type": "application/json", **error.headers}
+        await self.whole(error.status, headers, orjson.dumps(error.body))
+
+    async def events(self, batch: list[Event]) -> None:
+        """Pass ``batch`` on; the head goes out once there is something to follow it."""
+        if self._stream.expectation.report:
+            batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
+        if not self.started:
+            if not any(event for event, _ in batch):
+                return
+            await self._start_events()
+        await self.writer.write(batch)
+
+    async def end(self) -> None:
+        """After the last event; before it, where the caller wants that, what the reader got."""
+        stream = self._stream
+        if stream.expectation.report and stream.usage is not None:
+            await self.writer.flush()
+            usage = {**stream.usage, "andes": stream.report()}
+            chunk = {**payload_of(stream.first_event), "choices": [], "usage": usage}
+            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
+        await self.writer.end()
+
+    async def _start_events(self) -> None:
+        await self._start(200, EVENT_HEADERS)
+
+    async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self._stream.status = status
+        stream = self._stream
+        echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
+        await self.writer.start(status, {**headers, **echo})
+
+
+def _error_event(status: int, content: bytes) -> bytes:
+    try:
+        payload = object_of(content)
+    except GarbageError:
+        payload = {}
+    if not payload.get("error"):
+        payload = ApiError(status, content[:1000].decode(errors="replace") or f"status {status}").body
+    return b"data: " + orjson.dumps(payload) + b"\n\n"

@@ -1,0 +1,125 @@
+"""A request's body: read within its limits of size and time, decompressed, parsed; every fault is an error that names it."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from andes_api.errors import ApiError
+from andes_api.schema import MAX_CHOICES
+from andes_api.settings import GatewaySettings
+
+__all__ = ["read_json"]
+
+MAX_DEPTH = 128
+"""Objects and arrays inside each other; JSON schemas of tools in use have less than 20, orjson writes 254."""
+_ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Of a body, with zlib's window bits."""
+_CHARSETS = ("", "utf-8", "utf8", "us-ascii")
+
+
+async def read_json(request: Request, settings: GatewaySettings) -> dict[str, Any]:
+    """The JSON object that a request carries. Raises 400, 408, 413, 415, or 499 where its client has left."""
+    kind, _, parameters = request.headers.get("content-type", "application/json").partition(";")
+    if kind.strip().lower() != "application/json" or _charset(parameters) not in _CHARSETS:
+        said = f"{kind};{parameters}" if parameters else kind
+        raise _unsupported(f"content-type: expected application/json in UTF-8; got {said[:100]!r}")
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in _ENCODINGS:
+        raise _unsupported(f"content-encoding: expected one of {', '.join(_ENCODINGS)}; got {encoding[:100]!r}")
+    content = await _read(request, settings)
+    if encoding != "identity":
+        content = _decompressed(content, encoding, settings.max_body_bytes)
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise ApiError(400, f"the body is no JSON: {error}", retry=False) from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body must be a JSON object, got {type(body).__name__}", retry=False)
+    if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(body):
+        raise ApiError(400, f"the body nests more than {MAX_DEPTH} objects and arrays", reason="depth", retry=False)
+    _check(body)
+    return body
+
+
+async def _read(request: Request, settings: GatewaySettings) -> bytes:
+    """The body as it came. One that announces more than ``max_body_bytes`` is refused before any of it is asked for."""
+    content, most = bytearray(), settings.max_body_bytes
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > most:
+        raise _too_long(most)
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for part in request.stream():
+                content += part
+                if len(content) > most:
+                    raise _too_long(most)
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", reason="body") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client left before its body had come", reason="client_left") from None
+    return bytes(content)
+
+
+def _decompressed(content: bytes, encoding: str, most: int) -> bytes:
+    """``content`` without its ``encoding``; no more than ``most`` bytes are ever made of it."""
+    whole = b""
+    try:
+        while content:
+            member = zlib.decompressobj(_ENCODINGS[encoding])
+            whole += member.decompress(content, most + 1 - len(whole))
+            if len(whole) > most:
+                raise _too_long(most)
+            if not member.eof:
+                raise zlib.error("it ends early")
+            content = member.unused_data
+    except zlib.error as error:
+        raise ApiError(400, f"the body is no {encoding}: {error}", reason="encoding", retry=False) from None
+    return whole
+
+
+def _is_deep(body: dict[str, Any]) -> bool:
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        inside = [part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [part for part in inside if isinstance(part, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _check(body: Mapping[str, Any]) -> None:
+    """What the gateway itself relies on; all else is the engine's to judge."""
+    if body.get("stream") is not None and not isinstance(body["stream"], bool):
+        raise _wrong("stream", body["stream"], "true or false")
+    n = body.get("n")
+    if n is not None and not (isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MAX_CHOICES):
+        raise _wrong("n", n, f"a whole number from 1 to {MAX_CHOICES}")
+    if body.get("stream_options") is not None and not isinstance(body["stream_options"], dict):
+        raise _wrong("stream_options", body["stream_options"], "an object")
+
+
+def _charset(parameters: str) -> str:
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            return value.strip().strip('"').lower()
+    return ""
+
+
+def _wrong(name: str, value: object, expected: str) -> ApiError:
+    return ApiError(400, f"{name}: expected {expected}; got {str(value)[:100]!r}", param=name, retry=False)
+
+
+def _too_long(most: int) -> ApiError:
+    return ApiError(413, f"the body is longer than {most} bytes", reason="body", retry=False)
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, message, reason="media_type", retry=False)

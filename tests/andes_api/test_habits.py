@@ -1,0 +1,215 @@
+"""Habits of HTTP callers: other methods and paths, browsers, scrapers, tracing, misspelt headers, reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from andes_api.settings import GatewaySettings
+from andes_api.telemetry import with_traceparent
+
+pytestmark = pytest.mark.server
+
+BODY: dict[str, Any] = {"model": "m", "prompt": "x", "max_tokens": 3, "stream": True}
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": True}
+INFERENCE = "/v1/chat/completions"
+TRACE, SPAN = "463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312"
+
+
+@pytest.fixture
+def url(faulty: Any, gateway: Any) -> str:
+    return str(gateway(faulty().url).url)
+
+
+def test_head_and_options_on_every_path(url: str) -> None:
+    document = httpx.get(url + "/openapi.json").json()
+    assert len(document["paths"]) > 9
+    for path, operations in document["paths"].items():
+        path = path.replace("{name}", "m").replace("{replica}", "none")
+        head, options = httpx.head(url + path), httpx.options(url + path)
+        assert (options.status_code, options.content) == (204, b"")
+        assert {m.upper() for m in operations} <= set(options.headers["allow"].split(", "))
+        assert head.content == b""
+        assert head.status_code == (200 if "get" in operations else 405), path
+        if "get" in operations:
+            assert int(head.headers["content-length"]) > 0
+    assert httpx.head(url + "/nothing").status_code == httpx.options(url + "/nothing").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completion", "/", "/v1/", "/v2/models", "/%2e%2e/etc/passwd", "//", "/fleet"]
+)
+def test_an_unknown_path_is_told_what_there_is(path: str, faulty: Any, gateway: Any) -> None:
+    answer = httpx.post(gateway(faulty().url, page=False).url + path, json=BODY)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["code"]) == (404, "invalid_request_error", "not_found")
+    assert INFERENCE in error["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_wrong_method_is_told_the_right_ones(url: str) -> None:
+    answer = httpx.get(url + INFERENCE)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "OPTIONS, POST" in answer.json()["error"]["message"]
+    assert httpx.delete(url + "/v1/models").json()["error"]["message"].endswith("takes GET, HEAD, OPTIONS only")
+
+
+def test_pages_of_other_origins(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url, cors_origins=["https://chat.example"])
+    ours, other = {"origin": "https://chat.example"}, {"origin": "https://evil.example"}
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, x-andes-class"}
+    asked = httpx.options(server.url + INFERENCE, headers={**ours, **asks})
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+    assert "x-andes-class" in asked.headers["access-control-allow-headers"]
+    assert httpx.options(server.url + INFERENCE, headers={**other, **asks}).status_code == 400
+    for path in (INFERENCE, "/nothing"):  # errors too can be read
+        answer = httpx.post(server.url + path, json=CHAT, headers=ours)
+        assert answer.headers["access-control-allow-origin"] == "https://chat.example"
+    assert answer.headers["access-control-expose-headers"] == "*"
+    assert "access-control-allow-origin" not in httpx.post(server.url + INFERENCE, json=CHAT, headers=other).headers
+    closed, public = gateway(upstream.url), gateway(upstream.url, cors_origins=["*"])
+    assert "access-control-allow-origin" not in httpx.options(closed.url + INFERENCE, headers={**ours, **asks}).headers
+    assert httpx.post(public.url + INFERENCE, json=CHAT, headers=other).headers["access-control-allow-origin"] == "*"
+    drain = "/fleet/replicas/" + upstream.url.removeprefix("http://") + "/drain"
+    assert httpx.post(public.url + drain, headers=other).status_code == 403  # no page drains
+
+
+@pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/", "https://", "null", "https://a/b"])
+def test_an_origin_is_no_address(origin: str) -> None:
+    with pytest.raises(ValueError, match=r"scheme://host"):
+        GatewaySettings(upstreams=("http://a:1",), cors_origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind", "last"),
+    [
+        ("", "text/plain; version=0.0.4", "} "),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text; version=1.0.0", "# EOF"),
+        (
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5",
+            "application/openmetrics-text",
+            "# EOF",
+        ),
+        ("nonsense;;;version=x", "text/plain; version=0.0.4", ""),
+    ],
+)
+def test_the_scraper_chooses_the_format(accept: str, kind: str, last: str, url: str) -> None:
+    httpx.post(url + INFERENCE, json=CHAT)
+    answer = httpx.get(url + "/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith(kind)
+    assert last in answer.text.splitlines()[-1]
+    assert 'andes_gateway_requests_total{class="reading"' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "flags"),
+    [
+        ({"b3": f"{TRACE}-{SPAN}-1-05e3ac9a4f6e3b90"}, "01"),
+        ({"b3": f"{TRACE}-{SPAN}-0"}, "00"),
+        ({"b3": f"{TRACE}-{SPAN}"}, "01"),
+        ({"x-b3-traceid": TRACE.upper(), "x-b3-spanid": SPAN, "x-b3-sampled": "1"}, "01"),
+        ({"x-b3-traceid": TRACE, "x-b3-spanid": SPAN}, "01"),
+    ],
+)
+def test_b3_becomes_a_traceparent(headers: dict[str, str], flags: str, faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    httpx.post(gateway(upstream.url).url + INFERENCE, json=CHAT, headers=headers)
+    assert upstream.headers[-1]["traceparent"] == f"00-{TRACE}-{SPAN}-{flags}"
+
+
+def test_what_b3_does_not_say() -> None:
+    assert with_traceparent({"b3": f"{TRACE[:16]}-{SPAN}-d"})["traceparent"] == f"00-{'0' * 16}{TRACE[:16]}-{SPAN}-01"
+    for headers in ({}, {"b3": "0"}, {"b3": f"{TRACE}-{SPAN}-2"}, {"b3": "x" * 50}, {"x-b3-traceid": TRACE}):
+        assert with_traceparent(headers) == headers
+    both = {"traceparent": f"00-{TRACE}-{SPAN}-00", "b3": f"{TRACE}-{SPAN}-1"}
+    assert with_traceparent(both) == both
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("x-andes-tsd", "x-andes-tds"),
+        ("X-Andes-TTFT", "x-andes-ttft-ms"),
+        ("x-andes_class", "x-andes-class"),
+        ("andes-pace", "x-andes-pace"),
+        ("x-andes-" + "y" * 5000, "x-andes-"),
+    ],
+)
+def test_a_misspelt_header_is_named_with_the_nearest(name: str, near: str, faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    answer = httpx.post(gateway(upstream.url).url + INFERENCE, json=CHAT, headers={name: "5"})
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert f"did you mean {near}" in error["message"]
+    assert error["param"] == name.lower()[:100]
+    assert not upstream.bodies
+    untrusting = gateway(upstream.url, trust_anonymous=False)  # what it says of its reader does not count anyway
+    assert httpx.post(untrusting.url + INFERENCE, json=CHAT, headers={name: "5"}).status_code == 200
+
+
+def test_a_clamped_value_is_said(url: str) -> None:
+    def clamped(body: dict[str, Any] | None = None, **headers: str) -> str | None:
+        return httpx.post(url + INFERENCE, json={**CHAT, **(body or {})}, headers=headers).headers.get(
+            "x-andes-clamped"
+        )
+
+    assert clamped(**{"x-andes-tds": "500", "x-andes-ttft-ms": "50"}) == "ttft-ms=50;holds=100, tds=500;holds=200"
+    qoe = {"custom_params": {"qoe": {"weight": 3, "tokens": 90}}, "max_tokens": 7}
+    assert clamped(qoe) == "weight=3;holds=1, expected-tokens=90;holds=7"
+    assert clamped(**{"x-andes-tds": "200", "x-andes-class": "code"}) is None
+    assert clamped() is None
+
+
+def test_what_a_stream_got_is_told_to_the_caller_who_asks(url: str) -> None:
+    sdk = openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0)
+    headers = {"x-andes-report": "usage", "x-andes-tds": "8", "x-andes-ttft-ms": "60000"}
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        chunks = list(sdk.chat.completions.create(**CHAT, **options, extra_headers=headers))
+        last = chunks[-1]
+        assert last.usage is not None
+        assert (last.choices, last.usage.completion_tokens, last.id) == ([], 3, chunks[0].id)
+        assert sum(chunk.usage is not None for chunk in chunks) == 1
+        told = last.usage.model_extra["andes"]  # type: ignore[index]
+        assert told["qoe"] == 1.0
+        assert 0 < told["ttft_s"] < 60
+        assert (told["class"], told["tds"], told["ttft_target_s"]) == ("reading", 8.0, 60.0)
+        assert {"stalls", "stall_s", "longest_stall_s"} <= told.keys()
+    raw = httpx.post(url + INFERENCE, json=CHAT, headers=headers).text
+    assert raw.endswith("\n\ndata: [DONE]\n\n")
+    assert raw.count("[DONE]") == 1
+    assert "usage" not in httpx.post(url + "/v1/completions", json=CHAT | {"prompt": "x"}).text.replace(
+        '"usage":null', ""
+    )
+    wrong = httpx.post(url + INFERENCE, json=CHAT, headers={"x-andes-report": "all"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-andes-report")
+
+
+def test_the_report_of_a_stream_that_was_moved_or_paced(faulty: Any, gateway: Any) -> None:
+    dying, sound = faulty(), faulty()
+    dying.fault, dying.after = "die", 2
+    body = {**BODY, "max_tokens": 6, "temperature": 0}
+    server = gateway(dying.url, sound.url, policy="round_robin")
+    moved = [report(server.url, body) for _ in range(2)]
+    assert [usage["completion_tokens"] for usage in moved] == [6, 6]
+    paced = report(server.url, {**body, "max_tokens": 3}, **{"x-andes-pace": "on", "x-andes-tds": "5"})
+    assert (paced["completion_tokens"], paced["andes"]["tokens"]) == (3, 3)  # after the last token has gone out
+    broken = gateway(dying.url, resume=False)
+    text = httpx.post(broken.url + "/v1/completions", json=body, headers={"x-andes-report": "usage"}).text
+    assert "error" in text.split("\n\n")[-2]
+    assert "[DONE]" not in text
+
+
+def report(url: str, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    text = httpx.post(
+        url + "/v1/completions", json=body, headers={"x-andes-report": "usage", **headers}, timeout=60
+    ).text
+    *_, last, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    usage = json.loads(last.removeprefix("data: "))["usage"]
+    assert isinstance(usage, dict)
+    return usage

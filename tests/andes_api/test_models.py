@@ -1,0 +1,272 @@
+"""Whose engines answer: by announced names, adapters and aliases, over real HTTP and in the pure core."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from andes_api.errors import ApiError
+from andes_api.models import ModelCatalog, ModelRoute, read_offers
+from andes_api.settings import GatewaySettings, GatewaySettingsError, load
+from andes_api.upstream import Upstream
+
+LISTED: dict[str, Any] = {
+    "object": "list",
+    "data": [
+        {"id": "big", "object": "model", "created": 7, "root": "big", "parent": None, "max_model_len": 4096},
+        {"id": "sql", "object": "model", "root": "/adapters/sql", "parent": "big"},
+    ],
+}  # fmt: skip
+SMALL = {"data": [{"id": "small"}]}
+URL = "http://127.0.0.1:9"
+
+
+def catalog(*answers: Any, configured: tuple[str, ...] = (), **aliases: str) -> ModelCatalog:
+    known = ModelCatalog(configured, {name.replace("any", "*"): model for name, model in aliases.items()})
+    for answer in answers:
+        for model, offer in read_offers(answer).items():
+            known.learn(model, [offer])
+    return known
+
+
+@pytest.mark.parametrize(
+    ("asked", "route"),
+    [
+        ("big", ModelRoute("big")),
+        ("small", ModelRoute("small")),
+        ("sql", ModelRoute("big", "sql")),
+        ("big:sql", ModelRoute("big", "sql")),
+        ("gpt-4o", ModelRoute("big")),
+        ("coder", ModelRoute("big", "sql")),
+        ("whatever", ModelRoute("small")),
+        ("small:sql", ModelRoute("small")),  # no such adapter there: a name like any other
+        ("default", ModelRoute("small")),
+        ("", ModelRoute("small")),
+        (None, ModelRoute("small")),
+    ],
+)
+def test_a_name_is_a_model(asked: Any, route: ModelRoute) -> None:
+    aliases = {"gpt-4o": "big", "coder": "sql", "*": "small"}
+    known = ModelCatalog((), aliases)
+    for answer in (LISTED, SMALL):
+        for model, offer in read_offers(answer).items():
+            known.learn(model, [offer])
+    assert known.resolve(asked) == route
+
+
+@pytest.mark.parametrize("asked", ["large", "big:", "big:sq", "BIG", "big ", ":", "x" * 9999])
+def test_a_name_that_is_no_model_is_refused_with_the_list(asked: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        catalog(LISTED, SMALL).resolve(asked)
+    error = caught.value
+    assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
+    assert error.message.endswith("there are: big, sql, small")
+    assert len(error.message) < 300
+    assert error.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("asked", [7, ["big"], {"id": "big"}, True])
+def test_a_model_is_a_name(asked: Any) -> None:
+    with pytest.raises(ApiError, match="model: expected a name") as caught:
+        catalog(LISTED).resolve(asked)
+    assert caught.value.status == 400
+
+
+def test_without_a_name_there_has_to_be_one_model() -> None:
+    for asked in (None, "", "default"):
+        assert catalog(LISTED).resolve(asked) == ModelRoute("big")
+        with pytest.raises(ApiError, match="name one of: big, sql, small") as caught:
+            catalog(LISTED, SMALL).resolve(asked)
+        assert caught.value.status == 400
+
+
+def test_while_an_engine_may_still_announce_it_no_name_is_wrong() -> None:
+    assert catalog().resolve("big") == ModelRoute()
+    assert catalog(SMALL).resolve("big", incomplete=True) == ModelRoute()
+    assert catalog(configured=("big",)).resolve("big") == ModelRoute("big")
+    with pytest.raises(ApiError, match="there are: big"):
+        catalog(configured=("big",)).resolve("small")
+
+
+def test_the_list_is_what_engines_announce_and_the_aliases() -> None:
+    known = catalog(LISTED, SMALL, gpt="sql", any="small", lost="gone")
+    cards = known.cards()
+    assert [card["id"] for card in cards] == ["big", "sql", "small", "gpt"]
+    assert cards[0] == LISTED["data"][0]
+    assert (cards[1]["parent"], cards[3]["root"]) == ("big", "sql")
+    known.learn("big", [*read_offers({"data": [{"id": "big"}]}).values()])  # the adapter was unloaded
+    assert known.names() == ["big", "small"]
+    known.forget("big")
+    assert known.names() == ["small"]
+
+
+def test_an_engine_of_a_configured_model_is_called_by_its_own_name() -> None:
+    engine = Upstream(URL, GatewaySettings(upstreams=(URL,)), model="chat")
+    assert engine.serves(ModelRoute("chat"))
+    assert not engine.serves(ModelRoute("chat", "sql"))
+    engine.offers = read_offers(LISTED, "chat")
+    assert engine.serves(ModelRoute("chat", "sql"))
+    assert not engine.serves(ModelRoute("big"))
+    body = {"model": "chat", "prompt": "x"}
+    assert engine.asked_for(ModelRoute("chat"), body) == {"model": "big", "prompt": "x"}
+    assert engine.asked_for(ModelRoute("chat", "sql"), body)["model"] == "big:sql"
+    assert (engine.describe(0.0)["model"], engine.describe(0.0)["models"]) == ("chat", ["chat", "sql"])
+
+
+def test_what_an_engine_that_says_nothing_answers() -> None:
+    engine = Upstream(URL, GatewaySettings(upstreams=(URL,)))
+    assert not engine.serves(ModelRoute()), "it has not been asked yet"
+    engine.offers = {}
+    assert engine.serves(ModelRoute())
+    assert not engine.serves(ModelRoute("big"))
+    body = {"model": "any"}
+    assert engine.asked_for(ModelRoute(), body) is body
+
+
+@pytest.mark.parametrize(
+    "answer", [[], {"data": None}, {"data": [{"name": "x"}]}, {"data": [{"id": 7}]}, {"data": ["x"]}]
+)
+def test_an_answer_that_lists_no_models(answer: Any) -> None:
+    with pytest.raises((KeyError, TypeError, AttributeError, ValueError)):
+        read_offers(answer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "upstreams: no engine"),
+        ({"models": {"a": {"upstreams": ["ftp://x"]}}}, "models.a.upstreams"),
+        ({"models": {"a": {"upstreams": [URL]}, "b": {"upstreams": [URL]}}}, f"{URL} is listed twice"),
+        ({"upstreams": [URL], "models": {"a": {"upstreams": [URL]}}}, f"{URL} is listed twice"),
+        ({"models": {"*": {"upstreams": [URL]}}}, "models: '*' is no name"),
+        ({"models": {"a": {"upstreams": [URL], "classes": ["none"]}}}, "models.a.classes: no class 'none'"),
+        ({"models": {"a": {"upstreams": [URL]}}, "model_aliases": {"a": "b"}}, "model_aliases: 'a' is a model"),
+        ({"models": {"a": {"upstreams": [URL], "max_streams": 0}}}, "models.a.max_streams"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(GatewaySettingsError) as caught:
+        load(None, **settings)
+    assert said in str(caught.value)
+
+
+def ask(server: Any, model: Any, **headers: str) -> httpx.Response:
+    body = {"model": model, "prompt": "Tell me more.", "max_tokens": 8, "stream": True}
+    return httpx.post(server.url + "/v1/completions", json=body, headers=headers, timeout=60)
+
+
+def fleet(server: Any, path: str, **query: Any) -> Any:
+    return httpx.get(f"{server.url}/fleet/{path}", params=query).json()
+
+
+def test_every_model_by_its_own_engines(simulated: Any, gateway: Any) -> None:
+    big = simulated("--served-model-name", "big", "--lora-paths", "sql=/adapters/sql")
+    small = simulated("--served-model-name", "small")
+    server = gateway(big.url, small.url, model_aliases={"gpt-4o": "big"})
+    for model, answered in (
+        ("big", "big"),
+        ("small", "small"),
+        ("gpt-4o", "big"),
+        ("sql", "big:sql"),
+        ("big:sql", "big:sql"),
+    ):
+        answer = ask(server, model)
+        assert (answer.status_code, answer.headers["x-andes-model"]) == (200, answered)
+        assert f'"model":"{answered}"' in answer.text, "the engine itself was asked for it"
+    assert ask(server, "sql").text.split('"choices"')[1] != ask(server, "big").text.split('"choices"')[1]
+    sdk = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    assert [m.id for m in sdk.models.list()] == ["big", "sql", "small", "gpt-4o"]
+    assert sdk.models.retrieve("small").id == "small"
+    with pytest.raises(openai.NotFoundError, match="there are: big, sql, small, gpt-4o") as caught:
+        sdk.completions.create(model="large", prompt="x")
+    assert caught.value.code == "model_not_found"
+
+    replicas = {r["model"]: r for r in fleet(server, "replicas")["replicas"]}
+    assert replicas["big"]["models"] == ["big", "sql"]
+    assert [r["model"] for r in fleet(server, "replicas", model="small")["replicas"]] == ["small"]
+    records = fleet(server, "demand")["records"]
+    assert [(r["model"], r["adapter"]) for r in records[:4]] == [
+        ("big", None), ("small", None), ("big", None), ("big", "sql"),
+    ]  # fmt: skip
+    assert [r["model"] for r in fleet(server, "demand", model="small")["records"]] == ["small"]
+    qoe = fleet(server, "qoe")
+    assert {name: said["all"]["count"] for name, said in qoe["models"].items()} == {"big": 6, "small": 1}
+    assert qoe["all"]["count"] == 7
+    assert fleet(server, "qoe", model="small")["classes"]["reading"]["count"] == 1
+    unknown = fleet(server, "demand", model="smal")
+    assert (unknown["records"], unknown["models"]) == ([], ["big", "small"])
+    assert (
+        'andes_gateway_requests_total{class="reading",model="small",outcome="done"} 1.0'
+        in httpx.get(server.url + "/metrics").text
+    )
+
+
+def test_limits_classes_and_tenants_of_a_model(faulty: Any, gateway: Any) -> None:
+    one, other = faulty(), faulty()
+    one.fault, one.after = "stall", 2
+    key = {"key_sha256": "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"}  # of "key"
+    server = gateway(
+        models={
+            "slow": {"upstreams": [one.url], "max_streams": 1, "classes": ["batch", "code"]},
+            "quick": {"upstreams": [other.url]},
+        },
+        tenants=[{"name": "a", **key, "models": ["slow"]}],
+    )
+    headers = {"authorization": "Bearer key"}
+    assert [m["id"] for m in httpx.get(server.url + "/v1/models", headers=headers).json()["data"]] == ["slow"]
+    refused = ask(server, "quick", **headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert "quick" not in refused.json()["error"]["message"].partition("there are:")[2]
+    assert ask(server, "slow", **headers, **{"x-andes-class": "reading"}).status_code == 400
+    body = {"model": "slow", "prompt": "x", "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, headers=headers) as held:
+        assert held.headers["x-andes-class"] == "batch"
+        full = ask(server, "slow", **headers)
+        assert (full.status_code, full.headers["x-andes-reason"]) == (429, "model_streams")
+        assert "slow has 1 streams open" in full.json()["error"]["message"]
+    one.release.set()
+
+
+def test_another_model_answers_where_the_class_says_so(faulty: Any, gateway: Any) -> None:
+    other = faulty()
+    server = gateway(
+        models={"big": {"upstreams": [URL]}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small"}},
+        hold_s=0.2,
+    )
+    answer = ask(server, "big")
+    assert answer.status_code == 200
+    assert (answer.headers["x-andes-model"], answer.headers["x-andes-fallback"]) == ("small", "no_replica")
+    assert other.bodies[-1]["model"] == "m", "what its engine calls it"
+    assert "x-andes-fallback" not in ask(server, "small").headers
+    strict = ask(server, "big", **{"x-andes-class": "code"})
+    assert (strict.status_code, strict.headers["x-andes-reason"]) == (503, "no_replica")
+    records = fleet(server, "demand", model="big")["records"]
+    assert [(r["outcome"], r["fallback"]) for r in records] == [("done", "small"), ("shed", None)]
+    other.healthy = False
+    while httpx.get(server.url + "/readyz").json()["engines"]:
+        time.sleep(0.01)
+    assert ask(server, "big").status_code == 503
+
+
+def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.healthy = False
+    server = gateway(upstream.url, health_interval_s=0.05)
+    held = server.app.state.gateway
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(ask, server, model) for model in ("m", "n")]
+        while held.held < 2:
+            time.sleep(0.01)
+        assert fleet(server, "demand")["held"] == 2
+        upstream.healthy = True
+        right, wrong = (one.result(60) for one in waiting)
+    assert (right.status_code, right.headers["x-andes-model"]) == (200, "m")
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
+    records = fleet(server, "demand")["records"]
+    assert {(r["model"], r["outcome"]) for r in records} == {("m", "done"), (None, "error")}
