@@ -44,6 +44,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
@@ -64,7 +65,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         name = options.policy or "andes"
         self._qoe_policy = make_engine_policy(name, options.policy_options)
         told = effective_options(self._qoe_policy, options.policy_options)
-        self._qoe_info = {"policy": name, "policy_options": told}
+        self._qoe_info: dict[str, Any] = {"policy": name, "policy_options": told}
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
@@ -88,6 +89,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         metrics = PrometheusEngineMetrics() if told else EngineMetrics()
         latency = LatencyModel(mixed=self.is_mixed_chunk)
         transfers = HostTransfers(self, records, tier, latency=latency)
+        self._qoe_info["preemption_mode"] = "release" if tier is None else "offload"
+        self._qoe_info["host_tokens"] = 0 if tier is None else tier.use().capacity_tokens
         self._qoe_metrics = metrics
         self._records = records
         self._transfers = transfers
@@ -119,7 +122,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         )
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """For ``/server_info``: with the policy in charge."""
+        """For ``/server_info``: with the policy in charge and what it may do with KV."""
         said = super().get_internal_state(recv_req)
         said.internal_state["andes"] = self._qoe_info
         return said
@@ -227,7 +230,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
-        decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
+        decision = decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:
             self._qoe_metrics.in_charge(self._qoe_policy.name)

@@ -77,6 +77,7 @@ class Snapshot:
                 scheduler.max_running_requests, chunk_tokens, scheduler.is_mixed_chunk, scheduler.page_size
             ),
             running_reserved=int(scheduler.chunked_req is not None),
+            yielding_reserved=int(self._records.yields(scheduler.chunked_req)),
             latency=self._latency,
             chunk_tokens=chunk_tokens,
         )

@@ -161,8 +161,14 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         """Also without any engine: what comes is held until there is one, which its waiting may bring about."""
         if gateway.draining:
             raise ApiError(503, "draining", "service_unavailable_error", reason="draining", retry_after_s=1.0)
+        failing = gateway.background.failing()
+        if not gateway.is_swept():
+            why = failing.get("sweep", "it hangs")
+            message = f"streams are no longer watched: {why}"
+            raise ApiError(503, message, "service_unavailable_error", reason="background", retry_after_s=1.0)
         engines = sum(bool(r.healthy) and not r.draining for r in gateway.upstreams.replicas.values())
-        return json_response({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
+        status = "degraded" if failing else "ok" if engines else "no engine"
+        return json_response({"status": status, "engines": engines, "held": gateway.held, "failing": failing})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -12,16 +13,18 @@ from typing import Any
 
 from andes_api import admission, names
 from andes_api.admission import TokenBucket
+from andes_api.background import Background
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
+from andes_api.fatal import MAX_DEATHS
 from andes_api.history import History
 from andes_api.metrics import GatewayMetrics
 from andes_api.models import ModelRoute, no_model
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
-from andes_api.settings import GatewaySettings, GatewaySettingsError, TenantSettings, with_classes
+from andes_api.settings import GatewaySettings, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import STREAM_S, Upstream
@@ -35,11 +38,12 @@ __all__ = ["Gateway"]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 SWEEP_INTERVAL_S = 1.0
 """Seconds between checks for idle streams and changed classes; both limits are minutes."""
+MAX_UNSWEPT_S = 30.0
+"""Seconds without such a check after which this gateway is not ready: far more than a busy event loop needs."""
 NO_ENGINE_RETRY_S = 5.0
 """Seconds after which a client tries again while no engine is there: one look-up of names."""
 RECENT_REQUESTS, USUAL_PROMPT_TOKENS = 100, 300
 """Requests whose mean prompt is the usual one, and its tokens while there are none."""
-_log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
 
@@ -49,9 +53,10 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = self._configured = settings
         self._classes = b""
-        self.reread_classes()
         self.metrics = GatewayMetrics()
-        self.upstreams = Upstreams(settings)
+        self.background = Background(self.metrics.task_failures)
+        self.reread_classes()
+        self.upstreams = Upstreams(settings, background=self.background)
         self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
@@ -68,15 +73,15 @@ class Gateway:
         self._buckets = {
             t.name: TokenBucket(t.requests_per_minute) for t in settings.tenants if t.requests_per_minute is not None
         }
-        self._sweeper: asyncio.Task[None] | None = None
+        self._swept_s = math.inf  # when streams were last looked at, clock seconds
 
     async def start(self) -> None:
         await self.upstreams.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._swept_s = time.monotonic()
+        self.background.start("sweep", self._sweep)
 
     async def stop(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        await self.background.stop()
         for task in self.open.values():
             task.cancel()
         await asyncio.gather(*self.open.values(), return_exceptions=True)
@@ -85,21 +90,17 @@ class Gateway:
 
     def reread_classes(self) -> None:
         """Take over what ``classes_file`` says when it has changed; where it is wrong, the classes stay as they are."""
+        self.background.step("classes", self._reread_classes)
+
+    def _reread_classes(self) -> None:
         file = self._configured.classes_file
         try:
             content = file.read_bytes() if file is not None else b""
         except FileNotFoundError:
             content = b""
-        except OSError as error:
-            content = self._classes
-            _log.error("the classes stay as they were: %s: %s", file, error.strerror)
-        if content == self._classes:
-            return
-        self._classes = content
-        try:
+        if content != self._classes:
             self.settings = with_classes(self._configured, file) if file is not None and content else self._configured
-        except GatewaySettingsError as error:
-            _log.error("the classes stay as they were: %s", error)
+            self._classes = content
 
     @property
     def held(self) -> int:
@@ -154,6 +155,8 @@ class Gateway:
             self._admit_tenant(stream.tenant, stream.arrival_s)
         if len(self.open) >= self.settings.max_streams:
             raise admission.full(self._until_one_ends_s(len(self.open)))
+        if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
+            raise admission.fatal(MAX_DEATHS, left_s)
         return self.place(stream, stream.arrival_s)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
@@ -203,9 +206,7 @@ class Gateway:
         self._check_model_limit(route)
         accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
         if not accepting:
-            up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
-            if max((len(r.streams) for r in up), default=0) >= settings.max_streams_per_replica:
-                raise admission.full(self._until_one_ends_s(len(self.open)))
+            self._check_replica_limit(route)
             return []
         views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
         order = self.routing_policy.order(new, views, now_s)
@@ -217,7 +218,12 @@ class Gateway:
             )
             if refusal is not None:
                 raise refusal
-        return [accepting[view.name] for view in order]
+        return sorted((accepting[view.name] for view in order), key=lambda replica: replica.is_full(now_s))
+
+    def _check_replica_limit(self, route: ModelRoute) -> None:
+        up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
+        if max((len(r.streams) for r in up), default=0) >= self.settings.max_streams_per_replica:
+            raise admission.full(self._until_one_ends_s(len(self.open)))
 
     def _check_model_limit(self, route: ModelRoute) -> None:
         model = self.settings.models.get(route.model or "")
@@ -306,6 +312,11 @@ class Gateway:
                 relay.end_silent_upstream(now_s)
                 if relay.client_is_gone(now_s):
                     self.open[stream].cancel()
+            self._swept_s = now_s
+
+    def is_swept(self) -> bool:
+        """Whether silent streams are still found; without that no idle limit fires."""
+        return time.monotonic() - self._swept_s < MAX_UNSWEPT_S
 
     # Records
 

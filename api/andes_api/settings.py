@@ -128,7 +128,9 @@ class GatewaySettings(BaseSettings):
     health_interval_s: Seconds = Field(5.0, description="seconds between health checks")
     load_interval_s: Seconds = Field(1.0, description="seconds between questions for an engine's load (`/v1/loads`)")
     connect_timeout_s: Seconds = Field(5.0, description="seconds to connect to an engine")
-    stream_idle_s: Seconds = Field(300.0, description="seconds of silence after which an engine's stream is given up")
+    stream_idle_s: Seconds = Field(
+        300.0, description="seconds without a token after which an engine's stream is given up"
+    )
     answer_timeout_s: Seconds = Field(3600.0, description="seconds for an answer that is not streamed")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="tries on other engines after a failure")
     resume: bool = Field(True, description="continue a cut stream on another engine where the text determines the rest")
@@ -165,7 +167,7 @@ class GatewaySettings(BaseSettings):
     classes_file: Path | None = Field(None, description="YAML file of classes over these, read again when it changes")
     default_class: str = Field("reading", description="class of requests that name none")
     service_tiers: dict[str, str] = Field(
-        {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"},
+        {"flex": "offline", "priority": "priority", "fast": "priority", "scale": "priority"},
         description="class of each `service_tier`",
     )
     tenants: tuple[TenantSettings, ...] = Field(

@@ -116,6 +116,11 @@ class Stream:
             return None
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
 
+    def own_usage(self) -> dict[str, int]:
+        """Usage of the whole answer so far, by our own count."""
+        prompt, tokens = self.record.prompt_tokens, self.tokens
+        return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+
     def routed(self, route: ModelRoute) -> None:
         """``route`` is what it asks for."""
         self.route = route

@@ -141,6 +141,11 @@ class Faulty:
         if self.fault == "hang up":
             hang_up(send)
             return
+        if self.fault in ("empty", "end"):
+            text = json.dumps({"id": "e", "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
+            events = f"data: {text}\n\n" if self.fault == "empty" else ""
+            await self._reply(send, 200, f"{events}data: [DONE]\n\n".encode(), b"text/event-stream")
+            return
         if self.fault == "no stream":
             await self._reply(send, 200, b"<html>hello</html>", b"text/html")
             return
@@ -172,7 +177,7 @@ class Faulty:
         prompt = body["messages"][-1].get("content") if chat else body["prompt"]
         said = re.findall(r"w(\d+) ", prompt) if isinstance(prompt, str) else []
         first = int(said[-1]) + 1 if said else 0
-        count = body.get("max_tokens") or 16
+        count = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         identity = {
             "id": f"id-{id(self)}",
             "object": "chat.completion.chunk" if chat else "text_completion",
@@ -220,6 +225,11 @@ class Faulty:
             await put(b"\x00\xff<html>not an event\n\n")
         if self.fault == "error":
             await put(b'data: {"error":{"message":"gone","type":"InternalServerError","code":500}}\n\n')
+        while self.fault in ("comment", "space", "role") and not gone.done():
+            said = {"space": {"text": " "}, "role": {"text": "", "delta": {"role": "assistant"}}}.get(self.fault)
+            event = {"id": f"id-{id(self)}", "choices": [{"index": 0, "finish_reason": None, **(said or {})}]}
+            await put(b": up\n\n" if said is None else b"data: " + json.dumps(event).encode() + b"\n\n")
+            await asyncio.wait({gone}, timeout=0.05)
         if self.fault == "stall":
             self.stalled.set()
             while not self.release.is_set() and not gone.done():
@@ -382,22 +392,24 @@ def make_backend() -> type[Backend]:
     return Backend
 
 
-OPENAI_NODE = "7.59.0"
+JAVASCRIPT_CLIENTS = {"openai": "7.59.0", "ai": "6.0.326", "@ai-sdk/openai-compatible": "2.0.92"}
 
 
 @pytest.fixture(scope="session")
-def openai_node() -> Path:
-    """A folder whose node_modules holds the official JavaScript client; its tests are skipped where it cannot be had."""
+def javascript_clients() -> Path:
+    """A folder whose node_modules holds OpenAI's and Vercel's clients; tests are skipped where these cannot be had."""
     folder = Path(__file__).parents[2] / ".setup" / "node"
-    installed = folder / "node_modules" / "openai" / "package.json"
-    if installed.exists() and json.loads(installed.read_text())["version"] == OPENAI_NODE:
+    wanted = [f"{name}@{version}" for name, version in JAVASCRIPT_CLIENTS.items()]
+    made = folder / "made-from"
+    if made.exists() and made.read_text().split() == wanted:
         return folder
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
-        pytest.skip("NO NPM: install node and npm to test the JavaScript client")
+        pytest.skip("NO NPM: install node and npm to test JavaScript clients")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), f"openai@{OPENAI_NODE}"]
+    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     if done.returncode:
-        pytest.skip(f"NO OPENAI FOR NODE: npm could not install it: {done.stderr[-300:]}")
+        pytest.skip(f"NO JAVASCRIPT CLIENTS: npm could not install them: {done.stderr[-300:]}")
+    made.write_text("\n".join(wanted))
     return folder
