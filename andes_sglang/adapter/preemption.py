@@ -101,7 +101,7 @@ class EnginePreemptor:
             victim = protocol.retraction_victim(
                 self._parked.reqs,
                 batch.reqs,
-                age=lambda req: self._records[req.rid].number,
+                age=lambda req: (self._records.yields(req), self._records[req.rid].number),
                 may_leave=lambda req: self._records[req.rid].preemptible,
             )
             if victim is None:

@@ -159,6 +159,11 @@ class StreamRecords:
         record = self._by_rid.get(req.rid)
         return record is not None and record.has_begun
 
+    def yields(self, req: Any) -> bool:
+        """Whether ``req``, None for none, has no reader."""
+        record = self.find(req) if req is not None else None
+        return record is not None and record.expectation.yields
+
     def add(self, record: StreamRecord) -> None:
         """A request begins to wait."""
         prompt_tokens = len(record.req.origin_input_ids)

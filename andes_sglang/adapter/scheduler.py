@@ -42,6 +42,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
@@ -215,7 +216,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
-        decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
+        decision = decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:
             self._qoe_metrics.in_charge(self._qoe_policy.name)

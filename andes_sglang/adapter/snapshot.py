@@ -69,6 +69,7 @@ class Snapshot:
             kv_reserved_tokens=scheduler.max_total_num_tokens - free - held,
             max_running=scheduler.max_running_requests,
             running_reserved=int(scheduler.chunked_req is not None),
+            yielding_reserved=int(self._records.yields(scheduler.chunked_req)),
             latency=self._latency,
             chunk_tokens=scheduler.chunked_prefill_size or scheduler.max_prefill_tokens,
         )

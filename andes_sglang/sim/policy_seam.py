@@ -12,6 +12,7 @@ from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
@@ -86,7 +87,7 @@ class PolicySeam:
         """Ask the policy."""
         self.decisions += 1
         self._look_up_prefixes()
-        decision = self.policy.decide(self.state())
+        decision = decide_readers_first(self.policy, self.state())
         self._metrics.decision(self._decision_s)
         return decision
 
@@ -96,7 +97,7 @@ class PolicySeam:
 
     def state(self) -> SchedulerState:
         """What the policy sees now."""
-        batch, capacity_tokens = self._batch, self._pool.capacity_tokens
+        batch, capacity_tokens, chunked = self._batch, self._pool.capacity_tokens, self._admission.chunked
         table, held_tokens = self._population.table(
             self._clock,
             running=batch.continuing_slots(),
@@ -109,7 +110,8 @@ class PolicySeam:
             kv_capacity_tokens=capacity_tokens,
             kv_reserved_tokens=capacity_tokens - self._pool.available_tokens() - held_tokens,
             max_running=self._max_running,
-            running_reserved=int(self._admission.chunked is not None),
+            running_reserved=int(chunked is not None),
+            yielding_reserved=int(chunked is not None and chunked.spec.yields),
             latency=self._latency,
             chunk_tokens=self._chunk_tokens,
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from andes_sglang import protocol
 from andes_sglang.metrics import EngineMetrics
+from andes_sglang.policy.eviction import NO_READER
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -23,7 +24,7 @@ def paused_kv(waiting: Iterable[Job], population: Population) -> Iterator[tuple[
     :class:`~andes_sglang.policy.eviction.EvictionOrder` asks for."""
     for job in waiting:
         if job.stopped is not None:
-            yield job.kept_node, population.dry_at_s(job.slot)
+            yield job.kept_node, NO_READER if job.spec.yields else population.dry_at_s(job.slot)
 
 
 class Preemptor:
@@ -84,7 +85,9 @@ class Preemptor:
         """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others."""
         batch = self._batch
         while self._pool.available_tokens() < len(batch.running):
-            job = protocol.retraction_victim(batch.parked, batch.running, lambda job: (job.spec.arrival_s, job.index))
+            job = protocol.retraction_victim(
+                batch.parked, batch.running, lambda job: (job.spec.yields, job.spec.arrival_s, job.index)
+            )
             if job is None:
                 return
             batch.leave(job)
