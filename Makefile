@@ -7,7 +7,7 @@ UNIT := -m "not engine and not server and not cluster"
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
-	bench-simulated bench-autoscaling bench-answer-lengths chart lock clean
+	bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" fo
 
 bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (hours)
 	$(BIN)/python benchmarks/autoscaling.py $(ARGS)
+
+soak: setup ## small real engines under preemptions, one after the other, each answer compared; ARGS="OUT --seconds 200"
+	$(BIN)/python benchmarks/soak.py $(or $(ARGS),out/soak)
 
 chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
 	$(BIN)/python tools/chart.py

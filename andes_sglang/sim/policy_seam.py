@@ -51,6 +51,7 @@ class PolicySeam:
         self.policy = policy
         self.decisions = 0
         self._max_running = engine.max_running
+        self._running_bound = protocol.running_bound(engine.max_running, engine.chunk_tokens, engine.mixed)
         self._chunk_tokens = engine.chunk_tokens
         self._decision_s = engine.decision_s
         self._by_rid = by_rid
@@ -72,9 +73,8 @@ class PolicySeam:
         batch = self._batch
         if self._interval_s and self._clock.now_s < self._due_s and batch.running:
             return False
-        return protocol.asks_policy(
-            len(self._queue.waiting), len(batch.parked), len(batch.running), self._pool.available_tokens()
-        )
+        spare_tokens = self._pool.available_tokens() - self._admission.owed_tokens
+        return protocol.asks_policy(len(self._queue.waiting), len(batch.parked), len(batch.running), spare_tokens)
 
     def plan_steps(self, steps: int, until_s: float, available_tokens: int) -> tuple[int, float]:
         """Of ``steps`` decode steps up to ``until_s`` those before the policy is asked again."""
@@ -108,8 +108,11 @@ class PolicySeam:
             now_s=self._clock.now_s,
             requests=table,
             kv_capacity_tokens=capacity_tokens,
-            kv_reserved_tokens=capacity_tokens - self._pool.available_tokens() - held_tokens,
-            max_running=self._max_running,
+            kv_reserved_tokens=min(
+                capacity_tokens,
+                capacity_tokens - self._pool.available_tokens() - held_tokens + self._admission.owed_tokens,
+            ),
+            max_running=self._running_bound,
             running_reserved=int(chunked is not None),
             yielding_reserved=int(chunked is not None and chunked.spec.yields),
             latency=self._latency,

@@ -66,7 +66,7 @@ OFFLOAD = ("--preemption-mode", "offload")
         (("--policy-option", "preemption=1"), "preemption must be true or false, got 1"),
         ((*FORCED, "every_tokens=0"), "every_tokens must be an integer >= 1 tokens, got 0"),
         ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 1 tokens, got 'often'"),
-        ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, got 'gently'"),
+        ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, alternate, got 'gently'"),
         ((*FORCED, "oftn=3"), "unknown option 'oftn'"),
         ((*FORCED, "mode=offload"), "--policy-option mode=offload: needs --preemption-mode offload"),
         (("--default-tds", "0"), "--default-tds: tds must be"),
