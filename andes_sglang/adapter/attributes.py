@@ -1,7 +1,7 @@
 """The names that instances of a class have, read from its methods' bytecode.
 
-What they assign to ``self`` is not to be seen on the class itself, and an instance of SGLang's classes takes an engine to make.
-The source says the same, in thirty times the time.
+What they assign to ``self`` is not to be seen on the class itself, and an instance of SGLang's classes takes an engine to
+make. The source says the same, in thirty times the time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from andes_api.methods import Methods, nothing_there
 from andes_api.models import no_model
 from andes_api.pages import add_pages
 from andes_api.request_body import read_json
+from andes_api.request_log import RequestLog, request_of
 from andes_api.schema import CHAT, COMPLETION, ERROR
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
@@ -30,8 +30,6 @@ from andes_api.upstream import Upstream
 from andes_sglang import __version__
 
 __all__ = ["create_app"]
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class _Answer(Response):
@@ -66,6 +64,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
             expose_headers=["*"],
         )  # fmt: skip
+    app.add_middleware(RequestLog, gateway=gateway)
     _add_errors(app)
     _add_inference(app, gateway)
     add_fleet(app, gateway)
@@ -105,7 +104,10 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         check_media(body, settings.media_hosts)
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
-        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), chat=chat, route=route)
+        seen = request_of(request.scope)
+        known = {**headers, "x-request-id": seen.request_id}
+        stream = gateway.new_stream(body, expectation, tenant, known, chat=chat, route=route)
+        seen.taken = True
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -131,14 +133,6 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         if name not in cards:
             raise no_model(name, list(cards))
         return json_response(cards[name])
-
-
-def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
-    """The caller's headers, without a request id that could not be sent on."""
-    known = dict(headers)
-    if not _REQUEST_ID.fullmatch(known.get("x-request-id", "")):
-        known.pop("x-request-id", None)
-    return known
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:
