@@ -28,7 +28,8 @@ __all__ = ["UnifiedHostTier"]
 class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
     """In the place of SGLang's class; overrides say what they change, other methods are called by our adapter."""
 
-    several_ranks = True
+    several_ranks = False
+    """Not tried yet: see :class:`andes_sglang.adapter.host_tier.HostTier`."""
     writes_through = True
     overlaps = True
 

@@ -59,7 +59,7 @@ def engines(release: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
         "one rank": ("by_rid:ByRid", (*PREEMPTING, *offload)),
         "two ranks": (
             "by_rid:ByRid",
-            (*PREEMPTING, *(NO_ROOM if release == OFFLOAD_RELEASES[0] else offload), "--tp", "2"),
+            (*PREEMPTING, *NO_ROOM, "--tp", "2"),
         ),
     }
     made = [Engine(tiny_model, policy, flags, log=logs / name) for name, (policy, flags) in wanted.items()]
