@@ -13,15 +13,24 @@ import aiohttp
 from opentelemetry.trace import Span
 
 from andes_api import names, telemetry
+from andes_api.endpoints import COMPLETION
 from andes_api.engine_request import engine_request
 from andes_api.metrics import GatewayMetrics
-from andes_api.reply import DONE_EVENT, Reply
+from andes_api.reply import Reply
 from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
 from andes_api.stream import Stream, count_answers
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
-from andes_api.upstream_answer import UpstreamError, blames_engine, count_of, read_all, read_to_end
+from andes_api.upstream_answer import (
+    UpstreamError,
+    blames_engine,
+    count_of,
+    output_tokens_of,
+    prompt_tokens_of,
+    read_all,
+    read_to_end,
+)  # fmt: skip
 from andes_api.upstreams import Upstreams
 from andes_sglang.resume import Continuation
 
@@ -65,7 +74,9 @@ class Attempt:
         stream, replica, upstreams = self._stream, self._replica, self._context.upstreams
         stream.attempts += 1
         stream.replica = replica.name
-        headers = {"content-type": "application/json", "x-request-id": stream.request_id}
+        headers = {"x-request-id": stream.request_id}
+        if not stream.endpoint.form:
+            headers["content-type"] = "application/json"
         body = replica.asked_for(stream.route, body)
         span = self._context.telemetry.client_span(stream, replica.url, headers)
         replica.breaker.trying(self.sent_s)
@@ -100,7 +111,7 @@ class Attempt:
         elif self._timeout is not None:
             self._timeout.reschedule(0.0)
 
-    async def _exchange(self, payload: bytes, headers: dict[str, str]) -> str:
+    async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> str:
         """Send the request and pass the answer on; how it ended. Raises :class:`UpstreamError`."""
         session, url = self._context.upstreams.session, self._replica.url + self._stream.path
         try:
@@ -150,13 +161,17 @@ class Attempt:
         if self._reply.begun:
             raise UpstreamError(f"http_{answer.status}", blame=False)
         if answer.status == 200:
-            self._read_whole(object_of(content))
+            self._read_whole(content)
         await self._reply.whole(answer.status, headers, content)
         return "done" if answer.status < 400 else "error"
 
-    def _read_whole(self, whole: dict[str, Any]) -> None:
+    def _read_whole(self, content: bytes) -> None:
         """Count and identify an answer in one piece."""
-        self._stream.tokens = count_of(whole.get("usage"), "completion_tokens")
+        endpoint = self._stream.endpoint
+        if (endpoint.reader is None or endpoint.form) and not content.startswith(b"{"):  # a list, or a text
+            return
+        whole = object_of(content)
+        self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
         choices = whole.get("choices")
         ends = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
@@ -169,9 +184,10 @@ class Attempt:
         asked = (
             {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
         )  # said in the report
-        events = EventStream(
-            chat=stream.chat, asked=asked, usage=self._settings.count_tokens == "usage",
-            several=count_answers(stream.body) > 1,
+        reader, chunks = stream.endpoint.reader or EventStream, stream.endpoint.chunks
+        events = reader(
+            chat=stream.endpoint is not COMPLETION, asked=asked,
+            usage=chunks and self._settings.count_tokens == "usage", several=count_answers(stream.body) > 1,
         )  # fmt: skip
         try:
             while not events.done and not events.error_event:
@@ -188,7 +204,7 @@ class Attempt:
             self._count_prompt(events.usage_so_far)
         if stream.span.is_recording():
             with suppress(GarbageError):
-                self._identify(payload_of(stream.first_event), [events.finish_reason])
+                self._identify(events.identity or payload_of(stream.first_event), [events.finish_reason])
         await read_to_end(answer)
         if events.error_event:
             return "error"
@@ -221,7 +237,7 @@ class Attempt:
             return data
         if self._is_complete(events):
             events.drop_partial()
-            return DONE_EVENT
+            return events.END
         raise UpstreamError("ended early")
 
     def _is_complete(self, events: EventStream) -> bool:
@@ -248,7 +264,7 @@ class Attempt:
             except (ValueError, TypeError, AttributeError):
                 raise UpstreamError("garbage") from None
         if not stream.first_event:  # of data; a comment may come before it
-            stream.first_event = next((event for event, _ in batch if event.startswith(b"data:")), b"")
+            stream.first_event = next((event for event, _ in batch if event and not event.startswith(b":")), b"")
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
         return batch
@@ -260,12 +276,12 @@ class Attempt:
         self._replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)
 
     def _count_prompt(self, usage: Any) -> None:
-        stream, tokens = self._stream, count_of(usage, "prompt_tokens")
+        stream, tokens = self._stream, prompt_tokens_of(usage)
         if tokens and stream.attempts == 1:
             self._context.upstreams.learn_length(stream.route.model, stream.prompt, tokens)
             stream.record.prompt_tokens = tokens
             stream.counted = True
-            details = usage.get("prompt_tokens_details")
+            details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
             if details is not None:
                 stream.said[names.CACHED_TOKENS] = count_of(details, "cached_tokens")
 

@@ -13,6 +13,7 @@ from typing import Any
 from andes_api import admission, names
 from andes_api.admission import TokenBucket
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
+from andes_api.endpoints import CHAT, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.metrics import GatewayMetrics
@@ -124,17 +125,17 @@ class Gateway:
         tenant: TenantSettings | None,
         headers: Mapping[str, str],
         *,
-        chat: bool,
+        endpoint: Endpoint,
         route: ModelRoute,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
-        prompt = Prompt(body, chat)
+        prompt = Prompt(body, endpoint.prompt)
         prompt_tokens = max(1.0, prompt.tokens(self.upstreams.chars_per_token(route.model)))
-        streams = body.get("stream") is True
+        streams = body.get("stream") is True and endpoint.reader is not None
         record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.reader)
-        can_resume = self.settings.resume and streams and resumable(body, chat)
+        can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
-            chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
+            endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None,
         )  # fmt: skip
         stream.routed(route)
@@ -331,6 +332,7 @@ def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
     line = {
         "request_id": stream.request_id,
         "tenant": stream.tenant_name,
+        "path": stream.path,
         "asked_model": str(stream.body.get("model", ""))[:100],
         "replica": stream.replica,
         "attempts": stream.attempts,

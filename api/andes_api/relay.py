@@ -9,6 +9,7 @@ from typing import Any
 
 from andes_api import names, telemetry
 from andes_api.attempt import Attempt, RelayContext
+from andes_api.endpoints import CHAT
 from andes_api.errors import ApiError
 from andes_api.reply import Reply
 from andes_api.response import ResponseWriter, Send
@@ -111,7 +112,9 @@ class Relay:
         """What to ask another replica for, so that the reader does not notice; None where that cannot be."""
         stream = self.stream
         stream.compact()
-        return None if stream.log is None else continued(stream.body, stream.chat, stream.text, stream.tokens)
+        return (
+            None if stream.log is None else continued(stream.body, stream.endpoint is CHAT, stream.text, stream.tokens)
+        )
 
     def _continuation(self) -> Continuation:
         stream = self.stream

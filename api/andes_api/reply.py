@@ -12,12 +12,11 @@ from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, GarbageError, object_of, payload_of
+from andes_api.sse import Event, EventStream, payload_of
 from andes_api.stream import Stream
 
-__all__ = ["DONE_EVENT", "Reply"]
+__all__ = ["Reply"]
 
-DONE_EVENT = b"data: [DONE]\n\n"
 MIN_KEEPALIVE_S = 0.05
 """Seconds between looks at a client whose socket is full."""
 EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -58,9 +57,12 @@ class Reply:
 
     async def whole(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         """An answer in one piece; where the head of a stream is out already, an error in it."""
+        endpoint = self._stream.endpoint
         if self.started:
-            await self.writer.write([(_error_event(status, content), 0)])
+            await self.writer.write([(endpoint.error_event(status, content), 0)])
             return
+        if status >= 400:
+            content = endpoint.error_content(status, content)
         await self._start(status, {**headers, "content-length": str(len(content))})
         await self.writer.write([(content, 0)])
 
@@ -85,7 +87,7 @@ class Reply:
             await self.writer.flush()
             usage = {**stream.usage, "andes": stream.report()}
             chunk = {**payload_of(stream.first_event), "choices": [], "usage": usage}
-            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
+            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (EventStream.END, 0)])
         await self.writer.end()
 
     async def _start_events(self) -> None:
@@ -96,13 +98,3 @@ class Reply:
         stream = self._stream
         echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
         await self.writer.start(status, {**headers, **echo})
-
-
-def _error_event(status: int, content: bytes) -> bytes:
-    try:
-        payload = object_of(content)
-    except GarbageError:
-        payload = {}
-    if not payload.get("error"):
-        payload = ApiError(status, content[:1000].decode(errors="replace") or f"status {status}").body
-    return b"data: " + orjson.dumps(payload) + b"\n\n"

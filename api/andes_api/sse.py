@@ -36,14 +36,18 @@ class EventStream:
     whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
     several prompts: tokens are counted per choice and summed.
 
-    ``done``: the end has come. ``usage_so_far``: the last usage that came, the whole stream's or a chunk's.
-    ``finish_reason``: of the last choice that came. ``error``: what the engine said instead, ``error_event`` as it said it.
-    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
+    ``done``: the end has come. ``usage_so_far``: the last usage that came, the whole stream's or a chunk's. ``identity``:
+    what it says of the whole answer, where an event does. ``finish_reason``: of the last choice that came. ``error``: what
+    the engine said instead, ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the
+    two nothing more comes out.
     """
+
+    END = b"data: [DONE]\n\n"
+    """What a complete stream ends with."""
 
     __slots__ = (
         "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "finish_reason", "garbage", "usage", "usage_so_far",
+        "error_event", "finish_reason", "garbage", "identity", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
@@ -58,6 +62,7 @@ class EventStream:
         self.usage_so_far: dict[str, Any] | None = None
         self.finish_reason: str | None = None
         self.done = False
+        self.identity: dict[str, Any] | None = None
         self.error: Any = None
         self.error_event = b""
         self.garbage: str | None = None
@@ -90,6 +95,7 @@ class EventStream:
         self._rest = b""
 
     def _one(self, event: bytes) -> Event:
+        """``event`` as the client should see it, empty where it should not, and the tokens that it brings."""
         if not event.startswith(b"data: {"):
             if not event.startswith(b"data:"):
                 if not event.startswith((b":", b"event:", b"id:", b"retry:")):

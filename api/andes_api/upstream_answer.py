@@ -7,7 +7,15 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["UpstreamError", "blames_engine", "count_of", "read_all", "read_to_end"]
+__all__ = [
+    "UpstreamError",
+    "blames_engine",
+    "count_of",
+    "output_tokens_of",
+    "prompt_tokens_of",
+    "read_all",
+    "read_to_end",
+]
 
 MAX_ANSWER_BYTES = 64 << 20
 """Bytes of an answer in one piece; 1 M tokens with logprobs are about as many."""
@@ -51,6 +59,17 @@ def count_of(usage: Any, name: str) -> int:
     """A count of an engine's ``usage``; 0 where it is missing or no count."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return max(0, count) if isinstance(count, int) else 0
+
+
+def prompt_tokens_of(usage: Any) -> int:
+    """Of OpenAI's or Anthropic's ``usage``; the latter counts what was cached apart."""
+    return count_of(usage, "prompt_tokens") or (
+        count_of(usage, "input_tokens") + count_of(usage, "cache_read_input_tokens")
+    )
+
+
+def output_tokens_of(usage: Any) -> int:
+    return count_of(usage, "completion_tokens") or count_of(usage, "output_tokens")
 
 
 def blames_engine(error: Any) -> bool:
