@@ -6,7 +6,7 @@ UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
+	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-simulated \
 	bench-autoscaling bench-answer-lengths chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -58,6 +58,9 @@ bench-policy: setup ## time a decision at 100, 1,000 and 10,000 requests, and gr
 
 bench-simulator: setup ## time the simulator, and the same for 10 and 100 times as many requests
 	$(BIN)/python benchmarks/simulator_speed.py $(ARGS)
+
+bench-malformed: setup ## 100,000 malformed requests over real sockets: no 500, nothing leaked (minutes)
+	$(BIN)/python benchmarks/malformed.py $(ARGS)
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)

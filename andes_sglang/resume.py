@@ -4,6 +4,8 @@
         rest = continued(body, True, text_of(events), tokens)       # the request for what is missing
         rewrite = Continuation(events[0], tokens).rewrite            # makes its events read as the same stream
 
+:func:`ending` ends a stream that is complete though its engine has not said so.
+
 Only where the continuation is determined by what was delivered: greedy or seeded, one choice, plain text.
 """
 
@@ -14,7 +16,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["Continuation", "continued", "resumable"]
+__all__ = ["Continuation", "StopSeam", "continued", "ending", "resumable", "text_of", "tokens_left"]
+
+COMPLETION_TOKENS = 16
+"""Tokens of an answer of ``/v1/completions`` that asks for no other number (OpenAI's)."""
 
 _STATEFUL = (
     "logprobs", "top_logprobs", "echo", "suffix", "tools", "functions", "response_format", "json_schema", "regex", "ebnf",
@@ -61,19 +66,25 @@ def text_of(events: Iterable[bytes]) -> str | None:
     return text
 
 
+def tokens_left(body: dict[str, Any], chat: bool, tokens: int) -> int | None:
+    """How many tokens an answer that has ``tokens`` may still get; None where the request sets no limit."""
+    fields = ("max_completion_tokens", "max_tokens") if chat else ("max_tokens",)
+    limits = [body[field] for field in fields if isinstance(body.get(field), int)]
+    if not chat and "max_tokens" not in body:
+        limits = [COMPLETION_TOKENS]
+    return max(0, limits[0] - tokens) if limits else None
+
+
 def continued(body: dict[str, Any], chat: bool, text: str, tokens: int) -> dict[str, Any] | None:
     """The request for the rest of the answer after ``text`` of ``tokens`` tokens; None when nothing is left to ask for."""
+    if tokens_left(body, chat, tokens) == 0:
+        return None
     rest = dict(body)
     for field in ("max_tokens", "max_completion_tokens"):
         if isinstance(body.get(field), int):
-            rest[field] = body[field] - tokens
-            if rest[field] < 1:
-                return None
+            rest[field] = max(1, body[field] - tokens)
     if not chat:
-        if "max_tokens" not in body:
-            rest["max_tokens"] = 16 - tokens
-            if rest["max_tokens"] < 1:
-                return None
+        rest.setdefault("max_tokens", COMPLETION_TOKENS - tokens)
         rest["prompt"] = body["prompt"] + text
         return rest
     messages = list(body["messages"])
@@ -87,19 +98,54 @@ def continued(body: dict[str, Any], chat: bool, text: str, tokens: int) -> dict[
     return rest
 
 
+class StopSeam:
+    """Finds a stop string of ``body`` that begins in the ``text`` delivered before a move and ends after it: no engine sees
+    it whole."""
+
+    def __init__(self, body: dict[str, Any], text: str) -> None:
+        given = body.get("stop")
+        stops = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+        self._stops = [stop for stop in stops if isinstance(stop, str) and stop]
+        self._keep = bool(body.get("no_stop_trim") or body.get("include_stop_str_in_output"))
+        reach = max(map(len, self._stops), default=1) - 1
+        self._before, self._after, self._reach = text[-reach:] if reach else "", "", reach
+
+    def find(self, text: str) -> tuple[int, str] | None:
+        """Where the answer ends in ``text``, which follows (characters), and the stop string; None where it goes on."""
+        if not self._before or len(self._after) >= self._reach:
+            return None
+        had, seam = len(self._after), len(self._before)
+        self._after += text
+        joined = self._before + self._after
+        found = []
+        for stop in self._stops:
+            at = joined.find(stop, max(0, seam - len(stop) + 1))
+            if 0 <= at < seam:
+                found.append((at + len(stop), stop))
+        if not found:
+            return None
+        end, stop = min(found)
+        return max(0, end - seam - had) if self._keep else 0, stop
+
+
 class Continuation:
     """Makes the events of a continuation read as the stream they continue: its id, no second role, usage of the whole.
 
     first_event: of the stream; empty where none has come. tokens: those delivered before. prompt_tokens: of the request,
-    where an engine has said.
+    where an engine has said. seam: where a stop string may lie across the move. ``stopped``: it did, and the answer ends with
+    the event that was rewritten last.
     """
 
-    def __init__(self, first_event: bytes, tokens: int, prompt_tokens: int | None = None) -> None:
+    def __init__(
+        self, first_event: bytes, tokens: int, prompt_tokens: int | None = None, seam: StopSeam | None = None
+    ) -> None:
         found = _ID.search(first_event)
         self._id = found[0] if found else b""
         self._begun = bool(first_event)
         self._tokens = tokens
         self._prompt_tokens = prompt_tokens
+        self._seam = seam
+        self.stopped = False
 
     def rewrite(self, event: bytes) -> bytes:
         """``event`` as the client should see it; empty where it must not. Raises ``ValueError`` for no JSON
@@ -119,8 +165,39 @@ class Continuation:
             )
             usage["prompt_tokens"] = max(0, prompt)
             usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+        self._stop(choices[0])
+        if usage or self.stopped:
             event = b"data: " + json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
         return _ID.sub(lambda _: self._id, event, count=1) if self._id else event
+
+    def _stop(self, choice: dict[str, Any]) -> None:
+        """End ``choice`` where a stop string lies across the move."""
+        delta = choice.get("delta")
+        said, name = (delta, "content") if isinstance(delta, dict) else (choice, "text")
+        text: Any = said.get(name)
+        found = self._seam.find(text) if self._seam is not None and isinstance(text, str) else None
+        if found is not None:
+            self.stopped = True
+            said[name] = text[: found[0]]
+            choice["finish_reason"] = "stop"
+            if "matched_stop" in choice:
+                choice["matched_stop"] = found[1]
+
+
+def ending(first_event: bytes, chat: bool, finish_reason: str | None, usage: dict[str, Any] | None) -> list[bytes]:
+    """The events that end the stream that ``first_event`` begins: why it finished and its usage, where given, and ``[DONE]``.
+    Raises ``ValueError`` where ``first_event`` is no JSON object."""
+    payload = _payload(first_event)
+    about: dict[str, Any] = {name: payload[name] for name in ("id", "object", "created", "model") if name in payload}
+    chunks: list[dict[str, Any]] = []
+    if finish_reason is not None:
+        said: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}
+        chunks.append({**about, "choices": [choice]})
+    if usage is not None:
+        chunks.append({**about, "choices": [], "usage": usage})
+    encoded = [json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() for chunk in chunks]
+    return [b"data: " + data + b"\n\n" for data in (*encoded, b"[DONE]")]
 
 
 def _payload(event: bytes) -> dict[str, Any]:

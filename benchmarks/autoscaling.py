@@ -95,7 +95,13 @@ TRACES = {
     ),
     "code-bursts": Trace("azure23_code_bursty.jsonl.gz", "l4-llama-3.1-8b", 1.0, remember_s=60.0, cold_start_s=90.0),
 }
-SCHEDULERS = ("stock", "andes")
+SCHEDULERS = {
+    "stock": Arm("stock"),
+    "andes": Arm("andes"),
+    "stock-mixed": Arm("stock", ("--enable-mixed-chunk",)),
+    "andes-full": Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload")),
+}
+"""What runs in the engines, with its flags; the what-if plays the same."""
 STATIC, OURS, CLAIRVOYANT = "static peak", "ours", "clairvoyant"
 METRICS = {"HPA, KV": kv_utilisation, "KEDA, running": open_requests, "KEDA, waiting": waiting_requests}
 PLANNER = "TTFT/ITL planner"
@@ -160,7 +166,7 @@ class Runs:
 
     def _run(self, name: str, scheduler: str, arm: str, value: float) -> dict[str, Any]:
         scenario, finished, started_s = self.scenario(name), FinishedRequests(), time.process_time()
-        engine, policy = configure(scenario.engine, Arm(scheduler))
+        engine, policy = configure(scenario.engine, SCHEDULERS[scheduler])
         scaler: Autoscaler | None = None
         if arm == OURS:
             scaler = FleetAutoscaler(
@@ -278,7 +284,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", metavar="TRACES", help="the directory with the traces")
     parser.add_argument("--traces", default=",".join(TRACES), help="comma-separated; default: %(default)s")
-    parser.add_argument("--schedulers", default=",".join(SCHEDULERS), help="comma-separated; default: %(default)s")
+    parser.add_argument(
+        "--schedulers", default="stock,andes", help=f"comma-separated, of {', '.join(SCHEDULERS)}; default: %(default)s"
+    )
     parser.add_argument("--arms", default=";".join(ARMS), help="autoscalers, separated by semicolons")
     parser.add_argument("--seed", type=int, default=1, help="of arrivals and readers; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("out/autoscaling"), help="folder where runs are kept")

@@ -62,7 +62,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         name = options.policy or "andes"
         self._qoe_policy = make_engine_policy(name, options.policy_options)
         told = effective_options(self._qoe_policy, options.policy_options)
-        self._qoe_info = {"policy": name, "policy_options": told}
+        self._qoe_info: dict[str, Any] = {"policy": name, "policy_options": told}
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
@@ -86,6 +86,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         metrics = PrometheusEngineMetrics() if told else EngineMetrics()
         latency = LatencyModel(mixed=self.is_mixed_chunk)
         transfers = HostTransfers(self, records, tier, latency=latency)
+        self._qoe_info["preemption_mode"] = "release" if tier is None else "offload"
+        self._qoe_info["host_tokens"] = 0 if tier is None else tier.use().capacity_tokens
         self._qoe_metrics = metrics
         self._records = records
         self._transfers = transfers
@@ -115,7 +117,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         )
 
     def get_internal_state(self, recv_req: Any) -> Any:
-        """For ``/server_info``: with the policy in charge."""
+        """For ``/server_info``: with the policy in charge and what it may do with KV."""
         said = super().get_internal_state(recv_req)
         said.internal_state["andes"] = self._qoe_info
         return said

@@ -6,9 +6,10 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.sim.engine import EngineModel, Overlap
 
-__all__ = ["add_arguments", "apply", "whole"]
+__all__ = ["add_arguments", "apply", "play", "whole"]
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -44,6 +45,43 @@ def apply(engine: EngineModel, given: argparse.Namespace) -> EngineModel:
         "host_capacity_tokens": None if host else 0,
     }
     return replace(engine, **{name: value for name, value in changes.items() if value is not None})
+
+
+def play(engine: EngineModel, flags: EngineFlags) -> tuple[EngineModel, list[str]]:
+    """``engine`` with the flags that one has reported, and what of them it cannot be simulated with."""
+    offload = flags.preemption_mode == "offload"
+    says = flags.preemption_mode is not None or flags.enable_hierarchical_cache is not None
+    host = offload or bool(flags.enable_hierarchical_cache)
+    missing = ["its host memory: the profile has no host_tokens_per_s"] if host and not engine.host_tokens_per_s else []
+    host_tokens = engine.host_capacity_tokens
+    if says:
+        host_tokens = (flags.host_tokens or host_tokens) if host and not missing else 0
+    changes: dict[str, Any] = {
+        "max_running": flags.max_running_requests,
+        "kv_capacity_tokens": flags.max_total_tokens,
+        "chunk_tokens": _chunk_tokens(engine, flags),
+        "mixed": flags.enable_mixed_chunk,
+        "overlap": _overlap(engine, flags),
+        "host_capacity_tokens": host_tokens,
+        "write_through": host_tokens > 0 if says else None,
+    }
+    return replace(engine, **{name: value for name, value in changes.items() if value is not None}), missing
+
+
+def _chunk_tokens(engine: EngineModel, flags: EngineFlags) -> int | None:
+    """Prompts that are not cut come in chunks as large as the pool."""
+    if flags.chunked_prefill_size is None or flags.chunked_prefill_size > 0:
+        return flags.chunked_prefill_size
+    return flags.max_total_tokens or engine.kv_capacity_tokens
+
+
+def _overlap(engine: EngineModel, flags: EngineFlags) -> Overlap | None:
+    """An overlap that the profile was measured without is taken to be a GPU's."""
+    if flags.disable_overlap_schedule is None:
+        return None
+    if flags.disable_overlap_schedule:
+        return Overlap.NONE
+    return Overlap.ASYNC if engine.overlap is Overlap.NONE else engine.overlap
 
 
 def whole(text: str) -> int:

@@ -15,7 +15,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -28,6 +28,8 @@ from andes_sglang.sim.roofline import Roofline
 __all__ = ["FOLDER_VARIABLE", "Profile", "ProfileError", "dump", "load", "names"]
 
 T = TypeVar("T")
+_SIZES = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s", "devices")
+"""Fields of the engine that a roofline gives."""
 _PACKAGED = files("andes_sglang.sim") / "profiles"
 FOLDER_VARIABLE = "ANDES_PROFILES"
 
@@ -39,7 +41,8 @@ class ProfileError(ValueError):
 @dataclass(frozen=True, slots=True)
 class Profile:
     """``engine`` serves ``model`` on ``hardware``; source: where the figures come from. start_s: cold start of a
-    replica, up to its first request. price_per_hour: of one replica, in any one currency; None where it is not given."""
+    replica, up to its first request. price_per_hour: of one replica, in any one currency; None where it is not given.
+    roofline: what ``engine`` is derived from; None: it was measured."""
 
     name: str
     hardware: str
@@ -48,12 +51,26 @@ class Profile:
     engine: EngineModel
     start_s: float = 60.0
     price_per_hour: float | None = None
+    roofline: Roofline | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.start_s) and self.start_s >= 0):
             raise ValueError(f"start_s must be a number of seconds >= 0, got {self.start_s!r}")
         if self.price_per_hour is not None and not (math.isfinite(self.price_per_hour) and self.price_per_hour > 0):
             raise ValueError(f"price_per_hour must be > 0, got {self.price_per_hour!r}")
+
+    def on(self, devices: int) -> EngineModel | None:
+        """The engine over ``devices`` tensor-parallel ranks; None where that cannot be said: it was measured on another
+        number, or the model does not fit."""
+        if devices == self.engine.devices:
+            return self.engine
+        try:
+            derived = None if self.roofline is None else replace(self.roofline, devices=devices)
+        except ValueError:
+            return None
+        if derived is None:
+            return None
+        return replace(self.engine, costs=derived.costs(), **{size: getattr(derived, size) for size in _SIZES})
 
 
 def names() -> list[str]:
@@ -94,14 +111,15 @@ def _profile(name: str, table: dict[str, Any]) -> Profile:
     if not isinstance(engine, dict):
         raise ValueError(f"needs a table [engine], got {engine!r}")
     given: dict[str, Any] = {}
+    roofline: Roofline | None = None
     if derived is not None:
         roofline = _read(Roofline, derived, "roofline.")
-        sizes = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s", "devices")
-        given = {size: getattr(roofline, size) for size in sizes if size not in engine}
+        given = {size: getattr(roofline, size) for size in _SIZES if size not in engine}
         given["costs"] = roofline.costs()
     else:
         given["costs"] = _read(Costs, measured, "costs.")
-    return _read(Profile, table, "", name=name, engine=_read(EngineModel, engine, "engine.", **given))
+    whole = _read(EngineModel, engine, "engine.", **given)
+    return _read(Profile, table, "", name=name, engine=whole, roofline=roofline)
 
 
 def _read(kind: type[T], table: Any, where: str, **given: Any) -> T:
@@ -141,7 +159,7 @@ def _value(kind: Any, value: Any, field: str) -> Any:
 
 def dump(profile: Profile) -> str:
     """The file of a measured profile: what :func:`load` reads back as an equal one."""
-    head = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in ("name", "engine")}
+    head = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in ("name", "engine", "roofline")}
     engine = {f.name: getattr(profile.engine, f.name) for f in fields(EngineModel) if f.name != "costs"}
     costs = {f.name: getattr(profile.engine.costs, f.name) for f in fields(Costs)}
     return "\n".join([*_lines(head), "\n[engine]", *_lines(engine), "\n[costs]", *_lines(costs), ""])

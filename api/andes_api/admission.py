@@ -6,7 +6,7 @@ from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
 
-__all__ = ["TokenBucket", "full", "model_full", "no_replica", "overload", "tenant_streams", "too_fast"]
+__all__ = ["TokenBucket", "fatal", "full", "model_full", "no_replica", "overload", "tenant_streams", "too_fast"]
 
 MAX_RETRY_AFTER_S = 120.0
 """Seconds; the official clients obey no longer one."""
@@ -111,3 +111,9 @@ def too_fast(name: str, per_minute: float, wait_s: float) -> ApiError:
         429, f"{name} may send {per_minute:g} requests a minute", "rate_limit_error", code="rate_limit_exceeded",
         reason="tenant_rate", retry_after_s=wait_s,
     )  # fmt: skip
+
+
+def fatal(engines: int, left_s: float) -> ApiError:
+    """``engines`` have died of a request before its first token; the same content is refused for ``left_s`` more."""
+    message = f"{engines} engines died of this request before its first token; it is refused for {left_s:.0f} s"
+    return ApiError(502, message, "upstream_error", code="engine_died", reason="engine_died", retry=False)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
@@ -23,6 +22,7 @@ from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
 from andes_api.models import ModelRoute, no_model
+from andes_api.pages import add_pages
 from andes_api.request_body import read_form, read_json
 from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
@@ -71,13 +71,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     _add_inference(app, gateway)
     add_fleet(app, gateway)
     _add_health(app, gateway)
-    if settings.show_page:
-        page = files("andes_api").joinpath("page.html").read_text()
-
-        @app.get("/", include_in_schema=False)
-        async def live() -> HTMLResponse:
-            return HTMLResponse(page)
-
+    add_pages(app, gateway)
     return app
 
 
@@ -184,8 +178,14 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
         """Also without any engine: what comes is held until there is one, which its waiting may bring about."""
         if gateway.draining:
             raise ApiError(503, "draining", "service_unavailable_error", reason="draining", retry_after_s=1.0)
+        failing = gateway.background.failing()
+        if not gateway.is_swept():
+            why = failing.get("sweep", "it hangs")
+            message = f"streams are no longer watched: {why}"
+            raise ApiError(503, message, "service_unavailable_error", reason="background", retry_after_s=1.0)
         engines = sum(bool(r.healthy) and not r.draining for r in gateway.upstreams.replicas.values())
-        return json_response({"status": "ok" if engines else "no engine", "engines": engines, "held": gateway.held})
+        status = "degraded" if failing else "ok" if engines else "no engine"
+        return json_response({"status": status, "engines": engines, "held": gateway.held, "failing": failing})
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics(request: Request) -> Response:

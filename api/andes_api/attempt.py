@@ -6,15 +6,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 from opentelemetry.trace import Span
 
 from andes_api import names, telemetry
-from andes_api.endpoints import COMPLETION
 from andes_api.engine_request import engine_request
+from andes_api.fatal import FatalRequests
 from andes_api.metrics import GatewayMetrics
 from andes_api.reply import Reply
 from andes_api.settings import GatewaySettings
@@ -23,20 +23,26 @@ from andes_api.stream import Stream, count_answers
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
+    Blame,
     UpstreamError,
-    blames_engine,
     count_of,
+    error_of_event,
+    error_of_status,
     output_tokens_of,
     prompt_tokens_of,
     read_all,
     read_to_end,
-)  # fmt: skip
+)
 from andes_api.upstreams import Upstreams
-from andes_sglang.resume import Continuation
+from andes_sglang.resume import Continuation, ending
 
 __all__ = ["Attempt", "RelayContext"]
 
-_PASSED_HEADERS = ("content-type", "retry-after")
+END_TIMEOUT_S = 5.0
+"""Seconds for usage and end to follow the finish reason; engines write them at once."""
+_KNOWN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_BREAKS = frozenset({"connection", "ended early", "dead"})
+"""Kinds of failure that may be the death of an engine."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +55,39 @@ class RelayContext:
     metrics: GatewayMetrics
     telemetry: Telemetry
     wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
+    fatal: FatalRequests = field(default_factory=FatalRequests)
 
 
 class Attempt:
-    """alone: nothing was queued there ahead of it. sent_s, heard_s: when it was sent, when the replica last said something,
-    clock seconds. waited_s: from sending to the first token; None before it."""
+    """alone: nothing was queued there ahead of it. sent_s, heard_s, token_s: when it was sent, when the replica last said
+    something, and when a token (not a comment, space or role), clock seconds. waited_s: from sending to the first token; None
+    before it. answered: called when the replica has begun to answer. accept_empty: whether an answer without a token passes.
+    """
 
     def __init__(
-        self, context: RelayContext, stream: Stream, reply: Reply, replica: Upstream, continuation: Continuation | None
+        self,
+        context: RelayContext,
+        stream: Stream,
+        reply: Reply,
+        replica: Upstream,
+        continuation: Continuation | None,
+        *,
+        answered: Callable[[], None],
+        accept_empty: bool = True,
     ) -> None:
         self._context, self._settings = context, context.settings
         self._stream, self._reply = stream, reply
         self._replica, self._continuation = replica, continuation
-        self.sent_s = self.heard_s = time.monotonic()
+        self._answered, self._accept_empty = answered, accept_empty
+        self.sent_s = self.heard_s = self.token_s = time.monotonic()
         self.waited_s: float | None = None
         self.alone = replica.finds_no_queue(stream)
         self._answer: aiohttp.ClientResponse | None = None
         self._timeout: asyncio.Timeout | None = None  # until it answers
         self._ended_by: str | None = None
 
-    async def run(self, body: dict[str, Any]) -> str:
-        """Ask for ``body`` and pass the answer on; how it ended: "done" or "error" (the request's). Raises
-        :class:`UpstreamError`."""
+    async def run(self, body: dict[str, Any]) -> None:
+        """Ask for ``body`` and pass the answer on to its end. Raises :class:`UpstreamError`."""
         stream, replica, upstreams = self._stream, self._replica, self._context.upstreams
         stream.attempts += 1
         stream.replica = replica.name
@@ -82,12 +99,13 @@ class Attempt:
         replica.breaker.trying(self.sent_s)
         replica.opened(stream)
         try:
-            outcome = await self._exchange(engine_request(stream, body, self._settings, self.sent_s), headers)
-            replica.breaker.succeeded()
+            await self._exchange(engine_request(stream, body, self._settings, self.sent_s), headers)
+            self._answered()
+            replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
-            return outcome
         except UpstreamError as error:
-            telemetry.failed(span, error.kind)
+            error.died = self.waited_s is None and error.kind in _BREAKS
+            telemetry.failed(span, error.kind.removeprefix("http_"))
             raise
         finally:
             self._answer = None
@@ -96,11 +114,16 @@ class Attempt:
             self._describe(span)
             span.end()
 
-    def end_if_silent(self, now_s: float) -> None:
-        """Close a stream of the engine that has said nothing for too long."""
-        if self._answer is None or not self._stream.streams:
-            return
-        if now_s - self.heard_s > self._settings.stream_idle_s:
+    def end_if_silent(self, now_s: float, can_move: Callable[[float], bool]) -> None:
+        """Stop listening to an engine that answers no probe and has brought no token since it was probed, where the answer
+        ``can_move(now_s)``; and to any that has brought none for too long."""
+        probed_s = self._replica.unanswered_since_s
+        silent = probed_s is not None and self.token_s < probed_s
+        if silent and self._replica.is_dead(now_s) and can_move(now_s):
+            self.end("dead")
+        elif self._answer is None or not self._stream.streams:
+            return  # the time for an answer to begin is its own
+        elif now_s - self.token_s > self._settings.stream_idle_s:
             self.end("silent")
 
     def end(self, reason: str) -> None:
@@ -111,8 +134,8 @@ class Attempt:
         elif self._timeout is not None:
             self._timeout.reschedule(0.0)
 
-    async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> str:
-        """Send the request and pass the answer on; how it ended. Raises :class:`UpstreamError`."""
+    async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> None:
+        """Send the request and pass the answer on. Raises :class:`UpstreamError`."""
         session, url = self._context.upstreams.session, self._replica.url + self._stream.path
         try:
             async with (
@@ -121,16 +144,20 @@ class Attempt:
             ):
                 self._timeout.reschedule(None)
                 self._answer = answer
-                return await self._pass_on(answer)
+                await self._pass_on(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._replica.healthy = False  # until a probe finds it up again
             raise UpstreamError("unreachable") from error
         except GarbageError as error:
             raise UpstreamError("garbage") from error
         except TimeoutError as error:
-            raise UpstreamError(self._ended_by or "silent", blame=self._ended_by != "shutdown") from error
+            raise self._broken("silent") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(self._ended_by or "connection", blame=self._ended_by != "shutdown") from error
+            raise self._broken("connection") from error
+
+    def _broken(self, kind: str) -> UpstreamError:
+        blame = Blame.NONE if self._ended_by == "shutdown" else Blame.REPLICA
+        return UpstreamError(self._ended_by or kind, blame=blame)
 
     def _describe(self, span: Span) -> None:
         stream = self._stream
@@ -144,104 +171,139 @@ class Attempt:
         """Seconds for an answer to begin; one in one piece begins when it is complete."""
         return self._settings.stream_idle_s if self._stream.streams else self._settings.answer_timeout_s
 
-    async def _pass_on(self, answer: aiohttp.ClientResponse) -> str:
-        stream = self._stream
+    async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
         kind = answer.headers.get("content-type", "")
-        if answer.status == 200 and stream.streams:
+        if answer.status != 200:
+            content = await read_all(answer)
+            raise error_of_status(answer.status, answer.headers, content, known_path=self._stream.path in _KNOWN_PATHS)
+        if self._stream.streams:
             if not kind.startswith("text/event-stream"):
                 raise UpstreamError("garbage")
-            return await self._pass_events(answer)
-        content = await read_all(answer)
-        headers = {name: answer.headers[name] for name in _PASSED_HEADERS if name in answer.headers}
-        if answer.status == 429 or not (answer.status == 200 or 400 <= answer.status < 500):
-            is_error = answer.status >= 400 and kind.startswith("application/json")  # no redirection: it leads nowhere
-            said = (answer.status, headers, content) if is_error else None
-            blame = said is None or answer.status in (502, 503, 504)
-            raise UpstreamError(f"http_{answer.status}", blame=blame, answer=said)
-        if self._reply.begun:
-            raise UpstreamError(f"http_{answer.status}", blame=False)
-        if answer.status == 200:
-            self._read_whole(content)
-        await self._reply.whole(answer.status, headers, content)
-        return "done" if answer.status < 400 else "error"
-
-    def _read_whole(self, content: bytes) -> None:
-        """Count and identify an answer in one piece."""
-        endpoint = self._stream.endpoint
-        if (endpoint.reader is None or endpoint.form) and not content.startswith(b"{"):  # a list, or a text
+            await self._pass_events(answer)
             return
-        whole = object_of(content)
+        content = await read_all(answer)
+        if self._stream.endpoint.chunks:
+            self._read_whole(object_of(content))
+        elif content.startswith(b"{"):  # no list, and no text
+            self._read_usage(object_of(content))
+        self._answered()
+        await self._reply.whole(200, {"content-type": kind or "application/json"}, content)
+
+    def _read_whole(self, whole: dict[str, Any]) -> None:
+        """Count and identify an answer in one piece. Raises :class:`UpstreamError` where it is none."""
+        listed = whole.get("choices")
+        choices = [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
+        ends = [choice.get("finish_reason") for choice in choices]
+        if "abort" in ends:
+            raise UpstreamError("aborted", blame=Blame.IF_OTHERS_ANSWER)
+        self._read_usage(whole)
+        says = any(c.get("text") or any(v for k, v in (c.get("message") or {}).items() if k != "role") for c in choices)
+        if not choices or not (says or self._stream.tokens or self._accept_empty):
+            raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER, refused=bool(choices))
+        self._identify(whole, ends)
+
+    def _read_usage(self, whole: dict[str, Any]) -> None:
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
-        choices = whole.get("choices")
-        ends = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
-        self._identify(whole, ends)
 
     # A stream of events
 
-    async def _pass_events(self, answer: aiohttp.ClientResponse) -> str:
+    async def _pass_events(self, answer: aiohttp.ClientResponse) -> None:
         stream = self._stream
         asked = (
             {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
         )  # said in the report
         reader, chunks = stream.endpoint.reader or EventStream, stream.endpoint.chunks
         events = reader(
-            chat=stream.endpoint is not COMPLETION, asked=asked,
-            usage=chunks and self._settings.count_tokens == "usage", several=count_answers(stream.body) > 1,
+            chat=stream.chat, asked=asked, usage=chunks and self._settings.count_tokens == "usage",
+            several=count_answers(stream.body) > 1,
         )  # fmt: skip
+        said = 0
+        held: list[Event] = []  # the end of an answer that has no token so far
         try:
-            while not events.done and not events.error_event:
+            while not self._is_over(events):
                 data = await self._read(answer, events)
+                if not data:
+                    break
                 self.heard_s = time.monotonic()
-                await self._write(events.feed(data))
-                if events.garbage is not None:
-                    raise UpstreamError("garbage")
-                if events.error_event:
-                    if blames_engine(events.error):
-                        raise UpstreamError("engine", blame=False, event=events.error_event)
-                    await self._write([(events.error_event, 0)])
+                batch = events.feed(data)
+                if events.said != said:
+                    said, self.token_s = events.said, self.heard_s
+                held += batch
+                ends = events.done or events.finish_reasons
+                if self.waited_s is not None or not ends or any(tokens for _, tokens in batch):
+                    await self._write(held)
+                    held = []
+                if not self._is_complete(events):
+                    self._check(events)
         finally:
             self._count_prompt(events.usage_so_far)
+        self._check_empty(events)
+        await self._write(held)
+        await self._write_end(events, wants_usage=bool(asked.get("include_usage")))
+        stream.usage = self._usage_of_whole(events.usage)
         if stream.span.is_recording():
             with suppress(GarbageError):
-                self._identify(events.identity or payload_of(stream.first_event), [events.finish_reason])
-        await read_to_end(answer)
+                self._identify(events.identity or payload_of(stream.first_event), list(events.finish_reasons.values()))
+        if events.done:
+            await read_to_end(answer)
+        else:
+            answer.close()
+
+    def _is_over(self, events: EventStream) -> bool:
+        if events.done or events.error_event or events.garbage is not None:
+            return True
+        return self._continuation is not None and self._continuation.stopped
+
+    def _is_complete(self, events: EventStream) -> bool:
+        """Whether every answer has said why it finished: then nothing is missing, whatever becomes of the engine."""
+        return bool(events.finish_reasons) and len(events.finish_reasons) >= count_answers(self._stream.body)
+
+    async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
+        """What comes next; empty when nothing more comes to a complete answer. Raises :class:`UpstreamError` and aiohttp's
+        where it is not complete."""
+        if not self._is_complete(events):
+            data = await answer.content.readany()
+            if not data:
+                raise UpstreamError("ended early")
+            return data
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                return await answer.content.readany()
+        except (aiohttp.ClientError, OSError):
+            return b""
+
+    def _check(self, events: EventStream) -> None:
+        """Raise what is wrong with an answer that is not complete."""
+        if events.garbage is not None:
+            raise UpstreamError("garbage")
         if events.error_event:
-            return "error"
-        stream.usage = self._usage_of_whole(events.usage)
-        return "done"
+            raise error_of_event(events.error, events.error_event)
+
+    def _check_empty(self, events: EventStream) -> None:
+        """An answer that has no token, and no end or an end that counts none, may be no answer."""
+        if self.waited_s is not None or (self._continuation is not None and self._continuation.stopped):
+            return
+        if not events.finish_reasons:
+            raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER)
+        counted = output_tokens_of(events.usage)
+        if not (counted or self._accept_empty or self._continuation is not None):
+            raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER, refused=True)
+
+    async def _write_end(self, events: EventStream, *, wants_usage: bool) -> None:
+        """What is missing of the end of a complete answer."""
+        if not events.done:
+            stream = self._stream
+            missing = wants_usage and events.usage is None and stream.counted
+            usage = stream.own_usage() if missing else None
+            closing = [events.END] if events.END else ending(stream.first_event, stream.chat, None, usage)
+            await self._reply.events([(event, 0) for event in closing])
 
     def _usage_of_whole(self, usage: dict[str, Any] | None) -> dict[str, Any]:
         """``usage`` of this attempt with what was delivered before it; where the engine has not said, our own count."""
-        stream = self._stream
         if usage is None or self._continuation is not None:
-            prompt = stream.record.prompt_tokens
-            counts = {
-                "prompt_tokens": prompt,
-                "completion_tokens": stream.tokens,
-                "total_tokens": prompt + stream.tokens,
-            }
-            return {**(usage or {}), **counts}
+            return {**(usage or {}), **self._stream.own_usage()}
         return usage
-
-    async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
-        """What comes next. A single answer that has said why it finished is complete, even if the engine goes before the end
-        of the stream: that end is supplied."""
-        try:
-            data = await answer.content.readany()
-        except (aiohttp.ClientError, OSError):
-            if not self._is_complete(events):
-                raise
-            data = b""
-        if data:
-            return data
-        if self._is_complete(events):
-            events.drop_partial()
-            return events.END
-        raise UpstreamError("ended early")
-
-    def _is_complete(self, events: EventStream) -> bool:
-        return events.finish_reason is not None and count_answers(self._stream.body) == 1 and self._reply.begun
 
     async def _write(self, batch: list[Event]) -> None:
         if batch:
@@ -249,7 +311,9 @@ class Attempt:
 
     def _take(self, batch: list[Event]) -> list[Event]:
         """Count what has come; as the reader should see it."""
-        stream, continuation = self._stream, self._continuation
+        stream = self._stream
+        if self._continuation is not None:
+            batch = self._continue(batch, self._continuation)
         new = 0
         for _, tokens in batch:
             new += tokens
@@ -258,20 +322,27 @@ class Attempt:
             self._replica.tokens += new
             if self.waited_s is None:
                 self._first_token()
-        if continuation is not None:
-            try:
-                batch = [(continuation.rewrite(event), tokens) for event, tokens in batch]
-            except (ValueError, TypeError, AttributeError):
-                raise UpstreamError("garbage") from None
         if not stream.first_event:  # of data; a comment may come before it
             stream.first_event = next((event for event, _ in batch if event and not event.startswith(b":")), b"")
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
         return batch
 
+    def _continue(self, batch: list[Event], continuation: Continuation) -> list[Event]:
+        events: list[Event] = []
+        try:
+            for event, tokens in batch:
+                events.append((continuation.rewrite(event), tokens))
+                if continuation.stopped:
+                    break
+        except (ValueError, TypeError, AttributeError):
+            raise UpstreamError("garbage") from None
+        return events
+
     def _first_token(self) -> None:
         stream = self._stream
         self.waited_s = self.heard_s - self.sent_s
+        self._answered()
         expected = stream.expected if stream.attempts == 1 else None
         self._replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)
 

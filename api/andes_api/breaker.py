@@ -26,8 +26,9 @@ class CircuitBreaker:
         self.failures = 0
         self.open_until_s = -math.inf
 
-    def failed(self, now_s: float) -> None:
-        self.failures += 1
+    def failed(self, now_s: float, *, enough: bool = False) -> None:
+        """``enough``: it need not happen ``max_failures`` times."""
+        self.failures = max(self.failures + 1, self._max_failures) if enough else self.failures + 1
         beyond = self.failures - self._max_failures
         if beyond >= 0:
             self.open_until_s = now_s + min(MAX_COOLDOWN_S, self._cooldown_s * 2 ** min(beyond, 10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from andes_sglang.expectations import ReaderExpectation
@@ -78,6 +79,10 @@ class DemandLog:
             if model is None or record.model == model:
                 recent.append(record)
         return recent[::-1]
+
+    def last(self, count: int) -> list[DemandRecord]:
+        """The newest ``count`` of them, the newest first."""
+        return list(islice(reversed(self._records), count))
 
     @property
     def complete_since_s(self) -> float | None:

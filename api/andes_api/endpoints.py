@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from andes_api.errors import ApiError
 from andes_api.sse import EventStream, GarbageError, object_of
 from andes_api.typed_events import MessageEvents, ResponseEvents
 
@@ -59,14 +58,8 @@ class Endpoint:
         except GarbageError:
             return content
 
-    def error_event(self, status: int, content: bytes) -> bytes:
-        """An error answer in a stream that has begun."""
-        try:
-            body = object_of(content)
-        except GarbageError:
-            body = {}
-        if not body.get("error"):
-            body = ApiError(status, content[:1000].decode(errors="replace") or f"status {status}").body
+    def error_event(self, status: int, body: Mapping[str, Any]) -> bytes:
+        """An error as an event of a stream that has begun."""
         if self.anthropic:
             return b"event: error\ndata: " + orjson.dumps(self.error_body(status, body)) + b"\n\n"
         if self.reader is ResponseEvents:

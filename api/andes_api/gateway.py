@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -12,32 +13,38 @@ from typing import Any
 
 from andes_api import admission, names
 from andes_api.admission import TokenBucket
+from andes_api.background import Background
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.endpoints import CHAT, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
+from andes_api.fatal import MAX_DEATHS
+from andes_api.history import History
 from andes_api.metrics import GatewayMetrics
 from andes_api.models import ModelRoute, no_model
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
-from andes_api.settings import GatewaySettings, GatewaySettingsError, TenantSettings, with_classes
+from andes_api.settings import GatewaySettings, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import STREAM_S, Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
 from andes_sglang.routing import make_routing_policy
-from andes_sglang.stream_forecast import forecast_stream
+from andes_sglang.stream_forecast import IncomingStream, forecast_stream
 
 __all__ = ["Gateway"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 SWEEP_INTERVAL_S = 1.0
 """Seconds between checks for idle streams and changed classes; both limits are minutes."""
+MAX_UNSWEPT_S = 30.0
+"""Seconds without such a check after which this gateway is not ready: far more than a busy event loop needs."""
 NO_ENGINE_RETRY_S = 5.0
 """Seconds after which a client tries again while no engine is there: one look-up of names."""
-_log = logging.getLogger("andes")
+RECENT_REQUESTS, USUAL_PROMPT_TOKENS = 100, 300
+"""Requests whose mean prompt is the usual one, and its tokens while there are none."""
 _access = logging.getLogger("andes.access")
 
 
@@ -47,12 +54,14 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = self._configured = settings
         self._classes = b""
-        self.reread_classes()
         self.metrics = GatewayMetrics()
-        self.upstreams = Upstreams(settings)
+        self.background = Background(self.metrics.task_failures)
+        self.reread_classes()
+        self.upstreams = Upstreams(settings, background=self.background)
         self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
+        self.history = History()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
@@ -65,15 +74,15 @@ class Gateway:
         self._buckets = {
             t.name: TokenBucket(t.requests_per_minute) for t in settings.tenants if t.requests_per_minute is not None
         }
-        self._sweeper: asyncio.Task[None] | None = None
+        self._swept_s = math.inf  # when streams were last looked at, clock seconds
 
     async def start(self) -> None:
         await self.upstreams.start()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._swept_s = time.monotonic()
+        self.background.start("sweep", self._sweep)
 
     async def stop(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        await self.background.stop()
         for task in self.open.values():
             task.cancel()
         await asyncio.gather(*self.open.values(), return_exceptions=True)
@@ -82,21 +91,17 @@ class Gateway:
 
     def reread_classes(self) -> None:
         """Take over what ``classes_file`` says when it has changed; where it is wrong, the classes stay as they are."""
+        self.background.step("classes", self._reread_classes)
+
+    def _reread_classes(self) -> None:
         file = self._configured.classes_file
         try:
             content = file.read_bytes() if file is not None else b""
         except FileNotFoundError:
             content = b""
-        except OSError as error:
-            content = self._classes
-            _log.error("the classes stay as they were: %s: %s", file, error.strerror)
-        if content == self._classes:
-            return
-        self._classes = content
-        try:
+        if content != self._classes:
             self.settings = with_classes(self._configured, file) if file is not None and content else self._configured
-        except GatewaySettingsError as error:
-            _log.error("the classes stay as they were: %s", error)
+            self._classes = content
 
     @property
     def held(self) -> int:
@@ -151,6 +156,8 @@ class Gateway:
             self._admit_tenant(stream.tenant, stream.arrival_s)
         if len(self.open) >= self.settings.max_streams:
             raise admission.full(self._until_one_ends_s(len(self.open)))
+        if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
+            raise admission.fatal(MAX_DEATHS, left_s)
         return self.place(stream, stream.arrival_s)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
@@ -200,9 +207,7 @@ class Gateway:
         self._check_model_limit(route)
         accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
         if not accepting:
-            up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
-            if max((len(r.streams) for r in up), default=0) >= settings.max_streams_per_replica:
-                raise admission.full(self._until_one_ends_s(len(self.open)))
+            self._check_replica_limit(route)
             return []
         views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
         order = self.routing_policy.order(new, views, now_s)
@@ -214,7 +219,12 @@ class Gateway:
             )
             if refusal is not None:
                 raise refusal
-        return [accepting[view.name] for view in order]
+        return sorted((accepting[view.name] for view in order), key=lambda replica: replica.is_full(now_s))
+
+    def _check_replica_limit(self, route: ModelRoute) -> None:
+        up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
+        if max((len(r.streams) for r in up), default=0) >= self.settings.max_streams_per_replica:
+            raise admission.full(self._until_one_ends_s(len(self.open)))
 
     def _check_model_limit(self, route: ModelRoute) -> None:
         model = self.settings.models.get(route.model or "")
@@ -303,8 +313,25 @@ class Gateway:
                 relay.end_silent_upstream(now_s)
                 if relay.client_is_gone(now_s):
                     self.open[stream].cancel()
+            self._swept_s = now_s
+
+    def is_swept(self) -> bool:
+        """Whether silent streams are still found; without that no idle limit fires."""
+        return time.monotonic() - self._swept_s < MAX_UNSWEPT_S
 
     # Records
+
+    def describe_replicas(self, now_s: float) -> list[dict[str, Any]]:
+        """Each replica with ``predicted_ttft_s``: seconds to the first token of a new stream as long as recent ones."""
+        recent = [record.prompt_tokens for record in self.demand.last(RECENT_REQUESTS)] or [USUAL_PROMPT_TOKENS]
+        reader, prompt = self.settings.classes[self.settings.default_class].expectation, Prompt({}, ())
+        usual = IncomingStream(sum(recent) / len(recent), reader.target, reader.weight, prompt.key)
+        described = []
+        for replica in self.upstreams.replicas.values():
+            view = replica.view(now_s, prompt, usual.prompt_tokens)
+            ttft_s = forecast_stream(usual, view, now_s, self.settings.horizon_s).ttft_s
+            described.append({**replica.describe(now_s), "predicted_ttft_s": round(ttft_s, 3)})
+        return described
 
     def update_open_records(self) -> None:
         """Bring the records of open streams up to date."""
@@ -321,6 +348,7 @@ class Gateway:
         record.qoe = stream.score(now_s)
         if record.qoe is not None:
             self.qoe.add(now_s, record.model, cls, record.qoe)
+        self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)
         self.telemetry.ended(stream, duration_s)

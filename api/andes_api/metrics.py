@@ -32,6 +32,12 @@ class GatewayMetrics:
         self.failures = Counter(
             "andes_gateway_upstream_failures", "attempts that a replica failed", ["replica"], registry=registry
         )
+        self.full = Counter(
+            "andes_gateway_upstream_full", "attempts that a replica had no room for", ["replica"], registry=registry
+        )
+        self.task_failures = Counter(
+            "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
+        )
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
         self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)
         self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from andes_api import names, telemetry
+from andes_api import admission, names, telemetry
 from andes_api.attempt import Attempt, RelayContext
-from andes_api.endpoints import CHAT
 from andes_api.errors import ApiError
+from andes_api.fatal import MAX_DEATHS, MEMORY_S
 from andes_api.reply import Reply
 from andes_api.response import ResponseWriter, Send
-from andes_api.stream import Stream
+from andes_api.stream import Stream, count_answers
 from andes_api.upstream import Upstream
-from andes_api.upstream_answer import UpstreamError
-from andes_sglang.resume import Continuation, continued
+from andes_api.upstream_answer import Blame, UpstreamError
+from andes_sglang.resume import Continuation, StopSeam, continued, ending, tokens_left
 
 __all__ = ["Relay", "RelayContext"]
 
@@ -31,9 +30,12 @@ class Relay:
         self.stream = stream
         self._context, self._settings = context, context.settings
         self._order = order
+        self._tried: set[Upstream] = set()
         self._reply = Reply(stream, send, context.settings)
         self._attempt: Attempt | None = None
         self._cut = False
+        self._suspects: list[tuple[Upstream, UpstreamError]] = []  # at fault if another replica answers
+        self._refusals = self._deaths = self._full = 0
 
     @property
     def writer(self) -> ResponseWriter:
@@ -63,9 +65,9 @@ class Relay:
         return self.writer.sending and idle_s > self._settings.client_idle_s
 
     def end_silent_upstream(self, now_s: float) -> None:
-        """Close a stream of the engine that has said nothing for too long while it was listened to."""
+        """Close a stream of the engine that is dead, or has brought no token for too long while it was listened to."""
         if self._attempt is not None and not self.writer.writing:
-            self._attempt.end_if_silent(now_s)
+            self._attempt.end_if_silent(now_s, self._can_move)
 
     def cut(self) -> None:
         """Break off with an error: this gateway has no more time."""
@@ -77,59 +79,144 @@ class Relay:
         """Until one has answered or all have failed: "done", "error" (the request's) or "failed" (the engines')."""
         body = self.stream.body
         continuation: Continuation | None = None
-        order = self._order
         while True:
-            replica, *order = order or await self._context.wait_for_place(self.stream)
-            self._attempt = Attempt(self._context, self.stream, self._reply, replica, continuation)
+            if not (self._order and (left := self._candidates(time.monotonic()))):
+                self._order = left = await self._context.wait_for_place(self.stream)
+            replica = left[0]
+            self._tried.add(replica)
+            last = self._refusals > 0 or len(left) == 1 or self._tries >= self._settings.retries
+            self._attempt = Attempt(
+                self._context, self.stream, self._reply, replica, continuation, answered=self._blame_suspects,
+                accept_empty=last,
+            )  # fmt: skip
             try:
-                return await self._attempt.run(body)
+                await self._attempt.run(body)
+                return "done"
             except UpstreamError as error:
                 now_s = time.monotonic()
-                self._context.metrics.failures.labels(replica.name).inc()
-                if error.blame:
-                    replica.breaker.failed(now_s)
-                order = [r for r in order if r.accepts(now_s)]
-                rest = self._rest() if self._reply.begun else body
-                if rest is None or not self._goes_on(order, now_s):
-                    await self._give_up(error)
-                    return "failed"
+                self._judge(replica, error, now_s)
+                if self._has_all_tokens():
+                    return await self._end_by_length()
+                rest = self._rest()
+                if rest is None or not self._goes_on(error, now_s):
+                    return await self._give_up(error, now_s)
                 body, continuation = rest, self._continuation() if self._reply.begun else None
                 self._note_next_try(error)
 
-    def _goes_on(self, order: Sequence[Upstream], now_s: float) -> bool:
-        """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
-        if self.stream.attempts > self._settings.retries or self._cut:
+    def _judge(self, replica: Upstream, error: UpstreamError, now_s: float) -> None:
+        """Whose fault it is. What one replica refuses or fails and another answers is the first one's; what all refuse is the
+        request's."""
+        self._refusals += error.refused
+        self._deaths += error.died
+        self._full += error.full_s is not None
+        if error.full_s is not None:
+            replica.full_until_s = now_s + error.full_s
+            self._context.metrics.full.labels(replica.name).inc()
+        elif error.blame is Blame.REPLICA:
+            replica.failed(error.kind, now_s)
+        elif error.blame is not Blame.NONE:
+            self._suspects.append((replica, error))
+        if error.full_s is None and not error.refused:
+            self._context.metrics.failures.labels(replica.name).inc()
+
+    def _blame_suspects(self) -> None:
+        """A replica answers: those that did not are at fault."""
+        now_s = time.monotonic()
+        for replica, error in self._suspects:
+            if error.refused:
+                self._context.metrics.failures.labels(replica.name).inc()
+            enough = error.blame is Blame.REPLICA_IF_OTHERS_ANSWER
+            replica.failed(f"{error.kind} where another answers", now_s, enough=enough)
+        self._suspects.clear()
+
+    @property
+    def _tries(self) -> int:
+        """On replicas that had room."""
+        return self.stream.attempts - self._full
+
+    def _candidates(self, now_s: float) -> list[Upstream]:
+        """Replicas that have not been tried and accept streams: in the order of the routing policy, then those that have come
+        since."""
+        accepting = self._context.upstreams.accepting(now_s, self.stream.route)
+        since = [replica for replica in accepting if replica not in self._order]
+        placed = [r for r in self._order if r in accepting or self.stream in r.streams]
+        return [replica for replica in (*placed, *since) if replica not in self._tried]
+
+    def _can_move(self, now_s: float) -> bool:
+        """Whether another replica could go on with this answer now."""
+        if self._tries > self._settings.retries or (self._reply.begun and self._rest() is None):
             return False
-        return bool(order) or not (self._reply.begun or self._context.upstreams.accepting(now_s, self.stream.route))
+        return bool(self._candidates(now_s))
+
+    def _goes_on(self, error: UpstreamError, now_s: float) -> bool:
+        """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
+        if self._tries > self._settings.retries or self._cut or self._deaths >= MAX_DEATHS:
+            return False
+        if error.refused and (self._refusals > 1 or (self._reply.begun and error.event)):
+            return False
+        if self._candidates(now_s):
+            return True
+        return not (self._reply.begun or error.refused or self._context.upstreams.accepting(now_s, self.stream.route))
 
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, begun = self._context.metrics, self._reply.begun
         (metrics.resumes if begun else metrics.retries).inc()
+        self.stream.moves += begun
+        self.stream.retries += not begun
         event = names.EVENT_RESUME if begun else names.EVENT_RETRY
         self.stream.span.add_event(event, {names.REASON: error.kind})
 
     def _rest(self) -> dict[str, Any] | None:
         """What to ask another replica for, so that the reader does not notice; None where that cannot be."""
         stream = self.stream
+        if not stream.tokens:  # a role at most
+            return stream.body
         stream.compact()
-        return (
-            None if stream.log is None else continued(stream.body, stream.endpoint is CHAT, stream.text, stream.tokens)
-        )
+        return None if stream.log is None else continued(stream.body, stream.chat, stream.text, stream.tokens)
 
     def _continuation(self) -> Continuation:
         stream = self.stream
         prompt_tokens = stream.record.prompt_tokens if stream.counted else None
-        return Continuation(stream.first_event, stream.tokens, prompt_tokens)
+        seam = StopSeam(stream.body, stream.text)
+        return Continuation(stream.first_event, stream.tokens, prompt_tokens, seam)
 
-    async def _give_up(self, error: UpstreamError) -> None:
-        telemetry.failed(self.stream.span, error.kind)
+    def _has_all_tokens(self) -> bool:
+        """Whether a single answer has as many tokens as were asked for."""
+        stream = self.stream
+        alone = stream.endpoint.chunks and count_answers(stream.body) == 1
+        if not stream.tokens or not self._reply.begun or not alone:
+            return False
+        return tokens_left(stream.body, stream.chat, stream.tokens) == 0
+
+    async def _end_by_length(self) -> str:
+        """Nothing is missing but the end."""
+        stream = self.stream
+        stream.usage = stream.own_usage()
+        wanted = stream.asked.get("include_usage") and stream.counted and not stream.expectation.report
+        closing = ending(stream.first_event, stream.chat, "length", stream.usage if wanted else None)
+        await self._reply.events([(event, 0) for event in closing])
+        return "done"
+
+    async def _give_up(self, error: UpstreamError, now_s: float) -> str:
+        """Say what is wrong: "error" (the request), "shed" (no engine has room) or "failed"."""
         fault = ApiError(
             502, f"the engine failed ({error.kind})", "upstream_error", code="upstream_error", reason="upstream",
             retry_after_s=RETRY_AFTER_FAILURE_S,
         )  # fmt: skip
-        if self._reply.started and error.event:
-            await self.writer.write([(error.event, 0)])
-        elif error.answer is not None:
-            await self._reply.whole(*error.answer)
+        event, answer, begun = error.event, error.answer, self._reply.begun
+        if self._deaths >= MAX_DEATHS:
+            self._context.fatal.add(self.stream.body, now_s)
+            fault, event, answer = admission.fatal(self._deaths, MEMORY_S), b"", None
+        if begun or (event and self._reply.started):  # say it in the stream, and end without a finish reason
+            await self.writer.write([(event or self.stream.endpoint.error_event(fault.status, fault.body), 0)])
+        elif answer is not None:
+            await self._reply.whole(*answer)
         else:
             await self._reply.refuse(fault)
+        if error.refused and (event or (answer and not begun)):
+            return "error"
+        if error.full_s is not None and not begun:
+            self.stream.reason = "engine_full"
+            return "shed"
+        telemetry.failed(self.stream.span, error.kind)
+        return "failed"

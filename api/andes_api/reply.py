@@ -12,11 +12,12 @@ from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, EventStream, payload_of
+from andes_api.sse import Event, object_of, payload_of
 from andes_api.stream import Stream
 
 __all__ = ["Reply"]
 
+DONE_EVENT = b"data: [DONE]\n\n"
 MIN_KEEPALIVE_S = 0.05
 """Seconds between looks at a client whose socket is full."""
 EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -59,7 +60,7 @@ class Reply:
         """An answer in one piece; where the head of a stream is out already, an error in it."""
         endpoint = self._stream.endpoint
         if self.started:
-            await self.writer.write([(endpoint.error_event(status, content), 0)])
+            await self.writer.write([(endpoint.error_event(status, object_of(content)), 0)])
             return
         if status >= 400:
             content = endpoint.error_content(status, content)
@@ -87,7 +88,7 @@ class Reply:
             await self.writer.flush()
             usage = {**stream.usage, "andes": stream.report()}
             chunk = {**payload_of(stream.first_event), "choices": [], "usage": usage}
-            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (EventStream.END, 0)])
+            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
         await self.writer.end()
 
     async def _start_events(self) -> None:

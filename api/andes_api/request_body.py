@@ -82,6 +82,9 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, An
     body: dict[str, Any] = {}
     for name, value in form.multi_items():
         part = value if isinstance(value, str) else FormFile.of(value)
+        said = name if isinstance(part, str) else name + part.name + part.kind
+        if not said.isprintable():
+            raise ApiError(400, f"{name[:100]!r}: a form's names and media types are plain text", retry=False)
         body[name] = [*_as_list(body[name]), part] if name in body else part
     body["stream"] = _truth(body.get("stream", "false"))
     return body

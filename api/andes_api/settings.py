@@ -128,7 +128,9 @@ class GatewaySettings(BaseSettings):
     health_interval_s: Seconds = Field(5.0, description="seconds between health checks")
     load_interval_s: Seconds = Field(1.0, description="seconds between questions for an engine's load (`/v1/loads`)")
     connect_timeout_s: Seconds = Field(5.0, description="seconds to connect to an engine")
-    stream_idle_s: Seconds = Field(300.0, description="seconds of silence after which an engine's stream is given up")
+    stream_idle_s: Seconds = Field(
+        300.0, description="seconds without a token after which an engine's stream is given up"
+    )
     answer_timeout_s: Seconds = Field(3600.0, description="seconds for an answer that is not streamed")
     retries: Annotated[int, Field(ge=0)] = Field(2, description="tries on other engines after a failure")
     resume: bool = Field(True, description="continue a cut stream on another engine where the text determines the rest")
@@ -187,6 +189,9 @@ class GatewaySettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8080, description="port to listen on; 0: any free one")
     page: bool | None = Field(None, description="serve the live page at `/`; none: on loopback only")
+    try_page: bool | None = Field(
+        None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
+    )
     cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )

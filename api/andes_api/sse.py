@@ -22,6 +22,7 @@ __all__ = ["Event", "EventStream", "GarbageError", "object_of", "payload_of"]
 Event = tuple[bytes, int]
 MAX_EVENT_BYTES = 4 << 20
 """Bytes; the longest events seen are logprobs of a whole prompt, well below 1 MiB."""
+_ABORTED = {"message": "the engine has aborted this request", "type": "upstream_error", "param": None, "code": 503}
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
@@ -36,18 +37,18 @@ class EventStream:
     whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
     several prompts: tokens are counted per choice and summed.
 
-    ``done``: the end has come. ``usage_so_far``: the last usage that came, the whole stream's or a chunk's. ``identity``:
-    what it says of the whole answer, where an event does. ``finish_reason``: of the last choice that came. ``error``: what
-    the engine said instead, ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the
-    two nothing more comes out.
+    ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
+    ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
+    tokens that came with more than space. ``error``: what the engine said instead, ``error_event`` as it said it.
+    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
     """
 
-    END = b"data: [DONE]\n\n"
-    """What a complete stream ends with."""
+    END: bytes | None = None
+    """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
         "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "finish_reason", "garbage", "identity", "usage", "usage_so_far",
+        "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
@@ -60,7 +61,8 @@ class EventStream:
         self._rest = b""
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
-        self.finish_reason: str | None = None
+        self.finish_reasons: dict[int, str] = {}
+        self.said = 0
         self.done = False
         self.identity: dict[str, Any] | None = None
         self.error: Any = None
@@ -119,25 +121,40 @@ class EventStream:
         self, event: bytes, payload: dict[str, Any], choices: list[Any], usage: dict[str, Any] | None
     ) -> Event:
         choice = choices[0] if isinstance(choices[0], dict) else {}
-        self.finish_reason = choice.get("finish_reason") or None  # some engines write "" for none
-        if usage is None or not self._usage:
-            new = 1 if any(_has_text(c) for c in choices) else 0
-            self._counts[0] = self._counts.get(0, 0) + new
-            return event, new
         index = choice.get("index") if self._several else 0
-        new = self._count(usage, index if isinstance(index, int) else 0)
-        return (event if self._asked_continuous else self._without_usage(event, payload)), new
+        if not isinstance(index, int):
+            index = 0
+        if finish_reason := choice.get("finish_reason"):  # some engines write "" for none
+            if finish_reason == "abort":  # the engine gives up: its client did not ask for that
+                return self._failed(_ABORTED, _event(_ABORTED))
+            self.finish_reasons[index] = str(finish_reason)
+        text = _text_in(choices)
+        if usage is None or not self._usage:
+            new = 1 if text and not (self._usage and text.isspace()) else 0  # uncounted space keeps a connection open
+            self._counts[0] = self._counts.get(0, 0) + new
+        else:
+            new = self._count(usage, index)
+            if not self._asked_continuous:
+                event = self._without_usage(event, payload)
+        if new and not text.isspace():
+            self.said += new
+        return event, new
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
         if payload.get("error") is not None:
-            self.error, self.error_event = payload["error"], event
-            return b"", 0
+            return self._failed(payload["error"], event)
+        if payload.get("object") == "error":  # without the envelope that clients look for
+            return self._failed(payload, _event(payload))
         if payload.get("choices", ...) not in ([], None):
             raise GarbageError(f"an event that is no chunk: {event[:80]!r}")
         if usage is not None:
             self.usage = usage
         return (event if self._asked_final or usage is None or not self._usage else b""), 0
+
+    def _failed(self, error: Any, event: bytes) -> Event:
+        self.error, self.error_event = error, event
+        return b"", 0
 
     def _count(self, usage: dict[str, Any], index: int) -> int:
         total = usage.get("completion_tokens")
@@ -161,16 +178,24 @@ class EventStream:
         return before + b'"usage":null' + end
 
 
-def _has_text(choice: Any) -> bool:
-    if not isinstance(choice, dict):
-        return False
-    delta = choice.get("delta") or {}
+def _text_in(choices: list[Any]) -> str:
+    """The first text of ``choices``, if any: answer, reasoning or arguments of a tool."""
     try:
-        if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-            return True
-        return any((call.get("function") or {}).get("arguments") for call in delta.get("tool_calls") or ())
+        for choice in choices:
+            delta = choice.get("delta") or {}
+            text = choice.get("text") or delta.get("content") or delta.get("reasoning_content")
+            if text:
+                return str(text)
+            for call in delta.get("tool_calls") or ():
+                if arguments := (call.get("function") or {}).get("arguments"):
+                    return str(arguments)
     except (AttributeError, TypeError):  # a chunk of another shape
-        return False
+        pass
+    return ""
+
+
+def _event(error: Any) -> bytes:
+    return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
 
 
 def payload_of(event: bytes) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from andes_api import names
 from andes_api.demand import DemandRecord
-from andes_api.endpoints import Endpoint
+from andes_api.endpoints import CHAT, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
+from andes_api.history import Kind
 from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
@@ -55,6 +56,8 @@ class Stream:
     expected: StreamForecast | None = None
     tokens: int = 0
     attempts: int = 0
+    retries: int = 0  # attempts after the first, before it had begun
+    moves: int = 0  # and after it had
     status: int = 0
     replica: str = ""
     delivered_s: float = 0.0
@@ -85,6 +88,15 @@ class Stream:
         return self.endpoint.path
 
     @property
+    def chat(self) -> bool:
+        return self.endpoint is CHAT
+
+    @property
+    def kind(self) -> Kind:
+        """Model, empty while no engine has said which there are, and class."""
+        return self.record.model or "", self.expectation.class_name
+
+    @property
     def tenant_name(self) -> str:
         return self.tenant.name if self.tenant else ANONYMOUS
 
@@ -108,6 +120,11 @@ class Stream:
         if ttft_s is None or n < 2 or self.record.outcome != "done":
             return None
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
+
+    def own_usage(self) -> dict[str, int]:
+        """Usage of the whole answer so far, by our own count."""
+        prompt, tokens = self.record.prompt_tokens, self.tokens
+        return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
     def routed(self, route: ModelRoute) -> None:
         """``route`` is what it asks for."""

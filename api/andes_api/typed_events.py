@@ -24,10 +24,14 @@ _STATUS = {
 
 
 class TypedEvents(EventStream):
-    """``event: TYPE`` and ``data: {"type": TYPE, ...}``; :meth:`_typed` reads one. ``END``: what a complete answer ends
-    with, to be supplied where its engine has gone."""
+    """``event: TYPE`` and ``data: {"type": TYPE, ...}``; :meth:`_typed` reads one. What comes before the first piece of the
+    answer goes out with it, so that another engine can still answer."""
 
-    __slots__ = ()
+    __slots__ = ("_held",)
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._held: bytes | None = b""
 
     def _one(self, event: bytes) -> Event:
         data = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
@@ -37,62 +41,57 @@ class TypedEvents(EventStream):
         whole = payload.get("response") or payload.get("message")
         if isinstance(whole, dict):
             self.identity = whole
-        return self._typed(str(payload.get("type")), payload, event)
+        new = self._typed(str(payload.get("type")), payload, event)
+        if self.error_event:
+            return b"", 0
+        if self._held is None:
+            return event, new
+        self._held += event
+        if not new and not self.finish_reasons:
+            return b"", 0
+        event, self._held = self._held, None
+        return event, new
 
     @abstractmethod
-    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> Event:
-        """As in :meth:`~andes_api.sse.EventStream.feed`."""
+    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
+        """Take note of ``event``; the tokens that it brings."""
 
     def _piece(self, piece: object) -> int:
         """Tokens of a piece of the answer."""
-        new = 1 if isinstance(piece, str) and piece else 0
-        self._counts[0] = self._counts.get(0, 0) + new
-        return new
+        if not isinstance(piece, str) or not piece:
+            return 0
+        self._counts[0] = self._counts.get(0, 0) + 1
+        self.said += not piece.isspace()
+        return 1
 
     def _final(self, usage: Any) -> int:
         """Tokens that the engine has counted beyond the pieces, by ``usage`` of the whole answer."""
         if not isinstance(usage, dict):
             return 0
-        self.usage_so_far = usage = {**(self.usage_so_far or {}), **usage}
-        self.usage = usage
-        total = usage.get("output_tokens")
-        return self._count({"completion_tokens": total}, 0)
-
-    def _failed(self, error: Any, event: bytes) -> Event:
-        self.error, self.error_event = error, event
-        return b"", 0
+        self.usage = self.usage_so_far = {**(self.usage_so_far or {}), **usage}
+        return self._count({"completion_tokens": usage.get("output_tokens")}, 0)
 
 
 class ResponseEvents(TypedEvents):
-    """``response.*``. What comes before the first piece of the answer goes out with it, so that another engine can still
-    answer."""
+    """``response.*``."""
 
-    __slots__ = ("_held",)
+    __slots__ = ()
 
     END = b""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._held: bytes | None = b""
-
-    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> Event:
-        if kind == "error":
-            return self._failed(payload.get("error") or payload, event)
+    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         response = payload.get("response")
         said: Mapping[str, Any] = response if isinstance(response, dict) else {}
-        if kind == "response.failed":
-            return self._failed(said.get("error") or {"message": "the response failed"}, event)
-        if kind in ("response.created", "response.queued", "response.in_progress"):
-            if self._held is not None:
-                self._held += event
-                return b"", 0
-            return event, 0
-        new = self._piece(payload.get("delta")) if kind.endswith(".delta") else 0
-        if kind in ("response.completed", "response.incomplete"):
-            self.done, self.finish_reason = True, str(said.get("status") or "completed")
-            new += self._final(said.get("usage"))
-        event, self._held = (self._held or b"") + event, None
-        return event, new
+        if kind == "error":
+            self._failed(payload.get("error") or payload, event)
+        elif kind == "response.failed":
+            self._failed(said.get("error") or {"message": "the response failed"}, event)
+        elif kind.endswith(".delta"):
+            return self._piece(payload.get("delta"))
+        elif kind in ("response.completed", "response.incomplete"):
+            self.done, self.finish_reasons[0] = True, str(said.get("status") or "completed")
+            return self._final(said.get("usage"))
+        return 0
 
     @staticmethod
     def event_of(error: Mapping[str, Any]) -> bytes:
@@ -109,22 +108,22 @@ class MessageEvents(TypedEvents):
 
     END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
-    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> Event:
+    def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         delta = payload.get("delta")
         said: Mapping[str, Any] = delta if isinstance(delta, dict) else {}
         if kind == "error":
             error = payload.get("error")
             known = error if isinstance(error, dict) else {"message": str(error)}
-            return self._failed({"code": _STATUS.get(str(known.get("type")), 500), **known}, event)
-        new = 0
-        if kind == "message_start" and isinstance(payload.get("message"), dict):
+            self._failed({"code": _STATUS.get(str(known.get("type")), 500), **known}, event)
+        elif kind == "message_start" and isinstance(payload.get("message"), dict):
             usage = payload["message"].get("usage")
             self.usage_so_far = usage if isinstance(usage, dict) else None
         elif kind == "content_block_delta":
-            new = self._piece(said.get("text") or said.get("thinking") or said.get("partial_json"))
+            return self._piece(said.get("text") or said.get("thinking") or said.get("partial_json"))
         elif kind == "message_delta":
-            self.finish_reason = str(said.get("stop_reason") or "") or None
-            new = self._final(payload.get("usage"))
+            if said.get("stop_reason"):
+                self.finish_reasons[0] = str(said["stop_reason"])
+            return self._final(payload.get("usage"))
         elif kind == "message_stop":
             self.done = True
-        return event, new
+        return 0

@@ -12,6 +12,7 @@ from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
 from andes_sglang.routing import PrefixTracker, ReplicaView
@@ -19,6 +20,8 @@ from andes_sglang.stream_forecast import OpenStreams, StreamForecast, usable_slo
 
 __all__ = ["Upstream"]
 
+DEAD_AFTER_S = 5.0
+"""Seconds without an answer to a probe after which an engine is taken for dead; a healthy one answers in milliseconds."""
 MAX_VIEW_AGE_S = 0.1
 """Seconds; in less a reader's buffer changes by less than a token."""
 MAX_READERS = 256
@@ -43,9 +46,13 @@ class Upstream:
         self.name = url.partition("://")[2]
         self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_cooldown_s)
         self.healthy: bool | None = None
+        self.fault: str | None = None  # what it failed by last, until it answers again
+        self.unanswered_since_s: float | None = None  # when a probe was sent that got no answer
+        self.full_until_s = -math.inf  # it had no room for another stream
         self.drained = False  # by hand
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
+        self.flags: EngineFlags | None = None  # None: it does not say
         self.streams: set[Stream] = set()
         self.others = 0
         self.requests: int | None = None  # all that it holds, by its own count
@@ -76,6 +83,24 @@ class Upstream:
             and self.breaker.allows(now_s)
             and len(self.streams) < self._max_streams
         )
+
+    def is_dead(self, now_s: float) -> bool:
+        """Whether it has answered no probe for so long that what it has should go on elsewhere."""
+        return self.unanswered_since_s is not None and now_s - self.unanswered_since_s >= DEAD_AFTER_S
+
+    def is_full(self, now_s: float) -> bool:
+        """Whether it has said a moment ago that it has no room; it is asked last."""
+        return now_s < self.full_until_s
+
+    def failed(self, kind: str, now_s: float, *, enough: bool = False) -> None:
+        """It is at fault. ``enough``: it need not happen several times."""
+        self.fault = kind
+        self.breaker.failed(now_s, enough=enough)
+
+    def succeeded(self) -> None:
+        """It has answered a request, or a probe after it was down."""
+        self.fault = None
+        self.breaker.succeeded()
 
     def serves(self, route: ModelRoute) -> bool:
         """Whether it has this model, and the adapter."""
@@ -195,19 +220,30 @@ class Upstream:
 
     def describe(self, now_s: float) -> dict[str, Any]:
         """As in ``/fleet/replicas``."""
+        rests = not self.breaker.allows(now_s)
         return {
             "name": self.name,
             "model": next(iter(self.offers), None) if self.offers else self.configured,
             "models": sorted({name for offer in (self.offers or {}).values() for name in offer.cards}),
-            "healthy": self.healthy,
+            "healthy": False if rests else self.healthy,
+            "reason": self._reason(now_s),
             "draining": self.draining,
-            "breaker_open": not self.breaker.allows(now_s),
+            "breaker_open": rests,
             "streams": len(self.streams),
             "waiting": sum(not s.tokens for s in self.streams),
             "others": self.others,
             "requests": self.requests,
             "slots": self.slots,
             "policy": self.policy,
+            "flags": None if self.flags is None else self.flags.to_dict(),
             "context_tokens": int(self.context_tokens),
             "decode_s": round(self.latency.decode_s(max(1, len(self.streams)), self.context_tokens), 5),
         }
+
+    def _reason(self, now_s: float) -> str | None:
+        """Why it gets nothing; None where it may."""
+        if self.healthy is False:
+            return "no answer to a probe" if self.unanswered_since_s is not None else self.fault or "unhealthy"
+        if not self.breaker.allows(now_s):
+            return self.fault
+        return "full" if self.is_full(now_s) else None

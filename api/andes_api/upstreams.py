@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +12,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from andes_api.background import Background
 from andes_api.discovery import make_resolver
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
+from andes_sglang.engine_flags import EngineFlags
 
 __all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
 
@@ -37,12 +40,14 @@ _NO_ANSWER = (
 class Upstreams:
     """All engines, by URL, between ``start`` and ``stop``; ``start`` opens a session where none was given."""
 
-    def __init__(self, settings: GatewaySettings, session: aiohttp.ClientSession | None = None) -> None:
+    def __init__(
+        self, settings: GatewaySettings, session: aiohttp.ClientSession | None = None, *, background: Background
+    ) -> None:
         self._settings = settings
+        self._background = background
         addresses = settings.upstreams_by_model
         self._fixed = {url: model for url, model in addresses.items() if not url.startswith("dns://")}
         self._names = {url: model for url, model in addresses.items() if url.startswith("dns://")}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._session = session
         self.replicas: dict[str, Upstream] = {}
@@ -63,7 +68,7 @@ class Upstreams:
             self._session = self._open_session()
         if self._names:
             await self._resolve()
-            self._spawn(self._keep_resolving())
+            self._background.start("resolve", self._keep_resolving)
         self._probe_new()
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -80,10 +85,6 @@ class Upstreams:
         )
 
     async def stop(self) -> None:
-        tasks = [*self._tasks, *self._probes.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
 
@@ -153,7 +154,7 @@ class Upstreams:
     def _probe_new(self) -> None:
         for url, replica in self.replicas.items():
             if url not in self._probes:
-                self._probes[url] = asyncio.create_task(self._watch(replica))
+                self._probes[url] = self._background.start("probe", functools.partial(self._watch, replica))
 
     async def _watch(self, replica: Upstream) -> None:
         """Health and load of one replica, for as long as it is listed."""
@@ -165,20 +166,26 @@ class Upstreams:
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
+                if replica.unanswered_since_s is not None:
+                    next_health_s = 0.0
+                    continue
             replica.observe_pace(time.monotonic())
             await asyncio.sleep(self._settings.load_interval_s if replica.healthy else MAX_PROBE_INTERVAL_S)
 
     async def _health(self, replica: Upstream) -> None:
         timeout = aiohttp.ClientTimeout(total=max(PROBE_TIMEOUT_S, 2 * self._settings.health_interval_s))
+        sent_s = time.monotonic()
         try:
             async with self.session.get(
                 replica.url + self._settings.health_path, timeout=timeout, allow_redirects=False
             ) as answer:
                 healthy = answer.status == 200
+            replica.unanswered_since_s = None
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             healthy = False
+            replica.unanswered_since_s = replica.unanswered_since_s or sent_s
         if healthy and replica.healthy is False:
-            replica.breaker.succeeded()
+            replica.succeeded()
         came_up = healthy and not replica.healthy
         if healthy:  # what it has may be new, and is known before it gets anything
             await self._ask_models(replica)
@@ -215,13 +222,16 @@ class Upstreams:
         with contextlib.suppress(*_NO_ANSWER):
             async with self.session.get(replica.url + "/server_info", timeout=timeout, allow_redirects=False) as answer:
                 if answer.status == 200:
-                    said = (await answer.json())["internal_states"][0].get("andes", _STOCK)
+                    info = await answer.json()
+                    replica.flags = EngineFlags.from_server_info(info)
+                    said = info["internal_states"][0].get("andes", _STOCK)
                     replica.policy = {"name": str(said["policy"]), "options": dict(said["policy_options"])}
 
     async def _load(self, replica: Upstream) -> bool:
         """Ask for the engine's load; False where it has no such endpoint."""
         timeout, sent = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), len(replica.streams)
-        with contextlib.suppress(*_NO_ANSWER):
+        sent_s = time.monotonic()
+        try:
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
             ) as answer:
@@ -229,12 +239,11 @@ class Upstreams:
                     return False
                 if answer.status == 200:
                     replica.set_load((await answer.json())["loads"], sent)
+        except (aiohttp.ContentTypeError, aiohttp.ClientPayloadError, ValueError, KeyError, TypeError, IndexError):
+            pass  # not SGLang's
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            replica.unanswered_since_s = sent_s
         return True
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _keep_resolving(self) -> None:
         while True:

@@ -122,7 +122,7 @@ class FleetAutoscaler:
             recent=tuple(
                 ObservedRequest(
                     r.arrival_s, READER_CLASS, r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated,
-                    target=r.target,
+                    target=r.target, weight=r.weight, yields=r.yields, expected_tokens=r.expected_tokens,
                 )
                 for i, r in recent
             ),

@@ -51,9 +51,12 @@ class Gateways:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(self, cluster: Cluster, namespace: str, spec: TargetSpec, now_s: float) -> Answers:
-        """Demand and QoE since the history began. All ready gateways have to answer. Terminating ones are asked too, for the
-        streams that they still hold, and so are those that are not ready: where none is ready, one answer is enough."""
+    async def ask(
+        self, cluster: Cluster, namespace: str, spec: TargetSpec, now_s: float, model: str | None = None
+    ) -> Answers:
+        """Demand and QoE since the history began, of one model where one is given. All ready gateways have to answer.
+        Terminating ones are asked too, for the streams that they still hold, and so are those that are not ready: where none
+        is ready, one answer is enough."""
         demand, window_s = spec.demand, spec.behavior.window_s
         if demand.prometheus_url is not None:
             return await self._ask_prometheus(demand, window_s, now_s)
@@ -63,7 +66,7 @@ class Gateways:
             return Answers(missing=(str(error),))
         since_s = now_s - spec.behavior.history_s
         wanted = [*required, *optional]
-        found = await asyncio.gather(*(self._report(address, since_s, window_s) for address in wanted))
+        found = await asyncio.gather(*(self._report(address, since_s, window_s, model) for address in wanted))
         reports: list[GatewayReport] = []
         missing: list[str] = []
         broken: list[str] = []
@@ -117,9 +120,11 @@ class Gateways:
                 (serving if is_ready(pod) else others).append(address)
         return serving, others
 
-    async def _report(self, address: str, since_s: float, window_s: float) -> GatewayReport | Exception:
+    async def _report(
+        self, address: str, since_s: float, window_s: float, model: str | None = None
+    ) -> GatewayReport | Exception:
         async def get(path: str, **query: float) -> Any:
-            params = {name: str(value) for name, value in query.items()}
+            params = {name: str(value) for name, value in query.items()} | ({"model": model} if model else {})
             async with self._session.get(f"http://{address}{path}", params=params, headers=self._admin) as answer:
                 if answer.status != 200:
                     raise ConnectionError(f"HTTP {answer.status} from {path}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
 from andes_operator.spec import PolicyOptions
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
@@ -25,6 +26,8 @@ __all__ = [
 
 NamedPolicy = tuple[str, PolicyOptions]
 """A policy's name and its options."""
+
+Reported = TypeVar("Reported", bound=Hashable)
 
 CLOCK_TOLERANCE_S = 30.0
 """Seconds; a quarter of the default observation window: an error of that size still leaves most of it."""
@@ -70,8 +73,8 @@ class FleetReplica:
     """An engine as one gateway reports it.
 
     streams: that this gateway has there; waiting: of these, without a first token; others: requests that other clients sent.
-    policy: the scheduling policy that the engine reports. requests: that the engine holds by its own count. None: not
-    reported.
+    policy, flags: the scheduling policy and the flags that the engine reports. requests: that the engine holds by its own
+    count. model: that it announces. None: not reported.
     """
 
     name: str
@@ -82,6 +85,8 @@ class FleetReplica:
     others: int
     policy: NamedPolicy | None = None
     requests: int | None = None
+    model: str | None = None
+    flags: EngineFlags | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class GatewayReport:
 
     now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
     ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
-    gateway for an engine. routing_policy: None: not reported.
+    gateway for an engine. routing_policy: None: not reported. models: that the gateway knows; empty: it does not say.
     """
 
     gateway: str
@@ -103,6 +108,7 @@ class GatewayReport:
     replicas: tuple[FleetReplica, ...]
     held: int = 0
     routing_policy: NamedPolicy | None = None
+    models: tuple[str, ...] = ()
 
     @classmethod
     def parse(
@@ -129,6 +135,7 @@ class GatewayReport:
                 replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
                 held=int(_number(demand.get("held", 0))),
                 routing_policy=_policy(replicas.get("routing")),
+                models=tuple(str(model) for model in replicas.get("models") or ()),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {explain(error)}") from None
@@ -160,6 +167,8 @@ def _replica(said: Mapping[str, Any]) -> FleetReplica:
         others=int(_number(said["others"])),
         policy=_policy(said.get("policy")),
         requests=None if said.get("requests") is None else int(_number(said["requests"])),
+        model=None if said.get("model") is None else str(said["model"]),
+        flags=None if said.get("flags") is None else EngineFlags.from_dict(said["flags"]),
     )
 
 
@@ -238,8 +247,8 @@ class Observation:
     rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete
     from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the engines hold,
     by their own count where they report it, and what waits for one; an answer that a slow reader has not read to its end
-    is no load. waiting: streams without a first token. policy, routing_policy: those that most engines and most gateways
-    report."""
+    is no load. waiting: streams without a first token. policy, flags: what most engines report; routing_policy: what
+    most gateways do."""
 
     now_s: float
     pods: PodCounts
@@ -254,6 +263,7 @@ class Observation:
     streams_by_replica: Mapping[str, int] = field(default_factory=dict)
     policy: NamedPolicy | None = None
     routing_policy: NamedPolicy | None = None
+    flags: EngineFlags | None = None
     fault: DataFault | None = None
 
     @property
@@ -300,6 +310,7 @@ def merge(
         recent=tuple(requests),
         streams_by_replica=streams,
         policy=_engine_policy(replicas),
+        flags=_engine_flags(replicas),
         routing_policy=_most_common(report.routing_policy for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
@@ -327,9 +338,14 @@ def _engine_policy(replicas: Iterable[FleetReplica]) -> NamedPolicy | None:
     return _most_common(replica.policy for replica in replicas if replica.healthy)
 
 
-def _most_common(policies: Iterable[NamedPolicy | None]) -> NamedPolicy | None:
-    counts = Counter(policy for policy in policies if policy is not None)
-    return max(counts, key=lambda policy: counts[policy], default=None)
+def _engine_flags(replicas: Iterable[FleetReplica]) -> EngineFlags | None:
+    """The flags that most healthy engines have."""
+    return _most_common(replica.flags for replica in replicas if replica.healthy)
+
+
+def _most_common(reported: Iterable[Reported | None]) -> Reported | None:
+    counts = Counter(one for one in reported if one is not None)
+    return max(counts, key=lambda one: counts[one], default=None)
 
 
 def _add_up(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:

@@ -12,12 +12,15 @@ from andes_operator.forecast import DemandForecast, DemandHistory, forecast
 from andes_operator.observe import NamedPolicy, Observation
 from andes_operator.spec import SpecError, TargetSpec
 from andes_operator.whatif import Prediction, predict_replicas
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.policy import SchedulingPolicy, check_policy, find_policy, make_policy
 from andes_sglang.routing import RoutingPolicy, make_routing_policy
+from andes_sglang.sim import overrides
+from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.profile import Profile, load
 
-__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_policy"]
+__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_engine", "simulated_policy"]
 
 DEFAULT_POLICY: NamedPolicy = ("andes", ())
 """Of engines that do not report theirs."""
@@ -55,16 +58,30 @@ def predict(inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
     )
     load_factor = 1.0 if last is None else last.update_load_factor(seen, spec.behavior.window_s)
     demand = expected_demand(spec, seen, expected.rate_rps * load_factor, inquiry.readers)
+    engine, unplayed = simulated_engine(_profile(spec.profile), seen.flags)
     predicted = predict_replicas(
         spec,
         demand,
-        _profile(spec.profile).engine,
+        engine,
         _scheduling(simulated_policy(spec, seen)),
         routing_policy=_routing(seen.routing_policy or DEFAULT_ROUTING_POLICY),
         last=last,
         current=seen.pods.ready,
     )
-    return expected, replace(predicted, load_factor=load_factor, at_s=seen.now_s)
+    return expected, replace(predicted, load_factor=load_factor, at_s=seen.now_s, unplayed=tuple(unplayed))
+
+
+def simulated_engine(profile: Profile, flags: EngineFlags | None) -> tuple[EngineModel, list[str]]:
+    """The profile's engine with the flags that the engines report (None: they do not), and what of them cannot be
+    simulated."""
+    if flags is None:
+        return profile.engine, []
+    devices = flags.tp_size or profile.engine.devices
+    engine, unplayed = profile.on(devices), list[str]()
+    if engine is None:
+        engine, unplayed = profile.engine, [f"{devices} devices: the profile is of {profile.engine.devices}"]
+    played, missing = overrides.play(engine, flags)
+    return played, unplayed + missing
 
 
 def simulated_policy(spec: TargetSpec, seen: Observation) -> NamedPolicy:

@@ -14,24 +14,21 @@ from typing import Any
 
 from opentelemetry import trace
 
-from andes_operator import classes, names, victims
-from andes_operator.cluster import Cluster, ClusterError, Scale
-from andes_operator.conflict import other_writer
+from andes_operator import classes, names
+from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.drain import Drainer
 from andes_operator.explain import explain
 from andes_operator.forecast import DemandForecast
-from andes_operator.gateways import Answers, Gateways
-from andes_operator.memory import Memory
+from andes_operator.gateways import Gateways
 from andes_operator.names import Condition, Mode, Reason
-from andes_operator.observe import Observation, merge
+from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
 from andes_operator.prediction import Inquiry, check_options, cold_start_s
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import LastPrediction, TargetState, TargetStates
 from andes_operator.status import status, unix_s
-from andes_operator.supply import Patience, count_pods
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -55,8 +52,6 @@ INVALID_S = 60.0
 target does not wait for it."""
 RIVAL_TICKS, MIN_RIVAL_TICK_S = 3.0, 5.0
 """Intervals, of this many seconds at least, for which another operator's status counts as fresh."""
-LIST_TTL_S = 5.0
-"""Seconds for which a list of a namespace's resources is reused: one request for all targets that are due together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +59,6 @@ class Result:
     """requeue_after_s: seconds until the next reconcile; None: never, the target is gone."""
 
     requeue_after_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReconcileContext:
-    """What one reconcile has observed. conflict: message about another writer of the scale, None: there is none.
-    classes: names of the namespace's QoEClasses."""
-
-    target: Mapping[str, Any]
-    spec: TargetSpec
-    scale: Scale
-    pods: list[dict[str, Any]]
-    answers: Answers
-    seen: Observation
-    memory: Memory
-    state: TargetState
-    conflict: str | None
-    classes: tuple[str, ...]
-
-    @property
-    def key(self) -> Key:
-        return self.target["metadata"]["namespace"], self.target["metadata"]["name"]
-
-    @property
-    def generation(self) -> int:
-        return int(self.target["metadata"]["generation"])
 
 
 class Reconciler:
@@ -107,6 +77,7 @@ class Reconciler:
     ) -> None:
         self._cluster, self._gateways, self._predict_demand = cluster, gateways, predict
         self._metrics, self._tracer, self._name, self._clock = metrics, tracer, name, clock
+        self._observer = Observer(cluster, gateways, tracer=tracer, clock=clock)
         self._reporter, self._drainer = Reporter(cluster, metrics, clock), Drainer(cluster, gateways, clock)
         self._states = TargetStates()
 
@@ -169,7 +140,7 @@ class Reconciler:
             )
             await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, Reason.NO_SELECTOR, message))
             return Result(spec.behavior.tick_s)
-        context = await self._observe(target, spec, scale)
+        context = await self._observer.observe(target, spec, scale, self._states.of(target))
         prediction, failure = await self._predict(context)
         decision = self._decide(context, prediction, failure, span)
         if spec.mode is Mode.AUTO and context.conflict is None and not await self._apply(context, decision):
@@ -197,37 +168,6 @@ class Reconciler:
             message = f"the operator {rival} reconciles it too, so {self._name} does not: give each its own namespaces"
             log.warning("%s/%s: %s", metadata["namespace"], metadata["name"], message)
             await self._reporter.event(target, Reason.OTHER_OPERATOR, message, warning=True)
-
-    # Observe
-
-    async def _observe(self, target: Mapping[str, Any], spec: TargetSpec, scale: Scale) -> ReconcileContext:
-        namespace = target["metadata"]["namespace"]
-        conflict = await self._conflict(target, spec)
-        with self._tracer.start_as_current_span("andes.observe"):
-            pods = await self._cluster.pods(namespace, scale.selector)
-            answers = await self._gateways.ask(self._cluster, namespace, spec, self._clock())
-        now_s = self._clock()
-        state, memory = self._states.of(target), _memory(target, now_s)
-        state.cold_starts.observe(pods)
-        by_removal = victims.victims(spec.ref.kind, pods, victims.deletion_costs(pods, {}), len(pods))
-        patience = Patience.of(spec.behavior.cold_start_s, state.cold_starts.seconds)
-        counts = count_pods(
-            pods, scale.wanted, by_removal, now_s=now_s, patience=patience, short_since_s=memory.short_since_s
-        )
-        seen = merge(
-            answers.reports, counts, now_s, spec.behavior.window_s, missing=answers.missing, broken=answers.broken
-        )
-        found = await self._cluster.list_all(names.CLASSES, namespace, LIST_TTL_S)
-        known = tuple(c["metadata"]["name"] for c in found)
-        return ReconcileContext(target, spec, scale, pods, answers, seen, memory, state, conflict, known)
-
-    async def _conflict(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
-        if spec.mode is not Mode.AUTO:
-            return None
-        namespace = target["metadata"]["namespace"]
-        autoscalers = await self._cluster.autoscalers(namespace)
-        targets = await self._cluster.list_all(names.TARGETS, namespace, LIST_TTL_S)
-        return other_writer(target, spec.ref, autoscalers, targets)
 
     # Predict
 
@@ -345,17 +285,9 @@ class Reconciler:
             cold_start_s=context.state.cold_starts.seconds,
             classes=context.classes,
             operator=self._name,
+            model=context.spec.demand.model or context.state.model,
+            share=context.state.share.value,
             old=context.target.get("status") or {},
             generation=context.generation,
         )
         await self._reporter.status(context.target, made)
-
-
-def _memory(target: Mapping[str, Any], now_s: float) -> Memory:
-    """From the status; an invalid memory is discarded, and what lies in the future."""
-    try:
-        return Memory.from_dict((target.get("status") or {}).get("memory")).until(now_s)
-    except ValueError as error:
-        metadata = target["metadata"]
-        log.warning("%s/%s: %s: discarded", metadata["namespace"], metadata["name"], error)
-        return Memory()

@@ -102,7 +102,8 @@ class ScalingBehavior:
 class DemandSource:
     """Where demand and QoE are read: from the pods of the gateways' Service, or from Prometheus.
 
-    Prometheus does not know the lengths of requests: ``prompt_tokens`` and ``output_tokens`` are their means.
+    model: whose, of the gateways' models; None: the one that the target's engines announce. Prometheus does not know the
+    lengths of requests: ``prompt_tokens`` and ``output_tokens`` are their means.
     """
 
     service: str | None = None
@@ -111,6 +112,7 @@ class DemandSource:
     prometheus_selector: str = ""
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def _demand(demand: Mapping[str, Any]) -> DemandSource:
     return DemandSource(
         service=gateway.get("service"),
         port=gateway.get("port"),
+        model=gateway.get("model"),
         prometheus_url=prometheus.get("url"),
         prometheus_selector=prometheus.get("selector", ""),
         prompt_tokens=float(prometheus.get("promptTokens", 0)),

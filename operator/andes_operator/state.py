@@ -11,6 +11,7 @@ from andes_operator import names
 from andes_operator.cluster import Cluster
 from andes_operator.forecast import DemandForecast, DemandHistory
 from andes_operator.observe import Observation
+from andes_operator.pool import Share
 from andes_operator.spec import TargetSpec
 from andes_operator.supply import MAX_COLD_START_S, ColdStarts
 from andes_operator.whatif import Prediction
@@ -49,7 +50,7 @@ class LastPrediction:
 class TargetState:
     """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
     cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
-    it."""
+    it. model: that its engines announce; share: of the model's demand, this pool's."""
 
     uid: str
     history: DemandHistory | None = None
@@ -57,6 +58,8 @@ class TargetState:
     last: LastPrediction | None = None
     failures: int = 0
     rival: str | None = None
+    model: str | None = None
+    share: Share = field(default_factory=Share)
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
@@ -86,12 +89,13 @@ class TargetStates:
         metadata = target["metadata"]
         key = metadata["namespace"], metadata["name"]
         if key not in self._states or self._states[key].uid != metadata["uid"]:
-            learned_s = (target.get("status") or {}).get("coldStartSeconds")
+            status = target.get("status") or {}
+            learned_s, model = status.get("coldStartSeconds"), (status.get("demand") or {}).get("model")
             if (
                 learned_s is not None and not 0 <= learned_s <= MAX_COLD_START_S
             ):  # edited by hand, or of an earlier release
                 learned_s = None
-            self._states[key] = TargetState(metadata["uid"], cold_starts=ColdStarts(learned_s))
+            self._states[key] = TargetState(metadata["uid"], cold_starts=ColdStarts(learned_s), model=model)
         return self._states[key]
 
     def forget(self, namespace: str, name: str) -> None:

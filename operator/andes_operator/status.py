@@ -162,11 +162,14 @@ def status(
     cold_start_s: float | None,
     classes: Collection[str] = (),
     operator: str = "",
+    model: str | None = None,
+    share: float | None = None,
     old: Mapping[str, Any],
     generation: int,
 ) -> dict[str, Any]:
     """The whole status after a reconcile. conflict: message about another writer of the scale. cold_start_s: as learned from
-    the pods. classes: names of the namespace's QoEClasses. operator: whose status this is. old: the status before."""
+    the pods. classes: names of the namespace's QoEClasses. operator: whose status this is.
+    model, share: whose demand this is, and how much of it is this pool's; None: not known. old: the status before."""
     found = findings(spec, seen, decision, conflict, classes)
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
     memory, gpus = decision.memory, spec.gpus_per_replica
@@ -182,7 +185,8 @@ def status(
         "startingReplicas": seen.pods.starting,
         "failingReplicas": seen.pods.failing,
         "recommendedReplicas": decision.replicas,
-        "demand": _demand(seen, expected, predicted),
+        "demand": _demand(seen, expected, predicted)
+        | {"model": model, "share": None if share is None else round(share, 3)},
         "objectives": objectives,
         "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
         "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",

@@ -44,7 +44,7 @@ class Prediction:
     request of its class). fewest: the smallest number that meets all of them with ``margin``; None: ``maxReplicas`` does
     not. residence_times_s: by number of replicas that was simulated to the end, for how long requests were in the system
     (quantiles, ascending). load_factor: by how much the simulated demand exceeds the observed requests; at_s: of the
-    observation, Unix seconds.
+    observation, Unix seconds. unplayed: what of the engines' flags could not be simulated.
     """
 
     rate_rps: float
@@ -55,6 +55,7 @@ class Prediction:
     residence_times_s: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     load_factor: float = 1.0
     at_s: float = 0.0
+    unplayed: tuple[str, ...] = ()
 
     def meets(self, replicas: int) -> bool:
         """Whether ``replicas`` meet the objectives: at least ``fewest`` of them, and, where exactly that number was
@@ -95,9 +96,9 @@ class Prediction:
     def demand(self) -> str:
         """What was simulated, in words."""
         words = f"{self.rate_rps / self.load_factor:.3g} requests/s expected"
-        if abs(self.load_factor - 1.0) < MIN_SHOWN_FACTOR:
-            return words
-        return f"{words}, at {self.load_factor:.2g} times their load by what the engines hold"
+        if abs(self.load_factor - 1.0) >= MIN_SHOWN_FACTOR:
+            words += f", at {self.load_factor:.2g} times their load by what the engines hold"
+        return words + "".join(f", without {of}" for of in self.unplayed)
 
     def describe(self, replicas: int) -> str:
         """The statistics with ``replicas``, in words."""

@@ -216,6 +216,11 @@ class Faulty:
         if self.fault == "hang up":
             hang_up(send)
             return
+        if self.fault in ("empty", "end"):
+            text = json.dumps({"id": "e", "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
+            events = f"data: {text}\n\n" if self.fault == "empty" else ""
+            await self._reply(send, 200, f"{events}data: [DONE]\n\n".encode(), b"text/event-stream")
+            return
         if self.fault == "no stream":
             await self._reply(send, 200, b"<html>hello</html>", b"text/html")
             return
@@ -295,6 +300,11 @@ class Faulty:
             await put(b"\x00\xff<html>not an event\n\n")
         if self.fault == "error":
             await put(b'data: {"error":{"message":"gone","type":"InternalServerError","code":500}}\n\n')
+        while self.fault in ("comment", "space", "role") and not gone.done():
+            said = {"space": {"text": " "}, "role": {"text": "", "delta": {"role": "assistant"}}}.get(self.fault)
+            event = {"id": f"id-{id(self)}", "choices": [{"index": 0, "finish_reason": None, **(said or {})}]}
+            await put(b": up\n\n" if said is None else b"data: " + json.dumps(event).encode() + b"\n\n")
+            await asyncio.wait({gone}, timeout=0.05)
         if self.fault == "stall":
             self.stalled.set()
             while not self.release.is_set() and not gone.done():

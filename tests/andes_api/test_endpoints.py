@@ -131,7 +131,7 @@ def test_what_has_no_reader_goes_through(simulated: Any, gateway: Any) -> None:
         assert (through.status_code, through.json()) == (200, direct.json()), path
     assert all(r["qoe"] is None for r in httpx.get(server.url + "/fleet/demand").json()["records"])
     refused = httpx.post(server.url + "/v1/embeddings", json={"model": "simulated"})
-    assert (refused.status_code, refused.json()["message"]) == (400, "input: field required")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "input: field required")
     absent = httpx.post(server.url + "/v1/classify", json={"model": "simulated", "input": "x"})
     assert absent.status_code == 404, "this engine has no such endpoint"
 
@@ -156,6 +156,10 @@ def test_a_recording_goes_through_as_a_form(faulty: Any, gateway: Any) -> None:
     assert httpx.post(path, json={"model": "m"}).status_code == 415
     assert httpx.post(path, data={"model": "m", "stream": "perhaps"}, files={"file": sound}).status_code == 400
     assert httpx.post(path, data={"model": "n"}, files={"file": sound}).status_code == 404
+    for odd in (b'name="a\x07"', b'name="file"; filename="a\x1b.wav"'):
+        body = b"--x\r\ncontent-disposition: form-data; " + odd + b"\r\n\r\n1\r\n--x--\r\n"
+        sent = httpx.post(path, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+        assert (sent.status_code, sent.json()["error"]["type"]) == (400, "invalid_request_error"), odd
     broken = httpx.post(path, content=b"nothing", headers={"content-type": "multipart/form-data; boundary=x"})
     assert broken.status_code in (400, 404)
 
@@ -216,16 +220,17 @@ def test_events_of_responses_are_counted_and_held_until_the_first_piece() -> Non
     created, progress = event("response.created", response={"id": "r"}), event("response.in_progress", response={})
     assert events.feed(created + progress) == [(b"", 0), (b"", 0)]
     added, delta = event("response.output_item.added", item={}), event("response.output_text.delta", delta="a")
-    assert events.feed(added) == [(created + progress + added, 0)]
+    assert events.feed(added) == [(b"", 0)]
     assert events.feed(delta[:20]) == []
-    assert events.feed(delta[20:]) == [(delta, 1)]
+    assert events.feed(delta[20:]) == [(created + progress + added + delta, 1)]
+    assert events.feed(delta) == [(delta, 1)]
     assert events.feed(b": ping\n\n") == [(b": ping\n\n", 0)]
     assert not events.done
     usage = {"input_tokens": 7, "output_tokens": 4}
     end = event("response.completed", response={"status": "completed", "usage": usage})
-    assert events.feed(end) == [(end, 3)], "what came beyond one token a piece"
+    assert events.feed(end) == [(end, 2)], "what came beyond one token a piece"
     assert events.done
-    assert (events.finish_reason, events.usage) == ("completed", usage)
+    assert (events.finish_reasons, events.usage) == ({0: "completed"}, usage)
 
 
 @pytest.mark.parametrize(
@@ -258,8 +263,8 @@ def test_events_of_messages_are_counted() -> None:
     fed = events.feed(start + b"".join(pieces) + empty + signature + end + stop)
     assert [tokens for _, tokens in fed] == [0, 1, 1, 1, 0, 0, 2, 0]
     assert b"".join(one for one, _ in fed) == start + b"".join(pieces) + empty + signature + end + stop
-    assert (events.done, events.finish_reason, events.usage) == (
-        True, "end_turn", {"input_tokens": 7, "output_tokens": 5},
+    assert (events.done, events.finish_reasons, events.usage) == (
+        True, {0: "end_turn"}, {"input_tokens": 7, "output_tokens": 5},
     )  # fmt: skip
 
 
@@ -283,7 +288,8 @@ def test_what_is_no_event(reader: Any, broken: bytes) -> None:
 )
 def test_an_event_of_another_shape_passes(odd: bytes) -> None:
     for reader in (MessageEvents(**OPTIONS), ResponseEvents(**OPTIONS)):
-        assert reader.feed(odd) == [(odd, 0)]
+        fed = reader.feed(odd + event("content_block_delta", delta={"text": "x"}) + event("x.delta", delta="x"))
+        assert b"".join(one for one, _ in fed).startswith(odd)
 
 
 # Errors and media
@@ -303,9 +309,9 @@ def test_errors_have_the_shape_of_their_endpoint() -> None:
     own = b'{"type":"error","error":{"type":"api_error","message":"x"}}'
     assert json.loads(MESSAGES.error_content(500, own)) == json.loads(own)
     assert MESSAGES.error_content(502, b"<html>") == b"<html>"
-    assert CHAT.error_event(500, b"<html>").startswith(b'data: {"error":{"message":"<html>"')
-    assert MESSAGES.error_event(503, b"").startswith(b"event: error\ndata: ")
-    assert json.loads(RESPONSES.error_event(500, b"").partition(b"data: ")[2])["error"]["message"] == "status 500"
+    assert CHAT.error_event(429, error.body).startswith(b'data: {"error":{"message":"too much"')
+    assert MESSAGES.error_event(429, error.body).startswith(b'event: error\ndata: {"type":"error"')
+    assert json.loads(RESPONSES.error_event(429, error.body).partition(b"data: ")[2])["error"]["message"] == "too much"
     assert at_path("/v1/messages/batches").anthropic
     assert not at_path("/nothing").anthropic
 

@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 
 from andes_api.admission import no_replica
+from andes_api.background import Background
 from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
@@ -120,8 +121,11 @@ class Case:
     ) -> None:
         self.settings = GatewaySettings(upstreams=[f"http://{name}:1" for name in "abc"], **settings)
         self.session = Session(*answers)
-        self.upstreams = Upstreams(self.settings, session=self.session)  # type: ignore[arg-type]
         self.metrics = GatewayMetrics()
+        background = Background(self.metrics.task_failures)
+        self.upstreams = Upstreams(self.settings, session=self.session, background=background)  # type: ignore[arg-type]
+        for replica in self.upstreams.replicas.values():
+            replica.drained = replica.name[0] not in (replicas or "abc")
         self.sent: list[dict[str, Any]] = []
         self.order = [self.replica(name) for name in replicas]
         for replica in self.upstreams.replicas.values():
@@ -237,10 +241,23 @@ def test_engines_that_refuse_expectations_get_none() -> None:
         Answer([b"data: nonsense\n\n"]),
         Answer([b'data: {"error":{"code":500}}\n\n']),
         Answer([b'{"error":{}}'], status=503, headers=JSON),
-        Answer([b'{"error":{}}'], status=429, headers=JSON),
         Answer([b"gone"], status=500, headers={"content-type": "text/plain"}),
+        Answer([DONE]),
+        Answer([chunk("", 0, "abort"), DONE]),
+        Answer([b'data: {"object":"error","message":"x","code":500}\n\n', DONE]),
     ],
-    ids=["disconnected", "nothing", "html", "garbage", "error event", "503", "429", "500"],
+    ids=[
+        "disconnected",
+        "nothing",
+        "html",
+        "garbage",
+        "error event",
+        "503",
+        "500",
+        "only the end",
+        "aborted",
+        "bare error",
+    ],
 )
 def test_before_the_first_byte_another_replica_is_tried(failure: Answer) -> None:
     case = Case(failure, Answer([chunk("a", 1, "stop"), DONE])).run()
@@ -252,22 +269,31 @@ def test_before_the_first_byte_another_replica_is_tried(failure: Answer) -> None
 
 
 @pytest.mark.parametrize(
-    ("failure", "blamed"),
+    ("failure", "alone", "blamed"),
     [
-        (Answer([aiohttp.ServerDisconnectedError()]), 1),
-        (Answer([b'{"error":{}}'], status=503, headers=JSON), 1),
-        (Answer([b'{"error":{}}'], status=500, headers=JSON), 0),
-        (Answer([b'{"error":{}}'], status=429, headers=JSON), 0),
-        (Answer([b"gone"], status=500, headers={"content-type": "text/plain"}), 1),
-        (Answer([b'data: {"error":{"code":500}}\n\n']), 0),
+        (Answer([aiohttp.ServerDisconnectedError()]), 1, 1),
+        (Answer([b'{"error":{}}'], status=503, headers=JSON), 1, 1),
+        (Answer([b'{"error":{}}'], status=500, headers=JSON), 0, 1),
+        (Answer([b'{"error":{}}'], status=429, headers=JSON), 0, 0),
+        (Answer([b"gone"], status=500, headers={"content-type": "text/plain"}), 1, 1),
+        (Answer([b'data: {"error":{"code":500}}\n\n']), 0, 1),
+        (Answer([b'{"detail":"x"}'], status=404, headers=JSON), 0, 3),
+        (Answer([b'{"message":"x"}'], status=400, headers=JSON), 0, 1),
+        (Answer([b'{"error":{"code":"model_not_found"}}'], status=404, headers=JSON), 0, 0),
+        (Answer([DONE]), 0, 1),
     ],
-    ids=["disconnected", "503", "500 said", "429", "500 unsaid", "error event"],
+    ids=["disconnected", "503", "500 said", "429", "500 unsaid", "error event", "404", "400", "model", "empty"],
 )
-def test_what_the_breaker_counts(failure: Answer, blamed: int) -> None:
-    """An engine that answers in OpenAI's words works; one that hangs up or sits behind a failing proxy may not."""
+def test_what_the_breaker_counts(failure: Answer, alone: int, blamed: int) -> None:
+    """What only one replica refuses or fails is its own fault; what all do is the request's, but for broken connections."""
+    case = Case(failure, replicas="a").run()
+    assert case.replica("a").breaker.failures == alone
     case = Case(failure, Answer([chunk("a", 1, "stop"), DONE])).run()
     assert case.replica("a").breaker.failures == blamed
     assert case.replica("b").breaker.failures == 0
+    assert (case.status, case.text) == (200, "a")
+    case = Case(failure, failure, failure).run()
+    assert [case.replica(name).breaker.failures for name in "ab"] == [alone, alone]
 
 
 def test_an_unreachable_replica_is_down_until_a_probe_finds_it() -> None:
@@ -289,13 +315,151 @@ def test_success_closes_the_breaker_and_warms_the_cache() -> None:
     assert case.stream.prompt.share(case.replica("b").prefixes) == 0.0
 
 
-def test_a_request_error_is_passed_on_and_not_retried() -> None:
-    error = b'{"error":{"message":"no such model","code":404}}'
-    case = Case(Answer([error], status=404, headers={**JSON, "server": "x"})).run()
-    assert (case.status, case.body, case.stream.record.outcome) == (404, error, "error")
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_a_request_error_is_passed_on_after_one_other_replica_agrees(status: int) -> None:
+    error = {"error": {"message": "not so", "code": status}}
+    refusal = Answer([json.dumps(error).encode()], status=status, headers={**JSON, "server": "x"})
+    case = Case(refusal, refusal, refusal).run()
+    assert (case.status, json.loads(case.body), case.stream.record.outcome) == (status, error, "error")
     assert "server" not in case.headers
-    assert case.stream.attempts == 1
+    assert case.stream.attempts == 2
     assert case.count("upstream_failures") == 0
+    assert not any(r.fault for r in case.upstreams.replicas.values())
+    assert Case(refusal, replicas="a").run().status == status
+
+
+def test_a_replica_that_refuses_what_another_answers_rests_with_its_reason() -> None:
+    refusal = Answer([b'{"detail":"Not Found"}'], status=404, headers=JSON)
+    case = Case(refusal, Answer([chunk("a", 1, "stop"), DONE])).run()
+    said = case.replica("a").describe(time.monotonic())
+    assert (said["healthy"], said["breaker_open"]) == (False, True)
+    assert said["reason"] == "http_404 where another answers"
+    assert case.count("upstream_failures") == 1
+    case.replica("a").succeeded()
+    assert case.replica("a").describe(time.monotonic())["reason"] is None
+
+
+def test_a_refusal_is_blamed_as_soon_as_another_replica_begins_to_answer() -> None:
+    case = Case(Answer([b"{}"], status=405, headers=JSON), Answer([chunk("a", 1), HANG]))
+
+    async def main() -> None:
+        task = asyncio.create_task(case.start().run())
+        while case.stream.tokens < 1:
+            await asyncio.sleep(0)
+        assert not case.replica("a").accepts(time.monotonic())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"object":"error","message":"too long","type":"BadRequestError","param":null,"code":400}', "too long"),
+        (b'{"detail":"Not Found"}', "Not Found"),
+        (b'{"detail":[{"loc":["body"],"msg":"no"}]}', '[{"loc": ["body"], "msg": "no"}]'),
+        (b'{"error":"gone"}', "gone"),
+        (b"<h1>Bad</h1>", "<h1>Bad</h1>"),
+        (b"", "the engine has answered 400 without a word"),
+        (b"[" * 100_000, "[" * 1000),
+    ],
+    ids=["sglang", "fastapi", "validation", "text", "html", "nothing", "deep"],
+)
+def test_errors_of_engines_reach_every_client(content: bytes, message: str) -> None:
+    """In the one shape that official clients read; without it the JavaScript one prints "400 status code (no body)"."""
+    case = Case(Answer([content], status=400, headers=JSON), replicas="a").run()
+    error = json.loads(case.body)["error"]
+    assert error["message"] == message
+    assert {"message", "type", "param", "code"} <= error.keys()
+    assert (case.status, case.headers["content-type"]) == (400, "application/json")
+    assert case.headers["x-request-id"] == case.stream.request_id
+
+
+FULL_EVENT = b'data: {"error":{"object":"error","message":"The request queue is full.","type":"X","code":503}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        Answer([FULL_EVENT, DONE]),
+        Answer([b'{"object":"error","message":"The request queue is full.","code":503}'], status=503, headers=JSON),
+        Answer([b'{"detail":"The request is aborted by a higher priority request."}'], status=503, headers=JSON),
+        Answer([b"slow down"], status=429, headers={"content-type": "text/plain"}),
+        Answer([b"{}"], status=429, headers={**JSON, "retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+    ],
+    ids=["event", "503", "priority", "429", "date"],
+)
+def test_a_full_engine_is_not_a_broken_one(full: Answer) -> None:
+    case = Case(full, full, full, retries=1).run()
+    assert (case.status, case.headers["x-andes-reason"], case.stream.record.outcome) == (429, "engine_full", "shed")
+    assert case.headers["retry-after"]
+    assert json.loads(case.body)["error"]["code"] == "overloaded"
+    assert [case.replica(name).breaker.failures for name in "abc"] == [0, 0, 0]
+    assert (case.count("upstream_full"), case.count("upstream_failures")) == (3, 0), "who is full costs no retry"
+    assert case.replica("a").describe(time.monotonic())["reason"] == "full"
+    case = Case(full, full, Answer([chunk("a", 1, "stop"), DONE]), retries=0).run()
+    assert (case.status, case.text) == (200, "a")
+
+
+def test_an_answer_without_a_token_is_asked_for_once_more_and_believed_then() -> None:
+    empty = Answer([chunk("", 0, "stop"), DONE])
+    case = Case(empty, Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert (case.text, case.replica("a").fault) == ("a", "empty where another answers")
+    case = Case(empty, empty, empty).run()
+    assert (case.status, case.text, case.stream.attempts, case.stream.record.outcome) == (200, "", 2, "done")
+    counted = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":7,"completion_tokens":1}}\n\n'
+    case = Case(Answer([chunk("", 0, "stop"), counted, DONE])).run()
+    assert (case.text, case.stream.attempts) == ("", 1), "a token that has no text"
+    assert case.body.endswith(DONE)
+
+
+@pytest.mark.parametrize(
+    ("whole", "believed"),
+    [
+        ({}, False),
+        ({"choices": []}, False),
+        ({"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}, True),
+        ({"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}, False),
+    ],
+    ids=["object", "choices", "text", "aborted"],
+)
+def test_an_answer_in_one_piece_that_is_empty_is_asked_for_once_more(whole: dict[str, Any], believed: bool) -> None:
+    body = {**GREEDY, "stream": False}
+    empty = Answer([json.dumps(whole).encode()], headers=JSON)
+    sound = {"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    case = Case(empty, Answer([json.dumps(sound).encode()], headers=JSON), body=body).run()
+    assert json.loads(case.body) == sound
+    assert case.replica("a").breaker.failures == 1
+    assert Case(empty, empty, empty, body=body).run().status == (200 if believed else 502)
+
+
+DEATHS = [Answer([aiohttp.ServerDisconnectedError()]), Answer([b""]), Answer([chunk(role="assistant"), b""])]
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=["no answer", "no event", "a role"])
+def test_a_request_that_kills_its_engine_gets_one_other(death: Answer) -> None:
+    case = Case(death, death, death, retries=9).run()
+    assert (case.stream.attempts, case.stream.record.outcome) == (2, "failed")
+    if case.status != 200:  # else the role has gone out, and the reason in the stream
+        assert (case.status, case.headers["x-andes-reason"]) == (502, "engine_died")
+        assert case.headers["x-should-retry"] == "false"
+    assert "2 engines died" in case.body.decode()
+
+
+def test_what_kills_in_the_middle_of_an_answer_gets_one_other_too() -> None:
+    died = Answer([aiohttp.ServerDisconnectedError()])
+    case = Case(Answer([chunk("a", 1), ConnectionResetError()]), died, died, retries=9).run()
+    assert case.stream.attempts == 3, "the first of them gave a token"
+    assert case.payloads[-1]["error"]["code"] == "engine_died"
+
+
+def test_an_engine_that_cannot_be_reached_has_not_died_of_it() -> None:
+    refused = aiohttp.ClientConnectorError(
+        aiohttp.client_reqrep.ConnectionKey("a", 1, False, True, None, None, None), OSError("refused")
+    )
+    case = Case(Answer([refused]), Answer([refused]), Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert (case.text, case.stream.attempts) == ("a", 3)
 
 
 def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:
@@ -303,15 +467,15 @@ def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:
     case = Case(Answer([b""]), said, replicas="ab", retries=1).run()
     assert (case.status, json.loads(case.body)["error"]["message"]) == (429, "full")
     assert case.headers["retry-after"] == "7"
-    assert case.stream.record.outcome == "failed"
+    assert case.stream.record.outcome == "shed"
 
 
 @pytest.mark.parametrize(("retries", "attempts"), [(0, 1), (1, 2), (2, 3), (9, 3)])
 def test_no_more_tries_than_retries_or_replicas(retries: int, attempts: int) -> None:
-    case = Case(*[Answer([b""]) for _ in range(9)], retries=retries).run()
+    case = Case(*[Answer([b"data: nonsense\n\n"]) for _ in range(9)], retries=retries).run()
     assert case.stream.attempts == attempts
     assert (case.status, case.stream.record.outcome) == (502, "failed")
-    assert "ended early" in json.loads(case.body)["error"]["message"]
+    assert "garbage" in json.loads(case.body)["error"]["message"]
 
 
 def test_after_the_first_byte_the_stream_goes_on_elsewhere() -> None:
@@ -349,14 +513,27 @@ def test_what_the_text_does_not_determine_ends_with_an_error_event(body: dict[st
     assert case.stream.record.outcome == "failed"
 
 
-def test_nothing_is_left_to_ask_for_when_all_tokens_have_come() -> None:
-    case = Case(Answer([chunk("a", 9), ConnectionResetError()])).run()
-    assert (case.stream.attempts, case.stream.record.outcome) == (1, "failed")
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.7}, {"tools": [{}]}], ids=["greedy", "sampled", "tools"])
+@pytest.mark.parametrize("cut", [ConnectionResetError(), b"", b"garbage\n\n", b'data: {"error":{"code":500}}\n\n'])
+def test_an_answer_that_has_all_its_tokens_is_complete(cut: Any, more: dict[str, Any]) -> None:
+    body = {**GREEDY, **more, "stream_options": {"include_usage": True}}
+    case = Case(Answer([chunk("a", 9), cut]), body=body).run()
+    assert (case.stream.attempts, case.stream.record.outcome, case.text) == (1, "done", "a")
+    finish, usage = case.payloads[-2:]
+    assert finish["choices"][0]["finish_reason"] == "length"
+    assert usage["usage"] == {"prompt_tokens": 7, "total_tokens": 16, "completion_tokens": 9}
+    assert {p["id"] for p in case.payloads} == {"one"}
+    assert case.body.endswith(DONE)
 
 
 @pytest.mark.parametrize(
-    "cut", [b"", ConnectionResetError(), aiohttp.ClientPayloadError()], ids=["end", "reset", "payload"]
-)
+    "cut",
+    [
+        b"", ConnectionResetError(), aiohttp.ClientPayloadError(), b"<html>\n\n", TimeoutError(),
+        b'data: {"error":{"code":500}}\n\n', b'data: {"error":{"code":400}}\n\n', b"data: [DO",
+    ],
+    ids=["end", "reset", "payload", "garbage", "silence", "error", "refusal", "half"],
+)  # fmt: skip
 def test_a_cut_after_the_finish_reason_loses_nothing(cut: Any) -> None:
     case = Case(Answer([chunk("a", 1), chunk("b", 2, "stop"), cut])).run()
     assert (case.text, case.stream.record.outcome, case.stream.attempts) == ("ab", "done", 1)
@@ -403,9 +580,41 @@ def test_a_continuation_of_another_shape_is_a_failure(choice: str) -> None:
     assert (case.stream.record.outcome, case.payloads[-1]["error"]["code"]) == ("failed", "upstream_error")
 
 
-def test_a_cut_before_all_of_several_answers_have_finished_is_a_failure() -> None:
+def test_several_answers_are_complete_when_all_have_finished() -> None:
+    other = chunk("b", 1, "stop").replace(b'"index": 0', b'"index": 1')
     case = Case(Answer([chunk("a", 1, "stop"), b""]), body={**GREEDY, "n": 2}).run()
     assert case.stream.record.outcome == "failed"
+    case = Case(Answer([chunk("a", 1, "stop") + other, b""]), body={**GREEDY, "n": 2}).run()
+    assert (case.stream.record.outcome, case.body[-len(DONE) :]) == ("done", DONE)
+
+
+def test_the_usage_of_a_cut_answer_is_not_missing() -> None:
+    body = {**GREEDY, "stream_options": {"include_usage": True}}
+    case = Case(Answer([chunk("a", 1), ConnectionResetError()]), Answer([chunk("b", 1, "stop"), b""]), body=body).run()
+    assert case.payloads[-1]["usage"] == {"prompt_tokens": 7, "total_tokens": 9, "completion_tokens": 2}
+    assert case.payloads[-1]["choices"] == []
+
+
+def test_a_stop_string_across_the_move_ends_the_answer() -> None:
+    body = {**GREEDY, "stop": ["STOP"], "stream_options": {"include_usage": True}}
+    rest = Answer([chunk("OP and", 2, None, "two") + chunk(" more", 3, None, "two"), HANG])
+    case = Case(Answer([chunk("it ST", 2), ConnectionResetError()]), rest, body=body).run()
+    assert (case.text, case.stream.record.outcome) == ("it ST", "done")
+    assert case.payloads[-2]["choices"][0]["finish_reason"] == "stop"
+    assert case.payloads[-1]["usage"]["completion_tokens"] == 4
+    assert case.body.endswith(DONE)
+
+
+@pytest.mark.parametrize("more", [{"temperature": 0.7}, {"n": 2}, {"tools": [{}]}])
+def test_what_has_given_no_more_than_a_role_is_asked_for_again(more: dict[str, Any]) -> None:
+    role, rest = (
+        chunk(role="assistant"),
+        Answer([chunk(role="assistant", id_="two"), chunk("a", 1, "stop", "two"), DONE]),
+    )
+    case = Case(Answer([role, ConnectionResetError()]), rest, body={**GREEDY, **more}).run()
+    assert (case.text, {p["id"] for p in case.payloads}) == ("a", {"one"})
+    assert Case(Answer([role, DONE]), rest, body={**GREEDY, **more}).run().text == "a"
+    assert case.session.sent[1][1]["messages"] == GREEDY["messages"]
 
 
 def test_an_error_event_about_the_request_ends_the_stream() -> None:
@@ -445,7 +654,7 @@ def test_a_silent_engine_is_given_up_after_the_idle_limit() -> None:
 def test_an_answer_that_does_not_begin_is_given_up() -> None:
     case = Case(
         Answer([HANG]),
-        Answer([b'{"choices":[]}'], headers=JSON),
+        Answer([b'{"choices":[{"message":{"content":"x"}}]}'], headers=JSON),
         body={**GREEDY, "stream": False},
         answer_timeout_s=0.01,
     )

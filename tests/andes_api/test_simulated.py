@@ -209,7 +209,7 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
             )
             while (demand := answers("/fleet/demand"))["held"] != 1:
                 assert not asked.done()
-            assert answers("/readyz") == {"status": "no engine", "engines": 0, "held": 1}
+            assert answers("/readyz") == {"status": "no engine", "engines": 0, "held": 1, "failing": {}}
             now_s = time.time()
             report = GatewayReport.parse(
                 "g", demand, answers("/fleet/qoe"), answers("/fleet/replicas"), since_s=now_s - 600, received_s=now_s
@@ -222,7 +222,7 @@ def test_the_first_request_waits_for_an_engine_and_brings_it_about(gateway: Any,
                 answer = asked.result()
                 assert answer.status_code == 200
                 assert '"error"' not in answer.text
-                assert answers("/readyz") == {"status": "ok", "engines": 1, "held": 0}
+                assert answers("/readyz") == {"status": "ok", "engines": 1, "held": 0, "failing": {}}
     records = answers("/fleet/demand")["records"]
     assert [(r["outcome"], r["output_tokens"]) for r in records] == [("done", 24), ("done", 24)]
 

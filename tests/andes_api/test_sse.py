@@ -138,15 +138,15 @@ def test_an_error_ends_the_stream_and_keeps_what_came_before(start: bytes) -> No
 
 
 def test_how_the_last_choice_ended() -> None:
-    assert read([chunk("a", usage(1), finish="length"), last(1), DONE])[2].finish_reason == "length"
-    assert read([chunk("a", usage(1)), DONE])[2].finish_reason is None
+    assert read([chunk("a", usage(1), finish="length"), last(1), DONE])[2].finish_reasons == {0: "length"}
+    assert read([chunk("a", usage(1)), DONE])[2].finish_reasons == {}
 
 
 def test_null_and_empty_say_nothing() -> None:
     no_error = last(1).replace(b"}\n\n", b',"error":null}\n\n')
     out, _, stream = read([chunk("a", usage(1), finish="stop"), no_error, DONE], asked={"include_usage": True})
     assert (out, stream.error_event, stream.usage) == (chunk("a", finish="stop") + no_error + DONE, b"", usage(1))
-    assert read([chunk("a", usage(1), finish="")])[2].finish_reason is None
+    assert read([chunk("a", usage(1), finish="")])[2].finish_reasons == {}
     no_choices = last(1).replace(b"[]", b"null")
     out, _, stream = read([chunk("a", usage(1)), no_choices, b'data: {"choices":[]}\n\n', DONE])
     assert (out, stream.garbage, stream.usage) == (chunk("a") + b'data: {"choices":[]}\n\n' + DONE, None, usage(1))

@@ -57,6 +57,9 @@ class Site:
         self.replicas, self.version, self.now_s = replicas, 1, NOW_S
         self.fewest: int | None = 2
         self.selector = "app=engine"
+        self.models: tuple[str, ...] = ()
+        self.others: tuple[FleetReplica, ...] = ()
+        self.asked: list[str | None] = []
         self.missing: tuple[str, ...] = ()
         self.hpas: list[dict[str, Any]] = []
         self.errors: dict[str, Exception] = {}
@@ -129,15 +132,22 @@ class Site:
 
     # Gateways
 
-    async def ask(self, cluster: Any, namespace: str, spec: Any, now_s: float) -> Answers:
+    async def ask(self, cluster: Any, namespace: str, spec: Any, now_s: float, model: str | None = None) -> Answers:
+        self.asked.append(model)
         times_s = [self.now_s - 0.5 * i for i in reversed(range(self.requests))]
         requests = tuple(ObservedRequest(at_s, "reading", 100, 50, True) for at_s in times_s)
+        own = self.models[0] if self.models else None
         replicas = tuple(
-            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0) for i in range(self.replicas)
+            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0, model=own) for i in range(self.replicas)
         )
+        replicas += self.others
+        if model is not None:
+            replicas = tuple(r for r in replicas if r.model == model)
+            requests = requests[::2]
         report = GatewayReport(
-            "g", self.now_s, self.now_s, self.now_s - 600, requests, {"reading": sketch(*[1.0] * 50)}, {}, replicas
-        )
+            "g", self.now_s, self.now_s, self.now_s - 600, requests, {"reading": sketch(*[1.0] * 50)}, {}, replicas,
+            models=self.models,
+        )  # fmt: skip
         return Answers((report,), self.missing, (), ("10.0.1.1:80",))
 
     async def drain(self, addresses: Any, replica: str, *, drained: bool) -> list[str]:
@@ -228,6 +238,60 @@ def test_an_api_server_that_fails_is_the_callers_to_handle() -> None:
         site.errors[request] = ClusterError(503, "away")
         with pytest.raises(ClusterError):
             site.reconcile()
+
+
+def test_a_target_is_for_the_demand_of_its_engines_model() -> None:
+    site = Site()
+    site.models = ("llama", "qwen")
+    site.others = (FleetReplica("10.0.9.9:80", True, False, 500, 90, 0, model="qwen"),)
+    site.reconcile()
+    assert site.asked == [None, "llama"]
+    assert site.inquiries[0].seen.rate_rps == pytest.approx(1.0, rel=0.02), "half of it"
+    assert site.inquiries[0].seen.open_streams == 10
+    assert (site.status["demand"]["model"], site.status["demand"]["share"]) == ("llama", 1.0)
+    site.reconcile()
+    assert site.asked == [None, "llama", "llama"], "it is known from then on"
+    site.models = ("mistral", "qwen")
+    site.reconcile()
+    assert site.asked[3:] == ["llama", None, "mistral"], "its engines have another one now"
+
+
+def test_without_an_engine_the_model_is_remembered_or_has_to_be_named() -> None:
+    site = Site(replicas=0, minReplicas=0)
+    assert site.resource is not None
+    site.models = ("llama", "qwen")
+    site.reconcile()
+    assert site.condition("DataAvailable") == ("False", "DataMissing")
+    assert "demand.gateway.model" in site.status["message"]
+    known = Site(replicas=0, minReplicas=0)
+    assert known.resource is not None
+    known.models, known.resource["status"] = site.models, {"demand": {"model": "llama"}}
+    known.reconcile()
+    assert known.asked == ["llama"]
+    assert known.status["demand"]["model"] == "llama"
+
+
+def test_a_model_that_is_named_goes_before_and_one_that_no_gateway_knows_is_said() -> None:
+    site = Site(demand={"gateway": {"service": "gateway", "model": "llama"}})
+    site.models = ("llama", "qwen")
+    site.reconcile()
+    assert site.asked == ["llama"]
+    wrong = Site(replicas=3, demand={"gateway": {"service": "gateway", "model": "lama"}})
+    wrong.models = ("llama", "qwen")
+    wrong.reconcile()
+    assert wrong.condition("DataAvailable") == ("False", "DataMissing")
+    assert wrong.status["message"] == "no gateway knows the model lama; they know llama, qwen: held at 3"
+
+
+def test_two_pools_of_one_model_share_its_demand() -> None:
+    site = Site(replicas=2)
+    site.models = ("llama",)
+    site.others = (FleetReplica("10.0.9.9:80", True, False, 30, 8, 0, model="llama"),)
+    site.reconcile()
+    seen = site.inquiries[0].seen
+    assert site.status["demand"]["share"] == 0.25, "ten of forty streams"
+    assert seen.rate_rps == pytest.approx(0.25, rel=0.1), "a quarter of one a second"
+    assert (seen.open_streams, seen.waiting) == (10, 0)
 
 
 def test_an_error_that_repeats_reaches_status_and_events() -> None:

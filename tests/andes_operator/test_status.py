@@ -68,7 +68,7 @@ def test_figures_of_demand_and_pods() -> None:
     assert (found["replicas"], found["readyReplicas"]) == (3, 1)
     assert found["demand"] == {
         "requestsPerSecond": 5.123, "expectedRequestsPerSecond": 6.0, "loadFactor": 1.23, "horizonSeconds": 75.0,
-        "forecast": "trend", "openStreams": 7, "waitingStreams": 4,
+        "forecast": "trend", "openStreams": 7, "waitingStreams": 4, "model": None, "share": None,
     }  # fmt: skip
 
 

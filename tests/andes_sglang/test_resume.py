@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.resume import Continuation, continued, resumable, text_of
+from andes_sglang.resume import Continuation, StopSeam, continued, ending, resumable, text_of, tokens_left
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 10}
 
@@ -102,10 +102,10 @@ def test_limits_of_both_names_shrink_by_what_has_come() -> None:
     rest = continued(body, True, "x", 3)
     assert rest is not None
     assert (rest["max_completion_tokens"], rest["max_tokens"]) == (7, 5)
-    assert continued(body, True, "x", 8) is None
-    last = continued(body, True, "x", 7)
+    assert continued(body, True, "x", 10) is None
+    last = continued(body, True, "x", 9)
     assert last is not None
-    assert last["max_tokens"] == 1
+    assert (last["max_completion_tokens"], last["max_tokens"]) == (1, 1), "engines heed the former where both are given"
     assert body == {"messages": [], "max_completion_tokens": 10, "max_tokens": 8}, "the request is left as it was"
     assert continued({"messages": [], "max_tokens": None}, True, "x", 3) == {
         "messages": [{"role": "assistant", "content": "x"}], "max_tokens": None, "continue_final_message": True,
@@ -181,3 +181,85 @@ def test_events_of_any_spacing_are_read() -> None:
 @pytest.mark.parametrize("choice", ['{"text":"\\ud83d"}', '{"text":7}', '{"delta":"a"}', "7"])
 def test_what_cannot_be_sent_as_text_is_not_continued(choice: str) -> None:
     assert text_of([f'data: {{"choices":[{choice}]}}\n\n'.encode()]) is None
+
+
+def test_what_is_left_of_a_limit() -> None:
+    assert tokens_left({"max_tokens": 8}, True, 3) == 5
+    assert tokens_left({"max_completion_tokens": 4, "max_tokens": 8}, True, 9) == 0
+    assert tokens_left({}, True, 3) is None
+    assert tokens_left({"max_tokens": None}, True, 3) is None
+    assert tokens_left({}, False, 3) == 13
+    assert tokens_left({"max_completion_tokens": 4}, False, 3) == 13, "no field of /v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("stop", "before", "parts", "passed"),
+    [
+        ("STOP", "it is ST", ["OP more"], [""]),
+        ("STOP", "it is ST", ["O", "P", " more"], ["O", ""]),
+        (["no", "END", "STOP"], "it is S", ["TOP END"], [""]),
+        (["--", "-->"], "a <!-", ["-> b"], [""]),
+        ("aab", "xaa", ["ab"], [""]),
+        ("\n\n", "line\n", ["\nnext"], [""]),
+    ],
+)
+def test_a_stop_string_across_the_seam_ends_the_answer(
+    stop: Any, before: str, parts: list[str], passed: list[str]
+) -> None:
+    go_on = Continuation(b"", 3, 5, StopSeam({"stop": stop}, before))
+    said = [json.loads(go_on.rewrite(_chunk(text))[6:]) for text in parts[: len(passed)]]
+    assert [s["choices"][0]["delta"]["content"] for s in said] == passed
+    assert go_on.stopped
+    assert said[-1]["choices"][0]["finish_reason"] == "stop"
+    assert [s["choices"][0]["finish_reason"] for s in said[:-1]] == [None] * (len(said) - 1)
+
+
+def test_a_stop_string_is_kept_where_it_is_asked_for() -> None:
+    seam = StopSeam({"stop": "STOP", "no_stop_trim": True}, "it is ST")
+    assert seam.find("O") is None
+    assert seam.find("P more") == (1, "STOP")
+    assert StopSeam({"stop": "STOP", "include_stop_str_in_output": True}, "ST").find("OP more") == (2, "STOP")
+
+
+@pytest.mark.parametrize(
+    ("stop", "before", "parts"),
+    [
+        ("STOP", "it is ST", ["OX", "P"]),
+        ("STOP", "it is", [" STOP"]),  # the engine's own to find
+        (None, "it is ST", ["OP"]),
+        ("x", "it is ", ["x"]),
+        (["", 7], "it is ", ["x"]),
+        ("ab", "ab c", ["d"]),
+    ],
+)
+def test_what_is_no_stop_across_the_seam_goes_on(stop: Any, before: str, parts: list[str]) -> None:
+    go_on = Continuation(b"", 3, 5, StopSeam({"stop": stop}, before))
+    for text in parts:
+        assert go_on.rewrite(_chunk(text)) == _chunk(text)
+    assert not go_on.stopped
+
+
+def test_a_completion_stops_at_the_seam_and_says_at_what() -> None:
+    event = b'data: {"id":"b","choices":[{"index":0,"text":"OP x","finish_reason":null,"matched_stop":null}]}\n\n'
+    go_on = Continuation(b'data: {"id":"a"}\n\n', 3, 5, StopSeam({"stop": "STOP"}, "ST"))
+    choice = {"index": 0, "text": "", "finish_reason": "stop", "matched_stop": "STOP"}
+    assert json.loads(go_on.rewrite(event)[6:]) == {"id": "a", "choices": [choice]}
+
+
+def test_how_a_stream_is_ended_whose_engine_does_not() -> None:
+    first = (
+        b'data: {"id":"a","object":"o","created":1,"model":"m","choices":[{"delta":{"role":"assistant"}}],"x":1}\n\n'
+    )
+    finish, usage, done = ending(first, True, "length", {"prompt_tokens": 1})
+    about = {"id": "a", "object": "o", "created": 1, "model": "m"}
+    choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
+    assert json.loads(finish[6:]) == {**about, "choices": [choice]}
+    assert json.loads(usage[6:]) == {**about, "choices": [], "usage": {"prompt_tokens": 1}}
+    assert done == b"data: [DONE]\n\n"
+    assert ending(first, True, None, None) == [done]
+    assert json.loads(ending(first, False, "stop", None)[0][6:])["choices"][0]["text"] == ""
+
+
+def _chunk(text: str) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    return b"data: " + json.dumps({"id": "b", "choices": [choice]}).encode() + b"\n\n"

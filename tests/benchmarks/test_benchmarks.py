@@ -22,7 +22,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "answer_lengths", "autoscaling", "fidelity", "gateway", "policy_decision", "rivals", "sim_server", "simulated",
+    "answer_lengths", "autoscaling", "fidelity", "gateway", "malformed", "policy_decision", "rivals", "sim_server", "simulated",
     "simulator_speed", "what_if",
 ]  # fmt: skip
 

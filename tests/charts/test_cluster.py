@@ -60,6 +60,23 @@ def ours(control_plane: ControlPlane) -> set[str]:
     return found
 
 
+def test_replicas_that_are_no_longer_set_stay_as_they_are(control_plane: ControlPlane, helm: Config) -> None:
+    """By three-way merge or server-side apply, a field that is left out is taken away, and the API server makes it 1."""
+
+    def upgraded(**more: Any) -> int:
+        helm.upgrade(chart.CHART, "demo", chart.nested({**WANTED, **more}))
+        return int(control_plane("GET", ENGINE)["spec"]["replicas"])
+
+    helm.install(chart.CHART, "demo", chart.nested({**WANTED, "engine.replicas": 4}))
+    control_plane("PATCH", f"{ENGINE}/scale", {"spec": {"replicas": 10}})
+    assert upgraded() == 10
+    control_plane("PATCH", f"{ENGINE}/scale", {"spec": {"replicas": 7}})
+    assert upgraded() == 7, "the revision before has set it too"
+    assert upgraded(**{"engine.replicas": 3}) == 3
+    control_plane("PATCH", ENGINE, {"metadata": {"annotations": {"andes.dev/replicas": None}}})
+    assert upgraded() == 3, "set by an earlier version of the chart, which left no note"
+
+
 def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) -> None:
     helm.install(chart.CHART, "demo", chart.nested(WANTED))
     installed = ours(control_plane)

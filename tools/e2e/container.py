@@ -4,6 +4,7 @@ when a probe is due. Pure, but for :meth:`Probe.ask`."""
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import time
 import urllib.request
@@ -51,9 +52,10 @@ class Probe:
     """When it is due, and what its results mean together."""
 
     def __init__(self, spec: Object, container: Object, address: str) -> None:
-        http = spec["httpGet"]
+        asked = spec.get("httpGet") or spec["tcpSocket"]
         ports = {port.get("name"): port["containerPort"] for port in container.get("ports", [])}
-        self.url = f"http://{address}:{ports.get(http['port'], http['port'])}{http['path']}"
+        self.address = address, int(ports.get(asked["port"], asked["port"]))
+        self.path: str | None = asked.get("path")
         self.period_s, self.timeout_s = spec.get("periodSeconds", 10), spec.get("timeoutSeconds", 1)
         self.failures_allowed = spec.get("failureThreshold", 3)
         self.failures = 0
@@ -62,12 +64,20 @@ class Probe:
     def ask(self) -> bool:
         self.due_s = time.monotonic() + self.period_s
         try:
-            with urllib.request.urlopen(self.url, timeout=self.timeout_s) as answer:
-                good = bool(200 <= answer.status < 400)
+            good = self._connects() if self.path is None else self._answers()
         except OSError:
             good = False
         self.failures = 0 if good else self.failures + 1
         return good
+
+    def _connects(self) -> bool:
+        with socket.create_connection(self.address, self.timeout_s):
+            return True
+
+    def _answers(self) -> bool:
+        host, port = self.address
+        with urllib.request.urlopen(f"http://{host}:{port}{self.path}", timeout=self.timeout_s) as answer:
+            return bool(200 <= answer.status < 400)
 
     @property
     def failed(self) -> bool:

@@ -11,7 +11,7 @@ from andes_sglang import flags
 from andes_sglang.flags import UsageError
 from andes_sglang.policy import effective_options
 from andes_sglang.sim import overrides, profile
-from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.engine import EngineModel, Overlap
 from andes_sglang.sim.server.bodies import Limits
 from andes_sglang.sim.server.text import MIN_ANSWER_TOKENS
 
@@ -112,12 +112,17 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
             "max_total_num_tokens": engine.kv_capacity_tokens,
             "chunked_prefill_size": engine.chunk_tokens,
             "enable_mixed_chunk": engine.mixed,
+            "disable_overlap_schedule": engine.overlap is Overlap.NONE,
+            "enable_hierarchical_cache": args.enable_hierarchical_cache,
+            "tp_size": engine.devices,
             "context_length": limits.context_tokens,
             "max_queued_requests": args.max_queued_requests,
         },
         {
             "policy": args.policy,
             "policy_options": {} if policy is None else effective_options(policy, flags.options_of(args)),
+            "preemption_mode": args.preemption_mode,
+            "host_tokens": engine.host_capacity_tokens,
         },
     )
     bound = flags.bind(args.host, args.port)

@@ -19,6 +19,7 @@ import pytest
 
 from andes_sglang.adapter.options import OFFLOAD_PARTS
 from andes_sglang.bench.engine import Engine, read_metrics
+from andes_sglang.engine_flags import EngineFlags
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -266,9 +267,15 @@ def check_load(engine: Engine, evicting: int) -> None:
 
 def test_server_info_names_the_policy(engine: tuple[Engine, str]) -> None:
     server, mode = engine
-    (told,) = json.loads(server.get("/server_info"))["internal_states"]
+    info = json.loads(server.get("/server_info"))
+    (told,) = info["internal_states"]
     assert told["andes"]["policy"] == "forced"
     assert told["andes"]["policy_options"]["mode"] == mode
+    flags = EngineFlags.from_server_info(info)
+    assert None not in (flags.max_running_requests, flags.max_total_tokens, flags.chunked_prefill_size)
+    assert None not in (flags.enable_mixed_chunk, flags.disable_overlap_schedule, flags.enable_hierarchical_cache)
+    assert flags.tp_size == 1
+    assert flags.preemption_mode == ("offload" if flags.host_tokens else "release")
 
 
 def test_no_chunk_is_empty_or_repeated(engine: tuple[Engine, str], expected: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.policy import make
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
@@ -349,5 +350,9 @@ def test_what_it_says_of_itself(engine: Any) -> None:
     for path in ("/get_server_info", "/server_info"):
         info = engine.get(path)
         assert (info["profile"], info["policy"], info["max_total_num_tokens"]) == (MODEL, "andes", 426788)
-        assert info["internal_states"][0]["andes"] == {"policy": "andes", "policy_options": {}}
+        assert info["internal_states"][0]["andes"] == {
+            "policy": "andes", "policy_options": {}, "preemption_mode": "release", "host_tokens": 0,
+        }  # fmt: skip
+        told = EngineFlags.from_server_info(info).to_dict()
+        assert [name for name, value in told.items() if value is None] == ["host_tokens"], "it has no host tier"
     assert engine.get("/get_load")[0]["num_reqs"] == 0

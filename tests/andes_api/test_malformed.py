@@ -1,0 +1,42 @@
+"""Requests that are wrong in every way that a generator thinks of, against an engine whose answers are odd too."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from benchmarks.malformed import fault_of, run
+from benchmarks.odd_requests import odd_request
+
+pytestmark = pytest.mark.server
+
+REQUESTS = 1500
+POST = b"POST / HTTP/1.1\r\n\r\n"
+REFUSED = b"HTTP/1.1 400 Bad Request\r\nx-andes-reason: invalid\r\n\r\n"
+
+
+def test_no_500_and_nothing_leaked() -> None:
+    """`make bench-malformed` does the same a hundred thousand times."""
+    outcome = asyncio.run(run(REQUESTS, seed=7))
+    assert outcome.faults == []
+    assert sum(outcome.statuses.values()) == REQUESTS
+    assert outcome.statuses[200] > REQUESTS / 10, "most of them reach no engine"
+    assert outcome.statuses[400] > REQUESTS / 10
+    assert {404, 405, 415, 502} <= outcome.statuses.keys()
+
+
+def test_what_counts_as_a_fault() -> None:
+    assert fault_of(b"HTTP/1.1 500 Internal Server Error\r\n\r\nInternal Server Error", POST)
+    assert fault_of(b"HTTP/1.1 504 Gateway Timeout\r\n\r\n", POST)
+    assert fault_of(REFUSED + b"plain text", POST)
+    assert fault_of(REFUSED + b'{"error": {"message": ""}}', POST)
+    assert not fault_of(REFUSED + b'{"error": {"message": "why"}}', POST)
+    assert not fault_of(REFUSED, b"HEAD / HTTP/1.1\r\n\r\n")
+    assert not fault_of(b"HTTP/1.1 200 OK\r\n\r\n", POST)
+
+
+def test_a_seed_gives_the_same_requests() -> None:
+    requests = [odd_request(3, k) for k in range(200)]
+    assert requests == [odd_request(3, k) for k in range(200)]
+    assert len(set(requests)) > 190
