@@ -14,6 +14,7 @@ Rules about weight, starvation and idle room hold unless the policy's class says
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import CLAIRVOYANT, SchedulingPolicy, make_policy
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import Costs, EngineModel
@@ -173,6 +175,39 @@ class PolicyConformance:
         if not self.says("may_hold_back"):
             assert len(decision.admit) + len(decision.resume) == int((t.phase != Phase.RUNNING).sum())
 
+    @_inherited
+    @given(schedulable_states(), st.integers(0, 2**MAX_REQUESTS))
+    def test_a_yielding_stream_costs_readers_nothing(self, state: SchedulerState, which: int) -> None:
+        """Beside requests that yield, those with readers get the decision that they would get alone; and while one of them
+        waits none that yields goes on, as far as it can be stopped."""
+        state = with_yielding(state, which)
+        t, policy = state.requests, self.make()
+        readers = t.only(t.yields == 0)
+        alone, both = policy.decide(replace(state, requests=readers)), decide_readers_first(policy, state)
+        offline = set(t.rids).difference(readers.rids)
+        assert _without(offline, both) == alone
+        on_engine = _on_engine(t, both)
+        if set(readers.rids) - on_engine:
+            assert not offline.intersection(both.admit + both.resume)
+            assert on_engine.isdisjoint(offline.intersection(itertools.compress(t.rids, t.preemptible.tolist())))
+
+    @_inherited
+    @given(schedulable_states(), st.integers(0, 2**MAX_REQUESTS))
+    def test_yielding_streams_keep_the_bounds_of_kv_and_batch(self, state: SchedulerState, which: int) -> None:
+        """With those of the readers; a single request on an empty engine may need more."""
+        state = with_yielding(state, which)
+        t, decision = state.requests, decide_readers_first(self.make(), state)
+        row = {rid: k for k, rid in enumerate(t.rids)}
+        on_engine = _on_engine(t, decision)
+        if not any(t.yields[row[rid]] for rid in decision.admit + decision.resume):
+            return
+        released = [p.rid for p in decision.preempt if p.mode is not PreemptionMode.PARK]
+        kv = t.kv_tokens.sum() - sum(t.kv_tokens[row[rid]] for rid in released)
+        assert (
+            kv + sum(t.context_tokens[row[rid]] for rid in decision.admit) <= state.kv_capacity_tokens or not on_engine
+        )
+        assert len(on_engine) + len(decision.admit) <= state.max_running
+
     def test_the_heavier_of_two_is_served_first(self) -> None:
         """Of two requests that differ in nothing but weight the heavier gets the only place, whichever comes first in the
         table."""
@@ -216,6 +251,28 @@ class PolicyConformance:
     def _simulate(self, costs: Costs, specs: Sequence[RequestSpec]) -> list[RequestRecord]:
         records = simulate(EngineModel(costs, 4096), self.make(_lengths(specs)), specs)
         return sorted(records, key=lambda record: record.index)
+
+
+def _without(rids: set[str], decision: Decision) -> Decision:
+    return Decision(
+        tuple(rid for rid in decision.admit if rid not in rids),
+        tuple(rid for rid in decision.resume if rid not in rids),
+        tuple(p for p in decision.preempt if p.rid not in rids),
+    )
+
+
+def _on_engine(t: RequestTable, decision: Decision) -> set[str]:
+    """Who is in the batch once ``decision`` is carried out, before those admitted have been prefilled."""
+    running = set(itertools.compress(t.rids, t.is_in(Phase.RUNNING).tolist()))
+    return running - {p.rid for p in decision.preempt} | set(decision.resume)
+
+
+def with_yielding(state: SchedulerState, which: int) -> SchedulerState:
+    """``state`` in which those requests yield whose bit of ``which`` is set."""
+    columns = state.requests.columns.copy()
+    table = RequestTable(state.requests.rids, columns)
+    table.yields[:] = [which >> k & 1 for k in range(len(table))]
+    return replace(state, requests=table)
 
 
 def one_place_for_two(weights: tuple[float, float], late_s: float, unread_tokens: int) -> SchedulerState:

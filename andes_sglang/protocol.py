@@ -17,8 +17,8 @@ __all__ = [
     "SGLANG_INIT_NEW_TOKEN_RATIO", "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS",
     "SGLANG_RELEASE", "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy",
     "decayed_new_token_ratio", "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens",
-    "new_token_ratio_after_retraction", "off_device_mode", "prefix_lookup_rows", "recomputed_tokens",
-    "resumes_all_parked", "retraction_victim", "steps_to_kv_pressure", "stock_retraction_rank",
+    "new_token_ratio_after_retraction", "off_device_mode", "prefill_room_tokens", "prefix_lookup_rows", "recomputed_tokens",
+    "resumes_all_parked", "retraction_victim", "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -132,6 +132,23 @@ def admissible(chosen: Iterable[T], waiting: Container[T], released: Container[T
     return [request for request in dict.fromkeys(chosen) if request in waiting and request not in released]
 
 
+def running_bound(max_running: int, chunk_tokens: int, mixed: bool, page_tokens: int = PAGE_TOKENS) -> int:
+    """How many requests a policy may let run. Where they decode beside prefills (``mixed``) each takes a token of the chunk,
+    and a page of it is left to prompts: otherwise a prompt would never be complete."""
+    return min(max_running, max(1, chunk_tokens - page_tokens)) if mixed else max_running
+
+
+def prefill_room_tokens(
+    chunk_tokens: int, free_tokens: int, beside: int = 0, growth_tokens: int = 0, page_tokens: int = PAGE_TOKENS
+) -> int:
+    """Most tokens of the next prefill. Below 1 there is none: also a prompt that has begun waits, and the batch decodes.
+
+    SGLang gives a prompt that has begun a whole chunk, whether that fits or not (``PrefillAdder.add_chunked_req``), and has
+    not looked at the KV of those that decode ``beside`` it: ``growth_tokens`` for their step. free_tokens: free or evictable.
+    """
+    return min(chunk_tokens - beside, free_tokens - growth_tokens - (page_tokens - 1))
+
+
 def resumes_all_parked(running: int, parked: int, preempted: int) -> bool:
     """Whether everything parked runs, asked or not: no request runs, none could be admitted, and none was preempted just now.
     The engine must not idle while it holds requests."""
@@ -143,13 +160,14 @@ def retraction_victim(
     running: Collection[T],
     age: Callable[[T], Any],
     may_leave: Callable[[T], bool] = lambda _: True,
+    prefilling: bool = False,
 ) -> T | None:
     """Which request gives up its KV when a decode step no longer fits: the youngest parked one, without any the youngest
-    running one, but never the last that runs (None).
+    running one, but never the last that runs (None) unless a prompt is half computed and goes on in its place.
 
     age: larger is younger. may_leave: False for a request that would not survive a preemption; without it each would.
     """
-    if not parked and len(running) <= 1:
+    if not parked and len(running) <= (0 if prefilling else 1):
         return None
     return max(filter(may_leave, parked or running), key=age, default=None)
 

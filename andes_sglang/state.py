@@ -61,9 +61,10 @@ class RequestView:
     slice_tokens: tokens generated since it last started running. phase_since_s: when it entered its phase.
     preemptions: how often it was preempted so far.
     preemptible: False for what must not be chosen as a victim (features that do not survive preemption, chunk in
-    flight). weight: value of this request's QoE relative to others, > 0. yields: it has no reader who waits.
+    flight). weight: value of this request's QoE relative to others, > 0. yields: it has no reader who waits, and runs on what
+    those with one leave over (:mod:`andes_sglang.policy.yielding`), whatever the policy.
     expected_tokens: length of the whole answer, as the caller told it or as the engine has learned, NaN where it is unknown;
-    ``andes`` uses it with ``fairness``. No built-in policy uses yields yet.
+    ``andes`` uses it with ``fairness``.
     """
 
     rid: str
@@ -173,6 +174,12 @@ class RequestTable:
     def __len__(self) -> int:
         return int(self.columns.shape[1])
 
+    def only(self, rows: npt.NDArray[np.bool_]) -> RequestTable:
+        """Those rows, shape (N,), as a table of its own."""
+        readers = np.stack(self.readers)[:, rows]
+        rids = tuple(itertools.compress(self.rids, rows.tolist()))
+        return RequestTable(rids, np.vstack([readers, self.columns[READER_WIDTH:, rows]]))
+
     def is_in(self, phase: Phase) -> npt.NDArray[np.bool_]:
         """Shape (N,)."""
         inside: npt.NDArray[np.bool_] = self.phase == float(phase)  # numpy compares floats faster than enums
@@ -197,7 +204,8 @@ class SchedulerState:
 
     now_s: clock seconds, the clock of arrivals and deliveries. kv_capacity_tokens: KV tokens of the whole pool.
     max_running: batch bound. latency: cost model of this engine. kv_reserved_tokens, running_reserved: KV tokens and places
-    in the batch held by what is not in ``requests`` (a prefill in flight). chunk_tokens: prefill tokens of one iteration.
+    in the batch held by what is not in ``requests`` (a prefill in flight); yielding_reserved: places of those that are held
+    by what yields. chunk_tokens: prefill tokens of one iteration.
     """
 
     now_s: float
@@ -207,6 +215,7 @@ class SchedulerState:
     latency: LatencyModel
     kv_reserved_tokens: int = 0
     running_reserved: int = 0
+    yielding_reserved: int = 0
     chunk_tokens: int = 8192
 
     @property

@@ -24,6 +24,7 @@ except ImportError:  # since 0.5.22
 __all__ = [
     "BLANK",
     "HICACHE_EVENTS_APART",
+    "computed_tokens",
     "device_hit_tokens",
     "extend_tokens",
     "match_prefix",
@@ -64,3 +65,8 @@ def extend_tokens(req: Any) -> int:
     if hasattr(req, "extend_range"):
         return req.extend_range.length if req.extend_range is not None else 0
     return req.extend_end - req.prefix_len if req.extend_end is not None else 0  # since 0.5.22
+
+
+def computed_tokens(req: Any) -> int:
+    """Tokens of ``req``, of which some chunks have been computed, whose KV is there."""
+    return int(req.prefix_len) if hasattr(req, "prefix_len") else len(req.prefix_indices)

@@ -13,7 +13,8 @@ from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, Sche
 
 __all__ = ["Forced", "ForcedOptions", "make_engine_policy"]
 
-MODES = tuple(mode.value for mode in PreemptionMode)
+ALTERNATE = "alternate"
+MODES = (*(mode.value for mode in PreemptionMode), ALTERNATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,10 @@ class ForcedOptions(PolicyOptions):
     every_tokens: int = option(
         4, "tokens", low=1, doc="length of a slice", source="several preemptions in an answer of a test"
     )
-    mode: str = option("release", "", choices=MODES, doc="of its preemptions", source="the mode that every engine has")
+    mode: str = option(
+        "release", "", choices=MODES, doc="of its preemptions; alternate: of each request, park and release in turn",
+        source="the mode that every engine has",
+    )  # fmt: skip
 
 
 class Forced:
@@ -38,9 +42,13 @@ class Forced:
         t = state.requests
         due = (t.phase == Phase.RUNNING) & (t.slice_tokens >= self.options.every_tokens) & (t.preemptible > 0)
         base = pack(state, -t.arrival_s)
-        mode = PreemptionMode(self.options.mode)
-        preempt = tuple(Preemption(t.rids[i], mode, "forced") for i in np.flatnonzero(due))
+        preempt = tuple(Preemption(t.rids[i], self._mode(t.preemptions[i]), "forced") for i in np.flatnonzero(due))
         return Decision(base.admit, base.resume, preempt)
+
+    def _mode(self, preemptions: float) -> PreemptionMode:
+        if self.options.mode != ALTERNATE:
+            return PreemptionMode(self.options.mode)
+        return PreemptionMode.RELEASE if preemptions % 2 else PreemptionMode.PARK
 
 
 def make_engine_policy(name: str, options: Mapping[str, Any]) -> SchedulingPolicy:

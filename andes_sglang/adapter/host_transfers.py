@@ -15,7 +15,7 @@ from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
 from andes_sglang.latency import LatencyModel
-from andes_sglang.policy.eviction import EvictionOrder
+from andes_sglang.policy.eviction import NO_READER, EvictionOrder
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
     from andes_sglang.adapter.host_tier import HostTier
@@ -118,7 +118,7 @@ class HostTransfers:
         """Where the KV of each stream that waits for its return ends in the tree, and when its reader runs dry."""
         for record in self._records:
             if record.stopped not in (None, "park") and (node := tree_node(record.req)) is not None:
-                yield node, record.dry_at_s
+                yield node, NO_READER if record.expectation.yields else record.dry_at_s
 
 
 def _computed_tokens(record: StreamRecord) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.adapter import seams
+from andes_sglang.adapter.contradictions import contradiction, note
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
@@ -191,8 +192,10 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
             f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
-    if fault := seams.unsupported(server_args, offload, own_time_outs()):
+    if fault := seams.unsupported(server_args, offload, own_time_outs()) or contradiction(server_args):
         raise UsageError(fault)
+    if said := note(server_args):
+        print(f"andes: {said}", file=sys.stderr, flush=True)
 
 
 def serve(args: argparse.Namespace, passed: list[str]) -> int:

@@ -52,7 +52,11 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def get_paged_allocator_cls(self) -> Any:
         from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 
-        def token_allocator(*args: Any, page_size: int = 1, **kwargs: Any) -> Any:
-            return TokenToKVPoolAllocator(*args, **kwargs)
+        from andes_sglang.adapter.paged_allocator import PagedAllocator
 
-        return token_allocator
+        def allocator(*args: Any, page_size: int, **kwargs: Any) -> Any:
+            if page_size == 1:
+                return TokenToKVPoolAllocator(*args, **kwargs)
+            return PagedAllocator(*args, page_size=page_size, **kwargs)
+
+        return allocator

@@ -101,15 +101,27 @@ class EnginePreemptor:
             victim = protocol.retraction_victim(
                 self._parked.reqs,
                 batch.reqs,
-                age=lambda req: self._records[req.rid].number,
+                age=lambda req: (self._records.yields(req), self._records[req.rid].number),
                 may_leave=lambda req: self._records[req.rid].preemptible,
+                prefilling=self._scheduler.chunked_req is not None,
             )
-            if victim is None:
+            if victim is not None:
+                self._release(victim, self._parked.batch if self._parked else batch, "retracted")
+            elif not self._release_chunked():
                 break
-            self._release(victim, self._parked.batch if self._parked else batch, "retracted")
             self._transfers.finish_writes()
             self._parked.drop_finished()
             self._metrics.retraction()
+
+    def _release_chunked(self) -> bool:
+        """Give up the chunks of the prompt that is half computed, if there is one that can wait again."""
+        req = self._scheduler.chunked_req
+        if req is None or not self._records[req.rid].preemptible:
+            return False
+        self._scheduler.chunked_req = None
+        release_into_tree(self._scheduler.tree_cache, req)
+        self._wait(req, "retracted")
+        return True
 
     def settle(self) -> None:
         """Process the result in flight, if any, so that output, KV and reader of every request agree. SGLang's loop finds a
@@ -154,11 +166,15 @@ class EnginePreemptor:
         batch.filter_batch(keep_indices=[i for i, other in enumerate(batch.reqs) if other is not req])
         batch.batch_is_full = False
         mode = protocol.off_device_mode(mode, self._transfers.save(req))
-        self.stop(req, mode)
+        self._wait(req, mode)
         self._records.set_prefix_hit(req, protocol.max_prefix_hit_tokens(self._records[req.rid].context_tokens))
+        return mode
+
+    def _wait(self, req: Any, mode: str) -> None:
+        """``req``, whose KV has been given up, waits for its return."""
+        self.stop(req, mode)
         self.released.add(req.rid)
         self._scheduler.waiting_queue.append(req)
-        return mode
 
 
 def _correct_mixed_prefix(batch: Any) -> None:

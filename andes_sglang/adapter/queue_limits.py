@@ -1,8 +1,9 @@
-"""SGLang's queue limits and time-outs, kept to requests that never ran: a stream that has begun is never turned away."""
+"""SGLang's queue limits and time-outs: a stream that has begun is never turned away from the queue, and what it waits off the
+engine is no running time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +32,11 @@ class QueueLimits:
         finally:
             self._scheduler.waiting_queue = begun + self._scheduler.waiting_queue
 
+    def ran_for(self, reqs: Iterable[Any], timeout_s: float, now_s: float) -> list[Any]:
+        """Of ``reqs`` those that have been on the engine for ``timeout_s`` or longer."""
+        found = ((req, self._records.find(req)) for req in reqs)
+        return [req for req, record in found if record is None or record.on_engine_s(now_s) >= timeout_s]
+
     @contextmanager
     def hidden_begun(self) -> Iterator[None]:
         """Inside, the waiting queue is a copy without the requests that have run; afterwards it is what it was."""
@@ -40,6 +46,17 @@ class QueueLimits:
             yield
         finally:
             self._scheduler.waiting_queue = queue
+
+    def without_rested(self, aborts: Sequence[Any], timeout_s: float, now_s: float) -> list[Any]:
+        """``aborts`` but for those of streams that have begun and been on the engine for less than ``timeout_s``."""
+
+        def has_rested(rid: str) -> bool:
+            if rid not in self._records:
+                return False
+            record = self._records[rid]
+            return record.has_begun and record.on_engine_s(now_s) < timeout_s
+
+        return [abort for abort in aborts if not has_rested(abort.rid)]
 
     @contextmanager
     def departures(self) -> Iterator[None]:

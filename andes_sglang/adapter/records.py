@@ -26,8 +26,8 @@ class StreamRecord:
 
     __slots__ = (
         "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "number",
-        "preemptible", "preemptions", "prefilled_tokens", "reader", "req", "seen_tokens", "since_s", "slice_start_tokens",
-        "slot", "stopped",
+        "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens", "since_s",
+        "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,9 @@ class StreamRecord:
         self.slice_start_tokens = 0
         """Generated tokens when it last began to run."""
         self.since_s = now_s
+        self.running = False
+        self.ran_s = 0.0
+        """On the engine, but for the slice that it is in."""
         self.preemptions = 0
         self.prefilled_tokens = 0
         """Since it was last stopped."""
@@ -73,6 +76,10 @@ class StreamRecord:
         """When its reader has read everything delivered so far."""
         return self.reader.start_s + self.reader.end_s
 
+    def on_engine_s(self, now_s: float) -> float:
+        """How long it has been on the engine in all."""
+        return self.ran_s + (now_s - self.since_s if self.running else 0.0)
+
     def deliver(self, now_s: float) -> None:
         """Tell the reader of the tokens generated since the last call."""
         new = len(self.req.output_ids) - self.seen_tokens
@@ -82,6 +89,8 @@ class StreamRecord:
 
     def stop(self, mode: str, now_s: float) -> None:
         """It leaves the batch."""
+        self.ran_s = self.on_engine_s(now_s)
+        self.running = False
         self.preemptions += 1
         self.stopped = mode
         self.loaded_ahead = False
@@ -90,6 +99,8 @@ class StreamRecord:
 
     def start(self, now_s: float) -> None:
         """It runs: a new slice begins."""
+        self.ran_s = self.on_engine_s(now_s)
+        self.running = True
         self.stopped = None
         self.slice_start_tokens = len(self.req.output_ids)
         self.since_s = now_s
@@ -158,6 +169,11 @@ class StreamRecords:
     def has_begun(self, req: Any) -> bool:
         record = self._by_rid.get(req.rid)
         return record is not None and record.has_begun
+
+    def yields(self, req: Any) -> bool:
+        """Whether ``req``, None for none, has no reader."""
+        record = self.find(req) if req is not None else None
+        return record is not None and record.expectation.yields
 
     def add(self, record: StreamRecord) -> None:
         """A request begins to wait."""

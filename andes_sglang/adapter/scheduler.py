@@ -2,8 +2,8 @@
 
 :class:`QoEScheduler` overrides methods of SGLang's ``Scheduler`` and says at each when SGLang calls it. What is done there is
 in the parts: ``records`` (what is known of each stream), ``snapshot`` (what the policy sees), ``preemption`` and ``parked``
-(park, release, resume, retract), ``queue_limits``, ``host_transfers`` (copies to host memory), ``iterations`` (what they
-cost) and ``reports``. The rules that the simulator shares are in :mod:`andes_sglang.protocol`.
+(park, release, resume, retract), ``prefill_room``, ``queue_limits``, ``host_transfers`` (copies to host memory),
+``iterations`` (what they cost) and ``reports``. The rules that the simulator shares are in :mod:`andes_sglang.protocol`.
 
 Once per iteration, after SGLang has merged the last prefill into the running batch and before it looks for a new one, the
 policy sees all requests and its decision is applied: preempt, resume, then admit; the waiting requests that it admits are
@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
@@ -33,6 +34,7 @@ from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.preemption import EnginePreemptor
+from andes_sglang.adapter.prefill_room import PrefillRoom
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.ranks import RankGroup
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
@@ -42,6 +44,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
@@ -92,7 +95,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._records = records
         self._transfers = transfers
         self._limits = QueueLimits(self, records, metrics)
-        self._snapshot = Snapshot(self, records, parked, transfers, latency=latency)
+        self._room = room = PrefillRoom(self)
+        self._snapshot = Snapshot(self, records, parked, transfers, room=room, latency=latency)
         self._preemptor = EnginePreemptor(self, records, parked, transfers, latency=latency, metrics=metrics)
         self._iterations = IterationTimes(latency)
         self._reports = Reports(metrics, records, latency=latency, host_use=tier.use if tier is not None else None)
@@ -100,9 +104,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     # Set-up: SGLang's accounting counts the parked, and its queue order is ours
 
     def init_schedule_policy(self) -> None:
-        """At start. The waiting queue stays in the order of the policy."""
+        """At start. The waiting queue stays in the order of the policy, and no priority preempts."""
         super().init_schedule_policy()
         self.policy.calc_priority = lambda *_args, **_kwargs: None
+        self.enable_priority_preemption = False
 
     def init_invariant_checker(self) -> None:
         """At start. The check for leaks adds up the running batch and the last one."""
@@ -159,10 +164,19 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             with self._limits.only_new(), self._limits.departures():
                 super()._abort_on_waiting_timeout()
 
+    def _abort_on_running_timeout(self, running_batch: Any) -> None:
+        """Once an iteration (``SGLANG_REQ_RUNNING_TIMEOUT``), until 0.5.19. SGLang's clock goes on while a stream is off the
+        engine."""
+        timeout_s = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
+        if timeout_s > 0:
+            reqs = self._limits.ran_for(running_batch.reqs, timeout_s, time.perf_counter())
+            super()._abort_on_running_timeout(SimpleNamespace(reqs=reqs, is_empty=lambda: not reqs))
+
     def _poll_timeout_aborts(self) -> Any:
-        """The same since 0.5.20: whom :meth:`abort_request` is told of next, on all ranks."""
+        """Both since 0.5.20: whom :meth:`abort_request` is told of next, on all ranks."""
         with self._limits.hidden_begun():
-            return super()._poll_timeout_aborts()
+            aborts = super()._poll_timeout_aborts()
+        return self._limits.without_rested(aborts, envs.SGLANG_REQ_RUNNING_TIMEOUT.get(), time.perf_counter())
 
     def abort_request(self, recv_req: Any) -> None:
         """A client has gone. SGLang looks for its request in the queue and in the running batch."""
@@ -192,7 +206,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         decision = self._decide(running_batch)
         running_batch = self._preemptor.apply(decision, running_batch)
         by_rid = {req.rid: req for req in self.waiting_queue}
-        admitted = [by_rid.pop(rid) for rid in protocol.admissible(decision.admit, by_rid, self._preemptor.released)]
+        chosen = protocol.admissible(decision.admit, by_rid, self._preemptor.released)
+        admitted = [by_rid.pop(rid) for rid in self._room.newcomers(chosen, by_rid, running_batch)]
         prefills = bool(admitted) or self.chunked_req is not None
         if prefills and not self._transfers.load_ahead(admitted, running_batch):
             running_batch.batch_is_full = False
@@ -206,7 +221,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         waiting, parked, running = len(self.waiting_queue), len(self._parked), len(running_batch.reqs)
         if running and isinstance(self._qoe_policy, Forced):
             return True
-        return protocol.asks_policy(waiting, parked, running, self._snapshot.free_kv_tokens())
+        return protocol.asks_policy(waiting, parked, running, self._snapshot.spare_kv_tokens())
 
     def _decide(self, running_batch: Any) -> Decision:
         """What to do now; of several ranks the first decides for all."""
@@ -215,7 +230,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
-        decision = self._qoe_policy.decide(self._snapshot.take(running_batch))
+        decision = decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch))
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:
             self._qoe_metrics.in_charge(self._qoe_policy.name)
@@ -223,10 +238,14 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return decision
 
     def _form_prefill(self, running_batch: Any, admitted: Sequence[Any] = (), held_back: Sequence[Any] = ()) -> Any:
-        """SGLang's own prefill admission over ``admitted``; those ``held_back`` do not exist for it."""
+        """SGLang's own prefill admission over ``admitted``; those ``held_back`` do not exist for it. Without room for a chunk
+        also a prompt that has begun waits."""
+        if self._room.tokens(running_batch) < 1:
+            return self._form_no_prefill(running_batch)
         self.waiting_queue = list(admitted)
         try:
-            plan = super().get_new_batch_prefill(running_batch)
+            with self._room.chunk(running_batch):
+                plan = super().get_new_batch_prefill(running_batch)
         finally:
             self.waiting_queue = [*self.waiting_queue, *held_back]
         self._preemptor.note_prefill(plan.batch_to_run)

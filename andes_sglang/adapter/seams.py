@@ -65,6 +65,7 @@ SEAMS: dict[str, Parameters] = {
     f"{_BATCH}.merge_batch": ("self", "other"),
     f"{_BATCH}.mix_with_running": ("self", "running_batch"),
     f"{_BATCH}.check_decode_mem": ("self", "selected_indices"),
+    f"{_BATCH}.new_tokens_required_next_decode": ("self", "selected_indices"),
     f"{_REQ}.reset_for_retract": ("self",),
     f"{_REQ}.set_finish_with_abort": Either(("self", "error_msg"), ("self", "error_msg", "status_code", "err_type")),
     f"{_MANAGERS}.schedule_batch.BaseFinishReason.to_json": ("self",),
@@ -72,12 +73,17 @@ SEAMS: dict[str, Parameters] = {
     "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX": None,
     "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
+    f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
     f"{_MANAGERS}.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
 }
 """By dotted name: the parameters of what is called or overridden; None for what only has to be there."""
 
 ALTERNATIVES: tuple[dict[str, tuple[str, ...]], ...] = (
     {f"{_SCHEDULER}._abort_on_waiting_timeout": ("self",), f"{_SCHEDULER}._poll_timeout_aborts": ("self",)},
+    {
+        f"{_SCHEDULER}._abort_on_running_timeout": ("self", "running_batch"),
+        f"{_SCHEDULER}._poll_timeout_aborts": ("self",),
+    },
     {
         f"{_MANAGERS}.schedule_policy.match_prefix_for_req": (
             "tree_cache",
@@ -110,12 +116,13 @@ OFFLOAD_SEAMS: dict[str, Parameters] = {
 
 ATTRIBUTES: dict[str, str] = {
     _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager invariant_checker "
-    "is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens policy "
+    "is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens page_size policy "
     "req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator tree_cache "
     "waiting_queue",
     _REQ: "custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length input_embeds last_node "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
-    "return_hidden_states return_indexer_topk return_logprob return_routed_experts return_sampling_mask rid sampling_params "
+    "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
+    "return_sampling_mask rid sampling_params "
     "session session_id time_stats",
     f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
     "prefix_lens reqs sampling_info seq_lens_cpu",
@@ -140,7 +147,7 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.PauseGenerationReqInput": "mode",
     f"{_MANAGERS}.io_struct.GetInternalStateReqOutput": "internal_state",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
-    "pp_size tp_size",
+    "enable_priority_scheduling pp_size retraction_policy schedule_policy tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 

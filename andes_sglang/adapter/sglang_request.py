@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from andes_sglang.adapter.compat import device_hit_tokens, match_prefix, release_kv
+from andes_sglang.adapter.compat import computed_tokens, device_hit_tokens, match_prefix, release_kv
 
-__all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node"]
+__all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node", "uncomputed_tokens"]
 
 _NONE_IF_PREEMPTIBLE = (
     "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
@@ -49,6 +49,11 @@ def tree_node(req: Any) -> Any:
     if req.last_node is None:
         return None
     return req.best_match_node if req.host_hit_length else req.last_node
+
+
+def uncomputed_tokens(req: Any) -> int:
+    """What is left to compute of the context of ``req``, a prompt of which some chunks have been computed."""
+    return len(req.origin_input_ids) + len(req.output_ids) - computed_tokens(req)
 
 
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 from andes_sglang import protocol
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.parked import ParkedRequests
+from andes_sglang.adapter.prefill_room import PrefillRoom
 from andes_sglang.adapter.records import StreamRecords
-from andes_sglang.adapter.sglang_request import prefix_hit
+from andes_sglang.adapter.sglang_request import prefix_hit, uncomputed_tokens
 from andes_sglang.latency import LatencyModel
 from andes_sglang.state import Phase, SchedulerState
 
@@ -30,19 +31,21 @@ class Snapshot:
         parked: ParkedRequests,
         transfers: HostTransfers,
         *,
+        room: PrefillRoom,
         latency: LatencyModel,
     ) -> None:
         self._scheduler = scheduler
         self._records = records
         self._parked = parked
         self._transfers = transfers
+        self._room = room
         self._latency = latency
         self._lookup_cursor = 0
 
-    def free_kv_tokens(self) -> int:
-        """KV tokens that are free or can be evicted."""
-        scheduler = self._scheduler
-        return int(scheduler.token_to_kv_pool_allocator.available_size() + scheduler.tree_cache.evictable_size())
+    def spare_kv_tokens(self) -> int:
+        """KV tokens that are free or can be evicted, but for those that the rest of a half computed prompt will take."""
+        chunked = self._scheduler.chunked_req
+        return self._room.free_tokens() - (uncomputed_tokens(chunked) if chunked is not None else 0)
 
     def look_around(self, running_batch: Any) -> None:
         """Before each decision, on every rank of an engine: drop the records of departed requests, and refresh the prefix hit
@@ -61,16 +64,22 @@ class Snapshot:
         for reqs, phase in ((running, Phase.RUNNING), (parked, Phase.PARKED)):
             for req in reqs:
                 held += self._records.refresh(req, phase, self._transfers.kept_tokens(req))
-        free = self.free_kv_tokens() + self._transfers.loading_tokens()
+        capacity_tokens, spare_tokens = scheduler.max_total_num_tokens, self.spare_kv_tokens()
+        chunk_tokens = scheduler.chunked_prefill_size or scheduler.max_prefill_tokens
         return SchedulerState(
             now_s=now_s,
             requests=self._records.table([*running, *parked, *scheduler.waiting_queue]),
-            kv_capacity_tokens=scheduler.max_total_num_tokens,
-            kv_reserved_tokens=scheduler.max_total_num_tokens - free - held,
-            max_running=scheduler.max_running_requests,
+            kv_capacity_tokens=capacity_tokens,
+            kv_reserved_tokens=min(
+                capacity_tokens, capacity_tokens - spare_tokens - self._transfers.loading_tokens() - held
+            ),
+            max_running=protocol.running_bound(
+                scheduler.max_running_requests, chunk_tokens, scheduler.is_mixed_chunk, scheduler.page_size
+            ),
             running_reserved=int(scheduler.chunked_req is not None),
+            yielding_reserved=int(self._records.yields(scheduler.chunked_req)),
             latency=self._latency,
-            chunk_tokens=scheduler.chunked_prefill_size or scheduler.max_prefill_tokens,
+            chunk_tokens=chunk_tokens,
         )
 
     def _look_up_prefixes(self) -> None:

@@ -39,9 +39,12 @@ class KvPool:
         return self.cache.tokens - self.cache.evictable + self.uncached_tokens
 
     def allocate(self, tokens: int) -> None:
-        """Take ``tokens`` beside the cache, evicting what has no place beside them."""
+        """Take ``tokens`` beside the cache, evicting what has no place beside them. Raises ``RuntimeError`` where there is no
+        room, as SGLang does: who asks has made sure of it."""
         if tokens > self.free_tokens():
             self.make_free(tokens)
+            if tokens > self.free_tokens():
+                raise RuntimeError(f"out of memory: {tokens} tokens do not fit, {self.free_tokens()} are free")
         self.uncached_tokens += tokens
 
     def make_free(self, tokens: int) -> None:

@@ -12,6 +12,7 @@ from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
@@ -50,6 +51,7 @@ class PolicySeam:
         self.policy = policy
         self.decisions = 0
         self._max_running = engine.max_running
+        self._running_bound = protocol.running_bound(engine.max_running, engine.chunk_tokens, engine.mixed)
         self._chunk_tokens = engine.chunk_tokens
         self._decision_s = engine.decision_s
         self._by_rid = by_rid
@@ -71,9 +73,8 @@ class PolicySeam:
         batch = self._batch
         if self._interval_s and self._clock.now_s < self._due_s and batch.running:
             return False
-        return protocol.asks_policy(
-            len(self._queue.waiting), len(batch.parked), len(batch.running), self._pool.available_tokens()
-        )
+        spare_tokens = self._pool.available_tokens() - self._admission.owed_tokens
+        return protocol.asks_policy(len(self._queue.waiting), len(batch.parked), len(batch.running), spare_tokens)
 
     def plan_steps(self, steps: int, until_s: float, available_tokens: int) -> tuple[int, float]:
         """Of ``steps`` decode steps up to ``until_s`` those before the policy is asked again."""
@@ -86,7 +87,7 @@ class PolicySeam:
         """Ask the policy."""
         self.decisions += 1
         self._look_up_prefixes()
-        decision = self.policy.decide(self.state())
+        decision = decide_readers_first(self.policy, self.state())
         self._metrics.decision(self._decision_s)
         return decision
 
@@ -96,7 +97,7 @@ class PolicySeam:
 
     def state(self) -> SchedulerState:
         """What the policy sees now."""
-        batch, capacity_tokens = self._batch, self._pool.capacity_tokens
+        batch, capacity_tokens, chunked = self._batch, self._pool.capacity_tokens, self._admission.chunked
         table, held_tokens = self._population.table(
             self._clock,
             running=batch.continuing_slots(),
@@ -107,9 +108,13 @@ class PolicySeam:
             now_s=self._clock.now_s,
             requests=table,
             kv_capacity_tokens=capacity_tokens,
-            kv_reserved_tokens=capacity_tokens - self._pool.available_tokens() - held_tokens,
-            max_running=self._max_running,
-            running_reserved=int(self._admission.chunked is not None),
+            kv_reserved_tokens=min(
+                capacity_tokens,
+                capacity_tokens - self._pool.available_tokens() - held_tokens + self._admission.owed_tokens,
+            ),
+            max_running=self._running_bound,
+            running_reserved=int(chunked is not None),
+            yielding_reserved=int(chunked is not None and chunked.spec.yields),
             latency=self._latency,
             chunk_tokens=self._chunk_tokens,
         )

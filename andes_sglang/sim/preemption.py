@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from andes_sglang import protocol
 from andes_sglang.metrics import EngineMetrics
+from andes_sglang.policy.eviction import NO_READER
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -23,7 +24,7 @@ def paused_kv(waiting: Iterable[Job], population: Population) -> Iterator[tuple[
     :class:`~andes_sglang.policy.eviction.EvictionOrder` asks for."""
     for job in waiting:
         if job.stopped is not None:
-            yield job.kept_node, population.dry_at_s(job.slot)
+            yield job.kept_node, NO_READER if job.spec.yields else population.dry_at_s(job.slot)
 
 
 class Preemptor:
@@ -80,27 +81,34 @@ class Preemptor:
         self._wait(job, mode, job.context_tokens - 1)
         return mode
 
-    def retract_for_policy(self) -> None:
-        """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others."""
+    def retract_for_policy(self, *, prefilling: bool) -> None:
+        """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others. prefilling:
+        a prompt is half computed."""
         batch = self._batch
         while self._pool.available_tokens() < len(batch.running):
-            job = protocol.retraction_victim(batch.parked, batch.running, lambda job: (job.spec.arrival_s, job.index))
+            job = protocol.retraction_victim(
+                batch.parked,
+                batch.running,
+                lambda job: (job.spec.yields, job.spec.arrival_s, job.index),
+                prefilling=prefilling,
+            )
             if job is None:
                 return
             batch.leave(job)
             self._pool.give_up(job, keep=True)
             self._retract(job, job.context_tokens - 1)
 
-    def retract_stock(self) -> float:
+    def retract_stock(self, *, prefilling: bool) -> float:
         """KV has run out (``ScheduleBatch.retract_decode``): the shortest answer goes first, its KV is dropped; the last
-        request stays. Returns the new-token ratio to go on with."""
+        request stays, unless a prompt is half computed (``prefilling``; SGLang would end). Returns the new-token ratio to go
+        on with."""
         batch, pool = self._batch, self._pool
         stay = sorted(
             batch.running,
             key=lambda job: protocol.stock_retraction_rank(batch.generated(job), job.spec.prompt_tokens),
             reverse=True,
         )
-        while len(stay) > 1:
+        while len(stay) > (0 if prefilling else 1):
             job = stay.pop()
             batch.leave(job)
             pool.give_up(job, keep=False)

@@ -79,8 +79,7 @@ class PrefillAdder:
         self._now_s = now_s
 
     def add_chunked_req(self, job: Job) -> None:
-        """The next chunk of a prompt that has begun. Without room for it a whole chunk is taken all the same, for it cannot
-        stop half way."""
+        """The next chunk of a prompt that has begun. What those running may still need does not stop it half way."""
         new = job.context_tokens - job.protected_tokens
         room = min(self._chunk_tokens, int(self._pool.available_tokens() - self._reserved_tokens))
         last = new <= room
@@ -148,9 +147,15 @@ class Admission:
         """Requests that can begin: neither running, nor parked, nor being prefilled."""
         return self._max_running - len(self._batch.running) - len(self._batch.parked) - (self.chunked is not None)
 
+    @property
+    def owed_tokens(self) -> int:
+        """KV that the rest of the chunked prompt will take."""
+        return self.chunked.context_tokens - self.chunked.protected_tokens if self.chunked is not None else 0
+
     def form(self, candidates: Sequence[Job], clip_tokens: int) -> list[PrefillChunk]:
-        """The chunked prompt first, then ``candidates`` from the front as long as tokens, chunk and slots allow. Those taken
-        leave the queue, and the other candidates go to its front."""
+        """The chunked prompt first, then ``candidates`` from the front as long as tokens, chunk and slots allow; none
+        where KV does not suffice beside the step of the batch. Those taken leave the queue, and the other candidates go to
+        its front."""
         if self.chunked is None and (self.batch_is_full or not candidates):
             return []
         slots = self.free_slots()
@@ -158,10 +163,13 @@ class Admission:
             self.batch_is_full = True
             return []
         beside = len(self._batch.running) if self._mixed else 0
+        room_tokens = protocol.prefill_room_tokens(self._chunk_tokens, self._pool.available_tokens(), beside, beside)
+        if room_tokens < 1:
+            return []
         adder = PrefillAdder(
             self._pool,
             slots=slots,
-            chunk_tokens=self._chunk_tokens - beside,
+            chunk_tokens=room_tokens,
             reserved_tokens=beside + self.new_token_ratio * self._batch.reserved_tokens(clip_tokens),
             clip_tokens=clip_tokens,
             now_s=self._clock.now_s,

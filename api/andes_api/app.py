@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from andes_api.methods import Methods, nothing_there
 from andes_api.models import ModelRoute, no_model
 from andes_api.pages import add_pages
 from andes_api.request_body import read_form, read_json
+from andes_api.request_log import RequestLog, request_of
 from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
@@ -31,8 +31,6 @@ from andes_api.upstream import Upstream
 from andes_sglang import __version__
 
 __all__ = ["create_app"]
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class _Answer(Response):
@@ -67,6 +65,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"],
             expose_headers=["*"],
         )  # fmt: skip
+    app.add_middleware(RequestLog, gateway=gateway)
     _add_errors(app)
     _add_inference(app, gateway)
     add_fleet(app, gateway)
@@ -110,7 +109,10 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
         _check_endpoint(endpoint, route, expectation)
-        stream = gateway.new_stream(body, expectation, tenant, _known_id(headers), endpoint=endpoint, route=route)
+        seen = request_of(request.scope)
+        known = {**headers, "x-request-id": seen.request_id}
+        stream = gateway.new_stream(body, expectation, tenant, known, endpoint=endpoint, route=route)
+        seen.taken = True
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -148,14 +150,6 @@ def _check_endpoint(endpoint: Endpoint, route: ModelRoute, expectation: Resolved
             400, f"x-andes-report: {endpoint.path} has no place for it", param="x-andes-report", reason="expectation",
             retry=False,
         )  # fmt: skip
-
-
-def _known_id(headers: Mapping[str, str]) -> dict[str, str]:
-    """The caller's headers, without a request id that could not be sent on."""
-    known = dict(headers)
-    if not _REQUEST_ID.fullmatch(known.get("x-request-id", "")):
-        known.pop("x-request-id", None)
-    return known
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

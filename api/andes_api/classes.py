@@ -123,6 +123,7 @@ BUILT_IN: dict[str, dict[str, float]] = {
     "agent": {"ttft_s": 2.0, "tds": 20.0},
     "batch": {"ttft_s": 30.0, "tds": 1.0, "weight": 0.2, "shed_below": 0.5},
     "priority": {"weight": 4.0, "shed_below": 0.0},
+    "offline": {"ttft_s": 600.0, "tds": 1.0, "yields": True, "shed_below": 0.0},
 }
 """Reading and listening speeds of Andes, section 3 (4.8 and 3.3 tokens/s); the others are this product's own."""
 

@@ -28,6 +28,7 @@ from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
+from andes_api.unread import UnreadRequest
 from andes_api.upstream import STREAM_S, Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
@@ -297,6 +298,16 @@ class Gateway:
         """Put a refusal before it was served on record."""
         stream.shed(error)
         self._finish(stream)
+
+    def note_unread(self, request: UnreadRequest) -> None:
+        """Put a request on record that has not become a stream."""
+        if not request.counts:
+            return
+        duration_s = time.monotonic() - request.began_s
+        self.metrics.unread(request, duration_s)
+        self.telemetry.unread(request, duration_s)
+        if self.settings.access_log:
+            _access.info("%s", json.dumps(request.line(duration_s)))
 
     def cut_streams(self) -> None:
         """End what is open with an error, at the end of the time for draining."""

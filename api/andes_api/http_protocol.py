@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
+from andes_api.unread import UnreadRequest
 
 __all__ = ["make_protocol"]
 
@@ -105,7 +106,9 @@ class Protocol(HttpToolsProtocol):
         if self._answers:
             self.cycle.keep_alive = False
         elif not self.transport.is_closing():
-            self.transport.write(_answer(error))
+            request = UnreadRequest(uuid.uuid4().hex, status=error.status, reason=error.reason)
+            self.gateway.note_unread(request)
+            self.transport.write(_answer(error, request.request_id))
             self.transport.close()
 
 
@@ -131,11 +134,11 @@ def _adapt(cycle: RequestResponseCycle) -> None:
     cycle.send = adapted  # type: ignore[method-assign]
 
 
-def _answer(error: ApiError) -> bytes:
+def _answer(error: ApiError, request_id: str) -> bytes:
     """An error for a request that no application sees."""
     content = orjson.dumps(error.body)
     headers = {
-        **error.headers, "x-request-id": uuid.uuid4().hex, "content-type": "application/json",
+        **error.headers, "x-request-id": request_id, "content-type": "application/json",
         "content-length": str(len(content)), "connection": "close",
     }  # fmt: skip
     head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{n}: {v}" for n, v in headers.items())]

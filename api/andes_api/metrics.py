@@ -11,6 +11,7 @@ from prometheus_client.exposition import choose_encoder
 
 from andes_api import names
 from andes_api.stream import Stream
+from andes_api.unread import UnreadRequest
 
 __all__ = ["GatewayMetrics"]
 
@@ -80,6 +81,13 @@ class GatewayMetrics:
             self.stall.labels(*kind).observe(stream.reader.stall_s)
         if (tpot_s := stream.tpot_s) is not None:
             self.tpot.labels(*kind).observe(tpot_s)
+
+    def unread(self, request: UnreadRequest, duration_s: float) -> None:
+        """Count a request that has no class and no model because it has not become a stream."""
+        self.requests.labels("", "", request.outcome).inc()
+        if request.outcome == "shed" and request.reason is not None:
+            self.shed.labels("", "", request.reason).inc()
+        self.duration.labels("", "").observe(duration_s)
 
     def set_open(self, kinds: Iterable[tuple[str, str | None]]) -> None:
         """Class and model of every open stream."""

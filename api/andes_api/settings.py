@@ -167,7 +167,7 @@ class GatewaySettings(BaseSettings):
     classes_file: Path | None = Field(None, description="YAML file of classes over these, read again when it changes")
     default_class: str = Field("reading", description="class of requests that name none")
     service_tiers: dict[str, str] = Field(
-        {"flex": "batch", "priority": "priority", "fast": "priority", "scale": "priority"},
+        {"flex": "offline", "priority": "priority", "fast": "priority", "scale": "priority"},
         description="class of each `service_tier`",
     )
     tenants: tuple[TenantSettings, ...] = Field(

@@ -14,6 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from andes_api import names
 from andes_api.stream import Stream
+from andes_api.unread import UnreadRequest
 from andes_sglang.telemetry import connect_otlp
 
 __all__ = ["Telemetry", "failed", "with_traceparent"]
@@ -23,6 +24,7 @@ MAX_MODELS = 50
 MAX_NUMBER = 2**63 - 1
 """OTLP's largest; a larger one would lose every span that is sent with it."""
 _B3 = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-([01d]?))?(?:-[0-9a-f]{16})?")
+MAX_PATH_CHARS = 200
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -64,6 +66,27 @@ class Telemetry:
         }
         context = _PROPAGATOR.extract(with_traceparent(stream.headers))
         return self._tracer.start_span(f"POST {stream.path}", context, SpanKind.SERVER, attributes)
+
+    def unread(self, request: UnreadRequest, duration_s: float) -> None:
+        """The span of a request that has not become a stream."""
+        attributes: dict[str, Any] = {
+            names.HTTP_METHOD: request.method,
+            names.URL_PATH: request.path[:MAX_PATH_CHARS],
+            names.HTTP_STATUS: request.status,
+            names.OUTCOME: request.outcome,
+        }
+        if request.reason is not None:
+            attributes[names.REASON] = request.reason
+        context = _PROPAGATOR.extract(with_traceparent(request.headers))
+        began_ns = round(request.arrival_s * 1e9)
+        span = self._tracer.start_span(
+            request.method or "HTTP", context, SpanKind.SERVER, attributes, start_time=began_ns
+        )
+        if request.status >= 400:
+            span.set_attribute(names.ERROR_TYPE, str(request.status))
+        if request.status >= 500:
+            failed(span, str(request.status))
+        span.end(began_ns + round(duration_s * 1e9))
 
     def client_span(self, stream: Stream, url: str, headers: MutableMapping[str, str]) -> Span:
         """One attempt at ``url``; its context is put into ``headers``, so that the engine's spans join the trace."""

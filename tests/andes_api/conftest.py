@@ -252,7 +252,7 @@ class Faulty:
         prompt = body["messages"][-1].get("content") if chat else body["prompt"]
         said = re.findall(r"w(\d+) ", prompt) if isinstance(prompt, str) else []
         first = int(said[-1]) + 1 if said else 0
-        count = body.get("max_tokens") or 16
+        count = body.get("max_tokens") or body.get("max_completion_tokens") or 16
         identity = {
             "id": f"id-{id(self)}",
             "object": "chat.completion.chunk" if chat else "text_completion",
@@ -467,22 +467,24 @@ def make_backend() -> type[Backend]:
     return Backend
 
 
-OPENAI_NODE = "7.59.0"
+JAVASCRIPT_CLIENTS = {"openai": "7.59.0", "ai": "6.0.326", "@ai-sdk/openai-compatible": "2.0.92"}
 
 
 @pytest.fixture(scope="session")
-def openai_node() -> Path:
-    """A folder whose node_modules holds the official JavaScript client; its tests are skipped where it cannot be had."""
+def javascript_clients() -> Path:
+    """A folder whose node_modules holds OpenAI's and Vercel's clients; tests are skipped where these cannot be had."""
     folder = Path(__file__).parents[2] / ".setup" / "node"
-    installed = folder / "node_modules" / "openai" / "package.json"
-    if installed.exists() and json.loads(installed.read_text())["version"] == OPENAI_NODE:
+    wanted = [f"{name}@{version}" for name, version in JAVASCRIPT_CLIENTS.items()]
+    made = folder / "made-from"
+    if made.exists() and made.read_text().split() == wanted:
         return folder
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
-        pytest.skip("NO NPM: install node and npm to test the JavaScript client")
+        pytest.skip("NO NPM: install node and npm to test JavaScript clients")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), f"openai@{OPENAI_NODE}"]
+    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--prefix", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     if done.returncode:
-        pytest.skip(f"NO OPENAI FOR NODE: npm could not install it: {done.stderr[-300:]}")
+        pytest.skip(f"NO JAVASCRIPT CLIENTS: npm could not install them: {done.stderr[-300:]}")
+    made.write_text("\n".join(wanted))
     return folder

@@ -23,7 +23,7 @@ def tenant(**more: Any) -> TenantSettings:
     [
         ({}, {}, ("reading", 1.0, 4.8)),
         ({"x-andes-class": "listening"}, {}, ("listening", 1.0, 3.3)),
-        ({}, {"service_tier": "flex"}, ("batch", 30.0, 1.0)),
+        ({}, {"service_tier": "flex"}, ("offline", 600.0, 1.0)),
         ({}, {"service_tier": "auto"}, ("reading", 1.0, 4.8)),
         ({"x-andes-ttft-ms": "250", "x-andes-tds": "8"}, {}, ("reading", 0.25, 8.0)),
         ({"x-llm-d-slo-ttft-ms": "500", "x-llm-d-slo-tpot-ms": "100"}, {}, ("reading", 0.5, 10.0)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import shutil
 import subprocess
@@ -180,7 +182,7 @@ def answers(port: int) -> bool:
         return False
 
 
-JAVASCRIPT = """
+OPENAI_JS = """
 import OpenAI from "openai";
 const client = new OpenAI({baseURL: process.argv[2] + "/v1", apiKey: "sk-any", maxRetries: 0});
 const stream = await client.chat.completions.create(JSON.parse(process.argv[3]));
@@ -188,23 +190,47 @@ const words = [];
 for await (const chunk of stream) if (chunk.choices[0]?.delta?.content) words.push(chunk.choices[0].delta.content);
 console.log(JSON.stringify(words));
 """
+VERCEL_JS = """
+import {createOpenAICompatible} from "@ai-sdk/openai-compatible";
+import {streamText} from "ai";
+const provider = createOpenAICompatible({name: "andes", baseURL: process.argv[2] + "/v1", apiKey: "sk-any"});
+const {messages, max_tokens} = JSON.parse(process.argv[3]);
+const {textStream} = streamText({model: provider("m"), messages, maxOutputTokens: max_tokens, maxRetries: 0});
+const words = [];
+for await (const part of textStream) words.push(part);
+console.log(JSON.stringify(words));
+"""
 
 
-def python(url: str) -> list[str]:
+def by_openai(url: str) -> list[str]:
     sdk = openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0)
     chunks = list(sdk.chat.completions.create(**CHAT))
     return [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
 
 
-def javascript(url: str, folder: Path) -> list[str]:
-    script = folder / "stream.mjs"
-    script.write_text(JAVASCRIPT)
-    command = ["node", str(script), url, json.dumps(CHAT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def by_langchain(url: str) -> list[str]:
+    from langchain_openai import ChatOpenAI  # seconds to import
+
+    model = ChatOpenAI(base_url=url + "/v1", api_key="sk-any", model="m", max_tokens=3, max_retries=0)  # type: ignore[arg-type]
+    return [str(chunk.content) for chunk in model.stream("x") if chunk.content]
+
+
+def by_litellm(url: str) -> list[str]:
+    import litellm  # seconds to import
+
+    messages = [{"role": "user", "content": "x"}]
+    options = {"api_base": url + "/v1", "api_key": "sk-any", "max_tokens": 3, "num_retries": 0}
+    stream = litellm.completion("openai/m", messages, stream=True, **options)
+    return [c.choices[0].delta.content for c in stream if c.choices[0].delta.content]
+
+
+def javascript(script: str, folder: Path, *arguments: str) -> Any:
+    """What a script prints, as JSON."""
+    file = folder / f"{hashlib.sha256(script.encode()).hexdigest()[:9]}.mjs"
+    file.write_text(script)
+    done = subprocess.run(["node", str(file), *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    words = json.loads(done.stdout)
-    assert isinstance(words, list)
-    return words
+    return json.loads(done.stdout)
 
 
 def behind_nginx(clients: list[Any], faulty: Any, gateway: Any, nginx: Any) -> list[list[str]]:
@@ -222,11 +248,47 @@ def behind_nginx(clients: list[Any], faulty: Any, gateway: Any, nginx: Any) -> l
 
 
 def test_python_behind_nginx(faulty: Any, gateway: Any, nginx: Any) -> None:
-    assert behind_nginx([python], faulty, gateway, nginx) == [WHOLE]
+    clients = [by_openai, by_langchain, by_litellm]
+    assert behind_nginx(clients, faulty, gateway, nginx) == [WHOLE] * 3
 
 
-def test_javascript_behind_nginx(faulty: Any, gateway: Any, nginx: Any, openai_node: Path) -> None:
-    def client(url: str) -> list[str]:
-        return javascript(url, openai_node)
+def test_javascript_behind_nginx(faulty: Any, gateway: Any, nginx: Any, javascript_clients: Path) -> None:
+    clients = [
+        functools.partial(by_javascript, script=script, folder=javascript_clients) for script in (OPENAI_JS, VERCEL_JS)
+    ]
+    assert behind_nginx(clients, faulty, gateway, nginx) == [WHOLE] * 2
 
-    assert behind_nginx([client], faulty, gateway, nginx) == [WHOLE]
+
+def by_javascript(url: str, *, script: str, folder: Path) -> Any:
+    return javascript(script, folder, url, json.dumps(CHAT))
+
+
+ERRORS_JS = """
+import OpenAI from "openai";
+const said = [];
+for (const [body, headers] of JSON.parse(process.argv[3])) {
+  const client = new OpenAI({baseURL: process.argv[2] + "/v1", apiKey: "sk-any", maxRetries: 0, defaultHeaders: headers});
+  try {
+    for await (const _ of await client.chat.completions.create(body));
+    said.push("no error");
+  } catch (error) {
+    said.push(`${error.constructor.name} ${error.message}`);
+  }
+}
+console.log(JSON.stringify(said));
+"""
+
+
+def test_the_javascript_client_understands_refusals(faulty: Any, gateway: Any, javascript_clients: Path) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url, max_body_bytes=4096, keepalive_s=0.1, hold_s=0.5, page=False)
+    long = {**CHAT, "messages": [{"role": "user", "content": "x" * 5000}]}
+    asked = [({**CHAT, "n": 1e9}, {}), (long, {}), (CHAT, {"x-andes-tsd": "5"}), ({**CHAT, "max_tokens": 5000}, {})]
+    told = javascript(ERRORS_JS, javascript_clients, server.url, json.dumps(asked))
+    assert told[0].startswith("BadRequestError 400 n: expected a whole number from 1 to 128")
+    assert "413 the body is longer than 4096 bytes" in told[1]
+    assert "did you mean x-andes-tds" in told[2]
+    assert "no sound request" in told[3]
+    none = gateway(f"http://127.0.0.1:{free_port()}", keepalive_s=0.1, hold_s=0.5)
+    (late,) = javascript(ERRORS_JS, javascript_clients, none.url, json.dumps([(CHAT, {})]))
+    assert "no engine is available" in late  # in the stream, after the first comment

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +16,8 @@ from andes_api.errors import ApiError
 from andes_api.models import ModelCatalog, ModelRoute, read_offers
 from andes_api.settings import GatewaySettings, GatewaySettingsError, load
 from andes_api.upstream import Upstream
+from andes_operator.gateways import Gateways
+from andes_operator.observe import GatewayReport
 
 LISTED: dict[str, Any] = {
     "object": "list",
@@ -270,3 +274,41 @@ def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
     records = fleet(server, "demand")["records"]
     assert {(r["model"], r["outcome"]) for r in records} == {("m", "done"), (None, "error")}
+
+
+@pytest.mark.timeout(600)
+def test_an_operator_reads_the_demand_of_one_model_and_the_flags_of_its_engines(
+    gateway: Callable[..., Any], simulated: Callable[..., Any]
+) -> None:
+    """What ``andes_operator`` makes of a real gateway's ``/fleet/*``: one model of two, two pools of it, and their flags."""
+    big, more, small = (
+        simulated("--model", name, "--max-running-requests", limit)
+        for name, limit in (("big", "7"), ("big", "7"), ("small", "9"))
+    )
+    server = gateway(big.url, more.url, small.url, health_interval_s=0.2)
+    address = server.url.removeprefix("http://")
+
+    def read(model: str | None) -> GatewayReport:
+        async def ask() -> Any:
+            gateways = Gateways()
+            try:
+                return await gateways._report(address, time.time() - 600, 120.0, model)
+            finally:
+                await gateways.close()
+
+        found = asyncio.run(ask())
+        assert isinstance(found, GatewayReport), found
+        return found
+
+    while sum(replica.flags is not None for replica in read(None).replicas) < 3:
+        time.sleep(0.1)
+    for model, count in (("big", 4), ("small", 2)):
+        for _ in range(count):
+            body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "stream": True}
+            assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    assert len(read(None).requests) == 6
+    theirs = read("big")
+    assert (len(theirs.requests), theirs.models) == (4, ("big", "small"))
+    assert sum(sketch.count for sketch in theirs.ended.values()) == 4
+    assert {(r.model, r.flags and r.flags.max_running_requests) for r in theirs.replicas} == {("big", 7)}
+    assert len(read("small").requests) == 2

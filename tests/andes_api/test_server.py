@@ -134,8 +134,7 @@ def test_nothing_secret_is_logged(faulty: Any, gateway: Any, caplog: pytest.LogC
             headers={"authorization": f"Bearer {KEY}"},
         )
     lines = [r.getMessage() for r in caplog.records if r.name == "andes.access"]
-    assert len(lines) == 1
-    assert '"tenant": "acme"' in lines[0]
+    assert len([line for line in lines if '"tenant": "acme"' in line]) == 1
     for secret in ("secret", "w0 ", KEY, "sk-wrong", "sk-engine"):
         assert not any(secret in r.getMessage() for r in caplog.records if r.name.startswith(("andes", "uvicorn")))
     assert "secret" not in httpx.get(server.url + "/fleet/demand").text

@@ -152,13 +152,20 @@ def test_what_went_wrong_is_in_the_trace(backend: tuple[Any, str], faulty: Start
     )
     assert refused.status_code == 400
     flush(server)
-    outer = [span for span in received.spans if span.kind == SERVER]
+    outer = [span for span in received.spans if span.kind == SERVER and span.name != "POST"]
     assert [events(span) for span in outer][:1] == [["andes.resume"]]
     assert [event for span in outer for event in events(span)].count("andes.retry") == 1
     failed = [span for span in received.spans if span.kind == CLIENT and span.status.code == 2]
     assert {received.said(span)["error.type"] for span in failed} == {"connection"}
     assert len(failed) == 2
     assert sorted(received.said(span)["andes.attempts"] for span in outer) == [1, 2, 2]
+    (unread,) = (span for span in received.spans if span.name == "POST")
+    assert received.said(unread) | {"http.response.status_code": 400, "error.type": "400"} == received.said(unread)
+    bad.fault = good.fault = "404"
+    assert httpx.post(server.url + "/v1/chat/completions", json=ASK).status_code == 404
+    flush(server)
+    failed = [span for span in received.spans if span.kind == CLIENT and span.status.code == 2]
+    assert [received.said(span)["error.type"] for span in failed[-2:]] == ["404", "404"]
 
 
 @pytest.mark.parametrize("backend", ["directly"], indirect=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from andes_operator.decide import MIN_STREAMS, Failure, decide, shortfall
 from andes_operator.memory import Ask, Change, Memory
 from andes_operator.names import Mode, Reason
-from andes_operator.observe import DataFault, PodCounts
+from andes_operator.observe import DataFault, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, ScalingBehavior, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.objective import QoEObjective, Statistic
@@ -567,6 +567,8 @@ ticks = st.lists(
         "lost": st.booleans(),
         "fault": st.sampled_from([None, None, None, Reason.DATA_MISSING, Reason.DATA_CONTRADICTORY]),
         "late": st.integers(0, 3),
+        "failing": st.sampled_from([0, 0, 0, 1, 4]),
+        "unready": st.sampled_from([0, 0, 0, 1]),
         "waiting": st.integers(0, 60),
         "good": st.integers(0, 40),
         "bad": st.integers(0, 40),
@@ -590,25 +592,34 @@ def test_whatever_happens(spec: TargetSpec, history: list[dict[str, Any]], start
     for t in history:
         before, memory = run.replicas, run.memory
         prediction = None if t["lost"] else predicted(t["fewest"])
+        failing = min(t["failing"], before)
+        never = min(failing + t["late"], before)
+        failures = (PodFailure(Reason.UNSCHEDULABLE, failing, "no node"),) if failing else ()
+        pods = {"failures": failures, "returnable": never, "unready": min(t["unready"], before - never)}
         more = {
-            "ready": max(0, before - t["late"]),
+            "ready": before - never - pods["unready"],
+            "pods": dict(pods),
             "waiting": t["waiting"],
             "ended": scores(*[1.0] * t["good"], *[0.2] * t["bad"]),
             "fault": DataFault(t["fault"], "x") if t["fault"] else None,
             "open_streams": 20 if t["busy"] else 0,
         }
         decision = run.step(prediction, **more)
-        again = decide(spec, seen(run.now_s, before, **more), prediction, memory)
+        again = decide(spec, seen(run.now_s, before, **{**more, "pods": dict(pods)}), prediction, memory)
         assert again == decision, "the same in gives the same out"
         assert spec.clamp(decision.replicas) == decision.replicas
         assert decision.message
         if t["fault"]:
             assert decision.replicas == spec.clamp(before)
-        if spec.min_replicas <= before <= spec.max_replicas and decision.replicas < before:
+        inside, given_back = spec.min_replicas <= before <= spec.max_replicas, (Reason.UNSCHEDULABLE, Reason.NOT_NEEDED)
+        if inside and decision.replicas < before and decision.reason in given_back:
+            assert before - decision.replicas <= never, "none that serves"
+        elif inside and decision.replicas < before:
             assert before - decision.replicas == 1
             assert prediction is not None
             assert decision.replicas == 0 or prediction.meets(decision.replicas)
-            assert not t["late"]
+            assert never <= failing
+            assert not pods["unready"]
         if spec.behavior.up_step is not None and before and spec.min_replicas <= before <= spec.max_replicas:
             assert decision.replicas - before <= spec.behavior.up_step
 

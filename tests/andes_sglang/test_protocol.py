@@ -128,9 +128,11 @@ def test_what_was_just_released_is_not_admitted_at_once() -> None:
 
 
 def test_the_youngest_parked_gives_way_then_the_youngest_running_but_one() -> None:
-    def victim(parked: list[int], running: list[int], kept: tuple[int, ...] = ()) -> int | None:
+    def victim(
+        parked: list[int], running: list[int], kept: tuple[int, ...] = (), prefilling: bool = False
+    ) -> int | None:
         return protocol.retraction_victim(
-            parked, running, age=lambda arrival: arrival, may_leave=lambda a: a not in kept
+            parked, running, age=lambda arrival: arrival, may_leave=lambda a: a not in kept, prefilling=prefilling
         )
 
     assert victim([1, 3, 2], [9]) == 3
@@ -138,8 +140,29 @@ def test_the_youngest_parked_gives_way_then_the_youngest_running_but_one() -> No
     assert victim([], [4, 9, 5], kept=(9,)) == 5
     assert victim([], [4, 9], kept=(4, 9)) is None
     assert victim([], [4]) is None
+    assert victim([], [4], prefilling=True) == 4
+    assert victim([], [], prefilling=True) is None
     assert victim([2], []) == 2
     assert protocol.retraction_victim([], [0, -1], age=lambda arrival: arrival) == 0
+
+
+def test_a_prefill_takes_what_chunk_and_kv_leave_beside_the_step_of_the_batch() -> None:
+    assert protocol.prefill_room_tokens(32, 100) == 32
+    assert protocol.prefill_room_tokens(32, 100, beside=14, growth_tokens=14) == 18
+    assert protocol.prefill_room_tokens(32, 20, beside=14, growth_tokens=14) == 6
+    assert protocol.prefill_room_tokens(32, 14, beside=14, growth_tokens=14) == 0
+    assert protocol.prefill_room_tokens(16, 900, beside=16, growth_tokens=16) == 0
+    assert protocol.prefill_room_tokens(32, 48, beside=2, growth_tokens=16, page_tokens=16) == 17, (
+        "its last page is begun"
+    )
+
+
+def test_mixed_no_policy_lets_so_many_run_that_prompts_stand_still() -> None:
+    assert protocol.running_bound(64, 32, mixed=False) == 64
+    assert protocol.running_bound(64, 32, mixed=True) == 31
+    assert protocol.running_bound(64, 32, mixed=True, page_tokens=16) == 16
+    assert protocol.running_bound(64, 8, mixed=True, page_tokens=16) == 1
+    assert protocol.running_bound(16, 8192, mixed=True) == 16
 
 
 def test_the_parked_run_rather_than_nothing() -> None:

@@ -23,7 +23,7 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "malformed", "policy_decision", "rivals", "sim_server", "simulated",
-    "simulator_speed", "what_if",
+    "simulator_speed", "slack", "soak", "what_if",
 ]  # fmt: skip
 
 

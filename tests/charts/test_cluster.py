@@ -73,8 +73,6 @@ def test_replicas_that_are_no_longer_set_stay_as_they_are(control_plane: Control
     control_plane("PATCH", f"{ENGINE}/scale", {"spec": {"replicas": 7}})
     assert upgraded() == 7, "the revision before has set it too"
     assert upgraded(**{"engine.replicas": 3}) == 3
-    control_plane("PATCH", ENGINE, {"metadata": {"annotations": {"andes.dev/replicas": None}}})
-    assert upgraded() == 3, "set by an earlier version of the chart, which left no note"
 
 
 def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) -> None:

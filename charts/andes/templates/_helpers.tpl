@@ -148,17 +148,6 @@ dns://{{ include "andes.component" (list . "engine") }}.{{ .Release.Namespace }}
 {{- /* The live number of engines, where an earlier revision has written it and this one leaves it out: . */ -}}
 {{- define "andes.keptReplicas" -}}
 {{- $live := lookup "apps/v1" "Deployment" .Release.Namespace (include "andes.component" (list . "engine")) -}}
-{{- $kept := dict -}}
-{{- if $live -}}
-{{- $written := hasKey (default dict $live.metadata.annotations) "andes.dev/replicas" -}}
-{{- range $live.metadata.managedFields -}}
-{{- if and (contains "helm" (lower (default "" .manager))) (hasKey (dig "fieldsV1" "f:spec" dict .) "f:replicas") -}}
-{{- $written = true -}}
-{{- end -}}
-{{- end -}}
-{{- if $written -}}
-{{- $kept = dict "replicas" (int $live.spec.replicas) -}}
-{{- end -}}
-{{- end -}}
-{{- toJson $kept -}}
+{{- $written := and $live (hasKey (default dict $live.metadata.annotations) "andes.dev/replicas") -}}
+{{- toJson (ternary (dict "replicas" (dig "spec" "replicas" 1 $live | int)) dict (not (empty $written))) -}}
 {{- end -}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,7 +66,7 @@ OFFLOAD = ("--preemption-mode", "offload")
         (("--policy-option", "preemption=1"), "preemption must be true or false, got 1"),
         ((*FORCED, "every_tokens=0"), "every_tokens must be an integer >= 1 tokens, got 0"),
         ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 1 tokens, got 'often'"),
-        ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, got 'gently'"),
+        ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, alternate, got 'gently'"),
         ((*FORCED, "oftn=3"), "unknown option 'oftn'"),
         ((*FORCED, "mode=offload"), "--policy-option mode=offload: needs --preemption-mode offload"),
         (("--default-tds", "0"), "--default-tds: tds must be"),
@@ -312,6 +313,22 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})
         assert min(ends_s, key=lambda rid: ends_s[rid].result()) == heavy
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_server_takes_a_stream_without_a_reader_off_for_one_with_a_reader(andes: Engine) -> None:
+    """It has the only slot and most of its answer before it; the reader's request comes and is served at once, and the other
+    goes on to its end afterwards."""
+    taken_off = re.compile(r'andes_preemptions_total\{.*reason="yield".*\}')
+    with ThreadPoolExecutor(2) as pool:
+        sampling = {"custom_params": {"qoe": {"yield": True}}}
+        offline = pool.submit(generate, andes, "offline", 3000, sampling_params=sampling)
+        wait_until_waiting(andes, 0)
+        reader_end_s = generate(andes, "reader", 20)
+        assert not offline.done()
+        assert offline.result() > reader_end_s
+    assert sum(value for name, value in read_metrics(andes.url).items() if taken_off.fullmatch(name)) >= 1
 
 
 @pytest.mark.engine

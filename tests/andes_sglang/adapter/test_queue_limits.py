@@ -65,3 +65,31 @@ def test_what_leaves_is_counted_and_forgotten() -> None:
     with limits.departures():
         pass
     assert len(finished.qoe) == 2
+
+
+def test_only_time_on_the_engine_is_running_time() -> None:
+    limits, scheduler, records, _ = queue("new", "stays", "leaves")
+    stays, leaves = records["stays"], records["leaves"]
+    for record in (stays, leaves):
+        record.start(10.0)
+    leaves.stop("park", 12.0)
+    leaves.start(40.0)
+
+    def over(timeout_s: float, now_s: float) -> list[str]:
+        return [req.rid for req in limits.ran_for(scheduler.waiting_queue, timeout_s, now_s)]
+
+    assert over(30.0, 41.0) == ["stays"]
+    assert over(3.0, 41.0) == ["stays", "leaves"]
+    leaves.stop("release", 41.5)
+    assert over(4.0, 90.0) == ["stays"]
+    assert over(3.5, 90.0) == ["stays", "leaves"]
+
+
+def test_a_time_out_of_a_stream_that_has_rested_is_dropped() -> None:
+    limits, _, records, _ = queue("waits", "begun-rested", "begun-long")
+    records["begun-rested"].start(10.0)
+    records["begun-rested"].stop("park", 12.0)
+    records["begun-long"].start(10.0)
+    aborts = [SimpleNamespace(rid=rid) for rid in ("waits", "begun-rested", "begun-long", "unknown")]
+    kept = limits.without_rested(aborts, 30.0, 50.0)
+    assert [abort.rid for abort in kept] == ["waits", "begun-long", "unknown"]

@@ -80,6 +80,26 @@ def test_one_that_has_generated_everything_is_not_shown(overlap: Overlap) -> Non
     assert max(float(s.requests.output_tokens[s.requests.rids.index("r0")]) for s in ends) < 5
 
 
+def test_the_rest_of_a_long_prompt_is_not_shown_as_room() -> None:
+    one, policy = replica(spec(0.0), spec(0.1, 400), spec(0.1), kv_capacity_tokens=1000, chunk_tokens=101, mixed=True)
+    while one._admission.chunked is None:
+        one.advance(one.now_s + 1e-9)
+    while one._admission.chunked is not None:
+        seen = len(policy.seen)
+        one.advance(one.now_s + 1e-9)
+        for state in policy.seen[seen:]:
+            assert state.running_reserved == 1
+            assert state.kv_reserved_tokens >= 399, "what is computed, and what is not; a page may be cached already"
+            assert state.max_running == 64
+    assert len(policy.seen) > 3
+
+
+def test_mixed_it_is_shown_no_more_places_than_leave_prompts_a_part_of_the_chunk() -> None:
+    one, policy = replica(spec(0.0), max_running=32, chunk_tokens=20, mixed=True)
+    one.advance(0.5)
+    assert policy.seen[0].max_running == 19
+
+
 def test_what_is_admitted_and_released_at_once_is_not_prefilled_in_the_same_iteration() -> None:
     one, policy = replica(spec(0.0), spec(0.1), spec(0.2), max_running=2)
     one.advance(0.5)

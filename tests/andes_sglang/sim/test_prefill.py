@@ -81,15 +81,37 @@ def test_a_chunk_that_is_used_up_leaves_the_others_for_the_next_one() -> None:
     assert engine.queue.waiting == [b]
 
 
-def test_a_chunked_prompt_takes_the_room_there_is_or_a_whole_chunk_where_there_is_none() -> None:
+def test_a_chunked_prompt_takes_the_room_there_is_and_waits_where_there_is_none() -> None:
     engine = Engine(kv_capacity_tokens=300)
     long = engine.job(250)
     engine.admission.chunked = long
     engine.pool.allocate(280)
     assert engine.form() == [(long, 20, False)]
     engine.pool.allocate(20)
-    assert engine.form() == [(long, 100, False)]
+    assert engine.form() == []
     assert engine.admission.chunked is long
+    assert engine.admission.owed_tokens == 250
+
+
+def test_what_the_running_may_still_need_does_not_stop_a_chunked_prompt() -> None:
+    engine = Engine(kv_capacity_tokens=300)
+    engine.run(100, 500)
+    long = engine.job(250)
+    engine.admission.chunked = long
+    engine.admission.new_token_ratio = 1.0
+    assert engine.form() == [(long, 100, False)]
+
+
+@pytest.mark.parametrize(("left", "taken"), [(2, 0), (3, 0), (4, 1), (99, 96), (500, 97)])
+def test_mixed_a_chunked_prompt_takes_what_the_step_of_the_batch_leaves(left: int, taken: int) -> None:
+    engine = Engine(mixed=True)
+    engine.admission.new_token_ratio = 0.0
+    for _ in range(3):
+        engine.run(1, 10)
+    long = engine.job(250)
+    engine.admission.chunked = long
+    engine.pool.allocate(engine.pool.available_tokens() - left)
+    assert engine.form() == ([(long, taken, False)] if taken else [])
 
 
 def test_mixed_the_batch_takes_its_part_of_the_chunk_and_of_the_kv() -> None:

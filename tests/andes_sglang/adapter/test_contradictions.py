@@ -1,0 +1,44 @@
+"""SGLang's own scheduling has no say under a policy, and is told so at start."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from andes_sglang.adapter.contradictions import contradiction, note
+
+
+def server_args(**given: Any) -> Any:
+    usual = {"schedule_policy": "fcfs", "retraction_policy": "length", "enable_priority_scheduling": False}
+    return SimpleNamespace(**{**usual, **given})
+
+
+def test_what_nobody_asked_for_is_not_mentioned() -> None:
+    assert contradiction(server_args()) is None
+    assert note(server_args()) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"schedule_policy": "lpm"},
+            "--schedule-policy lpm: a policy decides in which order requests are served; leave",
+        ),
+        (
+            {"retraction_policy": "priority"},
+            "--retraction-policy priority: a policy decides who makes room when KV runs",
+        ),
+    ],
+)
+def test_what_a_policy_decides_instead_is_refused(given: dict[str, Any], text: str) -> None:
+    assert (contradiction(server_args(**given)) or "").startswith(text)
+
+
+def test_what_is_left_of_priorities_is_said() -> None:
+    said = note(server_args(enable_priority_scheduling=True))
+    assert said is not None
+    assert "whom a full queue turns away" in said
+    assert "custom_params.qoe.weight" in said

@@ -1,0 +1,136 @@
+"""Streams without a reader run on what those with one leave over, whatever the policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from andes_sglang.conformance import FAST, surge
+from andes_sglang.latency import LatencyModel
+from andes_sglang.policy import make
+from andes_sglang.policy.yielding import PACE_SHARE, decide_readers_first
+from andes_sglang.qoe import QoETarget, ReaderStream
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.replica import simulate
+from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
+
+NOW_S = 100.0
+
+
+def view(
+    rid: str, phase: Phase, *, prompt: int = 400, unread_s: float = 30.0, tds: float = 4.0, **more: Any
+) -> RequestView:
+    """unread_s: what its reader has left to read; of one that waits, nothing was delivered."""
+    arrival_s = more.pop("arrival_s", NOW_S - 20.0)
+    reader, output = ReaderStream(arrival_s, QoETarget(1.0, tds)), 0
+    if phase is not Phase.WAITING:
+        output = int(tds * (NOW_S - arrival_s - 1.0 + unread_s))
+        reader.deliver(arrival_s + 1.0, output)
+    held = 0 if phase is Phase.WAITING else prompt + output
+    return RequestView(rid, phase, arrival_s, reader, prompt, output, held, **more)
+
+
+def decide(*views: RequestView, policy: str = "andes", kv: int = 100_000, batch: int = 64, **state: Any) -> Decision:
+    table = RequestTable.of(views)
+    return decide_readers_first(make(policy), SchedulerState(NOW_S, table, kv, batch, LatencyModel(), **state))
+
+
+def preempted(decision: Decision) -> list[tuple[str, PreemptionMode]]:
+    assert all(p.reason == "yield" for p in decision.preempt)
+    return [(p.rid, p.mode) for p in decision.preempt]
+
+
+OFFLINE = [view(f"off{k}", Phase.RUNNING, arrival_s=NOW_S - 50.0 + k, yields=True) for k in range(3)]
+
+
+def test_all_are_parked_while_a_reader_waits_for_a_first_token() -> None:
+    decision = decide(view("new", Phase.WAITING), *OFFLINE)
+    assert decision.admit == ("new",)
+    assert sorted(preempted(decision)) == [(f"off{k}", PreemptionMode.PARK) for k in range(3)]
+
+
+def test_none_is_admitted_or_resumed_while_a_reader_is_parked_or_in_a_prefill() -> None:
+    waiting, parked = view("w", Phase.WAITING, yields=True), view("p", Phase.PARKED, yields=True)
+    reader = view("reader", Phase.RUNNING)
+    assert decide(reader, waiting, parked) == Decision(admit=("w",), resume=("p",))
+    assert decide(reader, waiting, parked, running_reserved=1) == Decision()
+    assert decide(reader, waiting, parked, running_reserved=1, yielding_reserved=1).resume == ("p",)
+    full = decide(view("a", Phase.RUNNING), view("b", Phase.PARKED), waiting, parked, batch=1)
+    assert (full.admit, full.resume) == ((), ())
+
+
+def test_the_last_to_arrive_gives_up_its_kv_first_and_no_more_than_readers_need() -> None:
+    held = int(sum(v.kv_tokens for v in OFFLINE))
+    decision = decide(view("new", Phase.WAITING, prompt=500), *OFFLINE, kv=held + 100)
+    assert preempted(decision)[0] == ("off2", PreemptionMode.RELEASE)
+    assert [mode for _, mode in preempted(decision)].count(PreemptionMode.RELEASE) == 1
+    decision = decide(view("new", Phase.WAITING, prompt=held), *OFFLINE, kv=held + 100)
+    assert {mode for _, mode in preempted(decision)} == {PreemptionMode.RELEASE}
+
+
+def test_one_that_does_not_survive_a_preemption_is_left_alone() -> None:
+    fixed = replace(OFFLINE[0], preemptible=False)
+    assert preempted(decide(view("new", Phase.WAITING), fixed, OFFLINE[1])) == [("off1", PreemptionMode.PARK)]
+
+
+def test_a_slice_is_not_owed_to_it() -> None:
+    """The same stream with a reader would run on: it has had none of its slice."""
+    new, just_started = view("new", Phase.WAITING), replace(OFFLINE[0], slice_tokens=0)
+    assert preempted(decide(new, just_started, batch=1)) == [("off0", PreemptionMode.PARK)]
+    assert decide(new, replace(just_started, yields=False), batch=1) == Decision()
+
+
+def test_the_batch_stays_fast_enough_for_the_fastest_reader() -> None:
+    latency = LatencyModel()
+    for batch in (1, 20, 40):
+        latency.observe_decode(batch, 400 * batch, 0.005 + 0.001 * batch)
+    queue = [view(f"w{k:02}", Phase.WAITING, arrival_s=NOW_S - 50 + k, yields=True, prompt=10) for k in range(40)]
+    for tds, least, most in ((4.0, 40, 40), (30.0, 8, 14), (200.0, 0, 0)):
+        table = RequestTable.of([view("reader", Phase.RUNNING, tds=tds), *queue])
+        decision = decide_readers_first(make("fcfs"), SchedulerState(NOW_S, table, 100_000, 64, latency))
+        assert least <= len(decision.admit) <= most, tds
+        assert decision.admit == tuple(f"w{k:02}" for k in range(len(decision.admit))), "in order of arrival"
+        slowest_s = latency.decode_s(1 + len(decision.admit), 4000)
+        assert not decision.admit or slowest_s <= PACE_SHARE / tds * 1.2
+
+
+def test_a_prefill_is_no_longer_than_what_readers_have_unread() -> None:
+    latency = LatencyModel()
+    for tokens in (100, 1000, 4000):
+        latency.observe_prefill(tokens, 0, 0.001 * tokens)
+    queue = [
+        view("short", Phase.WAITING, prompt=1000, yields=True),
+        view("long", Phase.WAITING, prompt=4000, yields=True),
+    ]
+    for unread_s, admitted in ((0.5, ()), (2.0, ("short",)), (20.0, ("short", "long"))):
+        table = RequestTable.of([view("reader", Phase.RUNNING, unread_s=unread_s), *queue])
+        decision = decide_readers_first(make("andes"), SchedulerState(NOW_S, table, 100_000, 64, latency))
+        assert decision.admit == admitted
+    alone = SchedulerState(NOW_S, RequestTable.of(queue), 100_000, 64, latency)
+    assert decide_readers_first(make("andes"), alone).admit == ("short", "long")
+
+
+def test_readers_of_a_surge_hardly_notice_offline_work_that_takes_the_rest() -> None:
+    """Simulated. As a stream with a patient reader the same work costs them a good part of their QoE."""
+    engine, readers = EngineModel(FAST, 4096, mixed=True), surge(3)
+    patient = QoETarget(3600.0, 1.0)
+
+    def run(*, yields: bool) -> tuple[float, int]:
+        work = [RequestSpec(0.01 * k, 200, 120, patient, yields=yields) for k in range(150)]
+        specs = sorted([*readers, *work], key=lambda spec: spec.arrival_s)
+        records = sorted(simulate(engine, make("fcfs"), specs), key=lambda record: record.index)
+        is_reader = [spec.target != patient for spec in specs]
+        qoe = [r.qoe for r, reader in zip(records, is_reader, strict=True) if reader]
+        done = sum(
+            int((r.token_times_s <= 60.0).sum()) for r, reader in zip(records, is_reader, strict=True) if not reader
+        )
+        return float(np.mean(qoe)), done
+
+    alone = float(np.mean([r.qoe for r in simulate(engine, make("fcfs"), readers)]))
+    (beside, done), (against, _) = run(yields=True), run(yields=False)
+    assert beside >= alone - 0.03
+    assert against < alone - 0.1
+    assert done > 3000, "offline tokens within the surge"
