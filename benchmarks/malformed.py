@@ -27,7 +27,7 @@ __all__ = ["Outcome", "main", "run"]
 
 ANSWER_TIMEOUT_S = 60.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-HURRY_S = 0.3
+HURRY_S = 1.0
 """Seconds that the gateway waits for the rest of a head or a body here: many requests announce more than they send."""
 LEAVES_EARLY = 0.05
 """Share of clients that read nothing of their answer."""

@@ -80,7 +80,8 @@ HEADER_VALUES = (
     "keep-alive", "websocket", "h2c", "text/plain", "application/json; charset=utf-16", "multipart/form-data; boundary=x",
     "00-463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-01", "00-0-0-0", "\xff\xfe", "x" * 3000, "\t,;=\"'",
     "Bearer ", "*/*",
-    "application/openmetrics-text;version=9", "99999999999999999999", "12", "http://evil.example", "203.0.113.9",
+    "Upgrade, HTTP2-Settings", "upgrade", "application/openmetrics-text;version=9",
+    "99999999999999999999", "12", "http://evil.example", "203.0.113.9",
 )  # fmt: skip
 
 

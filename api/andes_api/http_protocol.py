@@ -9,6 +9,7 @@ import uuid
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -42,9 +43,27 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offered:
+            self._decline(data[offered.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("this is no HTTP/1 request")
         if self._head_timer is None and not self._answers:  # half a head, or the rest of a body that is not read
             self._expect_head()
+
+    def _decline(self, rest: bytes) -> None:
+        """An offer to change the protocol, as curl and Java send for HTTP/2, is not taken up: the request is read once more
+        as if it were not there. ``rest``: what came after its head."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("this is no proxy")
+            return
+        start = b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())
+        lines = [start, *(b"%b: %b" % h for h in self.headers if h[0] != b"upgrade")]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
 
     @property
     def _answers(self) -> bool:
@@ -90,11 +109,17 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
         self._in_head = False
+        if self.parser.should_upgrade():
+            return
         super().on_headers_complete()
         if self.gateway.draining:
             self.cycle.keep_alive = False
         if self.cycle.waiting_for_100_continue or self.scope["http_version"] == "1.0":
             _adapt(self.cycle)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     # Errors
 

@@ -97,7 +97,8 @@ def error_of_event(error: Any, event: bytes) -> UpstreamError:
         return _full(said, {"content-type": "application/json"}, event)
     code = said.get("code")
     status = code if isinstance(code, int) and 400 <= code < 600 else 502
-    answer = (status, {"content-type": "application/json"}, json.dumps({"error": said}).encode())
+    whole = {"error": _with_message(said, status)}
+    answer = (status, {"content-type": "application/json"}, json.dumps(whole).encode())
     if blames_engine(error):
         return UpstreamError("engine", blame=Blame.IF_OTHERS_ANSWER, event=event, answer=answer)
     return UpstreamError(f"http_{status}", blame=Blame.IF_OTHERS_ANSWER, event=event, answer=answer, refused=True)
@@ -121,15 +122,20 @@ def as_openai_error(status: int, content: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = content.decode(errors="replace").strip()[:MAX_QUOTED_CHARS]
     if isinstance(said, dict) and isinstance(said.get("error"), dict):
-        return said
+        return {**said, "error": _with_message(said["error"], status)}
     if isinstance(said, dict) and isinstance(said.get("message"), str):
         return {"error": said}
     if isinstance(said, dict):
         said = said.get("error") or said.get("detail") or said  # FastAPI's, or another server's
     message = said if isinstance(said, str) else json.dumps(said)
     kind = "invalid_request_error" if status < 500 else "upstream_error"
-    message = message or f"the engine has answered {status} without a word"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": _with_message({"message": message, "type": kind, "param": None, "code": status}, status)}
+
+
+def _with_message(error: dict[str, Any], status: int) -> dict[str, Any]:
+    if isinstance(error.get("message"), str) and error["message"]:
+        return error
+    return {**error, "message": f"the engine has answered {status} without a word"}
 
 
 async def read_all(answer: aiohttp.ClientResponse) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
+from andes_api.upstream_answer import as_openai_error, error_of_event
 from benchmarks.malformed import fault_of, run
 from benchmarks.odd_requests import odd_request
 
@@ -40,3 +42,13 @@ def test_a_seed_gives_the_same_requests() -> None:
     requests = [odd_request(3, k) for k in range(200)]
     assert requests == [odd_request(3, k) for k in range(200)]
     assert len(set(requests)) > 190
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"error": {}}', b'{"error": {"message": null, "code": 7}}', b'{"error": {"message": ""}}']
+)
+def test_an_engine_that_says_nothing_is_quoted_so(content: bytes) -> None:
+    assert as_openai_error(429, content)["error"]["message"] == "the engine has answered 429 without a word"
+    event = error_of_event(json.loads(content)["error"], b"")
+    assert event.answer is not None
+    assert "without a word" in json.loads(event.answer[2])["error"]["message"]

@@ -219,6 +219,35 @@ def test_what_is_no_http(sent: bytes, faulty: Any, gateway: Any) -> None:
     assert error_of(answer)["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "offer",
+    [
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",  # curl, Java
+        b"connection: keep-alive, Upgrade\r\nupgrade: websocket\r\n",
+        b"upgrade: TLS/1.0\r\nconnection: upgrade\r\n",
+    ],
+)
+def test_an_offer_of_another_protocol_is_not_taken_up(offer: bytes, faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url)
+    content = json.dumps({**BODY, "prompt": "x" * 100_000}).encode()
+    request = post(content, offer)
+    cut = request.index(b"pgrade: ") + 4
+    with connected(server) as client:
+        for part in (request[:cut], request[cut:-50], request[-50:]):  # in pieces, and twice on one connection
+            client.sendall(part)
+            time.sleep(0.02)
+        first = b""
+        while not first.endswith(b"\r\n0\r\n\r\n"):
+            first += client.recv(65536)
+        client.sendall(post(json.dumps(BODY).encode(), b"connection: close\r\n"))
+        second = until_closed(client)
+    assert first.startswith(b"HTTP/1.1 200")
+    assert second.startswith(b"HTTP/1.1 200")
+    assert [len(body["prompt"]) for body in upstream.bodies] == [100_000, 1]
+    assert said(server, b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n").startswith(b"HTTP/1.1 400")
+
+
 def test_nonsense_behind_a_request_does_not_cut_its_answer(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.fault, upstream.after = "stall", 1
