@@ -213,11 +213,7 @@ class Attempt:
         asked = (
             {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
         )  # said in the report
-        reader, chunks = stream.endpoint.reader or EventStream, stream.endpoint.chunks
-        events = reader(
-            chat=stream.chat, asked=asked, usage=chunks and self._settings.count_tokens == "usage",
-            several=count_answers(stream.body) > 1,
-        )  # fmt: skip
+        events = self._reader(asked)
         said = 0
         held: list[Event] = []  # the end of an answer that has no token so far
         try:
@@ -249,6 +245,13 @@ class Attempt:
             await read_to_end(answer)
         else:
             answer.close()
+
+    def _reader(self, asked: dict[str, Any]) -> EventStream:
+        """Of this endpoint's events. asked: the stream_options that the client gets."""
+        stream = self._stream
+        by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
+        reader = stream.endpoint.reader or EventStream
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.done or events.error_event or events.garbage is not None:
