@@ -53,7 +53,7 @@ async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
             models = await answer.json()
             return str(models["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise EndpointError(f"--url {url}: nothing answers there ({error or type(error).__name__})") from None
+        raise EndpointError(f"--url {url}: nothing answers there ({str(error) or type(error).__name__})") from None
     except (KeyError, IndexError, TypeError, ValueError):
         raise EndpointError(f"{url}/v1/models does not list a model") from None
 

@@ -19,6 +19,7 @@ from kubernetes.aio import client, config
 
 from andes_operator import names
 from andes_operator.explain import explain
+from andes_operator.selector import SelectorError, matches
 from andes_operator.spec import ScaleTargetRef
 from andes_operator.status import timestamp
 
@@ -203,6 +204,20 @@ class Cluster:
 
         found = await (self._cache(f"pods/{namespace}/{selector}", ttl_s, get) if ttl_s else get())
         return list(found["items"])
+
+    async def shared_pods(self, namespace: str, selector: str, ttl_s: float) -> list[Json]:
+        """Of a label selector, out of one list of the whole namespace, at most ``ttl_s`` old: cheaper for the API server
+        where many selectors are asked for."""
+        what, method = f"list the pods of {namespace}", self._core.list_namespaced_pod_without_preload_content
+
+        def get() -> Awaitable[Json]:
+            return self._send(what, method, namespace, resource_version=CACHED)
+
+        found = await self._cache(f"pods/{namespace}", ttl_s, get)
+        try:
+            return [pod for pod in found["items"] if matches(selector, pod["metadata"].get("labels") or {})]
+        except SelectorError as error:
+            raise ClusterError(0, str(error)) from None
 
     async def annotate_pod(self, namespace: str, name: str, annotations: Mapping[str, str | None]) -> None:
         body = {"metadata": {"annotations": dict(annotations)}}

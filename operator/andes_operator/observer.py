@@ -26,6 +26,9 @@ __all__ = ["LIST_TTL_S", "Observer", "ReconcileContext"]
 
 log = logging.getLogger(__name__)
 
+MANY_TARGETS = 50
+"""Of a namespace, from which on its pods are listed once for all: for a list by label the API server goes through all of them
+too."""
 LIST_TTL_S = 5.0
 """Seconds for which a list of a namespace's resources is reused: one request for all targets that are due together."""
 
@@ -70,7 +73,7 @@ class Observer:
         namespace = target["metadata"]["namespace"]
         conflict = await self._conflict(target, spec)
         with self._tracer.start_as_current_span("andes.observe"):
-            pods = await self._cluster.pods(namespace, scale.selector)
+            pods = await self._pods(namespace, scale.selector, spec.behavior.tick_s)
             answers = await self._ask(namespace, spec, state, pods)
         now_s = self._clock()
         memory = _memory(target, now_s)
@@ -87,6 +90,12 @@ class Observer:
         found = await self._cluster.list_all(names.CLASSES, namespace, LIST_TTL_S)
         known = tuple(c["metadata"]["name"] for c in found)
         return ReconcileContext(target, spec, scale, pods, answers, seen, memory, state, conflict, known)
+
+    async def _pods(self, namespace: str, selector: str, tick_s: float) -> list[dict[str, Any]]:
+        targets = await self._cluster.list_all(names.TARGETS, namespace, LIST_TTL_S)
+        if len(targets) < MANY_TARGETS:
+            return await self._cluster.pods(namespace, selector)
+        return await self._cluster.shared_pods(namespace, selector, min(LIST_TTL_S, tick_s / 3))
 
     async def _ask(
         self, namespace: str, spec: TargetSpec, state: TargetState, pods: Sequence[Mapping[str, Any]]

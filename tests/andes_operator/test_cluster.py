@@ -181,6 +181,22 @@ def test_a_list_of_pods_and_a_service_are_shared_for_a_while() -> None:
     assert [what for what, *_ in server.asked] == [service, pods]
 
 
+def test_one_list_of_a_namespace_serves_many_selectors() -> None:
+    path = "GET /api/v1/namespaces/chat/pods?resourceVersion=0"
+    items = [{"metadata": {"name": f"p{i}", "labels": {"app": f"e{i % 2}"}}} for i in range(4)]
+
+    async def work(cluster: Cluster) -> list[list[str]]:
+        wanted = ("app=e0", "app in (e1)", "app=e2")
+        found = [await cluster.shared_pods("chat", selector, 60.0) for selector in wanted]
+        return [[pod["metadata"]["name"] for pod in pods] for pods in found]
+
+    found, server = against({path: [(200, {"items": items})]}, work)
+    assert found == [["p0", "p2"], ["p1", "p3"], []]
+    assert len(server.asked) == 1
+    error, _ = against({path: [(200, {"items": items})]}, lambda c: c.shared_pods("chat", "a b", 60.0))
+    assert str(error) == "not a label selector: a b"
+
+
 def test_a_scale_of_the_core_group() -> None:
     path = "/api/v1/namespaces/chat/replicationcontrollers/engine/scale"
     resources = {"resources": [

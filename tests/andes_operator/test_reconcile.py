@@ -57,6 +57,7 @@ class Site:
         self.replicas, self.version, self.now_s = replicas, 1, NOW_S
         self.fewest: int | None = 2
         self.selector = "app=engine"
+        self.targets, self.shared = 1, 0
         self.models: tuple[str, ...] = ()
         self.others: tuple[FleetReplica, ...] = ()
         self.asked: list[str | None] = []
@@ -102,6 +103,10 @@ class Site:
         self._check("pods")
         return [pod(i) for i in range(self.replicas)]
 
+    async def shared_pods(self, namespace: str, selector: str, ttl_s: float) -> list[dict[str, Any]]:
+        self.shared += 1
+        return await self.pods(namespace, selector)
+
     async def annotate_pod(self, namespace: str, name: str, annotations: dict[str, Any]) -> None:
         self._check("annotate")
         self.written.append((name, annotations))
@@ -113,7 +118,7 @@ class Site:
         self._check(plural)
         if plural == names.CLASSES:
             return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
-        return [] if self.resource is None else [self.resource]
+        return [] if self.resource is None else [self.resource] * self.targets
 
     async def patch_status(self, plural: str, namespace: str, name: str, status: dict[str, Any]) -> None:
         self._check("status")
@@ -238,6 +243,16 @@ def test_an_api_server_that_fails_is_the_callers_to_handle() -> None:
         site.errors[request] = ClusterError(503, "away")
         with pytest.raises(ClusterError):
             site.reconcile()
+
+
+def test_many_targets_of_a_namespace_share_one_list_of_its_pods() -> None:
+    site = Site()
+    site.reconcile()
+    assert site.shared == 0
+    site.targets = 50
+    site.reconcile()
+    assert site.shared == 1
+    assert site.status["readyReplicas"] == 2
 
 
 def test_a_target_is_for_the_demand_of_its_engines_model() -> None:
