@@ -183,7 +183,8 @@ class Relay:
     def _has_all_tokens(self) -> bool:
         """Whether a single answer has as many tokens as were asked for."""
         stream = self.stream
-        if not stream.tokens or not self._reply.begun or count_answers(stream.body) > 1:
+        alone = stream.endpoint.chunks and count_answers(stream.body) == 1
+        if not stream.tokens or not self._reply.begun or not alone:
             return False
         return tokens_left(stream.body, stream.chat, stream.tokens) == 0
 
@@ -207,7 +208,7 @@ class Relay:
             self._context.fatal.add(self.stream.body, now_s)
             fault, event, answer = admission.fatal(self._deaths, MEMORY_S), b"", None
         if begun or (event and self._reply.started):  # say it in the stream, and end without a finish reason
-            await self.writer.write([(event or fault.event, 0)])
+            await self.writer.write([(event or self.stream.endpoint.error_event(fault.status, fault.body), 0)])
         elif answer is not None:
             await self._reply.whole(*answer)
         else:

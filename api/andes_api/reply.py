@@ -12,10 +12,10 @@ from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, GarbageError, object_of, payload_of
+from andes_api.sse import Event, object_of, payload_of
 from andes_api.stream import Stream
 
-__all__ = ["DONE_EVENT", "Reply"]
+__all__ = ["Reply"]
 
 DONE_EVENT = b"data: [DONE]\n\n"
 MIN_KEEPALIVE_S = 0.05
@@ -58,9 +58,12 @@ class Reply:
 
     async def whole(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         """An answer in one piece; where the head of a stream is out already, an error in it."""
+        endpoint = self._stream.endpoint
         if self.started:
-            await self.writer.write([(_error_event(status, content), 0)])
+            await self.writer.write([(endpoint.error_event(status, object_of(content)), 0)])
             return
+        if status >= 400:
+            content = endpoint.error_content(status, content)
         await self._start(status, {**headers, "content-length": str(len(content))})
         await self.writer.write([(content, 0)])
 
@@ -96,13 +99,3 @@ class Reply:
         stream = self._stream
         echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
         await self.writer.start(status, {**headers, **echo})
-
-
-def _error_event(status: int, content: bytes) -> bytes:
-    try:
-        payload = object_of(content)
-    except GarbageError:
-        payload = {}
-    if not payload.get("error"):
-        payload = ApiError(status, content[:1000].decode(errors="replace") or f"status {status}").body
-    return b"data: " + orjson.dumps(payload) + b"\n\n"
