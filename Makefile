@@ -6,8 +6,8 @@ UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack bench-tools \
-	bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
+	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
+	bench-tools bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

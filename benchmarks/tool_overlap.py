@@ -1,10 +1,10 @@
 """Tools that start while the model still writes: how much of the possible overlap is had, with real tool processes.
 
-``python benchmarks/tool_overlap.py`` streams the arguments of a call at a fixed speed to a tool, once fed as they grow and once
-started when they are complete (lazy), in turn. The tools run Python statements (each of which sleeps as a slow library would),
-SQL on SQLite (each statement a recursive count), and look up values at an HTTP server on loopback that takes its time. Possible
-is ``1 - max(D, T) / (D + T)`` with D the time of decoding and T that of the tool alone; had, what the fed runs take less than the lazy
-ones of the same round. parse: time that feeding takes the client, per chunk.
+``python benchmarks/tool_overlap.py`` streams the arguments of a call at a fixed speed to a tool: fed as they grow, and in turn
+started when they are complete (lazy). The tools run Python statements that sleep as a slow library would, count in SQLite, and
+look up values at an HTTP server on loopback that takes its time. Possible is ``1 - max(D, T) / (D + T)``, with D the time of
+decoding and T what the lazy run takes beyond it; had is what the fed run takes less than the lazy one. parse: what feeding
+takes the client, per chunk.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def jobs(folder: Path, unit_s: float, address: str) -> dict[str, Job]:
     code = "import time\n" + "".join(f"time.sleep({unit_s:.3f})\nprint('step {k} is done')\n" for k in range(UNITS))
     count = int(unit_s * 2_000_000)
     query = "".join(
-        f"with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select max(i) + {k} from n;\n"
+        f"with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select max(i) + {k} from n;\n"  # noqa: S608
         for k in range(UNITS)
     )
     words = {f"question {k}": f"something-to-look-up-{k}" for k in range(UNITS)}
