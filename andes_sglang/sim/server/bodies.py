@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from andes_sglang import expectations
+from andes_sglang import expectations, protocol
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.text import SimulatedPrompt, of_ids, of_text
 
-__all__ = ["AnswerRequest", "BadRequestError", "Limits", "read_chat", "read_completion", "read_generate"]
+__all__ = [
+    "AnswerRequest", "BadRequestError", "Limits", "chat_prompt", "prompts_of", "read_chat", "read_completion",
+    "read_generate", "read_messages", "read_responses",
+]  # fmt: skip
 
 
 class BadRequestError(ValueError):
@@ -57,8 +60,7 @@ class AnswerRequest:
     adapter: str = ""
 
 
-MAX_CHOICES = 128
-"""SGLang's bound on ``n`` of one request."""
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _UNSIMULATED = (
     "logprobs", "top_logprobs", "return_logprob", "response_format", "json_schema", "regex", "ebnf", "structural_tag",
     "stop_regex", "stop_token_ids", "logit_bias", "lora_path", "session_id", "session_params", "return_hidden_states",
@@ -70,7 +72,7 @@ _RANGES = {
     "min_p": (0.0, 1.0, "in [0, 1]"),
     "frequency_penalty": (-2.0, 2.0, "in [-2, 2]"),
     "presence_penalty": (-2.0, 2.0, "in [-2, 2]"),
-    "repetition_penalty": (0.0, 2.0, "in (0, 2]"),
+    "repetition_penalty": (protocol.MIN_REPETITION_PENALTY, 2.0, f"in [{protocol.MIN_REPETITION_PENALTY}, 2]"),
 }
 """Sampling has no effect on a simulated model, but a value that SGLang refuses is refused here."""
 
@@ -79,25 +81,49 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/completions``."""
     if "prompt" not in body:
         raise BadRequestError("prompt: field required")
-    return _read(body, body, _prompts(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
+    return _read(body, body, prompts_of(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
 
 
 def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/chat/completions``."""
+    prompt = chat_prompt(body)
+    limit = _whole(body, "max_completion_tokens", None)
+    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+
+
+def read_messages(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
+    """A body of ``/v1/messages``."""
+    limit = _whole(body, "max_tokens", None)
+    if limit is None:
+        raise BadRequestError("max_tokens: field required")
+    asked = {**body, "stop": body.get("stop_sequences")}
+    return _read(asked, asked, (chat_prompt(body),), limit, limits)
+
+
+def read_responses(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
+    """A body of ``/v1/responses``."""
+    given = body.get("input")
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    asked = {**body, "messages": messages, "system": body.get("instructions"), "rid": body.get("request_id")}
+    return _read(asked, asked, (chat_prompt(asked),), _whole(body, "max_output_tokens", None), limits)
+
+
+def chat_prompt(body: Mapping[str, Any]) -> SimulatedPrompt:
+    """What the model reads of a conversation."""
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise BadRequestError(f"messages must be a list, got {messages!r}")
     if not messages:
         raise BadRequestError("Messages cannot be empty.")
-    if body.get("tool_choice", "auto") not in ("auto", "none"):
+    if body.get("tool_choice", "auto") not in ("auto", "none", {"type": "auto"}, {"type": "none"}):
         raise BadRequestError(f"tool_choice {body['tool_choice']!r} is not simulated: the answer is always text")
     parts = [json.dumps(body["tools"], sort_keys=True)] if body.get("tools") else []
+    if body.get("system"):
+        parts.append(_message({"role": "system", "content": body["system"]}, "system"))
     parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
     if not (_flag(body, "continue_final_message") and messages[-1]["role"] == "assistant"):
         parts.append("<|assistant|>")
-    prompt = of_text("".join(parts))
-    limit = _whole(body, "max_completion_tokens", None)
-    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+    return of_text("".join(parts))
 
 
 def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
@@ -108,7 +134,7 @@ def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, dict):
         raise BadRequestError(f"sampling_params must be an object, got {sampling!r}")
-    return _read(body, sampling, _prompts(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
+    return _read(body, sampling, prompts_of(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
 
 
 def _read(
@@ -126,8 +152,8 @@ def _read(
     for prompt in prompts:
         _check_length(prompt.tokens, max_tokens, limits)
     n = _whole(sampling, "n", 1) or 1
-    if n > MAX_CHOICES:
-        raise BadRequestError(f"n must be in [1, {MAX_CHOICES}], got {n}")
+    if n > protocol.MAX_CHOICES:
+        raise BadRequestError(f"n must be in [1, {protocol.MAX_CHOICES}], got {n}")
     min_tokens = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
     if max_tokens is not None and min_tokens > max_tokens:
         raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {min_tokens}")
@@ -146,7 +172,7 @@ def _read(
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage", "stream_options."),
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
-        expectation=_expectation(sampling.get("custom_params"), limits.target),
+        expectation=_expectation(sampling.get("custom_params", body.get("custom_params")), limits.target),
         rid=rid,
         adapter=_adapter(model or "", limits),
     )
@@ -179,8 +205,6 @@ def _check_ranges(sampling: Mapping[str, Any]) -> None:
 
 
 def _expectation(custom_params: Any, default: QoETarget) -> ReaderExpectation:
-    if custom_params is not None and not isinstance(custom_params, dict):
-        raise BadRequestError(f"custom_params must be an object, got {custom_params!r}")
     try:
         return expectations.parse(custom_params, default)
     except ValueError as error:
@@ -205,7 +229,7 @@ def _check_length(prompt_tokens: int, max_tokens: int | None, limits: Limits) ->
         )
 
 
-def _prompts(value: Any, name: str) -> tuple[SimulatedPrompt, ...]:
+def prompts_of(value: Any, name: str) -> tuple[SimulatedPrompt, ...]:
     """One prompt or several, as text or as token ids."""
     several = value if isinstance(value, list) and value and not _is_id(value[0]) else [value]
     if not value or not all(several):
@@ -231,7 +255,11 @@ def _message(message: Any, where: str) -> str:
     if isinstance(content, list):
         texts = []
         for k, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            if (
+                not isinstance(part, dict)
+                or part.get("type") not in _TEXT_PARTS
+                or not isinstance(part.get("text"), str)
+            ):
                 kind = part.get("type") if isinstance(part, dict) else part
                 raise BadRequestError(f"{where}.content[{k}]: only text is simulated, got {kind!r}")
             texts.append(part["text"])
@@ -249,6 +277,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise BadRequestError(f"stop must be a string or a list of strings, got {value!r}")
+    if len(stops) > protocol.MAX_STOPS:
+        raise BadRequestError(f"stop must have at most {protocol.MAX_STOPS} entries, got {len(stops)}")
     return tuple(stop for stop in stops if stop)
 
 
@@ -262,6 +292,8 @@ def _whole(body: Mapping[str, Any], name: str, default: int | None, low: int | N
         return default
     if not _is_id(value) or (low is not None and value < low):
         raise BadRequestError(f"{name} must be a whole number{f' >= {low}' if low is not None else ''}, got {value!r}")
+    if value not in protocol.INT64:
+        raise BadRequestError(f"{name} must fit into 64 bits, got {value}")
     return int(value)
 
 
