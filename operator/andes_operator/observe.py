@@ -378,7 +378,7 @@ def _clock_fault(reports: Iterable[GatewayReport], now_s: float) -> DataFault | 
 
 
 def _contradiction(replicas: Sequence[FleetReplica], pods: PodCounts) -> DataFault | None:
-    if pods.ready and not any(r.healthy for r in replicas):
+    if pods.ready and not any(r.healthy or r.streams for r in replicas):  # a busy engine may miss its health checks
         return DataFault(
             Reason.DATA_CONTRADICTORY, f"{pods.ready} replicas are ready, but no gateway finds a healthy one"
         )

@@ -212,6 +212,10 @@ def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
     sick = report(replicas=(engine(healthy=False),))
     assert merge([sick], PodCounts(2, 2, 0), NOW_S, 120.0).fault is None
     assert merge([sick], PodCounts(2, 2, 1), NOW_S, 120.0).fault is not None
+    busy = replace(sick, replicas=tuple(replace(r, streams=3) for r in sick.replicas))
+    assert merge([busy], PodCounts(2, 2, 1), NOW_S, 120.0).fault is None, (
+        "overload makes health checks late: the floor is to act"
+    )
 
 
 def test_without_reports_nothing_is_known() -> None:
