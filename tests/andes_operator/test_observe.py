@@ -218,6 +218,19 @@ def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
     )
 
 
+def test_what_has_no_reader_counts_in_no_objective() -> None:
+    requests = (
+        ObservedRequest(NOW_S - 9, "offline", 1, 1, True, yields=True), ObservedRequest(NOW_S - 8, "reading", 1, 1, True),
+        ObservedRequest(NOW_S - 7, "reading", 1, 1, True, yields=True),
+    )  # fmt: skip
+    bad = Sketch()
+    bad.add(0.0)
+    one = replace(report(requests=requests), ended={"offline": bad, "reading": bad}, running={"offline": bad})
+    assert set(merged(one).qoe) == {"reading"}
+    still = replace(one, requests=(replace(requests[0], done=False), requests[1]))
+    assert merged(one).engine_requests - merged(still).engine_requests == 1, "what it holds is no load of readers"
+
+
 def test_without_reports_nothing_is_known() -> None:
     empty = Observation(NOW_S, PodCounts(2, 2, 2))
     assert (empty.open_streams, empty.engine_requests, empty.waiting, empty.rate_rps) == (0, 0, 0, 0.0)
