@@ -10,7 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from openai import OpenAI
 
@@ -40,24 +41,35 @@ def wait_until_ready(url: str) -> None:
     raise TimeoutError(f"{url} did not answer within a minute")
 
 
-with ExitStack() as stack:
-    engine, gateway = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-    start(stack, "serve", "--engine", "sim", "--profile", "cpu-tiny-llama", "--port", engine.rpartition(":")[2])
-    start(stack, "gateway", "--upstream", engine, "--port", gateway.rpartition(":")[2])
-    wait_until_ready(f"{engine}/health")
-    wait_until_ready(f"{gateway}/readyz")
+@contextmanager
+def service() -> Iterator[str]:
+    """The base URL of a gateway with a simulated engine behind it."""
+    with ExitStack() as stack:
+        engine, gateway = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+        start(stack, "serve", "--engine", "sim", "--profile", "cpu-tiny-llama", "--port", engine.rpartition(":")[2])
+        start(stack, "gateway", "--upstream", engine, "--port", gateway.rpartition(":")[2])
+        wait_until_ready(f"{engine}/health")
+        wait_until_ready(f"{gateway}/readyz")
+        yield f"{gateway}/v1"
 
-    client = OpenAI(base_url=f"{gateway}/v1", api_key="any")
-    stream = client.chat.completions.create(
-        model=client.models.list().data[0].id,
-        messages=[{"role": "user", "content": "Tell me more."}],
-        max_tokens=40,
-        stream=True,
-        extra_headers={"x-andes-class": "reading", "x-andes-tds": "20"},  # this reader is fast
-    )
-    pieces = sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in stream)
-    print(f"{pieces} pieces of text")
 
-    with urllib.request.urlopen(f"{gateway}/fleet/qoe", timeout=5) as answer:
-        qoe = json.load(answer)["classes"]["reading"]
-    print(f"QoE of the class reading: mean {qoe['mean']:.3f} over {qoe['count']} stream")
+def main() -> None:
+    with service() as url:
+        client = OpenAI(base_url=url, api_key="any")
+        stream = client.chat.completions.create(
+            model=client.models.list().data[0].id,
+            messages=[{"role": "user", "content": "Tell me more."}],
+            max_tokens=40,
+            stream=True,
+            extra_headers={"x-andes-class": "reading", "x-andes-tds": "20"},  # this reader is fast
+        )
+        pieces = sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in stream)
+        print(f"{pieces} pieces of text")
+
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/fleet/qoe", timeout=5) as answer:
+            qoe = json.load(answer)["classes"]["reading"]
+        print(f"QoE of the class reading: mean {qoe['mean']:.3f} over {qoe['count']} stream")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("andes_sglang", "api/andes_api", "operator/andes_operator")
+PACKAGES = ("andes_sglang", "api/andes_api", "operator/andes_operator", "clients/python/andes_client")
 PRODUCT = [
     path.relative_to(ROOT)
     for package in PACKAGES
@@ -27,6 +27,7 @@ PROSE = [
         "Makefile",
         "charts/**/*",
         "docs/**/*.md",
+        "clients/**/*",
         "examples/**/*",
         "requirements/*.in",
         "tools/**/*",

@@ -11,7 +11,7 @@ case $version in
 3.11 | 3.12 | 3.13) ;;
 *) fail "$python is Python $version; SGLang 0.5.17 is built for 3.11, 3.12 and 3.13: set PYTHON to one of them" ;;
 esac
-wanted=$({ echo "$version"; cat requirements/cpu.txt pyproject.toml tools/setup.sh; } | "$python" -c \
+wanted=$({ echo "$version"; cat requirements/cpu.txt pyproject.toml clients/python/pyproject.toml tools/setup.sh; } | "$python" -c \
     'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 [ -x .venv/bin/python ] && [ "$(cat .venv/.made-from 2>/dev/null)" = "$wanted" ] && exit 0
 
@@ -43,7 +43,7 @@ log=.venv/install.log
     awk -v total="$total" '/^(Collecting|Processing) / { n++; if (n % 10 == 0) print "setup: " n " of " total " packages"; fflush() }
         /^Installing/ { print "setup: unpacking"; fflush() } /ERROR|error:/ { print; fflush() }' ||
     fail "pip could not install requirements/cpu.txt; all it said is in $log"
-"${pip[@]}" install --quiet --no-deps --no-build-isolation -e .
+"${pip[@]}" install --quiet --no-deps --no-build-isolation -e . -e clients/python
 .venv/bin/python -c 'import torch' || fail "torch is installed but does not load (above)"
 echo "$wanted" >.venv/.made-from
 echo "setup: done"

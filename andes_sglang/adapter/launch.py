@@ -42,6 +42,8 @@ _CPU_DEFAULTS = {
     "--max-running-requests": "64",
 }
 _OFFLOAD_SWITCHES = ("--enable-hierarchical-cache",)
+_OFFLOAD_DEFAULTS = {"--hicache-size": "1"}
+"""So that SGLang does not look for a size itself; the one that it gets is ours (--host-kv-gib)."""
 _OFFLOAD_ON_CPU = {"--hicache-io-backend": "direct", "--hicache-mem-layout": "layer_first"}
 _CPU_SWITCHES = ("--sleep-on-idle", "--disable-cuda-graph", "--skip-server-warmup")
 
@@ -115,7 +117,7 @@ def _check_offload(options: PluginOptions) -> None:
         raise UsageError(
             "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
         )
-    if offload and (fault := seams.offload_fault()):
+    if offload and (fault := seams.offload_fault(options.offload_without)):
         raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
@@ -160,7 +162,7 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     defaults: dict[str, str] = {}
     switches: tuple[str, ...] = ()
     if args.preemption_mode == "offload":
-        defaults |= _OFFLOAD_ON_CPU if cpu else {}
+        defaults |= _OFFLOAD_DEFAULTS | (_OFFLOAD_ON_CPU if cpu else {})
         switches += _OFFLOAD_SWITCHES
     if cpu:
         defaults |= _CPU_DEFAULTS
@@ -185,6 +187,7 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
     from sglang.srt.managers import scheduler
 
     from andes_sglang.adapter.compat import own_time_outs
+    from andes_sglang.adapter.host_transfers import tier_of_release
 
     if scheduler.Scheduler.__name__ != "QoEScheduler":
         raise UsageError(
@@ -192,7 +195,8 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
             f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
-    if fault := seams.unsupported(server_args, offload, own_time_outs()) or contradiction(server_args):
+    one_rank = offload and not tier_of_release()[1].several_ranks
+    if fault := seams.unsupported(server_args, one_rank, own_time_outs()) or contradiction(server_args):
         raise UsageError(fault)
     if said := note(server_args):
         print(f"andes: {said}", file=sys.stderr, flush=True)

@@ -31,6 +31,7 @@ def _register(options: PluginOptions) -> None:
 
     from andes_sglang import expectations, protocol
     from andes_sglang.adapter import seams
+    from andes_sglang.adapter.host_transfers import tier_of_release
     from andes_sglang.adapter.scheduler import QoEScheduler
 
     seams.check(offload=options.preemption_mode == "offload")
@@ -57,6 +58,4 @@ def _register(options: PluginOptions) -> None:
     )
     HookRegistry.register("sglang.srt.managers.scheduler.Scheduler", QoEScheduler, HookType.REPLACE)
     if options.preemption_mode == "offload":
-        from andes_sglang.adapter.host_tier import HostTier
-
-        HookRegistry.register("sglang.srt.mem_cache.hiradix_cache.HiRadixCache", HostTier, HookType.REPLACE)
+        HookRegistry.register(*tier_of_release(), HookType.REPLACE)

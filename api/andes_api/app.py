@@ -13,17 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from andes_api.endpoints import ENDPOINTS, Endpoint, at_path
 from andes_api.errors import ApiError
-from andes_api.expectations import resolve, tenant_of
+from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
-from andes_api.models import no_model
+from andes_api.models import ModelRoute, no_model
 from andes_api.pages import add_pages
-from andes_api.request_body import read_json
+from andes_api.request_body import read_form, read_json
 from andes_api.request_log import RequestLog, request_of
-from andes_api.schema import CHAT, COMPLETION, ERROR
+from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
@@ -75,13 +76,15 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body, error.status, error.headers)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        body = at_path(request.url.path).error_body(error.status, error.body)
+        return JSONResponse(body, error.status, error.headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         fault = nothing_there(error, request.url.path, app.router.routes)
-        return JSONResponse(fault.body, error.status_code, {**(error.headers or {}), **fault.headers})
+        body = at_path(request.url.path).error_body(error.status_code, fault.body)
+        return JSONResponse(body, error.status_code, {**(error.headers or {}), **fault.headers})
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -93,20 +96,22 @@ def _add_errors(app: FastAPI) -> None:
 def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
 
-    async def infer(request: Request, chat: bool) -> Response:
+    async def infer(request: Request) -> Response:
+        endpoint = at_path(request.url.path)
         headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
-        body = await read_json(request, settings)
+        body = await (read_form if endpoint.form else read_json)(request, settings)
         refused = settings.refused_fields & body.keys()
         if refused:
             name = min(refused)
             raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
-        check_media(body, settings.media_hosts)
+        check_media(body, settings.media_hosts, endpoint.prompt)
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
+        _check_endpoint(endpoint, route, expectation)
         seen = request_of(request.scope)
         known = {**headers, "x-request-id": seen.request_id}
-        stream = gateway.new_stream(body, expectation, tenant, known, chat=chat, route=route)
+        stream = gateway.new_stream(body, expectation, tenant, known, endpoint=endpoint, route=route)
         seen.taken = True
         try:
             order = gateway.admit(stream)
@@ -115,13 +120,11 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
             raise
         return _Answer(gateway, stream, order)
 
-    @app.post("/v1/chat/completions", openapi_extra=CHAT, summary="Answer a conversation")
-    async def chat_completions(request: Request) -> Response:
-        return await infer(request, chat=True)
-
-    @app.post("/v1/completions", openapi_extra=COMPLETION, summary="Continue a prompt")
-    async def completions(request: Request) -> Response:
-        return await infer(request, chat=False)
+    for endpoint in ENDPOINTS:
+        app.add_api_route(
+            endpoint.path, infer, methods=["POST"], summary=endpoint.summary, openapi_extra=OPERATIONS[endpoint.path],
+            operation_id=endpoint.path.strip("/").replace("/", "_"),
+        )  # fmt: skip
 
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
@@ -133,6 +136,20 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         if name not in cards:
             raise no_model(name, list(cards))
         return json_response(cards[name])
+
+
+def _check_endpoint(endpoint: Endpoint, route: ModelRoute, expectation: ResolvedExpectation) -> None:
+    """Refuse what the engine would leave out without a word."""
+    if route.adapter is not None and not endpoint.adapters:
+        raise ApiError(
+            400, f"model: SGLang has no LoRA adapters at {endpoint.path}; ask for {route.model!r} itself",
+            param="model", reason="model", retry=False,
+        )  # fmt: skip
+    if expectation.report and not endpoint.chunks:
+        raise ApiError(
+            400, f"x-andes-report: {endpoint.path} has no place for it", param="x-andes-report", reason="expectation",
+            retry=False,
+        )  # fmt: skip
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

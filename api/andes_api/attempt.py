@@ -28,6 +28,8 @@ from andes_api.upstream_answer import (
     count_of,
     error_of_event,
     error_of_status,
+    output_tokens_of,
+    prompt_tokens_of,
     read_all,
     read_to_end,
 )
@@ -89,7 +91,9 @@ class Attempt:
         stream, replica, upstreams = self._stream, self._replica, self._context.upstreams
         stream.attempts += 1
         stream.replica = replica.name
-        headers = {"content-type": "application/json", "x-request-id": stream.request_id}
+        headers = {"x-request-id": stream.request_id}
+        if not stream.endpoint.form:
+            headers["content-type"] = "application/json"
         body = replica.asked_for(stream.route, body)
         span = self._context.telemetry.client_span(stream, replica.url, headers)
         replica.breaker.trying(self.sent_s)
@@ -130,7 +134,7 @@ class Attempt:
         elif self._timeout is not None:
             self._timeout.reschedule(0.0)
 
-    async def _exchange(self, payload: bytes, headers: dict[str, str]) -> None:
+    async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> None:
         """Send the request and pass the answer on. Raises :class:`UpstreamError`."""
         session, url = self._context.upstreams.session, self._replica.url + self._stream.path
         try:
@@ -178,7 +182,10 @@ class Attempt:
             await self._pass_events(answer)
             return
         content = await read_all(answer)
-        self._read_whole(object_of(content))
+        if self._stream.endpoint.chunks:
+            self._read_whole(object_of(content))
+        elif content.startswith(b"{"):  # no list, and no text
+            self._read_usage(object_of(content))
         self._answered()
         await self._reply.whole(200, {"content-type": kind or "application/json"}, content)
 
@@ -189,12 +196,15 @@ class Attempt:
         ends = [choice.get("finish_reason") for choice in choices]
         if "abort" in ends:
             raise UpstreamError("aborted", blame=Blame.IF_OTHERS_ANSWER)
-        self._stream.tokens = count_of(whole.get("usage"), "completion_tokens")
+        self._read_usage(whole)
         says = any(c.get("text") or any(v for k, v in (c.get("message") or {}).items() if k != "role") for c in choices)
         if not choices or not (says or self._stream.tokens or self._accept_empty):
             raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER, refused=bool(choices))
-        self._count_prompt(whole.get("usage"))
         self._identify(whole, ends)
+
+    def _read_usage(self, whole: dict[str, Any]) -> None:
+        self._stream.tokens = output_tokens_of(whole.get("usage"))
+        self._count_prompt(whole.get("usage"))
 
     # A stream of events
 
@@ -203,10 +213,7 @@ class Attempt:
         asked = (
             {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
         )  # said in the report
-        events = EventStream(
-            chat=stream.chat, asked=asked, usage=self._settings.count_tokens == "usage",
-            several=count_answers(stream.body) > 1,
-        )  # fmt: skip
+        events = self._reader(asked)
         said = 0
         held: list[Event] = []  # the end of an answer that has no token so far
         try:
@@ -218,9 +225,11 @@ class Attempt:
                 batch = events.feed(data)
                 if events.said != said:
                     said, self.token_s = events.said, self.heard_s
+                if not events.ends:
+                    await self._write(batch)
+                    continue
                 held += batch
-                ends = events.done or events.finish_reasons
-                if self.waited_s is not None or not ends or any(tokens for _, tokens in batch):
+                if self.waited_s is not None or any(tokens for _, tokens in batch):
                     await self._write(held)
                     held = []
                 if not self._is_complete(events):
@@ -233,14 +242,21 @@ class Attempt:
         stream.usage = self._usage_of_whole(events.usage)
         if stream.span.is_recording():
             with suppress(GarbageError):
-                self._identify(payload_of(stream.first_event), list(events.finish_reasons.values()))
+                self._identify(events.identity or payload_of(stream.first_event), list(events.finish_reasons.values()))
         if events.done:
             await read_to_end(answer)
         else:
             answer.close()
 
+    def _reader(self, asked: dict[str, Any]) -> EventStream:
+        """Of this endpoint's events. asked: the stream_options that the client gets."""
+        stream = self._stream
+        by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
+        reader = stream.endpoint.reader or EventStream
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
+
     def _is_over(self, events: EventStream) -> bool:
-        if events.done or events.error_event or events.garbage is not None:
+        if events.ends and (events.done or events.error_event or events.garbage is not None):
             return True
         return self._continuation is not None and self._continuation.stopped
 
@@ -251,7 +267,7 @@ class Attempt:
     async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
         """What comes next; empty when nothing more comes to a complete answer. Raises :class:`UpstreamError` and aiohttp's
         where it is not complete."""
-        if not self._is_complete(events):
+        if not (events.ends and self._is_complete(events)):
             data = await answer.content.readany()
             if not data:
                 raise UpstreamError("ended early")
@@ -275,7 +291,7 @@ class Attempt:
             return
         if not events.finish_reasons:
             raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER)
-        counted = count_of(events.usage, "completion_tokens")
+        counted = output_tokens_of(events.usage)
         if not (counted or self._accept_empty or self._continuation is not None):
             raise UpstreamError("empty", blame=Blame.IF_OTHERS_ANSWER, refused=True)
 
@@ -284,7 +300,8 @@ class Attempt:
         if not events.done:
             stream = self._stream
             missing = wants_usage and events.usage is None and stream.counted
-            closing = ending(stream.first_event, stream.chat, None, stream.own_usage() if missing else None)
+            usage = stream.own_usage() if missing else None
+            closing = [events.END] if events.END else ending(stream.first_event, stream.chat, None, usage)
             await self._reply.events([(event, 0) for event in closing])
 
     def _usage_of_whole(self, usage: dict[str, Any] | None) -> dict[str, Any]:
@@ -311,7 +328,7 @@ class Attempt:
             if self.waited_s is None:
                 self._first_token()
         if not stream.first_event:  # of data; a comment may come before it
-            stream.first_event = next((event for event, _ in batch if event.startswith(b"data:")), b"")
+            stream.first_event = next((event for event, _ in batch if event and not event.startswith(b":")), b"")
         if stream.log is not None:
             stream.keep([event for event, _ in batch if event])
         return batch
@@ -335,12 +352,12 @@ class Attempt:
         self._replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)
 
     def _count_prompt(self, usage: Any) -> None:
-        stream, tokens = self._stream, count_of(usage, "prompt_tokens")
+        stream, tokens = self._stream, prompt_tokens_of(usage)
         if tokens and stream.attempts == 1:
             self._context.upstreams.learn_length(stream.route.model, stream.prompt, tokens)
             stream.record.prompt_tokens = tokens
             stream.counted = True
-            details = usage.get("prompt_tokens_details")
+            details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
             if details is not None:
                 stream.said[names.CACHED_TOKENS] = count_of(details, "cached_tokens")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import aiohttp
 import orjson
 
+from andes_api.request_body import FormFile
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_sglang.expectations import KEY, ReaderExpectation, to_custom_params
@@ -14,8 +17,15 @@ from andes_sglang.qoe import QoETarget
 __all__ = ["engine_request", "remaining_expectation"]
 
 
-def engine_request(stream: Stream, body: dict[str, Any], settings: GatewaySettings, now_s: float) -> bytes:
-    """JSON for the engine at ``now_s`` (clock seconds). body: the client's request, or the rest of it."""
+def engine_request(
+    stream: Stream, body: dict[str, Any], settings: GatewaySettings, now_s: float
+) -> bytes | aiohttp.FormData:
+    """What the engine gets at ``now_s`` (clock seconds), as JSON or as a form. body: the client's request, or the rest of
+    it."""
+    if stream.endpoint.form:
+        return _form(body)
+    if stream.endpoint.reader is None:
+        return orjson.dumps(body)
     more: dict[str, Any] = {}
     given = body.get("custom_params")
     others = {name: value for name, value in given.items() if name != KEY} if isinstance(given, dict) else {}
@@ -23,9 +33,20 @@ def engine_request(stream: Stream, body: dict[str, Any], settings: GatewaySettin
         more["custom_params"] = others | to_custom_params(remaining_expectation(stream, now_s))
     elif isinstance(given, dict) and KEY in given:  # not what the caller says either: it is not clamped
         more["custom_params"] = others or None
-    if stream.streams and settings.count_tokens == "usage":
+    if stream.streams and stream.endpoint.chunks and settings.count_tokens == "usage":
         more["stream_options"] = {**stream.asked, "include_usage": True, "continuous_usage_stats": True}
     return orjson.dumps({**body, **more})
+
+
+def _form(body: Mapping[str, Any]) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    for name, given in body.items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, FormFile):
+                form.add_field(name, value.content, filename=value.name, content_type=value.kind)
+            else:
+                form.add_field(name, str(value).lower() if isinstance(value, bool) else str(value))
+    return form
 
 
 def remaining_expectation(stream: Stream, now_s: float) -> ReaderExpectation:

@@ -21,7 +21,7 @@ __all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
 _TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
-_TIERS = ("auto", "default", "flex", "scale", "priority", "fast")
+_TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,13 @@ def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSe
     if not settings.tenants:
         return None
     scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")  # as Anthropic's clients send it
     matches = [tenant for tenant in settings.tenants if key_matches(key.strip(), tenant.key_sha256)]
-    if scheme.lower() != "bearer" or not matches:
+    if not matches:
         raise ApiError(
-            401, "no valid API key: send Authorization: Bearer KEY", "authentication_error", code="invalid_api_key",
-            reason="unauthorized", retry=False,
+            401, "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY", "authentication_error",
+            code="invalid_api_key", reason="unauthorized", retry=False,
         )  # fmt: skip
     return matches[0]
 
@@ -169,7 +171,7 @@ def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderEx
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
-    for name in ("max_completion_tokens", "max_tokens"):
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
         value = body.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
@@ -182,7 +184,7 @@ def _tier(body: Mapping[str, Any]) -> str | None:
         return None
     if tier not in _TIERS:
         raise _bad("service_tier", tier, f"one of: {', '.join(_TIERS)}")
-    return "default" if tier == "auto" else str(tier)
+    return "default" if tier in ("auto", "standard_only") else str(tier)
 
 
 def _number(name: str, text: str, zero: bool = False) -> float:

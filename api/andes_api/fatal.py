@@ -43,4 +43,4 @@ class FatalRequests:
 
 def _hash(body: Mapping[str, Any]) -> bytes:
     content = {name: value for name, value in body.items() if name not in _INCIDENTAL}
-    return hashlib.blake2b(orjson.dumps(content, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+    return hashlib.blake2b(orjson.dumps(content, default=repr, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()

@@ -15,6 +15,7 @@ from andes_api import admission, names
 from andes_api.admission import TokenBucket
 from andes_api.background import Background
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
+from andes_api.endpoints import CHAT, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS
@@ -114,6 +115,7 @@ class Gateway:
 
     def count_replicas(self) -> None:
         now_s = time.monotonic()
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.set_open((s.record.class_name, s.record.model) for s in self.open)
         held = self.held_by_model
         self.metrics.set_held({model: held[model] for model in (None, *self.upstreams.catalog.models)})
@@ -130,17 +132,17 @@ class Gateway:
         tenant: TenantSettings | None,
         headers: Mapping[str, str],
         *,
-        chat: bool,
+        endpoint: Endpoint,
         route: ModelRoute,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
-        prompt = Prompt(body, chat)
+        prompt = Prompt(body, endpoint.prompt)
         prompt_tokens = max(1.0, prompt.tokens(self.upstreams.chars_per_token(route.model)))
-        streams = body.get("stream") is True
+        streams = body.get("stream") is True and endpoint.reader is not None
         record = DemandRecord(time.time(), expectation.class_name, streams, round(prompt_tokens), expectation.reader)
-        can_resume = self.settings.resume and streams and resumable(body, chat)
+        can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
-            chat, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
+            endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None,
         )  # fmt: skip
         stream.routed(route)
@@ -334,7 +336,7 @@ class Gateway:
     def describe_replicas(self, now_s: float) -> list[dict[str, Any]]:
         """Each replica with ``predicted_ttft_s``: seconds to the first token of a new stream as long as recent ones."""
         recent = [record.prompt_tokens for record in self.demand.last(RECENT_REQUESTS)] or [USUAL_PROMPT_TOKENS]
-        reader, prompt = self.settings.classes[self.settings.default_class].expectation, Prompt({}, chat=False)
+        reader, prompt = self.settings.classes[self.settings.default_class].expectation, Prompt({}, ())
         usual = IncomingStream(sum(recent) / len(recent), reader.target, reader.weight, prompt.key)
         described = []
         for replica in self.upstreams.replicas.values():
@@ -370,6 +372,7 @@ def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
     line = {
         "request_id": stream.request_id,
         "tenant": stream.tenant_name,
+        "path": stream.path,
         "asked_model": str(stream.body.get("model", ""))[:100],
         "replica": stream.replica,
         "attempts": stream.attempts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from andes_sglang.routing import PrefixTracker
@@ -16,10 +16,12 @@ _KEY_LENGTH = 1024
 
 
 class Prompt:
-    """Length and chained block hashes of a prompt. ``text``: what the engine will see, roughly; ``ids``: token ids."""
+    """Length and chained block hashes of the prompt that ``fields`` of a request hold. ``text``: what the engine will see,
+    roughly; ``ids``: token ids."""
 
-    def __init__(self, body: Mapping[str, Any], chat: bool) -> None:
-        prompt = body.get("messages") if chat else body.get("prompt")
+    def __init__(self, body: Mapping[str, Any], fields: Sequence[str]) -> None:
+        given = [body[name] for name in fields if body.get(name) is not None]
+        prompt = given[0] if len(given) == 1 else given
         ids = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], int) else None
         self._tokens = len(ids) if ids else None
         text = ",".join(map(str, ids[: BLOCK * MAX_BLOCKS])) if ids else _text(prompt)

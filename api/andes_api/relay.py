@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -43,7 +42,7 @@ class Relay:
 
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
-        beats = asyncio.create_task(self._reply.keep_alive())
+        self._reply.keep_alive()
         try:
             try:
                 outcome = await self._try_replicas()
@@ -54,9 +53,7 @@ class Relay:
                 await self._reply.end()
                 self.stream.shed(error)
         finally:
-            beats.cancel()
-            await asyncio.gather(beats, return_exceptions=True)
-            await self.writer.close()
+            await self._reply.stop()
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""
@@ -183,7 +180,8 @@ class Relay:
     def _has_all_tokens(self) -> bool:
         """Whether a single answer has as many tokens as were asked for."""
         stream = self.stream
-        if not stream.tokens or not self._reply.begun or count_answers(stream.body) > 1:
+        alone = stream.endpoint.chunks and count_answers(stream.body) == 1
+        if not stream.tokens or not self._reply.begun or not alone:
             return False
         return tokens_left(stream.body, stream.chat, stream.tokens) == 0
 
@@ -207,7 +205,7 @@ class Relay:
             self._context.fatal.add(self.stream.body, now_s)
             fault, event, answer = admission.fatal(self._deaths, MEMORY_S), b"", None
         if begun or (event and self._reply.started):  # say it in the stream, and end without a finish reason
-            await self.writer.write([(event or fault.event, 0)])
+            await self.writer.write([(event or self.stream.endpoint.error_event(fault.status, fault.body), 0)])
         elif answer is not None:
             await self._reply.whole(*answer)
         else:

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from andes_api.errors import ApiError
 from andes_api.schema import MAX_CHOICES
 from andes_api.settings import GatewaySettings
 
-__all__ = ["read_json"]
+__all__ = ["FormFile", "read_form", "read_json"]
 
 MAX_DEPTH = 128
 """Objects and arrays inside each other; JSON schemas of tools in use have less than 20, orjson writes 254."""
 _ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
 """Of a body, with zlib's window bits."""
 _CHARSETS = ("", "utf-8", "utf8", "us-ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class FormFile:
+    """A file in a form. kind: its media type."""
+
+    name: str
+    kind: str
+    content: bytes
+
+    @classmethod
+    def of(cls, upload: UploadFile) -> FormFile:
+        return cls(upload.filename or "file", upload.content_type or "application/octet-stream", upload.file.read())
 
 
 async def read_json(request: Request, settings: GatewaySettings) -> dict[str, Any]:
@@ -46,6 +62,44 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
         raise ApiError(400, f"the body nests more than {MAX_DEPTH} objects and arrays", reason="depth", retry=False)
     _check(body)
     return body
+
+
+async def read_form(request: Request, settings: GatewaySettings) -> dict[str, Any]:
+    """The fields of a form with files: texts, :class:`FormFile`, a list where a name comes again; ``stream`` as true or
+    false. Raises 400, 408, 413, 415, or 499 where its client has left."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise _unsupported(f"content-type: expected multipart/form-data; got {kind[:100]!r}")
+    content = await _read(request, settings)
+
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    try:
+        form = await MultiPartParser(request.headers, once(), max_part_size=settings.max_body_bytes).parse()
+    except (MultiPartException, ValueError, KeyError) as error:
+        raise ApiError(400, f"the body is no form: {error}", retry=False) from None
+    body: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        part = value if isinstance(value, str) else FormFile.of(value)
+        said = name if isinstance(part, str) else name + part.name + part.kind
+        if not said.isprintable():
+            raise ApiError(400, f"{name[:100]!r}: a form's names and media types are plain text", retry=False)
+        body[name] = [*_as_list(body[name]), part] if name in body else part
+    body["stream"] = _truth(body.get("stream", "false"))
+    return body
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _truth(text: Any) -> bool:
+    if text in ("true", "True", "1"):
+        return True
+    if text in ("false", "False", "0"):
+        return False
+    raise _wrong("stream", text, "true or false")
 
 
 async def _read(request: Request, settings: GatewaySettings) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT
 
-__all__ = ["CHAT", "COMPLETION", "ERROR", "MAX_CHOICES", "REQUEST_HEADERS"]
+__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "REQUEST_HEADERS"]
 
 MAX_CHOICES = 128
 """Answers that ``n`` may ask for: OpenAI's own bound."""
@@ -75,10 +75,11 @@ _HEADERS = [
 REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
 
 
-def _operation(required: str, field: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": {required: field, **_COMMON}, "required": [required]}
+def _operation(kind: str = "application/json", common: dict[str, Any] = _COMMON, **fields: Any) -> dict[str, Any]:
+    """Of an endpoint that streams; ``fields``: those that a request has to have."""
+    schema = {"type": "object", "properties": {**common, **fields}, "required": [*fields]}
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
         "parameters": [
             {"name": name, "in": "header", "required": False, "description": what, "schema": kind}
             for name, what, kind in _HEADERS
@@ -92,8 +93,36 @@ def _operation(required: str, field: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-CHAT = _operation("messages", {"type": "array", "items": _MESSAGE, "minItems": 1})
-COMPLETION = _operation("prompt", {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]})
+def _whole(**fields: Any) -> dict[str, Any]:
+    """Of an endpoint that answers in one piece."""
+    properties = {"model": _COMMON["model"], **fields}
+    schema = {"type": "object", "properties": properties, "required": [*fields]}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_STRING = {"type": "string"}
+_STRINGS = {"type": "array", "items": _STRING}
+_IDS = {"type": "array", "items": {"type": "integer"}}
+_TEXTS = {"anyOf": [_STRING, _STRINGS]}
+_MESSAGES = {"type": "array", "items": _MESSAGE, "minItems": 1}
+OPERATIONS = {
+    "/v1/chat/completions": _operation(messages=_MESSAGES),
+    "/v1/completions": _operation(prompt={"anyOf": [_STRING, _IDS]}),
+    "/v1/responses": _operation(input={"anyOf": [_STRING, {"type": "array", "items": {"type": "object"}}]}),
+    "/v1/messages": _operation(messages=_MESSAGES, max_tokens={"type": "integer", "minimum": 1}),
+    "/v1/messages/count_tokens": _whole(messages=_MESSAGES),
+    "/v1/embeddings": _whole(input={"anyOf": [_STRING, _STRINGS, _IDS]}),
+    "/v1/classify": _whole(input=_TEXTS),
+    "/v1/score": _whole(query=_STRING, items=_TEXTS, label_token_ids=_IDS),
+    "/v1/rerank": _whole(query=_STRING, documents=_STRINGS),
+    "/v1/tokenize": _whole(prompt=_TEXTS),
+    "/v1/detokenize": _whole(tokens=_IDS),
+    "/v1/audio/transcriptions": _operation(
+        "multipart/form-data", {"model": _STRING, "stream": {"type": "boolean"}, "language": _STRING},
+        file={"type": "string", "format": "binary"},
+    ),
+}  # fmt: skip
+"""By path."""
 ERROR: dict[str, Any] = {
     "description": "An error as OpenAI clients read it.",
     "content": {

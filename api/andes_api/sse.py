@@ -38,14 +38,17 @@ class EventStream:
     several prompts: tokens are counted per choice and summed.
 
     ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
-    ``finish_reasons``: by choice. ``said``: counts the tokens that came with more than space. ``error``: what the engine
-    said instead, ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the two nothing
-    more comes out.
+    ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
+    tokens that came with more than space. ``error``: what the engine said instead, ``error_event`` as it said it.
+    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
     """
+
+    END: bytes | None = None
+    """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
         "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "finish_reasons", "garbage", "said", "usage", "usage_so_far",
+        "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
@@ -61,9 +64,15 @@ class EventStream:
         self.finish_reasons: dict[int, str] = {}
         self.said = 0
         self.done = False
+        self.identity: dict[str, Any] | None = None
         self.error: Any = None
         self.error_event = b""
         self.garbage: str | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether something has come after which little or nothing more does."""
+        return bool(self.done or self.finish_reasons or self.error_event or self.garbage)
 
     def feed(self, data: bytes) -> list[Event]:
         """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings."""
@@ -93,6 +102,7 @@ class EventStream:
         self._rest = b""
 
     def _one(self, event: bytes) -> Event:
+        """``event`` as the client should see it, empty where it should not, and the tokens that it brings."""
         if not event.startswith(b"data: {"):
             if not event.startswith(b"data:"):
                 if not event.startswith((b":", b"event:", b"id:", b"retry:")):

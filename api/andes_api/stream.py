@@ -11,6 +11,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from andes_api import names
 from andes_api.demand import DemandRecord
+from andes_api.endpoints import CHAT, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
 from andes_api.history import Kind
@@ -38,7 +39,7 @@ class Stream:
     answers.
     """
 
-    chat: bool
+    endpoint: Endpoint
     body: dict[str, Any]
     expectation: ResolvedExpectation
     tenant: TenantSettings | None
@@ -84,7 +85,11 @@ class Stream:
 
     @property
     def path(self) -> str:
-        return "/v1/chat/completions" if self.chat else "/v1/completions"
+        return self.endpoint.path
+
+    @property
+    def chat(self) -> bool:
+        return self.endpoint is CHAT
 
     @property
     def kind(self) -> Kind:

@@ -179,4 +179,4 @@ def failed(span: Span, kind: str) -> None:
 
 
 def _operation(stream: Stream) -> str:
-    return "chat" if stream.chat else "text_completion"
+    return stream.endpoint.operation

@@ -19,6 +19,8 @@ __all__ = [
     "count_of",
     "error_of_event",
     "error_of_status",
+    "output_tokens_of",
+    "prompt_tokens_of",
     "read_all",
     "read_to_end",
 ]
@@ -161,6 +163,17 @@ def count_of(usage: Any, name: str) -> int:
     """A count of an engine's ``usage``; 0 where it is missing or no count."""
     count = usage.get(name) if isinstance(usage, dict) else None
     return max(0, count) if isinstance(count, int) else 0
+
+
+def prompt_tokens_of(usage: Any) -> int:
+    """Of OpenAI's or Anthropic's ``usage``; the latter counts what was cached apart."""
+    return count_of(usage, "prompt_tokens") or (
+        count_of(usage, "input_tokens") + count_of(usage, "cache_read_input_tokens")
+    )
+
+
+def output_tokens_of(usage: Any) -> int:
+    return count_of(usage, "completion_tokens") or count_of(usage, "output_tokens")
 
 
 def blames_engine(error: Any) -> bool:

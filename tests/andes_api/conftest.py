@@ -81,6 +81,7 @@ class Faulty:
         self.gap_s = 0.0
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.forms: list[tuple[bytes, str]] = []
         self.healthy = True
         self.strike: threading.Event | None = None
         self.answer_after: threading.Event | None = None
@@ -123,6 +124,10 @@ class Faulty:
             self.bodies.append(json.loads(body))
             self.headers.append({k.decode(): v.decode() for k, v in scope["headers"]})
             await self._infer(self.bodies[-1], "chat" in path, receive, send)
+        elif path in ("/v1/responses", "/v1/messages"):
+            await self._typed(path == "/v1/messages", send)
+        elif path == "/v1/audio/transcriptions":
+            await self._transcribe({k.decode(): v.decode() for k, v in scope["headers"]}, receive, send)
         else:
             await self._reply(send, 404, b"{}")
 
@@ -130,6 +135,76 @@ class Faulty:
         headers = [(b"content-length", str(len(content)).encode()), (b"content-type", kind)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    async def _typed(self, messages: bool, send: Any) -> None:
+        """Twelve pieces of an answer in Anthropic's or OpenAI's newer events."""
+        if self.fault and self.fault.isdigit():
+            await self._reply(send, int(self.fault), b'{"error":{"message":"said so","type":"X"}}')
+            return
+        if self.fault == "hang up":
+            hang_up(send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+
+        async def put(kind: str, **fields: Any) -> None:
+            event = f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
+            await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+
+        usage = {"input_tokens": 5, "output_tokens": 0}
+        whole = {"id": "id-1", "model": "m", "output": [], "object": "response", "created_at": 1, "tools": [],
+                 "tool_choice": "auto", "parallel_tool_calls": True, "status": "in_progress"}  # fmt: skip
+        part = {"type": "output_text", "text": "", "annotations": []}
+        item = {"id": "i", "type": "message", "role": "assistant", "status": "in_progress", "content": []}
+        if messages:
+            message = {
+                "id": "id-1",
+                "type": "message",
+                "role": "assistant",
+                "content": [],
+                "model": "m",
+                "usage": usage,
+            }
+            await put("message_start", message=message)
+            await put("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        else:
+            await put("response.created", response=whole)
+            await put("response.output_item.added", output_index=0, item=item)
+            await put("response.content_part.added", item_id="i", output_index=0, content_index=0, part=part)
+        for k in range(12):
+            if self.fault == "die" and k == self.after:
+                hang_up(send)
+                return
+            if messages:
+                await put("content_block_delta", index=0, delta={"type": "text_delta", "text": f"w{k} "})
+            else:
+                where = {"item_id": "i", "output_index": 0, "content_index": 0}
+                await put("response.output_text.delta", **where, delta=f"w{k} ", logprobs=[])
+        usage["output_tokens"] = 12
+        if not messages:
+            counts = {**usage, "total_tokens": 17, "input_tokens_details": {"cached_tokens": 0}}
+            counts["output_tokens_details"] = {"reasoning_tokens": 0}
+            await put("response.completed", response={**whole, "status": "completed", "usage": counts})
+        else:
+            await put("content_block_stop", index=0)
+            await put("message_delta", delta={"stop_reason": "max_tokens"}, usage=usage)
+            if self.fault == "die at the end":
+                hang_up(send)
+                return
+            await put("message_stop")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _transcribe(self, headers: dict[str, str], receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.forms.append((body, headers["content-type"]))
+        if b'name="stream"\r\n\r\ntrue' not in body:
+            await self._reply(send, 200, b'{"text":"w0 x"}')
+            return
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._events({"messages": [{}]}, True, send, gone)
 
     async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
         while self.answer_after is not None and not self.answer_after.is_set():

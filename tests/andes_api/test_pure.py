@@ -81,31 +81,31 @@ def test_a_window_is_exact_to_the_slice() -> None:
 
 def test_prompts_that_begin_alike_are_recognised() -> None:
     system = {"role": "system", "content": "x" * 5000}
-    first = Prompt({"messages": [system, {"role": "user", "content": "a" * 500}]}, chat=True)
+    first = Prompt({"messages": [system, {"role": "user", "content": "a" * 500}]}, ("messages",))
     second = Prompt(
-        {"messages": [system, {"role": "user", "content": [{"type": "text", "text": "b" * 500}]}]}, chat=True
+        {"messages": [system, {"role": "user", "content": [{"type": "text", "text": "b" * 500}]}]}, ("messages",)
     )
-    other = Prompt({"messages": [{"role": "user", "content": "b" * 5000}]}, chat=True)
+    other = Prompt({"messages": [{"role": "user", "content": "b" * 5000}]}, ("messages",))
     seen = PrefixTracker()
     seen.add(first.blocks)
     assert first.key == second.key != other.key
     assert 0.8 < second.share(seen) < 0.95
     assert other.share(seen) == 0.0
-    assert Prompt({"prompt": [1, 2, 3]}, chat=False).tokens(4.0) == 3.0
-    assert Prompt({"prompt": "x" * 400}, chat=False).tokens(4.0) == 100.0
+    assert Prompt({"prompt": [1, 2, 3]}, ("prompt",)).tokens(4.0) == 3.0
+    assert Prompt({"prompt": "x" * 400}, ("prompt",)).tokens(4.0) == 100.0
 
 
 @pytest.mark.parametrize("prompt", [None, 7, {"a": 1}, [[1], [2]], [None], ["a", 3], "\ud800", ""])
 def test_no_prompt_is_too_odd(prompt: object) -> None:
-    for chat in (True, False):
-        assert Prompt({"messages": prompt, "prompt": prompt}, chat).tokens(4.0) >= 0.0
+    for fields in (("messages",), ("prompt",), ("prompt", "messages"), ()):
+        assert Prompt({"messages": prompt, "prompt": prompt}, fields).tokens(4.0) >= 0.0
 
 
 def test_what_was_seen_is_bounded() -> None:
     seen = PrefixTracker(max_blocks=4)
-    old = Prompt({"prompt": "a" * BLOCK * 3}, chat=False)
+    old = Prompt({"prompt": "a" * BLOCK * 3}, ("prompt",))
     seen.add(old.blocks)
-    seen.add(Prompt({"prompt": "b" * BLOCK * 3}, chat=False).blocks)
+    seen.add(Prompt({"prompt": "b" * BLOCK * 3}, ("prompt",)).blocks)
     assert old.share(seen) == 0.0
 
 
@@ -140,6 +140,22 @@ def test_media_from_listed_hosts_only() -> None:
         check_media(media("https://b.example/x"), ("a.example",))
 
 
+def test_many_streams_that_fail_together_open_the_breaker_once() -> None:
+    breaker = CircuitBreaker(2, 2.0)
+    for _ in range(300):
+        breaker.failed(10.0)
+    assert not breaker.allows(11.9)
+    assert breaker.allows(12.0)
+    breaker.trying(12.0)
+    assert not breaker.allows(12.0)
+    breaker.failed(12.5)
+    assert not breaker.allows(16.4), "the one that tried counts: twice as long"
+    assert breaker.allows(16.5)
+    breaker.succeeded()
+    breaker.failed(17.0, enough=True)
+    assert not breaker.allows(18.9)
+
+
 def test_the_breaker_opens_and_lets_one_try() -> None:
     breaker = CircuitBreaker(max_failures=3, cooldown_s=2.0)
     breaker.failed(0.0)
@@ -155,7 +171,9 @@ def test_the_breaker_opens_and_lets_one_try() -> None:
     assert breaker.allows(6.3)
     breaker.succeeded()
     assert breaker.allows(0.0)
+    now_s = 0.0
     for _ in range(50):
-        breaker.failed(0.0)
-    assert breaker.open_until_s == 60.0
+        now_s = max(now_s, breaker.open_until_s)
+        breaker.failed(now_s)
+    assert breaker.open_until_s == now_s + 60.0
     assert math.isfinite(breaker.open_until_s)

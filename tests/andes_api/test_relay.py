@@ -17,6 +17,7 @@ import pytest
 from andes_api.admission import no_replica
 from andes_api.background import Background
 from andes_api.demand import DemandRecord
+from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
 from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
@@ -130,9 +131,9 @@ class Case:
         for replica in self.upstreams.replicas.values():
             replica.offers = {}  # asked, and it says nothing of models
         expectation = resolve(headers or {}, body, None, self.settings)
-        prompt, streams = Prompt(body, chat=True), body.get("stream") is True
+        prompt, streams = Prompt(body, ("messages",)), body.get("stream") is True
         self.stream = Stream(
-            True, body, expectation, None, {}, time.monotonic(), prompt, prompt.tokens(4.0),
+            CHAT, body, expectation, None, {}, time.monotonic(), prompt, prompt.tokens(4.0),
             DemandRecord(0.0, expectation.class_name, streams, 1, expectation.reader),
             log=[] if self.settings.resume and streams and resumable(body, True) else None,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from andes_api.demand import DemandRecord
+from andes_api.endpoints import COMPLETION
 from andes_api.expectations import resolve
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
@@ -26,15 +27,15 @@ def upstream(**settings: Any) -> Upstream:
 def stream(text: str = "x" * 400, tokens: int = 0, arrival_s: float = 100.0, **body: Any) -> Stream:
     content = {"prompt": text, "stream": True, **body}
     expectation = resolve({}, content, None, SETTINGS)
-    prompt = Prompt(content, chat=False)
+    prompt = Prompt(content, ("prompt",))
     record = DemandRecord(0.0, "reading", True, 1, expectation.reader)
-    made = Stream(False, content, expectation, None, {}, arrival_s, prompt, prompt.tokens(4.0), record)
+    made = Stream(COMPLETION, content, expectation, None, {}, arrival_s, prompt, prompt.tokens(4.0), record)
     made.tokens = tokens
     made.delivered(arrival_s + 1.0, tokens) if tokens else None
     return made
 
 
-PROMPT = Prompt({"prompt": "x" * 4000}, chat=False)
+PROMPT = Prompt({"prompt": "x" * 4000}, ("prompt",))
 
 
 def test_it_accepts_streams_unless_something_speaks_against_it() -> None:

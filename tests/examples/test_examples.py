@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pytest
 
+import andes_client
 import andes_sglang
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "examples").glob("*.py"))
 PRINTS = {
+    "chat_in_terminal.py": (r"\[QoE [01]\.\d\d: first text after \d+\.\d\d s, .*, 40 tokens\]",),
     "compare_policies.py": (r"andes +0\.\d+", r"mine +0\.\d+"),
     "plan_fleet.py": ("stock needs [1-9]", "andes needs [1-9]"),
     "read_trace.py": ("row 1, field tds: expected a number, got 'fast'", r"andes  mean QoE 0\.\d+"),
     "route_streams.py": (r"two-choices +mean QoE 0\.\d+", r"qoe +mean QoE 0\.\d+"),
+    "serve_an_application.py": (r"event: text", r"event: experience\ndata: QoE [01]\.\d\d"),
     "score_stream.py": ("stalls: 1, 0.40 s in all", "QoE: 0.955"),
     "stream_through_gateway.py": (r"QoE of the class reading: mean [01]\.\d+ over 1 stream",),
 }
 """What the output must hold; a further example must only run."""
-SERVERS = {"stream_through_gateway.py"}
+SERVERS = {"chat_in_terminal.py", "serve_an_application.py", "stream_through_gateway.py"}
 
 
 @pytest.mark.timeout(300)
@@ -48,9 +51,10 @@ def test_it_uses_public_names_only(path: Path) -> None:
     assert ast.get_docstring(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("andes"):
-            assert node.module in ("andes_sglang", "andes_sglang.conformance")
-            if node.module == "andes_sglang":
-                assert {alias.name for alias in node.names} <= {*andes_sglang.__all__}
+            assert node.module in ("andes_sglang", "andes_sglang.conformance", "andes_client")
+            for package in (andes_sglang, andes_client):
+                if node.module == package.__name__:
+                    assert {alias.name for alias in node.names} <= {*package.__all__}
 
 
 def test_the_page_names_every_example() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,19 +20,27 @@ from starlette.types import Receive, Scope, Send
 from andes_sglang import __version__
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.server import bodies
+from andes_sglang.sim.server import bodies, embedding
 from andes_sglang.sim.server.bodies import AnswerRequest, BadRequestError, Limits
 from andes_sglang.sim.server.choice import Choice, plan
 from andes_sglang.sim.server.dialect import WEIGHT_VERSION, Chat, Completion, Dialect, Generate, dumps
 from andes_sglang.sim.server.generation import Generation
 from andes_sglang.sim.server.live import DrainingError, LiveReplica, QueueFullError
 from andes_sglang.sim.server.metrics import Exposition
+from andes_sglang.sim.server.typed_dialects import Messages, Responses
 
 __all__ = ["ServerInfo", "build_app"]
 
-_DONE = b"data: [DONE]\n\n"
 _EVENTS = "text/event-stream"
 _FULL = "The request queue is full."
+_AT_ONCE = {
+    "/v1/embeddings": embedding.embeddings,
+    "/v1/score": embedding.score,
+    "/v1/rerank": embedding.rerank,
+    "/v1/tokenize": embedding.tokenize,
+    "/v1/detokenize": embedding.detokenize,
+    "/v1/messages/count_tokens": embedding.count_tokens,
+}
 _VERSION = f"andes {__version__}, simulated"
 
 
@@ -58,10 +66,15 @@ class _EventStream:
         generation, dialect, answers = self._generation, self._dialect, self._generation.answers
         sent = [0] * len(answers)
         ended = [False] * len(answers)
+        headers = [(b"content-type", f"{_EVENTS}; charset=utf-8".encode())]
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
         with self._live.attended(generation, receive):
+            if head := dialect.head():
+                await send(start)
+                await send({"type": "http.response.body", "body": head, "more_body": True})
             await generation.news()
-            headers = [(b"content-type", f"{_EVENTS}; charset=utf-8".encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            if not head:
+                await send(start)
             while True:
                 events = b""
                 for k, answer in enumerate(answers):
@@ -72,7 +85,7 @@ class _EventStream:
                     break
                 await send({"type": "http.response.body", "body": events, "more_body": True})
                 await generation.news()
-            await send({"type": "http.response.body", "body": events + dialect.tail(answers) + _DONE})
+            await send({"type": "http.response.body", "body": events + dialect.tail(answers) + dialect.end})
 
 
 class Endpoints:
@@ -88,6 +101,9 @@ class Endpoints:
         return [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/messages", self.messages, methods=["POST"]),
+            *(Route(path, self._at_once(answer), methods=["POST"]) for path, answer in _AT_ONCE.items()),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
             Route("/abort_request", self.abort, methods=["POST"]),
             Route("/v1/models", self.models),
@@ -110,6 +126,23 @@ class Endpoints:
     async def chat(self, request: Request) -> Response | _EventStream:
         return await self._answer(request, bodies.read_chat, Chat)
 
+    async def responses(self, request: Request) -> Response | _EventStream:
+        return await self._answer(request, bodies.read_responses, Responses)
+
+    async def messages(self, request: Request) -> Response | _EventStream:
+        return await self._answer(request, bodies.read_messages, Messages)
+
+    def _at_once(self, answer: Callable[[Mapping[str, Any], Limits], Any]) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint that ``answer`` answers."""
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                return JSONResponse(answer(await _body(request), self._info.limits))
+            except BadRequestError as refused:
+                return _refused(str(refused), 400, request.url.path)
+
+        return endpoint
+
     async def generate(self, request: Request) -> Response | _EventStream:
         return await self._answer(request, bodies.read_generate, Generate)
 
@@ -126,15 +159,13 @@ class Endpoints:
             )
             self._live.spans.began(generation, request.headers)
         except (BadRequestError, RefusedError) as refused:
-            if speak is Generate:
-                return JSONResponse({"error": {"message": str(refused)}}, 400)
-            return _error(str(refused), "BadRequestError", 400)
+            return _refused(str(refused), 400, request.url.path)
         except DrainingError:
-            return _error("The server is shutting down.", "503", 503)
+            return _refused("The server is shutting down.", 503, request.url.path)
         except QueueFullError:
             if asked.stream:
-                return Response(dialect.shed(_FULL) + _DONE, media_type=_EVENTS)
-            return _error(_FULL, "503", 503)
+                return Response(dialect.shed(_FULL) + dialect.end, media_type=_EVENTS)
+            return _refused(_FULL, 503, request.url.path)
         if asked.stream:
             return _EventStream(self._live, generation, dialect)
         with self._live.attended(generation, request.receive):
@@ -263,6 +294,20 @@ def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
 def _error(message: str, kind: str, status: int) -> Response:
     """SGLang's error body."""
     return JSONResponse({"object": "error", "message": message, "type": kind, "param": None, "code": status}, status)
+
+
+def _refused(message: str, status: int, path: str) -> Response:
+    """SGLang's error body at ``path``."""
+    kind = "BadRequestError" if status == 400 else str(status)
+    if path == "/generate" and status == 400:
+        return JSONResponse({"error": {"message": message}}, status)
+    if path.startswith("/v1/messages"):
+        kind = "invalid_request_error" if status == 400 else "overloaded_error"
+        return JSONResponse({"type": "error", "error": {"type": kind, "message": message}}, status)
+    if path.startswith("/v1/responses"):
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+        return JSONResponse({"error": error}, status)
+    return _error(message, kind, status)
 
 
 async def _http_error(_request: Request, failed: Exception) -> Response:

@@ -16,7 +16,10 @@ from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.text import SimulatedPrompt, of_ids, of_text
 
-__all__ = ["AnswerRequest", "BadRequestError", "Limits", "read_chat", "read_completion", "read_generate"]
+__all__ = [
+    "AnswerRequest", "BadRequestError", "Limits", "chat_prompt", "prompts_of", "read_chat", "read_completion",
+    "read_generate", "read_messages", "read_responses",
+]  # fmt: skip
 
 
 class BadRequestError(ValueError):
@@ -57,6 +60,7 @@ class AnswerRequest:
     adapter: str = ""
 
 
+_TEXT_PARTS = ("text", "input_text", "output_text")
 MAX_CHOICES = 128
 """SGLang's bound on ``n`` of one request."""
 _UNSIMULATED = (
@@ -79,25 +83,49 @@ def read_completion(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/completions``."""
     if "prompt" not in body:
         raise BadRequestError("prompt: field required")
-    return _read(body, body, _prompts(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
+    return _read(body, body, prompts_of(body["prompt"], "prompt"), _whole(body, "max_tokens", 16), limits)
 
 
 def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/chat/completions``."""
+    prompt = chat_prompt(body)
+    limit = _whole(body, "max_completion_tokens", None)
+    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+
+
+def read_messages(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
+    """A body of ``/v1/messages``."""
+    limit = _whole(body, "max_tokens", None)
+    if limit is None:
+        raise BadRequestError("max_tokens: field required")
+    asked = {**body, "stop": body.get("stop_sequences")}
+    return _read(asked, asked, (chat_prompt(body),), limit, limits)
+
+
+def read_responses(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
+    """A body of ``/v1/responses``."""
+    given = body.get("input")
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    asked = {**body, "messages": messages, "system": body.get("instructions"), "rid": body.get("request_id")}
+    return _read(asked, asked, (chat_prompt(asked),), _whole(body, "max_output_tokens", None), limits)
+
+
+def chat_prompt(body: Mapping[str, Any]) -> SimulatedPrompt:
+    """What the model reads of a conversation."""
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise BadRequestError(f"messages must be a list, got {messages!r}")
     if not messages:
         raise BadRequestError("Messages cannot be empty.")
-    if body.get("tool_choice", "auto") not in ("auto", "none"):
+    if body.get("tool_choice", "auto") not in ("auto", "none", {"type": "auto"}, {"type": "none"}):
         raise BadRequestError(f"tool_choice {body['tool_choice']!r} is not simulated: the answer is always text")
     parts = [json.dumps(body["tools"], sort_keys=True)] if body.get("tools") else []
+    if body.get("system"):
+        parts.append(_message({"role": "system", "content": body["system"]}, "system"))
     parts += [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
     if not (_flag(body, "continue_final_message") and messages[-1]["role"] == "assistant"):
         parts.append("<|assistant|>")
-    prompt = of_text("".join(parts))
-    limit = _whole(body, "max_completion_tokens", None)
-    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+    return of_text("".join(parts))
 
 
 def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
@@ -108,7 +136,7 @@ def read_generate(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     sampling = body.get("sampling_params") or {}
     if not isinstance(sampling, dict):
         raise BadRequestError(f"sampling_params must be an object, got {sampling!r}")
-    return _read(body, sampling, _prompts(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
+    return _read(body, sampling, prompts_of(body[given[0]], given[0]), _whole(sampling, "max_new_tokens", 128), limits)
 
 
 def _read(
@@ -205,7 +233,7 @@ def _check_length(prompt_tokens: int, max_tokens: int | None, limits: Limits) ->
         )
 
 
-def _prompts(value: Any, name: str) -> tuple[SimulatedPrompt, ...]:
+def prompts_of(value: Any, name: str) -> tuple[SimulatedPrompt, ...]:
     """One prompt or several, as text or as token ids."""
     several = value if isinstance(value, list) and value and not _is_id(value[0]) else [value]
     if not value or not all(several):
@@ -231,7 +259,11 @@ def _message(message: Any, where: str) -> str:
     if isinstance(content, list):
         texts = []
         for k, part in enumerate(content):
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            if (
+                not isinstance(part, dict)
+                or part.get("type") not in _TEXT_PARTS
+                or not isinstance(part.get("text"), str)
+            ):
                 kind = part.get("type") if isinstance(part, dict) else part
                 raise BadRequestError(f"{where}.content[{k}]: only text is simulated, got {kind!r}")
             texts.append(part["text"])

@@ -35,6 +35,7 @@ class Dialect(ABC):
     """The answers to one request as they go out; ``choices`` and answers side by side, by index."""
 
     kind: str
+    end = b"data: [DONE]\n\n"
 
     def __init__(self, rid: str, asked: AnswerRequest, choices: Sequence[Choice], cache_report: bool) -> None:
         self.rid = rid
@@ -43,6 +44,10 @@ class Dialect(ABC):
         self._cache_report = cache_report
         self._about = {"id": rid, "object": self.kind, "created": int(time.time()), "model": asked.model}
         self._head = dumps(self._about)[:-1]
+
+    def head(self) -> bytes:
+        """The events before the first token."""
+        return b""
 
     @abstractmethod
     def piece(self, index: int, answer: Answer, start: int) -> bytes:

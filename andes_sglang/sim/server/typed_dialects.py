@@ -1,0 +1,158 @@
+"""Answers in events with types, in the words of SGLang 0.5.17: OpenAI's Responses and Anthropic's Messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from andes_sglang.sim.server.bodies import AnswerRequest
+from andes_sglang.sim.server.choice import Choice
+from andes_sglang.sim.server.dialect import Dialect, dumps
+from andes_sglang.sim.server.generation import Answer
+
+__all__ = ["Messages", "Responses"]
+
+
+def _typed(content: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (str(content["type"]).encode(), dumps(content))
+
+
+class Responses(Dialect):
+    """``/v1/responses``."""
+
+    kind = "response"
+    end = b""
+
+    def __init__(self, rid: str, asked: AnswerRequest, choices: Sequence[Choice], cache_report: bool) -> None:
+        super().__init__(rid if rid.startswith("resp_") else f"resp_{rid}", asked, choices, cache_report)
+        self._sequence = 0
+        self._item_id = f"msg_{rid}"
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        event = _typed({"type": kind, **fields, "sequence_number": self._sequence})
+        self._sequence += 1
+        return event
+
+    def _response(self, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
+        return {
+            "id": self.rid,
+            "object": "response",
+            "created_at": self._about["created"],
+            "model": self.asked.model,
+            "output": output,
+            "status": status,
+            "usage": usage,
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "error": None,
+            "incomplete_details": None,
+        }
+
+    def _part(self, text: str) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": None}
+
+    def _item(self, text: str, status: str) -> dict[str, Any]:
+        content = [self._part(text)] if status == "completed" else []
+        return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
+
+    def head(self) -> bytes:
+        """Sent before the engine has begun."""
+        begun = self._response("in_progress", [], None)
+        return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
+
+    def piece(self, index: int, answer: Answer, start: int) -> bytes:
+        where = {"item_id": self._item_id, "output_index": 0}
+        events = b""
+        if not start:
+            events += self._event("response.output_item.added", output_index=0, item=self._item("", "in_progress"))
+            events += self._event("response.content_part.added", **where, content_index=0, part=self._part(""))
+        if text := self.choices[index].text(start, answer.tokens):
+            events += self._event("response.output_text.delta", **where, content_index=0, delta=text, logprobs=[])
+        return events
+
+    def tail(self, answers: Sequence[Answer]) -> bytes:
+        text = self.choices[0].text(0, answers[0].tokens)
+        where = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        item, counts = self._item(text, "completed"), self.usage(answers)
+        usage = {
+            "input_tokens": counts["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": (counts["prompt_tokens_details"] or {}).get("cached_tokens", 0)},
+            "output_tokens": counts["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": counts["total_tokens"],
+        }
+        return (
+            self._event("response.output_text.done", **where, text=text, logprobs=[])
+            + self._event("response.content_part.done", **where, part=self._part(text))
+            + self._event("response.output_item.done", output_index=0, item=item)
+            + self._event("response.completed", response=self._response("completed", [item], usage))
+        )
+
+    def whole(self, answers: Sequence[Answer]) -> Any:
+        text = self.choices[0].text(0, answers[0].tokens)
+        return self._response("completed", [self._item(text, "completed")], self.usage(answers))
+
+    def shed(self, message: str) -> bytes:  # noqa: ARG002
+        """SGLang keeps the reason to itself."""
+        return self.head() + self._event("response.failed", response=self._response("failed", [], None))
+
+
+class Messages(Dialect):
+    """``/v1/messages``."""
+
+    kind = "message"
+    end = b""
+
+    def __init__(self, rid: str, asked: AnswerRequest, choices: Sequence[Choice], cache_report: bool) -> None:
+        super().__init__(f"msg_{rid}", asked, choices, cache_report)
+
+    def _message(self, content: list[dict[str, Any]], usage: dict[str, int], **ended: Any) -> dict[str, Any]:
+        return {
+            "id": self.rid,
+            "type": "message",
+            "role": "assistant",
+            "content": content,
+            "model": self.asked.model,
+            **ended,
+            "usage": usage,
+        }
+
+    def _counts(self, answers: Sequence[Answer]) -> tuple[dict[str, int], dict[str, int]]:
+        said = self.usage(answers)
+        cached = (said["prompt_tokens_details"] or {}).get("cached_tokens", 0)
+        more = {"cache_read_input_tokens": cached} if cached else {}
+        return {"input_tokens": said["prompt_tokens"] - cached, **more}, {"output_tokens": said["completion_tokens"]}
+
+    def _stop_reason(self, answer: Answer) -> str:
+        return "max_tokens" if self.finish(0, answer)[0] == "length" else "end_turn"
+
+    def piece(self, index: int, answer: Answer, start: int) -> bytes:
+        events = b""
+        if not start:
+            usage = {**self._counts([answer])[0], "output_tokens": 0}
+            events += _typed({"type": "message_start", "message": self._message([], usage)})
+            block = {"type": "text", "text": ""}
+            events += _typed({"type": "content_block_start", "index": 0, "content_block": block})
+        if text := self.choices[index].text(start, answer.tokens):
+            delta = {"type": "text_delta", "text": text}
+            events += _typed({"type": "content_block_delta", "index": 0, "delta": delta})
+        return events
+
+    def tail(self, answers: Sequence[Answer]) -> bytes:
+        delta = {"stop_reason": self._stop_reason(answers[0])}
+        return (
+            _typed({"type": "content_block_stop", "index": 0})
+            + _typed({"type": "message_delta", "delta": delta, "usage": self._counts(answers)[1]})
+            + _typed({"type": "message_stop"})
+        )
+
+    def whole(self, answers: Sequence[Answer]) -> Any:
+        given, made = self._counts(answers)
+        content = [{"type": "text", "text": self.choices[0].text(0, answers[0].tokens)}]
+        return self._message(content, {**given, **made}, stop_reason=self._stop_reason(answers[0]))
+
+    def shed(self, message: str) -> bytes:
+        error = {"type": "error", "error": {"type": "overloaded_error", "message": message}}
+        start = {"type": "message_start", "message": self._message([], {"input_tokens": 0, "output_tokens": 0})}
+        return _typed(start) + _typed(error) + _typed({"type": "message_stop"})

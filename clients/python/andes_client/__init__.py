@@ -1,0 +1,17 @@
+"""The reader's side of Andes: expectations that go out with a request, text at the speed of reading, and what the reader got.
+
+``AndesClient`` and ``AsyncAndesClient`` wrap the official ``openai`` package and work with every server that it works with.
+"""
+
+from __future__ import annotations
+
+from andes_client.answer import Answer, AsyncAnswer, InterruptedAnswerError
+from andes_client.client import AndesClient, AsyncAndesClient
+from andes_client.experience import Experience, Timeline
+from andes_client.pacer import Pacer
+from andes_client.reader import Reader
+
+__all__ = [
+    "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Experience", "InterruptedAnswerError", "Pacer", "Reader",
+    "Timeline",
+]  # fmt: skip

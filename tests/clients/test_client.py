@@ -1,0 +1,111 @@
+"""The client against a gateway with a simulated engine, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import openai
+import pytest
+
+from andes_client import AndesClient, AsyncAndesClient, InterruptedAnswerError
+
+pytestmark = pytest.mark.server
+
+
+def client(url: str, **options: Any) -> AndesClient:
+    return AndesClient(base_url=url + "/v1", api_key="sk-any", **options)
+
+
+def test_a_stream_says_what_its_reader_got(simulated: Any, gateway: Any) -> None:
+    url = gateway(simulated("--speed", "20").url)
+    with client(url).stream(
+        "Tell me more.", model="simulated", max_tokens=30, reading_speed=9, first_token_s=2.5
+    ) as answer:
+        pieces = list(answer)
+    assert "".join(pieces) == answer.text
+    assert answer.finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == answer.experience.tokens == 30
+    assert (answer.reader.reading_speed, answer.reader.first_token_s) == (9, 2.5)
+    assert 0.0 < answer.experience.qoe <= 1.0
+    report = answer.gateway_report
+    assert report is not None
+    assert (report["tds"], report["ttft_target_s"], report["tokens"]) == (9.0, 2.5, 30)
+    assert answer.request_id
+    assert answer.model == "simulated"
+
+
+def test_the_class_says_what_the_caller_does_not(simulated: Any, gateway: Any) -> None:
+    url = gateway(simulated("--speed", "20").url)
+    with client(url).stream("x", model="simulated", max_tokens=3, klass="agent") as answer:
+        list(answer)
+    assert (answer.reader.reading_speed, answer.reader.first_token_s) == (20.0, 2.0)
+
+
+def test_behind_an_engine_without_a_gateway_it_paces_and_scores_all_the_same(simulated: Any) -> None:
+    """Forty tokens at 40/s are shown over most of a second, whatever the engine does: it has sent them at once."""
+    url = simulated("--speed", "1000").url
+    with client(url).stream("x", model="simulated", max_tokens=40, reading_speed=40, pace=True) as answer:
+        shown_s = [time.monotonic() for _ in answer]
+    assert shown_s[-1] - shown_s[0] >= (40 - 1) / 40 - 0.3
+    assert answer.gateway_report is None
+    assert answer.experience.tokens == 40
+
+
+def test_the_asynchronous_client_is_the_same(simulated: Any, gateway: Any) -> None:
+    url = gateway(simulated("--speed", "20").url)
+
+    async def ask() -> tuple[list[str], Any]:
+        sdk = AsyncAndesClient(base_url=url + "/v1", api_key="sk-any")
+        async with await sdk.stream(
+            [{"role": "user", "content": "x"}], model="simulated", max_tokens=12, pace=True
+        ) as answer:
+            return [text async for text in answer], answer
+
+    pieces, answer = asyncio.run(ask())
+    assert "".join(pieces) == answer.text
+    assert answer.experience.tokens == answer.gateway_report["tokens"] == 12
+
+
+def test_a_full_service_is_asked_again_when_it_says(simulated: Any, gateway: Any) -> None:
+    """One stream is all that the gateway takes; the second is told to come back and does, once the first has gone."""
+    url = gateway(simulated().url, max_streams=1)
+    held = client(url).stream("x", model="simulated", max_tokens=4000)
+    next(iter(held))
+    waits: list[tuple[float, str]] = []
+
+    def waiting(seconds: float, reason: str) -> None:
+        waits.append((seconds, reason))
+        held.close()
+
+    with client(url, max_wait_s=600).stream("x", model="simulated", max_tokens=3, on_wait=waiting) as answer:
+        list(answer)
+    assert answer.experience.tokens == 3
+    assert waits
+    assert waits[0][0] > 0
+    assert answer.experience.ttft_s is not None
+    assert answer.experience.ttft_s > waits[0][0], "the wait counts"
+
+    with client(url).stream("x", model="simulated", max_tokens=4000) as held:
+        next(iter(held))
+        with pytest.raises(openai.RateLimitError):
+            client(url, max_wait_s=0).stream("x", model="simulated", max_tokens=3)
+
+
+def test_an_answer_that_is_cut_says_so_and_keeps_what_came(simulated: Any, gateway: Any) -> None:
+    engine = simulated("--speed", "0.5")
+    url = gateway(engine.url, retries=0)
+    answer = client(url).stream("x", model="simulated", max_tokens=4000, temperature=1.0)
+    pieces = iter(answer)
+    came = [next(pieces)]
+    os.kill(engine._process.pid, signal.SIGKILL)
+    with pytest.raises(InterruptedAnswerError) as caught:
+        came.extend(pieces)
+    assert caught.value.text == answer.text
+    assert answer.text.startswith("".join(came))
+    assert caught.value.request_id == answer.request_id
+    assert "interrupted after" in str(caught.value)

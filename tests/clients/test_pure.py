@@ -1,0 +1,144 @@
+"""The client's own arithmetic: what a reader got, when text is shown, when a question is asked again."""
+
+from __future__ import annotations
+
+import ast
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andes_client import AndesClient, Experience, Pacer, Reader, Timeline
+from andes_client.experience import count_tokens
+from andes_client.retries import Retries
+from andes_sglang.qoe import QoETarget, ReaderStream
+
+PACKAGE = Path(__file__).parents[2] / "clients" / "python" / "andes_client"
+
+
+def test_it_imports_openai_and_jiter_and_nothing_else() -> None:
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").split(".")[0])
+    assert found - set(sys.stdlib_module_names) <= {"andes_client", "openai", "jiter"}
+
+
+@given(
+    st.floats(0, 1e6),
+    st.lists(st.tuples(st.floats(0, 30), st.integers(1, 9)), min_size=1, max_size=30),
+    st.floats(0, 20),
+    st.floats(0.1, 100),
+)
+def test_the_score_is_the_server_s(
+    asked_s: float, gaps: list[tuple[float, int]], first_token_s: float, reading_speed: float
+) -> None:
+    """Of the same deliveries, as ``andes_sglang.qoe`` scores them."""
+    ours, theirs = Timeline(asked_s), ReaderStream(asked_s, QoETarget(first_token_s, reading_speed))
+    now_s = asked_s
+    for gap_s, tokens in gaps:
+        now_s += gap_s
+        ours.show(now_s, tokens)
+        theirs.deliver(now_s, tokens)
+    got = ours.experience(first_token_s=first_token_s, reading_speed=reading_speed)
+    assert got.qoe == pytest.approx(theirs.final_qoe(), abs=1e-6)
+    assert got.tokens == theirs.delivered
+    assert got.stalls == theirs.stalls
+    assert got.longest_stall_s == pytest.approx(theirs.longest_stall_s, abs=1e-5)
+
+
+def test_the_server_s_count_of_tokens_is_spread_over_the_pieces() -> None:
+    timeline = Timeline(0.0)
+    for k in range(10):
+        timeline.show(1.0 + k, 1)
+    exact = timeline.experience(first_token_s=1.0, reading_speed=2.0, tokens=20)
+    assert (exact.tokens, exact.qoe, exact.stalls) == (20, 1.0, 0)
+    assert timeline.experience(first_token_s=1.0, reading_speed=2.0).stalls == 9
+    fewer = timeline.experience(first_token_s=1.0, reading_speed=2.0, tokens=5)
+    assert fewer.tokens == 5
+
+
+def test_nothing_that_came_and_clocks_that_jump_back() -> None:
+    assert Timeline(5.0).experience(first_token_s=1, reading_speed=5) == Experience(0.0, 0, None, 0, 0.0, 0.0)
+    timeline = Timeline(5.0)
+    for at_s in (6.0, 2.0, 7.0):
+        timeline.show(at_s, 3)
+    got = timeline.experience(first_token_s=1, reading_speed=5)
+    assert 0.9 < got.qoe <= 1.0
+    assert got.ttft_s == 1.0
+    assert "QoE" in str(got)
+
+
+def test_text_is_shown_at_the_speed_of_reading_and_never_later_than_it_must_be() -> None:
+    pacer = Pacer(4.0)
+    assert pacer.show_at(10.0, 2) == 10.0
+    assert pacer.show_at(10.0, 2) == pytest.approx(10.25)  # read until 10.5, shown a quarter of a second before
+    assert pacer.show_at(10.1, 2) == pytest.approx(10.75)
+    assert pacer.show_at(30.0, 1) == 30.0, "late text is not held back"
+    assert count_tokens("one") == 1
+    assert count_tokens("x" * 40) == 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reading_speed", 0), ("reading_speed", math.nan), ("reading_speed", "9"), ("reading_speed", True),
+        ("first_token_s", -1), ("first_token_s", math.inf), ("expected_tokens", 0), ("expected_tokens", 1.5), ("klass", ""),
+        ("klass", 5),
+    ],
+)  # fmt: skip
+def test_a_reader_that_makes_no_sense_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field) as caught:
+        Reader(**{field: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_arguments_that_make_no_sense_are_named_before_anything_is_sent() -> None:
+    client = AndesClient(base_url="http://127.0.0.1:1/v1", api_key="x")
+    for arguments, says in (
+        ({"n": 2}, "n cannot"),
+        ({"stream": False}, "stream cannot"),
+        ({"reading_speed": -1}, "reading_speed"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            client.stream("x", model="m", **arguments)
+    with pytest.raises(ValueError, match="max_wait_s"):
+        AndesClient(base_url="http://x", api_key="x", max_wait_s=-1)
+
+
+def refusal(status: int, **headers: str) -> openai.APIStatusError:
+    request = httpx.Request("POST", "http://x")
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return openai.APIStatusError("full", response=httpx.Response(status, headers=names, request=request), body=None)
+
+
+def test_retry_after_is_obeyed_until_the_reader_s_patience_ends() -> None:
+    retries = Retries(max_wait_s=10, attempts=2)
+    first = retries.after(refusal(429, retry_after="7"))
+    assert first is not None
+    assert (first.seconds, first.reason) == (7.0, "full")
+    assert retries.after(refusal(503, retry_after="7")) is None
+    assert retries.after(refusal(503, retry_after="3")) is not None
+    for error in (
+        refusal(400, retry_after="1"), refusal(429), refusal(429, retry_after="soon"), refusal(503, retry_after="-1"),
+        refusal(503, retry_after="nan"), openai.OpenAIError("x"),
+    ):  # fmt: skip
+        assert Retries(max_wait_s=10, attempts=2).after(error) is None
+
+
+def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
+    retries, lost = (
+        Retries(max_wait_s=60, attempts=2),
+        openai.APIConnectionError(request=httpx.Request("POST", "http://x")),
+    )
+    waits = [retries.after(lost) for _ in range(3)]
+    assert [wait and wait.seconds for wait in waits] == [0.5, 1.0, None]
