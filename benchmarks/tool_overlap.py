@@ -1,7 +1,7 @@
 """Tools that start while the model still writes: how much of the possible overlap is had, with real tool processes.
 
 ``python benchmarks/tool_overlap.py`` streams the arguments of a call at a fixed speed to a tool: fed as they grow, and in
-turn started when they are complete (lazy). The tools run Python statements that sleep as slow libraries do, count in SQLite, and
+turn started when they are complete (lazy). The tools run Python statements that sleep, count in SQLite, and
 look up values at an HTTP server on loopback that takes its time. Possible is ``1 - max(D, T) / (D + T)``, with D the time of
 decoding and T what the lazy run takes beyond it; had is what the fed run takes less than the lazy one. parse: what feeding
 takes the client, per chunk.
