@@ -66,6 +66,11 @@ class ExpectedDemand:
         rows = [(r.prompt_tokens, r.output_tokens, r.target.tds, r.target.ttft_s) for r in self.requests]
         return Lengths(*(sum(column) / len(rows) for column in zip(*rows)))
 
+    def of_readers(self) -> ExpectedDemand:
+        """Without what yields: it runs on what the readers leave over, and is to bring no replica."""
+        kept = [(r, name) for r, name in zip(self.requests, self.class_names) if not r.yields]
+        return ExpectedDemand(tuple(r for r, _ in kept), tuple(name for _, name in kept), self.span_s)
+
 
 def expected_demand(
     spec: TargetSpec,

@@ -139,7 +139,7 @@ class FleetAutoscaler:
     def size(self, seen: Observation) -> Headroom | None:
         """What survives a surge until help is there."""
         before, cold_s = self._memory.ledger, self.scenario.cold_start_s
-        demand = expected_demand(self.spec, seen, max(seen.rate_rps, 1e-3), {})
+        demand = expected_demand(self.spec, seen, max(seen.rate_rps, 1e-3), {}).of_readers()
         self._tabulate(seen, demand)
         known = (
             known_s(seen, before) >= MIN_KNOWN_S

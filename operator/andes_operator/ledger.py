@@ -47,16 +47,16 @@ class Ledger:
         return replace(self._minutes(seen), at_s=seen.now_s, work_s=mean_s, backlog_s=backlog_s)
 
     def _came(self, seen: Observation, elapsed_s: float) -> float:
-        """Requests since the last entry; by the present rate where the record does not go back as far."""
+        """Readers' requests since the last entry; by the present rate where the record does not go back as far."""
         at_s = seen.now_s - elapsed_s
         if at_s < seen.complete_since_s:
             return seen.rate_rps * elapsed_s
-        return float(sum(r.arrival_s > at_s for r in seen.recent))
+        return float(sum(arrival_s > at_s for arrival_s in seen.reader_arrivals_s))
 
     def _minutes(self, seen: Observation) -> Ledger:
         last = int(seen.now_s // MINUTE_S) - 1
         first = max(last - KEPT_MINUTES + 1, self.minute + 1 if self.minutes_rps else 0)
-        arrivals_s = [r.arrival_s for r in seen.recent]
+        arrivals_s = seen.reader_arrivals_s
         added = []
         for minute in range(first, last + 1):
             begin_s = MINUTE_S * minute

@@ -255,7 +255,7 @@ class Reconciler:
             self._make_table is None
             or predicted is None
             or predicted.lengths is None
-            or len(seen.recent) < MIN_REQUESTS
+            or len(seen.reader_arrivals_s) < MIN_REQUESTS
         ):
             return
         of = (context.generation, seen.policy, seen.routing_policy, seen.flags, round(surge_s / SURGE_STEP_S))

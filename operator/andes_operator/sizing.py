@@ -71,7 +71,7 @@ def headroom(
     if buffer is None or not work_s or not buffer.rho or known_s(seen, ledger) < MIN_KNOWN_S:
         return None
     now = load(
-        [r.arrival_s for r in seen.recent], ledger.minutes_rps, seen.now_s, since_s=seen.complete_since_s, work_s=work_s,
+        seen.reader_arrivals_s, ledger.minutes_rps, seen.now_s, since_s=seen.complete_since_s, work_s=work_s,
         backlog_s=ledger.backlog_s,
     )  # fmt: skip
     may = growth.growth()

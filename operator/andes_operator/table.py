@@ -49,6 +49,7 @@ def tabulate(
     at_s: float = 0.0,
 ) -> Table:
     """For ``demand`` on ``engine`` under ``policy``; surge_s: until help is there. Raises ``ValueError`` without requests."""
+    demand = demand.of_readers()
     names = sorted(set(demand.class_names))
     kinds = [names.index(name) for name in demand.class_names]
     found = buffer(

@@ -148,3 +148,16 @@ def test_orders_are_remembered_while_pods_start() -> None:
     memory = Memory(at_s=NOW_S - 15.0, replicas=9, changes=(Change(NOW_S - 250.0, 4),))
     assert memory.observe(SPEC, seen(NOW_S, 9, ready=5)).changes == memory.changes
     assert memory.observe(SPEC, seen(NOW_S, 9)).changes == ()
+
+
+def test_what_yields_brings_no_replica() -> None:
+    mixed = looked(NOW_S, 7, 2.0)
+    offline = tuple(replace(r, arrival_s=r.arrival_s + 0.1, yields=True) for r in mixed.recent)
+    mixed = replace(mixed, recent=tuple(sorted((*mixed.recent, *offline), key=lambda r: r.arrival_s)))
+    ledger, new = booked(2.0, 30), GrowthHistory()
+    alone = headroom(SPEC, looked(NOW_S, 7, 2.0), ledger, new, ANDES, cold_s=300.0)
+    assert headroom(SPEC, mixed, ledger, new, ANDES, cold_s=300.0) == alone
+    later = {"now_s": NOW_S + 60.0}
+    assert ledger.enter(replace(mixed, **later), 2.0, 1.1) == ledger.enter(
+        replace(looked(NOW_S, 7, 2.0), **later), 2.0, 1.1
+    )
