@@ -50,6 +50,7 @@ class Stream:
     record: DemandRecord
     route: ModelRoute = field(default_factory=ModelRoute)
     fallback: str | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)  # headers: what is left of its tenant's
     span: Span = INVALID_SPAN
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
