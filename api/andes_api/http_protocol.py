@@ -25,7 +25,7 @@ class Protocol(HttpToolsProtocol):
 
     gateway: ClassVar[Gateway]
     _head_timer: asyncio.TimerHandle | None = None
-    _in_head = False
+    _in_head = _deaf = False
     _fault: ApiError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -44,6 +44,8 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        if self._deaf:
+            return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offered:
@@ -82,7 +84,8 @@ class Protocol(HttpToolsProtocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._in_head:
+        if self._in_head and not self._deaf:
+            self._in_head = False
             self._refuse(ApiError(408, "the head of the request did not arrive in time", reason="head"))
         else:
             self.transport.close()
@@ -114,8 +117,31 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.gateway.draining:
             self.cycle.keep_alive = False
-        if self.cycle.waiting_for_100_continue or self.scope["http_version"] == "1.0":
-            _adapt(self.cycle)
+        if not self.cycle.keep_alive or self.cycle.waiting_for_100_continue:  # HTTP/1.0 among them
+            self._adapt(self.cycle)
+
+    def _adapt(self, cycle: RequestResponseCycle) -> None:
+        """HTTP/1.0 knows no chunks: there the end of the connection ends the answer. A client that was not told to send its
+        body may send it or not, so that nothing else can follow. One whose body has not all come is not cut off."""
+        send, plain = cycle.send, cycle.scope["http_version"] == "1.0"
+        if plain:
+            cycle.chunked_encoding = False
+
+        async def adapted(message: Any) -> None:
+            if cycle.waiting_for_100_continue:
+                cycle.keep_alive = False
+            if plain:
+                cycle.expected_content_length = len(message.get("body", b""))
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            asked_for_all = cycle.waiting_for_100_continue or not cycle.more_body
+            self._deaf = last and not asked_for_all and not cycle.keep_alive
+            if self._deaf:
+                cycle.keep_alive = True  # uvicorn would close
+            await send(message)
+            if self._deaf:
+                self._hang_up()
+
+        cycle.send = adapted  # type: ignore[method-assign]
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
@@ -134,29 +160,20 @@ class Protocol(HttpToolsProtocol):
             request = UnreadRequest(uuid.uuid4().hex, status=error.status, reason=error.reason)
             self.gateway.note_unread(request)
             self.transport.write(_answer(error, request.request_id))
-            self.transport.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Say no more, and hear the client out for as long as a head may take: one that still sends when the connection is
+        closed would lose its answer."""
+        self._deaf = True
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self._expect_head()
 
 
 def make_protocol(gateway: Gateway) -> type[Protocol]:
     """The class that uvicorn makes one of per connection."""
     return type("GatewayProtocol", (Protocol,), {"gateway": gateway})
-
-
-def _adapt(cycle: RequestResponseCycle) -> None:
-    """HTTP/1.0 knows no chunks: there the end of the connection ends the answer. A client that was not told to send its body
-    may send it or not, so that nothing else can follow on that connection."""
-    send, plain = cycle.send, cycle.scope["http_version"] == "1.0"
-    if plain:
-        cycle.chunked_encoding = False
-
-    async def adapted(message: Any) -> None:
-        if cycle.waiting_for_100_continue:
-            cycle.keep_alive = False
-        if plain:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    cycle.send = adapted  # type: ignore[method-assign]
 
 
 def _answer(error: ApiError, request_id: str) -> bytes:

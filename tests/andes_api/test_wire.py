@@ -94,7 +94,7 @@ def test_sockets_that_say_nothing_or_half(sent: bytes, status: bytes, faulty: An
     assert (b"HTTP/1.1 408" in last) == (status == b"408")
     if status:
         assert error_of(b"HTTP/1.1 408" + last.partition(b"HTTP/1.1 408")[2])["message"]
-    assert server.server_state.connections == set()
+    wait_until(lambda: not server.server_state.connections)
 
 
 def test_a_slow_stream_is_no_half_request(faulty: Any, gateway: Any) -> None:
@@ -120,6 +120,40 @@ def test_what_is_too_long_is_refused_before_it_is_sent(faulty: Any, gateway: Any
         client.sendall(content)
         assert until_closed(client).startswith(b"HTTP/1.1 200")
     assert len(upstream.bodies) == 1
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(faulty: Any, gateway: Any) -> None:
+    """As nginx does, which makes a 502 of a connection that is closed while it sends."""
+    server = gateway(faulty().url, head_timeout_s=1)
+    headers = {"content-type": "application/json", "connection": "close"}
+    for kind, status in (("application/json", 413), ("text/plain", 415)):
+        answer = httpx.post(
+            server.url + "/v1/completions",
+            content=b"x" * 30_000_000,
+            headers={**headers, "content-type": kind},
+            timeout=60,
+        )
+        assert (answer.status_code, bool(answer.json()["error"]["message"])) == (status, True)
+    for request in (
+        b"GET /livez HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 5_000_000 + b"\r\n\r\n",
+        b"nonsense\r\n" * 500_000,
+        b"POST /nothing HTTP/1.0\r\ncontent-length: 6000000\r\n\r\n" + b"z" * 6_000_000,
+    ):
+        answer = said(server, request)
+        assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"HTTP/1.1 404"), answer[:100]
+        assert error_of(answer)["message"]
+    wait_until(lambda: not server.server_state.connections)
+    with connected(server) as client:  # it never stops sending
+        client.sendall(post(b"", b"content-length: 900000000\r\nconnection: close\r\n"))
+        with pytest.raises(ConnectionError):
+            drip(client)
+    wait_until(lambda: not server.server_state.connections)
+
+
+def drip(client: socket.socket) -> None:
+    while True:
+        client.sendall(b"x" * 100)
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
