@@ -14,7 +14,7 @@ from typing import Any
 from andes_api import admission, names
 from andes_api.background import Background
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
-from andes_api.endpoints import CHAT, Endpoint
+from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS
@@ -26,6 +26,7 @@ from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
+from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.unread import UnreadRequest
@@ -63,6 +64,7 @@ class Gateway:
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
         self.history = History()
+        self.stored = StoredResponses()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
@@ -205,6 +207,9 @@ class Gateway:
         settings, new = self.settings, stream.incoming
         self._check_model_limit(route)
         accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
+        if earlier := stream.earlier_answer:
+            home = self.stored.home(earlier, stream.tenant_name)
+            accepting = {home: accepting[home]} if home in accepting else accepting
         if not accepting:
             self._check_replica_limit(route)
             return []
@@ -346,6 +351,8 @@ class Gateway:
         record.qoe = stream.score(now_s)
         if limits := self._limits.get(stream.tenant_name):
             limits.ended(stream, now_s)
+        if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
+            self.stored.add(stream.answer_id, stream.replica, stream.tenant_name)
         if record.qoe is not None:
             self.qoe.add(now_s, record.model, cls, record.qoe)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
