@@ -6,7 +6,7 @@ UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
+	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
 	bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -61,6 +61,9 @@ bench-simulator: setup ## time the simulator, and the same for 10 and 100 times 
 
 bench-malformed: setup ## 100,000 malformed requests over real sockets: no 500, nothing leaked (minutes)
 	$(BIN)/python benchmarks/malformed.py $(ARGS)
+
+bench-gateway-soak: setup ## 1,000 streams that come and go before engines that die and stop: nothing grows (an hour)
+	$(BIN)/python benchmarks/gateway_soak.py $(ARGS)
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)

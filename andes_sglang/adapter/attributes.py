@@ -1,42 +1,44 @@
-"""The names that instances of a class have, read from its source: what its methods assign to ``self`` is not to be seen on
-the class itself, and an instance of SGLang's classes takes an engine to make."""
+"""The names that instances of a class have, read from its methods' bytecode.
+
+What they assign to ``self`` is not to be seen on the class itself, and an instance of SGLang's classes takes an engine to
+make. The source says the same, in thirty times the time.
+"""
 
 from __future__ import annotations
 
-import ast
-import functools
 import inspect
-import sys
+import opcode
 from collections.abc import Iterator
+from types import CodeType
+from typing import Any
 
 __all__ = ["attributes_of"]
 
+_STORE_ATTR = opcode.opmap["STORE_ATTR"]
+_EXTENDED_ARG = opcode.opmap["EXTENDED_ARG"]
+
 
 def attributes_of(cls: type) -> frozenset[str]:
-    """Methods, fields, and what a method of ``cls`` or a base assigns to ``self``. Raises ``OSError`` without source."""
+    """Methods, fields, and every attribute that a method of ``cls`` or of a base assigns."""
     names: set[str] = set()
     for base in cls.__mro__:
         names.update(vars(base), vars(base).get("__annotations__", ()))
-        if base.__module__ != "builtins" and base.__flags__ & _HEAP_TYPE:
-            names.update(_assigned(base.__module__, base.__qualname__))
+        for member in vars(base).values():
+            if (code := _code_of(member)) is not None:
+                names.update(_assigned(code))
     return frozenset(names)
 
 
-_HEAP_TYPE = 1 << 9
-"""Python's own flag (``Py_TPFLAGS_HEAPTYPE``) of classes that are written in Python."""
+def _code_of(member: Any) -> CodeType | None:
+    function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+    return code if isinstance(code, CodeType) else None
 
 
-def _assigned(module: str, qualname: str) -> Iterator[str]:
-    for node in ast.walk(_classes(module).get(qualname, ast.Module([], []))):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
-            yield node.attr
-
-
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
-
-
-@functools.cache
-def _classes(module: str) -> dict[str, ast.AST]:
-    source = inspect.getsource(sys.modules[module])
-    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+def _assigned(code: CodeType) -> Iterator[str]:
+    raw, extended = code.co_code, 0
+    for at in range(0, len(raw), 2):  # an instruction and its argument, a byte each
+        argument = extended | raw[at + 1]
+        if raw[at] == _STORE_ATTR:
+            yield code.co_names[argument]
+        extended = argument << 8 if raw[at] == _EXTENDED_ARG else 0

@@ -29,6 +29,7 @@ __all__ = [
     "extend_tokens",
     "match_prefix",
     "own_time_outs",
+    "protected_tokens",
     "release_kv",
 ]
 
@@ -58,6 +59,11 @@ def release_kv(req: Any, tree: Any) -> None:
         common.release_kv_cache(req, tree, checkpoint=not tree.supports_mamba())
     else:
         common.release_kv_cache(req, tree, is_insert=True)
+
+
+def protected_tokens(req: Any) -> int:
+    """Leading tokens of a request that holds its KV which are the radix tree's."""
+    return int(req.cache_protected_len if hasattr(req, "cache_protected_len") else req.kv.cache_protected_len)
 
 
 def extend_tokens(req: Any) -> int:

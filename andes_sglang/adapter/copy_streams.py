@@ -45,6 +45,15 @@ class CopyStream:
     def wait_event(self, event: CopyEvent) -> None:
         self.submit(event.synchronize)
 
+    def wait_stream(self, stream: object) -> None:
+        """For a stream of ``torch.cpu``: what it was given has been done."""
+
+    def synchronize(self) -> None:
+        """Wait for all that was submitted so far."""
+        done = threading.Event()
+        self.submit(done.set)
+        done.wait()
+
 
 class _ComputeStream:
     """The stream of the engine's own thread: what it does is done when the call returns."""

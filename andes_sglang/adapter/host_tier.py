@@ -18,7 +18,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +29,7 @@ from andes_sglang.adapter import copy_streams
 from andes_sglang.adapter.memory import pool_bytes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
+from andes_sglang.policy.eviction import EvictionOrder
 
 __all__ = ["HostTier"]
 
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 class HostTier(HiRadixCache):  # type: ignore[misc]
     """In the place of SGLang's ``HiRadixCache``; overrides say what they change, other methods are called by our adapter."""
+
+    several_ranks = False
+    """Whether it holds the same on all ranks of an engine: its order of eviction follows from each rank's clock."""
 
     def __init__(self, params: Any, server_args: Any) -> None:
         self._written_tokens = 0
@@ -63,6 +67,17 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     def writes_through(self) -> bool:
         """Whether all that enters the tree is copied at once; otherwise only what is handed to :meth:`save`."""
         return self._without != "write-through"
+
+    def follow(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+        """Evict as :class:`andes_sglang.policy.eviction.EvictionOrder` says of the ``paused`` streams."""
+        self.eviction_strategy = EvictionOrder(paused)
+
+    def look_again(self) -> None:
+        """Once an iteration: who is paused may have changed."""
+        self.eviction_strategy.look_again()
+
+    def is_copied(self, node: Any) -> bool:
+        return bool(node.backuped)
 
     def back_up(self, req: Any, tokens: int) -> None:
         """Put the first ``tokens`` tokens of a running request into the tree, locked, and so on their way to the host."""
@@ -129,6 +144,9 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         loaded = self.load_back(node, room_tokens)
         self._ahead_tokens += 0 if loaded is None else len(loaded)
         return loaded is not None
+
+    def begin_loads(self) -> None:
+        """They begin when SGLang looks after copies, later in this iteration."""
 
     def loading_check(self, finish_count: int | None = None) -> None:
         """Measures the loads that have ended."""

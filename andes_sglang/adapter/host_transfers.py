@@ -1,49 +1,65 @@
 """When KV is copied to host memory and back (``--preemption-mode offload``): the schedule of the copies.
 
-What is copied is the business of :class:`andes_sglang.adapter.host_tier.HostTier`. Without one (``tier`` None) every method
+What is copied is the business of :class:`andes_sglang.adapter.host_tier.HostTier`, on newer releases of SGLang of
+:class:`andes_sglang.adapter.unified_host_tier.UnifiedHostTier`. Without one (``tier`` None) every method
 says so and does nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from andes_sglang import protocol
-from andes_sglang.adapter.compat import HICACHE_EVENTS_APART
+from andes_sglang.adapter.compat import HICACHE_EVENTS_APART, protected_tokens
 from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
 from andes_sglang.latency import LatencyModel
-from andes_sglang.policy.eviction import NO_READER, EvictionOrder
+from andes_sglang.policy.eviction import NO_READER
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
     from andes_sglang.adapter.host_tier import HostTier
+    from andes_sglang.adapter.unified_host_tier import UnifiedHostTier
 
-__all__ = ["WRITE_CHUNK_TOKENS", "HostTransfers"]
+__all__ = ["WRITE_CHUNK_TOKENS", "HostTransfers", "tier_of_release"]
 
 WRITE_CHUNK_TOKENS = 64
 """Tokens that a running stream generates before they are copied: one copy a chunk keeps the fixed cost of a copy small beside
 its decode steps (our choice, not measured)."""
 
 
+def tier_of_release() -> tuple[str, type[HostTier] | type[UnifiedHostTier]]:
+    """The class of SGLang that holds KV in host memory, by its dotted name, and what takes its place."""
+    if importlib.util.find_spec("sglang.srt.mem_cache.hiradix_cache") is not None:
+        from andes_sglang.adapter.host_tier import HostTier
+
+        return "sglang.srt.mem_cache.hiradix_cache.HiRadixCache", HostTier
+    from andes_sglang.adapter.unified_host_tier import UnifiedHostTier  # since 0.5.21
+
+    return "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache", UnifiedHostTier
+
+
 class HostTransfers:
     """Copies for the streams of ``scheduler``, an SGLang scheduler."""
 
-    def __init__(self, scheduler: Any, records: StreamRecords, tier: HostTier | None, *, latency: LatencyModel) -> None:
+    def __init__(
+        self, scheduler: Any, records: StreamRecords, tier: HostTier | UnifiedHostTier | None, *, latency: LatencyModel
+    ) -> None:
         self._scheduler = scheduler
         self._records = records
         self._latency = latency
         self.tier = tier
         if tier is not None:
-            tier.eviction_strategy = EvictionOrder(self._paused_kv)
+            tier.follow(self._paused_kv)
 
     def write_through(self, running_batch: Any, parked: Sequence[Any]) -> None:
         """Copy what running and parked streams have generated, in chunks, as much as one decode step hides; those first whose
-        reader has most in store: the likeliest to be preempted."""
+        reader has most in store: the likeliest to be preempted. On several ranks, all of it."""
         if self.tier is None:
             return
-        self.tier.eviction_strategy.look_again()
+        self.tier.look_again()
         for tokens, seconds in self.tier.take_loads():
             self._latency.observe_load(tokens, seconds)
         if not self.tier.writes_through:
@@ -53,8 +69,11 @@ class HostTransfers:
             return
         prompts = sum(len(req.origin_input_ids) for req in running_batch.reqs)
         step_s = self._latency.decode_s(len(running_batch.reqs), prompts)
-        copy_s = [self._latency.load_s(_computed_tokens(record) - record.req.cache_protected_len) for record in due]
-        for row in copies_behind([record.dry_at_s for record in due], copy_s, step_s):
+        copy_s = [self._latency.load_s(_computed_tokens(record) - protected_tokens(record.req)) for record in due]
+        rows: Sequence[int] = range(len(due))
+        if self._scheduler.attn_tp_group.world_size == 1:  # what a step hides is an estimate of each rank's own
+            rows = copies_behind([record.dry_at_s for record in due], copy_s, step_s)
+        for row in rows:
             self.tier.back_up(due[row].req, _computed_tokens(due[row]))
 
     def _due(self, req: Any) -> StreamRecord | None:
@@ -62,7 +81,7 @@ class HostTransfers:
         record = self._records.find(req)
         if record is None or not record.preemptible or req.finished():
             return None
-        whole_chunk = _computed_tokens(record) - req.cache_protected_len >= WRITE_CHUNK_TOKENS
+        whole_chunk = _computed_tokens(record) - protected_tokens(req) >= WRITE_CHUNK_TOKENS
         return record if whole_chunk and len(req.output_ids) > record.slice_start_tokens else None
 
     def load_ahead(self, admitted: Sequence[Any], running_batch: Any) -> bool:
@@ -82,6 +101,7 @@ class HostTransfers:
                 record.loaded_ahead = True
                 room -= hit.host_tokens + protocol.ADMISSION_RESERVE_TOKENS
                 self._records.set_prefix_hit(record.req, hit.device_tokens + hit.host_tokens)
+        tier.begin_loads()
         return any(record.loaded_ahead for record in returning)
 
     def save(self, req: Any) -> bool:
@@ -90,7 +110,7 @@ class HostTransfers:
             return False
         node = prefix_hit(self._scheduler.tree_cache, req).device_node
         self.tier.save(node)
-        return bool(node.backuped)
+        return self.tier.is_copied(node)
 
     def finish_writes(self) -> None:
         """Wait for the copies under way: what they read cannot be evicted before."""

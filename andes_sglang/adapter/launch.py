@@ -42,6 +42,8 @@ _CPU_DEFAULTS = {
     "--max-running-requests": "64",
 }
 _OFFLOAD_SWITCHES = ("--enable-hierarchical-cache",)
+_OFFLOAD_DEFAULTS = {"--hicache-size": "1"}
+"""So that SGLang does not look for a size itself; the one that it gets is ours (--host-kv-gib)."""
 _OFFLOAD_ON_CPU = {"--hicache-io-backend": "direct", "--hicache-mem-layout": "layer_first"}
 _CPU_SWITCHES = ("--sleep-on-idle", "--disable-cuda-graph", "--skip-server-warmup")
 
@@ -115,7 +117,7 @@ def _check_offload(options: PluginOptions) -> None:
         raise UsageError(
             "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
         )
-    if offload and (fault := seams.offload_fault()):
+    if offload and (fault := seams.offload_fault(options.offload_without)):
         raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
         raise UsageError("--policy-option mode=offload: needs --preemption-mode offload")
@@ -134,10 +136,10 @@ def _check_offload(options: PluginOptions) -> None:
 def prepare_environment(options: PluginOptions) -> bool:
     """Set what SGLang's processes inherit; True on a machine without an accelerator."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if options.policy is None:
-        os.environ.pop(ENVIRONMENT, None)
-    else:
-        os.environ[ENVIRONMENT] = options.to_env()
+    os.environ[ENVIRONMENT] = options.to_env()
+    dumps = os.environ.get("CUDA_ENABLE_USER_TRIGGERED_COREDUMP") == "1"
+    for name in ("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"):
+        os.environ.setdefault(name, str(int(dumps)))
     import torch
 
     if torch.cuda.is_available():
@@ -160,7 +162,7 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     defaults: dict[str, str] = {}
     switches: tuple[str, ...] = ()
     if args.preemption_mode == "offload":
-        defaults |= _OFFLOAD_ON_CPU if cpu else {}
+        defaults |= _OFFLOAD_DEFAULTS | (_OFFLOAD_ON_CPU if cpu else {})
         switches += _OFFLOAD_SWITCHES
     if cpu:
         defaults |= _CPU_DEFAULTS
@@ -185,6 +187,7 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
     from sglang.srt.managers import scheduler
 
     from andes_sglang.adapter.compat import own_time_outs
+    from andes_sglang.adapter.host_transfers import tier_of_release
 
     if scheduler.Scheduler.__name__ != "QoEScheduler":
         raise UsageError(
@@ -192,10 +195,24 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
             f"(now {os.environ.get('SGLANG_PLUGINS')!r}) or SGLANG_PLATFORM (now {os.environ.get('SGLANG_PLATFORM')!r}) "
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
-    if fault := seams.unsupported(server_args, offload, own_time_outs()) or contradiction(server_args):
+    one_rank = offload and not tier_of_release()[1].several_ranks
+    if fault := seams.unsupported(server_args, one_rank, own_time_outs()) or contradiction(server_args):
         raise UsageError(fault)
     if said := note(server_args):
         print(f"andes: {said}", file=sys.stderr, flush=True)
+
+
+def _refuse_with_400() -> None:
+    """Also at endpoints that do not catch what ``generate_request`` raises."""
+    from sglang.srt.entrypoints.http_server import app
+    from starlette.responses import JSONResponse
+
+    from andes_sglang.adapter.request_checks import RequestRefusedError
+
+    def answer(_request: Any, refused: Exception) -> JSONResponse:
+        return JSONResponse({"error": {"message": str(refused)}}, 400)
+
+    app.add_exception_handler(RequestRefusedError, answer)
 
 
 def serve(args: argparse.Namespace, passed: list[str]) -> int:
@@ -216,6 +233,11 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
         _check_in_place(server_args, options.preemption_mode == "offload")
+    if server_args.tokenizer_worker_num > 1:
+        from andes_sglang.adapter.http_workers import WorkerArgs
+
+        server_args.__class__ = WorkerArgs
+    _refuse_with_400()
     if cpu:
         bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:

@@ -32,9 +32,9 @@ def free_bytes(cgroup: Path = CGROUP) -> int:
         return free
 
 
-def pool_bytes(asked_gib: float | None, device_pool_bytes: float) -> float:
-    """Bytes of the host pool: what was asked for, or a quarter of what is free, but no more than ``MAX_DEVICE_POOLS`` times
-    the device pool."""
+def pool_bytes(asked_gib: float | None, device_pool_bytes: float, *, ranks: int = 1) -> float:
+    """Bytes of the host pool of one of ``ranks`` on this machine: its part of what was asked for, or of a quarter of what is
+    free, but no more than ``MAX_DEVICE_POOLS`` times its device pool."""
     if asked_gib is not None:
-        return asked_gib * GIB
-    return float(min(FREE_SHARE * free_bytes(), MAX_DEVICE_POOLS * device_pool_bytes))
+        return asked_gib * GIB / ranks
+    return float(min(FREE_SHARE * free_bytes() / ranks, MAX_DEVICE_POOLS * device_pool_bytes))

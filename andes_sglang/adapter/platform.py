@@ -25,6 +25,8 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def init_backend(self) -> None:
         """Give the hierarchical cache (``--hicache-io-backend direct``) what it takes from CUDA: streams, a copy, and
         host memory, which need not be pinned here and of which no reserve is kept."""
+        import importlib.util
+
         from sglang.srt.managers import cache_controller
         from sglang.srt.mem_cache.pool_host import base, common, mha
 
@@ -34,6 +36,10 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
             return torch.empty(dims, dtype=dtype, device=device)
 
         cache_controller.device_module = copy_streams
+        if importlib.util.find_spec("sglang.srt.mem_cache.l2_transfer") is not None:  # since 0.5.19
+            from sglang.srt.mem_cache import l2_transfer
+
+            l2_transfer.device_module = copy_streams
         mha.transfer_kv_direct = copy_streams.transfer_kv_direct
         common.ALLOC_MEMORY_FUNCS["cpu"] = allocate
         base.HICACHE_HOST_MEMORY_RESERVE_BYTES = 0

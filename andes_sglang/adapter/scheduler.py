@@ -29,7 +29,7 @@ from andes_sglang import protocol
 from andes_sglang.adapter import seams
 from andes_sglang.adapter.compat import BLANK, own_time_outs
 from andes_sglang.adapter.forced import Forced, make_engine_policy
-from andes_sglang.adapter.host_transfers import HostTransfers
+from andes_sglang.adapter.host_transfers import HostTransfers, tier_of_release
 from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.adapter.parked import ParkedRequests
@@ -49,6 +49,7 @@ from andes_sglang.state import Decision
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
     from andes_sglang.adapter.host_tier import HostTier
+    from andes_sglang.adapter.unified_host_tier import UnifiedHostTier
 
 __all__ = ["QoEScheduler"]
 
@@ -70,19 +71,19 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._in_charge = False
         self._parked = ParkedRequests()
         offload = options.preemption_mode == "offload"
-        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], offload, own_time_outs()):
+        one_rank = offload and not tier_of_release()[1].several_ranks
+        if fault := seams.unsupported(args[0] if args else kwargs["server_args"], one_rank, own_time_outs()):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
         self._make_parts(self._host_tier() if offload else None)
 
-    def _host_tier(self) -> HostTier:
-        from andes_sglang.adapter.host_tier import HostTier
-
-        if not isinstance(self.tree_cache, HostTier):
+    def _host_tier(self) -> HostTier | UnifiedHostTier:
+        tree, (_, tier) = self.tree_cache, tier_of_release()
+        if not isinstance(tree, tier) or tree.cache_controller is None:
             raise ValueError("andes: --preemption-mode offload is not supported for the KV cache of this model")
-        return self.tree_cache
+        return tree
 
-    def _make_parts(self, tier: HostTier | None) -> None:
+    def _make_parts(self, tier: HostTier | UnifiedHostTier | None) -> None:
         records, parked = StreamRecords(), self._parked
         self._ranks = RankGroup(self.attn_tp_group, records)
         told = self.server_args.enable_metrics and self._ranks.is_first
@@ -306,6 +307,4 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         super().on_idle()
 
     def _send_reports(self, running_batch: Any, *, now: bool = False) -> None:
-        self._reports.send(
-            running=len(running_batch.reqs), parked=len(self._parked), waiting=self.waiting_queue, now=now
-        )
+        self._reports.send(running=running_batch.reqs, parked=len(self._parked), waiting=self.waiting_queue, now=now)

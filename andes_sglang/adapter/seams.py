@@ -7,6 +7,7 @@ with a message that names it.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -17,14 +18,15 @@ from typing import Any, NamedTuple
 from andes_sglang.adapter.attributes import attributes_of
 
 __all__ = [
-    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SEAMS", "check", "faults",
-    "offload_fault", "unsupported",
+    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SAFEGUARDS", "SEAMS",
+    "UNIFIED_ATTRIBUTES", "UNIFIED_SEAMS", "check", "faults", "offload_fault", "safeguard_faults", "unsupported",
 ]  # fmt: skip
 
 RELEASES = ("0.5.17", "0.5.21", "0.5.22", "0.5.23")
 """Releases of SGLang that the adapter was run on (docs/sglang-releases.md)."""
-OFFLOAD_RELEASES = ("0.5.17",)
-"""Those of them with the hierarchical cache that :mod:`andes_sglang.adapter.host_tier` extends."""
+OFFLOAD_RELEASES = ("0.5.17", "0.5.22", "0.5.23")
+"""Those of them with a cache that :mod:`~andes_sglang.adapter.host_tier` or :mod:`~andes_sglang.adapter.unified_host_tier`
+extends."""
 
 _MANAGERS = "sglang.srt.managers"
 _SCHEDULER = f"{_MANAGERS}.scheduler.Scheduler"
@@ -32,6 +34,8 @@ _BATCH = f"{_MANAGERS}.schedule_batch.ScheduleBatch"
 _REQ = f"{_MANAGERS}.schedule_batch.Req"
 _COMMON = "sglang.srt.mem_cache.common"
 _HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
+_TOKENIZER = f"{_MANAGERS}.tokenizer_manager"
+_UNIFIED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
 
 
 class Either(NamedTuple):
@@ -114,12 +118,59 @@ OFFLOAD_SEAMS: dict[str, Parameters] = {
 }
 """As :data:`SEAMS`; needed with ``--preemption-mode offload`` only."""
 
+SAFEGUARDS: dict[str, Parameters] = {
+    f"{_TOKENIZER}.TokenizerManager.generate_request": ("self", "obj", "request"),
+    f"{_TOKENIZER}.TokenizerManager._validate_one_request": ("self", "obj", "input_ids"),
+    f"{_TOKENIZER}.TokenizerManager.dump_requests_before_crash": ("self", "hostname"),
+    f"{_TOKENIZER}.SignalHandler.running_phase_sigquit_handler": ("self", "signum", "frame"),
+    "sglang.srt.server_args.ServerArgs.get_tokenizer_worker_class": ("self",),
+    f"{_TOKENIZER}.kill_process_tree": ("parent_pid", "include_parent", "skip_pid", "wait_timeout"),
+    f"{_MANAGERS}.io_struct.GenerateReqInput.contains_mm_input": ("self",),
+    f"{_MANAGERS}.schedule_batch.Req._check_str_based_finish": ("self", "new_accepted_len"),
+    f"{_MANAGERS}.schedule_batch.re": None,
+    "sglang.srt.sampling.custom_logit_processor.CustomLogitProcessor.from_str": ("json_str",),
+    "sglang.srt.sampling.sampling_params.sre_parse": None,
+    "sglang.srt.sampling.sampling_params.SamplingParams.normalize": ("self", "tokenizer"),
+}
+"""What request checks and endings hook into, under every policy and none."""
+
+UNIFIED_SEAMS: dict[str, Parameters] = {
+    f"{_UNIFIED}.__init__": ("self", "params"),
+    f"{_UNIFIED}.init_hicache": ("self", "server_args", "params"),
+    f"{_UNIFIED}.checkpoint_into_tree": ("self", "req", "up_to", "kwargs"),
+    f"{_UNIFIED}.is_backuped": ("self", "node_id"),
+    f"{_UNIFIED}._execute_kv_backup": ("self", "node_id", "device_value", "comp_xfers", "sidecar_xfers"),
+    f"{_UNIFIED}.flush_pending_backups": ("self",),
+    f"{_UNIFIED}.writing_check": ("self", "write_back", "finish_count"),
+    f"{_UNIFIED}.load_back": ("self", "node_id", "mem_quota", "req"),
+    f"{_UNIFIED}.loading_check": ("self", "finish_count"),
+    f"{_UNIFIED}.check_hicache_events": ("self",),
+    f"{_UNIFIED}.ready_to_load_host_cache": ("self",),
+    f"{_UNIFIED}.reset": ("self",),
+    f"{_REQ}.refresh_fill_ids": ("self",),
+    "sglang.srt.runtime_context.get_memory": (),
+    "sglang.srt.runtime_context.get_parallel": (),
+    "sglang.srt.mem_cache.l2_transfer.device_module": None,
+    "sglang.srt.mem_cache.pool_host.common.ALLOC_MEMORY_FUNCS": None,
+}
+"""The same where the tree is ``UnifiedRadixCache``."""
+
+UNIFIED_ATTRIBUTES: dict[str, str] = {
+    _UNIFIED: "cache_controller load_back_threshold ongoing_load_back",
+    "sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller.HybridCacheController": "ack_load_queue ack_write_queue "
+    "l2_transfer_engine load_queue mem_pool_host",
+    f"{_MANAGERS}.cache_controller.HiCacheAck": "finish_event num_tokens start_event timing_enabled",
+    "sglang.srt.mem_cache.pool_host.group.HostPoolGroup": "anchor_entry available_size logical_size",
+    "sglang.srt.mem_cache.l2_transfer.L2TransferEngine": "device_to_host_stream",
+}
+
 ATTRIBUTES: dict[str, str] = {
     _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager invariant_checker "
     "is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens page_size policy "
     "req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator tree_cache "
     "waiting_queue",
-    _REQ: "custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length input_embeds last_node "
+    _REQ: "cache_protected_len|kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
+    "input_embeds last_node "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
     "return_sampling_mask rid sampling_params "
@@ -154,7 +205,17 @@ ATTRIBUTES: dict[str, str] = {
 
 def faults(offload: bool = False) -> list[str]:
     """One sentence for each seam that is not as expected. offload: whether KV is to go to host memory."""
-    return [*_version_faults(), *_function_faults(SEAMS | (OFFLOAD_SEAMS if offload else {})), *_attribute_faults()]
+    functions, attributes = SEAMS | SAFEGUARDS, ATTRIBUTES
+    if offload and importlib.util.find_spec("sglang.srt.mem_cache.hiradix_cache") is not None:
+        functions = functions | OFFLOAD_SEAMS
+    elif offload:
+        functions, attributes = functions | UNIFIED_SEAMS, attributes | UNIFIED_ATTRIBUTES
+    return [*_version_faults(), *_function_faults(functions), *_attribute_faults(attributes)]
+
+
+def safeguard_faults() -> list[str]:
+    """One sentence for each seam of :data:`SAFEGUARDS` that is not as expected."""
+    return [fault for seam, expected in SAFEGUARDS.items() if (fault := _function_fault(seam, expected))]
 
 
 def _version_faults() -> Iterator[str]:
@@ -187,11 +248,11 @@ def _function_fault(target: str, expected: Parameters) -> str | None:
     return f"seam {target} takes ({', '.join(found)}), expected " + " or ".join(f"({', '.join(p)})" for p in accepted)
 
 
-def _attribute_faults() -> Iterator[str]:
-    for target, names in ATTRIBUTES.items():
+def _attribute_faults(attributes: dict[str, str]) -> Iterator[str]:
+    for target, names in attributes.items():
         try:
             found = attributes_of(pkgutil.resolve_name(target))
-        except (AttributeError, ImportError, OSError) as error:
+        except (AttributeError, ImportError) as error:
             yield f"seam {target} is missing ({error})"
             continue
         for name in names.split():
@@ -199,15 +260,21 @@ def _attribute_faults() -> Iterator[str]:
                 yield f"seam {target} has no attribute {name.replace('|', ' or ')}"
 
 
-def offload_fault() -> str | None:
-    """A sentence where the installed SGLang has no cache that offload can extend; None: it has."""
+def offload_fault(without: str | None = None) -> str | None:
+    """A sentence where the installed SGLang has no cache that offload can extend, or not ``without`` a part of it; None: it
+    has. One that is refused for another reason is not looked at."""
     version = importlib.metadata.version("sglang")
-    if version in OFFLOAD_RELEASES or version not in RELEASES:
+    if version not in RELEASES:
         return None
-    return (
-        f"--preemption-mode offload: not supported on sglang {version}, whose hierarchical cache is another; leave the flag "
-        f"out, or install sglang {' or '.join(OFFLOAD_RELEASES)}"
-    )
+    if version not in OFFLOAD_RELEASES:
+        return (
+            f"--preemption-mode offload: not supported on sglang {version}; leave the flag out, or install sglang "
+            f"{' or '.join(OFFLOAD_RELEASES)}"
+        )
+    if without is not None and version != OFFLOAD_RELEASES[0]:
+        needed = OFFLOAD_RELEASES[0]
+        return f"--offload-without {without}: needs sglang {needed}, and {version} is installed; leave the flag out"
+    return None
 
 
 _REFUSED = {
@@ -222,7 +289,8 @@ _REFUSED = {
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
     """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
 
-    offload: whether KV is to go to host memory. own_time_outs: variables that are set, and read by each rank by its clock.
+    offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
+    each rank by its clock.
     """
     given = {
         "--pp-size": server_args.pp_size > 1,
@@ -236,8 +304,8 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (
-            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies to host memory; leave "
-            "one of the two out"
+            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies and evicts; leave one "
+            "of the two out"
         )
     if server_args.tp_size > 1 and own_time_outs:
         return (

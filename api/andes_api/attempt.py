@@ -226,9 +226,11 @@ class Attempt:
                 batch = events.feed(data)
                 if events.said != said:
                     said, self.token_s = events.said, self.heard_s
+                if not events.ends:
+                    await self._write(batch)
+                    continue
                 held += batch
-                ends = events.done or events.finish_reasons
-                if self.waited_s is not None or not ends or any(tokens for _, tokens in batch):
+                if self.waited_s is not None or any(tokens for _, tokens in batch):
                     await self._write(held)
                     held = []
                 if not self._is_complete(events):
@@ -255,7 +257,7 @@ class Attempt:
         return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
 
     def _is_over(self, events: EventStream) -> bool:
-        if events.done or events.error_event or events.garbage is not None:
+        if events.ends and (events.done or events.error_event or events.garbage is not None):
             return True
         return self._continuation is not None and self._continuation.stopped
 
@@ -266,7 +268,7 @@ class Attempt:
     async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
         """What comes next; empty when nothing more comes to a complete answer. Raises :class:`UpstreamError` and aiohttp's
         where it is not complete."""
-        if not self._is_complete(events):
+        if not (events.ends and self._is_complete(events)):
             data = await answer.content.readany()
             if not data:
                 raise UpstreamError("ended early")

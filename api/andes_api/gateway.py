@@ -114,6 +114,7 @@ class Gateway:
 
     def count_replicas(self) -> None:
         now_s = time.monotonic()
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.set_open((s.record.class_name, s.record.model) for s in self.open)
         held = self.held_by_model
         self.metrics.set_held({model: held[model] for model in (None, *self.upstreams.catalog.models)})

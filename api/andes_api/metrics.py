@@ -39,6 +39,7 @@ class GatewayMetrics:
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
         )
+        self.tasks = Gauge("andes_gateway_tasks", "asyncio tasks of this process", registry=registry)
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
         self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)
         self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)

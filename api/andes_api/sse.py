@@ -69,6 +69,11 @@ class EventStream:
         self.error_event = b""
         self.garbage: str | None = None
 
+    @property
+    def ends(self) -> bool:
+        """Whether something has come after which little or nothing more does."""
+        return bool(self.done or self.finish_reasons or self.error_event or self.garbage)
+
     def feed(self, data: bytes) -> list[Event]:
         """Whole events (each with its blank line; empty where it is not for the client) with the tokens each brings."""
         if self._rest:

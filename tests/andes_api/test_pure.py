@@ -140,6 +140,22 @@ def test_media_from_listed_hosts_only() -> None:
         check_media(media("https://b.example/x"), ("a.example",))
 
 
+def test_many_streams_that_fail_together_open_the_breaker_once() -> None:
+    breaker = CircuitBreaker(2, 2.0)
+    for _ in range(300):
+        breaker.failed(10.0)
+    assert not breaker.allows(11.9)
+    assert breaker.allows(12.0)
+    breaker.trying(12.0)
+    assert not breaker.allows(12.0)
+    breaker.failed(12.5)
+    assert not breaker.allows(16.4), "the one that tried counts: twice as long"
+    assert breaker.allows(16.5)
+    breaker.succeeded()
+    breaker.failed(17.0, enough=True)
+    assert not breaker.allows(18.9)
+
+
 def test_the_breaker_opens_and_lets_one_try() -> None:
     breaker = CircuitBreaker(max_failures=3, cooldown_s=2.0)
     breaker.failed(0.0)
@@ -155,7 +171,9 @@ def test_the_breaker_opens_and_lets_one_try() -> None:
     assert breaker.allows(6.3)
     breaker.succeeded()
     assert breaker.allows(0.0)
+    now_s = 0.0
     for _ in range(50):
-        breaker.failed(0.0)
-    assert breaker.open_until_s == 60.0
+        now_s = max(now_s, breaker.open_until_s)
+        breaker.failed(now_s)
+    assert breaker.open_until_s == now_s + 60.0
     assert math.isfinite(breaker.open_until_s)

@@ -92,7 +92,7 @@ def test_answers_about_the_gateway_have_an_id_and_are_not_on_record(
         assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
         told = lines(caplog, 3)
     said = [(line.get("path", ""), line["status"], line["outcome"]) for line in told]
-    assert said == [("/fleet/qoe", 400, "error"), ("/v1/models", 200, "done"), ("", 200, "done")]
+    assert said == [("/fleet/qoe", 400, "error"), ("/v1/models", 200, "done"), ("/v1/completions", 200, "done")]
     assert requests(server, "done") == 1
 
 

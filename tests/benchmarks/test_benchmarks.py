@@ -22,8 +22,8 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "answer_lengths", "autoscaling", "fidelity", "gateway", "malformed", "policy_decision", "rivals", "sim_server", "simulated",
-    "simulator_speed", "slack", "soak", "what_if",
+    "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
+    "sim_server", "simulated", "simulator_speed", "slack", "soak", "what_if",
 ]  # fmt: skip
 
 

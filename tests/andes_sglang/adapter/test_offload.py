@@ -37,5 +37,7 @@ def test_a_container_has_what_it_may_use_and_not_what_the_machine_has(tmp_path: 
 
 def test_the_pool_is_what_was_asked_for_or_a_part_of_what_is_free() -> None:
     assert pool_bytes(1.5, 1e6) == 1.5 * GIB
+    assert pool_bytes(1.5, 1e6, ranks=3) == 0.5 * GIB
+    assert pool_bytes(None, 1e18, ranks=4) == pytest.approx(free_bytes() / 16, rel=0.5)
     assert pool_bytes(None, 1e6) == 16e6
     assert pool_bytes(None, 1e18) == pytest.approx(0.25 * free_bytes(), rel=0.5)

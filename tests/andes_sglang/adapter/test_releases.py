@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from sglang_releases import UnreachableError, unpacked
 
-from andes_sglang.adapter.seams import RELEASES
+from andes_sglang.adapter.seams import OFFLOAD_RELEASES, RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -43,21 +43,27 @@ def release(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         path = [str(folder), str(POLICIES), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         patch.setenv("SGLANG_ENABLE_RANK_CONSENSUS_CHECKER", "1")  # 0.5.17 has none
         yield request.param
 
 
 @pytest.fixture(scope="module")
 def engines(release: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
-    """``stock``; ``one rank`` and ``two ranks`` that park and release every stream every three tokens, in mixed iterations."""
+    """``stock``; ``one rank``, with host memory where the release can, and ``two ranks``: they take every stream off every three
+    tokens, in mixed iterations."""
     logs = tmp_path_factory.mktemp("releases")
+    offload = (*NO_ROOM, "--preemption-mode", "offload") if release in OFFLOAD_RELEASES else ROOM
     wanted = {
         "stock": ("stock", (*BASE, *ROOM)),
-        "one rank": ("by_rid:ByRid", (*PREEMPTING, *ROOM)),
-        "two ranks": ("by_rid:ByRid", (*PREEMPTING, *NO_ROOM, "--tp", "2")),
+        "one rank": ("by_rid:ByRid", (*PREEMPTING, *offload)),
+        "two ranks": (
+            "by_rid:ByRid",
+            (*PREEMPTING, *NO_ROOM, "--tp", "2"),
+        ),
     }
     made = [Engine(tiny_model, policy, flags, log=logs / name) for name, (policy, flags) in wanted.items()]
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(len(made)) as pool:
         try:
             list(pool.map(Engine.__enter__, made))
             yield dict(zip(wanted, made))
@@ -112,16 +118,28 @@ def test_the_release_is_the_one_that_was_asked_for(engines: dict[str, Engine], r
 
 
 @pytest.mark.parametrize("which", ["one rank", "two ranks"])
-def test_parked_and_released_streams_say_what_stock_says(
+def test_who_is_taken_off_again_and_again_says_what_stock_says(
     engines: dict[str, Engine], expected: list[list[int]], which: str
 ) -> None:
     ours = engines[which]
     assert words(ours) == expected
-    assert min(preemptions(ours, "park"), preemptions(ours, "release")) > 30
-    figures = read_metrics(ours.url)
-    assert figures['andes_policy_info{policy="by_rid"}'] == 1
-    if which == "one rank":
-        assert figures["andes_recomputed_tokens_total"] < 100, "what was released came back from the radix tree"
+    off = "offload" if "offload" in ours.flags else "release"
+    assert min(preemptions(ours, "park"), preemptions(ours, off)) > 30
+    assert read_metrics(ours.url)['andes_policy_info{policy="by_rid"}'] == 1
+
+
+def test_what_was_released_is_not_computed_again(
+    engines: dict[str, Engine], expected: list[list[int]], release: str
+) -> None:
+    """It comes back from the radix tree, with too little KV from host memory."""
+    ours = engines["one rank"]
+    if release in OFFLOAD_RELEASES:
+        assert words(ours, "lqsf") == expected
+        assert words(ours, "andes") == expected
+        figures = read_metrics(ours.url)
+        assert figures["andes_host_hit_tokens_total"] > 500
+        assert figures['andes_host_copied_bytes_total{direction="load"}'] > 0
+    assert read_metrics(ours.url)["andes_recomputed_tokens_total"] < 100
 
 
 @pytest.mark.parametrize("policy", ["lqsf", "andes"])
@@ -148,8 +166,12 @@ def test_an_abort_leaves_nothing(engines: dict[str, Engine], which: str) -> None
         for future in endless:
             assert future.result()["meta_info"]["finish_reason"]["type"] == "abort"  # type: ignore[index]
     wait_until_idle(ours)
-    for state in ("running", "parked", "released", "waiting"):
-        assert read_metrics(ours.url)[f'andes_requests{{state="{state}"}}'] == 0
+    left = [f'andes_requests{{state="{state}"}}' for state in ("running", "parked", "released", "waiting")]
+    left += ['andes_host_tokens{what="used"}'] if "offload" in ours.flags else []
+    deadline_s = time.monotonic() + PATIENCE_S
+    while any(map(read_metrics(ours.url).__getitem__, left)):  # they follow within a moment
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
     assert "leak" not in ours.log.read_text(errors="replace").lower()
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter import seams
+from andes_sglang.adapter import plugin, seams
 from andes_sglang.adapter.attributes import attributes_of
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 
 ADAPTER = Path(seams.__file__).parent
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+UNIFIED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
 HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
 
 
@@ -47,12 +49,18 @@ def overrides(module: str, name: str) -> set[str]:
     [
         ("scheduler.py", "QoEScheduler", SCHEDULER, {"__init__"}),  # takes what SGLang's takes, whatever that is
         ("host_tier.py", "HostTier", HICACHE, set()),
+        ("unified_host_tier.py", "UnifiedHostTier", UNIFIED, set()),
     ],
 )
 def test_every_override_is_checked_at_start(module: str, name: str, base: str, unchecked: set[str]) -> None:
     found = overrides(module, name)
     assert len(found) > 5
-    known = [*seams.SEAMS, *seams.OFFLOAD_SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    known = [
+        *seams.SEAMS,
+        *seams.OFFLOAD_SEAMS,
+        *seams.UNIFIED_SEAMS,
+        *(seam for group in seams.ALTERNATIVES for seam in group),
+    ]
     checked = {seam.removeprefix(f"{base}.") for seam in known if seam.startswith(f"{base}.")}
     assert found - unchecked <= checked
 
@@ -61,7 +69,7 @@ OF_SGLANG = (
     r"(?:.*\.)?(?:_?scheduler|req|sampling_params|(?:running_|parked\.|self\.)?batch|other|match|recv_req|time_stats)"
 )
 """Expressions in the adapter that stand for objects of SGLang, by their name."""
-OFFLOAD_ONLY = {"host_tier.py", "host_transfers.py"}
+OFFLOAD_ONLY = {"host_tier.py", "host_transfers.py", "unified_host_tier.py"}
 
 
 def test_every_attribute_that_is_read_is_checked_at_start() -> None:
@@ -73,7 +81,7 @@ def test_every_attribute_that_is_read_is_checked_at_start() -> None:
         if isinstance(node, ast.Attribute) and re.fullmatch(OF_SGLANG, ast.unparse(node.value))
     }
     assert len(reads) > 50
-    functions = [*seams.SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    functions = [*seams.SEAMS, *seams.SAFEGUARDS, *(seam for group in seams.ALTERNATIVES for seam in group)]
     checked = {seam.rsplit(".", 1)[1] for seam in functions}
     checked |= {name for names in seams.ATTRIBUTES.values() for name in re.split("[ |]", names)}
     checked |= {"Scheduler"}  # of the module scheduler
@@ -86,9 +94,7 @@ class Base:
     limit = 3
 
     def method(self) -> None:
-        self.assigned = 1
-        other = self
-        other.not_of_self = 2  # type: ignore[attr-defined]
+        self.assigned = self.read  # type: ignore[attr-defined]
 
 
 class Derived(Base):
@@ -98,11 +104,36 @@ class Derived(Base):
         self.first, self.second = 1, 2
         self.annotated: int = 3
 
+    @property
+    def made(self) -> int:
+        self.in_property = 4
+        return 5
 
-def test_what_instances_have_is_read_from_the_source_of_all_bases() -> None:
+
+def named(names: int) -> type:
+    """A class whose one method assigns so many attributes."""
+    body = "\n".join(f"        self.name_{k} = {k}" for k in range(names))
+    space: dict[str, type] = {}
+    exec(f"class Named:\n    def method(self):\n{body}\n", space)  # noqa: S102
+    return space["Named"]
+
+
+def test_what_instances_have_is_read_from_the_methods_of_all_bases() -> None:
     found = attributes_of(Derived)
-    assert {"field", "limit", "method", "assigned", "slot", "first", "second", "annotated"} <= found
-    assert found.isdisjoint({"not_of_self", "other"})
+    assert {
+        "field",
+        "limit",
+        "method",
+        "assigned",
+        "slot",
+        "first",
+        "second",
+        "annotated",
+        "made",
+        "in_property",
+    } <= found
+    assert "read" not in found
+    assert {f"name_{k}" for k in range(700)} <= attributes_of(named(700)), "more than a byte counts"
 
 
 def altered(sglang: Path, folder: Path, changes: dict[str, tuple[str, str]]) -> None:
@@ -155,7 +186,8 @@ def test_attributes_that_are_gone_are_named(tmp_path: Path) -> None:
     ("release", "says"),
     [
         ("0.5.17", None),
-        ("0.5.23", "--preemption-mode offload: not supported on sglang 0.5.23"),
+        ("0.5.21", "--preemption-mode offload: not supported on sglang 0.5.21"),
+        ("0.5.23", "--offload-without overlap: needs sglang 0.5.17, and 0.5.23 is installed"),
         ("0.5.99", None),  # refused for another reason
     ],
 )
@@ -163,7 +195,8 @@ def test_offload_is_refused_where_its_cache_is_gone(
     monkeypatch: pytest.MonkeyPatch, release: str, says: str | None
 ) -> None:
     monkeypatch.setattr(seams.importlib.metadata, "version", lambda _: release)
-    fault = seams.offload_fault()
+    fault = seams.offload_fault("overlap")
+    assert release != "0.5.23" or seams.offload_fault() is None
     assert (fault is None) == (says is None)
     assert says is None or says in str(fault)
 
@@ -202,3 +235,15 @@ def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
     assert "offload is not supported with a policy and --tp-size 2" in str(seams.unsupported(two, offload=True))
     said = seams.unsupported(two, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"])
     assert str(said).startswith("SGLANG_REQ_WAITING_TIMEOUT is not supported with a policy and --tp-size 2")
+
+
+def test_safeguards_are_left_out_with_a_word_where_stock_sglang_has_no_such_seam(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a policy an unknown release is served all the same."""
+    monkeypatch.setenv(ENVIRONMENT, PluginOptions().to_env())
+    monkeypatch.setitem(seams.SAFEGUARDS, "sglang.srt.managers.scheduler.gone", None)
+    plugin.register()
+    said = capsys.readouterr().err
+    assert "requests are not checked before they reach this SGLang" in said
+    assert "seam sglang.srt.managers.scheduler.gone is missing" in said
