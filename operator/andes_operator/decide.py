@@ -106,16 +106,21 @@ def shortfall(objectives: tuple[ClassObjective, ...], qoe: Mapping[str, Sketch])
 
 def unseen(objectives: tuple[ClassObjective, ...], seen: Observation) -> list[ClassObjective]:
     """The objectives whose class no request of the record has, nor a stream."""
-    there = {request.class_name for request in seen.recent} | seen.ended.keys() | seen.running.keys()
+    there = (
+        {request.class_name for request in seen.recent if not request.yields} | seen.ended.keys() | seen.running.keys()
+    )
     return [o for o in objectives if o.class_name not in there | {ALL_CLASSES}]
 
 
 def blind(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | None:
     """What is wrong where requests come and no objective is about any of them: a name may be misspelt. None: nothing is."""
-    names = {o.class_name for o in unseen(objectives, seen)}
-    if not seen.recent or len(names) < len({o.class_name for o in objectives}):
+    names, readers = (
+        {o.class_name for o in unseen(objectives, seen)},
+        {r.class_name for r in seen.recent if not r.yields},
+    )
+    if not readers or len(names) < len({o.class_name for o in objectives}):
         return None
-    there = ", ".join(sorted({request.class_name for request in seen.recent}))
+    there = ", ".join(sorted(readers))
     return (
         f"no request is of class {', '.join(sorted(names))}, which the objectives are about; requests come of {there}"
     )

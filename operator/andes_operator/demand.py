@@ -40,6 +40,11 @@ class ExpectedDemand:
     def rate_rps(self) -> float:
         return len(self.requests) / self.span_s
 
+    def of_readers(self) -> ExpectedDemand:
+        """Without what yields: it runs on what the readers leave over, and is to bring no replica."""
+        kept = [(r, name) for r, name in zip(self.requests, self.class_names) if not r.yields]
+        return ExpectedDemand(tuple(r for r, _ in kept), tuple(name for _, name in kept), self.span_s)
+
 
 def expected_demand(
     spec: TargetSpec,

@@ -79,7 +79,7 @@ class Prediction:
         """
         windows = (seen.now_s - self.at_s) / window_s
         residence_s = np.array(self.residence_times_s.get(seen.pods.ready, ()))
-        arrivals_s = np.array([r.arrival_s for r in seen.recent if not r.refused])
+        arrivals_s = np.array([r.arrival_s for r in seen.recent if not r.refused and not r.yields])
         if not len(residence_s) or not len(arrivals_s):
             return self.load_factor + min(1.0, windows / FADING_WINDOWS) * (1.0 - self.load_factor)
         held = 1.0 - np.searchsorted(residence_s, seen.now_s - arrivals_s) / len(residence_s)
@@ -133,6 +133,7 @@ def predict_replicas(
     last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
     replicas where the work would keep about that number busy. Raises ``ValueError`` for a request that no engine can hold.
     """
+    demand = demand.of_readers()
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
     goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]
     kinds = [names.index(name) for name in demand.class_names]

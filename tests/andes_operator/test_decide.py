@@ -262,6 +262,13 @@ def test_nothing_goes_while_requests_come_that_no_objective_sees() -> None:
     assert both.for_s(900, predicted(1))[-1] < 4, "one of two objectives sees them"
 
 
+def test_work_without_a_reader_is_no_request_that_an_objective_misses() -> None:
+    aimed = replace(SPEC, objectives=(replace(TARGET, class_name="reading"),))
+    nightly = Run(4, aimed)
+    offline = replace(request_at(0.0), class_name="offline", yields=True)
+    assert nightly.for_s(900, predicted(1), recent=(offline,))[-1] < 4
+
+
 def test_bad_qoe_before_the_floor_acts_already_forbids_a_step_down() -> None:
     memory = replace(STABLE, settled_s=NOW_S - 10)
     decision = decide(SPEC, seen(NOW_S, 6, ended=BAD), predicted(3), memory)
