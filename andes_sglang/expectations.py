@@ -52,7 +52,9 @@ class ReaderExpectation:
 def parse(custom_params: Any, default: QoETarget | ReaderExpectation) -> ReaderExpectation:
     """The expectation of a request; ``default`` fills what it leaves out. Raises ``ValueError`` naming field and value."""
     base = ReaderExpectation(default) if isinstance(default, QoETarget) else default
-    if not isinstance(custom_params, dict) or KEY not in custom_params:
+    if custom_params is not None and not isinstance(custom_params, dict):
+        raise ValueError(f"custom_params must be an object, got {custom_params!r}")
+    if not custom_params or KEY not in custom_params:
         return base
     given = custom_params[KEY]
     if not isinstance(given, dict):

@@ -66,6 +66,9 @@ class EngineMetrics:
     def population(self, **counts: int) -> None:
         """Requests by state: running, parked, released, waiting."""
 
+    def unpreemptible(self, running: int) -> None:
+        """``running``: requests in the batch that a policy cannot take off."""
+
     def costs(self, latency: LatencyModel) -> None:
         """What the engine's iterations cost, as fitted, and how sure that is."""
 
@@ -98,6 +101,9 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=QOE_BUCKETS)
         self._population: dict[str, int] = {}
         self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
+        self._unpreemptible = Gauge(
+            "andes_unpreemptible_requests", "running requests that cannot be preempted", multiprocess_mode="mostrecent"
+        )
         self._cost = Gauge(
             "andes_cost_seconds", "fitted cost of an iteration", ["stage", "per"], multiprocess_mode="mostrecent"
         )
@@ -132,6 +138,9 @@ class PrometheusEngineMetrics(EngineMetrics):
             self._population = counts
             for state, count in counts.items():
                 self._requests.labels(state=state).set(count)
+
+    def unpreemptible(self, running: int) -> None:
+        self._unpreemptible.set(running)
 
     def costs(self, latency: LatencyModel) -> None:
         for stage, fit, terms in (

@@ -12,13 +12,14 @@ from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, TypeVar
 
 __all__ = [
-    "ADMISSION_RESERVE_TOKENS", "HEALTH_CHECK_RID_PREFIX", "INIT_NEW_TOKEN_RATIO", "KV_PRESSURE_STEPS",
-    "MIN_NEW_TOKEN_RATIO", "PAGE_TOKENS", "PREFIX_LOOKUPS_PER_DECISION", "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION",
-    "SGLANG_INIT_NEW_TOKEN_RATIO", "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS",
-    "SGLANG_RELEASE", "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy",
-    "decayed_new_token_ratio", "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens",
-    "new_token_ratio_after_retraction", "off_device_mode", "prefill_room_tokens", "prefix_lookup_rows", "recomputed_tokens",
-    "resumes_all_parked", "retraction_victim", "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
+    "ADMISSION_RESERVE_TOKENS", "HEALTH_CHECK_RID_PREFIX", "INIT_NEW_TOKEN_RATIO", "INT64", "KV_PRESSURE_STEPS",
+    "MAX_CHOICES", "MAX_STOPS", "MIN_NEW_TOKEN_RATIO", "MIN_REPETITION_PENALTY", "PAGE_TOKENS",
+    "PREFIX_LOOKUPS_PER_DECISION", "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "SGLANG_INIT_NEW_TOKEN_RATIO",
+    "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS", "SGLANG_RELEASE",
+    "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy", "decayed_new_token_ratio",
+    "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens", "new_token_ratio_after_retraction", "off_device_mode",
+    "prefill_room_tokens", "prefix_lookup_rows", "recomputed_tokens", "resumes_all_parked", "retraction_victim",
+    "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -45,6 +46,15 @@ PAGE_TOKENS = 1
 """Tokens: ``--page-size`` where the attention backend asks for no other; ``PrefillAdder`` reserves one page a request."""
 HEALTH_CHECK_RID_PREFIX = "HEALTH_CHECK"
 """Request ids of the one-token requests that ``/health`` makes of an idle engine (``sglang.srt.constants``)."""
+
+MAX_CHOICES = 128
+"""Answers to one prompt (``n``), SGLang's bound of its OpenAI endpoints."""
+INT64 = range(-(1 << 63), 1 << 63)
+"""What tensors and messages between SGLang's processes can hold."""
+MAX_STOPS = 64
+"""``stop`` strings of a request, which are looked for after every token (our choice; OpenAI allows 4)."""
+MIN_REPETITION_PENALTY = 0.01
+"""Logits are divided by it; far smaller ones make infinite numbers of them, which end SGLang (our choice)."""
 
 # What is different with a policy in charge
 

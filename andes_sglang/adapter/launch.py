@@ -136,10 +136,10 @@ def _check_offload(options: PluginOptions) -> None:
 def prepare_environment(options: PluginOptions) -> bool:
     """Set what SGLang's processes inherit; True on a machine without an accelerator."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    if options.policy is None:
-        os.environ.pop(ENVIRONMENT, None)
-    else:
-        os.environ[ENVIRONMENT] = options.to_env()
+    os.environ[ENVIRONMENT] = options.to_env()
+    dumps = os.environ.get("CUDA_ENABLE_USER_TRIGGERED_COREDUMP") == "1"
+    for name in ("SGLANG_CUDA_COREDUMP_BEFORE_CRASH", "SGLANG_PYSPY_DUMP_BEFORE_CRASH"):
+        os.environ.setdefault(name, str(int(dumps)))
     import torch
 
     if torch.cuda.is_available():
@@ -202,6 +202,19 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
         print(f"andes: {said}", file=sys.stderr, flush=True)
 
 
+def _refuse_with_400() -> None:
+    """Also at endpoints that do not catch what ``generate_request`` raises."""
+    from sglang.srt.entrypoints.http_server import app
+    from starlette.responses import JSONResponse
+
+    from andes_sglang.adapter.request_checks import RequestRefusedError
+
+    def answer(_request: Any, refused: Exception) -> JSONResponse:
+        return JSONResponse({"error": {"message": str(refused)}}, 400)
+
+    app.add_exception_handler(RequestRefusedError, answer)
+
+
 def serve(args: argparse.Namespace, passed: list[str]) -> int:
     """Run the server until it is told to stop; the exit status."""
     if importlib.util.find_spec("sglang") is None:
@@ -220,6 +233,11 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
         _check_in_place(server_args, options.preemption_mode == "offload")
+    if server_args.tokenizer_worker_num > 1:
+        from andes_sglang.adapter.http_workers import WorkerArgs
+
+        server_args.__class__ = WorkerArgs
+    _refuse_with_400()
     if cpu:
         bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:

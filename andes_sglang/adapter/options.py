@@ -18,7 +18,7 @@ OFFLOAD_PARTS = ("write-through", "overlap", "increments")
 @dataclass(frozen=True, slots=True)
 class PluginOptions:
     """policy: a name that :func:`andes_sglang.policy.make_policy` knows, ``forced`` (a diagnostic that preempts every few
-    tokens) or None: SGLang untouched. policy_options: by name. default_ttft_s, default_tds: expectations of requests
+    tokens) or None: SGLang's own scheduling. policy_options: by name. default_ttft_s, default_tds: expectations of requests
     that bring none. preemption_mode: what happens to KV that has to go: release, or offload to host memory, of which
     host_kv_gib GiB may be used (None: as much as :mod:`andes_sglang.adapter.host_tier` finds reasonable). offload_without:
     a part of it to leave out, to measure what it is worth, one of ``OFFLOAD_PARTS``."""
@@ -40,7 +40,7 @@ class PluginOptions:
 
     @classmethod
     def from_env(cls) -> PluginOptions:
-        """As :meth:`to_env` wrote them; without the variable, SGLang untouched. Raises ``ValueError`` for anything else."""
+        """As :meth:`to_env` wrote them; without the variable, no policy. Raises ``ValueError`` for anything else."""
         text = os.environ.get(ENVIRONMENT)
         if not text:
             return cls()

@@ -1,23 +1,36 @@
-"""The SGLang plugin: inert unless its options (set by ``andes serve``) name a policy."""
+"""The SGLang plugin: inert in a server that ``andes serve`` has not started."""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
+from functools import partial
 from typing import Any
 
-from andes_sglang.adapter.options import PluginOptions
+from andes_sglang.adapter import seams
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 
 __all__ = ["register"]
 
 
 def register() -> None:
     """Entry point of ``sglang.srt.plugins``. SGLang logs exceptions here and goes on, so we end the process ourselves."""
+    if not os.environ.get(ENVIRONMENT):
+        return
     try:
         options = PluginOptions.from_env()
         if options.policy is not None:
-            _register(options)
+            seams.check(offload=options.preemption_mode == "offload")
+            _register_policy(options)
+            _register_safeguards()
+        elif found := seams.safeguard_faults():
+            print(
+                "andes: requests are not checked before they reach this SGLang:\n  " + "\n  ".join(found),
+                file=sys.stderr,
+            )
+        else:
+            _register_safeguards()
     except Exception:
         traceback.print_exc()
         print("andes: the plugin failed to load; not serving without the policy that was asked for", file=sys.stderr)
@@ -25,16 +38,14 @@ def register() -> None:
         os._exit(3)
 
 
-def _register(options: PluginOptions) -> None:
+def _register_policy(options: PluginOptions) -> None:
     from sglang.srt.managers import schedule_policy
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from andes_sglang import expectations, protocol
-    from andes_sglang.adapter import seams
     from andes_sglang.adapter.host_transfers import tier_of_release
     from andes_sglang.adapter.scheduler import QoEScheduler
 
-    seams.check(offload=options.preemption_mode == "offload")
     default = options.default_target
 
     def verify_expectations(result: Any, params: Any, vocab_size: int) -> None:
@@ -59,3 +70,36 @@ def _register(options: PluginOptions) -> None:
     HookRegistry.register("sglang.srt.managers.scheduler.Scheduler", QoEScheduler, HookType.REPLACE)
     if options.preemption_mode == "offload":
         HookRegistry.register(*tier_of_release(), HookType.REPLACE)
+
+
+def _register_safeguards() -> None:
+    """One request must not end or freeze the engine, under any policy; and where it has ended, streams end with it."""
+    from sglang.srt.managers import schedule_batch, tokenizer_manager
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from andes_sglang.adapter import endings, request_checks, stop_regex
+
+    def check_fields(manager: Any, obj: Any, request: Any = None) -> None:
+        request_checks.check_fields(obj, request)
+
+    def check_values(manager: Any, obj: Any, input_ids: Any) -> None:
+        loads = manager.server_args.enable_custom_logit_processor
+        request_checks.check_values(manager.model_config, obj, input_ids, loads_processors=loads)
+
+    def bound_stop_regex(result: Any, params: Any, tokenizer: Any) -> None:
+        params.stop_regex_max_len = min(params.stop_regex_max_len, stop_regex.MAX_CHARACTERS)
+
+    def end_connections(manager: Any, *_: Any, **__: Any) -> None:
+        endings.end_connections(manager.server_args.port)
+
+    schedule_batch.re = stop_regex.LinearSearch
+    tokenizer_manager.kill_process_tree = partial(endings.kill_children, tokenizer_manager.kill_process_tree)
+    manager = "sglang.srt.managers.tokenizer_manager"
+    for target, hook, kind in (
+        (f"{manager}.TokenizerManager.generate_request", check_fields, HookType.BEFORE),
+        (f"{manager}.TokenizerManager._validate_one_request", check_values, HookType.BEFORE),
+        ("sglang.srt.sampling.sampling_params.SamplingParams.normalize", bound_stop_regex, HookType.AFTER),
+        (f"{manager}.TokenizerManager.dump_requests_before_crash", end_connections, HookType.BEFORE),
+        (f"{manager}.SignalHandler.running_phase_sigquit_handler", endings.end_after_crash, HookType.AFTER),
+    ):
+        HookRegistry.register(target, hook, kind)

@@ -38,14 +38,18 @@ class Reports:
         self._due_s = 0.0
         self._costs_due_s = 0.0
 
-    def send(self, *, running: int, parked: int, waiting: Sequence[Any], now: bool = False) -> None:
-        """running, parked: requests in these batches. waiting: those of the queue. now: even if a report was just sent."""
+    def send(self, *, running: Sequence[Any], parked: int, waiting: Sequence[Any], now: bool = False) -> None:
+        """running, waiting: requests of batch and queue. parked: how many there are. now: even if a report was just sent."""
         now_s = self._clock()
         if now_s < self._due_s and not now:
             return
         self._due_s = now_s + REPORT_PERIOD_S
         released = sum(map(self._records.has_begun, waiting))
-        self._metrics.population(running=running, parked=parked, released=released, waiting=len(waiting) - released)
+        self._metrics.population(
+            running=len(running), parked=parked, released=released, waiting=len(waiting) - released
+        )
+        records = filter(None, map(self._records.find, running))
+        self._metrics.unpreemptible(sum(not record.preemptible for record in records))
         if self._host_use is not None:
             self._metrics.host(self._host_use())
         if now_s >= self._costs_due_s:

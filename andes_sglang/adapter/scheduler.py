@@ -307,6 +307,4 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         super().on_idle()
 
     def _send_reports(self, running_batch: Any, *, now: bool = False) -> None:
-        self._reports.send(
-            running=len(running_batch.reqs), parked=len(self._parked), waiting=self.waiting_queue, now=now
-        )
+        self._reports.send(running=running_batch.reqs, parked=len(self._parked), waiting=self.waiting_queue, now=now)

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from andes_sglang.adapter.attributes import attributes_of
 
 __all__ = [
-    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SEAMS", "UNIFIED_ATTRIBUTES",
-    "UNIFIED_SEAMS", "check", "faults", "offload_fault", "unsupported",
+    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SAFEGUARDS", "SEAMS",
+    "UNIFIED_ATTRIBUTES", "UNIFIED_SEAMS", "check", "faults", "offload_fault", "safeguard_faults", "unsupported",
 ]  # fmt: skip
 
 RELEASES = ("0.5.17", "0.5.21", "0.5.22", "0.5.23")
@@ -34,6 +34,7 @@ _BATCH = f"{_MANAGERS}.schedule_batch.ScheduleBatch"
 _REQ = f"{_MANAGERS}.schedule_batch.Req"
 _COMMON = "sglang.srt.mem_cache.common"
 _HICACHE = "sglang.srt.mem_cache.hiradix_cache.HiRadixCache"
+_TOKENIZER = f"{_MANAGERS}.tokenizer_manager"
 _UNIFIED = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
 
 
@@ -117,6 +118,22 @@ OFFLOAD_SEAMS: dict[str, Parameters] = {
 }
 """As :data:`SEAMS`; needed with ``--preemption-mode offload`` only."""
 
+SAFEGUARDS: dict[str, Parameters] = {
+    f"{_TOKENIZER}.TokenizerManager.generate_request": ("self", "obj", "request"),
+    f"{_TOKENIZER}.TokenizerManager._validate_one_request": ("self", "obj", "input_ids"),
+    f"{_TOKENIZER}.TokenizerManager.dump_requests_before_crash": ("self", "hostname"),
+    f"{_TOKENIZER}.SignalHandler.running_phase_sigquit_handler": ("self", "signum", "frame"),
+    "sglang.srt.server_args.ServerArgs.get_tokenizer_worker_class": ("self",),
+    f"{_TOKENIZER}.kill_process_tree": ("parent_pid", "include_parent", "skip_pid", "wait_timeout"),
+    f"{_MANAGERS}.io_struct.GenerateReqInput.contains_mm_input": ("self",),
+    f"{_MANAGERS}.schedule_batch.Req._check_str_based_finish": ("self", "new_accepted_len"),
+    f"{_MANAGERS}.schedule_batch.re": None,
+    "sglang.srt.sampling.custom_logit_processor.CustomLogitProcessor.from_str": ("json_str",),
+    "sglang.srt.sampling.sampling_params.sre_parse": None,
+    "sglang.srt.sampling.sampling_params.SamplingParams.normalize": ("self", "tokenizer"),
+}
+"""What request checks and endings hook into, under every policy and none."""
+
 UNIFIED_SEAMS: dict[str, Parameters] = {
     f"{_UNIFIED}.__init__": ("self", "params"),
     f"{_UNIFIED}.init_hicache": ("self", "server_args", "params"),
@@ -188,12 +205,17 @@ ATTRIBUTES: dict[str, str] = {
 
 def faults(offload: bool = False) -> list[str]:
     """One sentence for each seam that is not as expected. offload: whether KV is to go to host memory."""
-    functions, attributes = SEAMS, ATTRIBUTES
+    functions, attributes = SEAMS | SAFEGUARDS, ATTRIBUTES
     if offload and importlib.util.find_spec("sglang.srt.mem_cache.hiradix_cache") is not None:
         functions = functions | OFFLOAD_SEAMS
     elif offload:
         functions, attributes = functions | UNIFIED_SEAMS, attributes | UNIFIED_ATTRIBUTES
     return [*_version_faults(), *_function_faults(functions), *_attribute_faults(attributes)]
+
+
+def safeguard_faults() -> list[str]:
+    """One sentence for each seam of :data:`SAFEGUARDS` that is not as expected."""
+    return [fault for seam, expected in SAFEGUARDS.items() if (fault := _function_fault(seam, expected))]
 
 
 def _version_faults() -> Iterator[str]:

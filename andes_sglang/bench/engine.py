@@ -124,6 +124,13 @@ class Engine:
         except ValueError:
             return {"text": text.decode()}
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Its first process, which listens. Raises :class:`EngineError` before the start and after the stop."""
+        if self._process is None:
+            raise EngineError("the engine does not run")
+        return self._process
+
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

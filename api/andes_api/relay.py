@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -43,7 +42,7 @@ class Relay:
 
     async def run(self) -> None:
         """Until the last byte is out; then ``stream.record.outcome`` says how it ended."""
-        beats = asyncio.create_task(self._reply.keep_alive())
+        self._reply.keep_alive()
         try:
             try:
                 outcome = await self._try_replicas()
@@ -54,9 +53,7 @@ class Relay:
                 await self._reply.end()
                 self.stream.shed(error)
         finally:
-            beats.cancel()
-            await asyncio.gather(beats, return_exceptions=True)
-            await self.writer.close()
+            await self._reply.stop()
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""

@@ -30,6 +30,8 @@ class Reply:
     def __init__(self, stream: Stream, send: Send, settings: GatewaySettings) -> None:
         self._stream = stream
         self._keepalive_s = settings.keepalive_s
+        self._timer: asyncio.TimerHandle | None = None  # not a task: nearly no stream comes to need one
+        self._comment: asyncio.Task[None] | None = None
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
             self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, pacer)
@@ -44,17 +46,36 @@ class Reply:
     def begun(self) -> bool:
         return bool(self._stream.first_event)
 
-    async def keep_alive(self) -> None:
-        """Until cancelled: a comment whenever a stream has said nothing for ``keepalive_s``, so that no proxy or client takes
-        it for dead. Its head goes out with the first one; an error after that is an event."""
-        while self._stream.streams and self._keepalive_s:
-            left_s = self.writer.written_s + self._keepalive_s - time.monotonic()
-            if left_s > 0 or self.writer.sending:
-                await asyncio.sleep(max(left_s, MIN_KEEPALIVE_S))
-                continue
-            if not self.started:
-                await self._start_events()
-            await self.writer.comment()
+    def keep_alive(self) -> None:
+        """From now on until :meth:`stop`: a comment whenever a stream has said nothing for ``keepalive_s``, so that no proxy
+        or client takes it for dead. Its head goes out with the first one; an error after that is an event."""
+        if self._stream.streams and self._keepalive_s:
+            self._look_in_s(self._keepalive_s)
+
+    async def stop(self) -> None:
+        """No comment any more; what is not written yet is dropped."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+            await asyncio.gather(self._comment, return_exceptions=True)
+        await self.writer.close()
+
+    def _look_in_s(self, wait_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._look)
+
+    def _look(self) -> None:
+        left_s = self.writer.written_s + self._keepalive_s - time.monotonic()
+        if left_s > 0 or self.writer.sending:
+            self._look_in_s(max(left_s, MIN_KEEPALIVE_S))
+        else:
+            self._comment = asyncio.create_task(self._say_comment())
+
+    async def _say_comment(self) -> None:
+        if not self.started:
+            await self._start_events()
+        await self.writer.comment()
+        self._look_in_s(self._keepalive_s)
 
     async def whole(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
         """An answer in one piece; where the head of a stream is out already, an error in it."""
@@ -97,5 +118,10 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
         stream = self._stream
-        echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
+        echo = {
+            "x-request-id": stream.request_id,
+            **stream.limits,
+            **stream.expectation.headers(),
+            **stream.model_headers(),
+        }
         await self.writer.start(status, {**headers, **echo})

@@ -230,7 +230,7 @@ class Upstream:
             "draining": self.draining,
             "breaker_open": rests,
             "streams": len(self.streams),
-            "waiting": sum(not s.tokens for s in self.streams),
+            "waiting": sum(not s.tokens and not s.expectation.reader.yields for s in self.streams),  # of readers
             "others": self.others,
             "requests": self.requests,
             "slots": self.slots,

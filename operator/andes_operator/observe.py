@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
+from andes_operator.pods import PodCounts, PodFailure
 from andes_operator.spec import PolicyOptions
 from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.qoe import QoETarget
@@ -188,65 +189,13 @@ def _number(value: Any) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class PodFailure:
-    """Pods that are no supply. words: the scheduler's or the kubelet's."""
-
-    reason: Reason
-    count: int
-    words: str
-
-    def __str__(self) -> str:
-        what = "1 engine is" if self.count == 1 else f"{self.count} engines are"
-        return f"{what} {_FAILS[self.reason]}: {self.words}"
-
-
-_FAILS = {Reason.UNSCHEDULABLE: "without a node", Reason.NOT_CREATED: "missing", Reason.ENGINES_FAILING: "failing"}
-
-
-@dataclass(frozen=True, slots=True)
-class PodCounts:
-    """Pods of the target. wanted: ``spec.replicas`` of its scale. existing: not terminating; ready: of these, serving;
-    unready: were, and may be again. terminating: still draining, and holding their GPUs. unscheduled: existing ones that hold
-    none. returnable: of those that would be removed next, how many have never served or do not any more; failures: those
-    that several cold starts have not made ready."""
-
-    wanted: int
-    existing: int
-    ready: int
-    terminating: int = 0
-    unready: int = 0
-    unscheduled: int = 0
-    returnable: int = 0
-    failures: tuple[PodFailure, ...] = ()
-
-    @property
-    def failing(self) -> int:
-        return sum(failure.count for failure in self.failures)
-
-    @property
-    def starting(self) -> int:
-        """Wanted or existing, neither ready yet nor given up."""
-        return max(0, max(self.wanted, self.existing) - self.ready - self.unready - self.failing)
-
-    @property
-    def holding(self) -> int:
-        """Those that hold their GPUs."""
-        return self.existing - self.unscheduled + self.terminating
-
-    @property
-    def placeable(self) -> int | None:
-        """Replicas that can be had: all but the failing ones, and one more to find out when there is room again. None: none
-        fails, so it is not known that there is a limit."""
-        return max(self.wanted, self.existing) - self.failing + 1 if self.failures else None
-
-
-@dataclass(frozen=True, slots=True)
 class Observation:
     """The fleet at ``now_s`` (Unix seconds). With ``fault`` the rest may be wrong and is not acted on.
 
     rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete
     from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the engines hold,
-    by their own count where they report it, and what waits for one; an answer that a slow reader has not read to its end
+    by their own count where they report it, and what waits for one, but for
+    what has no reader; an answer that a slow reader has not read to its end
     is no load. waiting: streams without a first token. policy, flags: what most engines report; routing_policy: what
     most gateways do."""
 
@@ -270,6 +219,11 @@ class Observation:
     def last_arrival_s(self) -> float | None:
         """Unix seconds; None: no request in the whole record."""
         return self.recent[-1].arrival_s if self.recent else None
+
+    @property
+    def reader_arrivals_s(self) -> list[float]:
+        """Of the record, when readers' requests came; what yields runs on what they leave over."""
+        return [r.arrival_s for r in self.recent if not r.yields]
 
     @property
     def qoe(self) -> dict[str, Sketch]:
@@ -303,10 +257,10 @@ def merge(
         rate_rps=sum(r.arrival_s > since_s for r in requests) / max(1.0, now_s - since_s),
         complete_since_s=complete_since_s,
         open_streams=sum(streams.values()) + held,
-        engine_requests=sum((streams | counts).values()) + held,
+        engine_requests=max(0, sum((streams | counts).values()) + held - _open_offline(requests)),
         waiting=sum(r.waiting for r in replicas) + held,
-        ended=_add_up(report.ended for report in reports),
-        running=_add_up(report.running for report in reports),
+        ended=_of_readers(_add_up(report.ended for report in reports), requests),
+        running=_of_readers(_add_up(report.running for report in reports), requests),
         recent=tuple(requests),
         streams_by_replica=streams,
         policy=_engine_policy(replicas),
@@ -355,6 +309,18 @@ def _add_up(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
     return {name: Sketch.merged(part[name] for part in parts if name in part) for name in names}
 
 
+def _open_offline(requests: Iterable[ObservedRequest]) -> int:
+    """Requests without a reader that the engines still hold, or that wait for one."""
+    return sum(bool(r.yields) and not r.done and not r.refused for r in requests)
+
+
+def _of_readers(by_class: dict[str, Sketch], requests: Sequence[ObservedRequest]) -> dict[str, Sketch]:
+    """Without classes whose requests all yield: they have no reader, and run on what readers leave over."""
+    readers = {request.class_name for request in requests if not request.yields}
+    offline = {request.class_name for request in requests} - readers
+    return {name: sketch for name, sketch in by_class.items() if name not in offline}
+
+
 def _unread(reports: Sequence[GatewayReport], missing: Sequence[str], broken: Sequence[str]) -> DataFault | None:
     if broken:
         return DataFault(Reason.DATA_CONTRADICTORY, "; ".join(broken))
@@ -378,7 +344,7 @@ def _clock_fault(reports: Iterable[GatewayReport], now_s: float) -> DataFault | 
 
 
 def _contradiction(replicas: Sequence[FleetReplica], pods: PodCounts) -> DataFault | None:
-    if pods.ready and not any(r.healthy for r in replicas):
+    if pods.ready and not any(r.healthy or r.streams for r in replicas):  # a busy engine may miss its health checks
         return DataFault(
             Reason.DATA_CONTRADICTORY, f"{pods.ready} replicas are ready, but no gateway finds a healthy one"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -219,6 +220,7 @@ def by_langchain(url: str) -> list[str]:
 
 
 def by_litellm(url: str) -> list[str]:
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no look-up on the internet
     import litellm  # seconds to import
 
     messages = [{"role": "user", "content": "x"}]
@@ -250,6 +252,7 @@ def behind_nginx(clients: list[Any], faulty: Any, gateway: Any, nginx: Any) -> l
         return [read.result(120) for read in reads]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_python_behind_nginx(faulty: Any, gateway: Any, nginx: Any) -> None:
     clients = [by_openai, by_langchain, by_litellm]
     assert behind_nginx(clients, faulty, gateway, nginx) == [WHOLE] * 3

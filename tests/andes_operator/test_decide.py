@@ -262,6 +262,13 @@ def test_nothing_goes_while_requests_come_that_no_objective_sees() -> None:
     assert both.for_s(900, predicted(1))[-1] < 4, "one of two objectives sees them"
 
 
+def test_work_without_a_reader_is_no_request_that_an_objective_misses() -> None:
+    aimed = replace(SPEC, objectives=(replace(TARGET, class_name="reading"),))
+    nightly = Run(4, aimed)
+    offline = replace(request_at(0.0), class_name="offline", yields=True)
+    assert nightly.for_s(900, predicted(1), recent=(offline,))[-1] < 4
+
+
 def test_bad_qoe_before_the_floor_acts_already_forbids_a_step_down() -> None:
     memory = replace(STABLE, settled_s=NOW_S - 10)
     decision = decide(SPEC, seen(NOW_S, 6, ended=BAD), predicted(3), memory)
@@ -431,7 +438,7 @@ def test_the_last_replica_needs_idle_seconds_of_trustworthy_data() -> None:
 
 
 def test_one_of_two_idle_replicas_goes_as_any_other() -> None:
-    memory = Memory(replicas=2, since_s=NOW_S - 9000, idle_since_s=NOW_S - 9000, asks=(Ask(NOW_S - 200, 2),))
+    memory = Memory(replicas=2, since_s=NOW_S - 9000, idle_since_s=NOW_S - 9000, asks=(Ask(NOW_S - 100, 2),))
     assert decide(ZERO, seen(NOW_S, 2, **IDLE), predicted(1, 0.0), memory).replicas == 2, "two were asked for lately"
 
 

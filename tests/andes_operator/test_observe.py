@@ -212,6 +212,23 @@ def test_without_ready_pods_no_healthy_engine_is_no_contradiction() -> None:
     sick = report(replicas=(engine(healthy=False),))
     assert merge([sick], PodCounts(2, 2, 0), NOW_S, 120.0).fault is None
     assert merge([sick], PodCounts(2, 2, 1), NOW_S, 120.0).fault is not None
+    busy = replace(sick, replicas=tuple(replace(r, streams=3) for r in sick.replicas))
+    assert merge([busy], PodCounts(2, 2, 1), NOW_S, 120.0).fault is None, (
+        "overload makes health checks late: the floor is to act"
+    )
+
+
+def test_what_has_no_reader_counts_in_no_objective() -> None:
+    requests = (
+        ObservedRequest(NOW_S - 9, "offline", 1, 1, True, yields=True), ObservedRequest(NOW_S - 8, "reading", 1, 1, True),
+        ObservedRequest(NOW_S - 7, "reading", 1, 1, True, yields=True),
+    )  # fmt: skip
+    bad = Sketch()
+    bad.add(0.0)
+    one = replace(report(requests=requests), ended={"offline": bad, "reading": bad}, running={"offline": bad})
+    assert set(merged(one).qoe) == {"reading"}
+    still = replace(one, requests=(replace(requests[0], done=False), requests[1]))
+    assert merged(one).engine_requests - merged(still).engine_requests == 1, "what it holds is no load of readers"
 
 
 def test_without_reports_nothing_is_known() -> None:

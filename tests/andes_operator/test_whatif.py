@@ -137,7 +137,6 @@ class Recorder:
 
 
 def test_the_policy_is_shown_all_that_a_request_says() -> None:
-    """What yields waits where readers need the engine, and is not the policy's then."""
     requests = tuple(
         RequestSpec(float(i), 100, 100, weight=1.0 + i % 3, yields=i % 2 > 0, expected_tokens=100 + i) for i in range(6)
     )
@@ -275,3 +274,13 @@ def test_a_request_is_held_as_long_as_simulated_ones_resided() -> None:
     assert residence.update_load_factor(look, 60.0) == MAX_LOAD_FACTOR < ratio
     few = replace(look, engine_requests=3)
     assert residence.update_load_factor(few, 60.0) == pytest.approx((3 - deviation + 1) / (held + earlier + 1))
+
+
+def test_work_without_a_reader_asks_for_no_replica() -> None:
+    readers = [RequestSpec(0.5 * i, 300, 100) for i in range(120)]
+    offline = [RequestSpec(0.5 * i + 0.25, 300, 400, yields=True) for i in range(120)]
+    both = sorted([*readers, *offline], key=lambda r: r.arrival_s)
+    names = tuple("offline" if r.yields else "reading" for r in both)
+    alone = predict_replicas(SPEC, ExpectedDemand(tuple(readers), ("reading",) * 120, 60.0), ENGINE, lambda: None)
+    beside = predict_replicas(SPEC, ExpectedDemand(tuple(both), names, 60.0), ENGINE, lambda: None)
+    assert alone == beside

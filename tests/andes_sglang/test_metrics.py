@@ -23,6 +23,7 @@ def tell(metrics: EngineMetrics) -> None:
     metrics.finished(0.97)
     metrics.population(running=3, parked=1)
     metrics.population(running=2, parked=1)
+    metrics.unpreemptible(2)
     latency = LatencyModel()
     for batch in (4, 8, 12) * 100:
         latency.observe_decode(batch, 100 * batch, 0.01 + 0.002 * batch)
@@ -73,6 +74,7 @@ def test_names_and_values() -> None:
     assert value("andes_request_qoe_bucket", le="0.99") == 1
     assert value("andes_requests", state="running") == 2
     assert value("andes_requests", state="parked") == 1
+    assert value("andes_unpreemptible_requests") == 2
     assert value("andes_cost_seconds", stage="decode", per="iteration") == pytest.approx(0.01, rel=0.05)
     assert value("andes_cost_seconds", stage="decode", per="request") == pytest.approx(0.002, rel=0.1)
     assert value("andes_cost_seconds", stage="load", per="token") == pytest.approx(2e-6, rel=0.05)

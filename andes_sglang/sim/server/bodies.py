@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from andes_sglang import expectations
+from andes_sglang import expectations, protocol
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.text import SimulatedPrompt, of_ids, of_text
@@ -61,8 +61,6 @@ class AnswerRequest:
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
-MAX_CHOICES = 128
-"""SGLang's bound on ``n`` of one request."""
 _UNSIMULATED = (
     "logprobs", "top_logprobs", "return_logprob", "response_format", "json_schema", "regex", "ebnf", "structural_tag",
     "stop_regex", "stop_token_ids", "logit_bias", "lora_path", "session_id", "session_params", "return_hidden_states",
@@ -74,7 +72,7 @@ _RANGES = {
     "min_p": (0.0, 1.0, "in [0, 1]"),
     "frequency_penalty": (-2.0, 2.0, "in [-2, 2]"),
     "presence_penalty": (-2.0, 2.0, "in [-2, 2]"),
-    "repetition_penalty": (0.0, 2.0, "in (0, 2]"),
+    "repetition_penalty": (protocol.MIN_REPETITION_PENALTY, 2.0, f"in [{protocol.MIN_REPETITION_PENALTY}, 2]"),
 }
 """Sampling has no effect on a simulated model, but a value that SGLang refuses is refused here."""
 
@@ -154,8 +152,8 @@ def _read(
     for prompt in prompts:
         _check_length(prompt.tokens, max_tokens, limits)
     n = _whole(sampling, "n", 1) or 1
-    if n > MAX_CHOICES:
-        raise BadRequestError(f"n must be in [1, {MAX_CHOICES}], got {n}")
+    if n > protocol.MAX_CHOICES:
+        raise BadRequestError(f"n must be in [1, {protocol.MAX_CHOICES}], got {n}")
     min_tokens = _whole(sampling, "min_tokens" if sampling is body else "min_new_tokens", 0, low=0) or 0
     if max_tokens is not None and min_tokens > max_tokens:
         raise BadRequestError(f"min_tokens must be in [0, max_tokens ({max_tokens})], got {min_tokens}")
@@ -174,7 +172,7 @@ def _read(
         stream=_flag(body, "stream"),
         include_usage=_flag(options, "include_usage", "stream_options."),
         continuous_usage=_flag(options, "continuous_usage_stats", "stream_options."),
-        expectation=_expectation(sampling.get("custom_params"), limits.target),
+        expectation=_expectation(sampling.get("custom_params", body.get("custom_params")), limits.target),
         rid=rid,
         adapter=_adapter(model or "", limits),
     )
@@ -207,8 +205,6 @@ def _check_ranges(sampling: Mapping[str, Any]) -> None:
 
 
 def _expectation(custom_params: Any, default: QoETarget) -> ReaderExpectation:
-    if custom_params is not None and not isinstance(custom_params, dict):
-        raise BadRequestError(f"custom_params must be an object, got {custom_params!r}")
     try:
         return expectations.parse(custom_params, default)
     except ValueError as error:
@@ -281,6 +277,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise BadRequestError(f"stop must be a string or a list of strings, got {value!r}")
+    if len(stops) > protocol.MAX_STOPS:
+        raise BadRequestError(f"stop must have at most {protocol.MAX_STOPS} entries, got {len(stops)}")
     return tuple(stop for stop in stops if stop)
 
 
@@ -294,6 +292,8 @@ def _whole(body: Mapping[str, Any], name: str, default: int | None, low: int | N
         return default
     if not _is_id(value) or (low is not None and value < low):
         raise BadRequestError(f"{name} must be a whole number{f' >= {low}' if low is not None else ''}, got {value!r}")
+    if value not in protocol.INT64:
+        raise BadRequestError(f"{name} must fit into 64 bits, got {value}")
     return int(value)
 
 

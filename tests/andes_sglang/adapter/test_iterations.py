@@ -82,11 +82,15 @@ def test_what_each_kind_of_iteration_teaches() -> None:
 class Sent(EngineMetrics):
     def __init__(self) -> None:
         self.populations: list[dict[str, int]] = []
+        self.unpreemptible_counts: list[int] = []
         self.costs_sent = 0
         self.host_uses: list[HostUse] = []
 
     def population(self, **counts: int) -> None:
         self.populations.append(counts)
+
+    def unpreemptible(self, running: int) -> None:
+        self.unpreemptible_counts.append(running)
 
     def costs(self, latency: LatencyModel) -> None:
         self.costs_sent += 1
@@ -100,7 +104,7 @@ def reports(sent: Sent, clock: list[float], **more: Any) -> tuple[Reports, list[
     for rid in ("new", "begun"):
         sampling = SimpleNamespace(max_new_tokens=9)
         waiting.append(SimpleNamespace(rid=rid, origin_input_ids=[0], output_ids=[], sampling_params=sampling))
-        records.add(StreamRecord(waiting[-1], 0.0, 0.0, ReaderExpectation(), True))
+        records.add(StreamRecord(waiting[-1], 0.0, 0.0, ReaderExpectation(), preemptible=rid == "new"))
     records["begun"].stop("release", 0.0)
     return Reports(sent, records, latency=LatencyModel(), clock=lambda: clock[0], **more), waiting
 
@@ -108,23 +112,25 @@ def reports(sent: Sent, clock: list[float], **more: Any) -> tuple[Reports, list[
 def test_reports_keep_their_periods() -> None:
     sent, clock = Sent(), [10.0]
     reporter, waiting = reports(sent, clock)
-    reporter.send(running=3, parked=1, waiting=waiting)
+    health_check = SimpleNamespace(rid="HEALTH_CHECK_1")
+    reporter.send(running=[*waiting, health_check], parked=1, waiting=waiting)
     assert sent.populations == [{"running": 3, "parked": 1, "released": 1, "waiting": 1}]
+    assert sent.unpreemptible_counts == [1]
     clock[0] += 0.9 * REPORT_PERIOD_S
-    reporter.send(running=3, parked=1, waiting=waiting)
+    reporter.send(running=waiting, parked=1, waiting=waiting)
     assert len(sent.populations) == 1
-    reporter.send(running=0, parked=0, waiting=[], now=True)
+    reporter.send(running=[], parked=0, waiting=[], now=True)
     assert sent.populations[-1] == {"running": 0, "parked": 0, "released": 0, "waiting": 0}
     clock[0] = 10.0 + 0.9 * COSTS_PERIOD_S
-    reporter.send(running=0, parked=0, waiting=[])
+    reporter.send(running=[], parked=0, waiting=[])
     assert (len(sent.populations), sent.costs_sent, sent.host_uses) == (3, 1, [])
     clock[0] = 10.0 + COSTS_PERIOD_S
-    reporter.send(running=0, parked=0, waiting=[])
+    reporter.send(running=[], parked=0, waiting=[])
     assert sent.costs_sent == 2
 
 
 def test_host_memory_is_reported_where_there_is_any() -> None:
     sent = Sent()
     reporter, waiting = reports(sent, [1.0], host_use=lambda: HostUse(used_tokens=5))
-    reporter.send(running=0, parked=0, waiting=waiting)
+    reporter.send(running=[], parked=0, waiting=waiting)
     assert sent.host_uses == [HostUse(used_tokens=5)]

@@ -174,6 +174,19 @@ def test_options_travel_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert PluginOptions.from_env().policy is None
 
 
+@pytest.mark.parametrize(("wanted", "waits"), [(None, "0"), ("1", "1")])
+def test_a_crash_waits_for_core_dumps_only_where_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None, waits: str
+) -> None:
+    environ = {} if wanted is None else {"CUDA_ENABLE_USER_TRIGGERED_COREDUMP": wanted}
+    monkeypatch.setattr(os, "environ", environ)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    launch.prepare_environment(PluginOptions())
+    assert environ["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == environ["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] == waits
+    assert PluginOptions.from_env().policy is None
+    assert environ[ENVIRONMENT]
+
+
 @pytest.mark.parametrize("text", ['{"polcy": "andes"}', "andes", "[1]"])
 def test_options_that_andes_did_not_write_are_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(ENVIRONMENT, text)
@@ -219,6 +232,7 @@ def test_offload_needs_the_hierarchical_cache() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
+        (5, "custom_params must be an object, got 5"),
         ({"qoe": 3}, "custom_params.qoe must be an object"),
         ({"qoe": {"tds": 0}}, "custom_params.qoe.tds must be .* got 0"),
         ({"qoe": {"tds": 5e-324}}, "custom_params.qoe.tds must be .* got 5e-324"),
@@ -305,6 +319,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
     with ThreadPoolExecutor(3) as pool:
         holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
         wait_until_waiting(andes, 0)
+        assert read_metrics(andes.url)["andes_unpreemptible_requests"] == 1
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter import seams
+from andes_sglang.adapter import plugin, seams
 from andes_sglang.adapter.attributes import attributes_of
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 
 ADAPTER = Path(seams.__file__).parent
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
@@ -80,7 +81,7 @@ def test_every_attribute_that_is_read_is_checked_at_start() -> None:
         if isinstance(node, ast.Attribute) and re.fullmatch(OF_SGLANG, ast.unparse(node.value))
     }
     assert len(reads) > 50
-    functions = [*seams.SEAMS, *(seam for group in seams.ALTERNATIVES for seam in group)]
+    functions = [*seams.SEAMS, *seams.SAFEGUARDS, *(seam for group in seams.ALTERNATIVES for seam in group)]
     checked = {seam.rsplit(".", 1)[1] for seam in functions}
     checked |= {name for names in seams.ATTRIBUTES.values() for name in re.split("[ |]", names)}
     checked |= {"Scheduler"}  # of the module scheduler
@@ -234,3 +235,15 @@ def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
     assert "offload is not supported with a policy and --tp-size 2" in str(seams.unsupported(two, offload=True))
     said = seams.unsupported(two, own_time_outs=["SGLANG_REQ_WAITING_TIMEOUT"])
     assert str(said).startswith("SGLANG_REQ_WAITING_TIMEOUT is not supported with a policy and --tp-size 2")
+
+
+def test_safeguards_are_left_out_with_a_word_where_stock_sglang_has_no_such_seam(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a policy an unknown release is served all the same."""
+    monkeypatch.setenv(ENVIRONMENT, PluginOptions().to_env())
+    monkeypatch.setitem(seams.SAFEGUARDS, "sglang.srt.managers.scheduler.gone", None)
+    plugin.register()
+    said = capsys.readouterr().err
+    assert "requests are not checked before they reach this SGLang" in said
+    assert "seam sglang.srt.managers.scheduler.gone is missing" in said

@@ -174,6 +174,10 @@ BAD_COMPLETIONS = [
     ({"prompt": "x", "max_tokens": "9"}, "max_tokens must be .* got '9'"),
     ({"prompt": "x", "n": 0}, "n must be .* got 0"),
     ({"prompt": "x", "n": 10**9}, r"n must be in \[1, 128\], got 1000000000"),
+    ({"prompt": "x", "seed": 2**63}, "seed must fit into 64 bits, got 9223372036854775808"),
+    ({"prompt": "x", "max_tokens": 2.5}, "max_tokens must be .* got 2.5"),
+    ({"prompt": "x", "stop": ["y"] * 65}, "stop must have at most 64 entries, got 65"),
+    ({"prompt": "x", "repetition_penalty": 1e-300}, r"repetition_penalty must be in \[0.01, 2\], got 1e-300"),
     ({"prompt": "x", "top_p": 0}, r"top_p must be in \(0, 1\], got 0"),
     ({"prompt": "x", "temperature": -1}, "temperature must be >= 0, got -1"),
     ({"prompt": "x", "stop": 5}, "stop must be a string or a list of strings, got 5"),
@@ -224,6 +228,8 @@ def test_bad_chats_are_refused_with_field_and_value(engine: Any, body: Any, says
 
 
 def test_other_bad_requests(engine: Any) -> None:
+    status, error = engine.post("/generate", {"text": "x", "custom_params": 5})
+    assert (status, error["error"]["message"]) == (400, "custom_params must be an object, got 5")
     status, error = engine.post("/generate", {"text": "x", "sampling_params": {"custom_params": {"qoe": {"tds": 0}}}})
     assert status == 400
     assert "custom_params.qoe.tds" in error["error"]["message"]
