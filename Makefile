@@ -6,8 +6,8 @@ UNIT := -m "not engine and not server and not cluster"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if bench-rivals bench-slack \
-	bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
+	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
+	bench-rivals bench-slack bench-tools bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
+
+bench-tools: setup ## tools fed while their arguments are written, against tools that wait for them (3 minutes)
+	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
 bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
 	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)

@@ -203,6 +203,7 @@ class Attempt:
         self._identify(whole, ends)
 
     def _read_usage(self, whole: dict[str, Any]) -> None:
+        self._stream.answer_id = whole.get("id")
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
 
@@ -297,6 +298,8 @@ class Attempt:
 
     async def _write_end(self, events: EventStream, *, wants_usage: bool) -> None:
         """What is missing of the end of a complete answer."""
+        if events.identity is not None:
+            self._stream.answer_id = events.identity.get("id")
         if not events.done:
             stream = self._stream
             missing = wants_usage and events.usage is None and stream.counted

@@ -10,8 +10,11 @@ from andes_client.client import AndesClient, AsyncAndesClient
 from andes_client.experience import Experience, Timeline
 from andes_client.pacer import Pacer
 from andes_client.reader import Reader
+from andes_client.tool import StreamedTool, serve
+from andes_client.tools import Tool, ToolResult, ToolRunner
+from andes_client.toolstream import ToolStream
 
 __all__ = [
     "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Experience", "InterruptedAnswerError", "Pacer", "Reader",
-    "Timeline",
+    "StreamedTool", "Timeline", "Tool", "ToolResult", "ToolRunner", "ToolStream", "serve",
 ]  # fmt: skip

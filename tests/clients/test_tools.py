@@ -1,0 +1,203 @@
+"""Tools as real processes, fed while their arguments are written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletionChunk
+
+from andes_client import Tool, ToolResult, ToolRunner
+
+pytestmark = pytest.mark.server
+
+PYTHON = """
+import contextlib, io
+from andes_client import serve
+
+class Python:
+    def __init__(self):
+        self.names, self.out = {}, io.StringIO()
+    def process_new_data(self, text):
+        with contextlib.redirect_stdout(self.out):
+            exec(text, self.names)
+    def finish(self, arguments):
+        return self.out.getvalue()
+
+serve(Python)
+"""
+SQL = """
+import sqlite3
+from andes_client import serve
+
+class Sql:
+    def __init__(self):
+        self.base, self.rows = sqlite3.connect(":memory:"), []
+    def process_new_data(self, text):
+        self.rows += self.base.execute(text).fetchall()
+    def finish(self, arguments):
+        return repr(self.rows)
+
+serve(Sql)
+"""
+
+
+def program(tmp_path: Path, source: str, **options: Any) -> Tool:
+    file = tmp_path / f"tool{len(list(tmp_path.iterdir()))}.py"
+    file.write_text(source)
+    return Tool([sys.executable, str(file)], **options)
+
+
+def pieces(number: int, id_: str, name: str, arguments: str, size: int = 4) -> list[ChatCompletionChunk]:
+    """A call in pieces of ``size`` characters."""
+    chunks = []
+    for at in range(0, max(1, len(arguments)), size):
+        function = {"name": name if at == 0 else None, "arguments": arguments[at : at + size]}
+        call = {"index": number, "id": id_ if at == 0 else None, "function": function}
+        chunks.append(_chunk({"tool_calls": [call]}))
+    return chunks
+
+
+def _chunk(delta: Any, finish: str | None = None) -> ChatCompletionChunk:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return ChatCompletionChunk.model_validate(
+        {"id": "x", "created": 1, "model": "m", "object": "chat.completion.chunk", "choices": [choice]}
+    )
+
+
+END = _chunk({}, "tool_calls")
+
+
+async def run(tools: dict[str, Tool], *chunks: ChatCompletionChunk, **options: Any) -> list[ToolResult]:
+    runner = ToolRunner(tools, **options)
+    for chunk in chunks:
+        runner.feed(chunk)
+    return await runner.results()
+
+
+async def appears(path: Path) -> None:
+    while not path.exists():
+        await asyncio.sleep(0.01)
+
+
+def test_a_statement_runs_before_the_next_one_is_written(tmp_path: Path) -> None:
+    """The second half of the arguments is sent only when the first statement has been seen to run."""
+    python = program(tmp_path, PYTHON, argument="code", statements="python")
+    seen = tmp_path / "seen"
+    code = f"open({str(seen)!r}, 'w').close()\nprint('one')\nprint('two')\n"
+    chunks = pieces(0, "c", "python", json.dumps({"code": code}))
+
+    async def ask() -> list[ToolResult]:
+        runner = ToolRunner({"python": python})
+        for chunk in chunks[:-3]:
+            runner.feed(chunk)
+        await asyncio.wait_for(appears(seen), 120)
+        for chunk in [*chunks[-3:], END]:
+            runner.feed(chunk)
+        return await runner.results()
+
+    (result,) = asyncio.run(ask())
+    assert result == ToolResult("c", "python", "one\ntwo\n")
+    assert result.message() == {"role": "tool", "tool_call_id": "c", "content": "one\ntwo\n"}
+    seen.unlink()
+    assert asyncio.run(run({"python": python}, *chunks, END, lazy=True)) == [result]
+
+
+def test_two_calls_of_one_answer_and_statements_of_sql(tmp_path: Path) -> None:
+    tools = {
+        "python": program(tmp_path, PYTHON, argument="code", statements="python"),
+        "sql": program(tmp_path, SQL, argument="query", statements="sql"),
+    }
+    query = "create table t (x); insert into t values (';'); select * from t"
+    chunks = [
+        *pieces(0, "a", "sql", json.dumps({"query": query})),
+        *pieces(1, "b", "python", json.dumps({"code": "print(7)"})),
+    ]
+    first, second = asyncio.run(run(tools, *chunks, END))
+    assert (first.text, second.text) == ("[(';',)]", "7\n")
+
+
+def test_without_statements_every_closed_value_is_a_unit(tmp_path: Path) -> None:
+    source = """
+from andes_client import serve
+class Units:
+    def __init__(self): self.units = []
+    def process_new_data(self, text): self.units.append(text)
+    def finish(self, arguments): return " ".join(self.units) + " then " + arguments["last"]
+serve(Units)
+"""
+    arguments = json.dumps({"city": "Ulm", "days": [1, 2], "last": "x y"})
+    (result,) = asyncio.run(run({"f": program(tmp_path, source)}, *pieces(0, "a", "f", arguments), END))
+    assert result.text == '{"city": "Ulm"} {"days": [1, 2]} then x y'
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("raise SystemExit(3)", "it ended without a result"),
+        ("print('hello')", "which is no line of JSON"),
+        ("print('[1]')", "which holds no result"),
+        ("print('x' * 100_000)", "longer than output_bytes, 2000"),
+        ("import time; time.sleep(600)", "no result within timeout_s, 0.5 s"),
+    ],
+    ids=["dies", "garbage", "no result", "floods", "hangs"],
+)  # fmt: skip
+def test_a_tool_that_misbehaves_gives_an_error_and_is_gone(tmp_path: Path, source: str, says: str) -> None:
+    tool = program(tmp_path, source, timeout_s=0.5 if "sleep" in source else 120.0, output_bytes=2000)
+    (result,) = asyncio.run(run({"f": tool}, *pieces(0, "a", "f", "{}"), END))
+    assert result.error is not None
+    assert says in result.error
+    assert result.message()["content"].startswith("error: ")
+
+
+def test_what_a_tool_raises_is_for_the_model_to_read(tmp_path: Path) -> None:
+    python = program(tmp_path, PYTHON, argument="code", statements="python")
+    (result,) = asyncio.run(
+        run({"python": python}, *pieces(0, "a", "python", json.dumps({"code": "1/0\nprint(1)"})), END)
+    )
+    assert result.text == "ZeroDivisionError: division by zero"
+
+
+def test_memory_is_limited(tmp_path: Path) -> None:
+    python = program(tmp_path, PYTHON, argument="code", statements="python", memory_bytes=2 << 30)
+    code = json.dumps({"code": "x = bytes(8 << 30)"})
+    (result,) = asyncio.run(run({"python": python}, *pieces(0, "a", "python", code), END))
+    assert "MemoryError" in result.text
+
+
+def test_no_such_tool_a_bad_program_and_arguments_that_are_cut(tmp_path: Path) -> None:
+    python = program(tmp_path, PYTHON, argument="code", statements="python")
+    tools = {"python": python, "gone": Tool([str(tmp_path / "gone")])}
+    chunks = [
+        *pieces(0, "a", "nothing", "{}"),
+        *pieces(1, "b", "gone", "{}"),
+        *pieces(2, "c", "python", '{"code": "print('),
+    ]
+    began = time.monotonic()
+    unknown, absent, torn = asyncio.run(run(tools, *chunks))
+    assert unknown.error == "there is no tool 'nothing'"
+    assert absent.error == "it cannot be started: No such file or directory"
+    assert torn.error == "the answer ended before the call was complete"
+    assert time.monotonic() - began < python.timeout_s
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("command", "rm -r"),
+        ("command", []),
+        ("statements", "perl"),
+        ("argument", "code"),
+        ("timeout_s", 0),
+        ("memory_bytes", -1),
+    ],
+)
+def test_a_tool_that_makes_no_sense_is_named(field: str, value: Any) -> None:
+    more = {"argument": "code"} if field == "statements" else {}
+    with pytest.raises(ValueError, match=field):
+        Tool(**{"command": ["true"], **more, field: value})
