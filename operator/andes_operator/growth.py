@@ -39,8 +39,8 @@ BIN_RATIO, MAX_BIN = 1.05, 50
 
 
 class GrowthHistory:
-    """Counts of samples, apart for high load (a quarter above the slow base) and the rest, the highest five minutes of each of
-    the last 14 days, requests/s, and how often the first day's minutes had which rate."""
+    """Counts of samples, apart for high load (a quarter above the slow base) and the rest, the highest five minutes of each
+    of the last 14 days, requests/s, and how often the first day's minutes had which rate."""
 
     def __init__(self) -> None:
         self.calm: Counter[int] = Counter()

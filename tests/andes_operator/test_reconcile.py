@@ -253,7 +253,7 @@ def test_many_targets_of_a_namespace_share_one_list_of_its_pods() -> None:
     site = Site()
     site.reconcile()
     assert site.shared == 0
-    site.targets = 50
+    site.targets = 100
     site.reconcile()
     assert site.shared == 1
     assert site.status["readyReplicas"] == 2
