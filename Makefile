@@ -7,7 +7,7 @@ UNIT := -m "not engine and not server and not cluster"
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-tools bench-simulated bench-autoscaling bench-answer-lengths soak chart lock clean
+	bench-rivals bench-slack bench-tools bench-simulated bench-autoscaling bench-surges bench-answer-lengths soak chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,6 +94,9 @@ bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" fo
 
 bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (hours)
 	$(BIN)/python benchmarks/autoscaling.py $(ARGS)
+
+bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
+	$(BIN)/python benchmarks/surges.py $(ARGS)
 
 soak: setup ## small real engines under preemptions, one after the other, each answer compared; ARGS="OUT --seconds 200"
 	$(BIN)/python benchmarks/soak.py $(or $(ARGS),out/soak)

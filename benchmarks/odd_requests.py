@@ -152,6 +152,19 @@ def damaged(rng: random.Random, content: bytes) -> bytes:
     return bytes(data)
 
 
+def odd_form(rng: random.Random, file: bytes) -> bytes:
+    """A form with a file, its boundary "x"."""
+    fields = {
+        "model": "m",
+        "stream": rng.choice(("true", "false", "maybe", "")),
+        rng.choice(FIELDS): rng.choice(HEADER_VALUES),
+    }
+    parts = [f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields.items()]
+    head = "--x\r\ncontent-disposition: form-data; name=file; filename=a.wav\r\ncontent-type: audio/wav\r\n\r\n"
+    form = "".join([*parts, head]).encode("latin-1", "replace") + file + b"\r\n--x--\r\n"
+    return damaged(rng, form) if rng.random() < 0.4 else form
+
+
 def odd_request(seed: int, number: int) -> bytes:
     """What a client sends on a connection of its own, head and body. Half are sound but for one body or header."""
     rng = random.Random(seed * 1_000_003 + number)

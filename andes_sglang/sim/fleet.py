@@ -71,7 +71,7 @@ class Fleet:
         self._paid_s = 0.0
         self._since: dict[Replica, float] = {}
         self._views: dict[Replica, GatewayView] = {}
-        self._submitted = 0
+        self.submitted = 0
         self._next_tick_s = autoscaler.interval_s if autoscaler else math.inf
         for model in engines or [engine] * replicas:
             self.serving.append(self._new(model))
@@ -94,15 +94,15 @@ class Fleet:
         self.advance(spec.arrival_s)
         chosen = self._route(spec, [r for r in self.serving if r.fits(spec)] or self.serving)
         chosen.advance(spec.arrival_s)
-        job = chosen.submit(spec, index=self._submitted)
+        job = chosen.submit(spec, index=self.submitted)
         self._views[chosen].sent(job)
-        self._submitted += 1
+        self.submitted += 1
 
     def _route(self, spec: RequestSpec, replicas: list[Replica]) -> Replica:
         if len(replicas) == 1:
             return replicas[0]
         views = {replica.name: replica for replica in (self._views[replica] for replica in replicas)}
-        new = incoming_stream(spec, self._submitted)
+        new = incoming_stream(spec, self.submitted)
         order = self.routing_policy.order(
             new, [view.at(spec.arrival_s, spec) for view in views.values()], spec.arrival_s
         )

@@ -27,7 +27,7 @@ from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.state import Phase
 
-__all__ = ["Goal", "SimulatedFleet", "WhatIf", "decision_interval", "warmup_s", "work_s"]
+__all__ = ["Goal", "SimulatedFleet", "WhatIf", "at_best", "decision_interval", "warmup_s", "work_s"]
 
 Array = npt.NDArray[np.float64]
 MAX_REQUESTS = 600
@@ -183,17 +183,17 @@ class WhatIf:
             decision_interval_s=self.decision_interval_s, sink=keep,
         )  # fmt: skip
 
-        def at_best() -> tuple[float | None, ...]:
-            return self._values(_at_best(fleet, scores)[scored], cell.kinds[scored])
+        def best() -> tuple[float | None, ...]:
+            return self._values(at_best(fleet, scores)[scored], cell.kinds[scored])
 
         every = max(10, len(requests) // CHECKS)
         for number, spec in enumerate(requests, start=1):
             fleet.submit(spec)
-            if number % every == 0 and not self._met(values := at_best()):
+            if number % every == 0 and not self._met(values := best()):
                 return SimulatedFleet(values, None)
         while fleet.open_requests:
             fleet.advance(fleet.now_s + DRAIN_STEP_S)
-            if not self._met(values := at_best()):
+            if not self._met(values := best()):
                 return SimulatedFleet(values, None)
         return SimulatedFleet(self._values(scores[scored], cell.kinds[scored]), residence_s[scored])
 
@@ -230,7 +230,7 @@ class WhatIf:
         return all(value is None or value >= goal.value for goal, value in zip(self.goals, values))
 
 
-def _at_best(fleet: Fleet, scores: Array) -> Array:
+def at_best(fleet: Fleet, scores: Array) -> Array:
     """Scores of finished requests, and of open ones what they would be if they got the rest now; of running ones, if they had
     got everything with their first token."""
     best = scores.copy()

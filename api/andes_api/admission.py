@@ -6,7 +6,17 @@ from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
 
-__all__ = ["TokenBucket", "fatal", "full", "model_full", "no_replica", "overload", "tenant_streams", "too_fast"]
+__all__ = [
+    "TokenBucket",
+    "fatal",
+    "full",
+    "model_full",
+    "no_replica",
+    "overload",
+    "tenant_streams",
+    "too_fast",
+    "too_many_tokens",
+]
 
 MAX_RETRY_AFTER_S = 120.0
 """Seconds; the official clients obey no longer one."""
@@ -16,23 +26,40 @@ BISECTIONS = 20
 
 
 class TokenBucket:
-    """At most ``per_minute`` in a minute on average, a tenth of that (at least one) in a burst."""
+    """At most ``per_minute`` in a minute on average; in a burst ``burst``, by default a tenth of that and at least one.
+    now_s: clock seconds."""
 
-    def __init__(self, per_minute: float) -> None:
+    def __init__(self, per_minute: float, burst: float | None = None) -> None:
         self._rate = per_minute / 60.0
-        self._burst = max(1.0, per_minute / 10.0)
+        self._burst = max(1.0, per_minute / 10.0) if burst is None else burst
         self._left = self._burst
         self._at_s: float | None = None
 
-    def take(self, now_s: float) -> float:
-        """Take one: 0, or the seconds until one is there."""
+    def left(self, now_s: float) -> float:
+        """What is there; below 0 where more was charged."""
         if self._at_s is not None:
             self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
         self._at_s = now_s
-        if self._left >= 1.0:
-            self._left -= 1.0
-            return 0.0
-        return (1.0 - self._left) / self._rate
+        return self._left
+
+    def take(self, now_s: float) -> float:
+        """Take one: 0, or the seconds until one is there."""
+        if wait_s := self.wait_s(now_s, 1.0):
+            return wait_s
+        self._left -= 1.0
+        return 0.0
+
+    def charge(self, now_s: float, amount: float) -> None:
+        """Take ``amount``, there or not; give it back where it is negative."""
+        self._left = min(self._burst, self.left(now_s) - amount)
+
+    def wait_s(self, now_s: float, amount: float) -> float:
+        """Seconds until ``amount`` is there."""
+        return max(0.0, amount - self.left(now_s)) / self._rate
+
+    def full_in_s(self, now_s: float) -> float:
+        """Seconds until it is full."""
+        return (self._burst - self.left(now_s)) / self._rate
 
 
 def overload(
@@ -117,3 +144,12 @@ def fatal(engines: int, left_s: float) -> ApiError:
     """``engines`` have died of a request before its first token; the same content is refused for ``left_s`` more."""
     message = f"{engines} engines died of this request before its first token; it is refused for {left_s:.0f} s"
     return ApiError(502, message, "upstream_error", code="engine_died", reason="engine_died", retry=False)
+
+
+def too_many_tokens(name: str, kind: str, per_minute: int, wait_s: float | None) -> ApiError:
+    """``wait_s``: seconds until they are there; None: never."""
+    what = f"{name} may use {per_minute} {kind.replace('-', ' ')} a minute"
+    return ApiError(
+        429, what if wait_s is not None else f"{what}; this prompt is longer", "rate_limit_error",
+        code="rate_limit_exceeded", reason="tenant_tokens", retry_after_s=wait_s, retry=None if wait_s is not None else False,
+    )  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
+import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -15,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from andes_api.endpoints import ENDPOINTS, Endpoint, at_path
 from andes_api.errors import ApiError
-from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
+from andes_api.expectations import ANONYMOUS, ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
@@ -28,9 +30,13 @@ from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
+from andes_api.upstream_answer import as_openai_error
 from andes_sglang import __version__
 
 __all__ = ["create_app"]
+
+STORED_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+"""Seconds for an engine to look a response up."""
 
 
 class _Answer(Response):
@@ -126,6 +132,14 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
             operation_id=endpoint.path.strip("/").replace("/", "_"),
         )  # fmt: skip
 
+    @app.get("/v1/responses/{response_id}", summary="A response that its engine keeps")
+    async def response(response_id: str, request: Request) -> Response:
+        return await _stored(gateway, response_id, request)
+
+    @app.post("/v1/responses/{response_id}/cancel", summary="Cancel a response in the background")
+    async def cancel(response_id: str, request: Request) -> Response:
+        return await _stored(gateway, response_id, request)
+
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": _models(gateway, tenant_of(request.headers, settings))})
@@ -150,6 +164,24 @@ def _check_endpoint(endpoint: Endpoint, route: ModelRoute, expectation: Resolved
             400, f"x-andes-report: {endpoint.path} has no place for it", param="x-andes-report", reason="expectation",
             retry=False,
         )  # fmt: skip
+
+
+async def _stored(gateway: Gateway, response_id: str, request: Request) -> Response:
+    """The answer of the engine that keeps this response: the one that gave it, else, without tenants, any that knows it."""
+    tenant, upstreams = tenant_of(request.headers, gateway.settings), gateway.upstreams
+    home = gateway.stored.home(response_id, tenant.name if tenant else ANONYMOUS)
+    asked = [r for r in upstreams.replicas.values() if r.name == home or (home is None and tenant is None)]
+    path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
+    for replica in asked:
+        with suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with upstreams.session.request(
+                request.method, replica.url + path, timeout=STORED_TIMEOUT, allow_redirects=False
+            ) as answer:
+                if answer.status == 200:
+                    return Response(await answer.read(), media_type="application/json")
+                if answer.status != 404 and 400 <= answer.status < 500:
+                    return JSONResponse(as_openai_error(answer.status, await answer.read()), answer.status)
+    raise ApiError(404, f"no response {response_id[:100]!r}", code="not_found", reason="response", retry=False)
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

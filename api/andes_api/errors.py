@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ class ApiError(Exception):
     """An answer that is an error.
 
     reason: one word for the ``x-andes-reason`` header and for metrics. retry_after_s: seconds until trying again makes
-    sense. retry: False tells the official client not to try again.
+    sense. retry: False tells the official client not to try again. limits: headers that say what is left of them.
     """
 
     status: int
@@ -27,6 +28,7 @@ class ApiError(Exception):
     reason: str = "invalid"
     retry_after_s: float | None = None
     retry: bool | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def body(self) -> dict[str, Any]:
@@ -34,7 +36,7 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        headers = {"x-andes-reason": self.reason}
+        headers = {"x-andes-reason": self.reason, **self.limits}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, min(120, math.ceil(self.retry_after_s))))
         if self.retry is not None:

@@ -12,20 +12,21 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from andes_api import admission, names
-from andes_api.admission import TokenBucket
 from andes_api.background import Background
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
-from andes_api.endpoints import CHAT, Endpoint
+from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS
 from andes_api.history import History
+from andes_api.limits import TenantLimits
 from andes_api.metrics import GatewayMetrics
 from andes_api.models import ModelRoute, no_model
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
+from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.unread import UnreadRequest
@@ -63,6 +64,7 @@ class Gateway:
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
         self.history = History()
+        self.stored = StoredResponses()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
@@ -71,10 +73,7 @@ class Gateway:
         self._relay_context = RelayContext(
             settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
         )
-        self._by_tenant: Counter[str] = Counter()
-        self._buckets = {
-            t.name: TokenBucket(t.requests_per_minute) for t in settings.tenants if t.requests_per_minute is not None
-        }
+        self._limits = {tenant.name: TenantLimits(tenant) for tenant in settings.tenants}
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
 
     async def start(self) -> None:
@@ -154,8 +153,9 @@ class Gateway:
         """As :meth:`place`, within the limits of this gateway and of the tenant."""
         if self.draining:
             raise admission.no_replica(NO_ENGINE_RETRY_S, draining=True)
-        if stream.tenant is not None:
-            self._admit_tenant(stream.tenant, stream.arrival_s)
+        if limits := self._limits.get(stream.tenant_name):
+            limits.admit(stream, stream.arrival_s, self._until_one_ends_s(1))
+            stream.limits = limits.headers(stream.arrival_s)
         if len(self.open) >= self.settings.max_streams:
             raise admission.full(self._until_one_ends_s(len(self.open)))
         if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
@@ -208,6 +208,9 @@ class Gateway:
         settings, new = self.settings, stream.incoming
         self._check_model_limit(route)
         accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
+        if earlier := stream.earlier_answer:
+            home = self.stored.home(earlier, stream.tenant_name)
+            accepting = {home: accepting[home]} if home in accepting else accepting
         if not accepting:
             self._check_replica_limit(route)
             return []
@@ -253,15 +256,6 @@ class Gateway:
             self.waiting.discard(stream)
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
 
-    def _admit_tenant(self, tenant: TenantSettings, now_s: float) -> None:
-        held = self._by_tenant[tenant.name]
-        if tenant.max_streams is not None and held >= tenant.max_streams:
-            raise admission.tenant_streams(tenant.name, tenant.max_streams, self._until_one_ends_s(held))
-        if tenant.requests_per_minute is not None:
-            wait_s = self._buckets[tenant.name].take(now_s)
-            if wait_s:
-                raise admission.too_fast(tenant.name, tenant.requests_per_minute, wait_s)
-
     def _until_one_ends_s(self, streams: int) -> float:
         """Seconds until one of ``streams`` usually ends."""
         lasts_s = [replica.stream_s for replica in self.upstreams.replicas.values()] or [STREAM_S]
@@ -275,7 +269,6 @@ class Gateway:
         relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
         task = self.open[stream] = asyncio.create_task(relay.run())
         gone = asyncio.create_task(_disconnected(receive))
-        self._by_tenant[stream.tenant_name] += 1
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
             if record.outcome != "open":  # the last byte is out; what follows is tidying up
@@ -287,7 +280,6 @@ class Gateway:
             del self.open[stream], self._relays[stream]
             if order:
                 order[0].streams.discard(stream)
-            self._by_tenant[stream.tenant_name] -= 1
             fault = None if task.cancelled() else task.exception()
             if record.outcome == "open":
                 record.outcome = "failed" if fault else "abandoned"
@@ -358,6 +350,10 @@ class Gateway:
         record, cls = stream.record, stream.expectation.class_name
         record.output_tokens = stream.tokens
         record.qoe = stream.score(now_s)
+        if limits := self._limits.get(stream.tenant_name):
+            limits.ended(stream, now_s)
+        if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
+            self.stored.add(stream.answer_id, stream.replica, stream.tenant_name)
         if record.qoe is not None:
             self.qoe.add(now_s, record.model, cls, record.qoe)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)

@@ -118,5 +118,10 @@ class Reply:
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
         stream = self._stream
-        echo = {"x-request-id": stream.request_id, **stream.expectation.headers(), **stream.model_headers()}
+        echo = {
+            "x-request-id": stream.request_id,
+            **stream.limits,
+            **stream.expectation.headers(),
+            **stream.model_headers(),
+        }
         await self.writer.start(status, {**headers, **echo})

@@ -22,6 +22,8 @@ __all__ = ["FormFile", "read_form", "read_json"]
 
 MAX_DEPTH = 128
 """Objects and arrays inside each other; JSON schemas of tools in use have less than 20, orjson writes 254."""
+MAX_MEMBERS = 16
+"""Streams behind each other in one compressed body; clients write one, and every further one costs a copy of the rest."""
 _ENCODINGS = {"identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 15}
 """Of a body, with zlib's window bits."""
 _CHARSETS = ("", "utf-8", "utf8", "us-ascii")
@@ -46,12 +48,7 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
     if kind.strip().lower() != "application/json" or _charset(parameters) not in _CHARSETS:
         said = f"{kind};{parameters}" if parameters else kind
         raise _unsupported(f"content-type: expected application/json in UTF-8; got {said[:100]!r}")
-    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
-    if encoding not in _ENCODINGS:
-        raise _unsupported(f"content-encoding: expected one of {', '.join(_ENCODINGS)}; got {encoding[:100]!r}")
     content = await _read(request, settings)
-    if encoding != "identity":
-        content = _decompressed(content, encoding, settings.max_body_bytes)
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -103,6 +100,15 @@ def _truth(text: Any) -> bool:
 
 
 async def _read(request: Request, settings: GatewaySettings) -> bytes:
+    """The body without its ``content-encoding``; one that we do not know is refused before any of it is asked for."""
+    encoding = request.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in _ENCODINGS:
+        raise _unsupported(f"content-encoding: expected one of {', '.join(_ENCODINGS)}; got {encoding[:100]!r}")
+    content = await _receive(request, settings)
+    return content if encoding == "identity" else _decompressed(content, encoding, settings.max_body_bytes)
+
+
+async def _receive(request: Request, settings: GatewaySettings) -> bytes:
     """The body as it came. One that announces more than ``max_body_bytes`` is refused before any of it is asked for."""
     content, most = bytearray(), settings.max_body_bytes
     announced = request.headers.get("content-length", "")
@@ -125,7 +131,7 @@ def _decompressed(content: bytes, encoding: str, most: int) -> bytes:
     """``content`` without its ``encoding``; no more than ``most`` bytes are ever made of it."""
     whole = b""
     try:
-        while content:
+        for _ in range(MAX_MEMBERS):
             member = zlib.decompressobj(_ENCODINGS[encoding])
             whole += member.decompress(content, most + 1 - len(whole))
             if len(whole) > most:
@@ -133,9 +139,11 @@ def _decompressed(content: bytes, encoding: str, most: int) -> bytes:
             if not member.eof:
                 raise zlib.error("it ends early")
             content = member.unused_data
+            if not content:
+                return whole
+        raise zlib.error(f"it has more than {MAX_MEMBERS} members")
     except zlib.error as error:
         raise ApiError(400, f"the body is no {encoding}: {error}", reason="encoding", retry=False) from None
-    return whole
 
 
 def _is_deep(body: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from andes_api import names
 from andes_api.demand import DemandRecord
-from andes_api.endpoints import CHAT, Endpoint
+from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
 from andes_api.history import Kind
@@ -50,6 +50,7 @@ class Stream:
     record: DemandRecord
     route: ModelRoute = field(default_factory=ModelRoute)
     fallback: str | None = None
+    limits: Mapping[str, str] = field(default_factory=dict)  # headers: what is left of its tenant's
     span: Span = INVALID_SPAN
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Stream:
     counted: bool = False  # whether an engine has said how long the prompt is
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
+    answer_id: str | None = None  # as its engine calls it
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
     log: list[bytes] | None = None
@@ -95,6 +97,12 @@ class Stream:
     def kind(self) -> Kind:
         """Model, empty while no engine has said which there are, and class."""
         return self.record.model or "", self.expectation.class_name
+
+    @property
+    def earlier_answer(self) -> str | None:
+        """The response that this one follows."""
+        earlier = self.body.get("previous_response_id") if self.endpoint is RESPONSES else None
+        return earlier if isinstance(earlier, str) else None
 
     @property
     def tenant_name(self) -> str:

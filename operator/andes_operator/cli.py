@@ -15,7 +15,7 @@ from andes_operator.controller import Controller
 from andes_operator.gateways import Gateways
 from andes_operator.health import ListenError, serve_health
 from andes_operator.lease import LeaseLostError, ReleasableLease, lead
-from andes_operator.predictor import Predictor
+from andes_operator.predictor import Predictor, Tabulator
 from andes_operator.reconcile import Reconciler
 from andes_operator.settings import OperatorSettings, OperatorSettingsError, add_arguments, load
 from andes_operator.telemetry import OperatorMetrics, tracer
@@ -65,6 +65,8 @@ async def _operate(settings: OperatorSettings) -> None:
         stack.push_async_callback(gateways.close)
         predictor = Predictor(settings.what_if_s)
         stack.callback(predictor.close)
+        tabulator = Tabulator()
+        stack.callback(tabulator.close)
         otlp = tracer(settings.otlp_endpoint, settings.identity)
         stack.callback(otlp.stop)
         metrics = OperatorMetrics()
@@ -76,6 +78,7 @@ async def _operate(settings: OperatorSettings) -> None:
                 predictor,
                 metrics=metrics,
                 tracer=otlp.tracer,
+                make_table=tabulator,
                 name=f"{settings.lease_namespace}/{settings.lease}",
             ).reconcile,
             ClassPublisher(cluster).publish,

@@ -32,8 +32,8 @@ ATTEMPTS = 3
 AUTOSCALERS_TTL_S = 10.0
 """Seconds for which a list of HorizontalPodAutoscalers is reused: one request for all targets of a namespace."""
 CACHED = "0"
-"""``resourceVersion`` of a list from the API server's watch cache: of a namespace of 2,001 pods a quorum read takes 52 ms of
-the API server, this 3."""
+"""``resourceVersion`` of a list from the API server's watch cache: of a namespace of 2,000 pods a list of four by label
+takes a tenth of the API server's CPU that a quorum read takes (measured on 1.20)."""
 MAX_EVENT_CHARACTERS = 1024
 """``message`` of an Event (k8s.io/api/core/v1)."""
 MERGE_PATCH = "application/merge-patch+json"

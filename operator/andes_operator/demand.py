@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from andes_operator.observe import Observation, ObservedRequest
 from andes_operator.spec import TargetSpec
@@ -13,7 +14,7 @@ from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 
-__all__ = ["ExpectedDemand", "expected_demand"]
+__all__ = ["ExpectedDemand", "Lengths", "expected_demand"]
 
 SPAN_S = 300.0
 """Seconds of Poisson arrivals where too few requests came to repeat."""
@@ -28,6 +29,23 @@ TYPICAL_OUTPUT_TOKENS, TYPICAL_PROMPT_TOKENS = 300, 1000
 DEFAULT_READER = ReaderExpectation(QoETarget())
 
 
+MOVED = 1.2
+"""Ratio of a mean, from which on a table made for the other one is out of date: a fifth."""
+
+
+class Lengths(NamedTuple):
+    """Means: tokens of prompts and answers, reading speed (tokens/s), TTFT target (seconds)."""
+
+    prompt: float
+    output: float
+    tds: float
+    ttft_s: float
+
+    def moved(self, since: Lengths) -> bool:
+        """Whether any is another by a fifth or more."""
+        return any(not 1.0 / MOVED < (now + 1e-9) / (then + 1e-9) < MOVED for now, then in zip(self, since))
+
+
 @dataclass(frozen=True, slots=True)
 class ExpectedDemand:
     """requests: in order of arrival, from second 0 on; class_names: of each; span_s: the seconds that they cover."""
@@ -39,6 +57,14 @@ class ExpectedDemand:
     @property
     def rate_rps(self) -> float:
         return len(self.requests) / self.span_s
+
+    @property
+    def lengths(self) -> Lengths:
+        """Raises ``ValueError`` without requests."""
+        if not self.requests:
+            raise ValueError("requests must not be empty")
+        rows = [(r.prompt_tokens, r.output_tokens, r.target.tds, r.target.ttft_s) for r in self.requests]
+        return Lengths(*(sum(column) / len(rows) for column in zip(*rows)))
 
     def of_readers(self) -> ExpectedDemand:
         """Without what yields: it runs on what the readers leave over, and is to bring no replica."""

@@ -12,19 +12,25 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 
-from andes_operator.decide import decide
-from andes_operator.demand import expected_demand
+from andes_operator.decide import ScaleDecision, decide
+from andes_operator.demand import ExpectedDemand, expected_demand
 from andes_operator.forecast import DemandHistory, forecast
+from andes_operator.growth import KEPT_MINUTES, GrowthHistory
+from andes_operator.ledger import MINUTE_S
 from andes_operator.memory import Memory
 from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
+from andes_operator.table import MIN_REQUESTS as MIN_TABULATED
+from andes_operator.table import Table, tabulate
 from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim.autoscaling import FinishedRequests, Scenario
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.whatif import work_s
 from andes_sglang.sketch import Sketch
 
 __all__ = ["FleetAutoscaler"]
@@ -45,7 +51,8 @@ class FleetAutoscaler:
 
     engine, policy: what each replica runs, for the what-if. finished: filled by the run. forecasts: rates expected, by clock
     time; runs of one scenario may share it, because a forecast does not depend on the fleet. remember_s: clock seconds for
-    which an answer of the what-if is kept. max_replicas: bound of the target.
+    which an answer of the what-if is kept. max_replicas: bound of the target. headroom: whether it sizes for surges; without
+    it, on the real clock only: in a compressed day no surge is longer than its buffers, and none is seen in minutes.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class FleetAutoscaler:
         max_replicas: int,
         remember_s: float = 3600.0,
         forecasts: dict[float, float] | None = None,
+        headroom: bool | None = None,
     ) -> None:
         self.scenario, self.finished, self.engine, self.policy = scenario, finished, engine, policy
         self.remember_s = remember_s
@@ -75,7 +83,8 @@ class FleetAutoscaler:
                 down_period_s=simulated_s(defaults.down_period_s),
             ),
         )  # fmt: skip
-        self.what_ifs = 0
+        self.what_ifs = self.tables = 0
+        self.said: list[tuple[float, ScaleDecision]] = []
         self.what_if_cpu_s = 0.0
         self._history = DemandHistory()
         at_s = 0.0
@@ -88,6 +97,20 @@ class FleetAutoscaler:
         self._forecasts = {} if forecasts is None else forecasts
         self._expected: tuple[float, float] = (-1.0, 0.0)
         self._last: Prediction | None = None
+        self.table: Table | None = None
+        self.growth = GrowthHistory()
+        self.sizes = scenario.speed == 1.0 if headroom is None else headroom
+        self.headroom: Headroom | None = None
+        self._learn()
+
+    def _learn(self) -> None:
+        """Growth from the past, where it is known by the minute."""
+        minutes: list[float] = []
+        for number, (seconds, rate_rps) in enumerate(self.scenario.past):
+            if seconds > MINUTE_S:
+                return
+            minutes = [*minutes, rate_rps][-KEPT_MINUTES:]
+            self.growth.add(number, minutes)
 
     @property
     def known(self) -> dict[float, int | None]:
@@ -96,9 +119,50 @@ class FleetAutoscaler:
 
     def desired_replicas(self, fleet: Fleet) -> int:
         seen = self.observe(fleet)
-        decision = decide(self.spec, seen, self.predict(seen), self._memory)
+        self.headroom = self.size(seen) if self.sizes else None
+        if self.sizes and self.headroom is None:
+            return seen.pods.wanted  # the first minutes read high
+        decision = self._decide(seen)
         self._memory = decision.memory
+        self.said.append((seen.now_s, decision))
         return decision.replicas
+
+    def _decide(self, seen: Observation) -> ScaleDecision:
+        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks."""
+        if self.headroom is not None:
+            consent = Prediction(seen.rate_rps, self.spec.objectives, self.spec.behavior.margin, 1, {})
+            decision = decide(self.spec, seen, consent, self._memory, headroom=self.headroom)
+            if decision.replicas >= seen.pods.wanted:
+                return decision
+        return decide(self.spec, seen, self.predict(seen), self._memory, headroom=self.headroom)
+
+    def size(self, seen: Observation) -> Headroom | None:
+        """What survives a surge until help is there."""
+        before, cold_s = self._memory.ledger, self.scenario.cold_start_s
+        demand = expected_demand(self.spec, seen, max(seen.rate_rps, 1e-3), {}).of_readers()
+        self._tabulate(seen, demand)
+        known = (
+            known_s(seen, before) >= MIN_KNOWN_S
+        )  # of the answers of the first minutes only the short ones have ended
+        work = float(work_s(self.engine, demand.requests).mean()) if known else None
+        ledger = before.enter(seen, work, self.table.buffer.rho if self.table else None)
+        if ledger.minute != before.minute:
+            self.growth.add(int(self.scenario.clock_origin_s // MINUTE_S) + ledger.minute, ledger.minutes_rps)
+        self._memory = replace(self._memory, ledger=ledger)
+        return headroom(
+            self.spec, seen, ledger, self.growth, self.table.buffer if self.table else None, cold_s=cold_s,
+            orders=self._memory.changes,
+        )  # fmt: skip
+
+    def _tabulate(self, seen: Observation, demand: ExpectedDemand) -> None:
+        if len(demand.requests) < MIN_TABULATED or known_s(seen, self._memory.ledger) < MIN_KNOWN_S:
+            return
+        if self.table is None or not self.table.holds(demand.lengths, seen.now_s):
+            started_s = time.process_time()
+            surge_s = self.scenario.cold_start_s + self.interval_s
+            self.table = tabulate(self.spec, demand, self.engine, self.policy, surge_s=surge_s, at_s=seen.now_s)
+            self.tables += 1
+            self.what_if_cpu_s += time.process_time() - started_s
 
     def observe(self, fleet: Fleet) -> Observation:
         """What gateways and pods would tell now."""
@@ -115,8 +179,10 @@ class FleetAutoscaler:
         for record in self.finished.since(now_s - behavior.window_s):
             ended.add(record.qoe)
         recent = scenario.recent(now_s, scenario.simulated_s(HISTORY_S), MIN_REQUESTS)
+        since_s = max(0.0, min([now_s - scenario.simulated_s(HISTORY_S), *(r.arrival_s for _, r in recent[:1])]))
+        pods = PodCounts(current, current, len(fleet.serving), returnable=len(fleet.starting))
         return Observation(
-            now_s, PodCounts(current, current, len(fleet.serving)), scenario.rate_rps(now_s, behavior.window_s),
+            now_s, pods, scenario.rate_rps(now_s, behavior.window_s), complete_since_s=since_s,
             open_streams=fleet.open_requests, engine_requests=fleet.open_requests, waiting=waiting,
             ended={READER_CLASS: ended}, running={READER_CLASS: late},
             recent=tuple(

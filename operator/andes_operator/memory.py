@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from andes_operator.explain import explain, shown
+from andes_operator.ledger import Ledger
 from andes_operator.observe import Observation
 from andes_operator.spec import ScalingBehavior, TargetSpec
 
@@ -46,9 +47,9 @@ class Memory:
     at_s: of the last reconcile. replicas: ``spec.replicas`` then. since_s: trustworthy data without a gap from then on;
     None: none now. idle_since_s: the last arrival, or the beginning of the record where none is known. settled_s: no
     pod was starting from then on; None: one is. short_since_s: fewer pods exist than are wanted from then on; None: as many
-    do. asks: those that can still be the highest or lowest of a stabilisation
-    window. changes: those that rate limits still count. queue: streams without a first token at the last reconciles.
-    replica_s, baseline_s: replica-seconds that held GPUs, draining pods included, and that the baseline would have run."""
+    do. asks: those that can still be the highest or lowest of a stabilisation window. changes: those that rate limits still
+    count, and orders while pods start. queue: streams without a first token at the last reconciles. replica_s, baseline_s:
+    replica-seconds that held GPUs, draining pods included, and that the baseline would have run. ledger: of demand."""
 
     at_s: float | None = None
     replicas: int | None = None
@@ -61,6 +62,7 @@ class Memory:
     replica_s: float = 0.0
     baseline_s: float = 0.0
     short_since_s: float | None = None
+    ledger: Ledger = field(default_factory=Ledger)
 
     def observe(self, spec: TargetSpec, seen: Observation) -> Memory:
         """With this reconcile's observation."""
@@ -75,7 +77,7 @@ class Memory:
             idle_since_s=self._idle_since_s(spec.behavior, seen),
             settled_s=None if seen.pods.starting else (self.settled_s if self.settled_s is not None else now_s),
             short_since_s=self._short_since_s(seen),
-            changes=self._changes(spec.behavior, now_s, wanted),
+            changes=self._changes(spec.behavior, seen),
             queue=(seen.waiting,) if moved else (*self.queue, seen.waiting)[-QUEUE_LENGTHS:],
             replica_s=self.replica_s + elapsed_s * seen.pods.holding,
             baseline_s=self.baseline_s + elapsed_s * spec.baseline_replicas,
@@ -93,8 +95,10 @@ class Memory:
             known_s = min(seen.now_s, seen.complete_since_s)
         return known_s if seen.last_arrival_s is None else max(known_s, seen.last_arrival_s)
 
-    def _changes(self, behavior: ScalingBehavior, now_s: float, wanted: int) -> tuple[Change, ...]:
-        kept = tuple(c for c in self.changes if c.at_s >= now_s - max(RATE_PERIOD_S, behavior.down_period_s))
+    def _changes(self, behavior: ScalingBehavior, seen: Observation) -> tuple[Change, ...]:
+        now_s, wanted = seen.now_s, seen.pods.wanted
+        since_s = now_s - max(RATE_PERIOD_S, behavior.down_period_s)
+        kept = tuple(c for c in self.changes if c.at_s >= since_s or (c.delta > 0 and seen.pods.starting))
         if self.replicas is not None and wanted != self.replicas:
             return (*kept, Change(now_s, wanted - self.replicas))
         if wanted == 0 and not kept:  # a request after the last step down is what starts the first replica
@@ -145,6 +149,7 @@ class Memory:
             "queue": list(self.queue),
             "replicaSeconds": self.replica_s,
             "baselineSeconds": self.baseline_s,
+            "ledger": self.ledger.to_dict(),
         }
 
     @classmethod
@@ -165,6 +170,7 @@ class Memory:
                 queue=tuple(_count(n) for n in data.get("queue") or ()),
                 replica_s=_time(data.get("replicaSeconds", 0.0)),
                 baseline_s=_time(data.get("baselineSeconds", 0.0)),
+                ledger=Ledger.from_dict(data.get("ledger")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"status.memory cannot be used: {explain(error)}") from None

@@ -19,6 +19,7 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 CLASSES_CONFIGMAP = "andes-qoe-classes"
 CLASSES_KEY = "classes.yaml"
 HISTORY_KEY = "requests-per-second.json"
+GROWTH_KEY = "growth.json"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 ALL_CLASSES = "*"
 
@@ -45,6 +46,7 @@ class Reason(StrEnum):
     """Why this number of replicas: ``status.reason``, a condition's reason and a metric's label."""
 
     FORECAST = "Forecast"
+    HEADROOM = "Headroom"
     QOE_BELOW_TARGET = "QoEBelowTarget"
     QUEUE_GROWING = "QueueGrowing"
     SURPLUS = "Surplus"

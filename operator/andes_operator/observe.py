@@ -221,6 +221,11 @@ class Observation:
         return self.recent[-1].arrival_s if self.recent else None
 
     @property
+    def reader_arrivals_s(self) -> list[float]:
+        """Of the record, when readers' requests came; what yields runs on what they leave over."""
+        return [r.arrival_s for r in self.recent if not r.yields]
+
+    @property
     def qoe(self) -> dict[str, Sketch]:
         """By class, of the streams that ended in the window and of those open."""
         return _add_up([self.ended, self.running])

@@ -11,6 +11,7 @@ from andes_operator.explain import shown
 from andes_operator.forecast import DemandForecast, DemandHistory, forecast
 from andes_operator.observe import NamedPolicy, Observation
 from andes_operator.spec import SpecError, TargetSpec
+from andes_operator.table import Table, tabulate
 from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.expectations import ReaderExpectation
@@ -20,12 +21,14 @@ from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.profile import Profile, load
 
-__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_engine", "simulated_policy"]
+__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_engine", "simulated_policy", "tabulated"]
 
 DEFAULT_POLICY: NamedPolicy = ("andes", ())
 """Of engines that do not report theirs."""
 DEFAULT_ROUTING_POLICY: NamedPolicy = ("qoe", ())
 """Of gateways that do not report theirs: the gateway's own default."""
+MIN_RATE_RPS = 1e-3
+"""Requests/s; of the lengths of those that came, whatever their rate is now."""
 STOCK = "stock"
 """SGLang's own scheduler, without a policy."""
 _profile = lru_cache(maxsize=32)(load)
@@ -82,6 +85,20 @@ def simulated_engine(profile: Profile, flags: EngineFlags | None) -> tuple[Engin
         engine, unplayed = profile.engine, [f"{devices} devices: the profile is of {profile.engine.devices}"]
     played, missing = overrides.play(engine, flags)
     return played, unplayed + missing
+
+
+def tabulated(inquiry: Inquiry) -> Table:
+    """What the engines carry and can put off until help is there. Raises ``ValueError`` naming what cannot be simulated."""
+    spec, seen = inquiry.spec, inquiry.seen
+    return tabulate(
+        spec,
+        expected_demand(spec, seen, max(seen.rate_rps, MIN_RATE_RPS), inquiry.readers),
+        simulated_engine(_profile(spec.profile), seen.flags)[0],
+        _scheduling(simulated_policy(spec, seen)),
+        routing_policy=_routing(seen.routing_policy or DEFAULT_ROUTING_POLICY),
+        surge_s=inquiry.horizon_s,
+        at_s=seen.now_s,
+    )
 
 
 def simulated_policy(spec: TargetSpec, seen: Observation) -> NamedPolicy:

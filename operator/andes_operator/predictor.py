@@ -1,6 +1,7 @@
-"""Predictions in a process of their own, so that neither simulator nor forecast holds up the operator's loop.
+"""Predictions and tables in processes of their own, so that neither simulator nor forecast holds up the operator's loop.
 
 ``Predictor(30.0)(inquiry)`` awaits :func:`andes_operator.prediction.predict` there; ``start`` and ``close`` the process.
+``Tabulator()`` does so with :func:`andes_operator.prediction.tabulated`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import Generic, TypeVar
 
 from andes_operator.explain import explain
 from andes_operator.forecast import DemandForecast
-from andes_operator.prediction import Inquiry, predict
+from andes_operator.prediction import Inquiry, predict, tabulated
+from andes_operator.table import Table
 from andes_operator.whatif import Prediction
 from andes_sglang.sim.replica import RefusedError
 
-__all__ = ["PredictionError", "Predictor"]
+__all__ = ["PredictionError", "Predictor", "Tabulator"]
 
 log = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+TABLE_S, TABLE_QUEUE_S = 300.0, 3600.0
+"""Seconds for one table, which takes 3 to 40 s of CPU, and that it waits for those of other targets: nothing waits for it."""
 QUEUE_TIMEOUT_S = 60.0
 """Seconds that a prediction waits for earlier ones."""
 
@@ -32,15 +39,17 @@ class PredictionError(RuntimeError):
     """There is no prediction; the message says why."""
 
 
-class Predictor:
+class Worker(Generic[Answer]):
     """One worker process, which answers one inquiry at a time, in order of asking.
 
     timeout_s: for one prediction; a large fleet takes 2 to 4 s of CPU
     (docs/decisions/2026-11-21-what-if-and-forecast.md). queue_timeout_s: how long one waits for earlier ones: with more
-    targets than one process can simulate, each goes without a prediction now and then."""
+    targets than one process can simulate, each goes without a prediction now and then. answer: to an inquiry; pure."""
 
-    def __init__(self, timeout_s: float, queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
-        self.timeout_s, self.queue_timeout_s = timeout_s, queue_timeout_s
+    def __init__(
+        self, answer: Callable[[Inquiry], Answer], timeout_s: float, queue_timeout_s: float = QUEUE_TIMEOUT_S
+    ) -> None:
+        self.timeout_s, self.queue_timeout_s, self._answer = timeout_s, queue_timeout_s, answer
         self._turn = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None
 
@@ -48,7 +57,7 @@ class Predictor:
         """Start the process now, so that the first prediction does not wait for it."""
         self._running_pool().submit(_import_statsmodels)
 
-    async def __call__(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+    async def __call__(self, inquiry: Inquiry) -> Answer:
         """Raises :class:`PredictionError`."""
         try:
             async with asyncio.timeout(self.queue_timeout_s):
@@ -57,13 +66,13 @@ class Predictor:
             waited = f"waited {self.queue_timeout_s:g} s for the what-ifs of other targets"
             raise PredictionError(f"{waited}: use fewer targets or larger tickSeconds") from None
         try:
-            return await self._predict(inquiry)
+            return await self._ask(inquiry)
         finally:
             self._turn.release()
 
-    async def _predict(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+    async def _ask(self, inquiry: Inquiry) -> Answer:
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._running_pool(), predict, inquiry)
+            running = asyncio.get_running_loop().run_in_executor(self._running_pool(), self._answer, inquiry)
             return await asyncio.wait_for(running, self.timeout_s)
         except TimeoutError:
             self.close()
@@ -89,6 +98,20 @@ class Predictor:
             for process in list((pool._processes or {}).values()):
                 process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Predictor(Worker[tuple[DemandForecast, Prediction]]):
+    """Answers with forecast and what-if."""
+
+    def __init__(self, timeout_s: float, queue_timeout_s: float = QUEUE_TIMEOUT_S) -> None:
+        super().__init__(predict, timeout_s, queue_timeout_s)
+
+
+class Tabulator(Worker[Table]):
+    """Answers with a table of the fluid model."""
+
+    def __init__(self, timeout_s: float = TABLE_S, queue_timeout_s: float = TABLE_QUEUE_S) -> None:
+        super().__init__(tabulated, timeout_s, queue_timeout_s)
 
 
 def _exit_with_parent() -> None:

@@ -5,6 +5,7 @@ What lasts is in the resource's status (:mod:`andes_operator.memory`): a restart
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -26,9 +27,11 @@ from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
 from andes_operator.prediction import Inquiry, check_options, cold_start_s
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
+from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import LastPrediction, TargetState, TargetStates
 from andes_operator.status import status, unix_s
+from andes_operator.table import KEPT_S, MIN_REQUESTS, Table
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -40,6 +43,7 @@ log = logging.getLogger(__name__)
 Key = tuple[str, str]
 """Namespace and name."""
 Predict = Callable[[Inquiry], Awaitable[tuple[DemandForecast, Prediction]]]
+MakeTable = Callable[[Inquiry], Awaitable[Table]]
 
 AT_ZERO_S = 2.0
 """Seconds until the next reconcile of a target without replicas: part of what the first reader waits for."""
@@ -47,6 +51,8 @@ CHANGED_S = 1.0
 """Seconds until the next reconcile where the resource or its scale changed during this one."""
 REPEATED = 3
 """Failures in a row after which the status tells: one or two are an API server that restarts."""
+SURGE_STEP_S = 60.0
+"""Seconds; a cold start that changes by less needs no other table."""
 INVALID_S = 60.0
 """Seconds until the next reconcile of a target that cannot be reconciled before it or a role is changed; an edit of the
 target does not wait for it."""
@@ -62,7 +68,8 @@ class Result:
 
 
 class Reconciler:
-    """Of all targets. name: of this operator, the same after a restart. clock: Unix seconds."""
+    """Of all targets. make_table: of the fluid model, None: without headroom. name: of this operator, the same after a
+    restart. clock: Unix seconds."""
 
     def __init__(
         self,
@@ -72,10 +79,12 @@ class Reconciler:
         *,
         metrics: OperatorMetrics,
         tracer: trace.Tracer,
+        make_table: MakeTable | None = None,
         name: str = names.OPERATOR,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cluster, self._gateways, self._predict_demand = cluster, gateways, predict
+        self._make_table = make_table
         self._metrics, self._tracer, self._name, self._clock = metrics, tracer, name, clock
         self._observer = Observer(cluster, gateways, tracer=tracer, clock=clock)
         self._reporter, self._drainer = Reporter(cluster, metrics, clock), Drainer(cluster, gateways, clock)
@@ -142,10 +151,11 @@ class Reconciler:
             return Result(spec.behavior.tick_s)
         context = await self._observer.observe(target, spec, scale, self._states.of(target))
         prediction, failure = await self._predict(context)
-        decision = self._decide(context, prediction, failure, span)
+        context, found = self._size(context, prediction)
+        decision = self._decide(context, prediction, failure, span, found)
         if spec.mode is Mode.AUTO and context.conflict is None and not await self._apply(context, decision):
             return Result(CHANGED_S)
-        await self._report(context, decision, prediction)
+        await self._report(context, decision, prediction, found)
         at_zero = decision.replicas == 0 and spec.min_replicas == 0
         return Result(min(AT_ZERO_S, spec.behavior.tick_s) if at_zero else spec.behavior.tick_s)
 
@@ -214,6 +224,62 @@ class Reconciler:
         found = await self._cluster.list_all(names.CLASSES, namespace, LIST_TTL_S)
         return {c["metadata"]["name"]: classes.reader(c.get("spec") or {}) for c in found}
 
+    # Size
+
+    def _size(
+        self, context: ReconcileContext, prediction: tuple[DemandForecast, Prediction] | None
+    ) -> tuple[ReconcileContext, Headroom | None]:
+        """The fleet that survives a surge until help is there, by what is known: no table is waited for. Books what came."""
+        spec, seen, state = context.spec, context.seen, context.state
+        if seen.fault is not None:
+            return context, None
+        expected, predicted = prediction if prediction is not None else (None, None)
+        cold_s, before = cold_start_s(spec, state.cold_starts.seconds), context.memory.ledger
+        self._tabulate(context, predicted, cold_s + spec.behavior.tick_s)
+        known = predicted is not None and known_s(seen, before) >= MIN_KNOWN_S
+        buffer = state.table.buffer if state.table is not None else None
+        ledger = before.enter(seen, predicted.work_s if predicted and known else None, buffer.rho if buffer else None)
+        if ledger.minute != before.minute:
+            state.growth.add(ledger.minute, ledger.minutes_rps)
+        memory = replace(context.memory, ledger=ledger)
+        season_rps = expected.rate_rps if expected is not None and expected.method == "seasonal" else 0.0
+        found = headroom(
+            spec, seen, ledger, state.growth, buffer, cold_s=cold_s, orders=memory.changes, expected_rps=season_rps
+        )
+        return replace(context, memory=memory), found
+
+    def _tabulate(self, context: ReconcileContext, predicted: Prediction | None, surge_s: float) -> None:
+        """Have a table made where there is none for these engines and lengths; it is there at one of the next reconciles."""
+        seen, state = context.seen, context.state
+        if (
+            self._make_table is None
+            or predicted is None
+            or predicted.lengths is None
+            or len(seen.reader_arrivals_s) < MIN_REQUESTS
+        ):
+            return
+        of = (context.generation, seen.policy, seen.routing_policy, seen.flags, round(surge_s / SURGE_STEP_S))
+        if state.table is not None and of != state.table_of:
+            state.table = None
+        fresh = state.table is not None and state.table.holds(predicted.lengths, seen.now_s)
+        failed = state.table is None and of == state.table_of and seen.now_s - state.table_asked_s < KEPT_S
+        if fresh or failed or (state.tabulating is not None and not state.tabulating.done()):
+            return
+        state.table_of, state.table_asked_s = of, seen.now_s
+        state.tabulating = asyncio.create_task(self._keep_table(context, surge_s, self._make_table))
+
+    async def _keep_table(self, context: ReconcileContext, surge_s: float, make: MakeTable) -> None:
+        of, seen = context.state.table_of, context.seen
+        try:
+            readers = await self._readers(context.key[0])
+            table = await make(Inquiry(context.spec, seen, seen.complete_since_s, surge_s, readers=readers))
+        except (ClusterError, PredictionError) as error:
+            self._metrics.count_failure("table")
+            log.warning("%s/%s: no table: %s", *context.key, error)
+            return
+        if context.state.table_of == of:
+            context.state.table = table
+
     # Decide
 
     def _decide(
@@ -222,10 +288,11 @@ class Reconciler:
         prediction: tuple[DemandForecast, Prediction] | None,
         failure: Failure | None,
         span: trace.Span,
+        found: Headroom | None,
     ) -> ScaleDecision:
         spec = replace(context.spec, mode=Mode.ADVISORY) if context.conflict else context.spec
         predicted = prediction[1] if prediction is not None else None
-        decision = decide(spec, context.seen, predicted, context.memory, failure)
+        decision = decide(spec, context.seen, predicted, context.memory, failure, headroom=found)
         span.set_attributes({
             "andes.reason": str(decision.reason), "andes.message": decision.message,
             "andes.replicas.current": context.scale.wanted, "andes.replicas.wanted": decision.replicas,
@@ -273,6 +340,7 @@ class Reconciler:
         context: ReconcileContext,
         decision: ScaleDecision,
         prediction: tuple[DemandForecast, Prediction] | None,
+        found: Headroom | None,
     ) -> None:
         expected, predicted = prediction if prediction is not None else (None, None)
         made = status(
@@ -287,6 +355,7 @@ class Reconciler:
             operator=self._name,
             model=context.spec.demand.model or context.state.model,
             share=context.state.share.value,
+            headroom=found,
             old=context.target.get("status") or {},
             generation=context.generation,
         )

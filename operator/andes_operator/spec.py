@@ -87,7 +87,7 @@ class ScalingBehavior:
     cold_start_s: float | None = None
     up_stabilization_s: float = 0.0
     up_step: int | None = None
-    down_stabilization_s: float = 300.0
+    down_stabilization_s: float = 120.0
     down_period_s: float = 60.0
     idle_s: float = 600.0
 

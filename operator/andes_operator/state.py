@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from typing import Any
 from andes_operator import names
 from andes_operator.cluster import Cluster
 from andes_operator.forecast import DemandForecast, DemandHistory
+from andes_operator.growth import GrowthHistory
 from andes_operator.observe import Observation
 from andes_operator.pool import Share
 from andes_operator.spec import TargetSpec
 from andes_operator.supply import MAX_COLD_START_S, ColdStarts
+from andes_operator.table import Table
 from andes_operator.whatif import Prediction
 
 __all__ = ["LastPrediction", "TargetState", "TargetStates"]
@@ -50,7 +53,9 @@ class LastPrediction:
 class TargetState:
     """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
     cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
-    it. model: that its engines announce; share: of the model's demand, this pool's."""
+    it. model: that its engines announce; share: of the model's demand, this pool's. growth: of its
+    demand, kept with the history. table: of what its engines carry and can put off; table_of: engines and objectives that it
+    is for; table_asked_s: when it was asked for; tabulating: the task that makes one."""
 
     uid: str
     history: DemandHistory | None = None
@@ -60,6 +65,11 @@ class TargetState:
     rival: str | None = None
     model: str | None = None
     share: Share = field(default_factory=Share)
+    growth: GrowthHistory = field(default_factory=GrowthHistory)
+    table: Table | None = None
+    table_of: tuple[object, ...] = ()
+    table_asked_s: float = 0.0
+    tabulating: asyncio.Task[None] | None = None
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
@@ -68,12 +78,14 @@ class TargetState:
         deleted with the target. An unreadable history is replaced."""
         namespace, name = target["metadata"]["namespace"], f"{target['metadata']['name']}-demand"
         if self.history is None:
-            text = (await cluster.config_map(namespace, name)).get(names.HISTORY_KEY)
+            kept = await cluster.config_map(namespace, name)
             self.history = DemandHistory()
             with contextlib.suppress(ValueError):
-                self.history = DemandHistory.from_json(text) if text else DemandHistory()
+                self.history = DemandHistory.from_json(kept.get(names.HISTORY_KEY) or "")
+            with contextlib.suppress(ValueError):
+                self.growth = GrowthHistory.from_json(kept.get(names.GROWTH_KEY) or "")
         if self.history.add(seen.now_s, seen.rate_rps, min(MAX_OBSERVED_S, max(MIN_OBSERVED_S, elapsed_s))):
-            data = {names.HISTORY_KEY: self.history.to_json()}
+            data = {names.HISTORY_KEY: self.history.to_json(), names.GROWTH_KEY: self.growth.to_json()}
             await cluster.write_config_map(namespace, name, data, target)
         return self.history
 

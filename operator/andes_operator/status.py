@@ -10,6 +10,7 @@ from andes_operator.decide import ScaleDecision, blind, shortfall, unseen
 from andes_operator.forecast import DemandForecast
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation
+from andes_operator.sizing import Headroom
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 
@@ -164,12 +165,14 @@ def status(
     operator: str = "",
     model: str | None = None,
     share: float | None = None,
+    headroom: Headroom | None = None,
     old: Mapping[str, Any],
     generation: int,
 ) -> dict[str, Any]:
     """The whole status after a reconcile. conflict: message about another writer of the scale. cold_start_s: as learned from
     the pods. classes: names of the namespace's QoEClasses. operator: whose status this is.
-    model, share: whose demand this is, and how much of it is this pool's; None: not known. old: the status before."""
+    model, share: whose demand this is, and how much of it is this pool's; None: not known. headroom: what
+    the replicas survive; None: not known. old: the status before."""
     found = findings(spec, seen, decision, conflict, classes)
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
     memory, gpus = decision.memory, spec.gpus_per_replica
@@ -188,6 +191,8 @@ def status(
         "demand": _demand(seen, expected, predicted)
         | {"model": model, "share": None if share is None else round(share, 3)},
         "objectives": objectives,
+        "headroom": None if headroom is None else _headroom(headroom),
+        "timeToBreach": None if headroom is None or headroom.sized.breach_s is None else round(headroom.sized.breach_s),
         "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
         "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",
         "coldStartSeconds": None if cold_start_s is None else round(cold_start_s, 1),
@@ -225,6 +230,20 @@ def _demand(seen: Observation, expected: DemandForecast | None, predicted: Predi
         "forecast": expected.method if expected else None,
         "openStreams": seen.open_streams,
         "waitingStreams": seen.waiting,
+    }
+
+
+def _headroom(headroom: Headroom) -> dict[str, Any]:
+    return {
+        "surge": round(headroom.times, 2),
+        "seconds": round(headroom.sized.horizon_s),
+        "replicas": headroom.replicas,
+        "busyReplicas": round(headroom.load.base, 2),
+        "growth": round(headroom.growth.surge, 2),
+        "why": headroom.growth.why,
+        "steadyLoad": round(headroom.buffer.rho, 3),
+        "bufferSeconds": round(headroom.buffer.seconds),
+        "backlogSeconds": round(headroom.load.backlog_s),
     }
 
 

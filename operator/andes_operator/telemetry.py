@@ -40,7 +40,7 @@ class OperatorMetrics:
         )
         self._failures = counter(
             "andes_operator_reconcile_failures", "andes_operator_tick_failures",
-            "failures: api (the API server), what_if (no prediction), unexpected", "kind",
+            "failures: api (the API server), what_if (no prediction), table (no headroom), unexpected", "kind",
         )  # fmt: skip
         self._reconcile_s = (
             histogram("andes_operator_reconcile_seconds", "one reconcile, from the first request to the status"),

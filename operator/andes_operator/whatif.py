@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from andes_operator.demand import ExpectedDemand
+from andes_operator.demand import ExpectedDemand, Lengths
 from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.sim.whatif import Goal, WhatIf, work_s
 
-__all__ = ["MAX_LOAD_FACTOR", "Prediction", "predict_replicas"]
+__all__ = ["MAX_LOAD_FACTOR", "Prediction", "goals_of", "predict_replicas"]
 
 MAX_LOAD_FACTOR = 3.0
 """Ratio; how far the engines' own counts may move the simulated demand from the observed requests, either way."""
@@ -44,7 +44,8 @@ class Prediction:
     request of its class). fewest: the smallest number that meets all of them with ``margin``; None: ``maxReplicas`` does
     not. residence_times_s: by number of replicas that was simulated to the end, for how long requests were in the system
     (quantiles, ascending). load_factor: by how much the simulated demand exceeds the observed requests; at_s: of the
-    observation, Unix seconds. unplayed: what of the engines' flags could not be simulated.
+    observation, Unix seconds. unplayed: what of the engines' flags could not be simulated. work_s: of one
+    request, in seconds of a replica, and lengths: means of what was simulated; None: nothing was.
     """
 
     rate_rps: float
@@ -55,6 +56,8 @@ class Prediction:
     residence_times_s: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     load_factor: float = 1.0
     at_s: float = 0.0
+    work_s: float | None = None
+    lengths: Lengths | None = None
     unplayed: tuple[str, ...] = ()
 
     def meets(self, replicas: int) -> bool:
@@ -135,7 +138,7 @@ def predict_replicas(
     """
     demand = demand.of_readers()
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
-    goals = [Goal(o.objective, _kind(o, names), margin) for o in spec.objectives]
+    goals = goals_of(spec, names)
     kinds = [names.index(name) for name in demand.class_names]
     question = WhatIf(engine, policy, demand.requests, demand.span_s, goals, kinds=kinds, routing_policy=routing_policy)
     guess = None
@@ -157,7 +160,14 @@ def predict_replicas(
             for n, played in question.simulated.items()
             if played.residence_times_s is not None
         },
+        work_s=float(work_s(engine, demand.requests).mean()) if demand.requests else None,
+        lengths=demand.lengths if demand.requests else None,
     )
+
+
+def goals_of(spec: TargetSpec, names: Sequence[str]) -> list[Goal]:
+    """What the simulator is asked for: the objectives with margin. names: of the classes that came."""
+    return [Goal(o.objective, _kind(o, names), spec.behavior.margin) for o in spec.objectives]
 
 
 def _quantiles(values: npt.NDArray[np.float64]) -> tuple[float, ...]:

@@ -126,6 +126,9 @@ class Faulty:
             await self._infer(self.bodies[-1], "chat" in path, receive, send)
         elif path in ("/v1/responses", "/v1/messages"):
             await self._typed(path == "/v1/messages", send)
+        elif path.startswith("/v1/responses/"):
+            known = path.split("/")[3] == f"resp_{id(self)}"
+            await self._reply(send, 200 if known else 404, json.dumps({"id": f"resp_{id(self)}"}).encode())
         elif path == "/v1/audio/transcriptions":
             await self._transcribe({k.decode(): v.decode() for k, v in scope["headers"]}, receive, send)
         else:
@@ -151,7 +154,7 @@ class Faulty:
             await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
 
         usage = {"input_tokens": 5, "output_tokens": 0}
-        whole = {"id": "id-1", "model": "m", "output": [], "object": "response", "created_at": 1, "tools": [],
+        whole = {"id": f"resp_{id(self)}", "model": "m", "output": [], "object": "response", "created_at": 1, "tools": [],
                  "tool_choice": "auto", "parallel_tool_calls": True, "status": "in_progress"}  # fmt: skip
         part = {"type": "output_text", "text": "", "annotations": []}
         item = {"id": "i", "type": "message", "role": "assistant", "status": "in_progress", "content": []}

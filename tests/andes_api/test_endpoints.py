@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -169,6 +170,39 @@ def test_an_adapter_where_sglang_has_none(simulated: Any, gateway: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="no LoRA adapters at /v1/responses"):
         client(server).responses.create(model="sql", input=SAID)
     assert claude(server).messages.create(**{**MESSAGE, "model": "sql"}).model == "big:sql"
+
+
+def test_a_stored_response_is_found_where_it_is_kept(faulty: Any, gateway: Any) -> None:
+    engines = [faulty(), faulty()]
+    server, other = gateway(*(e.url for e in engines), policy="round_robin"), gateway(*(e.url for e in engines))
+    sdk = client(server)
+    for engine in engines:
+        with sdk.responses.stream(model="m", input=SAID) as stream:
+            kept = stream.get_final_response().id
+        for _ in range(3):
+            with sdk.responses.stream(model="m", input=SAID, previous_response_id=kept) as stream:
+                assert stream.get_final_response().id == kept, "the engine that keeps it goes on"
+        assert sdk.responses.retrieve(kept).id == client(other).responses.retrieve(kept).id == kept
+        assert sdk.responses.cancel(kept).id == kept
+        engine.healthy = False  # so that the other one answers next
+        while httpx.get(server.url + "/readyz").json()["engines"] > 1:
+            pass
+    with pytest.raises(openai.NotFoundError, match="no response"):
+        sdk.responses.retrieve("resp_1")
+
+
+def test_a_stored_response_is_its_tenant_s(faulty: Any, gateway: Any) -> None:
+    mine = {"name": "b", "key_sha256": hashlib.sha256(b"mine").hexdigest()}
+    server = gateway(faulty().url, tenants=[{"name": "a", **KEY}, mine])
+    with client(server, api_key="mine").responses.stream(model="m", input=SAID) as stream:
+        kept = stream.get_final_response().id
+    assert client(server, api_key="mine").responses.retrieve(kept).id == kept
+    with pytest.raises(openai.NotFoundError):
+        client(server, api_key="key").responses.retrieve(kept)
+    with pytest.raises(openai.NotFoundError):
+        client(server, api_key="key").responses.create(model="m", input=SAID, previous_response_id=kept)
+    with pytest.raises(openai.AuthenticationError):
+        client(server, api_key="none").responses.retrieve(kept)
 
 
 # When engines fail

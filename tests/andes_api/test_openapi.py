@@ -18,7 +18,8 @@ OPERATIONS = {
     "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /v1/models/{name}", "GET /fleet/demand",
     "GET /fleet/qoe", "GET /fleet/replicas", "GET /fleet/summary",
     "POST /fleet/replicas/{replica}/drain", "GET /livez", "GET /readyz",
-    "GET /metrics", "POST /v1/responses", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/embeddings",
+    "GET /metrics", "POST /v1/responses", "GET /v1/responses/{response_id}",
+    "POST /v1/responses/{response_id}/cancel", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/embeddings",
     "POST /v1/classify", "POST /v1/score", "POST /v1/rerank", "POST /v1/tokenize", "POST /v1/detokenize",
     "POST /v1/audio/transcriptions",
 }  # fmt: skip

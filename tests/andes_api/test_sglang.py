@@ -290,3 +290,64 @@ def test_preemptions_are_in_the_engines_spans(tiny_model: Path, tmp_path: Path, 
             time.sleep(0.05)
         assert len(told("andes.preempted")) == len(told("andes.resumed")) == counted
         assert {backend.said(event)["andes.preemption.mode"] for event in told("andes.preempted")} == {"release"}
+
+
+def last_record(server: Any) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(server.url + "/fleet/demand").json()["records"][-1]
+    return found
+
+
+def test_responses_of_a_real_engine(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url, model_aliases={"gpt": "m"})
+    ask: dict[str, Any] = {"model": "gpt", "input": "Say it.", "max_output_tokens": 24, "temperature": 0}
+    whole = client(server.url).responses.create(**ask)
+    assert last_record(server)["output_tokens"] > 0
+    with client(server.url).responses.stream(**ask, extra_headers={"x-andes-tds": "20"}) as stream:
+        kinds = {event.type for event in stream}
+        streamed = stream.get_final_response()
+    assert {"response.created", "response.output_text.delta", "response.completed"} <= kinds
+    assert (streamed.output_text, streamed.model) == (whole.output_text, "m")
+    record = last_record(server)
+    assert streamed.usage is not None
+    assert (record["outcome"], record["tds"], record["output_tokens"]) == ("done", 20, streamed.usage.output_tokens)
+    assert record["prompt_tokens"] == streamed.usage.input_tokens
+    assert record["ttft_s"] > 0
+    with pytest.raises(openai.BadRequestError):
+        client(server.url).responses.create(**{**ask, "input": [], "temperature": -1.0})
+
+
+def test_messages_of_a_real_engine(engine: Engine, gateway: Any) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    server = gateway(engine.url)
+    sdk = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0, timeout=120)
+    ask: dict[str, Any] = {"model": "m", "max_tokens": 24, "messages": ASK["messages"], "temperature": 0}
+    whole = sdk.messages.create(**ask)
+    with sdk.messages.stream(**ask) as stream:
+        text = "".join(stream.text_stream)
+        streamed = stream.get_final_message()
+    assert text == whole.content[0].text
+    assert streamed.usage.output_tokens == whole.usage.output_tokens == last_record(server)["output_tokens"]
+    assert last_record(server)["qoe"] is not None
+    counted = sdk.messages.count_tokens(model="m", messages=ASK["messages"])
+    assert counted.input_tokens == whole.usage.input_tokens == last_record(server)["prompt_tokens"]
+    with pytest.raises(anthropic.BadRequestError) as refused:
+        sdk.messages.create(**{**ask, "max_tokens": 0})
+    assert refused.value.body["error"]["type"] == "invalid_request_error"
+    with pytest.raises(anthropic.NotFoundError):
+        sdk.messages.create(**{**ask, "model": "claude"})
+
+
+def test_a_real_engine_answers_in_one_piece_through_the_gateway(engine: Engine, gateway: Any) -> None:
+    server = gateway(engine.url)
+    bodies: dict[str, Any] = {
+        "/v1/tokenize": {"model": "m", "prompt": "Say it."},
+        "/v1/detokenize": {"model": "m", "tokens": [5, 6, 7]},
+        "/v1/score": {"model": "m", "query": "Say", "items": [" it", " on"], "label_token_ids": [5, 6]},
+        "/v1/embeddings": {"model": "m", "input": "x"},  # which this model has not
+    }
+    for path, body in bodies.items():
+        direct, through = (httpx.post(url + path, json=body, timeout=120) for url in (engine.url, server.url))
+        assert through.status_code == direct.status_code, (path, through.text)
+        if direct.status_code == 200:
+            said = direct.json()
+            assert through.json() | {"id": None} == said | {"id": None}, path

@@ -177,6 +177,8 @@ def test_compressed_bodies(encoding: str, compress: Any, faulty: Any, gateway: A
     assert upstream.bodies[-1]["prompt"] == "x"
     assert status(compress(json.dumps(BODY).encode())[:-9]) == 400
     assert status(b"no such thing") == 400
+    assert status(compress(b"") * 20) == 400  # a copy of the rest for each of them
+    assert status(b"") == 400
     assert status(compress(json.dumps({**BODY, "prompt": "x" * 200_000}).encode())) == 413  # a bomb
     assert len(upstream.bodies) == 1
 

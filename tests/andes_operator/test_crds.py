@@ -58,7 +58,7 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", TARGET)["spec"]
     assert (made["minReplicas"], made["mode"], made["gpusPerReplica"]) == (1, "Auto", 1)
     assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "margin": 0.01}
-    assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 300, "periodSeconds": 60, "idleSeconds": 600}
+    assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 120, "periodSeconds": 60, "idleSeconds": 600}
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses?dryRun=All", CLASS)["spec"]
     assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.25)
 

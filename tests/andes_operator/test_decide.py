@@ -438,7 +438,7 @@ def test_the_last_replica_needs_idle_seconds_of_trustworthy_data() -> None:
 
 
 def test_one_of_two_idle_replicas_goes_as_any_other() -> None:
-    memory = Memory(replicas=2, since_s=NOW_S - 9000, idle_since_s=NOW_S - 9000, asks=(Ask(NOW_S - 200, 2),))
+    memory = Memory(replicas=2, since_s=NOW_S - 9000, idle_since_s=NOW_S - 9000, asks=(Ask(NOW_S - 100, 2),))
     assert decide(ZERO, seen(NOW_S, 2, **IDLE), predicted(1, 0.0), memory).replicas == 2, "two were asked for lately"
 
 

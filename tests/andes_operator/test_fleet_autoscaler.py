@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
+from andes_operator import fleet_autoscaler as module
+from andes_operator.demand import Lengths
 from andes_operator.fleet_autoscaler import MIN_REQUESTS, READER_CLASS, FleetAutoscaler
+from andes_operator.table import Table
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.autoscaling import FinishedRequests, Scenario, simulate_scenario
+from andes_sglang.sim.buffer import Buffer
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.whatif import work_s
 
+LENGTHS = Lengths(100.0, 50.0, 4.5, 1.0)
 ENGINE = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
 
 
@@ -23,7 +30,7 @@ def steady(rate_rps: float, seconds: float, since_s: float = 0.0) -> list[Reques
 
 
 def autoscaler(scenario: Scenario, **more: Any) -> FleetAutoscaler:
-    options: dict[str, Any] = {"target": 0.95, "max_replicas": 9, **more}
+    options: dict[str, Any] = {"target": 0.95, "max_replicas": 9, "headroom": False, **more}
     return FleetAutoscaler(scenario, FinishedRequests(), ENGINE, lambda: None, **options)
 
 
@@ -99,9 +106,9 @@ def test_it_remembers_its_decisions_and_goes_down_late() -> None:
     scaler = autoscaler(scenario, max_replicas=6)
     high = scaler.desired_replicas(served(scenario, 30.0, FinishedRequests(), replicas=6))
     assert high > 2
-    in_calm = [served(scenario, now_s, FinishedRequests(), replicas=high) for now_s in (200.0, 400.0)]
+    in_calm = [served(scenario, now_s, FinishedRequests(), replicas=high) for now_s in (140.0, 400.0)]
     assert [scaler.desired_replicas(fleet) for fleet in in_calm] == [high, high - 1], (
-        "300 s after the last higher figure"
+        "two minutes after the last higher figure"
     )
 
 
@@ -121,3 +128,19 @@ def test_replicas_that_start_are_there_but_not_ready() -> None:
     fleet.advance(30.0)
     pods = autoscaler(scenario).observe(fleet).pods
     assert (pods.wanted, pods.existing, pods.ready) == (3, 3, 1)
+
+
+def test_it_keeps_what_survives_a_surge_and_asks_the_what_if_only_before_a_step_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "tabulate", lambda *_, **__: Table(Buffer(1.0, 100.0), LENGTHS, 0.0))
+    scenario = Scenario(steady(4.0, 1000.0), ENGINE, clock_cold_start_s=100.0)
+    scaler = autoscaler(scenario, headroom=True)
+    run = simulate_scenario(scenario, lambda: None, scaler, replicas=2, finished=scaler.finished)
+    busy = 4.0 * float(work_s(ENGINE, scenario.requests).mean())
+    reserve = math.ceil(3.0 * busy / (1 + 100.0 / 115.0))
+    assert [n for at_s, n in run.timeline if at_s < 600.0][-1] == 2, "the first minutes read high"
+    assert run.timeline[-1][1] == pytest.approx(reserve, abs=1)
+    assert scaler.what_ifs == 0
+    assert scaler.headroom is not None
+    assert "survive 3.0 x" in str(scaler.headroom)

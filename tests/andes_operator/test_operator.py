@@ -354,12 +354,17 @@ def test_what_is_gone_wrong_or_forbidden_is_said(site: Site) -> None:
     site.aim("kind", scaleTargetRef={"apiVersion": "apps/v1", "kind": "Rocket", "name": "x"})
     site.aim("role", scaleTargetRef={"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x"})
     site.aim("scale", scaleTargetRef={"apiVersion": "v1", "kind": "Service", "name": "gateway"})
+    site.aim(
+        "api", scaleTargetRef={"apiVersion": "leaderworkerset.x-k8s.io/v1", "kind": "LeaderWorkerSet", "name": "x"}
+    )
     with running(site.operator()) as operator:
         until("not found", lambda: site.condition("TargetFound") == ("False", "NotFound"))
         until("no such kind", lambda: site.condition("TargetFound", "kind") == ("False", "NotFound"))
         assert "has no kind Rocket" in site.status("kind")["message"]
         until("no right", lambda: site.condition("TargetFound", "role") == ("False", "Forbidden"))
         until("no scale", lambda: "has no scale subresource" in site.status("scale").get("message", ""))
+        until("no such API", lambda: site.condition("TargetFound", "api") == ("False", "NotFound"))
+        assert site.status("api")["message"].startswith("this cluster has no API leaderworkerset.x-k8s.io/v1")
         site.deploy()
         until("found", lambda: site.condition("Ready") == ("True", "AsExpected"))
         site.plane("DELETE", f"{site.apps}/deployments/engine")

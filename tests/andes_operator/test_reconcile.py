@@ -14,14 +14,18 @@ from prometheus_client import CollectorRegistry
 
 from andes_operator import names
 from andes_operator.cluster import ClusterError, Scale
+from andes_operator.demand import Lengths
 from andes_operator.forecast import DemandForecast
 from andes_operator.gateways import Answers
+from andes_operator.growth import GrowthHistory
 from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
+from andes_operator.table import Table
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
+from andes_sglang.sim.buffer import Buffer
 
 NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
 KEY = ("chat", "t")
@@ -249,7 +253,7 @@ def test_many_targets_of_a_namespace_share_one_list_of_its_pods() -> None:
     site = Site()
     site.reconcile()
     assert site.shared == 0
-    site.targets = 50
+    site.targets = 100
     site.reconcile()
     assert site.shared == 1
     assert site.status["readyReplicas"] == 2
@@ -526,3 +530,114 @@ def test_a_class_that_cannot_be_used_is_named() -> None:
     site.reconcile()
     assert site.condition("Attainable") == ("Unknown", "PredictionFailed")
     assert "weight" in site.status["message"]
+
+
+# Headroom
+
+TABLE = Table(Buffer(1.1, 200.0), Lengths(100.0, 50.0, 4.5, 1.0), NOW_S)
+
+
+class Tabulated(Site):
+    """Its engines' table is made when it is asked for; ``tables`` of the inquiries."""
+
+    def __init__(self, replicas: int = 2, **spec: Any) -> None:
+        super().__init__(replicas, **spec)
+        self.tables: list[Inquiry] = []
+        self.broken: str | None = None
+        self.requests, self.work_s = 1200, 2.0  # two a second for ten minutes
+        self.reconciler = Reconciler(
+            self, self, self.predict, make_table=self.make_table,  # type: ignore[arg-type]
+            metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
+        )  # fmt: skip
+
+    async def predict(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+        expected, found = await super().predict(inquiry)
+        return expected, replace(found, work_s=self.work_s, lengths=TABLE.lengths)
+
+    async def make_table(self, inquiry: Inquiry) -> Table:
+        self.tables.append(inquiry)
+        if self.broken:
+            raise PredictionError(self.broken)
+        return replace(TABLE, at_s=inquiry.seen.now_s)
+
+    def reconciles(self, count: int, every_s: float = 15.0) -> None:
+        """In one loop, in which tables are made between reconciles."""
+
+        async def scenario() -> None:
+            for _ in range(count):
+                await self.reconciler.reconcile(KEY)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                self.now_s += every_s
+
+        asyncio.run(scenario())
+
+
+def test_without_a_table_the_what_if_decides_and_with_one_what_survives() -> None:
+    site = Tabulated(4, behavior={"coldStartSeconds": 300})
+    site.reconciles(1)
+    assert site.status["headroom"] is None
+    assert site.status["reason"] == "Stabilizing"
+    assert [inquiry.horizon_s for inquiry in site.tables] == [315.0]
+    assert site.tables[0].readers["reading"].target.tds == 9
+    site.reconciles(1)
+    assert (site.status["reason"], site.replicas) == ("Headroom", 8)
+    site.replicas = 7
+    site.reconciles(1)
+    assert (site.status["reason"], site.replicas) == ("Steady", 7)
+    assert site.status["message"].startswith(
+        "7 replicas: survive 3.0 x 4.0 busy for 315 s; the next order would be due in"
+    )
+    found = site.status["headroom"]
+    assert (found["surge"], found["seconds"], found["busyReplicas"], found["growth"]) == (3.0, 315, 4.0, 3.0)
+    assert (found["steadyLoad"], found["bufferSeconds"], found["why"]) == (
+        1.1,
+        200,
+        "assumed: 0 of 24 hours of history",
+    )
+    assert site.status["timeToBreach"] > 315
+
+
+def test_a_table_is_made_once_and_again_for_other_engines_objectives_and_lengths() -> None:
+    site = Tabulated(7, behavior={"coldStartSeconds": 300})
+    site.reconciles(4)
+    assert len(site.tables) == 1
+    assert site.resource is not None
+    site.resource["metadata"]["generation"] = 2
+    site.reconciles(1)
+    assert len(site.tables) == 2
+    site.now_s += 600.0
+    site.reconciles(2)
+    assert len(site.tables) == 2, "lengths are the same"
+
+
+def test_a_table_that_cannot_be_made_leaves_the_what_if_and_is_not_asked_for_at_every_reconcile() -> None:
+    site = Tabulated(2, behavior={"coldStartSeconds": 300})
+    site.broken = "prompts do not fit"
+    site.reconciles(5)
+    assert len(site.tables) == 1
+    assert (site.status["headroom"], site.status["reason"]) == (None, "Steady")
+    assert site.metric("andes_operator_reconcile_failures_total", kind="table") == 1.0
+    site.broken, site.now_s = None, site.now_s + 600.0
+    site.reconciles(2)
+    assert (len(site.tables), site.status["reason"]) == (2, "Headroom")
+
+
+def test_growth_is_learned_and_kept_with_the_history() -> None:
+    site = Tabulated(7, behavior={"coldStartSeconds": 300})
+    site.reconciles(50)
+    kept = GrowthHistory.from_json(site.maps["t-demand"][names.GROWTH_KEY])
+    assert kept.calm.total() > 0
+    assert max(kept.peaks_rps.values()) == pytest.approx(2.0, rel=0.05)
+    again = Tabulated(7, behavior={"coldStartSeconds": 300})
+    again.maps = site.maps
+    again.reconciles(1)
+    assert again.reconciler._states.of(again.resource or {}).growth.calm.total() == kept.calm.total() + 1
+
+
+def test_untrusted_data_books_nothing() -> None:
+    site = Tabulated(7, behavior={"coldStartSeconds": 300})
+    site.missing = ("gateway h does not answer",)
+    site.reconciles(3)
+    assert site.status["memory"]["ledger"]["requestsPerSecond"] == []
+    assert site.tables == []

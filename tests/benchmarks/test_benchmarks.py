@@ -23,7 +23,7 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "sim_server", "simulated", "simulator_speed", "slack", "soak", "what_if",
+    "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "what_if",
 ]  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def test_each_says_how_it_is_used(
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
+        ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
+        ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, KEDA"),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),
     ],

@@ -17,7 +17,7 @@ from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.whatif import Goal, WhatIf, _at_best, decision_interval, warmup_s, work_s
+from andes_sglang.sim.whatif import Goal, WhatIf, at_best, decision_interval, warmup_s, work_s
 from andes_sglang.state import Phase
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
@@ -214,6 +214,6 @@ def test_what_an_open_request_can_still_reach() -> None:
         job(4, Phase.RUNNING, 40, 3.0), job(5, Phase.WAITING, 100, 3.0),
     ]  # fmt: skip
     fleet: Any = SimpleNamespace(replicas=[SimpleNamespace(by_rid={j.index: j for j in jobs}, now_s=20.0)])
-    found = _at_best(fleet, np.array([0.4, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    found = at_best(fleet, np.array([0.4, 1.0, 1.0, 1.0, 1.0, 1.0]))
     late = [17 / 27, 0.6 * 9 / 19, 2 / 12, 0.0, 0.0]
     assert found == pytest.approx([0.4, *(1 - x for x in late)])

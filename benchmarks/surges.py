@@ -1,0 +1,227 @@
+"""Surges on the real clock: what an autoscaler pays for readers who must wait for a cold start, and what they get meanwhile.
+
+Everything is simulated, on roofline profiles. ``python benchmarks/surges.py TRACES`` runs what is missing (one JSON a run
+under ``--out``) and prints the table; ``--report`` only prints it. Shapes are synthetic, in replicas' worth of work; lengths
+are those of recorded requests of the file ``--lengths`` in TRACES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from andes_operator.fleet_autoscaler import FleetAutoscaler
+from andes_sglang.arms import Arm
+from andes_sglang.request import RequestSpec
+from andes_sglang.sim import profile as profiles
+from andes_sglang.sim.autoscaling import (
+    FinishedRequests,
+    MetricAutoscaler,
+    Scenario,
+    open_requests,
+    simulate_scenario,
+)
+from andes_sglang.sim.configure import configure
+from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.fleet import Autoscaler
+from andes_sglang.sim.plan import smallest_feasible
+from andes_sglang.sim.whatif import decision_interval, work_s
+from andes_sglang.workload import load_trace
+from benchmarks.markdown import header, row
+
+Shape = tuple[tuple[float, float], ...]
+"""Seconds, and the busy replicas at their end; straight lines between."""
+
+CALM = 4.0
+SHAPES: dict[str, Shape] = {
+    "flash": ((0, CALM), (1200, CALM), (60, 12), (300, 12), (60, CALM), (1080, CALM)),
+    "ramp": ((0, CALM), (900, CALM), (1200, 10), (900, 10), (1200, CALM), (900, CALM)),
+    "evening": ((0, 3), (7200, 5), (600, 8), (2100, 11), (2100, 8), (600, 4.5), (9000, 3)),
+}
+SCHEDULERS = {
+    "stock": Arm("stock-mixed"),
+    "andes": Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload")),
+}
+STATIC, KEDA, OURS = "static, hindsight", "KEDA, running", "ours"
+SETTINGS = {KEDA: (0.5, 0.7, 1.0, 1.5), OURS: (0.0,)}
+"""KEDA's targets are shares of the batch that the KV pool holds."""
+MEAN, SHARE = 0.95, 0.9
+"""Objectives in every window: of the mean QoE, and of the share of readers with a QoE of at least 0.95."""
+WINDOW_S, MIN_REQUESTS = 300.0, 20
+MINUTE_CV = 0.15
+"""Of the rate by minute, beyond Poisson: ServeGen's clients, uncompressed."""
+START_REPLICAS, MAX_REPLICAS = 7, 40
+MAX_PROMPT_TOKENS, MAX_OUTPUT_TOKENS = 8000, 4000
+
+
+def requests_of(shape: Shape, pool: Sequence[RequestSpec], engine: EngineModel, seed: int) -> list[RequestSpec]:
+    """Arrivals that keep as many replicas busy as ``shape`` says, each like one of ``pool``."""
+    chance = np.random.default_rng(seed)
+    lasts, levels = np.array(shape).T
+    ends_s, mean_s = np.cumsum(lasts), float(work_s(engine, pool).mean())
+    made = []
+    for minute_s in np.arange(0.0, ends_s[-1], 60.0):
+        times_s = minute_s + 60.0 * np.sort(chance.random(chance.poisson(60.0 * MOST_BUSY / mean_s)))
+        busy = np.interp(times_s, ends_s, levels) * chance.gamma(1 / MINUTE_CV**2, MINUTE_CV**2)
+        kept = times_s[(chance.random(len(times_s)) < busy / MOST_BUSY) & (times_s < ends_s[-1])]
+        made += [
+            replace(pool[int(k)], arrival_s=float(t)) for t, k in zip(kept, chance.integers(len(pool), size=len(kept)))
+        ]
+    return made
+
+
+MOST_BUSY = 24.0
+"""Busy replicas that no minute exceeds: arrivals are drawn at this rate and thinned."""
+
+
+class Runs:
+    """Results by shape, scheduler, autoscaler, setting and seed, kept in files."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.engine = profiles.load(args.profile).engine
+        self._pool: Sequence[RequestSpec] = ()
+
+    def scenario(self, shape: str, seed: int) -> Scenario:
+        if not self._pool:
+            if self.args.folder is None:
+                raise SystemExit("TRACES: give the directory with the traces")
+            recorded = load_trace(self.args.folder / self.args.lengths, seed=1)
+            recorded = recorded.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
+            self._pool = recorded.with_readers(1, ttft_s=None, tds=None, population="reading").requests
+        requests = requests_of(SHAPES[shape], self._pool, self.engine, seed)
+        return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start)
+
+    def path(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> Path:
+        words = f"{self.args.profile} {shape} {self.args.cold_start:g}s {scheduler} {arm} {value:g} seed{seed}"
+        return Path(self.args.out) / f"{words.replace(',', '').replace(' ', '_')}.json"
+
+    def get(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
+        path = self.path(shape, scheduler, arm, value, seed)
+        if not path.exists():
+            result = self._run(shape, scheduler, arm, value, seed)
+            path.write_text(json.dumps(result))
+            print(f"{path.stem}: {result['replica_hours']:.2f} replica-hours, worst window {result['worst_mean']:.3f} / "
+                  f"{result['worst_share']:.3f}, {result['cpu_s']:.0f} CPU s", flush=True)  # fmt: skip
+        return dict(json.loads(path.read_text()))
+
+    def _run(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
+        scenario, finished, started_s = self.scenario(shape, seed), FinishedRequests(), time.process_time()
+        engine, policy = configure(scenario.engine, SCHEDULERS[scheduler])
+        scaler: Autoscaler | None = None
+        if arm == OURS:
+            scaler = FleetAutoscaler(
+                scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=1800.0
+            )
+        elif arm == KEDA:
+            context = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in scenario.requests]))
+            batch = min(engine.max_running, engine.kv_capacity_tokens / context)
+            scaler = MetricAutoscaler(value * batch, open_requests, max_replicas=MAX_REPLICAS)
+        run = simulate_scenario(
+            scenario, policy, scaler, replicas=round(value) if arm == STATIC else START_REPLICAS, engine=engine,
+            finished=finished, decision_interval_s=decision_interval(engine),
+        )  # fmt: skip
+        at_s = np.array([r.arrival_s for r in finished.records])
+        qoe = np.array([r.qoe for r in finished.records])
+        windows = [qoe[(at_s >= t) & (at_s < t + WINDOW_S)] for t in np.arange(0.0, scenario.span_s, WINDOW_S)]
+        windows = [w for w in windows if len(w) >= MIN_REQUESTS]
+        result = {
+            "replica_hours": run.replica_hours, "mean": run.mean, "most": run.max_replicas, "requests": run.requests,
+            "worst_mean": min(float(w.mean()) for w in windows),
+            "worst_share": min(float((w >= 0.95).mean()) for w in windows),
+            "timeline": run.timeline, "cpu_s": time.process_time() - started_s,
+        }  # fmt: skip
+        if isinstance(scaler, FleetAutoscaler):
+            result["said"] = [(round(at), d.replicas, str(d.reason), d.message) for at, d in scaler.said]
+            result |= {"buffer": scaler.table.buffer if scaler.table else None, "tables": scaler.tables,
+                       "what_ifs": scaler.what_ifs, "what_if_cpu_s": scaler.what_if_cpu_s}  # fmt: skip
+        return result
+
+    def search(self, shape: str, scheduler: str, arm: str, seed: int) -> None:
+        if arm != STATIC:
+            for value in self.args.settings or SETTINGS[arm]:
+                self.get(shape, scheduler, arm, value, seed)
+            return
+        for bar in (holds_mean, holds_both):
+            guess = {"stock": 12, "andes": 7}[scheduler] + (bar is holds_both)
+            smallest_feasible(lambda n: bar(self.get(shape, scheduler, STATIC, n, seed)), guess, MAX_REPLICAS)  # noqa: B023
+
+    def all(self, shape: str, scheduler: str, arm: str, seed: int) -> Iterator[tuple[float, dict[str, Any]]]:
+        begin, end = self.path(shape, scheduler, arm, 1, seed).name.rsplit("_1_", 1)
+        for path in sorted(Path(self.args.out).glob(f"{begin}_*_{end}")):
+            yield float(path.stem.split("_")[-2]), json.loads(path.read_text())
+
+
+def holds_mean(result: dict[str, Any]) -> bool:
+    return bool(result["worst_mean"] >= MEAN)
+
+
+def holds_both(result: dict[str, Any]) -> bool:
+    return holds_mean(result) and bool(result["worst_share"] >= SHARE)
+
+
+def table(runs: Runs, shape: str, seed: int) -> Iterator[str]:
+    """The cheapest setting that holds the mean in every window, of each arm; where none does, the one with the best worst
+    window."""
+    yield f"\n### {shape}, seed {seed}\n"
+    yield from header(
+        "scheduler", "autoscaler", "setting", "replica-hours", "worst window: mean / share", "holds", "most replicas"
+    )
+    for scheduler in SCHEDULERS:
+        for arm in (STATIC, KEDA, OURS):
+            found = list(runs.all(shape, scheduler, arm, seed))
+            for bar in (holds_mean, holds_both) if arm == STATIC else (holds_mean,):
+                holding = [f for f in found if bar(f[1])]
+                if holding:
+                    value, result = min(holding, key=lambda f: f[1]["replica_hours"])
+                elif found:
+                    value, result = max(found, key=lambda f: f[1]["worst_mean"])
+                else:
+                    continue
+                holds = "both" if holds_both(result) else "mean" if holds_mean(result) else "no"
+                yield row(scheduler, arm, "-" if arm == OURS else format(value, "g"), f"{result['replica_hours']:.2f}",
+                          f"{result['worst_mean']:.3f} / {result['worst_share']:.3f}", holds, result["most"])  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", metavar="TRACES", help="the directory with the traces")
+    parser.add_argument("--lengths", default="servegen_r1_surge_rt.jsonl.gz", help="file in it; default: %(default)s")
+    parser.add_argument("--profile", default="l4-llama-3.1-8b", help="default: %(default)s")
+    parser.add_argument("--shapes", default="flash,ramp", help=f"of {', '.join(SHAPES)}; default: %(default)s")
+    parser.add_argument("--schedulers", default=",".join(SCHEDULERS), help="default: %(default)s")
+    parser.add_argument(
+        "--arms", default=";".join((STATIC, KEDA, OURS)), help="separated by semicolons; default: %(default)s"
+    )
+    parser.add_argument("--settings", type=float, nargs="*", help="instead of those of the arm")
+    parser.add_argument("--cold-start", type=float, default=300.0, help="seconds; default: %(default)s")
+    parser.add_argument("--seeds", default="1,2", help="of arrivals; default: %(default)s")
+    parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
+    parser.add_argument("--report", action="store_true", help="run nothing: the table of what is there")
+    args = parser.parse_args()
+    shapes, schedulers, arms = args.shapes.split(","), args.schedulers.split(","), args.arms.split(";")
+    for flag, given, known in (
+        ("--shapes", shapes, SHAPES), ("--schedulers", schedulers, SCHEDULERS), ("--arms", arms, (STATIC, *SETTINGS)),
+    ):  # fmt: skip
+        for name in given:
+            if name not in known:
+                parser.error(f"{flag}: {name!r} is not known; choose of {', '.join(known)}")
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    runs, seeds = Runs(args), [int(seed) for seed in args.seeds.split(",")]
+    for shape in shapes:
+        for seed in seeds:
+            for scheduler in schedulers if not args.report else ():
+                for arm in arms:
+                    runs.search(shape, scheduler, arm, seed)
+            print("\n".join(table(runs, shape, seed)))
+
+
+if __name__ == "__main__":
+    main()
