@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from andes_sglang import __version__, report, summary
+from andes_sglang import report, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records, write_records
 
@@ -79,7 +80,7 @@ def write(out: Path, result: dict[str, Any]) -> None:
 def _made_by() -> dict[str, Any]:
     """Version, command line, moment and machine."""
     return {
-        "version": __version__,
+        "version": version("andes-sglang"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},

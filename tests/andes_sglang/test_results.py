@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from andes_sglang import __version__, results, summary
+import andes_sglang
+from andes_sglang import results, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records
 
@@ -37,7 +38,7 @@ def test_a_result_is_a_summary_a_report_and_a_table(tmp_path: Path, capsys: pyte
     results.write(tmp_path, result())
     written = json.loads((tmp_path / "summary.json").read_text())
     assert set(made_by := written.pop("made_by")) == {"version", "command", "at", "machine"}
-    assert made_by["version"] == __version__
+    assert made_by["version"] == andes_sglang.__version__
     assert made_by["command"][1:] == sys.argv[1:]
     assert written == result()
     page = (tmp_path / "report.html").read_text()

@@ -14,11 +14,12 @@ import pytest
 from andes_sglang.cli import main
 from andes_sglang.request import read_records
 
-SHORT = ("--profile", "cpu-tiny-llama", "--rate", "2", "--duration", "20", "--tds", "4.5")
+SHORT = ("--profile", "cpu-tiny-llama", "--duration", "20", "--tds", "4.5")
 
 
 def simulate(out: Path, *flags: str) -> dict[str, Any]:
-    assert main(["simulate", *SHORT, "--out", str(out), *flags]) == 0
+    rate = () if {"--rate", "--load", "--trace"} & {*flags} else ("--rate", "2")
+    assert main(["simulate", *SHORT, *rate, "--out", str(out), *flags]) == 0
     return dict(json.loads((out / "summary.json").read_text()))
 
 
