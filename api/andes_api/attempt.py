@@ -41,6 +41,8 @@ __all__ = ["Attempt", "RelayContext"]
 END_TIMEOUT_S = 5.0
 """Seconds for usage and end to follow the finish reason; engines write them at once."""
 _KNOWN_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+FIRST_TOKEN_MARGIN_S = 5.0
+"""Seconds added to the forecast of a first token that is not seen; a death is found out in about as many."""
 _BREAKS = frozenset({"connection", "ended early", "dead"})
 """Kinds of failure that may be the death of an engine."""
 
@@ -104,7 +106,7 @@ class Attempt:
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
         except UpstreamError as error:
-            error.died = self.waited_s is None and error.kind in _BREAKS
+            error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))
             raise
         finally:
@@ -113,6 +115,13 @@ class Attempt:
             upstreams.forget(replica)
             self._describe(span)
             span.end()
+
+    def _is_before_first_token(self, now_s: float) -> bool:
+        """As far as can be seen: an answer in one piece shows none, and has probably had it after the time forecast."""
+        if self._stream.streams:
+            return self.waited_s is None
+        expected_s = self._stream.expected.ttft_s if self._stream.expected is not None else 0.0
+        return now_s - self.sent_s < expected_s + FIRST_TOKEN_MARGIN_S
 
     def end_if_silent(self, now_s: float, can_move: Callable[[float], bool]) -> None:
         """Stop listening to an engine that answers no probe and has brought no token since it was probed, where the answer
@@ -127,7 +136,9 @@ class Attempt:
             self.end("silent")
 
     def end(self, reason: str) -> None:
-        """Stop listening; the attempt fails by ``reason``."""
+        """Stop listening; the attempt fails by ``reason``, the first that is given."""
+        if self._ended_by is not None:
+            return
         self._ended_by = reason
         if self._answer is not None:
             self._answer.close()

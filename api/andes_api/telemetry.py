@@ -21,6 +21,8 @@ __all__ = ["Telemetry", "failed", "with_traceparent"]
 
 MAX_MODELS = 50
 """Models that metrics tell apart; the others are "other"."""
+MAX_TRACEPARENT = 512
+"""Characters; OpenTelemetry writes a line of log for each longer one, and callers choose it."""
 MAX_NUMBER = 2**63 - 1
 """OTLP's largest; a larger one would lose every span that is sent with it."""
 _B3 = re.compile(r"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-([01d]?))?(?:-[0-9a-f]{16})?")
@@ -164,7 +166,8 @@ class Telemetry:
 def with_traceparent(headers: Mapping[str, str]) -> Mapping[str, str]:
     """``headers`` with W3C's ``traceparent`` in place of B3's one header or three, where it is not there already."""
     if "traceparent" in headers:
-        return headers
+        too_long = len(headers["traceparent"]) > MAX_TRACEPARENT
+        return {**headers, "traceparent": ""} if too_long else headers
     single = headers.get("b3") or "-".join(headers.get(f"x-b3-{name}", "") for name in ("traceid", "spanid", "sampled"))
     found = _B3.fullmatch(single.lower())
     if found is None:

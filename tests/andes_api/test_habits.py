@@ -126,6 +126,7 @@ def test_what_b3_does_not_say() -> None:
     assert with_traceparent({"b3": f"{TRACE[:16]}-{SPAN}-d"})["traceparent"] == f"00-{'0' * 16}{TRACE[:16]}-{SPAN}-01"
     for headers in ({}, {"b3": "0"}, {"b3": f"{TRACE}-{SPAN}-2"}, {"b3": "x" * 50}, {"x-b3-traceid": TRACE}):
         assert with_traceparent(headers) == headers
+    assert with_traceparent({"traceparent": "0" * 600})["traceparent"] == ""
     both = {"traceparent": f"00-{TRACE}-{SPAN}-00", "b3": f"{TRACE}-{SPAN}-1"}
     assert with_traceparent(both) == both
 

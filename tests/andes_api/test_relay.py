@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from andes_api import attempt
 from andes_api.admission import no_replica
 from andes_api.background import Background
 from andes_api.demand import DemandRecord
@@ -452,6 +453,33 @@ def test_what_kills_in_the_middle_of_an_answer_gets_one_other_too() -> None:
     case = Case(Answer([chunk("a", 1), ConnectionResetError()]), died, died, retries=9).run()
     assert case.stream.attempts == 3, "the first of them gave a token"
     assert case.payloads[-1]["error"]["code"] == "engine_died"
+
+
+def test_an_answer_in_one_piece_that_dies_late_has_not_killed_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    body, died = {**GREEDY, "stream": False}, Answer([aiohttp.ServerDisconnectedError()])
+    assert Case(died, died, died, body=body, retries=9).run().stream.attempts == 2
+    monkeypatch.setattr(attempt, "FIRST_TOKEN_MARGIN_S", 0.0)  # then it has probably had its first token
+    case = Case(died, died, died, body=body, retries=9).run()
+    assert (case.stream.attempts, case.status) == (3, 502)
+    assert case.headers["x-andes-reason"] == "upstream"
+
+
+def test_a_stream_is_ended_for_the_first_reason_only() -> None:
+    """A timeout that has expired cannot be moved: trying it ended the search for silent streams."""
+    case = Case(Answer([HANG]), Answer([chunk("a", 1, "stop"), DONE]))
+
+    async def main() -> None:
+        task = asyncio.create_task(case.start().run())
+        while case.relay is None or case.relay._attempt is None or case.relay._attempt._timeout is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first = case.relay._attempt
+        first.end("dead")
+        await asyncio.wait_for(task, 5)
+        first.end("silent")
+
+    asyncio.run(main())
+    assert (case.text, case.replica("a").fault) == ("a", "dead")
 
 
 def test_an_engine_that_cannot_be_reached_has_not_died_of_it() -> None:
