@@ -18,6 +18,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+MAX_LOAD = 5.0
+"""Times what an engine sustains: beyond, a run takes hours to work off its backlog."""
+
+
 class UsageError(Exception):
     """A wrong flag or value; the text names flag, value and what to do."""
 
@@ -128,3 +132,9 @@ def check_run(args: argparse.Namespace) -> None:
         raise UsageError(f"--repeats must be >= 1, got {args.repeats}")
     if args.load is not None and (args.trace is not None or not args.load > 0):
         raise UsageError(f"--load {args.load!r}: must be > 0, and goes with a --shape")
+    if args.load is not None and args.load > MAX_LOAD:
+        raise UsageError(
+            f"--load {args.load:g}: a fraction, at most {MAX_LOAD:g}; {args.load:g} % would be {args.load / 100:g}"
+        )
+    if args.load is not None and args.rate is not None:
+        raise UsageError(f"--rate {args.rate:g}: not with --load {args.load:g}, which sets it")

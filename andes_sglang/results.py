@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +63,28 @@ def keep(
 
 
 def write(out: Path, result: dict[str, Any]) -> None:
-    """Write the summary and the report, and print the table."""
-    (out / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
-    render(out)
+    """Print the table, then write the summary, with what it was made by, and the report. Raises :class:`UsageError` where
+    they cannot be written: the table has been seen by then."""
     print(summary.table(result["policies"]))
+    if why := summary.failures(result["policies"]):
+        print(f"\n{why}")
+    sys.stdout.flush()
+    try:
+        (out / "summary.json").write_text(json.dumps({**result, "made_by": _made_by()}, indent=1) + "\n")
+        render(out)
+    except OSError as error:
+        raise UsageError(f"--out {out}: the results above cannot be written there ({error.strerror})") from None
     print(f"\n{out / 'summary.json'}\n{out / 'report.html'}")
+
+
+def _made_by() -> dict[str, Any]:
+    """Version, command line, moment and machine."""
+    return {
+        "version": version("andes-sglang"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
+    }
 
 
 def render(out: Path) -> None:

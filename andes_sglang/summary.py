@@ -10,6 +10,7 @@ answer. Backlog: requests still open when the last one arrived; they count with 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,13 +19,19 @@ import numpy.typing as npt
 
 from andes_sglang.request import RequestRecord
 
-__all__ = ["Figures", "aligned", "cells", "combine", "host_line", "summarise", "table"]
+__all__ = ["INTERRUPTED", "Figures", "aligned", "cells", "combine", "failures", "host_line", "summarise", "table"]
 
 Summary = dict[str, Any]
 MAX_ROWS = 100_000
 """Requests kept for quantiles: some 30 MB of rows."""
+MAX_REASONS = 10
+"""Reasons for failures that are kept, the most frequent."""
 GOOD_QOE, PERFECT_QOE = 0.95, 0.99
 """Thresholds of the shares reported: that of the evaluation in arXiv 2404.16283, and practically perfect."""
+REFUSALS = ("HTTP 429", "HTTP 503")
+"""How the error of a request begins that a full server did not take."""
+INTERRUPTED = "interrupted"
+"""The error of a request that was open when the replay was ended by hand."""
 _MIN_GAP_S = 2.0**-20
 """Shorter gaps count as this one: a microsecond, below what a clock of a client tells apart."""
 _GAP_BITS = 44
@@ -63,6 +70,7 @@ class Figures:
         self._first_s = self._last_arrival_s = -1.0
         self._engine = dict.fromkeys(("preemptions", "recomputed_tokens", "retractions"), 0)
         self._engine_known = True
+        self._failures: Counter[str] = Counter()
 
     def add(self, record: RequestRecord) -> None:
         """Count one finished request."""
@@ -78,7 +86,9 @@ class Figures:
                 self._rows = self._rows[::2]
                 self._stride *= 2
         self.requests += 1
-        self.failed += record.error is not None
+        if record.error is not None:
+            self.failed += 1
+            self._failures[record.error] += 1
         self._qoe_sum += qoe
         self._good += qoe >= GOOD_QOE
         self._perfect += qoe >= PERFECT_QOE
@@ -128,6 +138,7 @@ class Figures:
         return {
             "requests": self.requests,
             "failed": self.failed,
+            "failures": dict(self._failures.most_common(MAX_REASONS)),
             "qoe": {
                 "mean": self.mean_qoe,
                 "p5": float(np.percentile(columns["qoe"], 5)),
@@ -203,7 +214,10 @@ def combine(runs: Sequence[Summary]) -> Summary:
 def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | None]) -> Summary:
     out: Summary = {}
     for key, value in runs[0].items():
-        if isinstance(value, dict):
+        if key == "failures":
+            reasons = sum((Counter(run.get(key, {})) for run in runs), Counter[str]())
+            out[key] = dict(reasons.most_common(MAX_REASONS))
+        elif isinstance(value, dict):
             out[key] = _over([run[key] for run in runs], statistic)
         else:
             values = [run[key] for run in runs if run[key] is not None]
@@ -272,6 +286,16 @@ def table(policies: Mapping[str, Summary]) -> str:
     rows = [["", *(title for title, _, _ in _COLUMNS)]]
     rows += [[name, *(text for _, text in cells(summary))] for name, summary in policies.items()]
     return aligned(rows)
+
+
+def failures(policies: Mapping[str, Summary]) -> str:
+    """Why requests failed, a line a reason; those that the server refused as full are told apart."""
+    lines = []
+    for name, summary in policies.items():
+        for reason, count in summary.get("failures", {}).items():
+            kind = "refused" if reason.startswith(REFUSALS) else "interrupted" if reason == INTERRUPTED else "failed"
+            lines.append(f"{name}: {count} {kind}" + ("" if kind == "interrupted" else f": {reason}"))
+    return "\n".join(lines)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

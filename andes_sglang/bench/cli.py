@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
+NO_COMPLETIONS = ("HTTP 400", "HTTP 404", "HTTP 405")
+"""How the errors begin of a server that knows no completions, or not of token ids."""
 USER_ERRORS = (WorkloadError, EndpointError, EngineError, RecordsError)
 
 
@@ -39,6 +42,10 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _bench.__doc__
     parser.add_argument("--url", required=True, help="base address of an OpenAI-compatible endpoint")
     parser.add_argument("--name", default="endpoint", help="what to call it in the results")
+    parser.add_argument(
+        "--endpoint", choices=("completions", "chat"), default="completions",
+        help="completions: prompts of token ids; chat: of words, for servers that serve chat only; default: %(default)s",
+    )  # fmt: skip
     parser.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: OPENAI_API_KEY")
     _add_workload(parser)
     parser.set_defaults(run=_bench)
@@ -73,7 +80,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(args: argparse.Namespace, seed: int, api_key: str | None = None) -> ReplayOptions:
-    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations, api_key)
+    chat = getattr(args, "endpoint", "completions") == "chat"
+    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations, api_key, chat)
 
 
 def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -84,6 +92,8 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
     results.directory(args.out)
+    if "://" not in args.url:
+        raise UsageError(f"--url {args.url}: say http:// or https:// first, as in http://{args.url}")
     url = args.url.rstrip("/").removesuffix("/v1")
     records, figures, samples = measure({args.name: url}, workload, options)[args.name]
     results.keep(args.out, args.name, 1, records, samples)
@@ -92,7 +102,11 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
     )
-    return 1 if figures["failed"] == len(records) else 0
+    if figures["failed"] < len(records):
+        return 0
+    if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
+        print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
+    return 1
 
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import numpy as np
 
 from andes_sglang.expectations import to_custom_params
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.summary import INTERRUPTED
 from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
-__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "replay"]
+__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "prompt_text", "replay"]
 
 CONNECT_TIMEOUT_S = 30.0
 """A request whose connection takes longer counts as failed."""
@@ -25,6 +26,11 @@ MODELS_TIMEOUT_S = 10.0
 READ_BUFFER_BYTES = 1 << 20
 """aiohttp's default of 64 KiB stops reading while the event loop is behind, which would be measured as a stall."""
 SAMPLE_EVERY_S = 1.0
+WORDS = (
+    "the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as",
+    "with", "his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all", "were",
+)  # fmt: skip
+"""Each one token of the usual vocabularies, or close to it."""
 MAX_ERROR_CHARACTERS = 200
 """Of an error text that a record keeps."""
 
@@ -42,6 +48,11 @@ def prompt_ids(spec: RequestSpec, index: int, seed: int, vocabulary: tuple[int, 
     rest = spec.prompt_tokens - len(parts)
     tail: list[int] = np.random.default_rng((seed, 2, index)).integers(low, high, rest).tolist()
     return parts + tail
+
+
+def prompt_text(ids: Sequence[int]) -> str:
+    """A text of about as many tokens, equal where the ids are: a short common English word for each."""
+    return " ".join(WORDS[k % len(WORDS)] for k in ids)
 
 
 async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
@@ -80,7 +91,7 @@ async def read_stream(
             return f"in the stream: {str(chunk['error'])[:MAX_ERROR_CHARACTERS]}"
         choices, usage = chunk.get("choices") or (), chunk.get("usage")
         finish = next((c["finish_reason"] for c in choices if c.get("finish_reason")), finish)
-        pieces = sum(bool(c.get("text")) for c in choices)
+        pieces = sum(bool(c.get("text") or (c.get("delta") or {}).get("content")) for c in choices)
         tokens = usage.get("completion_tokens", 0) - counted if usage else pieces
         if tokens > 0:
             deliveries.append((at_s, tokens))
@@ -99,7 +110,12 @@ class _Endpoint:
     model: str
     headers: dict[str, str]
     send_expectations: bool
+    chat: bool
     origin_s: float
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     def now_s(self) -> float:
         return time.monotonic() - self.origin_s
@@ -107,7 +123,7 @@ class _Endpoint:
     def body(self, spec: RequestSpec, prompt: list[int]) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": prompt,
+            **({"messages": [{"role": "user", "content": prompt_text(prompt)}]} if self.chat else {"prompt": prompt}),
             "max_tokens": spec.output_tokens,
             "temperature": 0,
             "ignore_eos": True,
@@ -122,7 +138,7 @@ class _Endpoint:
         """Send one request and fill ``record`` while its answer comes."""
         deliveries: list[tuple[float, int]] = []
         record.deliveries = deliveries
-        where = f"{self.url}/v1/completions"
+        where = f"{self.url}{self.path}"
         try:
             async with self.session.post(where, json=self.body(spec, prompt), headers=self.headers) as answer:
                 if answer.status == 200:
@@ -143,11 +159,12 @@ async def replay(
     vocabulary: tuple[int, int] = (10, 1000),
     send_expectations: bool = True,
     api_key: str | None = None,
+    chat: bool = False,
     progress: Callable[[str], None] | None = None,
     sample: Callable[[float], None] | None = None,
 ) -> list[RequestRecord]:
     """Replay ``workload`` against ``url`` and return a record for each request that was sent. Each has a connection of its
-    own: a server may close a kept one at the moment it is used again.
+    own: a server may close a kept one at the moment it is used again. chat: over chat completions, with words for token ids.
 
     ``sample`` is called about once a second, in a thread, with the seconds since the start. Cancelling (Ctrl-C) ends the
     streams still open and keeps what was measured. Raises :class:`EndpointError` where nothing answers.
@@ -164,7 +181,7 @@ async def replay(
         read_bufsize=READ_BUFFER_BYTES,
     ) as session:
         model = await check_endpoint(session, url)
-        endpoint = _Endpoint(session, url, model, headers, send_expectations, time.monotonic())
+        endpoint = _Endpoint(session, url, model, headers, send_expectations, chat, time.monotonic())
         watcher = asyncio.create_task(_watch(endpoint, records, len(specs), progress, sample))
         try:
             for index, (spec, prompt) in enumerate(zip(specs, prompts, strict=True)):
@@ -181,7 +198,7 @@ async def replay(
             for task, record in zip(tasks, records, strict=False):
                 if not task.done():
                     task.cancel()
-                    record.error = record.error or "interrupted"
+                    record.error = record.error or INTERRUPTED
             await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             watcher.cancel()

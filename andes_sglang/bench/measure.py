@@ -32,12 +32,14 @@ GAUGES = {
 
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
-    """vocabulary: lowest and highest token id of prompts. send_expectations: tell the server what readers expect."""
+    """vocabulary: lowest and highest token id of prompts. send_expectations: tell the server what readers expect. chat:
+    over chat completions."""
 
     seed: int
     vocabulary: tuple[int, int] = (10, 1000)
     send_expectations: bool = True
     api_key: str | None = None
+    chat: bool = False
 
 
 class Measured(NamedTuple):
@@ -73,7 +75,7 @@ def measure(
         tasks = [
             asyncio.ensure_future(
                 replay(url, workload, seed=options.seed, vocabulary=options.vocabulary, api_key=options.api_key,
-                       send_expectations=options.send_expectations, progress=results.Progress(label),
+                       send_expectations=options.send_expectations, chat=options.chat, progress=results.Progress(label),
                        sample=_sampler(url, samples[label]) if before[label] else None)
             )
             for label, url in urls.items()

@@ -17,6 +17,8 @@ from andes_sglang.workload.traces.rates import load_rates
 
 __all__ = ["add_arguments", "from_arguments"]
 
+SHAPE_RATE_RPS = 1.6
+"""Default of ``--rate``, requests/s."""
 SHAPE_DURATION_S = 180.0
 """Default of ``--duration`` for a shape: one burst and the calm around it."""
 
@@ -30,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "are those of a shape; docs/traces.md has the columns",
     )  # fmt: skip
     source.add_argument("--format", help=f"its format, where it is not recognised: {', '.join(FORMATS)}")
-    source.add_argument("--shape", default="burst", help="without a trace: burst (default), poisson or gamma")
-    source.add_argument("--rate", type=float, default=1.6, help="average requests/s of a shape")
+    source.add_argument("--shape", help="without a trace: burst (default), poisson or gamma")
+    source.add_argument("--rate", type=float, help="average requests/s of a shape; default 1.6")
     source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
     source.add_argument("--intensity", type=float, default=2.0, help="burst: peak over average")
     source.add_argument("--width", type=float, default=0.35, help="burst: share of the duration")
@@ -56,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:
     """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
     _check(args)
+    for flag in ("shape", "rate") if args.trace is not None else ():
+        if getattr(args, flag) is not None:
+            raise WorkloadError(
+                f"--{flag} {getattr(args, flag)}: not with --trace, whose arrivals are played; see --rate-scale"
+            )
     if args.trace is not None and args.format is None:
         rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
         if rates is not None:
@@ -66,7 +73,8 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
                                    prompt_scale=args.prompt_scale, output_scale=args.output_scale,
                                    max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
     else:
-        workload = draw_shape(args.shape, rate_rps=args.rate, duration_s=args.duration or SHAPE_DURATION_S,
+        rate_rps = SHAPE_RATE_RPS if args.rate is None else args.rate
+        workload = draw_shape(args.shape or "burst", rate_rps=rate_rps, duration_s=args.duration or SHAPE_DURATION_S,
                               prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
                               width=args.width, cv=args.cv)  # fmt: skip
         workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)

@@ -196,15 +196,24 @@ class Upstreams:
             await self._probe_identity(replica)
 
     async def _ask_models(self, replica: Upstream) -> None:
-        """What it serves. One that has no such endpoint says nothing and answers every name; one that does not answer keeps
-        what it said before."""
+        """What it serves. One that has no such endpoint, or gives no list there, says nothing and answers every name; one
+        that does not answer, or fails, keeps what it said before."""
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
-        with contextlib.suppress(*_NO_ANSWER):
+        said: Any = None
+        try:
             async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
+                if answer.status == 429 or (answer.status >= 500 and answer.status not in _ABSENT):
+                    return
                 if answer.status == 200:
-                    self._announce(replica, read_offers(await answer.json(content_type=None), replica.configured))
-                elif answer.status in _ABSENT:
-                    self._announce(replica, {})
+                    said = await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return
+        except ValueError:  # no JSON
+            pass
+        offers: dict[str, Offer] = {}
+        with contextlib.suppress(*_NO_ANSWER):
+            offers = read_offers(said, replica.configured)
+        self._announce(replica, offers)
 
     def _announce(self, replica: Upstream, offers: dict[str, Offer]) -> None:
         before, replica.offers = replica.offers or {}, offers

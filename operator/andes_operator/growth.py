@@ -28,7 +28,8 @@ QUANTILE = 0.99
 MIN_COUNT = 20
 """Requests in five minutes; the growth of fewer is counting noise."""
 NEW_SURGE, MIN_SURGE = 3.0, 2.0
-"""Ratios: what a service is prepared for before it has a day of samples, and the least ever."""
+"""Ratios. What a service is prepared for before it has a day of samples: of its base, and at most of the median of all its
+minutes, so that it does not order three times the crest of its first ramp. And the least ever."""
 MIN_HIGH_SAMPLES = 300
 """Minutes of high load that its own growth is taken from."""
 CAP = 1.2
@@ -38,19 +39,22 @@ BIN_RATIO, MAX_BIN = 1.05, 50
 
 
 class GrowthHistory:
-    """Counts of samples, apart for high load (a quarter above the slow base) and the rest, and the highest five minutes of
-    each of the last 14 days, requests/s."""
+    """Counts of samples, apart for high load (a quarter above the slow base) and the rest, the highest five minutes of each
+    of the last 14 days, requests/s, and how often the first day's minutes had which rate."""
 
     def __init__(self) -> None:
         self.calm: Counter[int] = Counter()
         self.high: Counter[int] = Counter()
         self.peaks_rps: dict[int, float] = {}
+        self.levels: Counter[int] = Counter()
 
     def add(self, minute: int, minutes_rps: Sequence[float]) -> None:
         """Count the rates up to ``minute`` (since the Unix epoch), the last of which is its own."""
         rates = np.asarray(minutes_rps, dtype=np.float64)
         if len(rates) < BIN_MINUTES:
             return
+        if self.levels.total() < DAY_MINUTES and rates[-1] > 0.0:
+            self.levels[round(math.log(rates[-1]) / math.log(BIN_RATIO))] += 1
         last, day = float(rates[-BIN_MINUTES:].mean()), minute // DAY_MINUTES
         self.peaks_rps[day] = max(last, self.peaks_rps.get(day, 0.0))
         self.peaks_rps = {d: peak for d, peak in self.peaks_rps.items() if d > day - 14}
@@ -74,7 +78,8 @@ class GrowthHistory:
         """What to be ready for."""
         high = _quantile(self.high) if self.high.total() >= MIN_HIGH_SAMPLES else GROWTH
         if self.days < 1.0:
-            return Growth(NEW_SURGE, max(GROWTH, high), why=f"assumed: {24 * self.days:.0f} of 24 hours of history")
+            why = f"assumed: {24 * self.days:.0f} of 24 hours of history"
+            return Growth(NEW_SURGE, max(GROWTH, high), NEW_SURGE * self._usual_rps(), why)
         seen = _quantile(self.calm)
         why = (
             f"{QUANTILE:.0%} of growth in {self.days:.0f} days" if seen > MIN_SURGE else "the least, history is calmer"
@@ -83,9 +88,15 @@ class GrowthHistory:
             max(MIN_SURGE, seen), max(GROWTH, high), CAP * max(self.peaks_rps.values(), default=math.inf), why
         )
 
+    def _usual_rps(self) -> float:
+        """The median of the first day's minutes; inf for less than half an hour."""
+        if self.levels.total() < KEPT_MINUTES:
+            return math.inf
+        return float(BIN_RATIO ** float(np.median([*self.levels.elements()])))
+
     def to_json(self) -> str:
         return json.dumps({
-            "binRatio": BIN_RATIO, "calm": _ordered(self.calm), "high": _ordered(self.high),
+            "binRatio": BIN_RATIO, "calm": _ordered(self.calm), "high": _ordered(self.high), "levels": _ordered(self.levels),
             "peaks": {day: float(f"{peak:.4g}") for day, peak in sorted(self.peaks_rps.items())},
         })  # fmt: skip
 
@@ -98,6 +109,7 @@ class GrowthHistory:
             if said["binRatio"] != BIN_RATIO:
                 raise ValueError(f"binRatio {said['binRatio']!r}")
             made.calm, made.high = _counts(said["calm"]), _counts(said["high"])
+            made.levels = Counter({int(number): int(count) for number, count in said["levels"].items()})
             made.peaks_rps = {int(day): _rate(peak) for day, peak in said["peaks"].items()}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a history of growth: {error!r}") from None

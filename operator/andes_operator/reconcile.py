@@ -47,8 +47,11 @@ MakeTable = Callable[[Inquiry], Awaitable[Table]]
 
 AT_ZERO_S = 2.0
 """Seconds until the next reconcile of a target without replicas: part of what the first reader waits for."""
+FIRST_STATUS_S = 2.0
+"""Seconds that the first status of a target waits for a prediction; the next reconcile has it."""
 CHANGED_S = 1.0
-"""Seconds until the next reconcile where the resource or its scale changed during this one."""
+"""Seconds until the next reconcile where the resource or its scale changed during this one, or its prediction was
+not waited for."""
 REPEATED = 3
 """Failures in a row after which the status tells: one or two are an API server that restarts."""
 SURGE_STEP_S = 60.0
@@ -156,6 +159,8 @@ class Reconciler:
         if spec.mode is Mode.AUTO and context.conflict is None and not await self._apply(context, decision):
             return Result(CHANGED_S)
         await self._report(context, decision, prediction, found)
+        if decision.reason is Reason.NO_PREDICTION and failure is None:
+            return Result(CHANGED_S)
         at_zero = decision.replicas == 0 and spec.min_replicas == 0
         return Result(min(AT_ZERO_S, spec.behavior.tick_s) if at_zero else spec.behavior.tick_s)
 
@@ -184,9 +189,11 @@ class Reconciler:
     async def _predict(
         self, context: ReconcileContext
     ) -> tuple[tuple[DemandForecast, Prediction] | None, Failure | None]:
-        """The forecast and what-if, or why there are none; neither where data is not trusted, or there is nothing to do."""
+        """The forecast and what-if, or why there are none; neither where data is not trusted, or what is to be done does not
+        depend on them: bounds that are left, a first request at no replicas."""
         spec, seen, state = context.spec, context.seen, context.state
-        if seen.fault is not None or (seen.pods.wanted == 0 and not seen.recent):
+        wanted = seen.pods.wanted
+        if seen.fault is not None or wanted == 0 or spec.clamp(wanted) != wanted:
             return None, None
         before_s = context.memory.at_s if context.memory.at_s is not None else seen.now_s - spec.behavior.tick_s
         history = await state.add_demand(self._cluster, context.target, seen, seen.now_s - before_s)
@@ -198,7 +205,11 @@ class Reconciler:
             horizon_s = cold_start_s(spec, state.cold_starts.seconds) + spec.behavior.tick_s
             readers = await self._readers(context.key[0])
             inquiry = Inquiry(spec, seen, seen.complete_since_s, horizon_s, history, readers, last)
-            expected, predicted = await self._timed_prediction(inquiry)
+            first = not (context.target.get("status") or {}).get("observedAt")
+            async with asyncio.timeout(FIRST_STATUS_S if first else None):
+                expected, predicted = await self._timed_prediction(inquiry)
+        except TimeoutError:
+            return None, None
         except (PredictionError, ValueError) as error:
             reason = Reason.INVALID_SPEC if isinstance(error, SpecError) else Reason.PREDICTION_FAILED
             self._metrics.count_failure("what_if")

@@ -83,6 +83,8 @@ class Faulty:
         self.headers: list[dict[str, str]] = []
         self.forms: list[tuple[bytes, str]] = []
         self.healthy = True
+        self.asked_models = 0
+        self.models: tuple[int, bytes] = (200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
         self.strike: threading.Event | None = None
         self.answer_after: threading.Event | None = None
         self.release = threading.Event()
@@ -113,7 +115,8 @@ class Faulty:
         if path == "/health":
             await self._reply(send, 200 if self.healthy else 503, b"")
         elif path == "/v1/models":
-            await self._reply(send, 200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
+            self.asked_models += 1
+            await self._reply(send, *self.models)
         elif path in ("/v1/completions", "/v1/chat/completions"):
             body = b""
             more = True

@@ -258,6 +258,68 @@ def test_another_model_answers_where_the_class_says_so(faulty: Any, gateway: Any
     assert ask(server, "big").status_code == 503
 
 
+@pytest.mark.parametrize(
+    "said", [(404, b"{}"), (401, b"no"), (200, b"<html>"), (200, b'{"data": 7}'), (200, b'{"data": []}')]
+)
+def test_an_engine_that_lists_nothing_answers_every_name(said: tuple[int, bytes], faulty: Any, gateway: Any) -> None:
+    silent = faulty()
+    silent.models = said
+    server = gateway(silent.url)
+    for name in ("m", "whatever"):
+        assert ask(server, name).status_code == 200
+        assert silent.bodies[-1]["model"] == name
+    assert httpx.get(server.url + "/v1/models").status_code == 503
+    assert fleet(server, "demand")["records"][0]["model"] is None
+
+
+def test_an_engine_that_cannot_say_keeps_what_it_said(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url, health_interval_s=0.05, hold_s=0.2)
+    assert ask(server, "m").status_code == 200
+    upstream.models = (503, b"{}")
+    asked = upstream.asked_models
+    while upstream.asked_models < asked + 3:
+        time.sleep(0.01)
+    assert ask(server, "m").status_code == 200
+    assert ask(server, "n").status_code == 404
+    never = faulty()
+    never.models = (500, b"{}")
+    assert ask(gateway(never.url, hold_s=0.2), "m").status_code == 503
+
+
+def test_an_engine_comes_back_with_another_model(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    server = gateway(upstream.url, health_interval_s=0.05)
+    assert ask(server, "m").status_code == 200
+    upstream.models = (200, b'{"data":[{"id":"n"},{"id":"a","parent":"n"}]}')
+    while [m["id"] for m in httpx.get(server.url + "/v1/models").json()["data"]] != ["n", "a"]:
+        time.sleep(0.01)
+    assert ask(server, "m").status_code == 404
+    assert (ask(server, "a").status_code, upstream.bodies[-1]["model"]) == (200, "n:a")
+
+
+def test_another_model_answers_where_the_first_has_no_room(
+    faulty: Any, gateway: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = faulty(), faulty()
+    one.fault, one.after = "stall", 2
+    server = gateway(
+        models={"big": {"upstreams": [one.url], "max_streams": 1}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small"}, "code": {"fallback_model": "nothing"}},
+    )
+    body = {"model": "big", "prompt": "x", "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body) as held:
+        assert held.headers["x-andes-model"] == "big"
+        answer = ask(server, "big")
+        assert (answer.status_code, answer.headers["x-andes-fallback"]) == (200, "model_streams")
+        strict = ask(server, "big", **{"x-andes-class": "code"})  # whose fallback is no model
+        assert (strict.status_code, strict.headers["x-andes-reason"]) == (429, "model_streams")
+        ask(server, "big", **{"x-andes-class": "code"})
+    warned = [r.getMessage() for r in caplog.records if "fallback_model" in r.getMessage()]
+    assert warned == ["fallback_model of class code: model: no model 'nothing' is served here; there are: big, small"]
+    one.release.set()
+
+
 def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.healthy = False

@@ -29,6 +29,12 @@ def test_a_new_service_is_prepared_for_three_times_its_base() -> None:
     assert "12 of 24 hours" in learned([1.0] * (DAY_MINUTES // 2 + 9)).growth().why
 
 
+def test_a_new_service_on_the_crest_of_its_first_ramp_is_prepared_for_three_times_its_usual_load() -> None:
+    climbing = [*[2.0] * 40, *[2.0 + 0.1 * k for k in range(30)]]
+    assert learned(climbing).growth().cap_rps == pytest.approx(NEW_SURGE * 2.0, rel=0.05)
+    assert learned(climbing[:20]).growth().cap_rps == math.inf
+
+
 def test_a_calm_service_is_prepared_for_the_least() -> None:
     growth = learned([1.0] * (DAY_MINUTES + 20)).growth()
     assert growth.surge == MIN_SURGE
@@ -57,15 +63,16 @@ def test_it_survives_a_restart_and_old_peaks_fade() -> None:
     history = learned(stepping(4.0, 60, DAY_MINUTES + 60))
     again = GrowthHistory.from_json(history.to_json())
     assert again.growth() == history.growth()
-    assert (again.calm, again.high, again.peaks_rps) == (history.calm, history.high, history.peaks_rps)
+    assert (again.calm, again.high, again.levels) == (history.calm, history.high, history.levels)
+    assert again.peaks_rps == history.peaks_rps
     history.add(40 * DAY_MINUTES, [1.0] * 10)
     assert history.growth().cap_rps == pytest.approx(CAP)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"binRatio": 1.05, "calm": {"99": 1}, "high": {}, "peaks": {}}',
-     '{"binRatio": 1.05, "calm": {}, "high": {}, "peaks": {"1": NaN}}', '{"binRatio": 2, "calm": {}, "high": {}, "peaks": {}}'],
+    ["", "[]", "{}", '{"binRatio": 1.05, "calm": {"99": 1}, "high": {}, "levels": {}, "peaks": {}}',
+     '{"binRatio": 1.05, "calm": {}, "high": {}, "levels": {}, "peaks": {"1": NaN}}', '{"binRatio": 2, "calm": {}, "high": {}, "levels": {}, "peaks": {}}'],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"not a history of growth|Expecting"):

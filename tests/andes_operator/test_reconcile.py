@@ -532,6 +532,35 @@ def test_a_class_that_cannot_be_used_is_named() -> None:
     assert "weight" in site.status["message"]
 
 
+def test_what_needs_no_prediction_waits_for_none() -> None:
+    below = Site(1, minReplicas=3)
+    below.reconcile()
+    assert (below.replicas, below.status["reason"], below.inquiries) == (3, "Bounds", [])
+    zero = Site(0, minReplicas=0)
+    zero.requests = 1
+    zero.reconcile()
+    assert (zero.replicas, zero.status["reason"], zero.inquiries) == (1, "FirstRequest", [])
+
+
+def test_a_first_status_does_not_wait_for_a_slow_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site()
+    released = asyncio.Event()
+
+    async def slow(inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
+        await released.wait()
+        return await site.predict(inquiry)
+
+    monkeypatch.setattr(site.reconciler, "_predict_demand", slow)
+    monkeypatch.setattr("andes_operator.reconcile.FIRST_STATUS_S", 0.01)
+    assert site.reconcile() == Result(CHANGED_S)
+    assert (site.status["reason"], site.replicas) == ("NoPrediction", 2)
+    assert site.condition("Ready")[0] == "True"
+    released.set()
+    site.fewest, site.now_s = 4, site.now_s + 1.0
+    site.reconcile()
+    assert site.replicas == 4
+
+
 # Headroom
 
 TABLE = Table(Buffer(1.1, 200.0), Lengths(100.0, 50.0, 4.5, 1.0), NOW_S)

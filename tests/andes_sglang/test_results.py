@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import andes_sglang
 from andes_sglang import results, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records
@@ -34,7 +36,11 @@ def test_samples_say_how_many_requests_were_open(tmp_path: Path) -> None:
 def test_a_result_is_a_summary_a_report_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results.keep(tmp_path, "andes", 1, [record(0, 0.0, 1.0)], [{"at_s": 0.0, "queue": 3.0}])
     results.write(tmp_path, result())
-    assert json.loads((tmp_path / "summary.json").read_text()) == result()
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert set(made_by := written.pop("made_by")) == {"version", "command", "at", "machine"}
+    assert made_by["version"] == andes_sglang.__version__
+    assert made_by["command"][1:] == sys.argv[1:]
+    assert written == result()
     page = (tmp_path / "report.html").read_text()
     # distributions; queue and open requests; one reader, delivered and read
     assert page.count("<polyline") == 4 + 2 + 2
@@ -43,6 +49,17 @@ def test_a_result_is_a_summary_a_report_and_a_table(tmp_path: Path, capsys: pyte
     assert summary.table(result()["policies"]) in said
     assert str(tmp_path / "report.html") in said
     assert str(tmp_path / "summary.json") in said
+
+
+def test_the_table_is_seen_although_the_results_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for at in ("summary.json", "report.html"):
+        (tmp_path / at).mkdir()
+        with pytest.raises(UsageError, match=r"the results above cannot be written there \(Is a directory\)"):
+            results.write(tmp_path, result())
+        assert summary.table(result()["policies"]) in capsys.readouterr().out
+        (tmp_path / at).rmdir()
 
 
 def test_a_report_can_be_made_from_the_summary_alone(tmp_path: Path) -> None:

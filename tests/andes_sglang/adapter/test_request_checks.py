@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter.launch import STANDINS
 from andes_sglang.bench.engine import Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -119,12 +118,6 @@ REFUSED: list[tuple[tuple[str, dict[str, Any]], str]] = [
     (ollama(stop=5), "sampling_params.stop: expected str"),
     (ollama(num_predict=-3), "max_new_tokens must be in"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGLang, on a machine without an accelerator."""
-    monkeypatch.syspath_prepend(STANDINS)
 
 
 @pytest.fixture(scope="module")

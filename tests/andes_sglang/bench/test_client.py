@@ -19,6 +19,19 @@ REFUSED, CUT, GROUPED, BROKEN = 13, 17, 20, 23
 TARGET = QoETarget(20.0, 50.0)  # so late that no pause of a busy machine is too long
 
 
+async def chat(request: web.Request) -> web.StreamResponse:
+    """A server of chat only."""
+    body = await request.json()
+    (message,) = body["messages"]
+    answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await answer.prepare(request)
+    await answer.write(b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n')
+    for word in message["content"].split():
+        await answer.write(f"data: {json.dumps({'choices': [{'delta': {'content': word}}]})}\n\n".encode())
+    await answer.write(b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
+    return answer
+
+
 async def completions(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     length = len(body["prompt"])
@@ -48,10 +61,12 @@ async def models(_request: web.Request) -> web.Response:
     return web.json_response({"data": [{"id": "tiny"}]})
 
 
-def run(workload: Workload) -> list[RequestRecord]:
+def run(workload: Workload, *, over_chat: bool = False, chat_only: bool = False) -> list[RequestRecord]:
     async def main() -> list[RequestRecord]:
         app = web.Application()
-        app.router.add_post("/v1/completions", completions)
+        app.router.add_post("/v1/chat/completions", chat)
+        if not chat_only:
+            app.router.add_post("/v1/completions", completions)
         app.router.add_get("/v1/models", models)
         runner = web.AppRunner(app)
         await runner.setup()
@@ -59,7 +74,7 @@ def run(workload: Workload) -> list[RequestRecord]:
         await site.start()
         port = runner.addresses[0][1]
         try:
-            return await replay(f"http://127.0.0.1:{port}", workload)
+            return await replay(f"http://127.0.0.1:{port}", workload, chat=over_chat)
         finally:
             await runner.cleanup()
 
@@ -99,6 +114,25 @@ def test_tokens_are_counted_and_failures_score_zero(tmp_path: Path) -> None:
     assert page.count("<svg") >= 4
     assert "http" not in page.replace("HTTP", "")
     assert "±" in summary.table(result["policies"])
+
+
+def test_a_server_of_chat_only_is_measured_over_chat() -> None:
+    """A prompt of 10 token ids becomes 10 words, which this server says again one by one."""
+    records = run(workload(), over_chat=True, chat_only=True)
+    assert [r.error for r in records] == [None] * 6
+    assert [len(r.deliveries) for r in records] == [10, 11, REFUSED, CUT, GROUPED, BROKEN]
+    reasons = summary.summarise(run(workload(), chat_only=True))["failures"]
+    assert sum(reasons.values()) == 6
+    assert all(reason.startswith("HTTP 404") for reason in reasons)
+
+
+def test_why_requests_failed_is_told_and_refusals_apart() -> None:
+    figures = summary.combine([summary.summarise(run(workload()))] * 2)
+    assert sum(figures["failures"].values()) == figures["failed"] == 6
+    told = summary.failures({"stock": figures}).splitlines()
+    assert 'stock: 2 refused: HTTP 429: {"error": {"message": "full"}}' in told
+    assert "stock: 2 failed: the stream ended without a finish reason" in told
+    assert summary.failures({"a": {"failures": {"interrupted": 3}}, "b": {}}) == "a: 3 interrupted"
 
 
 def test_nothing_at_the_address() -> None:

@@ -88,7 +88,9 @@ def test_a_request_says_what_its_reader_expects_unless_told_not_to() -> None:
     spec = RequestSpec(0.0, 10, 20, QoETarget(2.0, 3.0), weight=4.0, yields=True, expected_tokens=20)
 
     def body(send_expectations: bool) -> dict[str, object]:
-        return _Endpoint(cast("aiohttp.ClientSession", None), "u", "m", {}, send_expectations, 0.0).body(spec, [7, 8])
+        return _Endpoint(cast("aiohttp.ClientSession", None), "u", "m", {}, send_expectations, False, 0.0).body(
+            spec, [7, 8]
+        )
 
     asked = body(True)
     assert asked["custom_params"] == {"qoe": {"ttft": 2.0, "tds": 3.0, "weight": 4.0, "yield": True, "tokens": 20}}

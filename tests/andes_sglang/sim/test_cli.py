@@ -14,11 +14,12 @@ import pytest
 from andes_sglang.cli import main
 from andes_sglang.request import read_records
 
-SHORT = ("--profile", "cpu-tiny-llama", "--rate", "2", "--duration", "20", "--tds", "4.5")
+SHORT = ("--profile", "cpu-tiny-llama", "--duration", "20", "--tds", "4.5")
 
 
 def simulate(out: Path, *flags: str) -> dict[str, Any]:
-    assert main(["simulate", *SHORT, "--out", str(out), *flags]) == 0
+    rate = () if {"--rate", "--load", "--trace"} & {*flags} else ("--rate", "2")
+    assert main(["simulate", *SHORT, *rate, "--out", str(out), *flags]) == 0
     return dict(json.loads((out / "summary.json").read_text()))
 
 
@@ -156,6 +157,8 @@ def test_a_request_that_one_arm_cannot_hold_is_named_before_any_arm_runs(
         (("--router", "best"), "--router: unknown routing policy 'best'; choose one of least_load"),
         (("--decision-interval", "-1"), "--decision-interval must be >= 0 seconds, got -1.0"),
         (("--load", "-0.5", "--shape", "poisson"), "--load -0.5: must be > 0"),
+        (("--load", "95"), "--load 95: a fraction, at most 5; 95 % would be 0.95"),
+        (("--load", "0.5", "--rate", "3"), "--rate 3: not with --load 0.5, which sets it"),
         (("--load", "0.5", "--shape", "square", "--prompt", "9000"), "square"),
         (("--max-total-tokens", "0"), "--max-total-tokens: must be a whole number >= 1, got '0'"),
         (("--max-total-tokens", "many"), "--max-total-tokens: must be a whole number >= 1, got 'many'"),
