@@ -354,7 +354,7 @@ class Attempt:
                 events.append((continuation.rewrite(event), tokens))
                 if continuation.stopped:
                     break
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, LookupError):
             raise UpstreamError("garbage") from None
         return events
 
