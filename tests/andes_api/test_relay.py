@@ -377,6 +377,16 @@ def test_errors_of_engines_reach_every_client(content: bytes, message: str) -> N
     assert case.headers["x-request-id"] == case.stream.request_id
 
 
+@pytest.mark.parametrize("pace", ["off", "on"])
+def test_a_report_takes_the_place_of_an_end_that_comes_alone(pace: str) -> None:
+    answer = Answer([chunk("a", 1), chunk("b", 2, "stop"), DONE])
+    case = Case(answer, headers={"x-andes-report": "usage", "x-andes-pace": pace, "x-andes-tds": "200"}).run()
+    assert case.stream.record.outcome == "done"
+    *_, last, done, rest = case.body.split(b"\n\n")
+    assert json.loads(last.removeprefix(b"data: "))["usage"]["andes"]["tokens"] == 2
+    assert (done, rest, case.body.count(b"[DONE]")) == (b"data: [DONE]", b"", 1)
+
+
 FULL_EVENT = b'data: {"error":{"object":"error","message":"The request queue is full.","type":"X","code":503}}\n\n'
 
 
@@ -388,8 +398,9 @@ FULL_EVENT = b'data: {"error":{"object":"error","message":"The request queue is 
         Answer([b'{"detail":"The request is aborted by a higher priority request."}'], status=503, headers=JSON),
         Answer([b"slow down"], status=429, headers={"content-type": "text/plain"}),
         Answer([b"{}"], status=429, headers={**JSON, "retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+        Answer([b"{}"], status=429, headers={**JSON, "retry-after": "inf"}),
     ],
-    ids=["event", "503", "priority", "429", "date"],
+    ids=["event", "503", "priority", "429", "date", "never"],
 )
 def test_a_full_engine_is_not_a_broken_one(full: Answer) -> None:
     case = Case(full, full, full, retries=1).run()
