@@ -97,6 +97,9 @@ def test_an_origin_is_no_address(origin: str) -> None:
             "# EOF",
         ),
         ("nonsense;;;version=x", "text/plain; version=0.0.4", ""),
+        ("text/plain;version=1.x", "text/plain; version=0.0.4", ""),
+        ("application/openmetrics-text;version=1.x", "application/openmetrics-text; version=1.0.0", "# EOF"),
+        ("application/openmetrics-text;version=9", "application/openmetrics-text; version=1.0.0", "# EOF"),
     ],
 )
 def test_the_scraper_chooses_the_format(accept: str, kind: str, last: str, url: str) -> None:

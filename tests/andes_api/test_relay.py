@@ -477,6 +477,7 @@ def test_a_stream_is_ended_for_the_first_reason_only() -> None:
         first.end("dead")
         await asyncio.wait_for(task, 5)
         first.end("silent")
+        case.relay._attempt.end("late")
 
     asyncio.run(main())
     assert (case.text, case.replica("a").fault) == ("a", "dead")
