@@ -38,6 +38,14 @@ def register() -> None:
         os._exit(3)
 
 
+def _to_its_worker(_sender: Any, output: Any, recv_obj: Any = None) -> None:
+    """Of several tokenizer workers, the end of a request that waits is told to the one that has sent it; SGLang 0.5.17 tells
+    it to none."""
+    worker = getattr(recv_obj, "http_worker_ipc", None)
+    if worker is not None and getattr(output, "http_worker_ipc", worker) is None:
+        output.http_worker_ipc = worker
+
+
 def _register_policy(options: PluginOptions) -> None:
     from sglang.srt.managers import schedule_policy
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -51,20 +59,13 @@ def _register_policy(options: PluginOptions) -> None:
     def verify_expectations(result: Any, params: Any, vocab_size: int) -> None:
         expectations.parse(params.custom_params, default)
 
-    def to_its_worker(_sender: Any, output: Any, recv_obj: Any = None) -> None:
-        """Of several tokenizer workers, the end of a request that waits is told to the one that has sent it: SGLang 0.5.17
-        tells it to none."""
-        worker = getattr(recv_obj, "http_worker_ipc", None)
-        if worker is not None and getattr(output, "http_worker_ipc", worker) is None:
-            output.http_worker_ipc = worker
-
     schedule_policy.CLIP_MAX_NEW_TOKENS = protocol.ADMISSION_RESERVE_TOKENS
     HookRegistry.register(
         "sglang.srt.sampling.sampling_params.SamplingParams.verify", verify_expectations, HookType.AFTER
     )
     HookRegistry.register(
         "sglang.srt.managers.scheduler_components.output_sender.SenderWrapper.send_output",
-        to_its_worker,
+        _to_its_worker,
         HookType.BEFORE,
     )
     HookRegistry.register("sglang.srt.managers.scheduler.Scheduler", QoEScheduler, HookType.REPLACE)

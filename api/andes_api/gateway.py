@@ -47,6 +47,7 @@ NO_ENGINE_RETRY_S = 5.0
 """Seconds after which a client tries again while no engine is there: one look-up of names."""
 RECENT_REQUESTS, USUAL_PROMPT_TOKENS = 100, 300
 """Requests whose mean prompt is the usual one, and its tokens while there are none."""
+_log = logging.getLogger("andes")
 _access = logging.getLogger("andes.access")
 
 
@@ -65,6 +66,7 @@ class Gateway:
         self.qoe = QoEWindow()
         self.history = History()
         self.stored = StoredResponses()
+        self._missing_fallbacks: set[str] = set()  # that were warned of
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
         self.draining = False
@@ -197,7 +199,10 @@ class Gateway:
         try:
             route = self.route_of(name, stream.tenant)
             replicas = self._place_on(stream, route, now_s) if route not in (stream.route, ModelRoute()) else []
-        except ApiError:
+        except ApiError as error:
+            if error.code == "model_not_found" and name not in self._missing_fallbacks:
+                self._missing_fallbacks.add(name)
+                _log.warning("fallback_model of class %s: %s", stream.expectation.class_name, error.message)
             return []
         if replicas:
             stream.route, stream.fallback, stream.record.fallback = route, why, route.model

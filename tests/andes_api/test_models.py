@@ -298,6 +298,28 @@ def test_an_engine_comes_back_with_another_model(faulty: Any, gateway: Any) -> N
     assert (ask(server, "a").status_code, upstream.bodies[-1]["model"]) == (200, "n:a")
 
 
+def test_another_model_answers_where_the_first_has_no_room(
+    faulty: Any, gateway: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = faulty(), faulty()
+    one.fault, one.after = "stall", 2
+    server = gateway(
+        models={"big": {"upstreams": [one.url], "max_streams": 1}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small"}, "code": {"fallback_model": "nothing"}},
+    )
+    body = {"model": "big", "prompt": "x", "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body) as held:
+        assert held.headers["x-andes-model"] == "big"
+        answer = ask(server, "big")
+        assert (answer.status_code, answer.headers["x-andes-fallback"]) == (200, "model_streams")
+        strict = ask(server, "big", **{"x-andes-class": "code"})  # whose fallback is no model
+        assert (strict.status_code, strict.headers["x-andes-reason"]) == (429, "model_streams")
+        ask(server, "big", **{"x-andes-class": "code"})
+    warned = [r.getMessage() for r in caplog.records if "fallback_model" in r.getMessage()]
+    assert warned == ["fallback_model of class code: model: no model 'nothing' is served here; there are: big, small"]
+    one.release.set()
+
+
 def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.healthy = False

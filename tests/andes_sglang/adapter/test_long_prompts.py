@@ -70,13 +70,13 @@ def test_everybody_is_served(engine: Engine, lengths: list[tuple[int, int]]) -> 
 
 def test_a_prompt_waits_for_those_that_cannot_be_stopped(engine: Engine) -> None:
     """Streams with penalties keep their KV: what has been computed of the prompt makes room for them."""
-    lengths = [(20, 130)] * 8 + [(900, 20)]
-    with ThreadPoolExecutor(9) as pool:
+    lengths = [(20, 120)] * 14 + [(900, 20)]
+    with ThreadPoolExecutor(15) as pool:
         pending = [
-            pool.submit(generate, engine, k, *size, **{"frequency_penalty": 0.5} if k < 8 else {})
+            pool.submit(generate, engine, k, *size, **{"frequency_penalty": 0.5} if k < 14 else {})
             for k, size in enumerate(lengths)
         ]
         answers = [future.result() for future in pending]
     wait_until_idle(engine)
     assert [len(answer) for answer in answers] == [tokens for _, tokens in lengths]
-    assert answers[-1] == generate(engine, 8, 900, 20)
+    assert answers[-1] == generate(engine, 14, 900, 20)
