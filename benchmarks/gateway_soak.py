@@ -152,9 +152,16 @@ class Soak:
         return sum(values) / len(values)
 
     def grown(self) -> list[str]:
-        names = ("memory, MiB", "file descriptors", "tasks")
-        pairs = [(name, self.quarter(name, 1), self.quarter(name, 3)) for name in names]
-        return [f"{name} grew from {first:.0f} to {last:.0f}" for name, first, last in pairs if last > GROWTH * first]
+        """What the last quarter has more of than the second, sockets and tasks for each open stream."""
+        found = []
+        for name in ("memory, MiB", "file descriptors", "tasks"):
+            first, last = (
+                self.quarter(name, k) / (1.0 if name == "memory, MiB" else max(1.0, self.quarter("open streams", k)))
+                for k in (1, 3)
+            )
+            if last > GROWTH * first:
+                found.append(f"{name} grew from {first:.1f} to {last:.1f}")
+        return found
 
 
 def text_of(content: bytes) -> str:
@@ -198,6 +205,7 @@ def main() -> None:
         ]
         port = free_port()
         command = [sys.executable, "-m", "andes_sglang.cli", "gateway", "--port", str(port), "--admission", "false"]
+        command += ["--demand-records", "500"]  # full early: it is bounded, and grows until then
         for engine in engines:
             command += ["--upstream", engine.url]
         log = stack.enter_context((folder / "gateway.log").open("w"))

@@ -304,8 +304,8 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (
-            f"--preemption-mode offload {with_ranks}: each rank would choose by itself what it copies and evicts; leave one "
-            "of the two out"
+            f"--preemption-mode offload {with_ranks} on this release of SGLang: each rank would evict by its own clock; "
+            "leave one of the two out, or install sglang 0.5.22 or newer"
         )
     if server_args.tp_size > 1 and own_time_outs:
         return (

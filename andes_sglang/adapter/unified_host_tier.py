@@ -28,8 +28,8 @@ __all__ = ["UnifiedHostTier"]
 class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
     """In the place of SGLang's class; overrides say what they change, other methods are called by our adapter."""
 
-    several_ranks = False
-    """Not tried yet: see :class:`andes_sglang.adapter.host_tier.HostTier`."""
+    several_ranks = True
+    """It is evicted in the order of use, which is the same on all ranks of an engine."""
     writes_through = True
     overlaps = True
 

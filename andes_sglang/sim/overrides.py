@@ -31,10 +31,6 @@ def apply(engine: EngineModel, given: argparse.Namespace) -> EngineModel:
         raise ValueError(
             "--enable-hierarchical-cache, --preemption-mode offload: the profile has no host_capacity_tokens"
         )
-    if given.preemption_mode == "offload" and engine.devices > 1:
-        raise ValueError(
-            f"--preemption-mode offload: andes serve refuses it on the {engine.devices} devices of this profile (--tp-size)"
-        )
     changes: dict[str, Any] = {
         "max_running": given.max_running_requests,
         "kv_capacity_tokens": given.max_total_tokens,

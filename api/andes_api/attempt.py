@@ -110,7 +110,7 @@ class Attempt:
             telemetry.failed(span, error.kind.removeprefix("http_"))
             raise
         finally:
-            self._answer = None
+            self._answer = self._timeout = None
             replica.closed(stream, self.sent_s, time.monotonic(), started=self.waited_s is not None)
             upstreams.forget(replica)
             self._describe(span)
@@ -354,7 +354,7 @@ class Attempt:
                 events.append((continuation.rewrite(event), tokens))
                 if continuation.stopped:
                     break
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, LookupError):
             raise UpstreamError("garbage") from None
         return events
 

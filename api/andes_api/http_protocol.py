@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -167,7 +168,8 @@ class Protocol(HttpToolsProtocol):
         closed would lose its answer."""
         self._deaf = True
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            with suppress(OSError):  # it has gone
+                self.transport.write_eof()
             self._expect_head()
 
 

@@ -16,6 +16,9 @@ from andes_api.unread import UnreadRequest
 __all__ = ["GatewayMetrics"]
 
 
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+
 class GatewayMetrics:
     """One registry per gateway."""
 
@@ -112,5 +115,8 @@ class GatewayMetrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """In the format that ``accept``, an HTTP header, asks for; its content type."""
-        encode, content_type = choose_encoder(accept)
+        wanted = (
+            OPENMETRICS if OPENMETRICS.partition(";")[0] in accept else ""
+        )  # never what a caller wrote: versions fail
+        encode, content_type = choose_encoder(wanted)
         return encode(self.registry), content_type

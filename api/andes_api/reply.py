@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -12,7 +13,7 @@ from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, object_of, payload_of
+from andes_api.sse import Event, GarbageError, object_of, payload_of
 from andes_api.stream import Stream
 
 __all__ = ["Reply"]
@@ -96,6 +97,8 @@ class Reply:
         """Pass ``batch`` on; the head goes out once there is something to follow it."""
         if self._stream.expectation.report:
             batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
+            if not batch:
+                return
         if not self.started:
             if not any(event for event, _ in batch):
                 return
@@ -108,7 +111,7 @@ class Reply:
         if stream.expectation.report and stream.usage is not None:
             await self.writer.flush()
             usage = {**stream.usage, "andes": stream.report()}
-            chunk = {**payload_of(stream.first_event), "choices": [], "usage": usage}
+            chunk = {**identity_of(stream.first_event), "choices": [], "usage": usage}
             await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
         await self.writer.end()
 
@@ -125,3 +128,11 @@ class Reply:
             **stream.model_headers(),
         }
         await self.writer.start(status, {**headers, **echo})
+
+
+def identity_of(first_event: bytes) -> dict[str, Any]:
+    """Of a stream, as its first event has it; empty where that is of another shape."""
+    try:
+        return payload_of(first_event)
+    except GarbageError:
+        return {}

@@ -74,7 +74,7 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, An
 
     try:
         form = await MultiPartParser(request.headers, once(), max_part_size=settings.max_body_bytes).parse()
-    except (MultiPartException, ValueError, KeyError) as error:
+    except (MultiPartException, ValueError, LookupError) as error:
         raise ApiError(400, f"the body is no form: {error}", retry=False) from None
     body: dict[str, Any] = {}
     for name, value in form.multi_items():

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from andes_api.reply import identity_of
 from andes_api.upstream_answer import as_openai_error, error_of_event
 from benchmarks.malformed import fault_of, run
 from benchmarks.odd_requests import odd_request
@@ -52,3 +53,8 @@ def test_an_engine_that_says_nothing_is_quoted_so(content: bytes) -> None:
     event = error_of_event(json.loads(content)["error"], b"")
     assert event.answer is not None
     assert "without a word" in json.loads(event.answer[2])["error"]["message"]
+
+
+@pytest.mark.parametrize("first", [b"id: 1\n\n", b"data: nonsense\n\n", b"", b"event: x\n\n"])
+def test_a_report_after_a_first_event_of_another_shape(first: bytes) -> None:
+    assert identity_of(first) == {}

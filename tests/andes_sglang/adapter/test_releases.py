@@ -57,10 +57,7 @@ def engines(release: str, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
     wanted = {
         "stock": ("stock", (*BASE, *ROOM)),
         "one rank": ("by_rid:ByRid", (*PREEMPTING, *offload)),
-        "two ranks": (
-            "by_rid:ByRid",
-            (*PREEMPTING, *NO_ROOM, "--tp", "2"),
-        ),
+        "two ranks": ("by_rid:ByRid", (*PREEMPTING, *(NO_ROOM if release == "0.5.17" else offload), "--tp", "2")),
     }
     made = [Engine(tiny_model, policy, flags, log=logs / name) for name, (policy, flags) in wanted.items()]
     with ThreadPoolExecutor(len(made)) as pool:
@@ -175,8 +172,10 @@ def test_an_abort_leaves_nothing(engines: dict[str, Engine], which: str) -> None
     assert "leak" not in ours.log.read_text(errors="replace").lower()
 
 
-def test_ranks_that_decide_apart_are_noticed(engines: dict[str, Engine], expected: list[list[int]]) -> None:
+def test_ranks_that_decide_apart_are_noticed(engines: dict[str, Engine], release: str) -> None:
     """What the other tests of two ranks rest on. The engine does not survive it: the last test."""
+    if release == "0.5.17":
+        pytest.skip("it has no check that ranks agree, and what becomes of it is not said")
     ours = engines["two ranks"]
     with pytest.raises((OSError, KeyError)):
         words(ours, "apart")

@@ -53,13 +53,6 @@ def test_host_memory_is_used_only_with_the_hierarchical_cache() -> None:
             configure(ENGINE, Arm("andes", flags))
 
 
-def test_what_serve_refuses_on_several_devices_is_not_simulated() -> None:
-    four = replace(WITH_HOST, devices=4)
-    assert configure(four, Arm("andes"))[0].devices == 4
-    with pytest.raises(UsageError, match=r"policy andes: --preemption-mode offload: .* the 4 devices of this profile"):
-        configure(four, Arm("andes", ("--preemption-mode", "offload")))
-
-
 @pytest.mark.parametrize(
     ("arm", "text"),
     [
