@@ -97,6 +97,8 @@ class Reply:
         """Pass ``batch`` on; the head goes out once there is something to follow it."""
         if self._stream.expectation.report:
             batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
+            if not batch:
+                return
         if not self.started:
             if not any(event for event, _ in batch):
                 return

@@ -764,3 +764,10 @@ def test_a_paced_reader_gets_its_tokens_in_time_and_all_of_them() -> None:
     )
     case.run()
     assert (case.text, case.stream.reader.delivered, case.stream.record.outcome) == ("01234", 5, "done")
+
+
+def test_a_report_comes_though_the_end_comes_by_itself() -> None:
+    case = Case(Answer([chunk("a", 1), chunk("", 1, "stop"), DONE]), headers={"x-andes-report": "usage"}).run()
+    assert (case.text, case.stream.record.outcome) == ("a", "done")
+    assert case.body.count(DONE) == 1
+    assert json.loads(case.body.split(b"\n\n")[-3].removeprefix(b"data: "))["usage"]["andes"]["tokens"] == 1
