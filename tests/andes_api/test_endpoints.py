@@ -10,10 +10,16 @@ import httpx
 import openai
 import pytest
 
+from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT, MESSAGES, RESPONSES, at_path
+from andes_api.engine_request import engine_request
 from andes_api.errors import ApiError
+from andes_api.expectations import resolve
 from andes_api.media import check_media
+from andes_api.prompts import Prompt
+from andes_api.settings import GatewaySettings
 from andes_api.stored import StoredResponses
+from andes_api.stream import Stream
 from andes_api.typed_events import MessageEvents, ResponseEvents
 
 anthropic = pytest.importorskip("anthropic")
@@ -344,6 +350,24 @@ def test_an_event_of_another_shape_passes(odd: bytes) -> None:
     for reader in (MessageEvents(**OPTIONS), ResponseEvents(**OPTIONS)):
         fed = reader.feed(odd + event("content_block_delta", delta={"text": "x"}) + event("x.delta", delta="x"))
         assert b"".join(one for one, _ in fed).startswith(odd)
+
+
+# What the engine gets
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions", "/v1/embeddings"])
+def test_an_engine_is_told_of_readers_where_there_are_any(path: str) -> None:
+    settings, endpoint = GatewaySettings(upstreams=("http://engine:1",)), at_path(path)
+    body: dict[str, Any] = {"model": "m", "input": "x", "stream": True, "custom_params": {"qoe": {"tds": 9}, "own": 1}}
+    expectation = resolve({}, body, None, settings)
+    record = DemandRecord(0.0, "reading", True, 1, expectation.reader)
+    stream = Stream(endpoint, body, expectation, None, {}, 0.0, Prompt(body, endpoint.prompt), 1.0, record)
+    sent = json.loads(bytes(engine_request(stream, body, settings, 0.25)))
+    if endpoint.reader is None:
+        assert sent == body
+        return
+    assert sent["custom_params"] == {"qoe": {"ttft": 0.75, "tds": 9}, "own": 1}
+    assert ("stream_options" in sent) == (endpoint is CHAT), "the others know no such field"
 
 
 # Errors and media

@@ -377,16 +377,6 @@ def test_errors_of_engines_reach_every_client(content: bytes, message: str) -> N
     assert case.headers["x-request-id"] == case.stream.request_id
 
 
-@pytest.mark.parametrize("pace", ["off", "on"])
-def test_a_report_takes_the_place_of_an_end_that_comes_alone(pace: str) -> None:
-    answer = Answer([chunk("a", 1), chunk("b", 2, "stop"), DONE])
-    case = Case(answer, headers={"x-andes-report": "usage", "x-andes-pace": pace, "x-andes-tds": "200"}).run()
-    assert case.stream.record.outcome == "done"
-    *_, last, done, rest = case.body.split(b"\n\n")
-    assert json.loads(last.removeprefix(b"data: "))["usage"]["andes"]["tokens"] == 2
-    assert (done, rest, case.body.count(b"[DONE]")) == (b"data: [DONE]", b"", 1)
-
-
 FULL_EVENT = b'data: {"error":{"object":"error","message":"The request queue is full.","type":"X","code":503}}\n\n'
 
 
@@ -775,3 +765,10 @@ def test_a_paced_reader_gets_its_tokens_in_time_and_all_of_them() -> None:
     )
     case.run()
     assert (case.text, case.stream.reader.delivered, case.stream.record.outcome) == ("01234", 5, "done")
+
+
+def test_a_report_comes_though_the_end_comes_by_itself() -> None:
+    case = Case(Answer([chunk("a", 1), chunk("", 1, "stop"), DONE]), headers={"x-andes-report": "usage"}).run()
+    assert (case.text, case.stream.record.outcome) == ("a", "done")
+    assert case.body.count(DONE) == 1
+    assert json.loads(case.body.split(b"\n\n")[-3].removeprefix(b"data: "))["usage"]["andes"]["tokens"] == 1

@@ -312,15 +312,20 @@ def test_responses_of_a_real_engine(engine: Engine, gateway: Any) -> None:
     assert (record["outcome"], record["tds"], record["output_tokens"]) == ("done", 20, streamed.usage.output_tokens)
     assert record["prompt_tokens"] == streamed.usage.input_tokens
     assert record["ttft_s"] > 0
-    with pytest.raises(openai.BadRequestError):
-        client(server.url).responses.create(**{**ask, "input": [], "temperature": -1.0})
+    with pytest.raises(openai.BadRequestError, match="requires at least one tool"):  # the engine's own words
+        client(server.url).responses.create(**ask, tool_choice="required")
 
 
 def test_messages_of_a_real_engine(engine: Engine, gateway: Any) -> None:
     anthropic = pytest.importorskip("anthropic")
     server = gateway(engine.url)
     sdk = anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0, timeout=120)
-    ask: dict[str, Any] = {"model": "m", "max_tokens": 24, "messages": ASK["messages"], "temperature": 0}
+    ask: dict[str, Any] = {
+        "model": "m",
+        "max_tokens": 24,
+        "messages": ASK["messages"],
+        "extra_body": {"temperature": 0},
+    }
     whole = sdk.messages.create(**ask)
     with sdk.messages.stream(**ask) as stream:
         text = "".join(stream.text_stream)
@@ -328,8 +333,9 @@ def test_messages_of_a_real_engine(engine: Engine, gateway: Any) -> None:
     assert text == whole.content[0].text
     assert streamed.usage.output_tokens == whole.usage.output_tokens == last_record(server)["output_tokens"]
     assert last_record(server)["qoe"] is not None
+    assert last_record(server)["prompt_tokens"] == whole.usage.input_tokens
     counted = sdk.messages.count_tokens(model="m", messages=ASK["messages"])
-    assert counted.input_tokens == whole.usage.input_tokens == last_record(server)["prompt_tokens"]
+    assert counted.input_tokens == whole.usage.input_tokens
     with pytest.raises(anthropic.BadRequestError) as refused:
         sdk.messages.create(**{**ask, "max_tokens": 0})
     assert refused.value.body["error"]["type"] == "invalid_request_error"
@@ -348,6 +354,8 @@ def test_a_real_engine_answers_in_one_piece_through_the_gateway(engine: Engine, 
     for path, body in bodies.items():
         direct, through = (httpx.post(url + path, json=body, timeout=120) for url in (engine.url, server.url))
         assert through.status_code == direct.status_code, (path, through.text)
-        if direct.status_code == 200:
-            said = direct.json()
-            assert through.json() | {"id": None} == said | {"id": None}, path
+        if path == "/v1/score":  # the same prompts in another batch differ by rounding
+            for one, other in zip(through.json()["scores"], direct.json()["scores"], strict=True):
+                assert one == pytest.approx(other, rel=1e-2)
+        elif direct.status_code == 200:
+            assert through.json() == direct.json(), path

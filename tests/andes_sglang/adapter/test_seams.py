@@ -237,6 +237,8 @@ def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
     assert str(said).startswith("SGLANG_REQ_WAITING_TIMEOUT is not supported with a policy and --tp-size 2")
 
 
+@pytest.mark.engine
+@pytest.mark.timeout(300)
 def test_safeguards_are_left_out_with_a_word_where_stock_sglang_has_no_such_seam(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
