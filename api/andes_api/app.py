@@ -171,7 +171,7 @@ def _check_endpoint(
 async def _stored(gateway: Gateway, response_id: str, request: Request) -> Response:
     """The answer of the engine that keeps this response: the one that gave it, else, without tenants, any that knows it."""
     tenant, upstreams = tenant_of(request.headers, gateway.settings), gateway.upstreams
-    home = gateway.stored.home(response_id, tenant)
+    home = gateway.stored.home(response_id, tenant.name if tenant else None)
     asked = [r for r in upstreams.replicas.values() if home in (r.name, None)]
     path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
     for replica in asked:

@@ -218,7 +218,7 @@ class Gateway:
         if accepting and route.model is None and stream.tenant is not None and stream.tenant.models:
             raise no_model(stream.body.get("model"), stream.tenant.models)  # whose these are cannot be told
         if earlier := stream.earlier_answer:
-            home = self.stored.home(earlier, stream.tenant)
+            home = self.stored.home(earlier, stream.tenant.name if stream.tenant else None)
             accepting = {home: accepting[home]} if home in accepting else accepting
         if not accepting:
             self._check_replica_limit(route)
@@ -362,7 +362,7 @@ class Gateway:
         if limits := self._limits.get(stream.tenant_name):
             limits.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
-            self.stored.add(stream.answer_id, stream.replica, stream.tenant)
+            self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
         if record.qoe is not None:
             self.qoe.add(now_s, record.model, cls, record.qoe)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)

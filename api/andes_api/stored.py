@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from andes_api.errors import ApiError
-from andes_api.settings import TenantSettings
 
 __all__ = ["StoredResponses"]
 
@@ -17,23 +16,23 @@ MAX_ID_CHARS = 128
 
 class StoredResponses:
     """Which replica keeps a response, and for which tenant: the last ``MAX_RESPONSES`` that went through this gateway.
-    tenant: None where there are no tenants."""
+    tenant: its name; None where there are no tenants."""
 
     def __init__(self) -> None:
         self._homes: OrderedDict[str, tuple[str, str | None]] = OrderedDict()
 
-    def add(self, response_id: str, replica: str, tenant: TenantSettings | None) -> None:
+    def add(self, response_id: str, replica: str, tenant: str | None) -> None:
         if len(response_id) > MAX_ID_CHARS:
             return
-        self._homes[response_id] = (replica, tenant.name if tenant is not None else None)
+        self._homes[response_id] = (replica, tenant)
         if len(self._homes) > MAX_RESPONSES:
             self._homes.popitem(last=False)
 
-    def home(self, response_id: object, tenant: TenantSettings | None) -> str | None:
+    def home(self, response_id: object, tenant: str | None) -> str | None:
         """The replica that keeps it; None where it did not go through this gateway. Raises a 404 where it is another
         tenant's, or a tenant's that cannot be told."""
         replica, owner = self._homes.get(str(response_id), (None, None))
-        if owner != (tenant.name if tenant is not None else None):
+        if owner != tenant:
             raise ApiError(
                 404, f"no response {str(response_id)[:100]!r}", code="not_found", reason="response", retry=False
             )
