@@ -208,18 +208,23 @@ class Gateway:
             stream.route, stream.fallback, stream.record.fallback = route, why, route.model
         return replicas
 
-    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
-        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
-        settings, new = self.settings, stream.incoming
+    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> dict[str, Upstream]:
+        """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
         if route.adapter is not None and not stream.endpoint.adapters:
             raise no_adapters(stream.path, route)
         self._check_model_limit(stream, route)
-        accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
-        if accepting and route.model is None and stream.tenant is not None and stream.tenant.models:
-            raise no_model(stream.body.get("model"), stream.tenant.models)  # whose these are cannot be told
+        tenant, accepting = stream.tenant, {r.name: r for r in self.upstreams.accepting(now_s, route)}
+        if accepting and route.model is None and tenant is not None and tenant.models:
+            raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
         if earlier := stream.earlier_answer:
-            home = self.stored.home(earlier, stream.tenant.name if stream.tenant else None)
-            accepting = {home: accepting[home]} if home in accepting else accepting
+            home = self.stored.home(earlier, tenant.name if tenant else None)
+            return {home: accepting[home]} if home in accepting else accepting
+        return accepting
+
+    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
+        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
+        settings, new = self.settings, stream.incoming
+        accepting = self._accepting(stream, route, now_s)
         if not accepting:
             self._check_replica_limit(route)
             return []
