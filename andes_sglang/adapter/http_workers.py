@@ -1,5 +1,5 @@
-"""The HTTP processes: what they answer to a refused request; and those of their own (``--tokenizer-worker-num`` above 1), in which
-SGLang loads no plugins."""
+"""The HTTP processes: what they answer to a refused request. Those of their own (``--tokenizer-worker-num`` above 1) load no
+plugins by themselves."""
 
 from __future__ import annotations
 
