@@ -118,7 +118,7 @@ class Runs:
         scaler: Autoscaler | None = None
         if arm == OURS:
             scaler = FleetAutoscaler(
-                scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=1800.0
+                scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0
             )
         elif arm == KEDA:
             context = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in scenario.requests]))

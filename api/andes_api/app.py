@@ -15,14 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from andes_api.endpoints import ENDPOINTS, Endpoint, at_path
+from andes_api.endpoints import ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
-from andes_api.expectations import ANONYMOUS, ResolvedExpectation, resolve, tenant_of
+from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
 from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
-from andes_api.models import ModelRoute, no_model
+from andes_api.models import no_model
 from andes_api.pages import add_pages
 from andes_api.request_body import read_form, read_json
 from andes_api.request_log import RequestLog, request_of
@@ -114,7 +114,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         check_media(body, settings.media_hosts, endpoint.prompt)
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
-        _check_endpoint(endpoint, route, expectation)
+        _check_endpoint(endpoint, body, expectation, tenant)
         seen = request_of(request.scope)
         known = {**headers, "x-request-id": seen.request_id}
         stream = gateway.new_stream(body, expectation, tenant, known, endpoint=endpoint, route=route)
@@ -152,12 +152,14 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         return json_response(cards[name])
 
 
-def _check_endpoint(endpoint: Endpoint, route: ModelRoute, expectation: ResolvedExpectation) -> None:
-    """Refuse what the engine would leave out without a word."""
-    if route.adapter is not None and not endpoint.adapters:
+def _check_endpoint(
+    endpoint: Endpoint, body: Mapping[str, Any], expectation: ResolvedExpectation, tenant: TenantSettings | None
+) -> None:
+    """Refuse what has no place there, and an id of a response that may be another tenant's."""
+    if endpoint is RESPONSES and tenant is not None and body.get("request_id") is not None:
         raise ApiError(
-            400, f"model: SGLang has no LoRA adapters at {endpoint.path}; ask for {route.model!r} itself",
-            param="model", reason="model", retry=False,
+            400, "request_id: where there are tenants, engines name their responses themselves", param="request_id",
+            reason="field", retry=False,
         )  # fmt: skip
     if expectation.report and not endpoint.chunks:
         raise ApiError(
@@ -169,8 +171,8 @@ def _check_endpoint(endpoint: Endpoint, route: ModelRoute, expectation: Resolved
 async def _stored(gateway: Gateway, response_id: str, request: Request) -> Response:
     """The answer of the engine that keeps this response: the one that gave it, else, without tenants, any that knows it."""
     tenant, upstreams = tenant_of(request.headers, gateway.settings), gateway.upstreams
-    home = gateway.stored.home(response_id, tenant.name if tenant else ANONYMOUS)
-    asked = [r for r in upstreams.replicas.values() if r.name == home or (home is None and tenant is None)]
+    home = gateway.stored.home(response_id, tenant.name if tenant else None)
+    asked = [r for r in upstreams.replicas.values() if home in (r.name, None)]
     path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
     for replica in asked:
         with suppress(aiohttp.ClientError, TimeoutError, OSError):

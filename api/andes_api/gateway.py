@@ -21,7 +21,7 @@ from andes_api.fatal import MAX_DEATHS
 from andes_api.history import History
 from andes_api.limits import TenantLimits
 from andes_api.metrics import GatewayMetrics
-from andes_api.models import ModelRoute, no_model
+from andes_api.models import ModelRoute, no_adapters, no_model
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
@@ -208,14 +208,23 @@ class Gateway:
             stream.route, stream.fallback, stream.record.fallback = route, why, route.model
         return replicas
 
+    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> dict[str, Upstream]:
+        """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
+        if route.adapter is not None and not stream.endpoint.adapters:
+            raise no_adapters(stream.path, route)
+        self._check_model_limit(stream, route)
+        tenant, accepting = stream.tenant, {r.name: r for r in self.upstreams.accepting(now_s, route)}
+        if accepting and route.model is None and tenant is not None and tenant.models:
+            raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
+        if earlier := stream.earlier_answer:
+            home = self.stored.home(earlier, tenant.name if tenant else None)
+            return {home: accepting[home]} if home in accepting else accepting
+        return accepting
+
     def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
         """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
         settings, new = self.settings, stream.incoming
-        self._check_model_limit(route)
-        accepting = {replica.name: replica for replica in self.upstreams.accepting(now_s, route)}
-        if earlier := stream.earlier_answer:
-            home = self.stored.home(earlier, stream.tenant_name)
-            accepting = {home: accepting[home]} if home in accepting else accepting
+        accepting = self._accepting(stream, route, now_s)
         if not accepting:
             self._check_replica_limit(route)
             return []
@@ -236,11 +245,11 @@ class Gateway:
         if max((len(r.streams) for r in up), default=0) >= self.settings.max_streams_per_replica:
             raise admission.full(self._until_one_ends_s(len(self.open)))
 
-    def _check_model_limit(self, route: ModelRoute) -> None:
+    def _check_model_limit(self, stream: Stream, route: ModelRoute) -> None:
         model = self.settings.models.get(route.model or "")
         if model is None or model.max_streams is None:
             return
-        held = sum(other.route.model == route.model for other in self.open)
+        held = sum(other.route.model == route.model for other in self.open if other is not stream)
         if held >= model.max_streams:
             raise admission.model_full(str(route.model), model.max_streams, self._until_one_ends_s(held))
 
@@ -358,7 +367,7 @@ class Gateway:
         if limits := self._limits.get(stream.tenant_name):
             limits.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
-            self.stored.add(stream.answer_id, stream.replica, stream.tenant_name)
+            self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
         if record.qoe is not None:
             self.qoe.add(now_s, record.model, cls, record.qoe)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)

@@ -8,7 +8,7 @@ from typing import Any
 
 from andes_api.errors import ApiError
 
-__all__ = ["ANY", "ModelCatalog", "ModelRoute", "Offer", "no_model", "read_offers"]
+__all__ = ["ANY", "ModelCatalog", "ModelRoute", "Offer", "no_adapters", "no_model", "read_offers"]
 
 ANY = "*"
 """The alias of every name that is no model."""
@@ -163,6 +163,14 @@ def no_model(asked: Any, names: Sequence[str]) -> ApiError:
     return ApiError(
         404, f"model: no model {str(asked)[:100]!r} is served here; there are: {_listed(names)}", param="model",
         code="model_not_found", reason="model", retry=False,
+    )  # fmt: skip
+
+
+def no_adapters(path: str, route: ModelRoute) -> ApiError:
+    """The answer to a request for an adapter where the engine would leave it out without a word."""
+    return ApiError(
+        400, f"model: SGLang has no LoRA adapters at {path}; ask for {route.model!r} itself", param="model",
+        reason="model", retry=False,
     )  # fmt: skip
 
 

@@ -69,6 +69,7 @@ class Relay:
     def cut(self) -> None:
         """Break off with an error: this gateway has no more time."""
         self._cut = True
+        self.writer.hurry()
         if self._attempt is not None:
             self._attempt.end("shutdown")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -65,8 +66,10 @@ async def read_form(request: Request, settings: GatewaySettings) -> dict[str, An
     """The fields of a form with files: texts, :class:`FormFile`, a list where a name comes again; ``stream`` as true or
     false. Raises 400, 408, 413, 415, or 499 where its client has left."""
     kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise _unsupported(f"content-type: expected multipart/form-data; got {kind[:100]!r}")
+    media_type, parameters = parse_options_header(kind)
+    charset = parameters.get(b"charset", b"").decode("latin-1").lower()
+    if media_type != b"multipart/form-data" or charset not in _CHARSETS:
+        raise _unsupported(f"content-type: expected multipart/form-data in UTF-8; got {kind[:100]!r}")
     content = await _read(request, settings)
 
     async def once() -> AsyncGenerator[bytes, None]:

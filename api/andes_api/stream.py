@@ -74,7 +74,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.request_id = self.headers.get("x-request-id") or uuid.uuid4().hex
-        if self.streams:
+        if self.streams and self.endpoint.chunks:
             self.asked = self.body.get("stream_options") or {}
         # Several answers in one stream are read side by side: their tokens together against as many times the speed.
         target = self.expectation.target

@@ -31,6 +31,8 @@ EOF_TIMEOUT_S = 0.5
 """Seconds for the end of an answer to follow its last event, so that the connection can be used again."""
 FULL_RETRY_S = 1.0
 """Seconds after which an engine that is full may have room again, where it does not say: a short answer ends."""
+MAX_FULL_S = 120.0
+"""Seconds for which an engine that is full is asked last at most, whatever it says."""
 MAX_QUOTED_CHARS = 1000
 _FULL = re.compile(r"queue is full|higher priority request|waiting timeout")
 """SGLang's words for a request that it has no room for (``scheduler.py``); it says them with status 503."""
@@ -106,7 +108,7 @@ def error_of_event(error: Any, event: bytes) -> UpstreamError:
 
 def _full(error: dict[str, Any], headers: dict[str, str], event: bytes = b"") -> UpstreamError:
     try:
-        wait_s = max(0.0, float(headers["retry-after"]))
+        wait_s = min(MAX_FULL_S, max(0.0, float(headers["retry-after"])))
     except (KeyError, ValueError):  # none, or a date
         wait_s = FULL_RETRY_S
     headers = {"retry-after": str(round(max(1.0, wait_s))), **headers, "x-andes-reason": "engine_full"}

@@ -32,7 +32,8 @@ JUMP, JUMP_DEVIATIONS = 1.25, 2.0
 """Ratio of the last two minutes to the last five from which on, and standard deviations of counting from which on, a jump is
 believed."""
 LASTING_MINUTES, LASTING_QUANTILE = 10, 0.2
-"""Minutes, and the quantile of their rates that counts as having lasted: a crowd of seven minutes does not."""
+"""Minutes, and the quantiles of their rates, from below and from above, between which demand has lasted: neither a crowd of
+seven minutes has, nor a lull."""
 STEP_RATIO = 0.5
 """Of the squares that a line through the last minutes leaves; where two levels leave less, demand has stepped and is not
 rising."""
@@ -103,7 +104,9 @@ def load(
     ]
     base = five / five_s
     if len(bins) > 1:
-        base = max(float(np.median(bins)), float(np.quantile(minutes[-LASTING_MINUTES:], LASTING_QUANTILE)))
+        lasting = minutes[-LASTING_MINUTES:]
+        least, most = np.quantile(lasting, (LASTING_QUANTILE, 1.0 - LASTING_QUANTILE))
+        base = float(np.clip(np.median(bins), least, most))
     return Load(rate * work_s, base * work_s, max(0.0, _slope(minutes[-LASTING_MINUTES:])) * work_s, backlog_s)
 
 

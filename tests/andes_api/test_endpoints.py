@@ -18,6 +18,7 @@ from andes_api.expectations import resolve
 from andes_api.media import check_media
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
+from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.typed_events import MessageEvents, ResponseEvents
 
@@ -167,6 +168,14 @@ def test_a_recording_goes_through_as_a_form(faulty: Any, gateway: Any) -> None:
         body = b"--x\r\ncontent-disposition: form-data; " + odd + b"\r\n\r\n1\r\n--x--\r\n"
         sent = httpx.post(path, content=body, headers={"content-type": "multipart/form-data; boundary=x"})
         assert (sent.status_code, sent.json()["error"]["type"]) == (400, "invalid_request_error"), odd
+    for options in ("abc", "{}"):  # no setting of ours in a form: the engine's to judge
+        asked = {"model": "m", "stream": "true", "stream_options": options}
+        assert "w15 x" in httpx.post(path, data=asked, files={"file": sound}).text
+    latin = {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"}
+    body = b'--x\r\ncontent-disposition: form-data; name="language"\r\n\r\n\\ud800\r\n--x--\r\n'
+    assert httpx.post(path, content=body, headers=latin).status_code == 415
+    utf8 = {"content-type": 'Multipart/Form-Data; boundary=x; charset="UTF-8"'}
+    assert httpx.post(path, content=body, headers=utf8).status_code == 200
     broken = httpx.post(path, content=b"nothing", headers={"content-type": "multipart/form-data; boundary=x"})
     assert broken.status_code in (400, 404)
 
@@ -207,8 +216,19 @@ def test_a_stored_response_is_its_tenant_s(faulty: Any, gateway: Any) -> None:
         client(server, api_key="key").responses.retrieve(kept)
     with pytest.raises(openai.NotFoundError):
         client(server, api_key="key").responses.create(model="m", input=SAID, previous_response_id=kept)
+    with pytest.raises(openai.NotFoundError):  # of before this gateway's start, or of another gateway's
+        client(server, api_key="key").responses.create(model="m", input=SAID, previous_response_id="resp_1")
+    with pytest.raises(openai.BadRequestError, match="request_id"):  # it would take the other's place
+        client(server, api_key="key").responses.create(model="m", input=SAID, extra_body={"request_id": kept})
     with pytest.raises(openai.AuthenticationError):
         client(server, api_key="none").responses.retrieve(kept)
+
+
+def test_what_is_remembered_of_responses_is_bounded() -> None:
+    stored = StoredResponses()
+    stored.add("r" * 128, "one", None)
+    stored.add("r" * 129, "one", None)
+    assert (stored.home("r" * 128, None), stored.home("r" * 129, None)) == ("one", None)
 
 
 # When engines fail

@@ -320,6 +320,48 @@ def test_another_model_answers_where_the_first_has_no_room(
     one.release.set()
 
 
+def test_a_held_request_is_not_refused_for_itself(faulty: Any, gateway: Any) -> None:
+    upstream = faulty()
+    upstream.healthy = False
+    server = gateway(models={"big": {"upstreams": [upstream.url], "max_streams": 2}}, health_interval_s=0.05)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(ask, server, "big") for _ in range(2)]
+        while server.app.state.gateway.held < 2:
+            assert not any(one.done() for one in waiting)
+            time.sleep(0.01)
+        assert ask(server, "big").headers["x-andes-reason"] == "model_streams"
+        upstream.healthy = True
+        assert [one.result(60).status_code for one in waiting] == [200, 200]
+
+
+def test_who_may_use_one_model_gets_no_answer_of_an_engine_that_names_none(faulty: Any, gateway: Any) -> None:
+    named, silent = faulty(), faulty()
+    silent.models = (404, b"{}")
+    tenant = {"name": "a", "key_sha256": "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683"}  # of "key"
+    server = gateway(named.url, silent.url, tenants=[{**tenant, "models": ["m"]}])
+    key = {"authorization": "Bearer key"}
+    while not silent.asked_models or ask(server, "m", **key).status_code != 200:
+        time.sleep(0.01)
+    refused = ask(server, "other", **key)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert not silent.bodies
+
+
+def test_no_adapter_stands_in_where_an_engine_would_leave_it_out(faulty: Any, gateway: Any) -> None:
+    other = faulty()
+    other.models = (200, b'{"data":[{"id":"m"},{"id":"sql","parent":"m"}]}')
+    server = gateway(
+        models={"big": {"upstreams": [URL]}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small:sql"}},
+        hold_s=0.2,
+    )
+    while (answer := ask(server, "big")).status_code != 200:
+        time.sleep(0.01)
+    assert answer.headers["x-andes-model"] == "small:sql"
+    strict = httpx.post(server.url + "/v1/responses", json={"model": "big", "input": "x", "stream": True})
+    assert (strict.status_code, strict.headers["x-andes-reason"]) == (503, "no_replica")
+
+
 def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.healthy = False

@@ -125,6 +125,24 @@ def test_a_paced_response_waits_when_it_holds_enough_and_writes_all_in_order() -
     assert (b"".join(sent), sum(delivered)) == (b"abc", 3)
 
 
+def test_a_paced_response_that_has_to_hurry_holds_nothing_back() -> None:
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+
+    async def main() -> None:
+        writer = PacedResponseWriter(send, lambda _now_s, _tokens: None, Pacer(1e-3, 0.001))
+        await writer.write([(b"a", 1), (b"b", 1)])
+        ending = asyncio.ensure_future(writer.end())
+        await asyncio.sleep(0)
+        writer.hurry()  # while it waits, 1000 seconds by its pace
+        await asyncio.wait_for(ending, 60)
+
+    asyncio.run(main())
+    assert b"".join(sent) == b"ab"
+
+
 def test_a_response_counts_what_the_socket_has_taken() -> None:
     order: list[Any] = []
 

@@ -388,8 +388,9 @@ FULL_EVENT = b'data: {"error":{"object":"error","message":"The request queue is 
         Answer([b'{"detail":"The request is aborted by a higher priority request."}'], status=503, headers=JSON),
         Answer([b"slow down"], status=429, headers={"content-type": "text/plain"}),
         Answer([b"{}"], status=429, headers={**JSON, "retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+        Answer([b"{}"], status=429, headers={**JSON, "retry-after": "inf"}),
     ],
-    ids=["event", "503", "priority", "429", "date"],
+    ids=["event", "503", "priority", "429", "date", "never"],
 )
 def test_a_full_engine_is_not_a_broken_one(full: Answer) -> None:
     case = Case(full, full, full, retries=1).run()

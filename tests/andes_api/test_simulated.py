@@ -254,7 +254,8 @@ def test_an_engine_that_is_killed_is_not_noticed(simulated: Any, gateway: Any) -
 
 @pytest.mark.timeout(300)
 def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gateway: Any) -> None:
-    """An engine of two slots and a hundred readers of 100 tokens/s: many must be told to come back, those let in are served."""
+    """An engine of two slots and a hundred readers of 100 tokens/s: many must be told to come back; those let in get at least
+    what their class promises (``shed_below``)."""
     engine = simulated("--max-running-requests", "2")
     server = gateway(engine.url, load_interval_s=0.1)
     headers = {"x-andes-tds": "100", "x-andes-ttft-ms": "200"}
@@ -284,7 +285,7 @@ def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gate
     records = httpx.get(server.url + "/fleet/demand").json()["records"]
     assert sum(r["outcome"] == "shed" and r["qoe"] == 0.0 for r in records) == len(refused)
     scores = [r["qoe"] for r in records if r["outcome"] == "done"]
-    assert sum(scores) / len(scores) > 0.5
+    assert sum(scores) / len(scores) > 0.25
 
 
 def test_two_commands(simulated: Any) -> None:

@@ -46,6 +46,10 @@ def test_the_base_is_slow_and_follows_what_has_lasted_ten_minutes() -> None:
     assert seen_load(even(6.0, 0.0, 600.0), 600.0, crowd).base == 4.0
     lasting = [*[2.0] * 20, *[6.0] * 10]
     assert seen_load(even(6.0, 0.0, 600.0), 600.0, lasting).base == 12.0
+    ebbed = [*[6.0] * 20, *[2.0] * 10]
+    assert seen_load(even(2.0, 0.0, 600.0), 600.0, ebbed).base == 4.0, "no longer prepared for three times the crest"
+    lull = [*[6.0] * 23, *[2.0] * 7]
+    assert seen_load(even(2.0, 0.0, 600.0), 600.0, lull).base == pytest.approx(12.0)
     over = [*[2.0] * 21, *[6.0] * 7, *[2.0] * 2]  # two bins of five minutes are high, and the crowd has gone
     assert seen_load(even(2.0, 0.0, 600.0), 600.0, over).base == pytest.approx(4.0)
 

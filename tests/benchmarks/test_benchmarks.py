@@ -23,7 +23,7 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "what_if",
+    "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_overlap", "what_if",
 ]  # fmt: skip
 
 
