@@ -18,8 +18,8 @@ __all__ = [
     "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS", "SGLANG_RELEASE",
     "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy", "decayed_new_token_ratio",
     "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens", "new_token_ratio_after_retraction", "off_device_mode",
-    "prefill_room_tokens", "prefix_lookup_rows", "recomputed_tokens", "resumes_all_parked", "retraction_victim",
-    "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
+    "prefill_room_tokens", "prefix_lookup_rows", "prompt_makes_way", "recomputed_tokens", "resumes_all_parked",
+    "retraction_victim", "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -180,6 +180,12 @@ def retraction_victim(
     if not parked and len(running) <= (0 if prefilling else 1):
         return None
     return max(filter(may_leave, parked or running), key=age, default=None)
+
+
+def prompt_makes_way(prompt_yields: bool, victim_yields: bool | None) -> bool:
+    """Whether the half computed prompt gives up its chunks in the place of the retraction victim (None: there is none): also
+    where only the prompt has no reader."""
+    return victim_yields is None or (prompt_yields and not victim_yields)
 
 
 def off_device_mode(mode: str, on_host: bool) -> str:

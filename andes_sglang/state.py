@@ -205,7 +205,7 @@ class SchedulerState:
     now_s: clock seconds, the clock of arrivals and deliveries. kv_capacity_tokens: KV tokens of the whole pool.
     max_running: batch bound. latency: cost model of this engine. kv_reserved_tokens, running_reserved: KV tokens and places
     in the batch held by what is not in ``requests`` (a prefill in flight); yielding_reserved: places of those that are held
-    by what yields. chunk_tokens: prefill tokens of one iteration.
+    by what yields. chunk_tokens: prefill tokens of one iteration. page_tokens: KV is allotted in pages of so many.
     """
 
     now_s: float
@@ -217,6 +217,7 @@ class SchedulerState:
     running_reserved: int = 0
     yielding_reserved: int = 0
     chunk_tokens: int = 8192
+    page_tokens: int = 1
 
     @property
     def pool_tokens(self) -> int:

@@ -202,19 +202,6 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
         print(f"andes: {said}", file=sys.stderr, flush=True)
 
 
-def _refuse_with_400() -> None:
-    """Also at endpoints that do not catch what ``generate_request`` raises."""
-    from sglang.srt.entrypoints.http_server import app
-    from starlette.responses import JSONResponse
-
-    from andes_sglang.adapter.request_checks import RequestRefusedError
-
-    def answer(_request: Any, refused: Exception) -> JSONResponse:
-        return JSONResponse({"error": {"message": str(refused)}}, 400)
-
-    app.add_exception_handler(RequestRefusedError, answer)
-
-
 def serve(args: argparse.Namespace, passed: list[str]) -> int:
     """Run the server until it is told to stop; the exit status."""
     if importlib.util.find_spec("sglang") is None:
@@ -233,11 +220,11 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
         _check_in_place(server_args, options.preemption_mode == "offload")
-    if server_args.tokenizer_worker_num > 1:
-        from andes_sglang.adapter.http_workers import WorkerArgs
+    from andes_sglang.adapter.http_workers import WorkerArgs, refuse_with_400
 
+    if server_args.tokenizer_worker_num > 1:
         server_args.__class__ = WorkerArgs
-    _refuse_with_400()
+    refuse_with_400()
     if cpu:
         bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:

@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from andes_sglang import protocol
-from andes_sglang.adapter.compat import BLANK, extend_tokens
+from andes_sglang.adapter.compat import BLANK, computed_tokens, extend_tokens
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
@@ -102,25 +102,29 @@ class EnginePreemptor:
                 self._parked.reqs,
                 batch.reqs,
                 age=lambda req: (self._records.yields(req), self._records[req.rid].number),
-                may_leave=lambda req: self._records[req.rid].preemptible,
+                may_leave=lambda req: self._records[req.rid].may_leave,
                 prefilling=self._scheduler.chunked_req is not None,
             )
-            if victim is not None:
+            if not self._release_chunked(victim):
+                if victim is None:
+                    break
                 self._release(victim, self._parked.batch if self._parked else batch, "retracted")
-            elif not self._release_chunked():
-                break
             self._transfers.finish_writes()
             self._parked.drop_finished()
             self._metrics.retraction()
 
-    def _release_chunked(self) -> bool:
-        """Give up the chunks of the prompt that is half computed, if there is one that can wait again."""
-        req = self._scheduler.chunked_req
-        if req is None or not self._records[req.rid].preemptible:
+    def _release_chunked(self, victim: Any) -> bool:
+        """Give up the chunks of the prompt that is half computed, if there is one that can wait again, and that makes way in
+        the place of ``victim``."""
+        req, yields = self._scheduler.chunked_req, self._records.yields
+        if req is None or not self._records[req.rid].may_leave:
+            return False
+        if not protocol.prompt_makes_way(yields(req), None if victim is None else yields(victim)):
             return False
         self._scheduler.chunked_req = None
+        computed = computed_tokens(req)
         release_into_tree(self._scheduler.tree_cache, req)
-        self._wait(req, "retracted")
+        self._wait(req, "retracted", computed)
         return True
 
     def settle(self) -> None:
@@ -166,13 +170,13 @@ class EnginePreemptor:
         batch.filter_batch(keep_indices=[i for i, other in enumerate(batch.reqs) if other is not req])
         batch.batch_is_full = False
         mode = protocol.off_device_mode(mode, self._transfers.save(req))
-        self._wait(req, mode)
-        self._records.set_prefix_hit(req, protocol.max_prefix_hit_tokens(self._records[req.rid].context_tokens))
+        self._wait(req, mode, protocol.max_prefix_hit_tokens(self._records[req.rid].context_tokens))
         return mode
 
-    def _wait(self, req: Any, mode: str) -> None:
-        """``req``, whose KV has been given up, waits for its return."""
+    def _wait(self, req: Any, mode: str, cached_tokens: int) -> None:
+        """``req``, whose KV has been given up to the tree, waits for its return."""
         self.stop(req, mode)
+        self._records.set_prefix_hit(req, cached_tokens)
         self.released.add(req.rid)
         self._scheduler.waiting_queue.append(req)
 

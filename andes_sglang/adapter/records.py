@@ -72,6 +72,12 @@ class StreamRecord:
         return self.preemptions > 0 or self.seen_tokens > 0
 
     @property
+    def may_leave(self) -> bool:
+        """Whether it can be stopped now. One whose client has gone ends with its next token: stopped, it would keep KV and
+        slot for as long as others come first."""
+        return self.preemptible and self.req.to_finish is None
+
+    @property
     def dry_at_s(self) -> float:
         """When its reader has read everything delivered so far."""
         return self.reader.start_s + self.reader.end_s
@@ -123,7 +129,7 @@ class StreamRecord:
             slice_tokens=output - self.slice_start_tokens,
             phase_since_s=self.since_s,
             preemptions=self.preemptions,
-            preemptible=self.preemptible,
+            preemptible=self.may_leave,
             weight=self.expectation.weight,
             yields=self.expectation.yields,
             expected_tokens=self.expected_tokens,

@@ -47,7 +47,7 @@ _SET_BY_SGLANG = ("is_normalized", "stop_strs", "stop_regex_strs", "stop_str_max
 
 class RequestRefusedError(ValueError):
     """What a client got wrong; most of SGLang's endpoints answer a ``ValueError`` with 400, for the others
-    :mod:`andes_sglang.adapter.launch` does."""
+    :mod:`andes_sglang.adapter.http_workers` does."""
 
 
 def check_fields(obj: Any, request: Any = None) -> None:

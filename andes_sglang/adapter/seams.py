@@ -174,7 +174,7 @@ ATTRIBUTES: dict[str, str] = {
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
     "return_sampling_mask rid sampling_params "
-    "session session_id time_stats",
+    "session session_id time_stats to_finish",
     f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
     "prefix_lens reqs sampling_info seq_lens_cpu",
     "sglang.srt.mem_cache.base_prefix_cache.MatchResult": "best_match_node device_prefix_len|device_indices host_hit_length "

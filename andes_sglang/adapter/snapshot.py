@@ -80,6 +80,7 @@ class Snapshot:
             yielding_reserved=int(self._records.yields(scheduler.chunked_req)),
             latency=self._latency,
             chunk_tokens=chunk_tokens,
+            page_tokens=scheduler.page_size,
         )
 
     def _look_up_prefixes(self) -> None:

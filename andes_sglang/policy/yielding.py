@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from andes_sglang.policy.base import SchedulingPolicy
 from andes_sglang.policy.packer import PRESSURE_TOKENS, pack
-from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS, PAGE_TOKENS
+from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestTable, SchedulerState
 
 __all__ = ["PACE_SHARE", "decide_readers_first"]
@@ -37,8 +37,6 @@ where steps take twice as long, they hold twice as much. It is what a surge find
 GROWTH_TOKENS = 64.0
 """KV tokens that stay free for each running stream where yielding streams fill the room, so that these are not given up again
 after a few steps: the room that :func:`andes_sglang.policy.packer.pack` keeps for a queue."""
-RESERVE_TOKENS = ADMISSION_RESERVE_TOKENS + PAGE_TOKENS
-"""KV tokens beside its context that SGLang wants free to admit a reader, and for each that runs."""
 REASON = "yield"
 """Of these preemptions, in ``andes_preemptions_total``."""
 
@@ -87,15 +85,18 @@ def _claim(readers: SchedulerState, decision: Decision) -> tuple[float, bool]:
     row = {rid: k for k, rid in enumerate(t.rids)}
     on_engine, held = t.is_in(Phase.RUNNING), t.kv_tokens.copy()
     for preemption in decision.preempt:
-        on_engine[row[preemption.rid]] = False
+        if (k := row.get(preemption.rid)) is None:  # engines pass over a name that no request has
+            continue
+        on_engine[k] = False
         if preemption.mode is not PreemptionMode.PARK:
-            held[row[preemption.rid]] = 0.0
-    on_engine[[row[rid] for rid in decision.resume]] = True
+            held[k] = 0.0
+    on_engine[[row[rid] for rid in decision.resume if rid in row]] = True
     waits = not on_engine.all() or readers.running_reserved > readers.yielding_reserved
-    admitted = [row[rid] for rid in decision.admit]
+    admitted = [row[rid] for rid in decision.admit if rid in row]
     on_engine[admitted] = True
     held[admitted] = t.context_tokens[admitted]
-    return float(held.sum() + RESERVE_TOKENS * np.count_nonzero(on_engine)), bool(waits)
+    reserve_tokens = ADMISSION_RESERVE_TOKENS + readers.page_tokens  # SGLang's, to admit one, and for each that runs
+    return float(held.sum() + reserve_tokens * np.count_nonzero(on_engine)), bool(waits)
 
 
 def _places(readers: SchedulerState, state: SchedulerState) -> int:

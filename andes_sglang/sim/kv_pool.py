@@ -74,6 +74,13 @@ class KvPool:
         self.cache.unlock(job.cache_node)
         job.cache_node, job.protected_tokens, job.uncached_tokens = self.cache.root, 0, 0
 
+    def give_up_chunks(self, job: Job) -> int:
+        """``job``, half computed, holds no KV any more; tokens of it that stay in the cache, unlocked."""
+        cached_tokens, job.kept_node = job.protected_tokens, job.cache_node
+        self.cache.unlock(job.cache_node)
+        job.cache_node, job.protected_tokens = self.cache.root, 0
+        return cached_tokens
+
     def _back_up(self, node: Node) -> None:
         """Copy to host memory what has no copy there yet, in the background, over one link."""
         if not self._has_host:

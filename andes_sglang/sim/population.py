@@ -113,9 +113,11 @@ class Population:
         self._joined_step[slot] = self._seen_step[slot] = step
 
     def stop(self, slot: int, clock: StepClock, phase: Phase, cached_tokens: int) -> None:
-        """It has just left the batch: parked with its KV, or waiting without, ``cached_tokens`` of it in the cache."""
+        """It has just left the batch, or its half computed prompt waits again: parked with its KV, or waiting without,
+        ``cached_tokens`` of it in the cache."""
         c = self._columns
-        _count(c[:, slot], clock.steps - self._joined_step[slot])
+        if c[PHASE, slot] != Phase.WAITING:
+            _count(c[:, slot], clock.steps - self._joined_step[slot])
         c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, clock.now_s, cached_tokens
         c[PREEMPTIONS, slot] += 1
         if phase is Phase.WAITING:

@@ -81,22 +81,27 @@ class Preemptor:
         self._wait(job, mode, job.context_tokens - 1)
         return mode
 
-    def retract_for_policy(self, *, prefilling: bool) -> None:
-        """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others. prefilling:
-        a prompt is half computed."""
+    def retract_for_policy(self, chunked: Job | None) -> Job | None:
+        """KV has run out under a policy: KV stays in the cache, the parked go first, the youngest before others. chunked: the
+        prompt that is half computed; returns it, or None where it waits again."""
         batch = self._batch
         while self._pool.available_tokens() < len(batch.running):
             job = protocol.retraction_victim(
                 batch.parked,
                 batch.running,
                 lambda job: (job.spec.yields, job.spec.arrival_s, job.index),
-                prefilling=prefilling,
+                prefilling=chunked is not None,
             )
+            if chunked is not None and protocol.prompt_makes_way(chunked.spec.yields, job.spec.yields if job else None):
+                self._retract(chunked, self._pool.give_up_chunks(chunked))
+                chunked = None
+                continue
             if job is None:
-                return
+                break
             batch.leave(job)
             self._pool.give_up(job, keep=True)
             self._retract(job, job.context_tokens - 1)
+        return chunked
 
     def retract_stock(self, *, prefilling: bool) -> float:
         """KV has run out (``ScheduleBatch.retract_decode``): the shortest answer goes first, its KV is dropped; the last

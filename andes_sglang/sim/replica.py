@@ -416,15 +416,15 @@ class Replica:
 
     def _retract(self) -> None:
         """A decode step no longer fits into the KV pool."""
-        prefilling = self._admission.chunked is not None
+        admission = self._admission
         if self.policy is None:
-            self._admission.new_token_ratio = self._preemptor.retract_stock(prefilling=prefilling)
-            self._admission.batch_is_full = False
+            admission.new_token_ratio = self._preemptor.retract_stock(prefilling=admission.chunked is not None)
+            admission.batch_is_full = False
             return
         self._preemptor.settle()
         for job in [job for job in self._batch.running if self._batch.generated(job) >= job.spec.output_tokens]:
             self._finish(job)
-        self._preemptor.retract_for_policy(prefilling=prefilling)
+        admission.chunked = self._preemptor.retract_for_policy(admission.chunked)
 
     def _with_decision_s(self, seconds: float) -> float:
         """Duration of an iteration with the CPU time of the decision that goes before it."""

@@ -146,6 +146,12 @@ def test_the_youngest_parked_gives_way_then_the_youngest_running_but_one() -> No
     assert protocol.retraction_victim([], [0, -1], age=lambda arrival: arrival) == 0
 
 
+def test_a_half_computed_prompt_makes_way_where_only_it_has_no_reader_or_nothing_else_can_go() -> None:
+    assert [protocol.prompt_makes_way(yields, victim) for yields in (False, True) for victim in (None, False, True)] == [
+        True, False, False, True, True, False,
+    ]  # fmt: skip
+
+
 def test_a_prefill_takes_what_chunk_and_kv_leave_beside_the_step_of_the_batch() -> None:
     assert protocol.prefill_room_tokens(32, 100) == 32
     assert protocol.prefill_room_tokens(32, 100, beside=14, growth_tokens=14) == 18

@@ -103,7 +103,9 @@ def reports(sent: Sent, clock: list[float], **more: Any) -> tuple[Reports, list[
     records, waiting = StreamRecords(), []
     for rid in ("new", "begun"):
         sampling = SimpleNamespace(max_new_tokens=9)
-        waiting.append(SimpleNamespace(rid=rid, origin_input_ids=[0], output_ids=[], sampling_params=sampling))
+        waiting.append(
+            SimpleNamespace(rid=rid, origin_input_ids=[0], output_ids=[], sampling_params=sampling, to_finish=None)
+        )
         records.add(StreamRecord(waiting[-1], 0.0, 0.0, ReaderExpectation(), preemptible=rid == "new"))
     records["begun"].stop("release", 0.0)
     return Reports(sent, records, latency=LatencyModel(), clock=lambda: clock[0], **more), waiting

@@ -29,7 +29,7 @@ def queue(*rids: str) -> tuple[QueueLimits, Any, StreamRecords, Finished]:
     scheduler = SimpleNamespace(waiting_queue=[])
     for rid in rids:
         sampling = SimpleNamespace(max_new_tokens=10)
-        req = SimpleNamespace(rid=rid, origin_input_ids=[0], output_ids=[], sampling_params=sampling)
+        req = SimpleNamespace(rid=rid, origin_input_ids=[0], output_ids=[], sampling_params=sampling, to_finish=None)
         scheduler.waiting_queue.append(req)
         records.add(StreamRecord(req, 0.0, 0.0, ReaderExpectation(), True))
         if rid.startswith("begun"):

@@ -26,6 +26,7 @@ def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100) 
         origin_input_ids=[0] * prompt,
         output_ids=[0] * output,
         sampling_params=SimpleNamespace(max_new_tokens=most),
+        to_finish=None,
     )
 
 
@@ -83,6 +84,16 @@ def test_a_request_on_the_engine_holds_its_kv(phase: Phase) -> None:
     stream.cached_tokens, stream.host_tokens = 99, 4
     view = stream.view(phase, kept_tokens=15)
     assert (view.kv_tokens, view.cached_tokens, view.host_tokens) == (15, 0, 15)
+
+
+def test_one_whose_client_has_gone_is_not_stopped_before_its_end() -> None:
+    """Parked, it would keep its KV while readers come first; nobody aborts it a second time."""
+    req = request(output=5)
+    stream = record(req)
+    assert stream.view(Phase.RUNNING).preemptible
+    req.to_finish = "abort"
+    assert not stream.view(Phase.RUNNING).preemptible
+    assert stream.preemptible, "of its own it could be: a figure of the engine"
 
 
 def test_a_slice_begins_when_a_stream_starts() -> None:

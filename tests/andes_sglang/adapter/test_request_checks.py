@@ -187,6 +187,7 @@ def test_http_processes_of_their_own_refuse_as_well(tiny_model: Path, tmp_path: 
             for ask, says in (
                 (native(input_ids=[HIGH]), "got 1000000"),
                 (native({"max_new_tokens": 2.5}), "got float"),
+                (ollama(stop=5), "sampling_params.stop: expected str"),
             ):
                 status, text = post(engine, *ask)
                 assert (status, says in text) == (400, True), text

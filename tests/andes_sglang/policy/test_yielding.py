@@ -15,7 +15,7 @@ from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.replica import simulate
-from andes_sglang.state import Decision, Phase, PreemptionMode, RequestTable, RequestView, SchedulerState
+from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestTable, RequestView, SchedulerState
 
 NOW_S = 100.0
 
@@ -74,6 +74,30 @@ def test_the_last_to_arrive_gives_up_its_kv_first_and_no_more_than_readers_need(
 def test_one_that_does_not_survive_a_preemption_is_left_alone() -> None:
     fixed = replace(OFFLINE[0], preemptible=False)
     assert preempted(decide(view("new", Phase.WAITING), fixed, OFFLINE[1])) == [("off1", PreemptionMode.PARK)]
+
+
+def test_a_reader_finds_the_page_that_sglang_wants_free_for_it() -> None:
+    """Short of it by less than a page, it would wait until those that run have grown so far."""
+    held = int(sum(v.kv_tokens for v in OFFLINE))
+    reader, free = view("new", Phase.WAITING, prompt=500), 500 + 16 + 32
+    assert {mode for _, mode in preempted(decide(reader, *OFFLINE, kv=held + free))} == {PreemptionMode.PARK}
+    paged = preempted(decide(reader, *OFFLINE, kv=held + free, page_tokens=64))
+    assert paged[0] == ("off2", PreemptionMode.RELEASE)
+
+
+def test_a_policy_may_name_what_is_no_longer_there() -> None:
+    """Engines pass over such names, and so does what is decided beside them."""
+
+    class Forgetful:
+        name = "forgetful"
+
+        def decide(self, _state: SchedulerState) -> Decision:
+            return Decision(("gone", "new"), ("gone",), (Preemption("gone", PreemptionMode.RELEASE, "old"),))
+
+    table = RequestTable.of([view("new", Phase.WAITING), *OFFLINE])
+    decision = decide_readers_first(Forgetful(), SchedulerState(NOW_S, table, 100_000, 64, LatencyModel()))
+    assert decision.admit == ("gone", "new")
+    assert {p.rid for p in decision.preempt} == {"gone", "off0", "off1", "off2"}
 
 
 def test_a_slice_is_not_owed_to_it() -> None:

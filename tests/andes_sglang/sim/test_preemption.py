@@ -136,6 +136,27 @@ def test_under_a_policy_the_parked_go_first_and_the_last_one_running_stays() -> 
     assert list(replica.running) == [young]
 
 
+@pytest.mark.parametrize("yields", [True, False])
+def test_a_prompt_without_a_reader_gives_up_its_chunks_before_a_reader_leaves(yields: bool) -> None:
+    replica, (reader,), records = running("fcfs", (100, 50), chunk_tokens=100)
+    prompt = replica.submit(RequestSpec(replica.now_s, 1000, 5, QoETarget(1.0, 5.0), yields=yields))
+    while replica._admission.chunked is not prompt:
+        replica.advance(replica.now_s + 1e-9)
+    computed, taken = prompt.protected_tokens, replica._pool.available_tokens()
+    fill(replica, 0)
+    replica._retract()
+    leaves, stays = (prompt, reader) if yields else (reader, prompt)
+    assert (leaves.stopped, leaves.retractions, replica.waiting) == ("retracted", 1, [leaves])
+    assert (stays.stopped, stays.retractions) == (None, 0)
+    if yields:
+        assert (replica._admission.chunked, prompt.protected_tokens) == (None, 0)
+        assert replica._population._columns[10, prompt.slot] == computed, "the policy is shown what is in the cache"
+    replica._pool.uncached_tokens -= taken
+    replica.advance()
+    assert sorted(record.output_tokens for record in records) == [5, 50]
+    assert replica.kv_used_tokens == 0
+
+
 def test_those_that_have_generated_everything_finish_before_anything_is_retracted() -> None:
     replica, (_, done), records = running("fcfs", (100, 500), (100, 3), overlap=Overlap.ASYNC)
     assert replica._batch.generated(done) == 2
