@@ -125,7 +125,7 @@ class Reply:
             "x-request-id": stream.request_id,
             **stream.limits,
             **stream.expectation.headers(),
-            **stream.model_headers(),
+            **(stream.model_headers() if stream.attempts else {}),  # held: another model may come first
         }
         await self.writer.start(status, {**headers, **echo})
 

@@ -375,6 +375,26 @@ def test_no_model_stands_in_for_a_request_that_is_wrong(faulty: Any, gateway: An
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "model")
 
 
+def test_a_head_before_any_engine_does_not_say_who_answers(faulty: Any, gateway: Any) -> None:
+    other = faulty()
+    other.healthy = False
+    server = gateway(
+        models={"big": {"upstreams": [URL]}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small"}},
+        keepalive_s=0.1,
+        health_interval_s=0.05,
+    )
+    while any(r["healthy"] is None for r in fleet(server, "replicas")["replicas"]):
+        time.sleep(0.01)
+    body = {"model": "big", "prompt": "x", "stream": True}
+    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=60) as answer:
+        other.healthy = True
+        text = answer.read().decode()
+    assert "x-andes-model" not in answer.headers, "the other model answered"
+    assert text.startswith(": keep-alive")
+    assert "w15 x" in text
+
+
 def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.healthy = False
