@@ -181,10 +181,11 @@ class Gateway:
         try:
             replicas = self._place_on(stream, stream.route, now_s)
         except ApiError as error:
+            if error.status != 429:  # the request is wrong for every model
+                raise
             replicas, refusal = [], error
-        if not replicas:
-            why = "no_replica" if refusal is None else refusal.reason
-            replicas = self._fall_back(stream, why, now_s)
+        why = "no_replica" if refusal is None else refusal.reason
+        replicas = replicas or self._fall_back(stream, why, now_s)
         if not replicas and refusal is not None:
             raise refusal
         if replicas:
@@ -216,10 +217,9 @@ class Gateway:
         tenant, accepting = stream.tenant, {r.name: r for r in self.upstreams.accepting(now_s, route)}
         if accepting and route.model is None and tenant is not None and tenant.models:
             raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
-        if earlier := stream.earlier_answer:
-            home = self.stored.home(earlier, tenant.name if tenant else None)
-            return {home: accepting[home]} if home in accepting else accepting
-        return accepting
+        earlier = stream.earlier_answer
+        home = self.stored.home(earlier, tenant.name if tenant else None) if earlier else None
+        return {home: accepting[home]} if home in accepting else accepting
 
     def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
         """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""

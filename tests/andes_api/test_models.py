@@ -362,6 +362,19 @@ def test_no_adapter_stands_in_where_an_engine_would_leave_it_out(faulty: Any, ga
     assert (strict.status_code, strict.headers["x-andes-reason"]) == (503, "no_replica")
 
 
+def test_no_model_stands_in_for_a_request_that_is_wrong(faulty: Any, gateway: Any) -> None:
+    one, other = faulty(), faulty()
+    one.models = (200, b'{"data":[{"id":"m"},{"id":"sql","parent":"m"}]}')
+    server = gateway(
+        models={"big": {"upstreams": [one.url]}, "small": {"upstreams": [other.url]}},
+        classes={"reading": {"fallback_model": "small"}},
+    )
+    while ask(server, "big").headers["x-andes-model"] != "big":
+        time.sleep(0.01)
+    wrong = httpx.post(server.url + "/v1/responses", json={"model": "big:sql", "input": "x", "stream": True})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "model")
+
+
 def test_a_held_request_is_refused_once_its_model_is_known_not_to_be(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.healthy = False
