@@ -107,7 +107,7 @@ def _places(readers: SchedulerState, state: SchedulerState) -> int:
         return places
     alone_s = latency.decode_s(len(r), float(r.kv_tokens.sum()))
     one_more_s = latency.decode_s(len(r) + 1, float(r.kv_tokens.sum() + t.context_tokens.mean())) - alone_s
-    held_share = max(float(r.kv_tokens.sum()) / state.pool_tokens, len(r) / state.max_running)
+    held_share = max(float(r.kv_tokens.sum()) / max(1, state.pool_tokens), len(r) / state.max_running)
     slower_s = alone_s * LINGER_SHARE / held_share
     spare_s = min(PACE_SHARE / float(r.readers.tds.max()) - alone_s, slower_s)
     return int(min(places, max(0.0, spare_s) / max(one_more_s, 1e-9)))

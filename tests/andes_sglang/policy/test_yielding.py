@@ -121,6 +121,13 @@ def test_the_batch_stays_fast_enough_for_the_fastest_reader() -> None:
         assert not decision.admit or slowest_s <= PACE_SHARE / tds * 1.2
 
 
+def test_a_pool_of_which_nothing_is_left_is_full() -> None:
+    """A half computed prompt may still take what others, or their pages, have taken meanwhile."""
+    held = {"kv": 1000, "kv_reserved_tokens": 1000, "running_reserved": 1, "yielding_reserved": 1}
+    decision = decide(view("reader", Phase.RUNNING), view("w", Phase.WAITING, yields=True), **held)
+    assert decision.admit == ()
+
+
 def test_a_prefill_is_no_longer_than_what_readers_have_unread() -> None:
     latency = LatencyModel()
     for tokens in (100, 1000, 4000):

@@ -19,13 +19,16 @@ POLICIES = (None, "andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs
 Lengths = Sequence[tuple[int, int]]
 
 
-def served(engine: EngineModel, policy: str | None, lengths: Lengths, apart_s: float = 0.0) -> list[RequestRecord]:
-    """Requests of these prompt and answer lengths, ``apart_s`` between two; a pool that runs out raises."""
+def served(
+    engine: EngineModel, policy: str | None, lengths: Lengths, apart_s: float = 0.0, *, offline: bool = False
+) -> list[RequestRecord]:
+    """Requests of these prompt and answer lengths, ``apart_s`` between two; a pool that runs out raises. offline: every other
+    one yields."""
     records: list[RequestRecord] = []
     replica = Replica(engine, make(policy) if policy else None, sink=records.append)
     for k, (prompt, output) in enumerate(lengths):
         replica.advance(k * apart_s)
-        replica.submit(RequestSpec(k * apart_s, prompt, output, QoETarget(1.0, 4.5)))
+        replica.submit(RequestSpec(k * apart_s, prompt, output, QoETarget(1.0, 4.5), yields=offline and k % 2 == 0))
     replica.advance()
     assert replica.kv_used_tokens == 0
     assert [record.output_tokens for record in sorted(records, key=lambda r: r.index)] == [out for _, out in lengths]
@@ -61,6 +64,7 @@ def test_the_batch_grows_beside_prompts_in_chunks(
     host=st.sampled_from((0, 300, 5000)),
     apart_s=st.sampled_from((0.0, 0.3)),
     overlap=st.sampled_from(Overlap),
+    offline=st.booleans(),
 )
 def test_kv_never_runs_out(
     lengths: Lengths,
@@ -72,9 +76,10 @@ def test_kv_never_runs_out(
     host: int,
     apart_s: float,
     overlap: Overlap,
+    offline: bool,
 ) -> None:
     engine = EngineModel(
         COSTS, capacity, max_running=max_running, chunk_tokens=chunk, mixed=mixed, host_capacity_tokens=host,
         host_tokens_per_s=1e5, write_through=host > 1000, overlap=overlap,
     )  # fmt: skip
-    served(engine, policy, lengths, apart_s)
+    served(engine, policy, lengths, apart_s, offline=offline)
