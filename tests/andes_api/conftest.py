@@ -15,6 +15,7 @@ import shutil
 import socketserver
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -63,6 +64,16 @@ def running(server: uvicorn.Server) -> Iterator[uvicorn.Server]:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def wait_until_probed(server: Server) -> None:
+    """Until the gateway knows of each engine whether it is there: turns begin with the first one then. An engine that answers no
+    probe is waited for no longer than 10 s."""
+    until_s = time.monotonic() + 10
+    while (
+        any(r.healthy is None for r in list(server.gateway.upstreams.replicas.values())) and time.monotonic() < until_s
+    ):
+        time.sleep(0.01)
 
 
 def hang_up(send: Any) -> None:
@@ -343,6 +354,7 @@ def gateway() -> Iterator[Start]:
                 GatewaySettings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
             )
             stack.enter_context(running(server))
+            wait_until_probed(server)
             server.url = f"http://127.0.0.1:{server.port}"  # type: ignore[attr-defined]
             return server
 
