@@ -426,7 +426,7 @@ def test_anything_with_a_scale_subresource(site: Site) -> None:
     path = f"/apis/parts.example/v1/namespaces/{site.namespace}/gangs"
     until("gangs are served", lambda: "items" in site.plane("GET", path))
     gang = {"apiVersion": "parts.example/v1", "kind": "Gang", "metadata": {"name": "g"}, "spec": {"replicas": 1}}
-    site.plane("POST", path, gang)
+    site.plane("POST", path, {**gang, "status": {"selector": "app=gang"}})
     site.aim(scaleTargetRef={"apiVersion": "parts.example/v1", "kind": "Gang", "name": "g"}, minReplicas=3)
     with running(site.operator()):
         until("three", lambda: site.plane("GET", f"{path}/g")["spec"]["replicas"] == 3)
