@@ -118,8 +118,9 @@ def test_two_calls_of_one_answer_and_statements_of_sql(tmp_path: Path) -> None:
         *pieces(0, "a", "sql", json.dumps({"query": query})),
         *pieces(1, "b", "python", json.dumps({"code": "print(7)"})),
     ]
-    first, second = asyncio.run(run(tools, *chunks, END))
-    assert (first.text, second.text) == ("[(';',)]", "7\n")
+    for lazy in (False, True):  # one statement at a time either way: SQLite takes no two
+        first, second = asyncio.run(run(tools, *chunks, END, lazy=lazy))
+        assert (first.text, second.text) == ("[(';',)]", "7\n")
 
 
 def test_without_statements_every_closed_value_is_a_unit(tmp_path: Path) -> None:

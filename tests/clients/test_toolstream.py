@@ -130,6 +130,8 @@ def test_a_statement_of_python_is_whole_when_the_next_one_has_begun() -> None:
 
 def test_a_statement_of_sql_ends_with_its_semicolon() -> None:
     text = "select ';' from \"a;b\"; -- no; end\ninsert into t values ('it''s;'); /* ; */ select 1"
-    assert sql_statements(text, 0) == text.index(" /*")
+    first = sql_statements(text, 0)
+    assert sql_statements(text, first) == text.index(" /*")
+    assert sql_statements(text, text.index(" /*")) == text.index(" /*")
     assert text[: sql_statements(text[:25], 0)] == "select ';' from \"a;b\";"
     assert sql_statements("select 'open;", 0) == 0

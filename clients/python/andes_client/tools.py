@@ -129,7 +129,8 @@ class ToolRunner:
         if running is None:
             return
         if isinstance(event, Grew):
-            running.grow(event.arguments)
+            if not self._lazy:
+                running.grow(event.arguments)
         elif isinstance(event, Finished):
             running.finish(event.arguments)
         elif isinstance(event, Failed):
@@ -156,7 +157,7 @@ class _Running:
         self._lines.put_nowait(line)
 
     def grow(self, arguments: Mapping[str, Any]) -> None:
-        if self.tool is None or self.lazy:
+        if self.tool is None:
             return
         if self.tool.statements is None:
             for name in list(arguments)[:-1]:  # the last may go on
@@ -165,13 +166,14 @@ class _Running:
                     self.put({"grow": json.dumps({name: arguments[name]})})
             return
         source = arguments.get(self.tool.argument or "")
-        if isinstance(source, str) and (end := STATEMENTS[self.tool.statements](source, self._done)) > self._done:
+        while isinstance(source, str) and (end := STATEMENTS[self.tool.statements](source, self._done)) > self._done:
             self.put({"grow": source[self._done : end]})
             self._done = end
 
     def finish(self, arguments: Mapping[str, Any]) -> None:
-        """With the last unit, which is only now known to be one."""
+        """With the units that are only now known to be some."""
         if self.tool is not None and self.tool.statements is not None:
+            self.grow(arguments)
             source = arguments.get(self.tool.argument or "")
             if isinstance(source, str) and source[self._done :].strip():
                 self.put({"grow": source[self._done :]})

@@ -185,8 +185,8 @@ def python_statements(source: str, done: int) -> int:
 
 
 def sql_statements(source: str, done: int) -> int:
-    """The same for SQL: statements end with a semicolon outside quotes and comments."""
-    at, ends_at = done, done
+    """The same for SQL, one statement at a time: it ends with a semicolon outside quotes and comments."""
+    at = done
     closers = {"'": "'", '"': '"', "`": "`", "--": "\n", "/*": "*/"}
     while at < len(source):
         opener = next((o for o in (source[at : at + 2], source[at]) if o in closers), None)
@@ -198,5 +198,5 @@ def sql_statements(source: str, done: int) -> int:
             continue
         at += 1
         if source[at - 1] == ";":
-            ends_at = at
-    return ends_at
+            return at
+    return done
