@@ -34,7 +34,7 @@ from benchmarks.runs import AFTER_S, BEFORE_S, INTERVAL_S, Case, SimulatedRuns
 from benchmarks.settings import ARMS, SETTINGS, STOCK, best_arm
 
 PATIENT = QoETarget(3600.0, 1.0)
-"""What offline work expects where it does not yield: nobody waits for it within the hour."""
+"""What offline work expects where it does not yield: no reader waits for it within the hour."""
 BATCH_WEIGHT = 0.2
 """Of the gateway's class ``batch``."""
 BUDGET_SHARE = 0.5

@@ -34,7 +34,7 @@ def client(server: Any, **more: Any) -> openai.OpenAI:
     return openai.OpenAI(base_url=server.url + "/v1", **{"api_key": "any", "max_retries": 0, **more})
 
 
-def claude(server: Any, **more: Any) -> Any:
+def anthropic_client(server: Any, **more: Any) -> Any:
     return anthropic.Anthropic(base_url=server.url, **{"api_key": "any", "max_retries": 0, **more})
 
 
@@ -80,7 +80,7 @@ def test_responses(simulated: Any, gateway: Any) -> None:
 
 def test_messages(simulated: Any, gateway: Any) -> None:
     server = gateway(simulated("--served-model-name", "simulated").url)
-    sdk = claude(server)
+    sdk = anthropic_client(server)
     whole = sdk.messages.create(**MESSAGE)
     assert (whole.usage.output_tokens, whole.stop_reason, last_record(server)["output_tokens"]) == (
         12,
@@ -102,7 +102,7 @@ def test_messages(simulated: Any, gateway: Any) -> None:
         == record["prompt_tokens"]
     )
     with pytest.raises(anthropic.NotFoundError, match="there are: simulated") as missing:
-        sdk.messages.create(**{**MESSAGE, "model": "claude"})
+        sdk.messages.create(**{**MESSAGE, "model": "unknown"})
     assert missing.value.body["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.BadRequestError) as refused:  # the gateway's own
         sdk.messages.create(**MESSAGE, extra_headers={"x-andes-class": "none"})
@@ -116,9 +116,9 @@ def test_messages(simulated: Any, gateway: Any) -> None:
 
 def test_anthropic_s_clients_send_their_key_in_a_header_of_their_own(simulated: Any, gateway: Any) -> None:
     server = gateway(simulated().url, tenants=[{"name": "a", **KEY}])
-    assert claude(server, api_key="key").messages.create(**MESSAGE).usage.output_tokens == 12
+    assert anthropic_client(server, api_key="key").messages.create(**MESSAGE).usage.output_tokens == 12
     with pytest.raises(anthropic.AuthenticationError) as refused:
-        claude(server, api_key="other").messages.create(**MESSAGE)
+        anthropic_client(server, api_key="other").messages.create(**MESSAGE)
     assert refused.value.body["error"]["type"] == "authentication_error"
     assert client(server, api_key="key").responses.create(model="simulated", input=SAID).output_text
 
@@ -184,7 +184,7 @@ def test_an_adapter_where_sglang_has_none(simulated: Any, gateway: Any) -> None:
     server = gateway(simulated("--served-model-name", "big", "--lora-paths", "sql=/a").url)
     with pytest.raises(openai.BadRequestError, match="no LoRA adapters at /v1/responses"):
         client(server).responses.create(model="sql", input=SAID)
-    assert claude(server).messages.create(**{**MESSAGE, "model": "sql"}).model == "big:sql"
+    assert anthropic_client(server).messages.create(**{**MESSAGE, "model": "sql"}).model == "big:sql"
 
 
 def test_a_stored_response_is_found_where_it_is_kept(faulty: Any, gateway: Any) -> None:
@@ -240,7 +240,7 @@ def test_another_engine_answers_what_has_not_begun(fault: str, faulty: Any, gate
     bad.fault = fault
     server = gateway(bad.url, good.url, policy="round_robin", breaker_failures=1000)
     for _ in range(4):
-        with claude(server).messages.stream(**{**MESSAGE, "model": "m"}) as stream:
+        with anthropic_client(server).messages.stream(**{**MESSAGE, "model": "m"}) as stream:
             assert stream.get_final_message().usage.output_tokens == 12
         with client(server).responses.stream(model="m", input=SAID, max_output_tokens=12) as responses:
             assert responses.get_final_response().status == "completed"
@@ -253,7 +253,7 @@ def test_a_stream_that_is_cut_ends_with_an_error_of_its_kind(faulty: Any, gatewa
     asked = {**MESSAGE, "model": "m"}
     with (
         pytest.raises(anthropic.APIStatusError, match="the engine failed") as cut,
-        claude(server).messages.stream(**asked) as stream,
+        anthropic_client(server).messages.stream(**asked) as stream,
     ):
         stream.until_done()
     assert cut.value.body["error"]["type"] == "api_error"
@@ -267,7 +267,7 @@ def test_a_message_that_has_said_why_it_stops_is_complete(faulty: Any, gateway: 
     upstream = faulty()
     upstream.fault = "die at the end"
     server = gateway(upstream.url)
-    with claude(server).messages.stream(**{**MESSAGE, "model": "m"}) as stream:
+    with anthropic_client(server).messages.stream(**{**MESSAGE, "model": "m"}) as stream:
         assert stream.get_final_message().stop_reason == "max_tokens"
     assert last_record(server)["outcome"] == "done"
 

@@ -340,7 +340,7 @@ def test_messages_of_a_real_engine(engine: Engine, gateway: Any) -> None:
         sdk.messages.create(**{**ask, "max_tokens": 0})
     assert refused.value.body["error"]["type"] == "invalid_request_error"
     with pytest.raises(anthropic.NotFoundError):
-        sdk.messages.create(**{**ask, "model": "claude"})
+        sdk.messages.create(**{**ask, "model": "unknown"})
 
 
 def test_a_real_engine_answers_in_one_piece_through_the_gateway(engine: Engine, gateway: Any) -> None:

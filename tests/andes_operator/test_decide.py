@@ -247,7 +247,7 @@ def test_what_does_not_speak_against_a_step_down() -> None:
 
 
 def test_nothing_goes_while_requests_come_that_no_objective_sees() -> None:
-    """A class that is misspelt: the what-if has nobody to serve, and asks for the minimum."""
+    """A class that is misspelt: the what-if has no request to serve, and asks for the minimum."""
     misspelt = replace(SPEC, objectives=(replace(TARGET, class_name="readng"),))
     run = Run(4, misspelt)
     assert set(run.for_s(900, predicted(1))) == {4}

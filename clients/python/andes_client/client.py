@@ -48,6 +48,15 @@ class _Asking:
     def _retries(self) -> Retries:
         return Retries(self._max_wait_s, self._max_retries)
 
+    @staticmethod
+    def _wait_s(retries: Retries, error: openai.APIError, on_wait: OnWait | None) -> float:
+        """Seconds until the next try, which ``on_wait`` is told of. Raises ``error`` where there is to be none."""
+        if (wait := retries.after(error)) is None:
+            raise error
+        if on_wait is not None:
+            on_wait(wait.seconds, wait.reason)
+        return wait.seconds
+
 
 class AndesClient(_Asking):
     """``openai.OpenAI`` with a reader. client: one that exists; else ``options`` make one (``base_url``, ``api_key`` ...).
@@ -90,11 +99,8 @@ class AndesClient(_Asking):
                 raw = self._once.chat.completions.with_raw_response.create(**request)
                 return Answer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
             except openai.APIError as error:
-                if (wait := retries.after(error)) is None:
-                    raise
-            if on_wait is not None:
-                on_wait(wait.seconds, wait.reason)
-            time.sleep(wait.seconds)
+                wait_s = self._wait_s(retries, error, on_wait)
+            time.sleep(wait_s)
 
 
 class AsyncAndesClient(_Asking):
@@ -133,8 +139,5 @@ class AsyncAndesClient(_Asking):
                 raw = await self._once.chat.completions.with_raw_response.create(**request)
                 return AsyncAnswer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
             except openai.APIError as error:
-                if (wait := retries.after(error)) is None:
-                    raise
-            if on_wait is not None:
-                on_wait(wait.seconds, wait.reason)
-            await asyncio.sleep(wait.seconds)
+                wait_s = self._wait_s(retries, error, on_wait)
+            await asyncio.sleep(wait_s)

@@ -58,7 +58,7 @@ def generate(engine: Engine, k: int, prompt: int, tokens: int, **more: Any) -> l
     ],
     ids=["several long prompts", "long contexts return", "some stay for long"],
 )
-def test_everybody_is_served(engine: Engine, lengths: list[tuple[int, int]]) -> None:
+def test_every_request_is_served(engine: Engine, lengths: list[tuple[int, int]]) -> None:
     with ThreadPoolExecutor(len(lengths)) as pool:
         answers = list(pool.map(lambda k: generate(engine, k, *lengths[k]), range(len(lengths))))
     wait_until_idle(engine)

@@ -37,7 +37,7 @@ def batch(size: int, growth: int | None = None) -> Any:
         (engine(500, None, mixed=False), batch(14), 500, None),
         (engine(70, 64, page=16), batch(3, growth=32), 23, 26),
     ],
-    ids=["a chunk", "what is left of KV", "nothing beside it", "nobody runs", "no chunks", "pages"],
+    ids=["a chunk", "what is left of KV", "nothing beside it", "no stream runs", "no chunks", "pages"],
 )
 def test_a_chunk_is_no_larger_than_the_room(scheduler: Any, running: Any, room: int, chunk: int | None) -> None:
     whole = scheduler.chunked_prefill_size

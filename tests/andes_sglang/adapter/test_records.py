@@ -87,7 +87,7 @@ def test_a_request_on_the_engine_holds_its_kv(phase: Phase) -> None:
 
 
 def test_one_whose_client_has_gone_is_not_stopped_before_its_end() -> None:
-    """Parked, it would keep its KV while readers come first; nobody aborts it a second time."""
+    """Parked, it would keep its KV while readers come first; no client aborts it a second time."""
     req = request(output=5)
     stream = record(req)
     assert stream.view(Phase.RUNNING).preemptible

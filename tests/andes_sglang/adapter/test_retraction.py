@@ -58,7 +58,7 @@ def request(records: StreamRecords, rid: str, *, yields: bool = False, preemptib
     ],
     ids=[
         "the prompt has no reader", "the last makes way", "of those running who has none", "of equals who runs",
-        "the prompt cannot be stopped", "only the prompt can be stopped", "nobody can be stopped",
+        "the prompt cannot be stopped", "only the prompt can be stopped", "none can be stopped",
     ],
 )  # fmt: skip
 def test_who_makes_room(

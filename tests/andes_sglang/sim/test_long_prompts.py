@@ -1,4 +1,4 @@
-"""A small KV pool, prompts in many chunks, and a batch that grows beside them: KV never runs out, and everybody gets everything."""
+"""A small KV pool, prompts in many chunks, and a batch that grows beside them: KV never runs out, and every request gets everything."""
 
 from __future__ import annotations
 
