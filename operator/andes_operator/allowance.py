@@ -41,7 +41,8 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """gpus: that may be held at once. per_hour: money for them in an hour, at gpu_price_per_hour each; None: no such limit."""
+    """gpus: that may be held at once. per_hour: money for them in an hour, at gpu_price_per_hour each.
+    None: no such limit."""
 
     gpus: float | None = None
     per_hour: float | None = None

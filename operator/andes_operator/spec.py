@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from andes_operator.allowance import Allowance, parse_allowance
@@ -130,7 +130,7 @@ class TargetSpec:
     gpus_per_replica: float = 1.0
     baseline_replicas: int = 0
     behavior: ScalingBehavior = ScalingBehavior()
-    allowance: Allowance = Allowance()
+    allowance: Allowance = field(default_factory=Allowance)
     bounds_why: str = ""
     paused: str = ""
 
