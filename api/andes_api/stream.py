@@ -183,6 +183,23 @@ class Stream:
             "tds": target.tds,
         }
 
+    def line(self, duration_s: float) -> dict[str, Any]:
+        """For the access log."""
+        line = {
+            "request_id": self.request_id,
+            "tenant": self.tenant_name,
+            "path": self.path,
+            "asked_model": str(self.body.get("model", ""))[:100],
+            "replica": self.replica,
+            "attempts": self.attempts,
+            "status": self.status,
+            "duration_s": round(duration_s, 4),
+            "stalls": self.reader.stalls,
+            "stall_s": round(self.reader.stall_s, 3),
+            **self.record.to_dict(),
+        }
+        return line if self.reason is None else {**line, "reason": self.reason}
+
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""
         self.status, self.reason = error.status, error.reason
