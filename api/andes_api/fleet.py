@@ -11,10 +11,11 @@ import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
+from andes_api.batches.service import Batches
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches
 from andes_api.gateway import Gateway
-from andes_api.merged import merged_demand, merged_kinds, merged_names, merged_replicas
+from andes_api.merged import merged_batches, merged_demand, merged_kinds, merged_names, merged_replicas
 from andes_api.models import ModelRoute
 from andes_api.settings import GatewaySettings
 from andes_sglang.sketch import Sketch
@@ -28,35 +29,43 @@ Kinds = Mapping[tuple[str | None, str], Sketch]
 """QoE by model and class."""
 
 
-def add_fleet(app: FastAPI, gateway: Gateway) -> None:
+def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
     """The endpoints of ``gateway``'s fleet; each worker of it answers for all."""
-    peers = gateway.peers
-    peers.answers("demand", functools.partial(_demand, gateway))
-    peers.answers("qoe", functools.partial(_qoe_part, gateway))
-    peers.answers("replicas", functools.partial(_replicas_part, gateway))
-    peers.answers("drain", functools.partial(_drain, gateway))
+    siblings = gateway.siblings
+    siblings.answers("demand", functools.partial(_demand, gateway))
+    siblings.answers("qoe", functools.partial(_qoe_part, gateway))
+    siblings.answers("replicas", functools.partial(_replicas_part, gateway))
+    siblings.answers("batches", functools.partial(_batches_part, batches))
+    siblings.answers("drain", functools.partial(_drain, gateway))
 
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0, model: OneModel = None) -> Response:
         """Requests that arrived after `since` (Unix seconds), of all models or of one. Concatenate those of several gateways.
         `held`: requests that wait for an engine now; `models`: those that this gateway knows."""
-        return json_response(merged_demand(await peers.all("demand", since, model)))
+        return json_response(merged_demand(await siblings.all("demand", since, model)))
 
     @app.get("/fleet/qoe", summary="Distribution of QoE per class")
     async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
         """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
         for each. Merge several gateways by adding `counts` and `total`; the figures beside them are for reading only."""
-        return json_response(_qoe(gateway, await peers.all("qoe", window_s), window_s, model))
+        return json_response(_qoe(gateway, await siblings.all("qoe", window_s), window_s, model))
 
     @app.get("/fleet/replicas", summary="The engines and what they hold")
     async def replicas(model: OneModel = None) -> Response:
         """All engines, or those of one model."""
-        return json_response(_replicas(gateway, await peers.all("replicas", model)))
+        return json_response(_replicas(gateway, await siblings.all("replicas", model)))
+
+    @app.get("/fleet/batches", summary="Work without a reader that is to be done")
+    async def pending(model: OneModel = None) -> Response:
+        """Batches that this gateway runs, with what is left of each; `done`: what was, by model. Concatenate those of several
+        gateways."""
+        told = merged_batches(await siblings.all("batches", model))
+        return json_response({"gateway": gateway.settings.name, "now_s": time.time(), **told})
 
     @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
     async def drain(replica: str, request: Request, drained: bool = True) -> Response:
         _administrator(request, gateway.settings)
-        found = merged_replicas(await peers.all("drain", replica, drained))
+        found = merged_replicas(await siblings.all("drain", replica, drained))
         if not found:
             raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
         return json_response(found[0])
@@ -141,6 +150,10 @@ def _replicas(gateway: Gateway, parts: Sequence[dict[str, Any]]) -> dict[str, An
         "held": sum(part["held"] for part in parts),
         "replicas": merged_replicas([part["replicas"] for part in parts]),
     }
+
+
+def _batches_part(batches: Batches | None, model: str | None) -> dict[str, Any]:
+    return batches.pending(model) if batches is not None else {"batches": [], "done": {}}
 
 
 def _drain(gateway: Gateway, name: str, drained: bool) -> list[dict[str, Any]]:

@@ -22,12 +22,13 @@ from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS, FatalRequests
 from andes_api.history import History
 from andes_api.metrics import GatewayMetrics, Levels
-from andes_api.models import ModelRoute, no_adapters, no_model
-from andes_api.peers import Peers
+from andes_api.models import ModelRoute
+from andes_api.placement import Placement
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
+from andes_api.siblings import Siblings
 from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
@@ -35,7 +36,6 @@ from andes_api.unread import UnreadRequest
 from andes_api.upstream import Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
-from andes_sglang.routing import make_routing_policy
 from andes_sglang.stream_forecast import IncomingStream, forecast_stream
 
 __all__ = ["Gateway"]
@@ -55,44 +55,43 @@ _access = logging.getLogger("andes.access")
 
 class Gateway:
     """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``. worker: which
-    of its processes this is."""
+    of its processes this is; instance: its name apart from the others'."""
 
     def __init__(self, settings: GatewaySettings, worker: Worker | None = None) -> None:
         self.worker = worker = Worker() if worker is None else worker
+        self.instance = settings.name if worker.folder is None else f"{settings.name}-{worker.number}"
         self.settings = self._configured = settings
         self._classes = b""
         self.metrics = GatewayMetrics(worker.folder)
         self.background = Background(self.metrics.task_failures)
         self.reread_classes()
         self.board = Board(worker, tenants=len(settings.tenants), models=len(settings.models))
-        self.peers = Peers(worker)
+        self.siblings = Siblings(worker)
         self.upstreams = Upstreams(settings, background=self.background, board=self.board)
-        self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records, time.time() if worker.replaces else None)
         self.qoe = QoEWindow()
         self.history = History()
         self.stored = StoredResponses()
-        self._missing_fallbacks: set[str] = set()  # that were warned of
-        instance = settings.name if worker.folder is None else f"{settings.name}-{worker.number}"
-        self.telemetry = Telemetry(settings.otlp_endpoint, instance)
+        self.telemetry = Telemetry(settings.otlp_endpoint, self.instance)
         self.open: dict[Stream, asyncio.Task[None]] = {}
+        self.capacity = Capacity(settings, self.board, self.open)
+        self.placement = Placement(settings, self.upstreams, self.stored, self.capacity)
         self.draining = False
         self.waiting: set[Stream] = set()  # for an engine
         self._relays: dict[Stream, Relay] = {}
-        self._fatal = FatalRequests(lambda key, until_s: self.peers.tell("fatal", key, until_s))
+        self._fatal = FatalRequests(lambda key, until_s: self.siblings.tell("fatal", key, until_s))
         self._relay_context = RelayContext(
             settings, self.upstreams, self.metrics, self.telemetry, self.wait_for_place, self._fatal
         )
-        self.capacity = Capacity(settings, self.board, self.open)
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
-        self.peers.answers("fatal", self._fatal.learn)
-        self.peers.answers("stored", self.stored.find)
-        self.peers.answers("drained", lambda: self.upstreams.drained)
-        self.peers.answers("levels", self.levels)
+        self.siblings.answers("fatal", self._fatal.learn)
+        self.siblings.answers("stored", self.stored.find)
+        self.siblings.answers("drained", lambda: self.upstreams.drained)
+        self.siblings.answers("levels", self.levels)
 
     async def start(self) -> None:
-        await self.peers.start()
-        for drained in await self.peers.others("drained"):
+        await self.siblings.start()
+        for drained in await self.siblings.others("drained"):
             self.upstreams.drain_all(drained)
         await self.upstreams.start()
         self._swept_s = time.monotonic()
@@ -104,7 +103,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self.open.values(), return_exceptions=True)
         await self.upstreams.stop()
-        await self.peers.stop()
+        await self.siblings.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def reread_classes(self) -> None:
@@ -151,6 +150,7 @@ class Gateway:
         *,
         endpoint: Endpoint,
         route: ModelRoute,
+        batched: bool = False,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
         prompt = Prompt(body, endpoint.prompt)
@@ -160,110 +160,46 @@ class Gateway:
         can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
-            log=[] if can_resume else None,
+            log=[] if can_resume else None, batched=batched,
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
-        self.demand.add(record)
+        if not batched:  # batches are no demand of callers; /fleet/batches tells of them
+            self.demand.add(record)
         return stream
 
     def admit(self, stream: Stream) -> list[Upstream]:
-        """As :meth:`place`, within the limits of this gateway and of the tenant."""
+        """As :meth:`Placement.place`, within the limits of this gateway and of the tenant."""
         if self.draining:
             raise admission.no_replica(NO_ENGINE_RETRY_S, draining=True)
         self.capacity.admit(stream, self.upstreams.replicas.values())
+        self.check_fatal(stream)
+        return self.placement.place(stream, stream.arrival_s)
+
+    def check_fatal(self, stream: Stream) -> None:
+        """Raise the 502 for a request that engines have died of."""
         if left_s := self._fatal.left_s(stream.body, stream.arrival_s):
             raise admission.fatal(MAX_DEATHS, left_s)
-        return self.place(stream, stream.arrival_s)
+
+    def tenant(self, name: str | None) -> TenantSettings | None:
+        return next((tenant for tenant in self.settings.tenants if tenant.name == name), None)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
         """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
-        route = self.upstreams.resolve(asked)
-        if tenant is not None and tenant.models and route.model not in (None, *tenant.models):
-            raise no_model(asked, tenant.models)
-        return route
-
-    def place(self, stream: Stream, now_s: float) -> list[Upstream]:
-        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it. Those
-        of the class's fallback where its own model has none or refuses it. Empty while no engine accepts streams. Raises the
-        error that refuses it."""
-        if stream.route.model is None:
-            stream.routed(self.route_of(stream.body.get("model"), stream.tenant))
-        refusal: ApiError | None = None
-        try:
-            replicas = self._place_on(stream, stream.route, now_s)
-        except ApiError as error:
-            if error.status != 429:  # the request is wrong for every model
-                raise
-            replicas, refusal = [], error
-        why = "no_replica" if refusal is None else refusal.reason
-        replicas = replicas or self._fall_back(stream, why, now_s)
-        if not replicas and refusal is not None:
-            raise refusal
-        if replicas:
-            replicas[0].opened(stream)
-        return replicas
-
-    def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
-        """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
-        name = stream.expectation.settings.fallback_model
-        if name is None or stream.fallback is not None:
-            return []
-        try:
-            route = self.route_of(name, stream.tenant)
-            replicas = self._place_on(stream, route, now_s) if route not in (stream.route, ModelRoute()) else []
-        except ApiError as error:
-            if error.code == "model_not_found" and name not in self._missing_fallbacks:
-                self._missing_fallbacks.add(name)
-                _log.warning("fallback_model of class %s: %s", stream.expectation.class_name, error.message)
-            return []
-        if replicas:
-            stream.route, stream.fallback, stream.record.fallback = route, why, route.model
-        return replicas
-
-    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> dict[str, Upstream]:
-        """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
-        if route.adapter is not None and not stream.endpoint.adapters:
-            raise no_adapters(stream.path, route)
-        self.capacity.check_model(stream, route, self.upstreams.replicas.values())
-        tenant, accepting = stream.tenant, {r.name: r for r in self.upstreams.accepting(now_s, route)}
-        if accepting and route.model is None and tenant is not None and tenant.models:
-            raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
-        earlier = stream.earlier_answer
-        home = self.stored.home(earlier, tenant.name if tenant else None) if earlier else None
-        return {home: accepting[home]} if home in accepting else accepting
-
-    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
-        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
-        settings, new = self.settings, stream.incoming
-        accepting = self._accepting(stream, route, now_s)
-        if not accepting:
-            self.capacity.check_replicas(route, self.upstreams.replicas.values())
-            return []
-        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
-        order = self.routing_policy.order(new, views, now_s)
-        stream.expected = forecast_stream(new, order[0], now_s, settings.horizon_s)
-        if settings.admission and stream.streams and order[0].load:
-            cls = stream.expectation.settings
-            refusal = admission.overload(
-                new, stream.expected, cls, class_name=stream.expectation.class_name, horizon_s=settings.horizon_s
-            )
-            if refusal is not None:
-                raise refusal
-        return sorted((accepting[view.name] for view in order), key=lambda replica: replica.is_full(now_s))
+        return self.placement.route_of(asked, tenant)
 
     async def wait_for_place(self, stream: Stream) -> list[Upstream]:
-        """As :meth:`place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the stream's
-        arrival, or ``max_held`` others wait already."""
+        """As :meth:`Placement.place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the
+        stream's arrival, or ``max_held`` others wait already."""
         held, until_s = self.held + int(self.board.waiting.others), stream.arrival_s + self.settings.hold_s
-        if held >= self.settings.max_held:
+        if stream.batched or held >= self.settings.max_held:
             raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
         stream.span.add_event(names.EVENT_HELD)
         self.waiting.add(stream)
         self.board.waiting.set(self.held)
         try:
             while (now_s := time.monotonic()) < until_s and not self.draining:
-                if order := self.place(stream, now_s):
+                if order := self.placement.place(stream, now_s):
                     return order
                 await self.upstreams.wait_for_change(min(MAX_PROBE_INTERVAL_S, until_s - now_s))
         finally:
@@ -275,7 +211,7 @@ class Gateway:
     async def recall(self, response_id: str) -> None:
         """Have :attr:`stored` know where a response is kept that went through another worker."""
         if self.stored.find(response_id) is None:
-            for home in await self.peers.others("stored", response_id):
+            for home in await self.siblings.others("stored", response_id):
                 if home is not None:
                     self.stored.add(response_id, *home)
 
@@ -286,7 +222,7 @@ class Gateway:
         record = stream.record
         relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
         task = self.open[stream] = asyncio.create_task(relay.run())
-        self.capacity.count()
+        self.capacity.opened(stream)
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -297,7 +233,7 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
-            self.capacity.count()
+            self.capacity.left(stream)
             if order:
                 order[0].left(stream)
             fault = None if task.cancelled() else task.exception()

@@ -7,11 +7,11 @@ from itertools import chain
 from statistics import fmean
 from typing import Any, TypeVar
 
-__all__ = ["merged_demand", "merged_kinds", "merged_names", "merged_replicas"]
+__all__ = ["merged_batches", "merged_demand", "merged_kinds", "merged_names", "merged_replicas"]
 
 K = TypeVar("K")
 V = TypeVar("V")
-_SUMS = ("streams", "waiting")
+_SUMS = ("streams", "waiting", "offline")
 """Of a replica: what each worker has there."""
 _MEANS = ("decode_s", "predicted_ttft_s")
 """Of a replica: what each worker has learned of it."""
@@ -48,6 +48,17 @@ def merged_demand(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "complete_since_s": max(since, default=None),
         "records": sorted((record for part in parts for record in part["records"]), key=lambda r: r["arrival_s"]),
     }
+
+
+def merged_batches(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of ``/fleet/batches``: each worker runs batches of its own."""
+
+    def rates(done: list[dict[str, Any]]) -> dict[str, Any]:
+        sums = {name: sum(one[name] for one in done) for name in ("tokens", "tokens_per_s")}
+        return {**sums, "measured_s": max(one["measured_s"] for one in done)}
+
+    done = merged_kinds((part["done"] for part in parts), rates)
+    return {"batches": [batch for part in parts for batch in part["batches"]], "done": done}
 
 
 def merged_replicas(parts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

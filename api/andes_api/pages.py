@@ -30,13 +30,13 @@ _SECURITY = {
 
 def add_pages(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
-    gateway.peers.answers("summary", functools.partial(_part, gateway))
+    gateway.siblings.answers("summary", functools.partial(_part, gateway))
 
     @app.get("/fleet/summary", summary="What a person wants to see at a glance")
     async def glance() -> Response:
         """Now, the last five minutes and the last hour, by model and class, and the engines with the wait that a new stream
         of usual length would have there. For programs there are `/fleet/qoe` and `/fleet/demand`."""
-        return JSONResponse(_summary(gateway, await gateway.peers.all("summary")))
+        return JSONResponse(_summary(gateway, await gateway.siblings.all("summary")))
 
     if settings.show_page:
 

@@ -67,7 +67,9 @@ class Server(uvicorn.Server):
 
     async def _until_idle(self, timeout_s: float) -> None:
         until_s = time.monotonic() + timeout_s
-        while self.gateway.capacity.open_streams and not self.force_exit and time.monotonic() < until_s:
+        while (
+            (self.gateway.open or self.gateway.board.open.others) and not self.force_exit and time.monotonic() < until_s
+        ):
             await asyncio.sleep(POLL_INTERVAL_S)
 
     @property

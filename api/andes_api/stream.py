@@ -68,6 +68,7 @@ class Stream:
     answer_id: str | None = None  # as its engine calls it
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
+    batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
     log: list[bytes] | None = None
     text: str = ""
     reader: ReaderStream = field(init=False)
@@ -84,6 +85,11 @@ class Stream:
     @property
     def streams(self) -> bool:
         return self.record.stream
+
+    @property
+    def yields(self) -> bool:
+        """Whether no reader waits for it."""
+        return self.expectation.reader.yields
 
     @property
     def path(self) -> str:
@@ -184,7 +190,7 @@ class Stream:
         }
 
     def line(self, duration_s: float) -> dict[str, Any]:
-        """For the access log."""
+        """Of the access log."""
         line = {
             "request_id": self.request_id,
             "tenant": self.tenant_name,

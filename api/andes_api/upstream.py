@@ -63,9 +63,12 @@ class Upstream:
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
-        self.streams: set[Stream] = set()
+        self.streams: set[Stream] = set()  # of readers
         self._pending: set[Stream] = set()  # of them, those without a token
-        self.others = 0  # streams of other gateways
+        self.offline: set[Stream] = set()  # those that yield
+        self.others = 0
+        self.others_offline = 0  # requests of batches that other gateways have there
+        self.asked_load = False  # whether it has been asked for its load, answer or not
         self.requests: int | None = None  # all that it holds, by its own count
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
@@ -97,8 +100,16 @@ class Upstream:
 
     @property
     def open_streams(self) -> int:
-        """This gateway's streams there, of all its workers."""
+        """This gateway's streams of readers there, of all its workers."""
         return len(self.streams) + int(self.numbers.streams.others)
+
+    @property
+    def held(self) -> int:
+        """Requests there, as far as is known: of readers and without one, ours and others'."""
+        return self.open_streams + len(self.offline) + self.others + self.others_offline
+
+    def holds(self, stream: Stream) -> bool:
+        return stream in self.streams or stream in self.offline
 
     def is_dead(self, now_s: float) -> bool:
         """Whether it has answered no probe for so long that what it has should go on elsewhere."""
@@ -187,21 +198,16 @@ class Upstream:
         return load < self.slots and not numbers.pending_tokens.others and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
-        if stream not in self.streams:
+        if stream.yields:  # readers are forecast as if it were not there: it gives way
+            self.offline.add(stream)
+        elif stream not in self.streams:
             self.streams.add(stream)
             self._append(stream)
             if not stream.tokens:
                 self._pending.add(stream)
-            self._tell_workers(stream.prompt_tokens, 0.0 if stream.tokens else stream.prompt_tokens)
+            self._tell_siblings(stream.prompt_tokens, 0.0 if stream.tokens else stream.prompt_tokens)
 
-    def left(self, stream: Stream) -> None:
-        """It has the stream no longer, or is not to get it."""
-        if stream in self.streams:
-            self.streams.remove(stream)
-            self._tell_workers(-stream.prompt_tokens, -stream.prompt_tokens if stream in self._pending else 0.0)
-            self._pending.discard(stream)
-
-    def _tell_workers(self, more_prompt_tokens: float, more_pending_tokens: float) -> None:
+    def _tell_siblings(self, more_prompt_tokens: float, more_pending_tokens: float) -> None:
         numbers = self.numbers
         numbers.streams.set(len(self.streams))
         numbers.prompt_tokens.add(round(more_prompt_tokens))  # whole, so that nothing is left of sums
@@ -210,11 +216,14 @@ class Upstream:
     def first_token(
         self, stream: Stream, waited_s: float, now_s: float, *, expected: StreamForecast | None, alone: bool
     ) -> None:
-        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
+        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it. One that
+        yields teaches nothing: what it waits for is readers."""
+        if stream.yields:
+            return
         self._count_decoding(now_s, +1)
         if stream in self._pending:
             self._pending.remove(stream)
-            self._tell_workers(0.0, -stream.prompt_tokens)
+            self._tell_siblings(0.0, -stream.prompt_tokens)
         if alone:
             self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
         elif expected is not None:
@@ -225,9 +234,17 @@ class Upstream:
 
     def closed(self, stream: Stream, sent_s: float, now_s: float, *, started: bool) -> None:
         self.left(stream)
-        if started:
+        if started and not stream.yields:
             self._count_decoding(now_s, -1)
             self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
+
+    def left(self, stream: Stream) -> None:
+        """It does not hold ``stream`` any more."""
+        self.offline.discard(stream)
+        if stream in self.streams:
+            self.streams.remove(stream)
+            self._tell_siblings(-stream.prompt_tokens, -stream.prompt_tokens if stream in self._pending else 0.0)
+            self._pending.discard(stream)
 
     def _count_decoding(self, now_s: float, change: int) -> None:
         self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
@@ -250,7 +267,8 @@ class Upstream:
         """What the engine's ``/v1/loads`` says. ``sent``: our streams there when it was asked. Raises ``KeyError``,
         ``TypeError`` or ``ValueError`` where it is not SGLang's."""
         self.requests = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
-        self.others = max(0, self.requests - max(sent, self.open_streams))
+        ours = max(sent, self.open_streams + len(self.offline))
+        self.others = max(0, self.requests - ours - self.others_offline)
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         max_running = sum(int(load["max_running_requests"]) for load in loads)
         capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
@@ -270,7 +288,8 @@ class Upstream:
             "draining": self.draining,
             "breaker_open": rests,
             "streams": len(self.streams),
-            "waiting": sum(not s.tokens and not s.expectation.reader.yields for s in self.streams),  # of readers
+            "waiting": sum(not s.tokens for s in self.streams),
+            "offline": len(self.offline),
             "others": self.others,
             "requests": self.requests,
             "slots": self.slots,

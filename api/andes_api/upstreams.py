@@ -144,7 +144,7 @@ class Upstreams:
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
-        if replica.gone and not replica.streams and self.replicas.get(replica.url) is replica:
+        if replica.gone and not (replica.streams or replica.offline) and self.replicas.get(replica.url) is replica:
             del self.replicas[replica.url]
             replica.numbers.forget()
             self.drained.discard(replica.name)
@@ -195,6 +195,7 @@ class Upstreams:
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
+                replica.asked_load = True
                 if replica.unanswered_since_s is not None:
                     next_health_s = 0.0
                     continue
@@ -267,7 +268,8 @@ class Upstreams:
 
     async def _load(self, replica: Upstream) -> bool:
         """Ask for the engine's load; False where it has no such endpoint."""
-        timeout, sent = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), replica.open_streams
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        sent = replica.open_streams + len(replica.offline)
         sent_s = time.monotonic()
         try:
             async with self.session.get(

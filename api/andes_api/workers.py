@@ -1,7 +1,7 @@
 """A gateway of several processes on one port: a supervisor that serves nothing, and workers that each are a whole gateway.
 
 The kernel spreads connections over the workers (``SO_REUSEPORT``). What must be one is shared: limits and what engines hold
-on a board (:mod:`andes_api.board`), counts in files, the rest by asking (:mod:`andes_api.peers`).
+on a board (:mod:`andes_api.board`), counts in files, the rest by asking (:mod:`andes_api.siblings`).
 """
 
 from __future__ import annotations

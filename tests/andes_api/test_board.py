@@ -1,4 +1,4 @@
-"""What several workers share: numbers on a board, answers of peers, and how these are merged."""
+"""What several workers share: numbers on a board, answers of siblings, and how these are merged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from andes_api.errors import ApiError
 from andes_api.expectations import resolve
 from andes_api.fatal import FatalRequests
 from andes_api.limits import TenantLimits
-from andes_api.merged import merged_demand, merged_replicas
+from andes_api.merged import merged_batches, merged_demand, merged_replicas
 from andes_api.metrics import Levels
 from andes_api.models import ModelRoute
-from andes_api.peers import Peers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings, TenantSettings
+from andes_api.siblings import Siblings
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 
@@ -165,9 +165,9 @@ def test_the_fatal_request_of_one_worker_is_refused_by_all() -> None:
     assert there.left_s({"prompt": "b"}, 30.0) == 0.0
 
 
-def test_peers_answer_each_other_and_the_dead_are_left_out(tmp_path: Path) -> None:
+def test_siblings_answer_each_other_and_the_dead_are_left_out(tmp_path: Path) -> None:
     async def main() -> tuple[Any, Any, Any]:
-        workers = [Peers(Worker(tmp_path, 3, number)) for number in range(3)]
+        workers = [Siblings(Worker(tmp_path, 3, number)) for number in range(3)]
         told: list[int] = []
         heard = asyncio.Event()
 
@@ -175,16 +175,16 @@ def test_peers_answer_each_other_and_the_dead_are_left_out(tmp_path: Path) -> No
             told.append(k)
             heard.set()
 
-        for number, peers in enumerate(workers[:2]):
-            peers.answers("add", lambda a, b, number=number: {"sum": a + b, "by": number})
-            await peers.start()
+        for number, worker in enumerate(workers[:2]):
+            worker.answers("add", lambda a, b, number=number: {"sum": a + b, "by": number})
+            await worker.start()
         workers[1].answers("note", note)
         first = await workers[0].all("add", 3, 4)
         workers[0].tell("note", 5)
         await heard.wait()
-        for peers in workers[:2]:
-            await peers.stop()
-        alone = Peers(Worker())
+        for worker in workers[:2]:
+            await worker.stop()
+        alone = Siblings(Worker())
         alone.answers("add", lambda: 1)
         await alone.start()
         return first, told, await alone.all("add")
@@ -211,6 +211,19 @@ def test_records_are_merged_in_order_and_complete_since_all_are() -> None:
     }  # fmt: skip
     log = DemandLog(3, begins_s=50.0)
     assert log.complete_since_s == 50.0, "another worker died, and its records with it"
+
+
+def test_the_batches_of_all_are_listed_and_their_rates_added() -> None:
+    one = {"batches": [{"id": "a"}], "done": {"m": {"tokens": 10, "tokens_per_s": 2.5, "measured_s": 4.0}}}
+    two = {
+        "batches": [{"id": "b"}],
+        "done": {"m": {"tokens": 5, "tokens_per_s": 1.0, "measured_s": 6.0}, "n": one["done"]["m"]},
+    }
+    assert merged_batches([one]) == one
+    assert merged_batches([one, two]) == {
+        "batches": [{"id": "a"}, {"id": "b"}],
+        "done": {"m": {"tokens": 15, "tokens_per_s": 3.5, "measured_s": 6.0}, "n": one["done"]["m"]},
+    }
 
 
 def test_a_replica_is_at_fault_once_one_worker_finds_it_so() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 from andes_api.board import Worker
 
-__all__ = ["Peers"]
+__all__ = ["Siblings"]
 
 ANSWER_TIMEOUT_S = 5.0
 """Seconds for another worker to answer; one that has just died, or is being replaced, is left out."""
 
 
-class Peers:
+class Siblings:
     """Questions by name: every worker answers from what it has itself. What travels is pickled: both ends are of one version,
     and the folder of their sockets is this user's alone."""
 
