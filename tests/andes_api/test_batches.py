@@ -21,6 +21,7 @@ import openai
 import pytest
 
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
+from andes_sglang.cli import main
 
 pytestmark = pytest.mark.server
 
@@ -366,3 +367,83 @@ def _replica(gateway: Gateway) -> dict[str, Any]:
 
 def _at_engine(gateway: Gateway) -> int:
     return int(_replica(gateway)["offline"])
+
+
+def test_the_command_line(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(lines(*(line(n) for n in range(3)), b"{"))
+    command = ["batch", str(file), "--url", gateway.url + "/v1"]
+    assert main(command) == 1, "one line is wrong"
+    said = capfd.readouterr()
+    assert said.out.split() == [str(tmp_path / "in.out.jsonl"), str(tmp_path / "in.errors.jsonl")]
+    assert f"{file}: line 4: the line is no JSON" in said.err
+    assert "completed, 4 of 4 done (100 %), 1 failed" in said.err
+    answers = [json.loads(text) for text in (tmp_path / "in.out.jsonl").read_text().splitlines()]
+    assert {answer["custom_id"] for answer in answers} == {"q0", "q1", "q2"}
+    assert main([*command, "--out", str(tmp_path / "again")]) == 1
+    again = capfd.readouterr().err
+    assert ": found, completed" in again, "the same file is the same batch"
+    assert sorted((tmp_path / "again").read_text().splitlines()) == sorted(
+        (tmp_path / "in.out.jsonl").read_text().splitlines()
+    )
+    assert main([*command, "--new"]) == 1
+    assert ": begun" in capfd.readouterr().err
+    mine = [f for f in gateway.sdk().files.list(purpose="batch") if f.filename.startswith("in-")]
+    assert len(mine) == 1, "it was uploaded once"
+    assert main([*command, "--resume", said.err.split(":")[0]]) == 1
+
+
+def test_the_command_line_is_interrupted(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
+    file = tmp_path / "long.jsonl"
+    file.write_bytes(lines(line(0), line(1, max_tokens=30_000, ignore_eos=True)))
+    command = ["batch", str(file), "--url", gateway.url]
+    with (tmp_path / "said").open("wb") as said:
+        process = subprocess.Popen([sys.executable, "-m", "andes_sglang.cli", *command], stderr=said)
+    until(lambda: "1 of 2 done" in (tmp_path / "said").read_text(), "progress")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 130
+    assert "the batch goes on" in (tmp_path / "said").read_text()
+    assert main([*command, "--cancel"]) == 1
+    assert "cancelled, 2 of 2 done (100 %), 1 failed" in capfd.readouterr().err
+    assert json.loads((tmp_path / "long.out.jsonl").read_text())["custom_id"] == "q0"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--url", "gateway:80"], "--url: expected http://HOST:PORT, got 'gateway:80'"),
+        (["--url", "http://127.0.0.1:9"], "http://127.0.0.1:9 does not answer"),
+        (["--window", "0h"], "completion_window: expected a time in the future"),
+        (["--resume", "batch_none"], "no batch 'batch_none'"),
+        (["--endpoint", "/v1/score"], "endpoint: expected one of"),
+        (["--cancel"], "has no batch of"),
+        (["--retry"], "unknown argument '--retry'"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    more: list[str], said: str, gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
+    file = tmp_path / "in.jsonl"
+    file.write_bytes(lines(line(77)))
+    assert main(["batch", str(file), "--url", gateway.url, *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_none_is_not_sent(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert main(["batch", str(tmp_path / "none"), "--url", gateway.url]) == 2
+    assert "no such file" in capsys.readouterr().err
+    monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
+    (tmp_path / "odd").write_text("nonsense\n")
+    assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
+    assert "no line has a url" in capsys.readouterr().err
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+    (tmp_path / "odd").write_bytes(lines(line(0)))
+    assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
+    assert "no valid API key" in capsys.readouterr().err
