@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,11 +17,21 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_api.classes import (
+    BatchSettings,
     ClassName,
     ClassSettings,
     Count,
@@ -35,6 +46,7 @@ from andes_sglang.routing import current_name, find_routing_policy, make_routing
 from andes_sglang.telemetry import GRPC
 
 __all__ = [
+    "OFFLINE",
     "PREFIX",
     "ClassSettings",
     "GatewaySettings",
@@ -46,6 +58,8 @@ __all__ = [
 ]
 
 PREFIX = "ANDES_GATEWAY_"
+OFFLINE = "offline"
+"""The class of a batch's requests."""
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -174,6 +188,11 @@ class GatewaySettings(BaseSettings):
         (), description="callers; with any, every request needs one of their keys"
     )
     trust_anonymous: bool = Field(True, description="whether what requests without a key say of their readers counts")
+    batches: BatchSettings = Field(
+        BatchSettings(),
+        description="the batch API: `directory` turns it on; `max_requests`, `max_file_bytes`, `file_days`, `per_engine` and "
+        "`limits` bound it (see above)",
+    )
     media_hosts: tuple[str, ...] = Field(
         (), description="hosts that images may come from; none: any public one; private addresses never"
     )
@@ -198,6 +217,9 @@ class GatewaySettings(BaseSettings):
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
     )
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that serve this port together, one a core; several need Linux"
+    )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
     head_timeout_s: Seconds = Field(20.0, description="seconds for a request's head to arrive, from the connection on")
@@ -215,6 +237,13 @@ class GatewaySettings(BaseSettings):
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_port(cls, workers: int) -> int:
+        if workers > 1 and sys.platform != "linux":
+            raise ValueError(f"several share a port on Linux only, got {workers}")
+        return workers
+
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
         faults = self._model_faults() + self._upstream_faults()
@@ -227,6 +256,7 @@ class GatewaySettings(BaseSettings):
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
+        faults += self._batch_faults()
         try:
             make_routing_policy(self.policy, **self.routing_options)
         except ValueError as error:
@@ -245,6 +275,18 @@ class GatewaySettings(BaseSettings):
                 for tenant in self.tenants
                 if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
             ]
+        return faults
+
+    def _batch_faults(self) -> list[str]:
+        if self.batches.directory is None:
+            return []
+        faults = []
+        if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
+            faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")
+        if not self.batches.directory.is_dir():
+            faults.append(f"batches.directory: no directory {str(self.batches.directory)!r}; make it first")
+        elif not os.access(self.batches.directory, os.R_OK | os.W_OK | os.X_OK):
+            faults.append(f"batches.directory: {str(self.batches.directory)!r} is not to be written to by this user")
         return faults
 
     def _upstream_faults(self) -> list[str]:
@@ -305,7 +347,7 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
         faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
     if faults:
         raise GatewaySettingsError("\n".join(faults))
-    return settings
+    return GatewaySettings.model_construct(settings.model_fields_set, **dict(settings))  # of a class that has a name
 
 
 def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
