@@ -13,13 +13,14 @@ from typing import Any
 from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
 from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
-from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
+from andes_sglang.expectations import MAX_EXPECTED_TOKENS, REASONING, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
 __all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+_REASONING, _THINK_TDS = "x-andes-reasoning", "x-andes-think-tds"
 _TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only")
 
@@ -52,6 +53,8 @@ class ResolvedExpectation:
             "x-andes-ttft-ms": f"{self.target.ttft_s * 1000:g}",
             "x-andes-tds": f"{self.target.tds:g}",
         }
+        if not self.reader.hides_reasoning:
+            echo[_REASONING] = self.reader.reasoning
         if self.reader.expected_tokens is not None:
             echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
         if self.tier:
@@ -165,9 +168,16 @@ def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderEx
         tds = _number("x-andes-tds", said["x-andes-tds"])
     if "x-andes-expected-tokens" in said:
         tokens = _whole("x-andes-expected-tokens", said["x-andes-expected-tokens"])
+    reasoning = said.get(_REASONING, asked.reasoning)
+    if reasoning not in REASONING:
+        raise _bad(_REASONING, reasoning, " or ".join(REASONING))
+    think_tds = asked.target.think_tds
+    if _THINK_TDS in said:
+        text = said[_THINK_TDS]
+        think_tds = math.inf if text == "none" else min(max(_number(_THINK_TDS, text), 1e-3), 1e9)
     # Out of the bounds of what a reader can have; the class's bounds are narrower.
-    target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9))
-    return ReaderExpectation(target, asked.weight, asked.yields, tokens)
+    target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9), think_tds)
+    return ReaderExpectation(target, asked.weight, asked.yields, tokens, reasoning)
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:

@@ -35,7 +35,8 @@ class EventStream:
 
     chat: chunks of /v1/chat/completions rather than /v1/completions. asked: the client's own stream_options. usage:
     whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
-    several prompts: tokens are counted per choice and summed.
+    several prompts: tokens are counted per choice and summed. hides: the reader is not shown what a model thinks before it
+    answers; those tokens count in ``thought``, and an event of them brings none.
 
     ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
     ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
@@ -47,12 +48,16 @@ class EventStream:
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_hides", "_rest", "_several", "_usage", "done", "error",
+        "error_event", "finish_reasons", "garbage", "identity", "said", "thought", "usage", "usage_so_far",
     )  # fmt: skip
 
-    def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
+    def __init__(
+        self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False, hides: bool = False
+    ) -> None:
         self._chat = chat
+        self._hides = hides
+        self.thought = 0
         self._usage = usage
         self._asked_final = bool(asked.get("include_usage"))
         self._asked_continuous = bool(asked.get("continuous_usage_stats"))
@@ -143,7 +148,25 @@ class EventStream:
                 event = self._without_usage(event, payload)
         if new and not text.isspace():
             self.said += new
-        return event, new
+        return event, self._shown(new, choices, text, usage)
+
+    def _shown(self, new: int, choices: list[Any], text: str, usage: dict[str, Any] | None) -> int:
+        """Of ``new`` tokens those that the reader is shown: none of a thought, all of an answer but for the end of the
+        thought, which engines count with its first token."""
+        if not (self._hides and new):
+            return new
+        hidden = new
+        if text and not _is_thought(choices):
+            hidden = min(new - 1, self._uncounted_thought(usage))
+        elif not text:
+            hidden = min(new, self._uncounted_thought(usage))
+        self.thought += hidden
+        return new - hidden
+
+    def _uncounted_thought(self, usage: dict[str, Any] | None) -> int:
+        """Tokens of the thought that the engine has counted and no event has brought; without several answers."""
+        said = (usage or {}).get("reasoning_tokens")
+        return max(0, said - self.thought) if isinstance(said, int) and not self._several else 0
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
@@ -197,6 +220,17 @@ def _text_in(choices: list[Any]) -> str:
     except (AttributeError, TypeError):  # a chunk of another shape
         pass
     return ""
+
+
+def _is_thought(choices: list[Any]) -> bool:
+    """Whether the first text of ``choices`` is what the model thinks before it answers."""
+    for choice in choices:
+        delta = choice.get("delta") or {}
+        if choice.get("text") or delta.get("content"):
+            return False
+        if delta.get("reasoning_content"):
+            return True
+    return False
 
 
 def _event(error: Any) -> bytes:
