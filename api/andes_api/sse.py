@@ -48,8 +48,8 @@ class EventStream:
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_hides", "_rest", "_several", "_usage", "done", "error",
-        "error_event", "finish_reasons", "garbage", "identity", "said", "thought", "usage", "usage_so_far",
+        "_answers", "_asked_continuous", "_asked_final", "_chat", "_counts", "_hides", "_rest", "_several", "_usage", "done",
+        "error", "error_event", "finish_reasons", "garbage", "identity", "said", "thought", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +57,7 @@ class EventStream:
     ) -> None:
         self._chat = chat
         self._hides = hides
+        self._answers = False
         self.thought = 0
         self._usage = usage
         self._asked_final = bool(asked.get("include_usage"))
@@ -155,18 +156,18 @@ class EventStream:
         thought, which engines count with its first token."""
         if not (self._hides and new):
             return new
-        hidden = new
-        if text and not _is_thought(choices):
-            hidden = min(new - 1, self._uncounted_thought(usage))
-        elif not text:
-            hidden = min(new, self._uncounted_thought(usage))
+        hidden = new if _is_thought(choices) else min(new - bool(text), self._uncounted_thought(usage))
+        self._answers = self._answers or bool(text and hidden < new)
         self.thought += hidden
         return new - hidden
 
     def _uncounted_thought(self, usage: dict[str, Any] | None) -> int:
-        """Tokens of the thought that the engine has counted and no event has brought; without several answers."""
+        """Tokens of the thought that the engine has counted and no event has brought, until the answer has begun: what comes
+        as text is shown, whatever the engine takes it for. Not of several answers."""
+        if not self.thought or self._answers or self._several:
+            return 0
         said = (usage or {}).get("reasoning_tokens")
-        return max(0, said - self.thought) if isinstance(said, int) and not self._several else 0
+        return max(0, said - self.thought) if isinstance(said, int) else 0
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""

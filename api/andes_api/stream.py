@@ -162,7 +162,7 @@ class Stream:
         self.tokens += tokens
         self.thought += tokens
         self.reader.think(tokens)
-        self.record.reason_tokens = self.reader.thought_tokens
+        self.record.reason_tokens = self.thought
 
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
