@@ -14,7 +14,7 @@ from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
 from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, REASONING, ReaderExpectation, parse
-from andes_sglang.qoe import QoETarget
+from andes_sglang.qoe import THINK_TDS, QoETarget
 
 __all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant_of"]
 
@@ -55,6 +55,8 @@ class ResolvedExpectation:
         }
         if not self.reader.hides_reasoning:
             echo[_REASONING] = self.reader.reasoning
+        if (think_tds := self.target.think_tds) != THINK_TDS:
+            echo[_THINK_TDS] = "none" if think_tds == math.inf else f"{think_tds:g}"
         if self.reader.expected_tokens is not None:
             echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
         if self.tier:

@@ -143,7 +143,7 @@ class Gateway:
         can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
-            log=[] if can_resume else None,
+            log=[] if can_resume else None, expected_thought=self.upstreams.thought_tokens(route.model),
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)

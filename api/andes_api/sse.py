@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from andes_sglang.shown import ShownTokens
+
 __all__ = ["Event", "EventStream", "GarbageError", "object_of", "payload_of"]
 
 Event = tuple[bytes, int]
@@ -48,17 +50,15 @@ class EventStream:
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_answers", "_asked_continuous", "_asked_final", "_chat", "_counts", "_hides", "_rest", "_several", "_usage", "done",
-        "error", "error_event", "finish_reasons", "garbage", "identity", "said", "thought", "usage", "usage_so_far",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_usage", "done", "error",
+        "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(
         self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False, hides: bool = False
     ) -> None:
         self._chat = chat
-        self._hides = hides
-        self._answers = False
-        self.thought = 0
+        self._tokens = ShownTokens(hides=hides)
         self._usage = usage
         self._asked_final = bool(asked.get("include_usage"))
         self._asked_continuous = bool(asked.get("continuous_usage_stats"))
@@ -74,6 +74,11 @@ class EventStream:
         self.error: Any = None
         self.error_event = b""
         self.garbage: str | None = None
+
+    @property
+    def thought(self) -> int:
+        """Tokens so far that the reader was not shown."""
+        return self._tokens.thought
 
     @property
     def ends(self) -> bool:
@@ -139,7 +144,7 @@ class EventStream:
             if finish_reason == "abort":  # the engine gives up: its client did not ask for that
                 return self._failed(_ABORTED, _event(_ABORTED))
             self.finish_reasons[index] = str(finish_reason)
-        text = _text_in(choices)
+        text, thought = _text_in(choices)
         if usage is None or not self._usage:
             new = 1 if text and not (self._usage and text.isspace()) else 0  # uncounted space keeps a connection open
             self._counts[0] = self._counts.get(0, 0) + new
@@ -149,25 +154,12 @@ class EventStream:
                 event = self._without_usage(event, payload)
         if new and not text.isspace():
             self.said += new
-        return event, self._shown(new, choices, text, usage)
+        return event, self._shown(new, bool(text), thought, usage)
 
-    def _shown(self, new: int, choices: list[Any], text: str, usage: dict[str, Any] | None) -> int:
-        """Of ``new`` tokens those that the reader is shown: none of a thought, all of an answer but for the end of the
-        thought, which engines count with its first token."""
-        if not (self._hides and new):
-            return new
-        hidden = new if _is_thought(choices) else min(new - bool(text), self._uncounted_thought(usage))
-        self._answers = self._answers or bool(text and hidden < new)
-        self.thought += hidden
-        return new - hidden
-
-    def _uncounted_thought(self, usage: dict[str, Any] | None) -> int:
-        """Tokens of the thought that the engine has counted and no event has brought, until the answer has begun: what comes
-        as text is shown, whatever the engine takes it for. Not of several answers."""
-        if not self.thought or self._answers or self._several:
-            return 0
-        said = (usage or {}).get("reasoning_tokens")
-        return max(0, said - self.thought) if isinstance(said, int) else 0
+    def _shown(self, new: int, text: bool, thought: bool, usage: dict[str, Any] | None) -> int:
+        counted = usage.get("reasoning_tokens") if usage is not None and not self._several else None
+        counted = counted if isinstance(counted, int) else None
+        return self._tokens.of(new, thought=thought, text=text and not thought, counted_thought=counted)
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
@@ -207,31 +199,21 @@ class EventStream:
         return before + b'"usage":null' + end
 
 
-def _text_in(choices: list[Any]) -> str:
-    """The first text of ``choices``, if any: answer, reasoning or arguments of a tool."""
+def _text_in(choices: list[Any]) -> tuple[str, bool]:
+    """The first text of ``choices``, if any: answer, thought or arguments of a tool; and whether it is a thought."""
     try:
         for choice in choices:
             delta = choice.get("delta") or {}
-            text = choice.get("text") or delta.get("content") or delta.get("reasoning_content")
-            if text:
-                return str(text)
+            if text := choice.get("text") or delta.get("content"):
+                return str(text), False
+            if text := delta.get("reasoning_content"):
+                return str(text), True
             for call in delta.get("tool_calls") or ():
                 if arguments := (call.get("function") or {}).get("arguments"):
-                    return str(arguments)
+                    return str(arguments), False
     except (AttributeError, TypeError):  # a chunk of another shape
         pass
-    return ""
-
-
-def _is_thought(choices: list[Any]) -> bool:
-    """Whether the first text of ``choices`` is what the model thinks before it answers."""
-    for choice in choices:
-        delta = choice.get("delta") or {}
-        if choice.get("text") or delta.get("content"):
-            return False
-        if delta.get("reasoning_content"):
-            return True
-    return False
+    return "", False
 
 
 def _event(error: Any) -> bytes:

@@ -59,6 +59,7 @@ class Stream:
     expected: StreamForecast | None = None
     tokens: int = 0
     thought: int = 0
+    expected_thought: float = 0.0
     thinking_s: float | None = None  # when the first token of a thought came
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
@@ -127,7 +128,11 @@ class Stream:
     @property
     def incoming(self) -> IncomingStream:
         """As routing and admission see it before it has a place."""
-        return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
+        expects = self.expectation
+        return IncomingStream(
+            self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
+            self.expected_thought if self.hides_thought else 0.0,
+        )  # fmt: skip
 
     def model_headers(self) -> dict[str, str]:
         """Who answers, and why where that is not who was asked."""

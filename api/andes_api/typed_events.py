@@ -63,9 +63,7 @@ class TypedEvents(EventStream):
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
-        hidden = thought and self._hides
-        self.thought += hidden
-        return int(not hidden)
+        return self._tokens.of(1, thought=thought, text=not thought)
 
     def _final(self, usage: Any) -> int:
         """Tokens that the engine has counted beyond the pieces, by ``usage`` of the whole answer."""
@@ -77,9 +75,7 @@ class TypedEvents(EventStream):
         details = usage.get("output_tokens_details")
         said = details.get("reasoning_tokens") if isinstance(details, dict) else None
         hidden = said - self.thought if isinstance(said, int) else new * self.thought // max(1, pieces)
-        hidden = min(new, max(0, hidden)) if self._hides else 0
-        self.thought += hidden
-        return new - hidden
+        return self._tokens.at_end(new, hidden)
 
 
 class ResponseEvents(TypedEvents):

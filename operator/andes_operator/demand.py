@@ -113,7 +113,7 @@ def _repeated(
     answers = _answers(seen.recent, spec, chance)
     once = [_spec((r.arrival_s - first_s) * scale, r, answer, readers) for r, answer in zip(seen.recent, answers)]
     span_s = seen_s * scale
-    read_s = sum(r.output_tokens / r.target.tds for r in once) / len(once)
+    read_s = sum((r.output_tokens - r.reason_tokens) / r.target.tds for r in once) / len(once)
     rounds = math.ceil(max(MIN_SPAN_S, min(ANSWERS * read_s, MAX_REPEATED / rate_rps)) / span_s)
     requests = tuple(replace(r, arrival_s=r.arrival_s + k * span_s) for k in range(rounds) for r in once)
     return ExpectedDemand(requests, tuple(r.class_name for r in seen.recent) * rounds, rounds * span_s)
