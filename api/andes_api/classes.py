@@ -11,8 +11,8 @@ from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
 __all__ = [
-    "BUILT_IN", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "TenantSettings", "UpstreamAddress",
-    "over_built_in",
+    "BUILT_IN", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "Strict", "TenantSettings",
+    "UpstreamAddress", "over_built_in",
 ]  # fmt: skip
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -50,6 +50,7 @@ class ClassSettings(Strict):
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
     shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
     at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
+    least_quality: the least of a rung that may answer a request for a ladder.
     """
 
     ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -63,6 +64,7 @@ class ClassSettings(Strict):
     shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
     pace: bool = False
     fallback_model: str | None = None
+    least_quality: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _in_bounds(self) -> ClassSettings:

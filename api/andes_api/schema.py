@@ -67,6 +67,11 @@ _HEADERS = [
     ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
     (
+        "x-andes-degrade",
+        "Whether a weaker model of a ladder may answer.",
+        {"type": "string", "enum": ["on", "off"]},
+    ),
+    (
         "x-andes-report",
         "Say at the end of the stream, as `usage.andes`, what its reader got.",
         {"type": "string", "enum": ["usage"]},

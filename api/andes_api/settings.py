@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,6 +31,8 @@ from andes_api.classes import (
     UpstreamAddress,
     over_built_in,
 )  # fmt: skip
+from andes_api.ladders import Ladders
+from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 from andes_sglang.telemetry import GRPC
@@ -116,6 +119,7 @@ class GatewaySettings(BaseSettings):
     model_aliases: dict[str, str] = Field(
         {}, description="other names of models and adapters; `*`: every name that is none"
     )
+    ladders: Ladders = Field({}, description="models that stand in for one another, by the name asked for; see above")
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
     dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
         None,
@@ -151,6 +155,12 @@ class GatewaySettings(BaseSettings):
     )
     policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
         {}, description="options of the routing policy"
+    )
+    ladder_policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+        "value", description="routing policy over all rungs of a ladder"
+    )
+    ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+        {}, description="options of that"
     )
     horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
     bounded_load: Annotated[float, Field(ge=1)] = Field(
@@ -217,7 +227,7 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults() + self._upstream_faults()
+        faults = self._model_faults() + self._upstream_faults() + self._ladder_faults(self.classes)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
@@ -227,10 +237,13 @@ class GatewaySettings(BaseSettings):
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
-        try:
-            make_routing_policy(self.policy, **self.routing_options)
-        except ValueError as error:
-            faults.append(f"policy: {error}")
+        for field, name, options in (
+            ("policy", self.policy, self.routing_options), ("ladder_policy", self.ladder_policy, self.ladder_options)
+        ):  # fmt: skip
+            try:
+                make_routing_policy(name, **options)
+            except ValueError as error:
+                faults.append(f"{field}: {error}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -247,6 +260,10 @@ class GatewaySettings(BaseSettings):
             ]
         return faults
 
+    def _ladder_faults(self, classes: Mapping[str, ClassSettings]) -> list[str]:
+        announced = bool(self.upstreams)
+        return list(ladder_faults(self.ladders, self.models, self.model_aliases, classes, announced=announced))
+
     def _upstream_faults(self) -> list[str]:
         own = [url for model in self.models.values() for url in model.upstreams]
         if not (own or self.upstreams):
@@ -262,11 +279,20 @@ class GatewaySettings(BaseSettings):
     @property
     def routing_options(self) -> dict[str, Any]:
         """Options of the routing policy: what ``policy_options`` says over the settings for all policies."""
+        return {**self._common_options(self.policy), **self.policy_options}
+
+    @property
+    def ladder_options(self) -> dict[str, Any]:
+        """The same of the routing policy over the rungs of a ladder."""
+        return {**self._common_options(self.ladder_policy), **self.ladder_policy_options}
+
+    def _common_options(self, policy: str) -> dict[str, Any]:
         given: dict[str, dict[str, Any]] = {
             "qoe": {"horizon_s": self.horizon_s},
+            "value": {"horizon_s": self.horizon_s},
             "prefix": {"bound": self.bounded_load},
         }
-        return {**given.get(self.policy, {}), **self.policy_options}
+        return given.get(policy, {})
 
     @property
     def loopback(self) -> bool:
@@ -319,12 +345,13 @@ def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
     for name, fields in given.items():
         classes[name] = {**classes.get(name, {}), **fields} if isinstance(fields, dict) else fields
     try:
-        return settings.model_copy(
-            update={"classes": TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)}
-        )
+        changed = TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)
     except ValidationError as error:
         faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
         raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+    if faults := settings._ladder_faults(changed):
+        raise GatewaySettingsError("\n".join(f"{file}: {fault}" for fault in faults))
+    return settings.model_copy(update={"classes": changed})
 
 
 def _mapping(file: Path) -> dict[str, Any]:

@@ -114,12 +114,15 @@ class Stream:
         return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
 
     def model_headers(self) -> dict[str, str]:
-        """Who answers, and why where that is not who was asked."""
+        """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
         if route.model is None:
             return {}
         name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
-        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+        said = {"x-andes-model": name}
+        if self.record.quality is not None:
+            said["x-andes-quality"] = f"{self.record.quality:g}"
+        return said | ({"x-andes-fallback": self.fallback} if self.fallback else {})
 
     @property
     def tpot_s(self) -> float | None:
@@ -138,6 +141,12 @@ class Stream:
         """``route`` is what it asks for."""
         self.route = route
         self.record.model, self.record.adapter = route.model, route.adapter
+
+    def answered_by(self, route: ModelRoute, quality: float | None) -> None:
+        """Engines of ``route`` are asked; quality: of a rung of the ladder that it asks for, None: it is none."""
+        self.route = route
+        if quality is not None:
+            self.record.model, self.record.quality = route.model, quality
 
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
