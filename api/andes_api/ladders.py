@@ -45,21 +45,30 @@ def faults(
 ) -> Iterator[str]:
     """What is wrong with them. announced: whether engines may announce models that ``models`` does not name."""
     for name, rungs in ladders.items():
-        names = [rung.model for rung in rungs]
         if not name or name == ANY:
             yield f"ladders: {name!r} is no name"
         if name in aliases:
             yield f"ladders.{name}: model_aliases has this name too"
-        if name in models and name not in names:
+        if name in models and name not in [rung.model for rung in rungs]:
             yield f"ladders.{name}: a model has this name, and is none of its rungs"
-        for at, model in enumerate(names):
-            if model in names[:at]:
-                yield f"ladders.{name}.{at}.model: {model!r} is there twice"
-            if model in aliases or (model in ladders and model != name):
-                yield f"ladders.{name}.{at}.model: {model!r} is another name, not a model"
-            elif not announced and model not in models:
-                yield f"ladders.{name}.{at}.model: no model {model!r}; there are: {', '.join(models)}"
+        others = {*aliases, *ladders} - {name}
+        for at, fault in _rung_faults(rungs, others, None if announced else models):
+            yield f"ladders.{name}.{at}.model: {fault}"
         best = max(rung.quality for rung in rungs)
         for cls, settings in classes.items():
             if settings.least_quality > best:
                 yield f"classes.{cls}.least_quality: {settings.least_quality:g} is above every rung of ladders.{name}"
+
+
+def _rung_faults(
+    rungs: Sequence[Rung], other_names: Collection[str], models: Collection[str] | None
+) -> Iterator[tuple[int, str]]:
+    """What is wrong with which rung's model. models: those there are; None: engines may announce any."""
+    names = [rung.model for rung in rungs]
+    for at, model in enumerate(names):
+        if model in names[:at]:
+            yield at, f"{model!r} is there twice"
+        if model in other_names:
+            yield at, f"{model!r} is another name, not a model"
+        elif models is not None and model not in models:
+            yield at, f"no model {model!r}; there are: {', '.join(models)}"

@@ -16,7 +16,7 @@ from andes_api.stream import Stream
 from andes_api.upstream import STREAM_S, Upstream
 from andes_api.upstreams import Upstreams
 from andes_sglang.routing import make_routing_policy
-from andes_sglang.stream_forecast import forecast_stream
+from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
 __all__ = ["Placement"]
 
@@ -144,7 +144,6 @@ class Placement:
     def _place_on(self, stream: Stream, offers: Offers, now_s: float) -> list[Upstream]:
         """Replicas for this stream, best first, all of one model of ``offers``: the best that does not refuse it. Raises the
         error that refuses it."""
-        new = stream.incoming
         found: _Found = {}
         refusals: list[ApiError] = []
         for route in offers:
@@ -152,25 +151,35 @@ class Placement:
                 found = self._accepting(stream, route, now_s) | found
             except ApiError as error:
                 refusals.append(error)
-        if not found and refusals:
+        if found:
+            return self._choose(stream, self._at_home(stream, found), offers, refusals, now_s=now_s)
+        if refusals:
             raise refusals[0]
-        if not found:
-            for route in offers:
-                self._check_replica_limit(route)
-            return []
+        for route in offers:
+            self._check_replica_limit(route)
+        return []
+
+    def _choose(
+        self, stream: Stream, found: _Found, offers: Offers, refusals: list[ApiError], *, now_s: float
+    ) -> list[Upstream]:
+        """Those of ``found`` that have the best model that does not refuse the stream by forecast, best first. Raises the
+        first error that refuses it, after ``refusals``."""
+        new = stream.incoming
         views = [
             replica.view(now_s, stream.prompt, stream.prompt_tokens, offers[route] or 1.0)
-            for replica, route in self._at_home(stream, found).values()
+            for replica, route in found.values()
         ]
         policy = self._routing_policy if None in offers.values() else self._ladder_policy
         order = sorted(policy.order(new, views, now_s), key=lambda view: found[view.name][0].is_full(now_s))
-        first_of = {found[view.name][1]: view for view in reversed(order)}
-        for route in dict.fromkeys(found[view.name][1] for view in order):
-            stream.expected = forecast_stream(new, first_of[route], now_s, self._settings.horizon_s)
-            refusal = self._overload(stream, first_of[route].load)
+        by_route: dict[ModelRoute, list[ReplicaView]] = {}
+        for view in order:
+            by_route.setdefault(found[view.name][1], []).append(view)
+        for route, of_route in by_route.items():
+            stream.expected = forecast_stream(new, of_route[0], now_s, self._settings.horizon_s)
+            refusal = self._overload(stream, of_route[0].load)
             if refusal is None:
                 stream.answered_by(route, offers[route])
-                return [found[view.name][0] for view in order if found[view.name][1] == route]
+                return [found[view.name][0] for view in of_route]
             refusals.append(refusal)
         raise refusals[0]
 

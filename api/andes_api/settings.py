@@ -237,6 +237,13 @@ class GatewaySettings(BaseSettings):
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
+        faults += self._policy_faults()
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _policy_faults(self) -> list[str]:
+        faults = []
         for field, name, options in (
             ("policy", self.policy, self.routing_options), ("ladder_policy", self.ladder_policy, self.ladder_options)
         ):  # fmt: skip
@@ -244,9 +251,7 @@ class GatewaySettings(BaseSettings):
                 make_routing_policy(name, **options)
             except ValueError as error:
                 faults.append(f"{field}: {error}")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
     def _model_faults(self) -> list[str]:
         faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]
