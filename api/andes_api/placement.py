@@ -179,7 +179,10 @@ class Placement:
             refusal = self._overload(stream, of_route[0].load)
             if refusal is None:
                 stream.answered_by(route, offers[route])
-                return [found[view.name][0] for view in of_route]
+                replicas = [found[view.name][0] for view in of_route]
+                if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
+                    replicas.sort(key=lambda replica: (replica.is_full(now_s), len(replica.offline)))
+                return replicas
             refusals.append(refusal)
         raise refusals[0]
 
@@ -208,7 +211,8 @@ class Placement:
         model = self._settings.models.get(route.model or "")
         if model is None or model.max_streams is None:
             return
-        held = sum(other.route.model == route.model for other in self._open if other is not stream)
+        others = (other for other in self._open if other is not stream and not other.batched)
+        held = sum(other.route.model == route.model for other in others)
         if held >= model.max_streams:
             raise admission.model_full(str(route.model), model.max_streams, self.until_one_ends_s(held))
 
