@@ -6,18 +6,24 @@ environment and the table of docs/gateway.md derive from it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -35,8 +41,8 @@ from andes_api.classes import (
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
-from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
-from andes_sglang.telemetry import GRPC
+from andes_api.setting_values import option_values, origin, otlp_fault, routing_policy, server
+from andes_sglang.routing import make_routing_policy
 
 __all__ = [
     "OFFLINE",
@@ -60,55 +66,6 @@ class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
-def _origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
-    if origin != "*" and not exact:
-        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
-    return origin
-
-
-def _server(address: str) -> str:
-    try:
-        parts = urlsplit(f"dns://{address}")
-        usable = parts.port != 0 and ip_address(parts.hostname or "")
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(f"expected IP or IP:PORT, got {address!r}")
-    return address
-
-
-def _otlp_fault(endpoint: str) -> str:
-    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
-        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
-    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
-        return (
-            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
-        )
-    return ""
-
-
-def _option_values(options: Any) -> Any:
-    """In the environment every option is text: as JSON where it is JSON."""
-    if not isinstance(options, dict):
-        return options
-    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _routing_policy(name: str) -> str:
-    name = current_name(name)
-    find_routing_policy(name)
-    return name
-
-
 class GatewaySettings(BaseSettings):
     """Everything the gateway can be told. Raises :class:`pydantic.ValidationError`; :func:`load` says it in sentences."""
 
@@ -125,7 +82,7 @@ class GatewaySettings(BaseSettings):
     )
     ladders: Ladders = Field({}, description="models that stand in for one another, by the name asked for; see above")
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
-    dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
+    dns_server: Annotated[str, AfterValidator(server)] | None = Field(
         None,
         description="`IP:PORT` of the server to ask for `dns://` names, such as Consul's; none: the system's resolver",
     )
@@ -154,16 +111,16 @@ class GatewaySettings(BaseSettings):
     )
 
     # Routing and admission
-    policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+    policy: Annotated[str, AfterValidator(routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
-    policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+    policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
         {}, description="options of the routing policy"
     )
-    ladder_policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+    ladder_policy: Annotated[str, AfterValidator(routing_policy)] = Field(
         "value", description="routing policy over all rungs of a ladder"
     )
-    ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+    ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
         {}, description="options of that"
     )
     horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
@@ -211,11 +168,14 @@ class GatewaySettings(BaseSettings):
     try_page: bool | None = Field(
         None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
     )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
+    )
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that serve this port together, one a core; several need Linux"
     )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
@@ -234,6 +194,13 @@ class GatewaySettings(BaseSettings):
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_port(cls, workers: int) -> int:
+        if workers > 1 and sys.platform != "linux":
+            raise ValueError(f"several share a port on Linux only, got {workers}")
+        return workers
+
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
         faults = self._model_faults() + self._upstream_faults() + self._ladder_faults(self.classes)
@@ -244,7 +211,7 @@ class GatewaySettings(BaseSettings):
             faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
         names = [tenant.name for tenant in self.tenants]
         faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+        if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
         faults += self._policy_faults() + self._batch_faults()
         if faults:
@@ -357,7 +324,7 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
         faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
     if faults:
         raise GatewaySettingsError("\n".join(faults))
-    return settings
+    return GatewaySettings.model_construct(settings.model_fields_set, **dict(settings))  # of a class that has a name
 
 
 def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
