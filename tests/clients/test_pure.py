@@ -142,3 +142,12 @@ def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
     )
     waits = [retries.after(lost) for _ in range(3)]
     assert [wait and wait.seconds for wait in waits] == [0.5, 1.0, None]
+
+
+def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:
+    assert all(getattr(andes_client, name) is not None for name in andes_client.__all__)
+    assert {*andes_client._HOMES} == {*andes_client.__all__}
+    with pytest.raises(AttributeError, match="'AndesClinet'"):
+        andes_client.AndesClinet  # noqa: B018
+    program = "import sys; from andes_client import serve; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
