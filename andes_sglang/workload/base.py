@@ -96,6 +96,9 @@ class Workload:
                 prompt_tokens=_clamp(r.prompt_tokens * prompt_scale, max_prompt),
                 output_tokens=_clamp(r.output_tokens * output_scale, max_output),
                 max_tokens=None if r.max_tokens is None else _clamp(r.max_tokens * output_scale, max_output),
+                reason_tokens=min(
+                    round(r.reason_tokens * output_scale), _clamp(r.output_tokens * output_scale, max_output)
+                ),
                 expected_tokens=(
                     None if r.expected_tokens is None else _clamp(r.expected_tokens * output_scale, max_output)
                 ),
@@ -128,6 +131,11 @@ class Workload:
             replace(r, target=target(r, own, float(speed)))
             for r, own, speed in zip(self.requests, stated, drawn, strict=True)
         )
+        return Workload(self.name, requests, self.stated)
+
+    def with_reasoning_shown(self) -> Workload:
+        """The same requests of readers who are shown the thoughts and read them like the answers."""
+        requests = tuple(replace(r, reason_tokens=0, reasoning="shown") for r in self.requests)
         return Workload(self.name, requests, self.stated)
 
 

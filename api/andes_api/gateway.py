@@ -21,7 +21,8 @@ from andes_api.fatal import MAX_DEATHS
 from andes_api.history import History
 from andes_api.limits import TenantLimits
 from andes_api.metrics import GatewayMetrics
-from andes_api.models import ModelRoute, no_adapters, no_model
+from andes_api.models import ModelRoute
+from andes_api.placement import Placement
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
@@ -30,10 +31,9 @@ from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
 from andes_api.unread import UnreadRequest
-from andes_api.upstream import STREAM_S, Upstream
+from andes_api.upstream import Upstream
 from andes_api.upstreams import MAX_PROBE_INTERVAL_S, Upstreams
 from andes_sglang.resume import resumable
-from andes_sglang.routing import make_routing_policy
 from andes_sglang.stream_forecast import IncomingStream, forecast_stream
 
 __all__ = ["Gateway"]
@@ -61,14 +61,13 @@ class Gateway:
         self.background = Background(self.metrics.task_failures)
         self.reread_classes()
         self.upstreams = Upstreams(settings, background=self.background)
-        self.routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self.demand = DemandLog(settings.demand_records)
         self.qoe = QoEWindow()
         self.history = History()
         self.stored = StoredResponses()
-        self._missing_fallbacks: set[str] = set()  # that were warned of
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
+        self.placement = Placement(settings, self.upstreams, self.stored, self.open)
         self.draining = False
         self.waiting: set[Stream] = set()  # for an engine
         self._relays: dict[Stream, Relay] = {}
@@ -152,110 +151,25 @@ class Gateway:
         return stream
 
     def admit(self, stream: Stream) -> list[Upstream]:
-        """As :meth:`place`, within the limits of this gateway and of the tenant."""
+        """As :meth:`Placement.place`, within the limits of this gateway and of the tenant."""
         if self.draining:
             raise admission.no_replica(NO_ENGINE_RETRY_S, draining=True)
         if limits := self._limits.get(stream.tenant_name):
-            limits.admit(stream, stream.arrival_s, self._until_one_ends_s(1))
+            limits.admit(stream, stream.arrival_s, self.placement.until_one_ends_s(1))
             stream.limits = limits.headers(stream.arrival_s)
         if len(self.open) >= self.settings.max_streams:
-            raise admission.full(self._until_one_ends_s(len(self.open)))
+            raise admission.full(self.placement.until_one_ends_s(len(self.open)))
         if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
             raise admission.fatal(MAX_DEATHS, left_s)
-        return self.place(stream, stream.arrival_s)
+        return self.placement.place(stream, stream.arrival_s)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
         """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
-        route = self.upstreams.resolve(asked)
-        if tenant is not None and tenant.models and route.model not in (None, *tenant.models):
-            raise no_model(asked, tenant.models)
-        return route
-
-    def place(self, stream: Stream, now_s: float) -> list[Upstream]:
-        """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it. Those
-        of the class's fallback where its own model has none or refuses it. Empty while no engine accepts streams. Raises the
-        error that refuses it."""
-        if stream.route.model is None:
-            stream.routed(self.route_of(stream.body.get("model"), stream.tenant))
-        refusal: ApiError | None = None
-        try:
-            replicas = self._place_on(stream, stream.route, now_s)
-        except ApiError as error:
-            if error.status != 429:  # the request is wrong for every model
-                raise
-            replicas, refusal = [], error
-        why = "no_replica" if refusal is None else refusal.reason
-        replicas = replicas or self._fall_back(stream, why, now_s)
-        if not replicas and refusal is not None:
-            raise refusal
-        if replicas:
-            replicas[0].opened(stream)
-        return replicas
-
-    def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
-        """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
-        name = stream.expectation.settings.fallback_model
-        if name is None or stream.fallback is not None:
-            return []
-        try:
-            route = self.route_of(name, stream.tenant)
-            replicas = self._place_on(stream, route, now_s) if route not in (stream.route, ModelRoute()) else []
-        except ApiError as error:
-            if error.code == "model_not_found" and name not in self._missing_fallbacks:
-                self._missing_fallbacks.add(name)
-                _log.warning("fallback_model of class %s: %s", stream.expectation.class_name, error.message)
-            return []
-        if replicas:
-            stream.route, stream.fallback, stream.record.fallback = route, why, route.model
-        return replicas
-
-    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> dict[str, Upstream]:
-        """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
-        if route.adapter is not None and not stream.endpoint.adapters:
-            raise no_adapters(stream.path, route)
-        self._check_model_limit(stream, route)
-        tenant, accepting = stream.tenant, {r.name: r for r in self.upstreams.accepting(now_s, route)}
-        if accepting and route.model is None and tenant is not None and tenant.models:
-            raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
-        earlier = stream.earlier_answer
-        home = self.stored.home(earlier, tenant.name if tenant else None) if earlier else None
-        return {home: accepting[home]} if home in accepting else accepting
-
-    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
-        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
-        settings, new = self.settings, stream.incoming
-        accepting = self._accepting(stream, route, now_s)
-        if not accepting:
-            self._check_replica_limit(route)
-            return []
-        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
-        order = self.routing_policy.order(new, views, now_s)
-        stream.expected = forecast_stream(new, order[0], now_s, settings.horizon_s)
-        if settings.admission and stream.streams and order[0].load:
-            cls = stream.expectation.settings
-            refusal = admission.overload(
-                new, stream.expected, cls, class_name=stream.expectation.class_name, horizon_s=settings.horizon_s
-            )
-            if refusal is not None:
-                raise refusal
-        return sorted((accepting[view.name] for view in order), key=lambda replica: replica.is_full(now_s))
-
-    def _check_replica_limit(self, route: ModelRoute) -> None:
-        up = [r for r in self.upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
-        if max((len(r.streams) for r in up), default=0) >= self.settings.max_streams_per_replica:
-            raise admission.full(self._until_one_ends_s(len(self.open)))
-
-    def _check_model_limit(self, stream: Stream, route: ModelRoute) -> None:
-        model = self.settings.models.get(route.model or "")
-        if model is None or model.max_streams is None:
-            return
-        held = sum(other.route.model == route.model for other in self.open if other is not stream)
-        if held >= model.max_streams:
-            raise admission.model_full(str(route.model), model.max_streams, self._until_one_ends_s(held))
+        return self.placement.route_of(asked, tenant)
 
     async def wait_for_place(self, stream: Stream) -> list[Upstream]:
-        """As :meth:`place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the stream's
-        arrival, or ``max_held`` others wait already."""
+        """As :meth:`Placement.place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the
+        stream's arrival, or ``max_held`` others wait already."""
         held, until_s = len(self.waiting), stream.arrival_s + self.settings.hold_s
         if held >= self.settings.max_held:
             raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
@@ -263,17 +177,12 @@ class Gateway:
         self.waiting.add(stream)
         try:
             while (now_s := time.monotonic()) < until_s and not self.draining:
-                if order := self.place(stream, now_s):
+                if order := self.placement.place(stream, now_s):
                     return order
                 await self.upstreams.wait_for_change(min(MAX_PROBE_INTERVAL_S, until_s - now_s))
         finally:
             self.waiting.discard(stream)
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
-
-    def _until_one_ends_s(self, streams: int) -> float:
-        """Seconds until one of ``streams`` usually ends."""
-        lasts_s = [replica.stream_s for replica in self.upstreams.replicas.values()] or [STREAM_S]
-        return max(1.0, sum(lasts_s) / len(lasts_s) / max(1, streams))
 
     # Open streams
 

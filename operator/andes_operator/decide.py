@@ -89,7 +89,9 @@ def decide(
         return replace(_at_zero(spec, seen, predicted, memory), failure=failure)
     elif bounded != current:
         bound = "minReplicas" if bounded > current else "maxReplicas"
-        message = f"{current} replicas are outside {bound} {bounded}"
+        message = f"{current} replicas are outside {bound} {bounded}" + (
+            f" ({spec.bounds_why})" if spec.bounds_why else ""
+        )
         memory = memory.ask(spec.behavior, Ask(seen.now_s, bounded))
         decision = ScaleDecision(bounded, Reason.BOUNDS, message, memory)
     else:

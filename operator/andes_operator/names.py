@@ -67,5 +67,6 @@ class Reason(StrEnum):
     NOT_NEEDED = "NotNeeded"
     CLASS_UNSEEN = "ClassUnseen"
     NO_SELECTOR = "NoSelector"
+    PAUSED = "Paused"
     OTHER_OPERATOR = "OtherOperator"
     RECONCILE_FAILED = "ReconcileFailed"

@@ -130,7 +130,7 @@ class Reconciler:
 
     async def _reconcile(self, target: Mapping[str, Any], span: trace.Span) -> Result:
         try:
-            spec = parse(target.get("spec") or {})
+            spec = parse(target.get("spec") or {}).at(self._clock())
         except ValueError as error:
             await self._reporter.invalid(target, (Condition.TARGET_FOUND, None, Reason.INVALID_SPEC, str(error)))
             return Result(INVALID_S)

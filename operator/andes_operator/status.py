@@ -92,6 +92,8 @@ def findings(
 def _conflict(spec: TargetSpec, conflict: str | None) -> Finding:
     if conflict is not None:
         return Condition.CONFLICT, True, "OtherWriter", conflict
+    if spec.paused:
+        return Condition.CONFLICT, False, Reason.PAUSED, f"{spec.paused}; no scale is written"
     if spec.mode is Mode.ADVISORY:
         return Condition.CONFLICT, False, "Advisory", "mode Advisory writes no scale"
     return Condition.CONFLICT, False, "SoleWriter", f"nothing else scales {spec.ref}"
@@ -188,6 +190,8 @@ def status(
         "startingReplicas": seen.pods.starting,
         "failingReplicas": seen.pods.failing,
         "recommendedReplicas": decision.replicas,
+        "bounds": {"minReplicas": spec.min_replicas, "maxReplicas": spec.max_replicas, "why": spec.bounds_why or None},
+        "paused": spec.paused or None,
         "demand": _demand(seen, expected, predicted)
         | {"model": model, "share": None if share is None else round(share, 3)},
         "objectives": objectives,

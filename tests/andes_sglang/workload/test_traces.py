@@ -140,6 +140,8 @@ def broken(**change: object) -> str:
         (broken(**{"yield": 1}), "row 2, field yield: expected true or false, got 1"),
         (broken(expected_tokens=0), "row 2, field expected_tokens: must be a number >= 1, got 0"),
         (broken(expected_tokens=10**8), "row 2, field expected_tokens: tokens must be a whole number"),
+        (broken(reason_tokens=6), "row 2, field reason_tokens: must be at most output_tokens (5), got 6"),
+        (broken(reason_tokens=1.5), "row 2, field reason_tokens: expected a whole number of tokens"),
         (broken(ttft=1.0), "row 2, field ttft: unknown; known are arrival_s, blocks,"),
         (OURS + "{oops\n", "row 2: not JSON"),
         (OURS + "[1]\n", "row 2: expected an object, got [1]"),
@@ -157,8 +159,18 @@ def test_a_bad_row_is_named_with_file_row_and_field(tmp_path: Path, text: str, s
 
 
 def test_descriptive_columns_are_not_replayed(tmp_path: Path) -> None:
-    path = write(tmp_path / "o.jsonl", broken(turn=2, client=7, reason_tokens=3, src_row=1, x_anything=[1]))
+    path = write(tmp_path / "o.jsonl", broken(turn=2, client=7, src_row=1, x_anything=[1]))
     assert len(load_trace(path)) == 2
+
+
+def test_thoughts_are_read_and_scale_with_their_answers(tmp_path: Path) -> None:
+    workload = load_trace(write(tmp_path / "o.jsonl", broken(output_tokens=500, reason_tokens=300)))
+    assert [r.reason_tokens for r in workload] == [0, 300]
+    half = workload.scaled(output_scale=0.5).requests[1]
+    assert (half.output_tokens, half.reason_tokens) == (250, 150)
+    assert workload.scaled(max_output=200).requests[1].reason_tokens == 200
+    shown = workload.with_reasoning_shown().requests[1]
+    assert (shown.output_tokens, shown.reason_tokens, shown.expectation.reasoning) == (500, 0, "shown")
 
 
 def test_the_clients_limit_is_read(tmp_path: Path) -> None:
