@@ -72,7 +72,12 @@ class Gateway:
         self.waiting: set[Stream] = set()  # for an engine
         self._relays: dict[Stream, Relay] = {}
         self._relay_context = RelayContext(
-            settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
+            settings,
+            self.upstreams,
+            self.metrics,
+            self.telemetry,
+            wait_for_place=self.wait_for_place,
+            tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
         self._limits = {tenant.name: TenantLimits(tenant) for tenant in settings.tenants}
         self._swept_s = math.inf  # when streams were last looked at, clock seconds

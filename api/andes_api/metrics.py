@@ -42,6 +42,9 @@ class GatewayMetrics:
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
         )
+        self.tool_calls = Counter(
+            "andes_gateway_tool_calls", "calls of tools that ran here", ["tool", "outcome"], registry=registry
+        )
         self.tasks = Gauge("andes_gateway_tasks", "asyncio tasks of this process", registry=registry)
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
         self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)

@@ -31,6 +31,7 @@ from andes_api.classes import (
     over_built_in,
 )  # fmt: skip
 from andes_api.models import ANY
+from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 from andes_sglang.telemetry import GRPC
 
@@ -182,6 +183,15 @@ class GatewaySettings(BaseSettings):
         description="request fields that are refused because they steer the engine",
     )
 
+    # Tools
+    tools: dict[str, ToolSettings] = Field(
+        {}, description="tools that run here when a request says `x-andes-tools: run`; see [tools](tools.md)"
+    )
+    tool_rounds: Annotated[int, Field(ge=2)] = Field(
+        8, description="requests to engines that one answer with tools makes; in the last the model calls no more"
+    )
+    max_tool_processes: Count = Field(32, description="tools that run at a time; further calls wait")
+
     # This server
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = Field(
         "gateway", description="this gateway's name among its replicas"
@@ -217,14 +227,10 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults() + self._upstream_faults()
+        faults = self._model_faults() + self._upstream_faults() + self._tenant_faults() + tool_faults(self.tools)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
-        for tenant in self.tenants:
-            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
-        names = [tenant.name for tenant in self.tenants]
-        faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
         try:
@@ -234,6 +240,14 @@ class GatewaySettings(BaseSettings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _tenant_faults(self) -> list[str]:
+        names = [tenant.name for tenant in self.tenants]
+        faults = [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
+        for tenant in self.tenants:
+            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
+            faults += [f"tenants.{tenant.name}: no tool {t!r}" for t in tenant.tools if t not in self.tools]
+        return faults
 
     def _model_faults(self) -> list[str]:
         faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]

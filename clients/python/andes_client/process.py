@@ -151,16 +151,23 @@ class ToolCall:
     """A call and its process, from its start on. ``result``: a task.
 
     lazy: the process starts when the arguments are complete. expected: the same call, run ahead, if it is: the process
-    starts when it is certain that it is not, and the result is that one's if it is.
+    starts when it is certain that it is not, and the result is that one's if it is. slots: of processes at a time.
     """
 
     def __init__(
-        self, started: Started, tool: Tool | None, *, lazy: bool = False, expected: ToolCall | None = None
+        self,
+        started: Started,
+        tool: Tool | None,
+        *,
+        lazy: bool = False,
+        expected: ToolCall | None = None,
+        slots: asyncio.Semaphore | None = None,
     ) -> None:
         self.started = started
         self.arguments: Mapping[str, Any] | None = None
         self._tool = tool
         self._lazy, self._expected = lazy, expected
+        self._slots = slots or contextlib.nullcontext()
         self._lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self._over: asyncio.Future[str | None] = loop.create_future()  # None: complete; else why it never will be
@@ -225,16 +232,20 @@ class ToolCall:
                 return self._given_ahead(await asyncio.shield(self._expected.result))
         if (self._lazy or self._over.done()) and (why := await self._over) is not None:
             return self._failed(why)
+        async with self._slots:
+            return await self._run(self._tool)
+
+    async def _run(self, tool: Tool) -> ToolResult:
         try:
             process = await asyncio.create_subprocess_exec(
-                *_limited(self._tool), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL, start_new_session=True, env=self._tool.environment,
-                **_as_user(self._tool),
+                *_limited(tool), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL, start_new_session=True, env=tool.environment,
+                **_as_user(tool),
             )  # fmt: skip
         except OSError as error:
             return self._failed(f"it cannot be started: {error.strerror}")
         try:
-            return await self._talk(process, self._tool)
+            return await self._talk(process, tool)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -277,7 +288,7 @@ class ToolCall:
         text = said.get("result") if isinstance(said, dict) else None
         if not isinstance(text, str):
             return self._failed(f"it wrote {line[:80]!r}, which holds no result")
-        return self._result(text=text)
+        return self._result(text=text.encode(errors="replace").decode())  # half a character is none
 
     def _given_ahead(self, result: ToolResult) -> ToolResult:
         return self._result(text=result.text, error=result.error, ahead=True)

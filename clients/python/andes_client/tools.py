@@ -36,13 +36,21 @@ class ToolRunner:
         for result in await runner.results():
             messages.append(result.message())
 
-    lazy: start a tool when its arguments are complete, as is usual elsewhere. most_calls: further ones fail.
+    lazy: start a tool when its arguments are complete, as is usual elsewhere. most_calls: further ones fail. slots: processes
+    at a time, shared with other answers.
     """
 
-    def __init__(self, tools: Mapping[str, Tool], *, lazy: bool = False, most_calls: int = 128) -> None:
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        *,
+        lazy: bool = False,
+        most_calls: int = 128,
+        slots: asyncio.Semaphore | None = None,
+    ) -> None:
         self._tools = dict(tools)
         self._lazy = lazy
-        self._most_calls = most_calls
+        self._most_calls, self._slots = most_calls, slots
         self._stream = ToolStream()
         self._calls: dict[Call, ToolCall] = {}
         self._written: set[Call] = set()  # by the answer as it is written now
@@ -71,14 +79,8 @@ class ToolRunner:
         await asyncio.gather(*(call.result for call in self._dropped), return_exceptions=True)
         return results
 
-    async def abort(self, why: str) -> None:
-        """End all tools: their results are not wanted any more."""
-        for call in self._calls.values():
-            call.abort(why)
-        await self.results()
-
     async def close(self) -> None:
-        """End all tools at once."""
+        """End all tools at once: their results are not wanted any more."""
         await asyncio.gather(*(call.close() for call in (*self._calls.values(), *self._dropped)))
 
     def _on(self, event: ToolEvent) -> None:
@@ -103,7 +105,7 @@ class ToolRunner:
                 self._calls[call].finish(event.arguments)
 
     def _start(self, event: Started) -> None:
-        running = ToolCall(event, self._tools.get(event.name), lazy=self._lazy)
+        running = ToolCall(event, self._tools.get(event.name), lazy=self._lazy, slots=self._slots)
         self._calls[event.call] = running
         if len(self._calls) > self._most_calls:
             running.abort(f"one answer may make {self._most_calls} calls")
