@@ -15,16 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from andes_api.batches.endpoints import add_batches
+from andes_api.batches.service import Batches
 from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
-from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
 from andes_api.models import no_model
 from andes_api.pages import add_pages
-from andes_api.request_body import read_form, read_json
+from andes_api.request_body import check_fields, read_form, read_json
 from andes_api.request_log import RequestLog, request_of
 from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
@@ -54,11 +55,16 @@ class _Answer(Response):
 def create_app(settings: GatewaySettings) -> FastAPI:
     """A gateway with these settings; engines are looked for when it starts."""
     gateway = Gateway(settings)
+    batches = Batches.of(gateway)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.start()
+        if batches is not None:
+            batches.runner.start()
         yield
+        if batches is not None:
+            await batches.runner.stop()
         await gateway.stop()
 
     app = FastAPI(
@@ -75,7 +81,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(RequestLog, gateway=gateway)
     _add_errors(app)
     _add_inference(app, gateway)
-    add_fleet(app, gateway)
+    add_batches(app, settings, batches)
+    add_fleet(app, gateway, batches)
     _add_health(app, gateway)
     add_pages(app, gateway)
     return app
@@ -108,11 +115,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
         body = await (read_form if endpoint.form else read_json)(request, settings)
-        refused = settings.refused_fields & body.keys()
-        if refused:
-            name = min(refused)
-            raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
-        check_media(body, settings.media_hosts, endpoint.prompt)
+        check_fields(body, endpoint, settings)
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
         _check_endpoint(endpoint, body, expectation, tenant)

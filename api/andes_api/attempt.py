@@ -131,8 +131,8 @@ class Attempt:
         silent = probed_s is not None and self.token_s < probed_s
         if silent and self._replica.is_dead(now_s) and can_move(now_s):
             self.end("dead")
-        elif self._answer is None or not self._stream.streams:
-            return  # the time for an answer to begin is its own
+        elif self._answer is None or not self._stream.streams or self._stream.yields:
+            return  # the time for an answer to begin is its own; one that yields may wait for readers without bound
         elif now_s - self.token_s > self._settings.stream_idle_s:
             self.end("silent")
 
@@ -179,8 +179,11 @@ class Attempt:
             span.set_attribute(names.TIME_TO_FIRST_CHUNK, self.waited_s)
 
     @property
-    def _answer_timeout_s(self) -> float:
-        """Seconds for an answer to begin; one in one piece begins when it is complete."""
+    def _answer_timeout_s(self) -> float | None:
+        """Seconds for an answer to begin; one in one piece begins when it is complete. None: what yields may wait without
+        bound."""
+        if self._stream.yields:
+            return None
         return self._settings.stream_idle_s if self._stream.streams else self._settings.answer_timeout_s
 
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
@@ -339,7 +342,7 @@ class Attempt:
             new += tokens
         if new:
             stream.tokens += new
-            self._replica.tokens += new
+            self._replica.tokens += 0 if stream.yields else new
             if self.waited_s is None:
                 self._first_token()
         if not stream.first_event:  # of data; a comment may come before it

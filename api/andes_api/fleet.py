@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
+from andes_api.batches.service import Batches
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches
 from andes_api.gateway import Gateway
@@ -26,7 +27,7 @@ Kinds = Mapping[tuple[str | None, str], Sketch]
 """QoE by model and class."""
 
 
-def add_fleet(app: FastAPI, gateway: Gateway) -> None:
+def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
     """The endpoints of ``gateway``'s fleet."""
 
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
@@ -45,6 +46,13 @@ def add_fleet(app: FastAPI, gateway: Gateway) -> None:
     async def replicas(model: OneModel = None) -> Response:
         """All engines, or those of one model."""
         return json_response(_replicas(gateway, model))
+
+    @app.get("/fleet/batches", summary="Work without a reader that is to be done")
+    async def pending(model: OneModel = None) -> Response:
+        """Batches that this gateway runs, with what is left of each; `done`: what was, by model. Concatenate those of several
+        gateways."""
+        told = batches.pending(model) if batches is not None else {"batches": [], "done": {}}
+        return json_response({"gateway": gateway.settings.name, "now_s": time.time(), **told})
 
     @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
     async def drain(replica: str, request: Request, drained: bool = True) -> Response:

@@ -67,6 +67,7 @@ class Gateway:
         self.stored = StoredResponses()
         self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
         self.open: dict[Stream, asyncio.Task[None]] = {}
+        self.batched = 0  # of these, lines of batches; they take no reader's place
         self.placement = Placement(settings, self.upstreams, self.stored, self.open)
         self.draining = False
         self.waiting: set[Stream] = set()  # for an engine
@@ -139,6 +140,7 @@ class Gateway:
         *,
         endpoint: Endpoint,
         route: ModelRoute,
+        batched: bool = False,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
         prompt = Prompt(body, endpoint.prompt)
@@ -148,11 +150,12 @@ class Gateway:
         can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
-            log=[] if can_resume else None,
+            log=[] if can_resume else None, batched=batched,
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
-        self.demand.add(record)
+        if not batched:  # batches are no demand of callers; /fleet/batches tells of them
+            self.demand.add(record)
         return stream
 
     def admit(self, stream: Stream) -> list[Upstream]:
@@ -162,11 +165,18 @@ class Gateway:
         if limits := self._limits.get(stream.tenant_name):
             limits.admit(stream, stream.arrival_s, self.placement.until_one_ends_s(1))
             stream.limits = limits.headers(stream.arrival_s)
-        if len(self.open) >= self.settings.max_streams:
+        if len(self.open) - self.batched >= self.settings.max_streams:
             raise admission.full(self.placement.until_one_ends_s(len(self.open)))
+        self.check_fatal(stream)
+        return self.placement.place(stream, stream.arrival_s)
+
+    def check_fatal(self, stream: Stream) -> None:
+        """Raise the 502 for a request that engines have died of."""
         if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
             raise admission.fatal(MAX_DEATHS, left_s)
-        return self.placement.place(stream, stream.arrival_s)
+
+    def tenant(self, name: str | None) -> TenantSettings | None:
+        return next((tenant for tenant in self.settings.tenants if tenant.name == name), None)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
         """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
@@ -176,7 +186,7 @@ class Gateway:
         """As :meth:`Placement.place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the
         stream's arrival, or ``max_held`` others wait already."""
         held, until_s = len(self.waiting), stream.arrival_s + self.settings.hold_s
-        if held >= self.settings.max_held:
+        if stream.batched or held >= self.settings.max_held:
             raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
         stream.span.add_event(names.EVENT_HELD)
         self.waiting.add(stream)
@@ -196,6 +206,7 @@ class Gateway:
         record = stream.record
         relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
         task = self.open[stream] = asyncio.create_task(relay.run())
+        self.batched += stream.batched
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -206,8 +217,9 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
+            self.batched -= stream.batched
             if order:
-                order[0].streams.discard(stream)
+                order[0].left(stream)
             fault = None if task.cancelled() else task.exception()
             if record.outcome == "open":
                 record.outcome = "failed" if fault else "abandoned"
@@ -289,24 +301,7 @@ class Gateway:
         self.metrics.ended(stream, duration_s)
         self.telemetry.ended(stream, duration_s)
         if self.settings.access_log:
-            _access.info("%s", json.dumps(_line(stream, duration_s)))
-
-
-def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
-    line = {
-        "request_id": stream.request_id,
-        "tenant": stream.tenant_name,
-        "path": stream.path,
-        "asked_model": str(stream.body.get("model", ""))[:100],
-        "replica": stream.replica,
-        "attempts": stream.attempts,
-        "status": stream.status,
-        "duration_s": round(duration_s, 4),
-        "stalls": stream.reader.stalls,
-        "stall_s": round(stream.reader.stall_s, 3),
-        **stream.record.to_dict(),
-    }
-    return line if stream.reason is None else {**line, "reason": stream.reason}
+            _access.info("%s", json.dumps(stream.line(duration_s)))
 
 
 async def _disconnected(receive: Receive) -> None:

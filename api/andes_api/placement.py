@@ -106,7 +106,10 @@ class Placement:
             )
             if refusal is not None:
                 raise refusal
-        return sorted((accepting[view.name] for view in order), key=lambda replica: replica.is_full(now_s))
+        replicas = [accepting[view.name] for view in order]
+        if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
+            replicas.sort(key=lambda replica: len(replica.offline))
+        return sorted(replicas, key=lambda replica: replica.is_full(now_s))
 
     def _check_replica_limit(self, route: ModelRoute) -> None:
         up = [r for r in self._upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
@@ -117,7 +120,8 @@ class Placement:
         model = self._settings.models.get(route.model or "")
         if model is None or model.max_streams is None:
             return
-        held = sum(other.route.model == route.model for other in self._open if other is not stream)
+        others = (other for other in self._open if other is not stream and not other.batched)
+        held = sum(other.route.model == route.model for other in others)
         if held >= model.max_streams:
             raise admission.model_full(str(route.model), model.max_streams, self.until_one_ends_s(held))
 

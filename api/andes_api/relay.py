@@ -172,7 +172,7 @@ class Relay:
         since."""
         accepting = self._context.upstreams.accepting(now_s, self.stream.route)
         since = [replica for replica in accepting if replica not in self._order]
-        placed = [r for r in self._order if r in accepting or self.stream in r.streams]
+        placed = [r for r in self._order if r in accepting or r.holds(self.stream)]
         return [replica for replica in (*placed, *since) if replica not in self._tried]
 
     def _can_move(self, now_s: float) -> bool:

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettin
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from andes_api.classes import (
+    BatchSettings,
     ClassName,
     ClassSettings,
     Count,
@@ -36,6 +37,7 @@ from andes_sglang.routing import current_name, find_routing_policy, make_routing
 from andes_sglang.telemetry import GRPC
 
 __all__ = [
+    "OFFLINE",
     "PREFIX",
     "ClassSettings",
     "GatewaySettings",
@@ -47,6 +49,8 @@ __all__ = [
 ]
 
 PREFIX = "ANDES_GATEWAY_"
+OFFLINE = "offline"
+"""The class of a batch's requests."""
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -175,6 +179,11 @@ class GatewaySettings(BaseSettings):
         (), description="callers; with any, every request needs one of their keys"
     )
     trust_anonymous: bool = Field(True, description="whether what requests without a key say of their readers counts")
+    batches: BatchSettings = Field(
+        BatchSettings(),
+        description="the batch API: `directory` turns it on; `max_requests`, `max_file_bytes`, `file_days`, `per_engine` and "
+        "`limits` bound it (see above)",
+    )
     media_hosts: tuple[str, ...] = Field(
         (), description="hosts that images may come from; none: any public one; private addresses never"
     )
@@ -233,6 +242,7 @@ class GatewaySettings(BaseSettings):
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
         if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
+        faults += self._batch_faults()
         try:
             make_routing_policy(self.policy, **self.routing_options)
         except ValueError as error:
@@ -259,6 +269,18 @@ class GatewaySettings(BaseSettings):
                 for tenant in self.tenants
                 if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
             ]
+        return faults
+
+    def _batch_faults(self) -> list[str]:
+        if self.batches.directory is None:
+            return []
+        faults = []
+        if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
+            faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")
+        if not self.batches.directory.is_dir():
+            faults.append(f"batches.directory: no directory {str(self.batches.directory)!r}; make it first")
+        elif not os.access(self.batches.directory, os.R_OK | os.W_OK | os.X_OK):
+            faults.append(f"batches.directory: {str(self.batches.directory)!r} is not to be written to by this user")
         return faults
 
     def _upstream_faults(self) -> list[str]:

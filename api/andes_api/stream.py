@@ -72,6 +72,7 @@ class Stream:
     answer_id: str | None = None  # as its engine calls it
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
+    batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
     log: list[bytes] | None = None
     text: str = ""
     reader: ReaderStream = field(init=False)
@@ -88,6 +89,11 @@ class Stream:
     @property
     def streams(self) -> bool:
         return self.record.stream
+
+    @property
+    def yields(self) -> bool:
+        """Whether no reader waits for it."""
+        return self.expectation.reader.yields
 
     @property
     def path(self) -> str:
@@ -187,6 +193,23 @@ class Stream:
             "tds": target.tds,
             **({"tools": self.ran} if self.tools else {}),
         }
+
+    def line(self, duration_s: float) -> dict[str, Any]:
+        """Of the access log."""
+        line = {
+            "request_id": self.request_id,
+            "tenant": self.tenant_name,
+            "path": self.path,
+            "asked_model": str(self.body.get("model", ""))[:100],
+            "replica": self.replica,
+            "attempts": self.attempts,
+            "status": self.status,
+            "duration_s": round(duration_s, 4),
+            "stalls": self.reader.stalls,
+            "stall_s": round(self.reader.stall_s, 3),
+            **self.record.to_dict(),
+        }
+        return line if self.reason is None else {**line, "reason": self.reason}
 
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""

@@ -53,8 +53,11 @@ class Upstream:
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
-        self.streams: set[Stream] = set()
+        self.streams: set[Stream] = set()  # of readers
+        self.offline: set[Stream] = set()  # those that yield
         self.others = 0
+        self.others_offline = 0  # requests of batches that other gateways have there
+        self.asked_load = False  # whether it has been asked for its load, answer or not
         self.requests: int | None = None  # all that it holds, by its own count
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
@@ -83,6 +86,14 @@ class Upstream:
             and self.breaker.allows(now_s)
             and len(self.streams) < self._max_streams
         )
+
+    @property
+    def held(self) -> int:
+        """Requests there, as far as is known: of readers and without one, ours and others'."""
+        return len(self.streams) + len(self.offline) + self.others + self.others_offline
+
+    def holds(self, stream: Stream) -> bool:
+        return stream in self.streams or stream in self.offline
 
     def is_dead(self, now_s: float) -> bool:
         """Whether it has answered no probe for so long that what it has should go on elsewhere."""
@@ -166,14 +177,19 @@ class Upstream:
         return len(before) + self.others < self.slots and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
-        if stream not in self.streams:
+        if stream.yields:  # readers are forecast as if it were not there: it gives way
+            self.offline.add(stream)
+        elif stream not in self.streams:
             self.streams.add(stream)
             self._append(stream)
 
     def first_token(
         self, stream: Stream, waited_s: float, now_s: float, *, expected: StreamForecast | None, alone: bool
     ) -> None:
-        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
+        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it. One that
+        yields teaches nothing: what it waits for is readers."""
+        if stream.yields:
+            return
         self._count_decoding(now_s, +1)
         if alone:
             self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
@@ -184,10 +200,15 @@ class Upstream:
             self._late_ratio, self._late_at_s = late + LATE_STEP * (seen - late), now_s
 
     def closed(self, stream: Stream, sent_s: float, now_s: float, *, started: bool) -> None:
-        self.streams.discard(stream)
-        if started:
+        self.left(stream)
+        if started and not stream.yields:
             self._count_decoding(now_s, -1)
             self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
+
+    def left(self, stream: Stream) -> None:
+        """It does not hold ``stream`` any more."""
+        self.streams.discard(stream)
+        self.offline.discard(stream)
 
     def _count_decoding(self, now_s: float, change: int) -> None:
         self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
@@ -210,7 +231,8 @@ class Upstream:
         """What the engine's ``/v1/loads`` says. ``sent``: our streams there when it was asked. Raises ``KeyError``,
         ``TypeError`` or ``ValueError`` where it is not SGLang's."""
         self.requests = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
-        self.others = max(0, self.requests - max(sent, len(self.streams)))
+        ours = max(sent, len(self.streams) + len(self.offline))
+        self.others = max(0, self.requests - ours - self.others_offline)
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         max_running = sum(int(load["max_running_requests"]) for load in loads)
         capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
@@ -230,7 +252,8 @@ class Upstream:
             "draining": self.draining,
             "breaker_open": rests,
             "streams": len(self.streams),
-            "waiting": sum(not s.tokens and not s.expectation.reader.yields for s in self.streams),  # of readers
+            "waiting": sum(not s.tokens for s in self.streams),
+            "offline": len(self.offline),
             "others": self.others,
             "requests": self.requests,
             "slots": self.slots,

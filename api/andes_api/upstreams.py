@@ -121,7 +121,7 @@ class Upstreams:
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
-        if replica.gone and not replica.streams and self.replicas.get(replica.url) is replica:
+        if replica.gone and not (replica.streams or replica.offline) and self.replicas.get(replica.url) is replica:
             del self.replicas[replica.url]
             if replica.url in self._probes:
                 self._probes.pop(replica.url).cancel()
@@ -166,6 +166,7 @@ class Upstreams:
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
+                replica.asked_load = True
                 if replica.unanswered_since_s is not None:
                     next_health_s = 0.0
                     continue
@@ -238,7 +239,8 @@ class Upstreams:
 
     async def _load(self, replica: Upstream) -> bool:
         """Ask for the engine's load; False where it has no such endpoint."""
-        timeout, sent = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), len(replica.streams)
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        sent = len(replica.streams) + len(replica.offline)
         sent_s = time.monotonic()
         try:
             async with self.session.get(

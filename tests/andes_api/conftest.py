@@ -98,6 +98,7 @@ class Faulty:
         self.models: tuple[int, bytes] = (200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
         self.strike: threading.Event | None = None
         self.answer_after: threading.Event | None = None
+        self.held_word = ""  # what a prompt has that waits for it; empty: all do
         self.release = threading.Event()
         self.stalled = threading.Event()
         self.cancelled = threading.Event()
@@ -224,7 +225,8 @@ class Faulty:
         await self._events({"messages": [{}]}, True, send, gone)
 
     async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
-        while self.answer_after is not None and not self.answer_after.is_set():
+        held = self.answer_after is not None and self.held_word in json.dumps(body)
+        while held and self.answer_after is not None and not self.answer_after.is_set():
             await asyncio.sleep(0.005)
         if self.fault and self.fault.isdigit():
             error = {"object": "error", "message": "said so", "type": "X", "code": int(self.fault)}

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from andes_client.experience import Experience, Timeline
     from andes_client.pacer import Pacer
     from andes_client.process import Tool, ToolResult
+    from andes_client.race import Cost, Part, Race, RacedAnswer, race
     from andes_client.reader import Reader
     from andes_client.tool import StreamedTool, serve
     from andes_client.tools import ToolRunner
     from andes_client.toolstream import ToolStream
 
 __all__ = [
-    "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Experience", "InterruptedAnswerError", "Pacer", "Reader",
-    "StreamedTool", "Timeline", "Tool", "ToolResult", "ToolRunner", "ToolStream", "serve",
+    "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Cost", "Experience", "InterruptedAnswerError", "Pacer",
+    "Part", "Race", "RacedAnswer", "Reader", "StreamedTool", "Timeline", "Tool", "ToolResult", "ToolRunner", "ToolStream",
+    "race", "serve",
 ]  # fmt: skip
 _MODULES = {
     "answer": ("Answer", "AsyncAnswer", "InterruptedAnswerError"),
@@ -31,6 +33,7 @@ _MODULES = {
     "experience": ("Experience", "Timeline"),
     "pacer": ("Pacer",),
     "process": ("Tool", "ToolResult"),
+    "race": ("Cost", "Part", "Race", "RacedAnswer", "race"),
     "reader": ("Reader",),
     "tool": ("StreamedTool", "serve"),
     "tools": ("ToolRunner",),
@@ -42,4 +45,6 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    module = import_module(f"{__name__}.{_HOMES[name]}")
+    globals().update({one: getattr(module, one) for one in _MODULES[_HOMES[name]]})  # over a module of the same name
+    return globals()[name]
