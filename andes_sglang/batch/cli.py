@@ -33,8 +33,8 @@ INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:  # noqa: ARG001
     parser.description = (
         "Send a file of requests (a JSON line each, as OpenAI's batch API has them) to be answered without a reader, and "
-        "fetch the answers. Run again with the same file, it goes on with the batch that was begun. Exit status: 0 all answered, 1 "
-        "some were not, 2 it could not be done, 130 interrupted: the batch goes on."
+        "fetch the answers. Run again with the same file, it goes on with the batch that was begun. Exit status: 0 all "
+        "answered, 1 some were not, 2 it could not be done, 130 interrupted: the batch goes on."
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="requests, a JSON line each")
     parser.add_argument("--url", required=True, help=f"of the gateway; its key comes from ${KEY_VARIABLE}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +17,16 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
@@ -217,6 +227,9 @@ class GatewaySettings(BaseSettings):
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
     )
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that serve this port together, one a core; several need Linux"
+    )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
     head_timeout_s: Seconds = Field(20.0, description="seconds for a request's head to arrive, from the connection on")
@@ -233,6 +246,13 @@ class GatewaySettings(BaseSettings):
         None, description="`http://HOST:4318` or `grpc://HOST:4317` that traces and metrics go to by OTLP"
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
+
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_port(cls, workers: int) -> int:
+        if workers > 1 and sys.platform != "linux":
+            raise ValueError(f"several share a port on Linux only, got {workers}")
+        return workers
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
@@ -341,7 +361,7 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
         faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
     if faults:
         raise GatewaySettingsError("\n".join(faults))
-    return settings
+    return GatewaySettings.model_construct(settings.model_fields_set, **dict(settings))  # of a class that has a name
 
 
 def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
