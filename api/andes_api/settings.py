@@ -10,11 +10,8 @@ import json
 import os
 import re
 import sys
-from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -30,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from andes_api.addresses import origin, otlp_fault, server
 from andes_api.classes import (
     BatchSettings,
     ClassName,
@@ -44,7 +42,6 @@ from andes_api.classes import (
 from andes_api.models import ANY
 from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
-from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "OFFLINE",
@@ -66,35 +63,6 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
-
-
-def _origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
-    if origin != "*" and not exact:
-        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
-    return origin
-
-
-def _server(address: str) -> str:
-    try:
-        parts = urlsplit(f"dns://{address}")
-        usable = parts.port != 0 and ip_address(parts.hostname or "")
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(f"expected IP or IP:PORT, got {address!r}")
-    return address
-
-
-def _otlp_fault(endpoint: str) -> str:
-    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
-        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
-    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
-        return (
-            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
-        )
-    return ""
 
 
 def _option_values(options: Any) -> Any:
@@ -132,7 +100,7 @@ class GatewaySettings(BaseSettings):
         {}, description="other names of models and adapters; `*`: every name that is none"
     )
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
-    dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
+    dns_server: Annotated[str, AfterValidator(server)] | None = Field(
         None,
         description="`IP:PORT` of the server to ask for `dns://` names, such as Consul's; none: the system's resolver",
     )
@@ -221,7 +189,7 @@ class GatewaySettings(BaseSettings):
     try_page: bool | None = Field(
         None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
     )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
@@ -260,7 +228,7 @@ class GatewaySettings(BaseSettings):
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
-        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+        if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
         faults += self._batch_faults()
         try:
