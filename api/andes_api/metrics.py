@@ -91,6 +91,9 @@ class GatewayMetrics:
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
         )
+        self.tool_calls = Counter(
+            "andes_gateway_tool_calls", "calls of tools that ran here", ["tool", "outcome"], registry=registry
+        )
         self.qoe = Histogram(
             "andes_gateway_request_qoe_ratio", "QoE as delivered to the socket", by_class, registry=registry,
             buckets=names.QOE_BUCKETS,

@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from andes_api.addresses import origin, otlp_fault, server
 from andes_api.classes import (
     BatchSettings,
     ClassName,
@@ -36,13 +37,14 @@ from andes_api.classes import (
     Seconds,
     TenantSettings,
     UpstreamAddress,
+    option_values,
     over_built_in,
 )  # fmt: skip
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
-from andes_api.setting_values import option_values, origin, otlp_fault, routing_policy, server
-from andes_sglang.routing import make_routing_policy
+from andes_api.tools import ToolSettings, tool_faults
+from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 
 __all__ = [
     "OFFLINE",
@@ -64,6 +66,12 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
+
+
+def _routing_policy(name: str) -> str:
+    name = current_name(name)
+    find_routing_policy(name)
+    return name
 
 
 class GatewaySettings(BaseSettings):
@@ -111,13 +119,13 @@ class GatewaySettings(BaseSettings):
     )
 
     # Routing and admission
-    policy: Annotated[str, AfterValidator(routing_policy)] = Field(
+    policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
     policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
         {}, description="options of the routing policy"
     )
-    ladder_policy: Annotated[str, AfterValidator(routing_policy)] = Field(
+    ladder_policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "value", description="routing policy over all rungs of a ladder"
     )
     ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
@@ -157,6 +165,15 @@ class GatewaySettings(BaseSettings):
         frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor"}),
         description="request fields that are refused because they steer the engine",
     )
+
+    # Tools
+    tools: dict[str, ToolSettings] = Field(
+        {}, description="tools that run here when a request says `x-andes-tools: run`; see [tools](tools.md)"
+    )
+    tool_rounds: Annotated[int, Field(ge=2)] = Field(
+        8, description="requests to engines that one answer with tools makes; in the last the model calls no more"
+    )
+    max_tool_processes: Count = Field(32, description="tools that run at a time; further calls wait")
 
     # This server
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = Field(
@@ -203,14 +220,11 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults() + self._upstream_faults() + self._ladder_faults(self.classes)
+        faults = self._model_faults() + self._upstream_faults() + self._tenant_faults() + tool_faults(self.tools)
+        faults += self._ladder_faults(self.classes)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
-        for tenant in self.tenants:
-            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
-        names = [tenant.name for tenant in self.tenants]
-        faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
         faults += self._policy_faults() + self._batch_faults()
@@ -227,6 +241,14 @@ class GatewaySettings(BaseSettings):
                 make_routing_policy(name, **options)
             except ValueError as error:
                 faults.append(f"{field}: {error}")
+        return faults
+
+    def _tenant_faults(self) -> list[str]:
+        names = [tenant.name for tenant in self.tenants]
+        faults = [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
+        for tenant in self.tenants:
+            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
+            faults += [f"tenants.{tenant.name}: no tool {t!r}" for t in tenant.tools if t not in self.tools]
         return faults
 
     def _model_faults(self) -> list[str]:
