@@ -18,6 +18,7 @@ from andes_sglang.flags import (
     add_arm_arguments,
     add_run_arguments,
     arms_of,
+    base_url,
     check_arms,
     check_model,
     check_run,
@@ -92,9 +93,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
     results.directory(args.out)
-    if "://" not in args.url:
-        raise UsageError(f"--url {args.url}: say http:// or https:// first, as in http://{args.url}")
-    url = args.url.rstrip("/").removesuffix("/v1")
+    url = base_url(args.url)
     records, figures, samples = measure({args.name: url}, workload, options)[args.name]
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
