@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -11,8 +12,8 @@ from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
 __all__ = [
-    "BUILT_IN", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "TenantSettings", "UpstreamAddress",
-    "over_built_in",
+    "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds",
+    "TenantSettings", "UpstreamAddress", "over_built_in",
 ]  # fmt: skip
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -91,24 +92,50 @@ class ClassSettings(Strict):
         )
 
 
+class BatchLimits(Strict):
+    """What one tenant may have of batches, or all callers together where there are no tenants. files, bytes: of its files,
+    outputs included. requests: of its batches that have not ended."""
+
+    files: Count = 1_000
+    bytes: Count = 20 << 30
+    requests: Count = 500_000
+
+
+class BatchSettings(Strict):
+    """The batch API. directory: where files and batches lie, the same for all gateways; null: there is no batch API.
+    max_requests, max_file_bytes: of one batch. file_days: days that a file is kept. per_engine: requests of batches that one
+    engine has at a time, at most. limits: of each tenant that has none of its own."""
+
+    directory: Path | None = None
+    max_requests: Count = 50_000
+    max_file_bytes: Count = 200 << 20
+    file_days: Seconds = 30.0
+    per_engine: Count = 256
+    limits: BatchLimits = BatchLimits()
+
+
 class TenantSettings(Strict):
     """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
 
     classes: those it may use, the first being its default; empty: all. models: those it may use, with their adapters; empty:
-    all. trusted: whether what it says its readers expect counts. max_streams, requests_per_minute, tokens_per_minute (of
-    prompts and answers together), input_tokens_per_minute, output_tokens_per_minute: limits; null: none.
+    all. tools: those it may have run here; empty: all. trusted: whether what it says its readers expect counts. max_streams,
+    requests_per_minute, tokens_per_minute (of prompts and answers together), input_tokens_per_minute,
+    output_tokens_per_minute: limits; null: none. batches: limits of its batches; null: those of
+    ``batches.limits``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     classes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     trusted: bool = True
     max_streams: Count | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     tokens_per_minute: Count | None = None
     input_tokens_per_minute: Count | None = None
     output_tokens_per_minute: Count | None = None
+    batches: BatchLimits | None = None
 
 
 class ModelSettings(Strict):

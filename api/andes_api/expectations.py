@@ -12,11 +12,11 @@ from typing import Any
 
 from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
-from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
+from andes_api.settings import OFFLINE, ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
 from andes_sglang.qoe import QoETarget
 
-__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant_of"]
+__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "of_batch", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
@@ -113,6 +113,12 @@ def resolve(
     if report not in (None, "usage"):
         raise _bad("x-andes-report", report, "usage")
     return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
+
+
+def of_batch(settings: GatewaySettings) -> ResolvedExpectation:
+    """What a line of a batch expects, whatever it says: there is no reader."""
+    cls = settings.classes[OFFLINE]
+    return ResolvedExpectation(OFFLINE, cls, cls.clamp(cls.expectation), pace=False)
 
 
 def _check_names(said: Mapping[str, str]) -> None:
