@@ -118,15 +118,17 @@ class TenantSettings(Strict):
     """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
 
     classes: those it may use, the first being its default; empty: all. models: those it may use, with their adapters; empty:
-    all. trusted: whether what it says its readers expect counts. max_streams, requests_per_minute, tokens_per_minute (of
-    prompts and answers together), input_tokens_per_minute, output_tokens_per_minute: limits; null: none. batches:
-    limits of its batches; null: those of ``batches.limits``.
+    all. tools: those it may have run here; empty: all. trusted: whether what it says its readers expect counts. max_streams,
+    requests_per_minute, tokens_per_minute (of prompts and answers together), input_tokens_per_minute,
+    output_tokens_per_minute: limits; null: none. batches: limits of its batches; null: those of
+    ``batches.limits``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     classes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     trusted: bool = True
     max_streams: Count | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None

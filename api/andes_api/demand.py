@@ -62,10 +62,11 @@ class DemandRecord:
 
 
 class DemandLog:
-    """The last ``max_records`` requests, in order of arrival."""
+    """The last ``max_records`` requests, in order of arrival. begins_s: what arrived before it is not there, Unix seconds."""
 
-    def __init__(self, max_records: int) -> None:
+    def __init__(self, max_records: int, begins_s: float | None = None) -> None:
         self._records: deque[DemandRecord] = deque(maxlen=max_records)
+        self._begins_s = begins_s
 
     def add(self, record: DemandRecord) -> None:
         self._records.append(record)
@@ -87,7 +88,7 @@ class DemandLog:
     @property
     def complete_since_s(self) -> float | None:
         """The oldest arrival when records have been dropped: before it the record is not complete; None when it is."""
-        return self._records[0].arrival_s if len(self._records) == self._records.maxlen else None
+        return self._records[0].arrival_s if len(self._records) == self._records.maxlen else self._begins_s
 
 
 class QoEWindow:

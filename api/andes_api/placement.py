@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from typing import Any
 
 from andes_api import admission
+from andes_api.capacity import Capacity
 from andes_api.errors import ApiError
 from andes_api.models import ModelRoute, no_adapters, no_model
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
-from andes_api.upstream import STREAM_S, Upstream
+from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
 from andes_sglang.routing import make_routing_policy
 from andes_sglang.stream_forecast import forecast_stream
@@ -23,12 +23,12 @@ _log = logging.getLogger("andes")
 
 
 class Placement:
-    """open_streams: those that the gateway has open now."""
+    """Within ``capacity``."""
 
     def __init__(
-        self, settings: GatewaySettings, upstreams: Upstreams, stored: StoredResponses, open_streams: Collection[Stream]
+        self, settings: GatewaySettings, upstreams: Upstreams, stored: StoredResponses, capacity: Capacity
     ) -> None:
-        self._settings, self._upstreams, self._stored, self._open = settings, upstreams, stored, open_streams
+        self._settings, self._upstreams, self._stored, self._capacity = settings, upstreams, stored, capacity
         self._routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self._missing_fallbacks: set[str] = set()  # that were warned of
 
@@ -81,7 +81,7 @@ class Placement:
         """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
         if route.adapter is not None and not stream.endpoint.adapters:
             raise no_adapters(stream.path, route)
-        self._check_model_limit(stream, route)
+        self._capacity.check_model(stream, route, self._upstreams.replicas.values())
         tenant, accepting = stream.tenant, {r.name: r for r in self._upstreams.accepting(now_s, route)}
         if accepting and route.model is None and tenant is not None and tenant.models:
             raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
@@ -94,7 +94,7 @@ class Placement:
         settings, new = self._settings, stream.incoming
         accepting = self._accepting(stream, route, now_s)
         if not accepting:
-            self._check_replica_limit(route)
+            self._capacity.check_replicas(route, self._upstreams.replicas.values())
             return []
         views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
         order = self._routing_policy.order(new, views, now_s)
@@ -110,22 +110,3 @@ class Placement:
         if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
             replicas.sort(key=lambda replica: len(replica.offline))
         return sorted(replicas, key=lambda replica: replica.is_full(now_s))
-
-    def _check_replica_limit(self, route: ModelRoute) -> None:
-        up = [r for r in self._upstreams.replicas.values() if r.healthy and not r.draining and r.serves(route)]
-        if max((len(r.streams) for r in up), default=0) >= self._settings.max_streams_per_replica:
-            raise admission.full(self.until_one_ends_s(len(self._open)))
-
-    def _check_model_limit(self, stream: Stream, route: ModelRoute) -> None:
-        model = self._settings.models.get(route.model or "")
-        if model is None or model.max_streams is None:
-            return
-        others = (other for other in self._open if other is not stream and not other.batched)
-        held = sum(other.route.model == route.model for other in others)
-        if held >= model.max_streams:
-            raise admission.model_full(str(route.model), model.max_streams, self.until_one_ends_s(held))
-
-    def until_one_ends_s(self, streams: int) -> float:
-        """Seconds until one of ``streams`` usually ends."""
-        lasts_s = [replica.stream_s for replica in self._upstreams.replicas.values()] or [STREAM_S]
-        return max(1.0, sum(lasts_s) / len(lasts_s) / max(1, streams))

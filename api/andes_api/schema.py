@@ -71,6 +71,11 @@ _HEADERS = [
         "Say at the end of the stream, as `usage.andes`, what its reader got.",
         {"type": "string", "enum": ["usage"]},
     ),
+    (
+        "x-andes-tools",
+        "Run the model's calls of tools here; the answer goes on with their results.",
+        {"type": "string", "enum": ["run"]},
+    ),
 ]
 REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
 

@@ -9,17 +9,25 @@ from __future__ import annotations
 import json
 import os
 import re
-from importlib.util import find_spec
-from ipaddress import ip_address
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from andes_api.addresses import origin, otlp_fault, server
 from andes_api.classes import (
     BatchSettings,
     ClassName,
@@ -32,8 +40,8 @@ from andes_api.classes import (
     over_built_in,
 )  # fmt: skip
 from andes_api.models import ANY
+from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
-from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "OFFLINE",
@@ -55,35 +63,6 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
-
-
-def _origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
-    if origin != "*" and not exact:
-        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
-    return origin
-
-
-def _server(address: str) -> str:
-    try:
-        parts = urlsplit(f"dns://{address}")
-        usable = parts.port != 0 and ip_address(parts.hostname or "")
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(f"expected IP or IP:PORT, got {address!r}")
-    return address
-
-
-def _otlp_fault(endpoint: str) -> str:
-    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
-        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
-    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
-        return (
-            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
-        )
-    return ""
 
 
 def _option_values(options: Any) -> Any:
@@ -121,7 +100,7 @@ class GatewaySettings(BaseSettings):
         {}, description="other names of models and adapters; `*`: every name that is none"
     )
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
-    dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
+    dns_server: Annotated[str, AfterValidator(server)] | None = Field(
         None,
         description="`IP:PORT` of the server to ask for `dns://` names, such as Consul's; none: the system's resolver",
     )
@@ -191,6 +170,15 @@ class GatewaySettings(BaseSettings):
         description="request fields that are refused because they steer the engine",
     )
 
+    # Tools
+    tools: dict[str, ToolSettings] = Field(
+        {}, description="tools that run here when a request says `x-andes-tools: run`; see [tools](tools.md)"
+    )
+    tool_rounds: Annotated[int, Field(ge=2)] = Field(
+        8, description="requests to engines that one answer with tools makes; in the last the model calls no more"
+    )
+    max_tool_processes: Count = Field(32, description="tools that run at a time; further calls wait")
+
     # This server
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = Field(
         "gateway", description="this gateway's name among its replicas"
@@ -201,11 +189,14 @@ class GatewaySettings(BaseSettings):
     try_page: bool | None = Field(
         None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
     )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
         None, description="SHA-256 of the key that drains engines; none: from loopback only"
+    )
+    workers: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="processes that serve this port together, one a core; several need Linux"
     )
     max_body_bytes: Count = Field(8 << 20, description="bytes of a request's body")
     max_header_bytes: Count = Field(32 << 10, description="bytes of a request's headers")
@@ -224,17 +215,20 @@ class GatewaySettings(BaseSettings):
     )
     access_log: bool = Field(True, description="one line of JSON per request on standard output")
 
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_port(cls, workers: int) -> int:
+        if workers > 1 and sys.platform != "linux":
+            raise ValueError(f"several share a port on Linux only, got {workers}")
+        return workers
+
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults() + self._upstream_faults()
+        faults = self._model_faults() + self._upstream_faults() + self._tenant_faults() + tool_faults(self.tools)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
-        for tenant in self.tenants:
-            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
-        names = [tenant.name for tenant in self.tenants]
-        faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+        if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
         faults += self._batch_faults()
         try:
@@ -244,6 +238,14 @@ class GatewaySettings(BaseSettings):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _tenant_faults(self) -> list[str]:
+        names = [tenant.name for tenant in self.tenants]
+        faults = [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
+        for tenant in self.tenants:
+            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
+            faults += [f"tenants.{tenant.name}: no tool {t!r}" for t in tenant.tools if t not in self.tools]
+        return faults
 
     def _model_faults(self) -> list[str]:
         faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]
@@ -327,7 +329,7 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
         faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
     if faults:
         raise GatewaySettingsError("\n".join(faults))
-    return settings
+    return GatewaySettings.model_construct(settings.model_fields_set, **dict(settings))  # of a class that has a name
 
 
 def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from andes_api.board import Board, ReplicaNumbers
 from andes_api.breaker import CircuitBreaker
 from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
@@ -37,10 +38,19 @@ MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
 
 
 class Upstream:
-    """One engine. now_s in its methods: seconds of the monotonic clock."""
+    """One engine. now_s in its methods: seconds of the monotonic clock. numbers: of this replica, with other workers."""
 
-    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0, model: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: GatewaySettings,
+        now_s: float = 0.0,
+        model: str | None = None,
+        *,
+        numbers: ReplicaNumbers | None = None,
+    ) -> None:
         self.url = url
+        self.numbers = Board().replica(url) if numbers is None else numbers
         self.configured = model  # the model that it has by the settings
         self.offers: dict[str, Offer] | None = None  # by model; None: it has not been asked yet; none: it does not say
         self.name = url.partition("://")[2]
@@ -54,6 +64,7 @@ class Upstream:
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
         self.streams: set[Stream] = set()  # of readers
+        self._pending: set[Stream] = set()  # of them, those without a token
         self.offline: set[Stream] = set()  # those that yield
         self.others = 0
         self.others_offline = 0  # requests of batches that other gateways have there
@@ -84,13 +95,18 @@ class Upstream:
             self.healthy is not False
             and not self.draining
             and self.breaker.allows(now_s)
-            and len(self.streams) < self._max_streams
+            and self.open_streams < self._max_streams
         )
+
+    @property
+    def open_streams(self) -> int:
+        """This gateway's streams of readers there, of all its workers."""
+        return len(self.streams) + int(self.numbers.streams.others)
 
     @property
     def held(self) -> int:
         """Requests there, as far as is known: of readers and without one, ours and others'."""
-        return len(self.streams) + len(self.offline) + self.others + self.others_offline
+        return self.open_streams + len(self.offline) + self.others + self.others_offline
 
     def holds(self, stream: Stream) -> bool:
         return stream in self.streams or stream in self.offline
@@ -132,15 +148,19 @@ class Upstream:
         if now_s - self._counted_at_s > MAX_VIEW_AGE_S:
             self._recount(now_s)
         *readers, weights = self._rows[:, : self._count]
-        crowded = self._pending_tokens > 0 or len(self.streams) + self.others >= self.slots
+        own, siblings = len(self.streams), int(self.numbers.streams.others)
+        if siblings and own:  # connections come to a worker by chance: its readers are a sample of all
+            weights = weights * ((own + siblings) / own)
+        pending_tokens = self._pending_tokens + self.numbers.pending_tokens.others
+        crowded = pending_tokens > 0 or own + siblings + self.others >= self.slots
         return ReplicaView(
             name=self.name,
             latency=self.latency,
-            streams=len(self.streams),
+            streams=own,
             open_streams=OpenStreams(Readers(*readers), weights).sample(MAX_READERS),
-            prompt_tokens=self._prompt_tokens,
-            pending_tokens=self._pending_tokens,
-            others=self.others,
+            prompt_tokens=self._prompt_tokens + self.numbers.prompt_tokens.others,
+            pending_tokens=pending_tokens,
+            others=self.others + siblings,
             slots=self.slots,
             context_tokens=self.context_tokens,
             hit_tokens=prompt.share(self.prefixes) * prompt_tokens,
@@ -173,8 +193,9 @@ class Upstream:
 
     def finds_no_queue(self, stream: Stream) -> bool:
         """Whether ``stream``, sent now, would find nothing queued ahead of it."""
-        before = self.streams - {stream}
-        return len(before) + self.others < self.slots and all(s.tokens for s in before)
+        before, numbers = self.streams - {stream}, self.numbers
+        load = len(before) + int(numbers.streams.others) + self.others
+        return load < self.slots and not numbers.pending_tokens.others and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
         if stream.yields:  # readers are forecast as if it were not there: it gives way
@@ -182,6 +203,15 @@ class Upstream:
         elif stream not in self.streams:
             self.streams.add(stream)
             self._append(stream)
+            if not stream.tokens:
+                self._pending.add(stream)
+            self._tell_siblings(stream.prompt_tokens, 0.0 if stream.tokens else stream.prompt_tokens)
+
+    def _tell_siblings(self, more_prompt_tokens: float, more_pending_tokens: float) -> None:
+        numbers = self.numbers
+        numbers.streams.set(len(self.streams))
+        numbers.prompt_tokens.add(round(more_prompt_tokens))  # whole, so that nothing is left of sums
+        numbers.pending_tokens.add(round(more_pending_tokens))
 
     def first_token(
         self, stream: Stream, waited_s: float, now_s: float, *, expected: StreamForecast | None, alone: bool
@@ -191,6 +221,9 @@ class Upstream:
         if stream.yields:
             return
         self._count_decoding(now_s, +1)
+        if stream in self._pending:
+            self._pending.remove(stream)
+            self._tell_siblings(0.0, -stream.prompt_tokens)
         if alone:
             self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
         elif expected is not None:
@@ -207,8 +240,11 @@ class Upstream:
 
     def left(self, stream: Stream) -> None:
         """It does not hold ``stream`` any more."""
-        self.streams.discard(stream)
         self.offline.discard(stream)
+        if stream in self.streams:
+            self.streams.remove(stream)
+            self._tell_siblings(-stream.prompt_tokens, -stream.prompt_tokens if stream in self._pending else 0.0)
+            self._pending.discard(stream)
 
     def _count_decoding(self, now_s: float, change: int) -> None:
         self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
@@ -220,7 +256,7 @@ class Upstream:
         self._count_decoding(now_s, 0)
         elapsed_s = now_s - self._observed_at_s
         if self.tokens >= MIN_PACE_TOKENS and elapsed_s > MIN_PACE_S:
-            batch = self._decoding_s / elapsed_s
+            batch = self._decoding_s / elapsed_s + self.numbers.streams.others
             sharing = max(1.0, batch / self.slots)
             interval_s = self._decoding_s / self.tokens / sharing
             if batch >= MIN_BATCH:
@@ -231,7 +267,7 @@ class Upstream:
         """What the engine's ``/v1/loads`` says. ``sent``: our streams there when it was asked. Raises ``KeyError``,
         ``TypeError`` or ``ValueError`` where it is not SGLang's."""
         self.requests = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
-        ours = max(sent, len(self.streams) + len(self.offline))
+        ours = max(sent, self.open_streams + len(self.offline))
         self.others = max(0, self.requests - ours - self.others_offline)
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         max_running = sum(int(load["max_running_requests"]) for load in loads)

@@ -346,6 +346,19 @@ def faulty() -> Iterator[Callable[..., Faulty]]:
         yield make
 
 
+@pytest.fixture(scope="module")
+def lasting_faulty() -> Iterator[Callable[..., Faulty]]:
+    """Makes upstreams that misbehave, for all tests of a module."""
+    with ExitStack() as stack:
+
+        def make() -> Faulty:
+            upstream = Faulty()
+            stack.enter_context(running(upstream.server))
+            return upstream
+
+        yield make
+
+
 @pytest.fixture
 def gateway() -> Iterator[Start]:
     """Starts gateways: ``gateway(url, ..., setting=value)``; the running server, whose ``url`` is its address."""

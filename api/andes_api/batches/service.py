@@ -28,7 +28,7 @@ class Batches:
         self._settings = settings
         self.files = FileStore(directory / "files", settings.file_days)
         self.store = BatchStore(directory / "batches")
-        peers = Peers(directory / "gateways", gateway.settings.name)
+        peers = Peers(directory / "gateways", gateway.instance)
         self.runner = BatchRunner(gateway, settings, self.store, self.files, peers)
 
     @classmethod
