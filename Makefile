@@ -18,7 +18,7 @@ setup: ## make .venv: SGLang on CPU and everything the other targets need
 
 demo: setup out/model/config.json ## stock SGLang against andes in a surge, on this machine; report in out/demo
 	$(BIN)/andes compare --model out/model --policies stock,andes --load 0.96 --duration 75 --tds 4.5 \
-	  --out out/demo --max-total-tokens 8192
+	  --out out/demo --force --max-total-tokens 8192
 
 out/model/config.json: | setup
 	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
