@@ -27,6 +27,7 @@ ENGINES = {
 """By ``--engine``: the module that serves, and what it says of itself."""
 
 COMMANDS = {
+    "batch": ("andes_sglang.batch.cli", "send a file of requests that no reader waits for"),
     "bench": ("andes_sglang.bench.cli", "replay a workload against an endpoint"),
     "compare": ("andes_sglang.bench.cli", "replay one workload under several policies"),
     "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),

@@ -50,7 +50,7 @@ _BREAKS = frozenset({"connection", "ended early", "dead"})
 @dataclass(frozen=True)
 class RelayContext:
     """What every relay needs of its gateway. wait_for_place: replicas for a stream once one accepts it, or the error that
-    refuses it."""
+    refuses it. tool_slots: of processes at a time."""
 
     settings: GatewaySettings
     upstreams: Upstreams
@@ -58,6 +58,7 @@ class RelayContext:
     telemetry: Telemetry
     wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
     fatal: FatalRequests = field(default_factory=FatalRequests)
+    tool_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
 
 class Attempt:
@@ -133,8 +134,8 @@ class Attempt:
         silent = probed_s is not None and self.token_s < probed_s
         if silent and self._replica.is_dead(now_s) and can_move(now_s):
             self.end("dead")
-        elif self._answer is None or not self._stream.streams:
-            return  # the time for an answer to begin is its own
+        elif self._answer is None or not self._stream.streams or self._stream.yields:
+            return  # the time for an answer to begin is its own; one that yields may wait for readers without bound
         elif now_s - self.token_s > self._settings.stream_idle_s:
             self.end("silent")
 
@@ -181,8 +182,11 @@ class Attempt:
             span.set_attribute(names.TIME_TO_FIRST_CHUNK, self.waited_s)
 
     @property
-    def _answer_timeout_s(self) -> float:
-        """Seconds for an answer to begin; one in one piece begins when it is complete."""
+    def _answer_timeout_s(self) -> float | None:
+        """Seconds for an answer to begin; one in one piece begins when it is complete. None: what yields may wait without
+        bound."""
+        if self._stream.yields:
+            return None
         return self._settings.stream_idle_s if self._stream.streams else self._settings.answer_timeout_s
 
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
@@ -268,14 +272,9 @@ class Attempt:
         """Of this endpoint's events. asked: the stream_options that the client gets."""
         stream = self._stream
         by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
-        reader = stream.endpoint.reader or EventStream
-        return reader(
-            chat=stream.chat,
-            asked=asked,
-            usage=by_usage,
-            several=count_answers(stream.body) > 1,
-            hides=stream.hides_thought,
-        )
+        reader, several = stream.endpoint.reader or EventStream, count_answers(stream.body) > 1
+        hides = stream.hides_thought
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=hides)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.ends and (events.done or events.error_event or events.garbage is not None):
@@ -348,7 +347,7 @@ class Attempt:
             new += tokens
         if new:
             stream.tokens += new
-            self._replica.tokens += new
+            self._replica.tokens += 0 if stream.yields else new
             if self.waited_s is None:
                 self._first_token()
         if not stream.first_event:  # of data; a comment may come before it

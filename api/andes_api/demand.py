@@ -25,7 +25,8 @@ class DemandRecord:
     reader, clamped. reason_tokens: of a thought before the answer, not shown, that took thinking_s until the first token that
     was. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
     abandoned, error. model: the one asked for, None while no engine has said; adapter: LoRA adapter on it; fallback: the
-    model that answered instead."""
+    model that answered instead. ladder: the one asked for, None where it was a model: then ``model`` is who answers, or the
+    best one while that is open, and quality what the owner says its answers are worth."""
 
     arrival_s: float
     class_name: str
@@ -41,6 +42,8 @@ class DemandRecord:
     model: str | None = None
     adapter: str | None = None
     fallback: str | None = None
+    ladder: str | None = None
+    quality: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``/fleet/demand`` and the access log; docs/gateway.md describes every field."""
@@ -51,6 +54,8 @@ class DemandRecord:
             "model": self.model,
             "adapter": self.adapter,
             "fallback": self.fallback,
+            "ladder": self.ladder,
+            "quality": self.quality,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
@@ -69,10 +74,11 @@ class DemandRecord:
 
 
 class DemandLog:
-    """The last ``max_records`` requests, in order of arrival."""
+    """The last ``max_records`` requests, in order of arrival. begins_s: what arrived before it is not there, Unix seconds."""
 
-    def __init__(self, max_records: int) -> None:
+    def __init__(self, max_records: int, begins_s: float | None = None) -> None:
         self._records: deque[DemandRecord] = deque(maxlen=max_records)
+        self._begins_s = begins_s
 
     def add(self, record: DemandRecord) -> None:
         self._records.append(record)
@@ -94,7 +100,7 @@ class DemandLog:
     @property
     def complete_since_s(self) -> float | None:
         """The oldest arrival when records have been dropped: before it the record is not complete; None when it is."""
-        return self._records[0].arrival_s if len(self._records) == self._records.maxlen else None
+        return self._records[0].arrival_s if len(self._records) == self._records.maxlen else self._begins_s
 
 
 class QoEWindow:

@@ -12,11 +12,11 @@ from typing import Any
 
 from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
-from andes_api.settings import ClassSettings, GatewaySettings, ModelSettings, TenantSettings
+from andes_api.settings import OFFLINE, ClassSettings, GatewaySettings, ModelSettings, TenantSettings
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, REASONING, ReaderExpectation, parse
 from andes_sglang.qoe import THINK_TDS, QoETarget
 
-__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "resolve", "tenant_of"]
+__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "of_batch", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
@@ -28,7 +28,8 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only
 @dataclass(frozen=True, slots=True)
 class ResolvedExpectation:
     """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
-    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got."""
+    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got,
+    whether a weaker model of a ladder may answer."""
 
     class_name: str
     settings: ClassSettings
@@ -37,6 +38,7 @@ class ResolvedExpectation:
     tier: str | None = None
     clamped: str = ""
     report: bool = False
+    degrade: bool = True
 
     @property
     def target(self) -> QoETarget:
@@ -117,7 +119,17 @@ def resolve(
     report = headers.get("x-andes-report")
     if report not in (None, "usage"):
         raise _bad("x-andes-report", report, "usage")
-    return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
+    degrade = said.get("x-andes-degrade", "on")
+    if degrade not in ("on", "off"):
+        raise _bad("x-andes-degrade", degrade, "on or off")
+    clamped = _clamped(asked, reader)
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier, clamped, report is not None, degrade == "on")
+
+
+def of_batch(settings: GatewaySettings) -> ResolvedExpectation:
+    """What a line of a batch expects, whatever it says: there is no reader."""
+    cls = settings.classes[OFFLINE]
+    return ResolvedExpectation(OFFLINE, cls, cls.clamp(cls.expectation), pace=False)
 
 
 def _check_names(said: Mapping[str, str]) -> None:

@@ -19,6 +19,7 @@ from andes_api.history import Kind
 from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
+from andes_api.tools import ToolSettings
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
@@ -36,9 +37,9 @@ class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``reader.delivered``: what
-    its socket has taken of the others. log: events not yet turned
-    into text; None where the answer could not be continued elsewhere. fallback: why another model than the one asked for
-    answers.
+    its socket has taken of the others; earlier_tokens: in rounds before this one. tools: those that run here; ran: what did.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model
+    than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -61,6 +62,9 @@ class Stream:
     thought: int = 0
     expected_thought: float = 0.0
     thinking_s: float | None = None  # when the first token of a thought came
+    earlier_tokens: int = 0
+    tools: Mapping[str, ToolSettings] = field(default_factory=dict)
+    ran: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -73,6 +77,7 @@ class Stream:
     answer_id: str | None = None  # as its engine calls it
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
+    batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
     log: list[bytes] | None = None
     text: str = ""
     reader: ReaderStream = field(init=False)
@@ -91,6 +96,11 @@ class Stream:
     @property
     def streams(self) -> bool:
         return self.record.stream
+
+    @property
+    def yields(self) -> bool:
+        """Whether no reader waits for it."""
+        return self.expectation.reader.yields
 
     @property
     def path(self) -> str:
@@ -135,12 +145,15 @@ class Stream:
         )  # fmt: skip
 
     def model_headers(self) -> dict[str, str]:
-        """Who answers, and why where that is not who was asked."""
+        """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
         if route.model is None:
             return {}
         name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
-        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+        said = {"x-andes-model": name}
+        if self.record.quality is not None:
+            said["x-andes-quality"] = f"{self.record.quality:g}"
+        return said | ({"x-andes-fallback": self.fallback} if self.fallback else {})
 
     @property
     def tpot_s(self) -> float | None:
@@ -151,8 +164,8 @@ class Stream:
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
 
     def own_usage(self) -> dict[str, int]:
-        """Usage of the whole answer so far, by our own count."""
-        prompt, tokens = self.record.prompt_tokens, self.tokens
+        """Usage of this round of the answer so far, by our own count."""
+        prompt, tokens = self.record.prompt_tokens, self.tokens - self.earlier_tokens
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
     def routed(self, route: ModelRoute) -> None:
@@ -168,6 +181,12 @@ class Stream:
         self.thought += tokens
         self.reader.think(tokens)
         self.record.reason_tokens = self.thought
+
+    def answered_by(self, route: ModelRoute, quality: float | None) -> None:
+        """Engines of ``route`` are asked; quality: of a rung of the ladder that it asks for, None: it is none."""
+        self.route = route
+        if quality is not None:
+            self.record.model, self.record.quality = route.model, quality
 
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
@@ -215,7 +234,25 @@ class Stream:
             "longest_stall_s": round(reader.longest_stall_s, 4),
             "ttft_target_s": target.ttft_s,
             "tds": target.tds,
+            **({"tools": self.ran} if self.tools else {}),
         }
+
+    def line(self, duration_s: float) -> dict[str, Any]:
+        """Of the access log."""
+        line = {
+            "request_id": self.request_id,
+            "tenant": self.tenant_name,
+            "path": self.path,
+            "asked_model": str(self.body.get("model", ""))[:100],
+            "replica": self.replica,
+            "attempts": self.attempts,
+            "status": self.status,
+            "duration_s": round(duration_s, 4),
+            "stalls": self.reader.stalls,
+            "stall_s": round(self.reader.stall_s, 3),
+            **self.record.to_dict(),
+        }
+        return line if self.reason is None else {**line, "reason": self.reason}
 
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""
