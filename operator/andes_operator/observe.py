@@ -272,7 +272,7 @@ def merge(
     return Observation(
         now_s=now_s,
         pods=pods,
-        rate_rps=sum(r.arrival_s > since_s and not r.yields for r in requests) / max(1.0, now_s - since_s),
+        rate_rps=_rate_rps(requests, since_s, now_s),
         complete_since_s=complete_since_s,
         open_streams=sum(streams.values()) + held,
         engine_requests=max(0, sum((streams | counts).values()) + held - _offline(replicas, counts, requests)),
@@ -287,6 +287,11 @@ def merge(
         offline=OfflineWork.merged(report.offline for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
+
+
+def _rate_rps(requests: Iterable[ObservedRequest], since_s: float, now_s: float) -> float:
+    """Of readers' requests."""
+    return sum(r.arrival_s > since_s and not r.yields for r in requests) / max(1.0, now_s - since_s)
 
 
 def _streams(replicas: Iterable[FleetReplica]) -> dict[str, int]:
