@@ -25,8 +25,8 @@ LEAVE_S = 2
 
 
 class _DrainingServer(uvicorn.Server):
-    """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it ends every stream with an error;
-    told a third time, it exits as it is."""
+    """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it ends every stream with an
+    error; told a third time, it exits as it is."""
 
     def __init__(self, config: uvicorn.Config, live: LiveReplica) -> None:
         super().__init__(config)
