@@ -205,7 +205,7 @@ def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str
         raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
     if tenant is None or not tenant.models:
         return cards
-    return [card for card in cards if gateway.upstreams.resolve(card["id"]).model in tenant.models]
+    return [card for card in cards if gateway.placement.may_ask(card["id"], tenant)]
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
