@@ -23,6 +23,7 @@ from andes_api.stream import Stream, count_answers
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
+    UNFINISHED,
     Blame,
     UpstreamError,
     count_of,
@@ -218,6 +219,7 @@ class Attempt:
 
     def _read_usage(self, whole: dict[str, Any]) -> None:
         self._stream.answer_id = whole.get("id")
+        self._stream.unfinished = whole.get("status") in UNFINISHED
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
 
