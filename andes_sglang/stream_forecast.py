@@ -98,7 +98,7 @@ class ReplicaView:
     prompt_tokens: of those streams, in all; pending_tokens: of those that have no token yet. others: streams there that
     other gateways opened. slots: streams it can decode at a time. context_tokens: KV tokens in use. latency: its costs.
     hit_tokens: prompt tokens of the incoming stream that are probably in its cache. late_ratio: observed over predicted
-    time to first token.
+    time to first token. quality: what an answer of its model is worth relative to the best one's, in (0, 1].
     """
 
     name: str
@@ -112,6 +112,7 @@ class ReplicaView:
     context_tokens: float = 0.0
     hit_tokens: float = 0.0
     late_ratio: float = 1.0
+    quality: float = 1.0
 
     @property
     def load(self) -> int:

@@ -88,7 +88,8 @@ class Comparison:
                 results.keep(args.out, name, repeat, run.records, run.samples)
                 self.figures[name].append(run.figures)
             self.result = self._result(workload, cores)
-            (args.out / "summary.json").write_text(json.dumps(self.result, indent=1) + "\n")
+            with contextlib.suppress(OSError):  # a full disk: said by keep, and again at the end
+                (args.out / "summary.json").write_text(json.dumps(self.result, indent=1) + "\n")
 
     def _engine(self, arm: Arm, name: str, cores: Sequence[int]) -> Engine:
         flags = [*self.passed, *arm.flags, "--enable-metrics"]

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from andes_api.batches.endpoints import add_batches
 from andes_api.batches.service import Batches
 from andes_api.board import Worker
-from andes_api.endpoints import ENDPOINTS, RESPONSES, Endpoint, at_path
+from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
@@ -31,6 +31,7 @@ from andes_api.request_log import RequestLog, request_of
 from andes_api.schema import ERROR, OPERATIONS
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
+from andes_api.tools import asked_tools
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import as_openai_error
 from andes_sglang import __version__
@@ -116,9 +117,12 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
         _check_endpoint(endpoint, body, expectation, tenant)
+        allowed = tenant.tools if tenant else ()
+        tools = asked_tools(headers, body, settings.tools, allowed, chat=endpoint is CHAT)
         seen = request_of(request.scope)
         known = {**headers, "x-request-id": seen.request_id}
         stream = gateway.new_stream(body, expectation, tenant, known, endpoint=endpoint, route=route)
+        stream.tools = tools
         seen.taken = True
         if stream.earlier_answer:
             await gateway.recall(stream.earlier_answer)
@@ -193,7 +197,7 @@ def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str
         raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
     if tenant is None or not tenant.models:
         return cards
-    return [card for card in cards if gateway.upstreams.resolve(card["id"]).model in tenant.models]
+    return [card for card in cards if gateway.placement.may_ask(card["id"], tenant)]
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:

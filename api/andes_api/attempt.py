@@ -51,7 +51,7 @@ _BREAKS = frozenset({"connection", "ended early", "dead"})
 @dataclass(frozen=True)
 class RelayContext:
     """What every relay needs of its gateway. wait_for_place: replicas for a stream once one accepts it, or the error that
-    refuses it."""
+    refuses it. tool_slots: of processes at a time."""
 
     settings: GatewaySettings
     upstreams: Upstreams
@@ -59,6 +59,7 @@ class RelayContext:
     telemetry: Telemetry
     wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
     fatal: FatalRequests = field(default_factory=FatalRequests)
+    tool_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
 
 class Attempt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -12,8 +13,8 @@ from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import QoETarget
 
 __all__ = [
-    "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds",
-    "TenantSettings", "UpstreamAddress", "over_built_in",
+    "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "Strict",
+    "TenantSettings", "UpstreamAddress", "option_values", "over_built_in",
 ]  # fmt: skip
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,6 +52,7 @@ class ClassSettings(Strict):
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
     shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
     at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
+    least_quality: the least of a rung that may answer a request for a ladder.
     """
 
     ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -64,6 +66,7 @@ class ClassSettings(Strict):
     shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
     pace: bool = False
     fallback_model: str | None = None
+    least_quality: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _in_bounds(self) -> ClassSettings:
@@ -118,15 +121,17 @@ class TenantSettings(Strict):
     """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
 
     classes: those it may use, the first being its default; empty: all. models: those it may use, with their adapters; empty:
-    all. trusted: whether what it says its readers expect counts. max_streams, requests_per_minute, tokens_per_minute (of
-    prompts and answers together), input_tokens_per_minute, output_tokens_per_minute: limits; null: none. batches:
-    limits of its batches; null: those of ``batches.limits``.
+    all. tools: those it may have run here; empty: all. trusted: whether what it says its readers expect counts. max_streams,
+    requests_per_minute, tokens_per_minute (of prompts and answers together), input_tokens_per_minute,
+    output_tokens_per_minute: limits; null: none. batches: limits of its batches; null: those of
+    ``batches.limits``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     classes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     trusted: bool = True
     max_streams: Count | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
@@ -165,3 +170,17 @@ def over_built_in(given: Any) -> Any:
     for name, fields in given.items():
         classes[name] = {**BUILT_IN.get(name, {}), **fields} if isinstance(fields, dict) else fields
     return {name: fields for name, fields in classes.items() if fields is not None}
+
+
+def option_values(options: Any) -> Any:
+    """In the environment every option is text: as JSON where it is JSON."""
+    if not isinstance(options, dict):
+        return options
+    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -23,7 +23,8 @@ class DemandRecord:
     """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. reader: what it says of its
     reader, clamped. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
     abandoned, error. model: the one asked for, None while no engine has said; adapter: LoRA adapter on it; fallback: the
-    model that answered instead."""
+    model that answered instead. ladder: the one asked for, None where it was a model: then ``model`` is who answers, or the
+    best one while that is open, and quality what the owner says its answers are worth."""
 
     arrival_s: float
     class_name: str
@@ -37,6 +38,8 @@ class DemandRecord:
     model: str | None = None
     adapter: str | None = None
     fallback: str | None = None
+    ladder: str | None = None
+    quality: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``/fleet/demand`` and the access log; docs/gateway.md describes every field."""
@@ -47,6 +50,8 @@ class DemandRecord:
             "model": self.model,
             "adapter": self.adapter,
             "fallback": self.fallback,
+            "ladder": self.ladder,
+            "quality": self.quality,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,

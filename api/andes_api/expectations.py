@@ -27,7 +27,8 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only
 @dataclass(frozen=True, slots=True)
 class ResolvedExpectation:
     """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
-    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got."""
+    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got,
+    whether a weaker model of a ladder may answer."""
 
     class_name: str
     settings: ClassSettings
@@ -36,6 +37,7 @@ class ResolvedExpectation:
     tier: str | None = None
     clamped: str = ""
     report: bool = False
+    degrade: bool = True
 
     @property
     def target(self) -> QoETarget:
@@ -112,7 +114,11 @@ def resolve(
     report = headers.get("x-andes-report")
     if report not in (None, "usage"):
         raise _bad("x-andes-report", report, "usage")
-    return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
+    degrade = said.get("x-andes-degrade", "on")
+    if degrade not in ("on", "off"):
+        raise _bad("x-andes-degrade", degrade, "on or off")
+    clamped = _clamped(asked, reader)
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier, clamped, report is not None, degrade == "on")
 
 
 def of_batch(settings: GatewaySettings) -> ResolvedExpectation:

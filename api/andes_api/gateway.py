@@ -82,7 +82,13 @@ class Gateway:
         self._relays: dict[Stream, Relay] = {}
         self._fatal = FatalRequests(lambda key, until_s: self.siblings.tell("fatal", key, until_s))
         self._relay_context = RelayContext(
-            settings, self.upstreams, self.metrics, self.telemetry, self.wait_for_place, self._fatal
+            settings,
+            self.upstreams,
+            self.metrics,
+            self.telemetry,
+            self.wait_for_place,
+            self._fatal,
+            tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
         self._unfinished = BackgroundResponses(self.upstreams, self._finish_late)
         self._swept_s = math.inf  # when streams were last looked at, clock seconds

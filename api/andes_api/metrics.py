@@ -75,6 +75,10 @@ class GatewayMetrics:
             "andes_gateway_requests", "requests by how they ended", ["class", "model", "outcome"], registry=registry
         )
         self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "model", "reason"], registry=registry)
+        self.ladders = Counter(
+            "andes_gateway_ladder", "requests for a ladder by the model that answered", ["ladder", *by_class],
+            registry=registry,
+        )  # fmt: skip
         self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
         self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
         self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
@@ -86,6 +90,9 @@ class GatewayMetrics:
         )
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
+        )
+        self.tool_calls = Counter(
+            "andes_gateway_tool_calls", "calls of tools that ran here", ["tool", "outcome"], registry=registry
         )
         self.qoe = Histogram(
             "andes_gateway_request_qoe_ratio", "QoE as delivered to the socket", by_class, registry=registry,
@@ -114,6 +121,8 @@ class GatewayMetrics:
         self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
             self.shed.labels(*kind, stream.reason).inc()
+        if record.ladder is not None and record.quality is not None:
+            self.ladders.labels(record.ladder, *kind).inc()
         self.tokens.labels(*kind).inc(stream.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(*kind).observe(duration_s)
         if record.qoe is not None:

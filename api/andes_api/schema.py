@@ -67,9 +67,19 @@ _HEADERS = [
     ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
     (
+        "x-andes-degrade",
+        "Whether a weaker model of a ladder may answer.",
+        {"type": "string", "enum": ["on", "off"]},
+    ),
+    (
         "x-andes-report",
         "Say at the end of the stream, as `usage.andes`, what its reader got.",
         {"type": "string", "enum": ["usage"]},
+    ),
+    (
+        "x-andes-tools",
+        "Run the model's calls of tools here; the answer goes on with their results.",
+        {"type": "string", "enum": ["run"]},
     ),
 ]
 REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)

@@ -18,6 +18,7 @@ from andes_api.history import Kind
 from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
 from andes_api.settings import TenantSettings
+from andes_api.tools import ToolSettings
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
@@ -34,9 +35,9 @@ MAX_SPAN_STALLS = 32
 class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
-    tokens: what engines have produced for it; ``reader.delivered``: what its socket has taken. log: events not yet turned
-    into text; None where the answer could not be continued elsewhere. fallback: why another model than the one asked for
-    answers.
+    tokens: what engines have produced for it; ``reader.delivered``: what its socket has taken; earlier_tokens: in rounds
+    before this one. tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer
+    could not be continued elsewhere. fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -56,6 +57,9 @@ class Stream:
     asked: dict[str, Any] = field(default_factory=dict)
     expected: StreamForecast | None = None
     tokens: int = 0
+    earlier_tokens: int = 0
+    tools: Mapping[str, ToolSettings] = field(default_factory=dict)
+    ran: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -121,12 +125,15 @@ class Stream:
         return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
 
     def model_headers(self) -> dict[str, str]:
-        """Who answers, and why where that is not who was asked."""
+        """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
         if route.model is None:
             return {}
         name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
-        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+        said = {"x-andes-model": name}
+        if self.record.quality is not None:
+            said["x-andes-quality"] = f"{self.record.quality:g}"
+        return said | ({"x-andes-fallback": self.fallback} if self.fallback else {})
 
     @property
     def tpot_s(self) -> float | None:
@@ -137,14 +144,20 @@ class Stream:
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
 
     def own_usage(self) -> dict[str, int]:
-        """Usage of the whole answer so far, by our own count."""
-        prompt, tokens = self.record.prompt_tokens, self.tokens
+        """Usage of this round of the answer so far, by our own count."""
+        prompt, tokens = self.record.prompt_tokens, self.tokens - self.earlier_tokens
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
     def routed(self, route: ModelRoute) -> None:
         """``route`` is what it asks for."""
         self.route = route
         self.record.model, self.record.adapter = route.model, route.adapter
+
+    def answered_by(self, route: ModelRoute, quality: float | None) -> None:
+        """Engines of ``route`` are asked; quality: of a rung of the ladder that it asks for, None: it is none."""
+        self.route = route
+        if quality is not None:
+            self.record.model, self.record.quality = route.model, quality
 
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
@@ -189,6 +202,7 @@ class Stream:
             "longest_stall_s": round(reader.longest_stall_s, 4),
             "ttft_target_s": target.ttft_s,
             "tds": target.tds,
+            **({"tools": self.ran} if self.tools else {}),
         }
 
     def line(self, duration_s: float) -> dict[str, Any]:

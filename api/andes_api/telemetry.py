@@ -130,6 +130,8 @@ class Telemetry:
             span.set_attribute(names.QOE, record.qoe)
         if stream.reason is not None:
             span.set_attribute(names.REASON, stream.reason)
+        if record.ladder is not None and record.quality is not None:
+            span.set_attributes({names.LADDER: record.ladder, names.QUALITY: record.quality})
         if stream.status >= 500:
             failed(span, str(stream.status))
         span.end()

@@ -15,6 +15,7 @@ import aiohttp
 from andes_api.background import Background
 from andes_api.board import Board
 from andes_api.discovery import make_resolver
+from andes_api.ladders import best_models
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
@@ -59,7 +60,7 @@ class Upstreams:
         self._session = session
         self.replicas: dict[str, Upstream] = {}
         self.drained: set[str] = set()  # by hand: names of replicas, listed or not
-        self.catalog = ModelCatalog(settings.models, settings.model_aliases)
+        self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import andes_client
 from andes_client import AndesClient, Experience, Pacer, Reader, Timeline
 from andes_client.experience import count_tokens
 from andes_client.retries import Retries
@@ -159,6 +161,24 @@ LOST = openai.APIConnectionError(request=REQUEST)
 def refusal(status: int, retry_after: str | None = None, **_: object) -> openai.APIStatusError:
     headers = {} if retry_after is None else {"retry-after": retry_after}
     return openai.APIStatusError("full", response=httpx.Response(status, headers=headers, request=REQUEST), body=None)
+
+
+def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
+    retries, lost = (
+        Retries(max_wait_s=60, attempts=2),
+        openai.APIConnectionError(request=httpx.Request("POST", "http://x")),
+    )
+    waits = [retries.after(lost) for _ in range(3)]
+    assert [wait and wait.seconds for wait in waits] == [0.5, 1.0, None]
+
+
+def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:
+    assert all(getattr(andes_client, name) is not None for name in andes_client.__all__)
+    assert {*andes_client._HOMES} == {*andes_client.__all__}
+    with pytest.raises(AttributeError, match="'AndesClinet'"):
+        andes_client.AndesClinet  # noqa: B018
+    program = "import sys; from andes_client import serve; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_a_wait_says_why() -> None:

@@ -115,7 +115,7 @@ async def test_a_silent_server_is_hung_up_on_when_the_device_speaks(engines: tup
         answer, text = await read(raced(sdk(engines[0]), sdk(url), wait_s=0.01))
         await server.gone.wait()
     assert text == whole
-    assert answer.parts == [Part("local", "simulated", 0, len(whole))]
+    assert answer.parts == [Part("local", "simulated", 0, len(whole), "race")]
     assert (answer.cost.local, answer.cost.remote, answer.cost.spared) == (80, 0, 80)
     assert answer.finish_reason == "length"
     assert answer.experience.tokens == 80
@@ -158,7 +158,7 @@ async def test_the_rest_is_handed_over_and_reads_as_one(engines: tuple[str, str]
                 break
     await hung_up.wait()
     assert "".join(pieces)[: len(whole)] == whole
-    assert [part.writer for part in answer.parts] == [first, finish_by]
+    assert [(part.writer, part.why) for part in answer.parts] == [(first, "race"), (finish_by, "hand-over")]
     assert (answer.parts[0].end, answer.parts[1].end) == (answer.parts[1].start, len("".join(pieces)))
     handed_at = answer.parts[0].end // 4
     assert 20 * (1.0 + 0.25) <= handed_at <= 40
@@ -179,7 +179,7 @@ async def test_a_server_that_dies_inside_an_answer_is_gone_on_for(
                 assert engine._process is not None
                 os.kill(engine._process.pid, signal.SIGKILL)
     assert "".join(pieces) == whole
-    assert [part.writer for part in answer.parts] == ["remote", "local"]
+    assert [(part.writer, part.why) for part in answer.parts] == [("remote", "race"), ("local", "rescue")]
     assert answer.cost.local > 0
 
 
@@ -208,7 +208,7 @@ async def test_a_function_can_be_the_device_and_goes_on_with_what_was_said(engin
     of = raced(counting(calls), sdk(engines[0]), wait_s=0, local_model="counter")
     answer, text = await read(of)
     assert text == "".join(f"{k} " for k in range(80))
-    assert answer.parts == [Part("local", "counter", 0, len(text))]
+    assert answer.parts == [Part("local", "counter", 0, len(text), "race")]
     generate = of._writers["local"]._generate  # type: ignore[attr-defined]
     assert await anext(generate([{"role": "assistant", "content": "0 1 2"}])) == "3 "
     assert calls[0] == [{"role": "user", "content": "Tell me."}]

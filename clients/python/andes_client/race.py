@@ -33,12 +33,14 @@ __all__ = ["Cost", "Part", "Race", "RacedAnswer", "race"]
 
 @dataclass(frozen=True)
 class Part:
-    """Characters ``start`` to ``end`` of the text shown are ``model``'s, which ran at ``writer``: ``local`` or ``remote``."""
+    """Characters ``start`` to ``end`` of the text shown are ``model``'s, which ran at ``writer``: ``local`` or ``remote``.
+    why: it wrote them: ``race``, ``hand-over``, or ``rescue`` where the other failed or was silent too long."""
 
     writer: str
     model: str
     start: int
     end: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class RacedAnswer:
                 if pacer:
                     now_s = self._clock()
                     await asyncio.sleep(max(0.0, pacer.show_at(now_s, tokens) - now_s))
-                self._shown(said.writer, text, tokens)
+                self._shown(replace(said, text=text, tokens=tokens))
                 yield text
         if isinstance(said, Fail):
             raise InterruptedAnswerError(said.why, self.text, None)
@@ -252,16 +254,17 @@ class RacedAnswer:
         known_s = self._race.history.takes_s(writer, tokens)
         return self._first_token_s if known_s is None else known_s
 
-    def _shown(self, writer: str, text: str, tokens: int) -> None:
+    def _shown(self, show: Show) -> None:
         start = self.parts[-1].end if self.parts else 0
-        part = Part(writer, self._race._writers[writer].model, start, start + len(text))
-        if self.parts and self.parts[-1].writer == writer:
+        model = self._race._writers[show.writer].model
+        part = Part(show.writer, model, start, start + len(show.text), show.why)
+        if self.parts and self.parts[-1].writer == show.writer:
             self.parts[-1] = replace(self.parts[-1], end=part.end)
         else:
             self.parts.append(part)
-        self._pieces.append(text)
+        self._pieces.append(show.text)
         assert self._timeline is not None  # noqa: S101
-        self._timeline.show(self._clock(), tokens)
+        self._timeline.show(self._clock(), show.tokens)
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:

@@ -27,6 +27,8 @@ from andes_client.race_history import LOCAL, REMOTE, Plan
 
 __all__ = ["Action", "Cancel", "End", "Fail", "RaceRules", "Show", "Start"]
 
+RACE, HAND_OVER, RESCUE = "race", "hand-over", "rescue"
+"""Why a writer is asked."""
 MIN_SILENCE_S = 0.5
 """Seconds without text before a writer counts as silent: engines send some tokens late, and together."""
 MAX_HANDOVERS = 3
@@ -35,12 +37,13 @@ MAX_HANDOVERS = 3
 
 @dataclass(frozen=True)
 class Start:
-    """Ask ``writer`` for what follows ``prefix``, of ``tokens`` tokens."""
+    """Ask ``writer`` for what follows ``prefix``, of ``tokens`` tokens. why: ``race``, ``hand-over`` or ``rescue``."""
 
     run: int
     writer: str
     prefix: str
     tokens: int
+    why: str = RACE
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Show:
-    """To the reader; one piece of a stream."""
+    """To the reader; one piece of a stream. why: the writer was asked."""
 
     writer: str
     text: str
     tokens: int
+    why: str = RACE
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ Action = Start | Cancel | Show | End | Fail
 class _Run:
     writer: str
     heard_s: float
+    why: str
     aside: list[Show] = field(default_factory=list)
 
 
@@ -149,11 +154,11 @@ class RaceRules:
         if run != self._current and (self._current is None or run == self._next):
             actions += self._switch(run)
         elif self._next is not None and self._handing_over:
-            self._runs[run].aside.append(Show(self._runs[run].writer, text, tokens))
+            self._runs[run].aside.append(self._piece(run, text, tokens))
             return self.tick(now_s)
         elif self._next is not None:  # it was silent only
             actions += self._stay()
-        actions.append(self._show(Show(self._runs[run].writer, text, tokens)))
+        actions.append(self._show(self._piece(run, text, tokens)))
         return actions + self._consider(now_s)
 
     def ended(self, run: int, finish_reason: str, now_s: float) -> list[Action]:
@@ -197,11 +202,14 @@ class RaceRules:
         self._now_s = max(now_s, self._now_s)
         return self._now_s
 
-    def _start(self, writer: str) -> Start:
+    def _start(self, writer: str, why: str = RACE) -> Start:
         self._count += 1
         self._asked.add(writer)
-        self._runs[self._count] = _Run(writer, self._now_s)
-        return Start(self._count, writer, self.text, self.tokens)
+        self._runs[self._count] = _Run(writer, self._now_s, why)
+        return Start(self._count, writer, self.text, self.tokens, why)
+
+    def _piece(self, run: int, text: str, tokens: int) -> Show:
+        return Show(self._runs[run].writer, text, tokens, self._runs[run].why)
 
     def _start_other(self) -> list[Action]:
         self._other_s = math.inf
@@ -245,7 +253,7 @@ class RaceRules:
 
     def _prepare(self, *, handing_over: bool) -> list[Action]:
         assert self._current is not None  # noqa: S101
-        start = self._start(_other(self._runs[self._current].writer))
+        start = self._start(_other(self._runs[self._current].writer), HAND_OVER if handing_over else RESCUE)
         self._next, self._handing_over = start.run, handing_over
         return [start]
 
@@ -262,7 +270,7 @@ class RaceRules:
         """After a failure that leaves no run."""
         left = [writer for writer in (REMOTE, LOCAL) if writer not in self._failed] if self.both else []
         self._other_s = math.inf
-        return [self._start(left[0])] if left else [self._fail()]
+        return [self._start(left[0], RESCUE if self.text else RACE)] if left else [self._fail()]
 
     def _fail(self) -> Fail:
         self.over = True
