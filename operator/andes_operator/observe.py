@@ -17,7 +17,7 @@ from andes_operator.names import Reason
 from andes_operator.pods import PodCounts, PodFailure
 from andes_operator.spec import PolicyOptions
 from andes_sglang.engine_flags import EngineFlags
-from andes_sglang.qoe import QoETarget
+from andes_sglang.qoe import THINK_TDS, QoETarget
 from andes_sglang.sketch import Sketch
 
 __all__ = [
@@ -51,7 +51,7 @@ class DataFault:
 @dataclass(frozen=True, slots=True)
 class ObservedRequest:
     """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: ``output_tokens`` is final; refused: no
-    engine served it.
+    engine served it. reason_tokens: of them, thought before the answer and not shown.
 
     target, weight, yields, expected_tokens: what the request says of its reader (``andes_sglang.expectations``); None where
     the gateway does not report it: then its class says.
@@ -67,6 +67,7 @@ class ObservedRequest:
     weight: float | None = None
     yields: bool | None = None
     expected_tokens: int | None = None
+    reason_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +152,18 @@ def _request(record: Mapping[str, Any]) -> ObservedRequest:
         output_tokens=int(_number(record["output_tokens"])),
         done=record["outcome"] == "done",
         refused=record["outcome"] in REFUSED,
-        target=QoETarget(_number(record["ttft_target_s"]), _number(record["tds"])) if "tds" in record else None,
+        reason_tokens=int(_number(record.get("reason_tokens", 0))),
+        target=_target(record) if "tds" in record else None,
         weight=None if weight is None else _number(weight),
         yields=None if yields is None else bool(yields),
         expected_tokens=None if tokens is None else int(_number(tokens)),
+    )
+
+
+def _target(record: Mapping[str, Any]) -> QoETarget:
+    think_tds = record.get("think_tds", THINK_TDS)
+    return QoETarget(
+        _number(record["ttft_target_s"]), _number(record["tds"]), math.inf if think_tds is None else _number(think_tds)
     )
 
 

@@ -288,6 +288,8 @@ def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
         weight=asked.expectation.weight,
         yields=asked.expectation.yields,
         expected_tokens=asked.expectation.expected_tokens,
+        reason_tokens=choice.hidden if asked.expectation.hides_reasoning else 0,
+        reasoning=asked.expectation.reasoning,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.request import RequestRecord, RequestSpec, score
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.replica import Replica
@@ -143,8 +143,7 @@ class LiveReplica:
                 continue
             self.replica.abort(job)
             answer.aborted = True
-            times_s = job.token_times_s
-            self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
+            self.metrics.finished(job.score().qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)
         generation.wake()
