@@ -359,7 +359,7 @@ def wait_until_waiting(engine: Engine, count: int) -> None:
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
     """Two streams wait for the one slot, which a request holds that cannot be preempted; ``heavy`` has eight times the weight
-    of the other. Were weights ignored, one of the two cases would fail."""
+    of the other. Were weights ignored, one of the two cases would fail. One token each: served first, ended first."""
     with ThreadPoolExecutor(3) as pool:
         holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
         wait_until_waiting(andes, 0)
@@ -367,7 +367,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}
-            ends_s[rid] = pool.submit(generate, andes, rid, 60, sampling_params=weight)
+            ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})
