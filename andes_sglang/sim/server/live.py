@@ -57,7 +57,7 @@ class LiveReplica:
     ) -> None:
         self.metrics = metrics
         self.replica = Replica(engine, policy, sink=self._finished, metrics=metrics)
-        self.draining = False
+        self.draining = self.stopping = False
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.retractions = 0
@@ -147,6 +147,11 @@ class LiveReplica:
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)
         generation.wake()
+
+    def stop(self) -> None:
+        """End all: streams with an error."""
+        self.stopping = True
+        self.abort_matching()
 
     def abort_matching(self, rid: str = "") -> None:
         """Those whose id begins with ``rid``."""
