@@ -169,16 +169,25 @@ def _readers(records: Records, colours: Mapping[str, str]) -> list[Figure]:
     reference = sorted(next(iter(records.values()), ()), key=lambda r: r.qoe)
     chosen = [reference[int(share * (len(reference) - 1))].index for share in READER_SHARES if reference]
     for index in dict.fromkeys(chosen):
-        found = {name: next((r for r in run if r.index == index), None) for name, run in records.items()}
-        shown = {name: r for name, r in found.items() if r is not None and r.deliveries}
-        curves = {name: reader_curves(record, colours[name]) for name, record in shown.items()}
-        x_max = max((x for lines in curves.values() for _, _, xs, _ in lines for x in xs), default=1.0)
-        y_max = max((y for lines in curves.values() for _, _, _, ys in lines for y in ys), default=1.0)
-        for name, record in shown.items():
-            chart = plot(curves[name], "seconds after arrival", "tokens", 1.05 * y_max, x_max)
-            caption = f"Request {index} under {name}: QoE {record.qoe:.2f}. Solid: delivered; dashed: read."
-            figures.append(Figure(chart, caption))
+        figures += _one_reader(index, records, colours)
     return figures
+
+
+def _one_reader(index: int, records: Records, colours: Mapping[str, str]) -> list[Figure]:
+    """One request under each policy, on the same axes."""
+    found = {name: next((r for r in run if r.index == index), None) for name, run in records.items()}
+    shown = {name: record for name, record in found.items() if record is not None and record.deliveries}
+    curves = {name: reader_curves(record, colours[name]) for name, record in shown.items()}
+    lines = [line for drawn in curves.values() for line in drawn]
+    x_max = max((max(xs) for _, _, xs, _ in lines), default=1.0)
+    y_max = max((max(ys) for _, _, _, ys in lines), default=1.0)
+    return [
+        Figure(
+            plot(curves[name], "seconds after arrival", "tokens", 1.05 * y_max, x_max),
+            f"Request {index} under {name}: QoE {record.qoe:.2f}. Solid: delivered; dashed: read.",
+        )
+        for name, record in shown.items()
+    ]
 
 
 def reader_curves(record: RequestRecord, colour: str) -> list[Series]:
