@@ -3,6 +3,9 @@ PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
+# Two at a time, a file in one process: most of what they take is waiting. Fewer or more: make test WORKERS=1.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
@@ -37,19 +40,19 @@ control-plane: ## build the Kubernetes that tests and demo-cluster need, from De
 	tools/control-plane.sh
 
 test: setup lint ## everything: lint, types, all tests, real engines and a control plane among them
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-unit: setup ## the tests that start no engine, server or cluster (a minute)
-	$(BIN)/pytest $(UNIT)
+	$(PYTEST) $(UNIT)
 
 test-cluster: setup ## operator and chart on a real Kubernetes control plane (minutes)
-	$(BIN)/pytest -m cluster
+	$(PYTEST) -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
-	$(BIN)/pytest -m "engine and not releases"
+	$(PYTEST) -m "engine and not releases"
 
 test-releases: setup ## the smoke on the older releases of SGLang (docs/sglang-releases.md; minutes)
-	$(BIN)/pytest -m releases
+	$(PYTEST) -m releases
 
 mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt

@@ -61,7 +61,7 @@ class QoETarget:
                 f"think_tds must be a number of tokens/s from 1e-3 to 1e9, or infinite, got {self.think_tds!r}"
             )
 
-    def start_s(self, arrival_s: float, thought_tokens: int = 0) -> float:
+    def start_s(self, arrival_s: float, thought_tokens: float = 0) -> float:
         """When the reader begins to wait for the answer to a request that arrived at ``arrival_s`` (clock seconds), for which
         ``thought_tokens`` have been generated that are not shown."""
         return arrival_s + self.ttft_s + thought_tokens / self.think_tds

@@ -25,9 +25,9 @@ class StreamRecord:
     """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "number",
-        "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens", "since_s",
-        "slice_start_tokens", "slot", "stopped",
+        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "hidden_tokens", "host_tokens", "loaded_ahead",
+        "number", "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens",
+        "since_s", "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -41,7 +41,8 @@ class StreamRecord:
         self.expected_tokens = math.nan if told is None else float(told)
         """Length of its answer, as far as it is known beforehand."""
         self.seen_tokens = 0
-        """Generated tokens that the reader was told of."""
+        """Generated tokens that the reader was told of; ``hidden_tokens`` of them as a thought that is not shown."""
+        self.hidden_tokens = 0
         self.slice_start_tokens = 0
         """Generated tokens when it last began to run."""
         self.since_s = now_s
@@ -87,10 +88,14 @@ class StreamRecord:
         return self.ran_s + (now_s - self.since_s if self.running else 0.0)
 
     def deliver(self, now_s: float) -> None:
-        """Tell the reader of the tokens generated since the last call."""
+        """Tell the reader of the tokens generated since the last call. SGLang counts those of a thought
+        that its reasoning parser takes out of the answer, and none where it takes none out."""
         new = len(self.req.output_ids) - self.seen_tokens
         if new > 0:
-            self.reader.deliver(now_s, new)
+            hidden = self.req.reasoning_tokens - self.hidden_tokens if self.expectation.hides_reasoning else 0
+            self.reader.think(hidden)
+            self.reader.deliver(now_s, new - hidden)
+            self.hidden_tokens += hidden
             self.seen_tokens += new
 
     def stop(self, mode: str, now_s: float) -> None:

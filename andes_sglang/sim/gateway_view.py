@@ -91,6 +91,7 @@ class GatewayView:
             self.name, engine.costs, replica.open_requests, self._open.sample(MAX_READERS), replica.open_prompt_tokens,
             sum([job.spec.prompt_tokens for job in self._unstarted]), 0,
             usable_slots(engine.max_running, engine.kv_capacity_tokens, context, len(replica.running)), context, hit,
+            quality=engine.quality,
         )  # fmt: skip
 
     def _recount(self, now_s: float) -> None:

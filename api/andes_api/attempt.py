@@ -23,6 +23,7 @@ from andes_api.stream import Stream, count_answers
 from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
+    UNFINISHED,
     Blame,
     UpstreamError,
     count_of,
@@ -84,6 +85,7 @@ class Attempt:
         self._answered, self._accept_empty = answered, accept_empty
         self.sent_s = self.heard_s = self.token_s = time.monotonic()
         self.waited_s: float | None = None
+        self._thought = 0
         self.alone = replica.finds_no_queue(stream)
         self._answer: aiohttp.ClientResponse | None = None
         self._timeout: asyncio.Timeout | None = None  # until it answers
@@ -106,6 +108,8 @@ class Attempt:
             self._answered()
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
+            if stream.streams and stream.hides_thought:
+                upstreams.learn_thought(stream.route.model, stream.thought)
         except UpstreamError as error:
             error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))
@@ -219,6 +223,7 @@ class Attempt:
 
     def _read_usage(self, whole: dict[str, Any]) -> None:
         self._stream.answer_id = whole.get("id")
+        self._stream.unfinished = whole.get("status") in UNFINISHED
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
 
@@ -226,9 +231,9 @@ class Attempt:
 
     async def _pass_events(self, answer: aiohttp.ClientResponse) -> None:
         stream = self._stream
-        asked = (
-            {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
-        )  # said in the report
+        asked = stream.asked
+        if stream.expectation.report:  # which says the usage
+            asked = {**asked, "include_usage": False}
         events = self._reader(asked)
         said = 0
         held: list[Event] = []  # the end of an answer that has no token so far
@@ -239,6 +244,7 @@ class Attempt:
                     break
                 self.heard_s = time.monotonic()
                 batch = events.feed(data)
+                self._think(events.thought)
                 if events.said != said:
                     said, self.token_s = events.said, self.heard_s
                 if not events.ends:
@@ -268,8 +274,8 @@ class Attempt:
         """Of this endpoint's events. asked: the stream_options that the client gets."""
         stream = self._stream
         by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
-        reader = stream.endpoint.reader or EventStream
-        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
+        reader, several = stream.endpoint.reader or EventStream, count_answers(stream.body) > 1
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=stream.hides_thought)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.ends and (events.done or events.error_event or events.garbage is not None):
@@ -347,9 +353,18 @@ class Attempt:
                 self._first_token()
         if not stream.first_event:  # of data; a comment may come before it
             stream.first_event = next((event for event, _ in batch if event and not event.startswith(b":")), b"")
-        if stream.log is not None:
+        if stream.log is not None and not stream.only_thinks:
             stream.keep([event for event, _ in batch if event])
         return batch
+
+    def _think(self, thought: int) -> None:
+        """So many tokens have come that the reader is not shown."""
+        if new := thought - self._thought:
+            self._thought = thought
+            self._stream.think(new, self.heard_s)
+            self._replica.tokens += new
+            if self.waited_s is None:
+                self._first_token()
 
     def _continue(self, batch: list[Event], continuation: Continuation) -> list[Event]:
         events: list[Event] = []

@@ -75,6 +75,10 @@ class GatewayMetrics:
             "andes_gateway_requests", "requests by how they ended", ["class", "model", "outcome"], registry=registry
         )
         self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "model", "reason"], registry=registry)
+        self.ladders = Counter(
+            "andes_gateway_ladder", "requests for a ladder by the model that answered", ["ladder", *by_class],
+            registry=registry,
+        )  # fmt: skip
         self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
         self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
         self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
@@ -98,6 +102,13 @@ class GatewayMetrics:
             "andes_gateway_time_to_first_token_seconds", "from arrival to the first token's delivery", by_class,
             registry=registry, buckets=names.TTFT_BUCKETS,
         )  # fmt: skip
+        self.thinking = Histogram(
+            "andes_gateway_thinking_seconds", "from the first token of a thought to the first that was shown, per stream",
+            by_class, registry=registry, buckets=names.DURATION_BUCKETS,
+        )  # fmt: skip
+        self.thought_tokens = Counter(
+            "andes_gateway_thought_tokens", "generated before the answer and not shown", by_class, registry=registry
+        )
         self.tpot = Histogram(
             "andes_gateway_time_per_output_token_seconds", "mean per stream, after the first token", by_class,
             registry=registry, buckets=names.TPOT_BUCKETS,
@@ -117,6 +128,8 @@ class GatewayMetrics:
         self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
             self.shed.labels(*kind, stream.reason).inc()
+        if record.ladder is not None and record.quality is not None:
+            self.ladders.labels(record.ladder, *kind).inc()
         self.tokens.labels(*kind).inc(stream.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(*kind).observe(duration_s)
         if record.qoe is not None:
@@ -124,6 +137,10 @@ class GatewayMetrics:
         if record.ttft_s is not None:
             self.ttft.labels(*kind).observe(record.ttft_s)
             self.stall.labels(*kind).observe(stream.reader.stall_s)
+        if stream.thought:
+            self.thought_tokens.labels(*kind).inc(stream.thought)
+        if record.thinking_s is not None:
+            self.thinking.labels(*kind).observe(record.thinking_s)
         if (tpot_s := stream.tpot_s) is not None:
             self.tpot.labels(*kind).observe(tpot_s)
 

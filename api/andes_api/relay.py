@@ -206,8 +206,14 @@ class Relay:
             return self._tools.body if self._tools.restartable else None
         if not stream.tokens:  # a role at most
             return stream.body
+        if stream.log is not None and stream.only_thinks:  # what is not shown can be thought again
+            return stream.body
         stream.compact()
-        return None if stream.log is None else continued(stream.body, stream.chat, stream.text, stream.tokens)
+        return (
+            None
+            if stream.log is None or stream.thought
+            else continued(stream.body, stream.chat, stream.text, stream.tokens)
+        )
 
     def _continuation(self) -> Continuation:
         stream = self.stream

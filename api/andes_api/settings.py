@@ -6,10 +6,10 @@ environment and the table of docs/gateway.md derive from it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,8 +37,11 @@ from andes_api.classes import (
     Seconds,
     TenantSettings,
     UpstreamAddress,
+    option_values,
     over_built_in,
 )  # fmt: skip
+from andes_api.ladders import Ladders
+from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
 from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
@@ -65,20 +68,6 @@ class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
-def _option_values(options: Any) -> Any:
-    """In the environment every option is text: as JSON where it is JSON."""
-    if not isinstance(options, dict):
-        return options
-    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _routing_policy(name: str) -> str:
     name = current_name(name)
     find_routing_policy(name)
@@ -99,6 +88,7 @@ class GatewaySettings(BaseSettings):
     model_aliases: dict[str, str] = Field(
         {}, description="other names of models and adapters; `*`: every name that is none"
     )
+    ladders: Ladders = Field({}, description="models that stand in for one another, by the name asked for; see above")
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
     dns_server: Annotated[str, AfterValidator(server)] | None = Field(
         None,
@@ -132,8 +122,14 @@ class GatewaySettings(BaseSettings):
     policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
-    policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+    policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
         {}, description="options of the routing policy"
+    )
+    ladder_policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+        "value", description="routing policy over all rungs of a ladder"
+    )
+    ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
+        {}, description="options of that"
     )
     horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
     bounded_load: Annotated[float, Field(ge=1)] = Field(
@@ -225,19 +221,27 @@ class GatewaySettings(BaseSettings):
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
         faults = self._model_faults() + self._upstream_faults() + self._tenant_faults() + tool_faults(self.tools)
+        faults += self._ladder_faults(self.classes)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
         if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
-        faults += self._batch_faults()
-        try:
-            make_routing_policy(self.policy, **self.routing_options)
-        except ValueError as error:
-            faults.append(f"policy: {error}")
+        faults += self._policy_faults() + self._batch_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _policy_faults(self) -> list[str]:
+        faults = []
+        for field, name, options in (
+            ("policy", self.policy, self.routing_options), ("ladder_policy", self.ladder_policy, self.ladder_options)
+        ):  # fmt: skip
+            try:
+                make_routing_policy(name, **options)
+            except ValueError as error:
+                faults.append(f"{field}: {error}")
+        return faults
 
     def _tenant_faults(self) -> list[str]:
         names = [tenant.name for tenant in self.tenants]
@@ -258,6 +262,10 @@ class GatewaySettings(BaseSettings):
                 if model.classes and tenant.classes and not {*model.classes} & {*tenant.classes}
             ]
         return faults
+
+    def _ladder_faults(self, classes: Mapping[str, ClassSettings]) -> list[str]:
+        announced = bool(self.upstreams)
+        return list(ladder_faults(self.ladders, self.models, self.model_aliases, classes, announced=announced))
 
     def _batch_faults(self) -> list[str]:
         if self.batches.directory is None:
@@ -286,11 +294,20 @@ class GatewaySettings(BaseSettings):
     @property
     def routing_options(self) -> dict[str, Any]:
         """Options of the routing policy: what ``policy_options`` says over the settings for all policies."""
+        return {**self._common_options(self.policy), **self.policy_options}
+
+    @property
+    def ladder_options(self) -> dict[str, Any]:
+        """The same of the routing policy over the rungs of a ladder."""
+        return {**self._common_options(self.ladder_policy), **self.ladder_policy_options}
+
+    def _common_options(self, policy: str) -> dict[str, Any]:
         given: dict[str, dict[str, Any]] = {
             "qoe": {"horizon_s": self.horizon_s},
+            "value": {"horizon_s": self.horizon_s},
             "prefix": {"bound": self.bounded_load},
         }
-        return {**given.get(self.policy, {}), **self.policy_options}
+        return given.get(policy, {})
 
     @property
     def loopback(self) -> bool:
@@ -343,12 +360,13 @@ def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
     for name, fields in given.items():
         classes[name] = {**classes.get(name, {}), **fields} if isinstance(fields, dict) else fields
     try:
-        return settings.model_copy(
-            update={"classes": TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)}
-        )
+        changed = TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)
     except ValidationError as error:
         faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
         raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+    if faults := settings._ladder_faults(changed):
+        raise GatewaySettingsError("\n".join(f"{file}: {fault}" for fault in faults))
+    return settings.model_copy(update={"classes": changed})
 
 
 def _mapping(file: Path) -> dict[str, Any]:

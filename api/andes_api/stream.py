@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,9 +36,10 @@ MAX_SPAN_STALLS = 32
 class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
-    tokens: what engines have produced for it; ``reader.delivered``: what its socket has taken; earlier_tokens: in rounds
-    before this one. tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer
-    could not be continued elsewhere. fallback: why another model than the one asked for answers.
+    tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``reader.delivered``: what
+    its socket has taken of the others; earlier_tokens: in rounds before this one. tools: those that run here; ran: what did.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model
+    than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -57,6 +59,9 @@ class Stream:
     asked: dict[str, Any] = field(default_factory=dict)
     expected: StreamForecast | None = None
     tokens: int = 0
+    thought: int = 0
+    expected_thought: float = 0.0
+    thinking_s: float | None = None  # when the first token of a thought came
     earlier_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +75,7 @@ class Stream:
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
     answer_id: str | None = None  # as its engine calls it
+    unfinished: bool = False  # whether its engine goes on with the answer in the background
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
     batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
@@ -83,8 +89,10 @@ class Stream:
             self.asked = self.body.get("stream_options") or {}
         # Several answers in one stream are read side by side: their tokens together against as many times the speed.
         target = self.expectation.target
-        tds = min(MAX_TDS, target.tds * count_answers(self.body))
-        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, tds))
+        answers = count_answers(self.body)
+        tds, think_tds = (min(MAX_TDS, speed * answers) for speed in (target.tds, target.think_tds))
+        fixed = target.think_tds == math.inf
+        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, tds, math.inf if fixed else think_tds))
 
     @property
     def streams(self) -> bool:
@@ -104,6 +112,16 @@ class Stream:
         return self.endpoint is CHAT
 
     @property
+    def hides_thought(self) -> bool:
+        """Whether its reader is not shown what the model thinks before it answers."""
+        return self.expectation.reader.hides_reasoning
+
+    @property
+    def only_thinks(self) -> bool:
+        """Whether all that has come is a thought that is not shown: another engine may start over."""
+        return self.thought > 0 and self.thought == self.tokens
+
+    @property
     def kind(self) -> Kind:
         """Model, empty while no engine has said which there are, and class."""
         return self.record.model or "", self.expectation.class_name
@@ -121,15 +139,22 @@ class Stream:
     @property
     def incoming(self) -> IncomingStream:
         """As routing and admission see it before it has a place."""
-        return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
+        expects = self.expectation
+        return IncomingStream(
+            self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
+            self.expected_thought if self.hides_thought else 0.0,
+        )  # fmt: skip
 
     def model_headers(self) -> dict[str, str]:
-        """Who answers, and why where that is not who was asked."""
+        """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
         if route.model is None:
             return {}
         name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
-        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+        said = {"x-andes-model": name}
+        if self.record.quality is not None:
+            said["x-andes-quality"] = f"{self.record.quality:g}"
+        return said | ({"x-andes-fallback": self.fallback} if self.fallback else {})
 
     @property
     def tpot_s(self) -> float | None:
@@ -149,12 +174,29 @@ class Stream:
         self.route = route
         self.record.model, self.record.adapter = route.model, route.adapter
 
+    def think(self, tokens: int, now_s: float) -> None:
+        """An engine has produced ``tokens`` more that its reader is not shown."""
+        if self.thinking_s is None:
+            self.thinking_s = now_s
+        self.tokens += tokens
+        self.thought += tokens
+        self.reader.think(tokens)
+        self.record.reason_tokens = self.thought
+
+    def answered_by(self, route: ModelRoute, quality: float | None) -> None:
+        """Engines of ``route`` are asked; quality: of a rung of the ladder that it asks for, None: it is none."""
+        self.route = route
+        if quality is not None:
+            self.record.model, self.record.quality = route.model, quality
+
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
         self.delivered_s = now_s
         reader = self.reader
         if not reader.delivered:
             self.record.ttft_s = now_s - self.arrival_s
+            if self.thinking_s is not None:
+                self.record.thinking_s = now_s - self.thinking_s
         stalls, stall_s = reader.stalls, reader.stall_s
         reader.deliver(now_s, tokens)
         if reader.stalls != stalls and reader.stalls <= MAX_SPAN_STALLS:
@@ -178,14 +220,17 @@ class Stream:
             self.text += text
             self.log = []
 
-    def report(self) -> dict[str, Any]:
+    def report(self, now_s: float) -> dict[str, Any]:
         """What its reader got, for the caller who asks; docs/gateway.md describes every field."""
         reader, ttft_s, target = self.reader, self.record.ttft_s, self.expectation.target
         return {
             "class": self.expectation.class_name,
-            "qoe": round(reader.final_qoe(), 4),
-            "tokens": reader.delivered,
+            "qoe": round(reader.final_qoe(), 4) if self.streams else None,
+            "tokens": reader.delivered if self.streams else self.tokens,
+            "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
+            "thought_tokens": self.thought,
+            "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),
             "longest_stall_s": round(reader.longest_stall_s, 4),
@@ -226,7 +271,7 @@ class Stream:
             return 0.0
         if outcome in ("open", "abandoned"):
             return reader.qoe_at(now_s)
-        return reader.final_qoe() if reader.delivered else None
+        return reader.final_qoe() if reader.delivered or self.thought else None
 
 
 def count_answers(body: Mapping[str, Any]) -> int:

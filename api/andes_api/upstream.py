@@ -143,8 +143,9 @@ class Upstream:
             return body
         return {**body, "model": name}
 
-    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
-        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
+    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float, quality: float = 1.0) -> ReplicaView:
+        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since. quality: what
+        the answers of its model are worth."""
         if now_s - self._counted_at_s > MAX_VIEW_AGE_S:
             self._recount(now_s)
         *readers, weights = self._rows[:, : self._count]
@@ -165,6 +166,7 @@ class Upstream:
             context_tokens=self.context_tokens,
             hit_tokens=prompt.share(self.prefixes) * prompt_tokens,
             late_ratio=self.late_ratio(now_s) if crowded else 1.0,
+            quality=quality,
         )
 
     def _recount(self, now_s: float) -> None:

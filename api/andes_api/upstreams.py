@@ -15,6 +15,7 @@ import aiohttp
 from andes_api.background import Background
 from andes_api.board import Board
 from andes_api.discovery import make_resolver
+from andes_api.ladders import best_models
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
@@ -59,8 +60,9 @@ class Upstreams:
         self._session = session
         self.replicas: dict[str, Upstream] = {}
         self.drained: set[str] = set()  # by hand: names of replicas, listed or not
-        self.catalog = ModelCatalog(settings.models, settings.model_aliases)
+        self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
+        self._thoughts: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
@@ -141,6 +143,15 @@ class Upstreams:
             ratio = min(MAX_CHARS_PER_TOKEN, max(MIN_CHARS_PER_TOKEN, prompt.length / tokens))
             known = self.chars_per_token(model)
             self._chars_per_token[model] = known + 0.05 * (ratio - known)
+
+    def thought_tokens(self, model: str | None) -> float:
+        """Tokens that an engine of ``model`` lately thought before an answer, on average."""
+        return self._thoughts.get(model, 0.0)
+
+    def learn_thought(self, model: str | None, tokens: int) -> None:
+        """An engine of ``model`` thought for ``tokens``."""
+        known = self._thoughts.setdefault(model, float(tokens))
+        self._thoughts[model] = known + 0.05 * (tokens - known)
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""

@@ -190,6 +190,16 @@ def test_what_is_done_stays_done_and_the_rest_is_done_after_a_death(tmp_path: Pa
     assert [row["response"]["status_code"] for row in directory.lines("error")] == [400]
 
 
+def test_what_is_left_is_as_long_as_what_is_done(tmp_path: Path) -> None:
+    work = Directory(tmp_path, 12).work()
+    assert work.tokens_left == 12 * 300, "what an answer usually has"
+    for _ in range(10):
+        settle(work)
+    assert work.tokens_left == 2 * 7
+    settle(work, 400)
+    assert work.tokens_left == pytest.approx(7, abs=1)
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_death_at_the_end_is_made_up_for(moved: bool, tmp_path: Path) -> None:
     directory = Directory(tmp_path, 2)

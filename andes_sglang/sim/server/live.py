@@ -16,7 +16,7 @@ from typing import Any
 
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.request import RequestRecord, RequestSpec, score
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.replica import Replica
@@ -57,7 +57,7 @@ class LiveReplica:
     ) -> None:
         self.metrics = metrics
         self.replica = Replica(engine, policy, sink=self._finished, metrics=metrics)
-        self.draining = False
+        self.draining = self.stopping = False
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.retractions = 0
@@ -143,11 +143,15 @@ class LiveReplica:
                 continue
             self.replica.abort(job)
             answer.aborted = True
-            times_s = job.token_times_s
-            self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
+            self.metrics.finished(job.score().qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)
         generation.wake()
+
+    def stop(self) -> None:
+        """End all: streams with an error."""
+        self.stopping = True
+        self.abort_matching()
 
     def abort_matching(self, rid: str = "") -> None:
         """Those whose id begins with ``rid``."""
