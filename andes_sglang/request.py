@@ -23,6 +23,7 @@ __all__ = [
     "Score",
     "TokenTimes",
     "read_records",
+    "readers_times",
     "score",
     "write_records",
 ]
@@ -105,6 +106,15 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
     return Score(qoe, stalls, stall_s, longest_s, 1.0 + float(worth.clip(0.0, 1.0).sum()))
 
 
+def readers_times(times_s: Array, holds: Iterable[tuple[float, float]] | None) -> Array:
+    """``times_s``, seconds, shape (n,), as a clock shows them that has stood still: ``holds`` are when that was found and for
+    how many seconds (:meth:`andes_sglang.qoe.ReaderStream.stand_still`); None: never."""
+    stood_s = np.zeros_like(times_s)
+    for at_s, held_s in holds or ():
+        stood_s[times_s > at_s] += held_s
+    return times_s - stood_s
+
+
 class TokenTimes(Sequence[tuple[float, int]]):
     """Deliveries of one token each, kept as an array of times, shape (tokens,), in seconds."""
 
@@ -129,7 +139,8 @@ class RequestRecord:
     """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens).
 
     What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
-    prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced.
+    prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced;
+    holds, for how long its reader could not receive (:func:`readers_times`), which is not held against the engine.
     """
 
     index: int
@@ -147,6 +158,7 @@ class RequestRecord:
     recomputed_tokens: int | None = None
     preemptions: int | None = None
     retractions: int | None = None
+    holds: Sequence[tuple[float, float]] | None = None
 
     @property
     def target(self) -> QoETarget:
@@ -155,9 +167,12 @@ class RequestRecord:
     def reader(self) -> ReaderStream:
         """The reader after everything that was delivered."""
         stream = ReaderStream(self.arrival_s, self.target)
-        for at, tokens in self.deliveries:
-            stream.deliver(at, tokens)
+        for at in self._readers_times().tolist():
+            stream.deliver(at)
         return stream
+
+    def _readers_times(self) -> Array:
+        return readers_times(self.token_times_s, self.holds)
 
     @property
     def token_times_s(self) -> Array:
@@ -167,7 +182,7 @@ class RequestRecord:
         return np.repeat(np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries])
 
     def score(self) -> Score:
-        return score(self.token_times_s, self.arrival_s, self.target)
+        return score(self._readers_times(), self.arrival_s, self.target)
 
     @property
     def qoe(self) -> float:

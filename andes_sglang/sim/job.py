@@ -23,6 +23,7 @@ class Job:
     joined_step: decode steps taken when it joined. epoch: grows whenever it joins or leaves. cache_node: the last node that
     it locks; kept_node: where its KV ended in the cache when it gave it up. protected_tokens: locked in the cache;
     uncached_tokens: generated beside it before its last leaving of the batch. times_s: delivery times in pieces.
+    holds: when its reader's clock had stood still and for how long, both in seconds (:meth:`Replica.hear`).
     stopped: how it was last taken off (park, release, offload, retracted). resuming_tokens: prefilled since then.
     """
 
@@ -31,6 +32,7 @@ class Job:
         "enters_s",
         "epoch",
         "generated",
+        "holds",
         "index",
         "joined_step",
         "kept_node",
@@ -71,6 +73,7 @@ class Job:
         self.protected_tokens = 0
         self.uncached_tokens = 0
         self.times_s: list[Array] = []
+        self.holds: list[tuple[float, float]] = []
         self.stopped: str | None = None
         self.resuming_tokens = 0
         self.preemptions = 0

@@ -81,7 +81,7 @@ def _qoe(gateway: Gateway, window_s: float, model: str | None) -> dict[str, Any]
     ended = gateway.qoe.of(now_s, window_s)
     running: dict[tuple[str | None, str], Sketch] = {}
     for stream in gateway.open:
-        if (score := stream.score(now_s)) is not None:
+        if (score := stream.served(now_s)) is not None:
             running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
     known = gateway.upstreams.catalog.models
     return {

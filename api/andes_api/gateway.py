@@ -13,6 +13,7 @@ from typing import Any
 
 from andes_api import admission, names
 from andes_api.background import Background
+from andes_api.connection import Connection
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
@@ -24,6 +25,7 @@ from andes_api.metrics import GatewayMetrics
 from andes_api.models import ModelRoute
 from andes_api.placement import Placement
 from andes_api.prompts import Prompt
+from andes_api.readers import Readers
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
@@ -74,6 +76,7 @@ class Gateway:
         self._relay_context = RelayContext(
             settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
         )
+        self.readers = Readers(self._relays, self.upstreams)
         self._limits = {tenant.name: TenantLimits(tenant) for tenant in settings.tenants}
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
 
@@ -81,6 +84,7 @@ class Gateway:
         await self.upstreams.start()
         self._swept_s = time.monotonic()
         self.background.start("sweep", self._sweep)
+        self.background.start("readers", self.readers.watch)
 
     async def stop(self) -> None:
         await self.background.stop()
@@ -117,6 +121,7 @@ class Gateway:
         now_s = time.monotonic()
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.set_open((s.record.class_name, s.record.model) for s in self.open)
+        self.metrics.behind.set(self.readers.count_behind())
         held = self.held_by_model
         self.metrics.set_held({model: held[model] for model in (None, *self.upstreams.catalog.models)})
         self.metrics.replicas({
@@ -186,10 +191,13 @@ class Gateway:
 
     # Open streams
 
-    async def serve(self, stream: Stream, order: list[Upstream], receive: Receive, send: Send) -> None:
+    async def serve(
+        self, stream: Stream, order: list[Upstream], connection: Connection, receive: Receive, send: Send
+    ) -> None:
         """Answer on this connection until the last byte, or until the client has gone: then upstream is cancelled."""
         record = stream.record
-        relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
+        relay = self._relays[stream] = Relay(self._relay_context, stream, order, send, connection)
+        self.readers.opened(relay)
         task = self.open[stream] = asyncio.create_task(relay.run())
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -201,6 +209,7 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
+            self.readers.closed(relay)
             if order:
                 order[0].streams.discard(stream)
             fault = None if task.cancelled() else task.exception()
@@ -277,8 +286,8 @@ class Gateway:
             limits.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
             self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
-        if record.qoe is not None:
-            self.qoe.add(now_s, record.model, cls, record.qoe)
+        if (served := stream.served(now_s)) is not None:
+            self.qoe.add(now_s, record.model, cls, served)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)
@@ -297,8 +306,9 @@ def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
         "attempts": stream.attempts,
         "status": stream.status,
         "duration_s": round(duration_s, 4),
-        "stalls": stream.reader.stalls,
-        "stall_s": round(stream.reader.stall_s, 3),
+        "stalls": stream.receipt.reader.stalls,
+        "stall_s": round(stream.receipt.reader.stall_s, 3),
+        "behind_s": round(stream.receipt.behind_s, 3),
         **stream.record.to_dict(),
     }
     return line if stream.reason is None else {**line, "reason": stream.reason}

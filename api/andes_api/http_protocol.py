@@ -14,6 +14,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from andes_api.connection import CONNECTION
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.unread import UnreadRequest
@@ -93,6 +94,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        scope: Any = self.scope
+        scope[CONNECTION] = self.transport
         self._header_bytes, self._in_head = 0, True
 
     def on_url(self, url: bytes) -> None:

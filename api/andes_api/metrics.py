@@ -44,6 +44,12 @@ class GatewayMetrics:
         )
         self.tasks = Gauge("andes_gateway_tasks", "asyncio tasks of this process", registry=registry)
         self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
+        self.behind = Gauge(
+            "andes_gateway_readers_behind", "readers who have not received what was sent to them", registry=registry
+        )
+        self.slow_readers = Counter(
+            "andes_gateway_slow_readers", "streams whose reader fell behind what was sent", registry=registry
+        )
         self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)
         self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)
         self.replica_streams = Gauge(
@@ -76,13 +82,15 @@ class GatewayMetrics:
         self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
             self.shed.labels(*kind, stream.reason).inc()
-        self.tokens.labels(*kind).inc(stream.reader.delivered if stream.streams else stream.tokens)
+        self.tokens.labels(*kind).inc(stream.receipt.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(*kind).observe(duration_s)
+        if stream.receipt.received is not None:
+            self.slow_readers.inc()
         if record.qoe is not None:
             self.qoe.labels(*kind).observe(record.qoe)
         if record.ttft_s is not None:
             self.ttft.labels(*kind).observe(record.ttft_s)
-            self.stall.labels(*kind).observe(stream.reader.stall_s)
+            self.stall.labels(*kind).observe(stream.receipt.reader.stall_s)
         if (tpot_s := stream.tpot_s) is not None:
             self.tpot.labels(*kind).observe(tpot_s)
 

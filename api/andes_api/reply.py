@@ -9,8 +9,10 @@ from typing import Any
 
 import orjson
 
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
+from andes_api.receipt import SAMPLE_INTERVAL_S
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, GarbageError, object_of, payload_of
@@ -28,16 +30,17 @@ class Reply:
     """Every answer echoes the request's id and what holds of its reader. started: its head is out; begun: an event of the
     answer has come, so that no other answer can take its place."""
 
-    def __init__(self, stream: Stream, send: Send, settings: GatewaySettings) -> None:
+    def __init__(self, stream: Stream, send: Send, connection: Connection, settings: GatewaySettings) -> None:
         self._stream = stream
+        self._connection = connection
         self._keepalive_s = settings.keepalive_s
         self._timer: asyncio.TimerHandle | None = None  # not a task: nearly no stream comes to need one
         self._comment: asyncio.Task[None] | None = None
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
-            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, pacer)
+            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, stream.receipt, pacer)
         else:
-            self.writer = ResponseWriter(send, stream.delivered)
+            self.writer = ResponseWriter(send, stream.delivered, stream.receipt)
 
     @property
     def started(self) -> bool:
@@ -106,17 +109,24 @@ class Reply:
         await self.writer.write(batch)
 
     async def end(self) -> None:
-        """After the last event; before it, where the caller wants that, what the reader got."""
+        """After the last event; before it, where the caller wants that, what the reader got. Until a reader who is behind has
+        got the rest the stream is open."""
         stream = self._stream
+        if stream.streams:
+            await self._settle()
         if stream.expectation.report and stream.usage is not None:
-            await self.writer.flush()
             usage = {**stream.usage, "andes": stream.report()}
             chunk = {**identity_of(stream.first_event), "choices": [], "usage": usage}
             await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
         await self.writer.end()
 
+    async def _settle(self) -> None:
+        await self.writer.flush()
+        while not self.writer.hurried and self._stream.receipt.owes(self._connection.unacknowledged_bytes()):
+            await asyncio.sleep(SAMPLE_INTERVAL_S / 2)
+
     async def _start_events(self) -> None:
-        await self._start(200, EVENT_HEADERS)
+        await self._start(200, {**EVENT_HEADERS, "x-andes-stream": self._stream.report_id})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status

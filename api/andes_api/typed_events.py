@@ -62,6 +62,7 @@ class TypedEvents(EventStream):
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
+        self.characters += len(piece)
         return 1
 
     def _final(self, usage: Any) -> int:

@@ -53,6 +53,7 @@ class Upstream:
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
+        self.takes_readers = True  # until it has no place to tell it of them
         self.streams: set[Stream] = set()
         self.others = 0
         self.requests: int | None = None  # all that it holds, by its own count

@@ -21,7 +21,7 @@ OPERATIONS = {
     "GET /metrics", "POST /v1/responses", "GET /v1/responses/{response_id}",
     "POST /v1/responses/{response_id}/cancel", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/embeddings",
     "POST /v1/classify", "POST /v1/score", "POST /v1/rerank", "POST /v1/tokenize", "POST /v1/detokenize",
-    "POST /v1/audio/transcriptions",
+    "POST /v1/audio/transcriptions", "POST /v1/streams/{stream_id}/reader",
 }  # fmt: skip
 
 
