@@ -4,6 +4,10 @@ A reader expects the first token ``ttft_s`` after arrival and then digests ``tds
 Token k is digested at ``digest[k] = max(delivered[k], digest[k-1] + 1/tds)``; QoE is the area under the
 digested-token curve over the area under the expected curve, up to the moment the last token is digested.
 
+A token that is not shown is not read: of a model that thinks first, only the tokens of the answer are tokens above, and the
+reader, who sees that it thinks, waits for them from ``arrival + ttft_s + thought / think_tds`` on: the thinking tokens so
+far, those of the whole thought once a token has been shown.
+
 All state here is kept relative to the ideal start of reading (arrival + ttft): that makes the state O(1) per
 stream, lets several tokens be delivered in one step, and keeps sums exact whatever the epoch of the clock.
 Every function works on scalars and on numpy arrays of one common shape alike.
@@ -11,6 +15,7 @@ Every function works on scalars and on numpy arrays of one common shape alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,13 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["QoETarget", "ReaderStream", "Readers", "qoe_of_deliveries"]
+__all__ = ["THINK_TDS", "QoETarget", "ReaderStream", "Readers", "qoe_of_deliveries"]
 
 Array = npt.NDArray[np.float64]
 MIN_STALL_S = 1e-6
 """Shorter waits are rounding: today's clock seconds are doubles 2.4e-7 s apart."""
 MIN_READING_S = 1e-9
 """Closer to the ideal start both curves' areas are rounding, and QoE is 1."""
+THINK_TDS = 25.0
+"""Tokens/s: a thought of 500 tokens may take 20 s (assumed: answers after 2 s are taken for less thoughtful than after 9)."""
 MIN_TTFT_S, MAX_TTFT_S = 0.0, 1e6
 MIN_TDS, MAX_TDS = 1e-3, 1e9
 """Seconds and tokens/s: within these no area or sum overflows, and none loses more than 1e-9 of itself."""
@@ -35,17 +42,29 @@ class QoETarget:
     """What the reader of one request expects.
 
     ``ttft_s``: seconds to the first token, 0 to 1e6. ``tds``: token delivery speed, the speed of reading, tokens/s, 1e-3 to
-    1e9. Defaults: 1 s, and 222 words a minute at 1.3 tokens a word. Raises ``ValueError`` naming field and value.
+    1e9. ``think_tds``: tokens/s at which a thought that is not shown may go on before the reader waits, likewise or infinite:
+    ``ttft_s`` then holds whatever the model thinks. Defaults: 1 s, 222 words a minute at 1.3 tokens a word, and 25 (assumed).
+    Raises ``ValueError`` naming field and value.
     """
 
     ttft_s: float = 1.0
     tds: float = 4.8
+    think_tds: float = THINK_TDS
 
     def __post_init__(self) -> None:
         if not (_is_number(self.ttft_s) and MIN_TTFT_S <= self.ttft_s <= MAX_TTFT_S):
             raise ValueError(f"ttft must be a number of seconds from 0 to 1e6, got {self.ttft_s!r}")
         if not (_is_number(self.tds) and MIN_TDS <= self.tds <= MAX_TDS):
             raise ValueError(f"tds must be a number of tokens/s from 1e-3 to 1e9, got {self.tds!r}")
+        if not (_is_number(self.think_tds) and (MIN_TDS <= self.think_tds <= MAX_TDS or self.think_tds == math.inf)):
+            raise ValueError(
+                f"think_tds must be a number of tokens/s from 1e-3 to 1e9, or infinite, got {self.think_tds!r}"
+            )
+
+    def start_s(self, arrival_s: float, thought_tokens: float = 0) -> float:
+        """When the reader begins to wait for the answer to a request that arrived at ``arrival_s`` (clock seconds), for which
+        ``thought_tokens`` have been generated that are not shown."""
+        return arrival_s + self.ttft_s + thought_tokens / self.think_tds
 
 
 def _is_number(value: object) -> bool:
@@ -56,10 +75,13 @@ class ReaderStream:
     """The reader of one stream: O(1) state, updated as tokens are delivered.
 
     ``delivered`` tokens so far; ``end_s``, when the reader runs dry, and ``lateness_s``, the sum over tokens of
-    digest time minus ideal time, both in seconds relative to ``start_s`` (arrival + expected TTFT, clock seconds).
+    digest time minus ideal time, both in seconds relative to ``start_s`` (:meth:`QoETarget.start_s`, clock seconds).
+    ``thought_tokens``: generated before the first that was delivered, and not shown.
     """
 
     __slots__ = (
+        "_arrival_s",
+        "_target",
         "delivered",
         "end_s",
         "lateness_s",
@@ -68,11 +90,15 @@ class ReaderStream:
         "stalls",
         "start_s",
         "tds",
+        "thought_tokens",
     )
 
     def __init__(self, arrival_s: float, target: QoETarget) -> None:
-        self.start_s = arrival_s + target.ttft_s
+        self._arrival_s = arrival_s
+        self._target = target
+        self.start_s = target.start_s(arrival_s)
         self.tds = target.tds
+        self.thought_tokens = 0
         self.delivered = 0
         self.end_s = 0.0
         self.lateness_s = 0.0
@@ -94,6 +120,12 @@ class ReaderStream:
         self.lateness_s += tokens * (digest - self.delivered / self.tds)
         self.end_s = digest + tokens / self.tds
         self.delivered += tokens
+
+    def think(self, tokens: int) -> None:
+        """``tokens`` more were generated that are not shown. The reader's clock waits for those before the first that is."""
+        if not self.delivered:
+            self.thought_tokens += tokens
+            self.start_s = self._target.start_s(self._arrival_s, self.thought_tokens)
 
     def copy(self) -> ReaderStream:
         """As it is now."""

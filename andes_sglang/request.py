@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.qoe import MIN_STALL_S, QoETarget, ReaderStream
+from andes_sglang.qoe import MIN_STALL_S, THINK_TDS, QoETarget, ReaderStream
 
 __all__ = [
     "RecordsError",
@@ -38,7 +38,8 @@ class RequestSpec:
     """arrival_s from the start of the workload; lengths in tokens; blocks: prefix-block ids, equal id, equal prefix.
 
     max_tokens: the most the client allows, which is all that the engine knows of the answer's length beforehand; None:
-    exactly ``output_tokens``, as the benchmark asks for. weight, yields, expected_tokens: as in
+    exactly ``output_tokens``, as the benchmark asks for. reason_tokens: the first of ``output_tokens``, a thought that the
+    reader is not shown. weight, yields, expected_tokens, reasoning: as in
     :class:`~andes_sglang.expectations.ReaderExpectation`.
     """
 
@@ -52,11 +53,13 @@ class RequestSpec:
     weight: float = 1.0
     yields: bool = False
     expected_tokens: int | None = None
+    reason_tokens: int = 0
+    reasoning: str = "hidden"
 
     @property
     def expectation(self) -> ReaderExpectation:
         """What the request says of its reader. Raises ``ValueError`` naming field and value."""
-        return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens)
+        return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens, self.reasoning)
 
 
 class RecordsError(ValueError):
@@ -76,8 +79,9 @@ class Score(NamedTuple):
 NOTHING = Score(0.0, 0, 0.0, 0.0, 0.0)
 
 
-def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
+def score(times_s: Array, arrival_s: float, target: QoETarget, thought_tokens: int = 0) -> Score:
     """The score of a finished stream from the delivery times of its tokens, shape (n,), in order; clock seconds.
+    thought_tokens: generated before them and not shown.
 
     With ``u[k] = times_s[k] - ideal start - k / tds`` a token is digested at ``k / tds + max(0, u[0..k])``: the whole of
     :class:`andes_sglang.qoe.ReaderStream` is one running maximum. A token counts as effective while, as it arrives, the
@@ -89,7 +93,7 @@ def score(times_s: Array, arrival_s: float, target: QoETarget) -> Score:
     pace = 1.0 / target.tds
     k = _RAMP[:n] if n <= len(_RAMP) else np.arange(n, dtype=np.float64)
     behind = times_s - k * pace
-    behind -= arrival_s + target.ttft_s
+    behind -= target.start_s(arrival_s, thought_tokens)
     buffered = -behind[1:]
     qoe, stalls, stall_s, longest_s = 1.0, 0, 0.0, 0.0
     if behind.max() > 0.0:
@@ -136,7 +140,8 @@ class TokenTimes(Sequence[tuple[float, int]]):
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens).
+    """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens), of those
+    that were shown. output_tokens: of all; reason_tokens of them were generated before the first that was shown.
 
     What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
     prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced;
@@ -158,15 +163,18 @@ class RequestRecord:
     recomputed_tokens: int | None = None
     preemptions: int | None = None
     retractions: int | None = None
+    reason_tokens: int = 0
+    think_tds: float = THINK_TDS
     holds: Sequence[tuple[float, float]] | None = None
 
     @property
     def target(self) -> QoETarget:
-        return QoETarget(self.ttft_target_s, self.tds)
+        return QoETarget(self.ttft_target_s, self.tds, self.think_tds)
 
     def reader(self) -> ReaderStream:
         """The reader after everything that was delivered."""
         stream = ReaderStream(self.arrival_s, self.target)
+        stream.think(self.reason_tokens)
         for at in self._readers_times().tolist():
             stream.deliver(at)
         return stream
@@ -182,7 +190,7 @@ class RequestRecord:
         return np.repeat(np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries])
 
     def score(self) -> Score:
-        return score(self._readers_times(), self.arrival_s, self.target)
+        return score(self._readers_times(), self.arrival_s, self.target, self.reason_tokens)
 
     @property
     def qoe(self) -> float:
@@ -190,8 +198,8 @@ class RequestRecord:
 
     @property
     def ttft_s(self) -> float:
-        """From the arrival, not from the sending; for a request without any token, the whole wait."""
-        if isinstance(self.deliveries, TokenTimes):
+        """From the arrival, not from the sending, to the first token that was shown; without any, the whole wait."""
+        if isinstance(self.deliveries, TokenTimes) and len(self.deliveries):
             return float(self.deliveries.times_s[0]) - self.arrival_s
         return (self.deliveries[0][0] if self.deliveries else self.end_s) - self.arrival_s
 

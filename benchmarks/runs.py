@@ -17,7 +17,7 @@ import numpy as np
 
 from andes_sglang.arms import Arm
 from andes_sglang.policy import CLAIRVOYANT, SchedulingPolicy, make
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
@@ -62,7 +62,8 @@ MIN_LOAD, MAX_LOAD, LOAD_STEP = 0.1, 13.0, 1.05
 class Case:
     """One run. kind: ``burst`` of ``x`` C for ``span`` seconds, ``steady`` load, ``cycle`` (the paper's: intensity ``x``, the
     burst a share ``span`` of 20 minutes that average C) or ``replay`` of a trace's own arrivals. interval_s: least time
-    between two decisions."""
+    between two decisions. reasoning: whether recorded thoughts are ``shown`` and read like the answers, are ``hidden``, or
+    are hidden from the readers and ``unknown`` to the policy, which takes every token for one that is read."""
 
     setting: str
     kind: str
@@ -71,6 +72,7 @@ class Case:
     seed: int
     arm: Arm
     interval_s: float = INTERVAL_S
+    reasoning: str = "shown"
 
 
 class SimulatedRuns:
@@ -116,9 +118,12 @@ class SimulatedRuns:
             engine, factory = configure(engine, case.arm)
             policy = factory()
         scored, backlog = Figures(), 0
+        thoughts = [r.reason_tokens for r in requests]
+        if case.reasoning != "hidden":
+            requests = Workload("", tuple(requests)).with_reasoning_shown().requests
         for record in simulate(engine, policy, requests, decision_interval_s=case.interval_s):
             if since_s <= record.arrival_s < until_s:
-                scored.add(record)
+                scored.add(_hidden(record, thoughts[record.index]) if case.reasoning == "unknown" else record)
                 backlog += record.end_s > until_s
         return {**scored.summary(), "backlog_requests": backlog}
 
@@ -235,6 +240,12 @@ def _sources(setting: str, policy: str) -> str:
 def _trace(file: Path) -> Workload:
     """As recorded, lengths clamped."""
     return load_trace(file, seed=1).scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
+
+
+def _hidden(record: RequestRecord, reason_tokens: int) -> RequestRecord:
+    """``record`` of an answer that was served as if all of it were read, as a reader saw it who was not shown the thought."""
+    shown_s = record.token_times_s[reason_tokens:]
+    return replace(record, deliveries=TokenTimes(shown_s), reason_tokens=reason_tokens)
 
 
 def _flooded_rps(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:

@@ -42,12 +42,12 @@ def wait_until_ready(url: str) -> None:
 
 
 @contextmanager
-def service() -> Iterator[str]:
-    """The base URL of a gateway with a simulated engine behind it."""
+def service(*flags: str) -> Iterator[str]:
+    """The base URL of a gateway with a simulated engine behind it. flags: more of the gateway's."""
     with ExitStack() as stack:
         engine, gateway = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         start(stack, "serve", "--engine", "sim", "--profile", "cpu-tiny-llama", "--port", engine.rpartition(":")[2])
-        start(stack, "gateway", "--upstream", engine, "--port", gateway.rpartition(":")[2])
+        start(stack, "gateway", "--upstream", engine, "--port", gateway.rpartition(":")[2], *flags)
         wait_until_ready(f"{engine}/health")
         wait_until_ready(f"{gateway}/readyz")
         yield f"{gateway}/v1"

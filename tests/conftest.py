@@ -44,6 +44,13 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield made
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    from e2e.browser import find_chromium
+
+    return find_chromium() or pytest.skip("NO BROWSER: install chromium to test what runs in one")
+
+
 def pytest_collection(session: pytest.Session) -> None:
     gc.disable()
 

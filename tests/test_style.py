@@ -33,7 +33,9 @@ PROSE = [
         "tools/**/*",
     )
     for path in sorted(ROOT.glob(pattern))
-    if path.suffix in {".md", ".yaml", ".json", ".tpl", ".txt", ".py", ".sh", ".toml", ".in", ""} and path.is_file()
+    if path.suffix
+    in {".md", ".yaml", ".json", ".tpl", ".txt", ".py", ".sh", ".toml", ".in", ".mjs", ".mts", ".html", ""}
+    and path.is_file()
     if not {"decisions", "__pycache__"} & set(path.parts) and path.name != "LICENSE"
 ]
 MAX_COMPLEXITY = 15

@@ -25,8 +25,8 @@ class StreamRecord:
     """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "number",
-        "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "received_tokens", "req", "running",
+        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "hidden_tokens", "host_tokens", "loaded_ahead",
+        "number", "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "received_tokens", "req", "running",
         "seen_tokens", "since_s", "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
@@ -41,9 +41,10 @@ class StreamRecord:
         self.expected_tokens = math.nan if told is None else float(told)
         """Length of its answer, as far as it is known beforehand."""
         self.seen_tokens = 0
-        """Generated tokens that the reader was told of."""
+        """Generated tokens that the reader was told of; ``hidden_tokens`` of them as a thought that is not shown."""
+        self.hidden_tokens = 0
         self.received_tokens: int | None = None
-        """What its reader has got, as far as a gateway has said; None: it keeps up."""
+        """What its reader has got, with the thought, as far as a gateway has said; None: it keeps up."""
         self.slice_start_tokens = 0
         """Generated tokens when it last began to run."""
         self.since_s = now_s
@@ -99,10 +100,14 @@ class StreamRecord:
         return self.ran_s + (now_s - self.since_s if self.running else 0.0)
 
     def deliver(self, now_s: float) -> None:
-        """Tell the reader of the tokens generated since the last call."""
+        """Tell the reader of the tokens generated since the last call. SGLang counts those of a thought
+        that its reasoning parser takes out of the answer, and none where it takes none out."""
         new = len(self.req.output_ids) - self.seen_tokens
         if new > 0:
-            self.reader.deliver(now_s, new)
+            hidden = self.req.reasoning_tokens - self.hidden_tokens if self.expectation.hides_reasoning else 0
+            self.reader.think(hidden)
+            self.reader.deliver(now_s, new - hidden)
+            self.hidden_tokens += hidden
             self.seen_tokens += new
 
     def stop(self, mode: str, now_s: float) -> None:
@@ -214,7 +219,8 @@ class StreamRecords:
             self._behind.discard(rid)
         else:
             self._behind.add(rid)
-            record.reader.stand_still(reception.has_until_s(now_s, record.seen_tokens - tokens, record.reader.tds))
+            unreceived = min(record.seen_tokens - tokens, record.reader.delivered)
+            record.reader.stand_still(reception.has_until_s(now_s, unreceived, record.reader.tds))
         if not record.running:  # of the parked it is written once more before it is read
             self._ledger.write(record.slot, record.view(Phase.WAITING))
 

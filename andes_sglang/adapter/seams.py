@@ -175,8 +175,8 @@ ATTRIBUTES: dict[str, str] = {
     _REQ: "cache_protected_len|kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
     "input_embeds last_node "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
-    "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
-    "return_sampling_mask rid sampling_params "
+    "prefix_len|prefix_indices reasoning_tokens return_hidden_states return_indexer_topk return_logprob "
+    "return_routed_experts return_sampling_mask rid sampling_params "
     "session session_id time_stats to_finish",
     f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
     "prefix_lens reqs sampling_info seq_lens_cpu",

@@ -235,7 +235,7 @@ def prioritize_overdue(state: SchedulerState, ranking: Ranking, options: AndesOp
     share of the pool. To that share count those that run although others, who fit the pool without them, gain more."""
     t = state.requests
     running = t.is_in(Phase.RUNNING)
-    bound_s = np.where(t.output_tokens > 0, options.stall_bound_s, options.first_bound_s)
+    bound_s = np.where(t.readers.delivered > 0, options.stall_bound_s, options.first_bound_s)
     lateness = -t.readers.buffered_s(state.now_s) / bound_s
     late = np.flatnonzero(~running & (lateness > 1.0))
     if not len(late):

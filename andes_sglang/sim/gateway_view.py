@@ -66,7 +66,7 @@ class GatewayView:
             self._recount(spec.arrival_s)
             count = len(self._jobs)
             self._rows = np.hstack([self._rows[:, :count], np.zeros((6, count + 64))])
-        self._rows[:, count] = spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, spec.weight
+        self._rows[:, count] = spec.target.start_s(spec.arrival_s), spec.target.tds, 0, 0, 0, spec.weight
         self._jobs.append(job)
         self._unstarted.append(job)
         self._prefixes.add(_prefix_blocks(spec))
@@ -91,6 +91,7 @@ class GatewayView:
             self.name, engine.costs, replica.open_requests, self._open.sample(MAX_READERS), replica.open_prompt_tokens,
             sum([job.spec.prompt_tokens for job in self._unstarted]), 0,
             usable_slots(engine.max_running, engine.kv_capacity_tokens, context, len(replica.running)), context, hit,
+            quality=engine.quality,
         )  # fmt: skip
 
     def _recount(self, now_s: float) -> None:
@@ -105,7 +106,11 @@ class GatewayView:
         count = len(kept)
         *columns, weights = self._rows[:, kept]
         readers = Readers(*columns)
-        tokens = np.array([replica.generated(job) for job in self._jobs], dtype=np.float64) - readers.delivered
+        generated = [replica.generated(job) for job in self._jobs]
+        thought = [min(n, job.spec.reason_tokens) for n, job in zip(generated, self._jobs)]
+        start_s = [j.spec.target.start_s(j.spec.arrival_s, n) for n, j in zip(thought, self._jobs)]
+        readers = readers._replace(start_s=np.array(start_s, dtype=np.float64))
+        tokens = np.array(generated, dtype=np.float64) - np.array(thought, dtype=np.float64) - readers.delivered
         interval_s = (now_s - self._counted_at_s) / np.maximum(tokens, 1.0)
         readers = readers.deliver(now_s - (tokens - 1.0) * np.minimum(interval_s, 1.0 / readers.tds), tokens)
         self._counted_at_s = now_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestSpec, Score, readers_times, score
 from andes_sglang.sim.radix import Node, Run, sequence
 from andes_sglang.state import Phase
 
@@ -94,6 +94,12 @@ class Job:
     def token_times_s(self) -> Array:
         """Delivery times of its tokens up to its last joining or leaving of the batch, shape (tokens,)."""
         return np.concatenate([np.empty(0), *self.times_s])
+
+    def score(self) -> Score:
+        """What its reader has had up to then."""
+        spec, times_s = self.spec, readers_times(self.token_times_s, self.holds)
+        thought = min(len(times_s), spec.reason_tokens)
+        return score(times_s[thought:], spec.arrival_s, spec.target, thought)
 
     def runs(self, tokens: int) -> list[Run]:
         """Its first ``tokens`` tokens as a sequence of the radix cache."""

@@ -72,6 +72,8 @@ class Population:
         self._joined_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._seen_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
         self._rids = np.full(capacity, "", dtype=object)
+        self._thought: Array = np.zeros((2, capacity))
+        self._thinks = False
         self._lengths = EngineLengths()
         self._free = list(range(capacity - 1, -1, -1))
         self._received: dict[int, int] = {}  # tokens, by slot, of the readers who are behind
@@ -82,14 +84,17 @@ class Population:
             size = len(self._rids)
             self._rids = np.concatenate([self._rids, np.full(size, "", dtype=object)])
             self._columns = np.hstack([self._columns, np.zeros_like(self._columns)])
+            self._thought = np.hstack([self._thought, np.zeros_like(self._thought)])
             self._joined_step = np.concatenate([self._joined_step, np.zeros_like(self._joined_step)])
             self._seen_step = np.concatenate([self._seen_step, np.zeros_like(self._seen_step)])
             self._free = list(range(2 * size - 1, size - 1, -1))
         slot = self._free.pop()
         self._rids[slot] = rid
+        self._thought[:, slot] = spec.reason_tokens, 1.0 / spec.target.think_tds
+        self._thinks = self._thinks or spec.reason_tokens > 0
         self._columns[:, slot] = (
-            spec.arrival_s + spec.target.ttft_s, spec.target.tds, 0, 0, 0, Phase.WAITING, spec.arrival_s, spec.prompt_tokens,
-            0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
+            spec.target.start_s(spec.arrival_s, spec.reason_tokens), spec.target.tds, 0, 0, 0, Phase.WAITING,
+            spec.arrival_s, spec.prompt_tokens, 0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
             self._lengths.expected_tokens(spec.prompt_tokens, spec.expected_tokens), 0,
         )  # fmt: skip
         return slot
@@ -115,13 +120,13 @@ class Population:
             self._received.pop(slot, None)
             return 0.0
         self._received[slot] = tokens
-        c, joined = self._columns, self._columns[PHASE, slot] == Phase.RUNNING
-        delivered, end_s = c[DELIVERED, slot], c[END, slot]
-        if joined:
-            readers = self.follow([slot], clock, clock.sent_steps)
-            delivered, end_s = readers[DELIVERED, 0], readers[END, 0]
-        until_s = has_until_s(clock.now_s, delivered - tokens, c[TDS, slot])
-        stood_s = max(0.0, float(until_s - c[START, slot] - end_s))
+        c, generated = self._columns, self._columns[OUTPUT, slot]
+        if c[PHASE, slot] == Phase.RUNNING:
+            generated += clock.sent_steps - self._joined_step[slot]
+            self.follow([slot], clock, clock.sent_steps)
+        unreceived = min(generated - tokens, generated - self._thought[0, slot])
+        until_s = has_until_s(clock.now_s, unreceived, c[TDS, slot])
+        stood_s = max(0.0, float(until_s - c[START, slot] - c[END, slot]))
         c[START, slot] += stood_s
         return stood_s
 
@@ -159,14 +164,18 @@ class Population:
 
     def dry_at_s(self, slot: int) -> float:
         """When its reader has read all that was delivered."""
-        return float(self._columns[START, slot] + self._columns[END, slot])
+        readers = self._columns[:READER_WIDTH, slot : slot + 1].copy()
+        self._show(readers, np.array([slot]))
+        return float(readers[START, 0] + readers[END, 0])
 
     def deliver(self, slot: int, at_s: float) -> None:
         """One token reaches the reader outside the batch's steps: the first after a prefill."""
         c = self._columns
-        digest = max(at_s - c[START, slot], c[END, slot])
-        c[LATENESS, slot] += digest - c[DELIVERED, slot] / c[TDS, slot]
-        c[END, slot] = digest + 1.0 / c[TDS, slot]
+        read = c[DELIVERED, slot] - self._thought[0, slot]
+        if read >= 0:
+            digest = max(at_s - c[START, slot], c[END, slot])
+            c[LATENESS, slot] += digest - read / c[TDS, slot]
+            c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
     def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], clock: StepClock, step: int) -> Array:
@@ -179,16 +188,21 @@ class Population:
         seen = self._seen_step.take(rows)
         if not len(rows) or (oldest := int(seen.min())) >= step:
             return self._readers(rows, step)
-        news = np.maximum(step - seen, 0)
         times = clock.ends_s(oldest, step)
         start, tds, delivered, end, lateness = self._columns[: LATENESS + 1].take(rows, axis=1)
         delivered += seen - self._joined_step.take(rows)
+        shown = seen
+        if self._thinks:
+            thought = self._thought[0].take(rows)
+            shown = seen + np.maximum(thought - delivered, 0.0).astype(np.int64)
+            delivered = np.maximum(delivered - thought, 0.0)
+        news = np.maximum(step - shown, 0)
         pace = 1.0 / tds
         if len(times) == 1:
             late = np.where(news > 0, times[0] - start, -np.inf)
             digest = late_sum = np.maximum(late, end)
         else:
-            k = np.arange(oldest, step)[:, None] - seen
+            k = np.arange(oldest, step)[:, None] - shown
             late = times[:, None] - start - k * pace
             late[k < 0] = -np.inf
             np.maximum(late[0], end, out=late[0])
@@ -197,13 +211,21 @@ class Population:
         silent = len(times) - news
         self._columns[LATENESS][rows] = lateness + late_sum - silent * end - pace * news * delivered
         self._columns[END][rows] = digest + news * pace
-        self._seen_step[rows] = seen + news
+        self._seen_step[rows] = np.maximum(seen, step)
         return self._readers(rows, step)
 
     def _readers(self, rows: npt.NDArray[np.intp], step: int) -> Array:
         columns = self._columns[:READER_WIDTH].take(rows, axis=1)
         columns[DELIVERED] += self._news(rows, step)
+        self._show(columns, rows)
         return columns
+
+    def _show(self, columns: Array, rows: npt.NDArray[np.intp]) -> None:
+        """Of the readers' ``columns`` of ``rows``, which count all tokens and know the whole thought, what is known now."""
+        if self._thinks:
+            thought, pace = self._thought.take(rows, axis=1)
+            columns[START] -= np.maximum(thought - columns[DELIVERED], 0.0) * pace
+            np.maximum(columns[DELIVERED] - thought, 0.0, out=columns[DELIVERED])
 
     def _news(self, rows: npt.NDArray[np.intp], step: int) -> Array:
         """Tokens since each joined."""
@@ -225,6 +247,7 @@ class Population:
         if self._written_through:
             holding = slice(batch + len(parked))
             columns[HOST, holding] = columns[KV, holding]
+        self._show(columns, slots)
         follow = partial(self.follow, slots[:batch], clock, step)
         return _Table(self._rids, slots, columns, follow), int(columns[KV].sum())
 

@@ -262,10 +262,12 @@ class Replica:
         self._batch.leave(job)
         self._pool.give_up(job, keep=True)
         spec, times_s = job.spec, np.concatenate(job.times_s)
+        shown_s = times_s[spec.reason_tokens :]
         record = RequestRecord(
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
-            spec.target.tds, TokenTimes(times_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
-            job.recomputed_tokens, job.preemptions, job.retractions, job.holds or None,
+            spec.target.tds, TokenTimes(shown_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
+            job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
+            job.holds or None,
         )  # fmt: skip
         self._population.learn(spec)
         self._forget(job)

@@ -67,13 +67,7 @@ def upper_bound(
     less than ``tolerance`` could be gained. Raises ``ValueError`` for what cannot be: a request longer than the KV pool, an
     arrival after the horizon.
     """
-    for k, request in enumerate(requests):
-        if request.prompt_tokens + request.output_tokens > engine.kv_capacity_tokens:
-            raise ValueError(
-                f"request {k}: {request.prompt_tokens} + {request.output_tokens} tokens exceed the KV pool"
-            )
-        if not request.arrival_s < horizon_s:
-            raise ValueError(f"request {k}: arrives at {request.arrival_s} s, not before horizon_s {horizon_s}")
+    _check(requests, engine, horizon_s)
     if not (slot_s > 0 and chunks > 0 and growth > 1):
         raise ValueError(f"slot_s and chunks must be > 0 and growth > 1, got {slot_s!r}, {chunks!r}, {growth!r}")
     latest = np.broadcast_to(np.asarray(latest_s, dtype=np.float64), len(requests))
@@ -98,6 +92,20 @@ def upper_bound(
         if lost > best_lost:
             best, best_lost = now, lost
     return Bound(1.0 - best_lost / len(requests), best, tried)
+
+
+def _check(requests: Sequence[RequestSpec], engine: EngineModel, horizon_s: float) -> None:
+    for k, request in enumerate(requests):
+        if request.prompt_tokens + request.output_tokens > engine.kv_capacity_tokens:
+            raise ValueError(
+                f"request {k}: {request.prompt_tokens} + {request.output_tokens} tokens exceed the KV pool"
+            )
+        if request.reason_tokens:
+            raise ValueError(
+                f"request {k}: reason_tokens {request.reason_tokens}: the bound is of tokens that are read"
+            )
+        if not request.arrival_s < horizon_s:
+            raise ValueError(f"request {k}: arrives at {request.arrival_s} s, not before horizon_s {horizon_s}")
 
 
 class _Plans:

@@ -240,9 +240,8 @@ def at_best(fleet: Fleet, scores: Array) -> Array:
             if job.phase is Phase.RUNNING:
                 had, until_s = 0, float(job.times_s[0][0])
             else:
-                had, until_s = job.generated, replica.now_s
-            late_s = until_s - spec.arrival_s - spec.target.ttft_s - had / spec.target.tds
-            if late_s > 0.0:
-                tokens = spec.output_tokens
+                had, until_s = max(0, job.generated - spec.reason_tokens), replica.now_s
+            late_s = until_s - spec.target.start_s(spec.arrival_s, spec.reason_tokens) - had / spec.target.tds
+            if late_s > 0.0 and (tokens := spec.output_tokens - spec.reason_tokens):
                 best[job.index] = 1.0 - (1 - had / tokens) * late_s / (late_s + 0.5 * tokens / spec.target.tds)
     return best

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
+from andes_sglang.expectations import REASONING
 from andes_sglang.qoe import QoETarget
 from andes_sglang.workload.base import Workload, WorkloadError
 from andes_sglang.workload.lengths import parse_lengths
@@ -40,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--cv", type=float, default=2.0, help="gamma: coefficient of variation of the gaps")
     source.add_argument("--prompt", default="200-400", help="shape: prompt tokens, N, LOW-HIGH or p50=N,p90=N")
     source.add_argument("--output", default="150-250", help="shape: answer tokens, likewise")
+    source.add_argument("--thought", help="shape: tokens that are generated before each answer and not shown, likewise")
+    source.add_argument("--reasoning", choices=REASONING, default="hidden",
+                        help="whether readers are shown what is generated before the answer and read it too")  # fmt: skip
     source.add_argument("--start", type=float, default=0.0, help="trace: skip this many seconds")
     source.add_argument("--rate-scale", type=float, default=1.0, help="trace: arrivals this many times faster")
     source.add_argument("--prompt-scale", type=float, default=1.0, help="trace: prompt lengths times this")
@@ -58,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:
     """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
     _check(args)
-    for flag in ("shape", "rate") if args.trace is not None else ():
+    for flag in ("shape", "rate", "thought") if args.trace is not None else ():
         if getattr(args, flag) is not None:
             raise WorkloadError(
                 f"--{flag} {getattr(args, flag)}: not with --trace, whose arrivals are played; see --rate-scale"
@@ -69,6 +74,8 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
             return _drawn_at(rates, args, seed)
     if args.trace is not None:
         workload = load_trace(args.trace, form=args.format, seed=seed)
+        if workload.left_out and seed == args.seed:
+            print(f"{args.trace}: {workload.left_out} rows without tokens are left out", file=sys.stderr)
         workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
                                    prompt_scale=args.prompt_scale, output_scale=args.output_scale,
                                    max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
@@ -76,8 +83,10 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
         rate_rps = SHAPE_RATE_RPS if args.rate is None else args.rate
         workload = draw_shape(args.shape or "burst", rate_rps=rate_rps, duration_s=args.duration or SHAPE_DURATION_S,
                               prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
-                              width=args.width, cv=args.cv)  # fmt: skip
+                              width=args.width, cv=args.cv, thought=args.thought)  # fmt: skip
         workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+    if args.reasoning == "shown":
+        workload = workload.with_reasoning_shown()
     return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
 
 
@@ -109,6 +118,7 @@ def _drawn_at(rates: Rates, args: argparse.Namespace, seed: int) -> SyntheticWor
         "prompt-scale": args.prompt_scale != 1,
         "output-scale": args.output_scale != 1,
         "ttft 0": not args.ttft,
+        "thought": args.thought,
     }
     for flag in (flag for flag, given in refused.items() if given):
         raise WorkloadError(f"--{flag}: not with {args.trace}, which holds rates, not requests")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from andes_sglang.request import RequestSpec
 from andes_sglang.workload.base import Workload, WorkloadError
 from andes_sglang.workload.lengths import parse_lengths
 
-__all__ = ["burst", "draw_shape", "gamma", "poisson"]
+__all__ = ["burst", "draw_shape", "gamma", "poisson", "thoughtful"]
+
+THOUGHT_SEED_OFFSET = 6737
+"""Keeps the draw of thoughts apart from the draw of arrivals and answers, which starts from the same seed."""
 
 
 def poisson(rate_rps: float, duration_s: float, prompt: str, output: str, seed: int) -> Workload:
@@ -72,8 +76,10 @@ def draw_shape(
     intensity: float = 2.0,
     width: float = 0.35,
     cv: float = 2.0,
+    thought: str | None = None,
 ) -> Workload:
-    """``poisson``, ``gamma`` or ``burst``. Raises :class:`WorkloadError` naming the command line's flag."""
+    """``poisson``, ``gamma`` or ``burst``. thought: lengths of what is generated before each answer and not shown. Raises
+    :class:`WorkloadError` naming the command line's flag."""
     for label, value in (("--rate", rate_rps), ("--duration", duration_s), ("--intensity", intensity), ("--cv", cv)):
         if not (math.isfinite(value) and value > 0):
             raise WorkloadError(f"{label} must be > 0, got {value!r}")
@@ -90,7 +96,19 @@ def draw_shape(
         raise WorkloadError(f"--shape {kind!r}: choose poisson, gamma or burst")
     if not workload.requests:
         raise WorkloadError(f"{workload.name}: no request arrives; raise --rate or --duration")
-    return workload
+    return workload if thought is None else thoughtful(workload, thought, seed)
+
+
+def thoughtful(workload: Workload, thought: str, seed: int) -> Workload:
+    """The same requests, before whose answers a thought is generated that is not shown; its lengths as in
+    :func:`andes_sglang.workload.parse_lengths`."""
+    draw, rng = parse_lengths(thought), np.random.default_rng(seed + THOUGHT_SEED_OFFSET)
+    thoughts = [draw(rng) for _ in workload.requests]
+    requests = tuple(
+        replace(r, output_tokens=r.output_tokens + n, reason_tokens=n)
+        for r, n in zip(workload.requests, thoughts, strict=True)
+    )
+    return Workload(workload.name, requests, workload.stated)
 
 
 def _requests(times_s: Sequence[float], prompt: str, output: str, rng: np.random.Generator) -> tuple[RequestSpec, ...]:

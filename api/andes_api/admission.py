@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from andes_api.errors import ApiError
 from andes_api.settings import ClassSettings
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
@@ -25,33 +27,40 @@ BISECTIONS = 20
 """Halvings of at most 120 s: to a tenth of a millisecond."""
 
 
+class Cell(Protocol):
+    """Two numbers: a list, or a place in memory."""
+
+    def __getitem__(self, k: int, /) -> float: ...
+    def __setitem__(self, k: int, value: float, /) -> None: ...
+
+
 class TokenBucket:
     """At most ``per_minute`` in a minute on average; in a burst ``burst``, by default a tenth of that and at least one.
-    now_s: clock seconds."""
+    now_s: clock seconds. cell: where what is missing is kept, and since when; zeros: nothing is missing."""
 
-    def __init__(self, per_minute: float, burst: float | None = None) -> None:
+    def __init__(self, per_minute: float, burst: float | None = None, cell: Cell | None = None) -> None:
         self._rate = per_minute / 60.0
         self._burst = max(1.0, per_minute / 10.0) if burst is None else burst
-        self._left = self._burst
-        self._at_s: float | None = None
+        self._cell: Cell = [0.0, 0.0] if cell is None else cell
 
     def left(self, now_s: float) -> float:
         """What is there; below 0 where more was charged."""
-        if self._at_s is not None:
-            self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate)
-        self._at_s = now_s
-        return self._left
+        missing, at_s = self._cell[0], self._cell[1]
+        missing = max(0.0, missing - max(0.0, now_s - at_s) * self._rate)
+        self._cell[0], self._cell[1] = missing, max(at_s, now_s)
+        return self._burst - missing
 
     def take(self, now_s: float) -> float:
         """Take one: 0, or the seconds until one is there."""
         if wait_s := self.wait_s(now_s, 1.0):
             return wait_s
-        self._left -= 1.0
+        self._cell[0] += 1.0
         return 0.0
 
     def charge(self, now_s: float, amount: float) -> None:
         """Take ``amount``, there or not; give it back where it is negative."""
-        self._left = min(self._burst, self.left(now_s) - amount)
+        self.left(now_s)
+        self._cell[0] = max(0.0, self._cell[0] + amount)
 
     def wait_s(self, now_s: float, amount: float) -> float:
         """Seconds until ``amount`` is there."""
@@ -89,11 +98,12 @@ def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: flo
     While a new stream waits outside, the first token it would get comes nearer by as much.
     """
     low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
-    if project_qoe(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
+    target, answer_s = new.answer_target, expected.answer_s
+    if project_qoe(target, answer_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
         return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(MIN_LONG_QUEUE_RETRY_S, high_s)
     for _ in range(BISECTIONS):
         middle_s = 0.5 * (low_s + high_s)
-        if project_qoe(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
+        if project_qoe(target, answer_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
             low_s = middle_s
         else:
             high_s = middle_s

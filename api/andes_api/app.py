@@ -15,22 +15,26 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from andes_api.batches.endpoints import add_batches
+from andes_api.batches.service import Batches
+from andes_api.board import Worker
 from andes_api.connection import CONNECTION, Connection
-from andes_api.endpoints import ENDPOINTS, RESPONSES, Endpoint, at_path
+from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
-from andes_api.media import check_media
 from andes_api.methods import Methods, nothing_there
+from andes_api.metrics import Levels
 from andes_api.models import no_model
 from andes_api.pages import add_pages
 from andes_api.reader_report import ReaderReport
-from andes_api.request_body import read_form, read_json
+from andes_api.request_body import check_fields, read_form, read_json
 from andes_api.request_log import RequestLog, request_of
 from andes_api.schema import ERROR, OPERATIONS, READER_REPORT
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
+from andes_api.tools import asked_tools
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import as_openai_error
 from andes_sglang import __version__
@@ -53,14 +57,19 @@ class _Answer(Response):
         await self._gateway.serve(self._stream, self._order, connection, receive, send)
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """A gateway with these settings; engines are looked for when it starts."""
-    gateway = Gateway(settings)
+def create_app(settings: GatewaySettings, worker: Worker | None = None) -> FastAPI:
+    """A gateway with these settings, or one process of it; engines are looked for when it starts."""
+    gateway = Gateway(settings, worker)
+    batches = Batches.of(gateway)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.start()
+        if batches is not None:
+            batches.runner.start()
         yield
+        if batches is not None:
+            await batches.runner.stop()
         await gateway.stop()
 
     app = FastAPI(
@@ -77,7 +86,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(RequestLog, gateway=gateway)
     _add_errors(app)
     _add_inference(app, gateway)
-    add_fleet(app, gateway)
+    add_batches(app, settings, batches)
+    add_fleet(app, gateway, batches)
     _add_health(app, gateway)
     add_pages(app, gateway)
     return app
@@ -110,18 +120,19 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
         headers, settings = request.headers, gateway.settings  # classes may have changed
         tenant = tenant_of(headers, settings)
         body = await (read_form if endpoint.form else read_json)(request, settings)
-        refused = settings.refused_fields & body.keys()
-        if refused:
-            name = min(refused)
-            raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
-        check_media(body, settings.media_hosts, endpoint.prompt)
+        check_fields(body, endpoint, settings)
         route = gateway.route_of(body.get("model"), tenant)
         expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
         _check_endpoint(endpoint, body, expectation, tenant)
+        allowed = tenant.tools if tenant else ()
+        tools = asked_tools(headers, body, settings.tools, allowed, chat=endpoint is CHAT)
         seen = request_of(request.scope)
         known = {**headers, "x-request-id": seen.request_id}
         stream = gateway.new_stream(body, expectation, tenant, known, endpoint=endpoint, route=route)
+        stream.tools = tools
         seen.taken = True
+        if stream.earlier_answer:
+            await gateway.recall(stream.earlier_answer)
         try:
             order = gateway.admit(stream)
         except ApiError as error:
@@ -150,7 +161,7 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     async def reader(stream_id: str, request: Request) -> Response:
         tenant_of(request.headers, gateway.settings)
         report = ReaderReport.of(await read_json(request, gateway.settings))
-        gateway.readers.report(stream_id, request.headers, report)
+        await gateway.readers.report(stream_id, request.headers, report)
         return Response(status_code=204)
 
     @app.get("/v1/models", summary="Models that can be asked for")
@@ -184,6 +195,7 @@ def _check_endpoint(
 async def _stored(gateway: Gateway, response_id: str, request: Request) -> Response:
     """The answer of the engine that keeps this response: the one that gave it, else, without tenants, any that knows it."""
     tenant, upstreams = tenant_of(request.headers, gateway.settings), gateway.upstreams
+    await gateway.recall(response_id)
     home = gateway.stored.home(response_id, tenant.name if tenant else None)
     asked = [r for r in upstreams.replicas.values() if home in (r.name, None)]
     path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
@@ -206,7 +218,7 @@ def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str
         raise ApiError(503, "no engine answers", "service_unavailable_error", reason="no_replica", retry_after_s=5.0)
     if tenant is None or not tenant.models:
         return cards
-    return [card for card in cards if gateway.upstreams.resolve(card["id"]).model in tenant.models]
+    return [card for card in cards if gateway.placement.may_ask(card["id"], tenant)]
 
 
 def _add_health(app: FastAPI, gateway: Gateway) -> None:
@@ -231,6 +243,6 @@ def _add_health(app: FastAPI, gateway: Gateway) -> None:
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics(request: Request) -> Response:
         """In Prometheus' text format, or OpenMetrics where the scraper accepts it."""
-        gateway.count_replicas()
-        content, kind = gateway.metrics.exposition(request.headers.get("accept", ""))
+        levels = Levels.merged(await gateway.siblings.all("levels"))
+        content, kind = gateway.metrics.exposition(request.headers.get("accept", ""), levels)
         return Response(content, headers={"content-type": kind})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -14,13 +13,10 @@ from opentelemetry.trace import Span
 
 from andes_api import names, telemetry
 from andes_api.engine_request import engine_request
-from andes_api.fatal import FatalRequests
-from andes_api.metrics import GatewayMetrics
+from andes_api.relay_context import RelayContext
 from andes_api.reply import Reply
-from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, EventStream, GarbageError, first_of, object_of, payload_of
 from andes_api.stream import Stream, count_answers
-from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
     Blame,
@@ -33,10 +29,9 @@ from andes_api.upstream_answer import (
     read_all,
     read_to_end,
 )
-from andes_api.upstreams import Upstreams
 from andes_sglang.resume import Continuation, ending
 
-__all__ = ["Attempt", "RelayContext"]
+__all__ = ["Attempt"]
 
 END_TIMEOUT_S = 5.0
 """Seconds for usage and end to follow the finish reason; engines write them at once."""
@@ -45,19 +40,6 @@ FIRST_TOKEN_MARGIN_S = 5.0
 """Seconds added to the forecast of a first token that is not seen; a death is found out in about as many."""
 _BREAKS = frozenset({"connection", "ended early", "dead"})
 """Kinds of failure that may be the death of an engine."""
-
-
-@dataclass(frozen=True)
-class RelayContext:
-    """What every relay needs of its gateway. wait_for_place: replicas for a stream once one accepts it, or the error that
-    refuses it."""
-
-    settings: GatewaySettings
-    upstreams: Upstreams
-    metrics: GatewayMetrics
-    telemetry: Telemetry
-    wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
-    fatal: FatalRequests = field(default_factory=FatalRequests)
 
 
 class Attempt:
@@ -85,6 +67,7 @@ class Attempt:
         self._answered, self._accept_empty = answered, accept_empty
         self.sent_s = self.heard_s = self.token_s = time.monotonic()
         self.waited_s: float | None = None
+        self._thought = 0
         self.alone = replica.finds_no_queue(stream)
         self._answer: aiohttp.ClientResponse | None = None
         self._timeout: asyncio.Timeout | None = None  # until it answers
@@ -112,6 +95,8 @@ class Attempt:
             self._answered()
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
+            if stream.streams and stream.hides_thought:
+                upstreams.learn_thought(stream.route.model, stream.thought)
         except UpstreamError as error:
             error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))
@@ -143,8 +128,8 @@ class Attempt:
         silent = probed_s is not None and self.token_s < probed_s
         if silent and self.replica.is_dead(now_s) and can_move(now_s):
             self.end("dead")
-        elif self._answer is None or not self._stream.streams:
-            return  # the time for an answer to begin is its own
+        elif self._answer is None or not self._stream.streams or self._stream.yields:
+            return  # the time for an answer to begin is its own; one that yields may wait for readers without bound
         elif self._stream.receipt.told_tokens is not None:
             self._paused_s = now_s
         elif now_s - max(self.token_s, self._paused_s) > self._settings.stream_idle_s:
@@ -193,8 +178,11 @@ class Attempt:
             span.set_attribute(names.TIME_TO_FIRST_CHUNK, self.waited_s)
 
     @property
-    def _answer_timeout_s(self) -> float:
-        """Seconds for an answer to begin; one in one piece begins when it is complete."""
+    def _answer_timeout_s(self) -> float | None:
+        """Seconds for an answer to begin; one in one piece begins when it is complete. None: what yields may wait without
+        bound."""
+        if self._stream.yields:
+            return None
         return self._settings.stream_idle_s if self._stream.streams else self._settings.answer_timeout_s
 
     async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
@@ -250,6 +238,7 @@ class Attempt:
                     break
                 self.heard_s = time.monotonic()
                 batch = events.feed(data)
+                self._think(events.thought)
                 if events.said != said:
                     said, self.token_s = events.said, self.heard_s
                 if not events.ends:
@@ -279,8 +268,9 @@ class Attempt:
         """Of this endpoint's events. asked: the stream_options that the client gets."""
         stream = self._stream
         by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
-        reader = stream.endpoint.reader or EventStream
-        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
+        reader, several = stream.endpoint.reader or EventStream, count_answers(stream.body) > 1
+        hides = stream.hides_thought
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=hides)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.ends and (events.done or events.error_event or events.garbage is not None):
@@ -355,14 +345,23 @@ class Attempt:
             new += tokens
         if new:
             stream.tokens += new
-            self.replica.tokens += new
+            self.replica.tokens += 0 if stream.yields else new
             if self.waited_s is None:
                 self._first_token()
         if not stream.first_event:
             stream.first_event = first_of(batch)
-        if stream.log is not None:
+        if stream.log is not None and not stream.only_thinks:
             stream.keep([event for event, _ in batch if event])
         return batch
+
+    def _think(self, thought: int) -> None:
+        """So many tokens have come that the reader is not shown."""
+        if new := thought - self._thought:
+            self._thought = thought
+            self._stream.think(new, self.heard_s)
+            self.replica.tokens += new
+            if self.waited_s is None:
+                self._first_token()
 
     def _continue(self, batch: list[Event], continuation: Continuation) -> list[Event]:
         events: list[Event] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -21,15 +21,23 @@ _INCIDENTAL = frozenset({"stream", "stream_options", "user", "custom_params", "s
 
 
 class FatalRequests:
-    """Keeps hashes of contents, never the contents; at most ``MAX_REQUESTS``, for a minute. now_s: clock seconds."""
+    """Keeps hashes of contents, never the contents; at most ``MAX_REQUESTS``, for a minute. now_s: clock seconds. tell: is
+    called with what :meth:`learn` takes, for the other workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[bytes, float], None] | None = None) -> None:
+        self._tell = tell
         self._until_s: OrderedDict[bytes, float] = OrderedDict()
 
     def add(self, body: Mapping[str, Any], now_s: float) -> None:
         """``MAX_DEATHS`` engines have died of ``body``."""
-        key = _hash(body)
-        self._until_s[key] = now_s + MEMORY_S
+        key, until_s = _hash(body), now_s + MEMORY_S
+        self.learn(key, until_s)
+        if self._tell is not None:
+            self._tell(key, until_s)
+
+    def learn(self, key: bytes, until_s: float) -> None:
+        """Engines have died of the content with this hash; it is refused until then."""
+        self._until_s[key] = until_s
         self._until_s.move_to_end(key)
         while len(self._until_s) > MAX_REQUESTS:
             self._until_s.popitem(last=False)

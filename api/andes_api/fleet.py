@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import orjson
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
+from andes_api.batches.service import Batches
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches
 from andes_api.gateway import Gateway
+from andes_api.merged import merged_batches, merged_demand, merged_kinds, merged_names, merged_replicas
 from andes_api.models import ModelRoute
 from andes_api.settings import GatewaySettings
 from andes_sglang.sketch import Sketch
@@ -26,36 +29,46 @@ Kinds = Mapping[tuple[str | None, str], Sketch]
 """QoE by model and class."""
 
 
-def add_fleet(app: FastAPI, gateway: Gateway) -> None:
-    """The endpoints of ``gateway``'s fleet."""
+def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
+    """The endpoints of ``gateway``'s fleet; each worker of it answers for all."""
+    siblings = gateway.siblings
+    siblings.answers("demand", functools.partial(_demand, gateway))
+    siblings.answers("qoe", functools.partial(_qoe_part, gateway))
+    siblings.answers("replicas", functools.partial(_replicas_part, gateway))
+    siblings.answers("batches", functools.partial(_batches_part, batches))
+    siblings.answers("drain", functools.partial(_drain, gateway))
 
     @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0, model: OneModel = None) -> Response:
         """Requests that arrived after `since` (Unix seconds), of all models or of one. Concatenate those of several gateways.
         `held`: requests that wait for an engine now; `models`: those that this gateway knows."""
-        return json_response(_demand(gateway, since, model))
+        return json_response(merged_demand(await siblings.all("demand", since, model)))
 
     @app.get("/fleet/qoe", summary="Distribution of QoE per class")
     async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
         """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
         for each. Merge several gateways by adding `counts` and `total`; the figures beside them are for reading only."""
-        return json_response(_qoe(gateway, window_s, model))
+        return json_response(_qoe(gateway, await siblings.all("qoe", window_s), window_s, model))
 
     @app.get("/fleet/replicas", summary="The engines and what they hold")
     async def replicas(model: OneModel = None) -> Response:
         """All engines, or those of one model."""
-        return json_response(_replicas(gateway, model))
+        return json_response(_replicas(gateway, await siblings.all("replicas", model)))
+
+    @app.get("/fleet/batches", summary="Work without a reader that is to be done")
+    async def pending(model: OneModel = None) -> Response:
+        """Batches that this gateway runs, with what is left of each; `done`: what was, by model. Concatenate those of several
+        gateways."""
+        told = merged_batches(await siblings.all("batches", model))
+        return json_response({"gateway": gateway.settings.name, "now_s": time.time(), **told})
 
     @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
     async def drain(replica: str, request: Request, drained: bool = True) -> Response:
         _administrator(request, gateway.settings)
-        found = [r for r in gateway.upstreams.replicas.values() if r.name == replica]
+        found = merged_replicas(await siblings.all("drain", replica, drained))
         if not found:
             raise ApiError(404, f"no replica {replica[:100]!r}", reason="replica", retry=False)
-        found[0].drained = drained
-        gateway.upstreams.notify()
-        gateway.count_replicas()
-        return json_response(found[0].describe(time.monotonic()))
+        return json_response(found[0])
 
 
 def json_response(content: object) -> Response:
@@ -76,14 +89,22 @@ def _demand(gateway: Gateway, since: float, model: str | None) -> dict[str, Any]
     }
 
 
-def _qoe(gateway: Gateway, window_s: float, model: str | None) -> dict[str, Any]:
+def _qoe_part(gateway: Gateway, window_s: float) -> tuple[Kinds, Kinds, list[str]]:
+    """Of this worker: what ended, what is open, the models it knows."""
     now_s = time.monotonic()
-    ended = gateway.qoe.of(now_s, window_s)
     running: dict[tuple[str | None, str], Sketch] = {}
     for stream in gateway.open:
         if (score := stream.served(now_s)) is not None:
             running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
-    known = gateway.upstreams.catalog.models
+    return gateway.qoe.of(now_s, window_s), running, gateway.upstreams.catalog.models
+
+
+def _qoe(
+    gateway: Gateway, parts: Sequence[tuple[Kinds, Kinds, list[str]]], window_s: float, model: str | None
+) -> dict[str, Any]:
+    ended = merged_kinds((past for past, _, _ in parts), Sketch.merged)
+    running = merged_kinds((now for _, now, _ in parts), Sketch.merged)
+    known = merged_names(models for _, _, models in parts)
     return {
         "gateway": gateway.settings.name,
         "now_s": time.time(),
@@ -109,17 +130,36 @@ def _by_class(ended: Kinds, running: Kinds, model: str | None) -> dict[str, Any]
     }
 
 
-def _replicas(gateway: Gateway, model: str | None) -> dict[str, Any]:
-    now_s, settings = time.monotonic(), gateway.settings
+def _replicas_part(gateway: Gateway, model: str | None) -> dict[str, Any]:
+    now_s = time.monotonic()
     listed = [r for r in gateway.upstreams.replicas.values() if model is None or r.serves(ModelRoute(model))]
     return {
-        "gateway": settings.name,
-        "policy": settings.policy,  # deprecated: the name alone
-        "routing": {"name": settings.policy, "options": settings.routing_options},
         "models": gateway.upstreams.catalog.models,
         "held": gateway.held if model is None else gateway.held_by_model[model],
         "replicas": [replica.describe(now_s) for replica in listed],
     }
+
+
+def _replicas(gateway: Gateway, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    settings = gateway.settings
+    return {
+        "gateway": settings.name,
+        "policy": settings.policy,  # deprecated: the name alone
+        "routing": {"name": settings.policy, "options": settings.routing_options},
+        "models": merged_names(part["models"] for part in parts),
+        "held": sum(part["held"] for part in parts),
+        "replicas": merged_replicas([part["replicas"] for part in parts]),
+    }
+
+
+def _batches_part(batches: Batches | None, model: str | None) -> dict[str, Any]:
+    return batches.pending(model) if batches is not None else {"batches": [], "done": {}}
+
+
+def _drain(gateway: Gateway, name: str, drained: bool) -> list[dict[str, Any]]:
+    """The replica as it is then; none where there is none of this name."""
+    found = gateway.upstreams.drain(name, drained)
+    return [] if found is None else [found.describe(time.monotonic())]
 
 
 def _administrator(request: Request, settings: GatewaySettings) -> None:

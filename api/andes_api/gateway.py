@@ -13,15 +13,16 @@ from typing import Any
 
 from andes_api import admission, names
 from andes_api.background import Background
+from andes_api.board import Board, Worker
+from andes_api.capacity import Capacity
 from andes_api.connection import Connection
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
-from andes_api.fatal import MAX_DEATHS
+from andes_api.fatal import MAX_DEATHS, FatalRequests
 from andes_api.history import History
-from andes_api.limits import TenantLimits
-from andes_api.metrics import GatewayMetrics
+from andes_api.metrics import GatewayMetrics, Levels
 from andes_api.models import ModelRoute
 from andes_api.placement import Placement
 from andes_api.prompts import Prompt
@@ -29,6 +30,7 @@ from andes_api.readers import Readers
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
+from andes_api.siblings import Siblings
 from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
@@ -54,33 +56,52 @@ _access = logging.getLogger("andes.access")
 
 
 class Gateway:
-    """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``."""
+    """``new_stream``, then ``admit``, then ``serve`` or ``refuse``; all of it between ``start`` and ``stop``. worker: which
+    of its processes this is; instance: its name apart from the others'."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, worker: Worker | None = None) -> None:
+        self.worker = worker = Worker() if worker is None else worker
+        self.instance = settings.name if worker.folder is None else f"{settings.name}-{worker.number}"
         self.settings = self._configured = settings
         self._classes = b""
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(worker.folder)
         self.background = Background(self.metrics.task_failures)
         self.reread_classes()
-        self.upstreams = Upstreams(settings, background=self.background)
-        self.demand = DemandLog(settings.demand_records)
+        self.board = Board(worker, tenants=len(settings.tenants), models=len(settings.models))
+        self.siblings = Siblings(worker)
+        self.upstreams = Upstreams(settings, background=self.background, board=self.board)
+        self.demand = DemandLog(settings.demand_records, time.time() if worker.replaces else None)
         self.qoe = QoEWindow()
         self.history = History()
         self.stored = StoredResponses()
-        self.telemetry = Telemetry(settings.otlp_endpoint, settings.name)
+        self.telemetry = Telemetry(settings.otlp_endpoint, self.instance)
         self.open: dict[Stream, asyncio.Task[None]] = {}
-        self.placement = Placement(settings, self.upstreams, self.stored, self.open)
+        self.capacity = Capacity(settings, self.board, self.open)
+        self.placement = Placement(settings, self.upstreams, self.stored, self.capacity)
         self.draining = False
         self.waiting: set[Stream] = set()  # for an engine
         self._relays: dict[Stream, Relay] = {}
+        self._fatal = FatalRequests(lambda key, until_s: self.siblings.tell("fatal", key, until_s))
         self._relay_context = RelayContext(
-            settings, self.upstreams, self.metrics, self.telemetry, wait_for_place=self.wait_for_place
+            settings,
+            self.upstreams,
+            self.metrics,
+            self.telemetry,
+            self.wait_for_place,
+            self._fatal,
+            tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
-        self.readers = Readers(self._relays, self.upstreams)
-        self._limits = {tenant.name: TenantLimits(tenant) for tenant in settings.tenants}
+        self.readers = Readers(self._relays, self.upstreams, self.siblings)
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
+        self.siblings.answers("fatal", self._fatal.learn)
+        self.siblings.answers("stored", self.stored.find)
+        self.siblings.answers("drained", lambda: self.upstreams.drained)
+        self.siblings.answers("levels", self.levels)
 
     async def start(self) -> None:
+        await self.siblings.start()
+        for drained in await self.siblings.others("drained"):
+            self.upstreams.drain_all(drained)
         await self.upstreams.start()
         self._swept_s = time.monotonic()
         self.background.start("sweep", self._sweep)
@@ -92,6 +113,7 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self.open.values(), return_exceptions=True)
         await self.upstreams.stop()
+        await self.siblings.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def reread_classes(self) -> None:
@@ -117,16 +139,16 @@ class Gateway:
     def held_by_model(self) -> Counter[str | None]:
         return Counter(stream.record.model for stream in self.waiting)
 
-    def count_replicas(self) -> None:
-        now_s = time.monotonic()
-        self.metrics.tasks.set(len(asyncio.all_tasks()))
-        self.metrics.set_open((s.record.class_name, s.record.model) for s in self.open)
-        self.metrics.behind.set(self.readers.count_behind())
-        held = self.held_by_model
-        self.metrics.set_held({model: held[model] for model in (None, *self.upstreams.catalog.models)})
-        self.metrics.replicas({
-            r.name: (r.accepts(now_s), len(r.streams)) for r in self.upstreams.replicas.values()
-        })  # fmt: skip
+    def levels(self) -> Levels:
+        """What holds now of this worker, for metrics."""
+        now_s, held = time.monotonic(), self.held_by_model
+        return Levels(
+            tasks=len(asyncio.all_tasks()),
+            open=Counter((s.record.class_name, s.record.model or "") for s in self.open),
+            held={model or "": held[model] for model in (None, *self.upstreams.catalog.models)},
+            replicas={r.name: (r.accepts(now_s), len(r.streams)) for r in self.upstreams.replicas.values()},
+            behind=self.readers.count_behind(),
+        )
 
     # Admission and placement
 
@@ -139,6 +161,7 @@ class Gateway:
         *,
         endpoint: Endpoint,
         route: ModelRoute,
+        batched: bool = False,
     ) -> Stream:
         """A stream for this request, on record but not admitted. Raises a 400."""
         prompt = Prompt(body, endpoint.prompt)
@@ -148,25 +171,30 @@ class Gateway:
         can_resume = self.settings.resume and streams and endpoint.chunks and resumable(body, endpoint is CHAT)
         stream = Stream(
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
-            log=[] if can_resume else None,
+            log=[] if can_resume else None, batched=batched,
+            expected_thought=self.upstreams.thought_tokens(route.model),
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
-        self.demand.add(record)
+        if not batched:  # batches are no demand of callers; /fleet/batches tells of them
+            self.demand.add(record)
         return stream
 
     def admit(self, stream: Stream) -> list[Upstream]:
         """As :meth:`Placement.place`, within the limits of this gateway and of the tenant."""
         if self.draining:
             raise admission.no_replica(NO_ENGINE_RETRY_S, draining=True)
-        if limits := self._limits.get(stream.tenant_name):
-            limits.admit(stream, stream.arrival_s, self.placement.until_one_ends_s(1))
-            stream.limits = limits.headers(stream.arrival_s)
-        if len(self.open) >= self.settings.max_streams:
-            raise admission.full(self.placement.until_one_ends_s(len(self.open)))
-        if left_s := self._relay_context.fatal.left_s(stream.body, stream.arrival_s):
-            raise admission.fatal(MAX_DEATHS, left_s)
+        self.capacity.admit(stream, self.upstreams.replicas.values())
+        self.check_fatal(stream)
         return self.placement.place(stream, stream.arrival_s)
+
+    def check_fatal(self, stream: Stream) -> None:
+        """Raise the 502 for a request that engines have died of."""
+        if left_s := self._fatal.left_s(stream.body, stream.arrival_s):
+            raise admission.fatal(MAX_DEATHS, left_s)
+
+    def tenant(self, name: str | None) -> TenantSettings | None:
+        return next((tenant for tenant in self.settings.tenants if tenant.name == name), None)
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
         """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
@@ -175,11 +203,12 @@ class Gateway:
     async def wait_for_place(self, stream: Stream) -> list[Upstream]:
         """As :meth:`Placement.place`, once an engine accepts streams. Raises a 503 when none does ``hold_s`` after the
         stream's arrival, or ``max_held`` others wait already."""
-        held, until_s = len(self.waiting), stream.arrival_s + self.settings.hold_s
-        if held >= self.settings.max_held:
+        held, until_s = self.held + int(self.board.waiting.others), stream.arrival_s + self.settings.hold_s
+        if stream.batched or held >= self.settings.max_held:
             raise admission.no_replica(NO_ENGINE_RETRY_S, held=held)
         stream.span.add_event(names.EVENT_HELD)
         self.waiting.add(stream)
+        self.board.waiting.set(self.held)
         try:
             while (now_s := time.monotonic()) < until_s and not self.draining:
                 if order := self.placement.place(stream, now_s):
@@ -187,7 +216,16 @@ class Gateway:
                 await self.upstreams.wait_for_change(min(MAX_PROBE_INTERVAL_S, until_s - now_s))
         finally:
             self.waiting.discard(stream)
+            self.board.waiting.set(self.held)
+            self.capacity.count()  # its model may be known now
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
+
+    async def recall(self, response_id: str) -> None:
+        """Have :attr:`stored` know where a response is kept that went through another worker."""
+        if self.stored.find(response_id) is None:
+            for home in await self.siblings.others("stored", response_id):
+                if home is not None:
+                    self.stored.add(response_id, *home)
 
     # Open streams
 
@@ -199,6 +237,7 @@ class Gateway:
         relay = self._relays[stream] = Relay(self._relay_context, stream, order, send, connection)
         self.readers.opened(relay)
         task = self.open[stream] = asyncio.create_task(relay.run())
+        self.capacity.opened(stream)
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -210,8 +249,9 @@ class Gateway:
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
             self.readers.closed(relay)
+            self.capacity.left(stream)
             if order:
-                order[0].streams.discard(stream)
+                order[0].left(stream)
             fault = None if task.cancelled() else task.exception()
             if record.outcome == "open":
                 record.outcome = "failed" if fault else "abandoned"
@@ -249,6 +289,7 @@ class Gateway:
                 relay.end_silent_upstream(now_s)
                 if relay.client_is_gone(now_s):
                     self.open[stream].cancel()
+            self.capacity.settle(now_s)
             self._swept_s = now_s
 
     def is_swept(self) -> bool:
@@ -282,8 +323,7 @@ class Gateway:
         record, cls = stream.record, stream.expectation.class_name
         record.output_tokens = stream.tokens
         record.qoe = stream.score(now_s)
-        if limits := self._limits.get(stream.tenant_name):
-            limits.ended(stream, now_s)
+        self.capacity.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
             self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
         if (served := stream.served(now_s)) is not None:
@@ -293,25 +333,7 @@ class Gateway:
         self.metrics.ended(stream, duration_s)
         self.telemetry.ended(stream, duration_s)
         if self.settings.access_log:
-            _access.info("%s", json.dumps(_line(stream, duration_s)))
-
-
-def _line(stream: Stream, duration_s: float) -> dict[str, Any]:
-    line = {
-        "request_id": stream.request_id,
-        "tenant": stream.tenant_name,
-        "path": stream.path,
-        "asked_model": str(stream.body.get("model", ""))[:100],
-        "replica": stream.replica,
-        "attempts": stream.attempts,
-        "status": stream.status,
-        "duration_s": round(duration_s, 4),
-        "stalls": stream.receipt.reader.stalls,
-        "stall_s": round(stream.receipt.reader.stall_s, 3),
-        "behind_s": round(stream.receipt.behind_s, 3),
-        **stream.record.to_dict(),
-    }
-    return line if stream.reason is None else {**line, "reason": stream.reason}
+            _access.info("%s", json.dumps(stream.line(duration_s)))
 
 
 async def _disconnected(receive: Receive) -> None:

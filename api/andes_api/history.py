@@ -89,7 +89,7 @@ class History:
                     found.setdefault(kind, []).append(tally)
         return {kind: Tally.merged(found[kind]) for kind in sorted(found)}
 
-    def minutes(self, now_s: float) -> list[tuple[float, Tally]]:
-        """Minute by minute, the oldest first: how many seconds ago it began, and all that ended in it."""
-        return [(now_s - start_s, Tally.merged(kinds.values())) for start_s, kinds in self._slices
-                if start_s + SLICE_S > now_s - MAX_SLICES * SLICE_S]  # fmt: skip
+    def minutes(self, now_s: float) -> dict[float, Tally]:
+        """Minute by minute, the oldest first: when it began, and all that ended in it."""
+        return {start_s: Tally.merged(kinds.values()) for start_s, kinds in self._slices
+                if start_s + SLICE_S > now_s - MAX_SLICES * SLICE_S}  # fmt: skip

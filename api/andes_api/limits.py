@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from andes_api import admission
 from andes_api.admission import TokenBucket
+from andes_api.board import Board
 from andes_api.settings import TenantSettings
 from andes_api.stream import Stream
 
@@ -18,9 +19,8 @@ _UNSERVED = ("shed", "error")
 class _Budget:
     """Tokens a minute of one kind; a whole minute's in a burst. It may be overdrawn: then nothing new until it is not."""
 
-    def __init__(self, kind: str, per_minute: int, *, prompt: bool, output: bool) -> None:
-        self.kind, self.per_minute = kind, per_minute
-        self.bucket = TokenBucket(per_minute, burst=per_minute)
+    def __init__(self, kind: str, per_minute: int, bucket: TokenBucket, *, prompt: bool, output: bool) -> None:
+        self.kind, self.per_minute, self.bucket = kind, per_minute, bucket
         self._prompt, self._output = prompt, output
 
     def cost(self, prompt: int, output: int) -> int:
@@ -28,24 +28,35 @@ class _Budget:
 
 
 class TenantLimits:
-    """One tenant's. Its prompts are charged when they come, by estimate until an engine has counted them, and answers as they
-    come. now_s: clock seconds."""
+    """One tenant's, all workers together. Its prompts are charged when they come, by estimate until an engine has counted
+    them, and answers as they come. now_s: clock seconds. index: of the tenant on the ``board``."""
 
-    def __init__(self, tenant: TenantSettings) -> None:
-        self._tenant = tenant
-        self._requests = TokenBucket(tenant.requests_per_minute) if tenant.requests_per_minute is not None else None
+    def __init__(self, tenant: TenantSettings, board: Board | None = None, index: int = 0) -> None:
+        board = Board(tenants=1) if board is None else board
+        self._tenant, self._board, self._held = tenant, board, board.held(index)
+        rate = tenant.requests_per_minute
+        self._requests = None if rate is None else TokenBucket(rate, cell=board.bucket(index, 0))
         wanted = (
             ("tokens", tenant.tokens_per_minute, True, True),
             ("input-tokens", tenant.input_tokens_per_minute, True, False),
             ("output-tokens", tenant.output_tokens_per_minute, False, True),
         )
-        self._budgets = [_Budget(kind, n, prompt=i, output=o) for kind, n, i, o in wanted if n is not None]
+        self._budgets = [
+            _Budget(kind, n, TokenBucket(n, burst=n, cell=board.bucket(index, k)), prompt=i, output=o)
+            for k, (kind, n, i, o) in enumerate(wanted, 1)
+            if n is not None
+        ]
         self._charged: dict[Stream, tuple[int, int]] = {}
 
     def admit(self, stream: Stream, now_s: float, stream_s: float) -> None:
         """Count ``stream`` in, until :meth:`ended`. stream_s: how long a stream usually lasts. Raises the 429 that refuses
         it."""
-        tenant, held = self._tenant, len(self._charged)
+        with self._board.lock():
+            self._admit(stream, now_s, stream_s)
+            self._held.set(len(self._charged))
+
+    def _admit(self, stream: Stream, now_s: float, stream_s: float) -> None:
+        tenant, held = self._tenant, len(self._charged) + int(self._held.others)
         if tenant.max_streams is not None and held >= tenant.max_streams:
             raise admission.tenant_streams(tenant.name, tenant.max_streams, max(1.0, stream_s / held))
         self._settle(now_s)
@@ -57,10 +68,10 @@ class TenantLimits:
                 refused = admission.too_many_tokens(
                     tenant.name, budget.kind, budget.per_minute, None if never else wait_s
                 )
-                raise replace(refused, limits=self.headers(now_s))
+                raise replace(refused, limits=self._headers(now_s))
         if self._requests is not None and (wait_s := self._requests.take(now_s)):
             refused = admission.too_fast(tenant.name, tenant.requests_per_minute or 0.0, wait_s)
-            raise replace(refused, limits=self.headers(now_s))
+            raise replace(refused, limits=self._headers(now_s))
         self._charged[stream] = (0, 0)
         self._charge(stream, (prompt, 0), now_s)
 
@@ -68,11 +79,22 @@ class TenantLimits:
         """``stream`` is over; what was refused costs nothing."""
         if stream in self._charged:
             unserved = stream.record.outcome in _UNSERVED
-            self._charge(stream, (0, 0) if unserved else (stream.record.prompt_tokens, stream.tokens), now_s)
-            del self._charged[stream]
+            with self._board.lock():
+                self._charge(stream, (0, 0) if unserved else (stream.record.prompt_tokens, stream.tokens), now_s)
+                del self._charged[stream]
+                self._held.set(len(self._charged))
 
     def headers(self, now_s: float) -> dict[str, str]:
         """What is left, as OpenAI says it: ``x-ratelimit-limit-*``, ``-remaining-*``, ``-reset-*``."""
+        with self._board.lock():
+            return self._headers(now_s)
+
+    def settle(self, now_s: float) -> None:
+        """Charge what open streams have had by now, so that other workers know of it."""
+        with self._board.lock():
+            self._settle(now_s)
+
+    def _headers(self, now_s: float) -> dict[str, str]:
         self._settle(now_s)
         told = [(budget.kind, float(budget.per_minute), budget.bucket) for budget in self._budgets]
         if self._requests is not None:

@@ -4,32 +4,84 @@ user, a request or a name that a client chose."""
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from andes_api import names
 from andes_api.stream import Stream
 from andes_api.unread import UnreadRequest
 
-__all__ = ["GatewayMetrics"]
-
+__all__ = ["GatewayMetrics", "Levels"]
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-class GatewayMetrics:
-    """One registry per gateway."""
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """What holds at one moment. tasks: of asyncio. open: streams by class and model; held: requests that wait for an engine,
+    by model. replicas: whether it may get streams, and ours there, by name. behind: readers who lack what was sent."""
 
-    def __init__(self) -> None:
+    tasks: int = 0
+    open: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
+    replicas: Mapping[str, tuple[bool, int]] = field(default_factory=dict)
+    behind: int = 0
+
+    @classmethod
+    def merged(cls, parts: Iterable[Levels]) -> Levels:
+        """Of all workers."""
+        open_: collections.Counter[tuple[str, str]] = collections.Counter()
+        held, up, streams = (collections.Counter[str]() for _ in range(3))
+        tasks = behind = 0
+        for part in parts:
+            tasks += part.tasks
+            behind += part.behind
+            open_.update(part.open)
+            held.update(part.held)
+            up.update({name: accepts for name, (accepts, _) in part.replicas.items()})
+            streams.update({name: count for name, (_, count) in part.replicas.items()})
+        return cls(tasks, open_, held, {name: (up[name] > 0, streams[name]) for name in streams}, behind)
+
+    def collect(self) -> Iterator[Metric]:
+        """As Prometheus' gauges."""
+        yield GaugeMetricFamily("andes_gateway_tasks", "asyncio tasks", self.tasks)
+        yield GaugeMetricFamily("andes_gateway_readers_behind", "readers who lack what was sent to them", self.behind)
+        by_class = GaugeMetricFamily("andes_gateway_streams", "open streams", labels=["class", "model"])
+        for kind, count in self.open.items():
+            by_class.add_metric(kind, count)
+        held = GaugeMetricFamily("andes_gateway_held", "requests that wait for an engine", labels=["model"])
+        for model, count in self.held.items():
+            held.add_metric([model], count)
+        up = GaugeMetricFamily("andes_gateway_replica_up", "1 when it may get streams", labels=["replica"])
+        streams = GaugeMetricFamily("andes_gateway_replica_streams", "our open streams there", labels=["replica"])
+        for name, (accepts, count) in self.replicas.items():
+            up.add_metric([name], accepts)
+            streams.add_metric([name], count)
+        yield from (by_class, held, up, streams)
+
+
+class GatewayMetrics:
+    """One registry per gateway. folder: where its workers keep their counts, as prometheus_client does; None: it is one."""
+
+    def __init__(self, folder: Path | None = None) -> None:
         self.registry = registry = CollectorRegistry()
+        self._folder = folder
         self._open_kinds: set[tuple[str, str]] = set()
         by_class = ["class", "model"]
         self.requests = Counter(
             "andes_gateway_requests", "requests by how they ended", ["class", "model", "outcome"], registry=registry
         )
         self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "model", "reason"], registry=registry)
+        self.ladders = Counter(
+            "andes_gateway_ladder", "requests for a ladder by the model that answered", ["ladder", *by_class],
+            registry=registry,
+        )  # fmt: skip
         self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
         self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
         self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
@@ -42,18 +94,11 @@ class GatewayMetrics:
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
         )
-        self.tasks = Gauge("andes_gateway_tasks", "asyncio tasks of this process", registry=registry)
-        self.open = Gauge("andes_gateway_streams", "open streams", by_class, registry=registry)
-        self.behind = Gauge(
-            "andes_gateway_readers_behind", "readers who have not received what was sent to them", registry=registry
-        )
         self.slow_readers = Counter(
             "andes_gateway_slow_readers", "streams whose reader fell behind what was sent", registry=registry
         )
-        self.held = Gauge("andes_gateway_held", "requests that wait for an engine", ["model"], registry=registry)
-        self.replica_up = Gauge("andes_gateway_replica_up", "1 when it may get streams", ["replica"], registry=registry)
-        self.replica_streams = Gauge(
-            "andes_gateway_replica_streams", "our open streams there", ["replica"], registry=registry
+        self.tool_calls = Counter(
+            "andes_gateway_tool_calls", "calls of tools that ran here", ["tool", "outcome"], registry=registry
         )
         self.qoe = Histogram(
             "andes_gateway_request_qoe_ratio", "QoE as delivered to the socket", by_class, registry=registry,
@@ -63,6 +108,13 @@ class GatewayMetrics:
             "andes_gateway_time_to_first_token_seconds", "from arrival to the first token's delivery", by_class,
             registry=registry, buckets=names.TTFT_BUCKETS,
         )  # fmt: skip
+        self.thinking = Histogram(
+            "andes_gateway_thinking_seconds", "from the first token of a thought to the first that was shown, per stream",
+            by_class, registry=registry, buckets=names.DURATION_BUCKETS,
+        )  # fmt: skip
+        self.thought_tokens = Counter(
+            "andes_gateway_thought_tokens", "generated before the answer and not shown", by_class, registry=registry
+        )
         self.tpot = Histogram(
             "andes_gateway_time_per_output_token_seconds", "mean per stream, after the first token", by_class,
             registry=registry, buckets=names.TPOT_BUCKETS,
@@ -82,6 +134,8 @@ class GatewayMetrics:
         self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
             self.shed.labels(*kind, stream.reason).inc()
+        if record.ladder is not None and record.quality is not None:
+            self.ladders.labels(record.ladder, *kind).inc()
         self.tokens.labels(*kind).inc(stream.receipt.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(*kind).observe(duration_s)
         if stream.receipt.received is not None:
@@ -91,6 +145,10 @@ class GatewayMetrics:
         if record.ttft_s is not None:
             self.ttft.labels(*kind).observe(record.ttft_s)
             self.stall.labels(*kind).observe(stream.receipt.reader.stall_s)
+        if stream.thought:
+            self.thought_tokens.labels(*kind).inc(stream.thought)
+        if record.thinking_s is not None:
+            self.thinking.labels(*kind).observe(record.thinking_s)
         if (tpot_s := stream.tpot_s) is not None:
             self.tpot.labels(*kind).observe(tpot_s)
 
@@ -101,30 +159,18 @@ class GatewayMetrics:
             self.shed.labels("", "", request.reason).inc()
         self.duration.labels("", "").observe(duration_s)
 
-    def set_open(self, kinds: Iterable[tuple[str, str | None]]) -> None:
-        """Class and model of every open stream."""
-        counts = collections.Counter((cls, model or "") for cls, model in kinds)
-        self._open_kinds |= counts.keys()
-        for kind in self._open_kinds:
-            self.open.labels(*kind).set(counts[kind])
-
-    def set_held(self, counts: Mapping[str | None, int]) -> None:
-        """Held requests by model; None: of a model that no engine has announced yet."""
-        for model, count in counts.items():
-            self.held.labels(model or "").set(count)
-
-    def replicas(self, states: dict[str, tuple[bool, int]]) -> None:
-        """(up, streams) by replica; those not named are forgotten."""
-        self.replica_up.clear()
-        self.replica_streams.clear()
-        for name, (up, streams) in states.items():
-            self.replica_up.labels(name).set(up)
-            self.replica_streams.labels(name).set(streams)
-
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """In the format that ``accept``, an HTTP header, asks for; its content type."""
+    def exposition(self, accept: str, levels: Levels) -> tuple[bytes, str]:
+        """In the format that ``accept``, an HTTP header, asks for, with ``levels``; its content type."""
+        self._open_kinds |= levels.open.keys()
+        open_ = {kind: levels.open.get(kind, 0) for kind in self._open_kinds}
+        registry = CollectorRegistry()
+        if self._folder is None:
+            registry.register(self.registry)
+        else:
+            MultiProcessCollector(registry, str(self._folder))
+        registry.register(replace(levels, open=open_))
         wanted = (
             OPENMETRICS if OPENMETRICS.partition(";")[0] in accept else ""
         )  # never what a caller wrote: versions fail
         encode, content_type = choose_encoder(wanted)
-        return encode(self.registry), content_type
+        return encode(registry), content_type

@@ -3,7 +3,10 @@ the first is made from."""
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Any
@@ -14,8 +17,9 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.history import Kind, Tally
+from andes_api.merged import merged_kinds, merged_replicas
 
-__all__ = ["add_pages", "summary"]
+__all__ = ["add_pages"]
 
 WINDOWS_S = (300.0, 3600.0)
 _SECURITY = {
@@ -26,12 +30,13 @@ _SECURITY = {
 
 def add_pages(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
+    gateway.siblings.answers("summary", functools.partial(_part, gateway))
 
     @app.get("/fleet/summary", summary="What a person wants to see at a glance")
     async def glance() -> Response:
         """Now, the last five minutes and the last hour, by model and class, and the engines with the wait that a new stream
         of usual length would have there. For programs there are `/fleet/qoe` and `/fleet/demand`."""
-        return JSONResponse(summary(gateway, time.monotonic()))
+        return JSONResponse(_summary(gateway, await gateway.siblings.all("summary")))
 
     if settings.show_page:
 
@@ -49,20 +54,40 @@ def add_pages(app: FastAPI, gateway: Gateway) -> None:
             return _page("try.html")
 
 
-def summary(gateway: Gateway, now_s: float) -> dict[str, Any]:
-    """As in ``/fleet/summary``; ``now_s``: seconds of the monotonic clock."""
+@dataclass(frozen=True)
+class _Part:
+    """Of one worker. open: scores of its streams. ended: by window; minutes: by when they began, clock seconds."""
+
+    held: int
+    open: dict[Kind, list[float]]
+    ended: dict[float, dict[Kind, Tally]]
+    minutes: dict[float, Tally]
+    replicas: list[dict[str, Any]]
+
+
+def _part(gateway: Gateway) -> _Part:
+    now_s = time.monotonic()
     running: dict[Kind, list[float]] = {}
     for stream in gateway.open:
         running.setdefault(stream.kind, [])
         if (score := stream.score(now_s)) is not None:
             running[stream.kind].append(score)
-    classes = gateway.settings.classes
+    history = gateway.history
+    ended = {window_s: history.of(now_s, window_s) for window_s in WINDOWS_S}
+    return _Part(gateway.held, running, ended, history.minutes(now_s), gateway.describe_replicas(now_s))
+
+
+def _summary(gateway: Gateway, parts: Sequence[_Part]) -> dict[str, Any]:
+    """As in ``/fleet/summary``."""
+    now_s, classes = time.monotonic(), gateway.settings.classes
+    running = merged_kinds((part.open for part in parts), lambda lists: [score for one in lists for score in one])
+    minutes = merged_kinds((part.minutes for part in parts), Tally.merged)
     return {
         "gateway": gateway.settings.name,
         "now_s": time.time(),
         "draining": gateway.draining,
         "policy": gateway.settings.policy,
-        "held": gateway.held,
+        "held": sum(part.held for part in parts),
         "classes": {name: {"ttft_s": cls.ttft_s, "tds": cls.tds, "pace": cls.pace} for name, cls in classes.items()},
         "default_class": gateway.settings.default_class,
         "open": [
@@ -74,15 +99,17 @@ def summary(gateway: Gateway, now_s: float) -> dict[str, Any]:
             }
             for (model, cls), scores in sorted(running.items())
         ],
-        "windows": [{"window_s": window_s, "kinds": _kinds(gateway, now_s, window_s)} for window_s in WINDOWS_S],
-        "minutes": [{"ago_s": round(ago_s), **tally.to_dict()} for ago_s, tally in gateway.history.minutes(now_s)],
-        "replicas": gateway.describe_replicas(now_s),
+        "windows": [
+            {"window_s": window_s, "kinds": _kinds(part.ended[window_s] for part in parts)} for window_s in WINDOWS_S
+        ],
+        "minutes": [{"ago_s": round(now_s - s), **tally.to_dict()} for s, tally in sorted(minutes.items())],
+        "replicas": merged_replicas([part.replicas for part in parts]),
     }
 
 
-def _kinds(gateway: Gateway, now_s: float, window_s: float) -> list[dict[str, Any]]:
-    ended: dict[Kind, Tally] = gateway.history.of(now_s, window_s)
-    return [{"model": model, "class": cls, **tally.to_dict()} for (model, cls), tally in ended.items()]
+def _kinds(ended: Iterable[dict[Kind, Tally]]) -> list[dict[str, Any]]:
+    merged = sorted(merged_kinds(ended, Tally.merged).items())
+    return [{"model": model, "class": cls, **tally.to_dict()} for (model, cls), tally in merged]
 
 
 def _page(name: str) -> HTMLResponse:

@@ -8,7 +8,7 @@ from typing import Any
 
 from andes_sglang.routing import PrefixTracker
 
-__all__ = ["BLOCK", "Prompt"]
+__all__ = ["BLOCK", "Prompt", "prompt_text"]
 
 BLOCK = 512
 MAX_BLOCKS = 64
@@ -20,11 +20,7 @@ class Prompt:
     roughly; ``ids``: token ids."""
 
     def __init__(self, body: Mapping[str, Any], fields: Sequence[str]) -> None:
-        given = [body[name] for name in fields if body.get(name) is not None]
-        prompt = given[0] if len(given) == 1 else given
-        ids = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], int) else None
-        self._tokens = len(ids) if ids else None
-        text = ",".join(map(str, ids[: BLOCK * MAX_BLOCKS])) if ids else _text(prompt)
+        text, self._tokens = prompt_text(body, fields)
         self.length = len(text)
         self.key = int.from_bytes(hashlib.blake2b(text[:_KEY_LENGTH].encode(errors="replace"), digest_size=8).digest())
         blocks, chained = [], 0
@@ -45,6 +41,16 @@ class Prompt:
     @property
     def counted(self) -> bool:
         return self._tokens is not None
+
+
+def prompt_text(body: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, int | None]:
+    """What the engine will see, roughly, and the number of tokens where they are given as ids."""
+    given = [body[name] for name in fields if body.get(name) is not None]
+    prompt = given[0] if len(given) == 1 else given
+    ids = prompt if isinstance(prompt, list) and prompt and isinstance(prompt[0], int) else None
+    if ids:
+        return ",".join(map(str, ids[: BLOCK * MAX_BLOCKS])), len(ids)
+    return _text(prompt), None
 
 
 def _text(prompt: Any) -> str:

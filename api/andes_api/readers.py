@@ -17,6 +17,7 @@ from andes_api.expectations import key_of
 from andes_api.reader_report import ReaderReport
 from andes_api.receipt import SAMPLE_INTERVAL_S
 from andes_api.relay import Relay
+from andes_api.siblings import Siblings
 from andes_api.sse import GarbageError, payload_of
 from andes_api.stream import Stream, count_answers
 from andes_api.upstream import Upstream
@@ -33,9 +34,11 @@ _log = logging.getLogger("andes")
 class Readers:
     """Those of ``relays``, the open streams."""
 
-    def __init__(self, relays: Mapping[Stream, Relay], upstreams: Upstreams) -> None:
+    def __init__(self, relays: Mapping[Stream, Relay], upstreams: Upstreams, siblings: Siblings) -> None:
         self._relays = relays
         self._upstreams = upstreams
+        self._siblings = siblings
+        siblings.answers("reader", self._take)
         self._by_id: dict[str, Relay] = {}
         self._telling: dict[Upstream, asyncio.Task[None]] = {}
 
@@ -45,12 +48,19 @@ class Readers:
     def closed(self, relay: Relay) -> None:
         self._by_id.pop(relay.stream.report_id, None)
 
-    def report(self, report_id: str, headers: Mapping[str, str], report: ReaderReport) -> None:
+    async def report(self, report_id: str, headers: Mapping[str, str], report: ReaderReport) -> None:
         """A client says what its reader has been shown. Raises a 404 where it has opened no such stream."""
-        relay = self._by_id.get(report_id)
-        if relay is None or not hmac.compare_digest(key_of(relay.stream.headers).encode(), key_of(headers).encode()):
+        said = (report_id, key_of(headers), report)
+        if not self._take(*said) and not any(await self._siblings.others("reader", *said)):
             raise ApiError(404, "no such stream", code="not_found", reason="stream", retry=False)
+
+    def _take(self, report_id: str, key: str, report: ReaderReport) -> bool:
+        """Whether the stream is open in this worker, by this key."""
+        relay = self._by_id.get(report_id)
+        if relay is None or not hmac.compare_digest(key_of(relay.stream.headers).encode(), key.encode()):
+            return False
         relay.report(report, time.monotonic())
+        return True
 
     def count_behind(self) -> int:
         """Readers who lack something that was sent."""
@@ -107,5 +117,5 @@ def _news(stream: Stream, attempt: Attempt) -> tuple[str, int | None] | None:
         rid = payload_of(attempt.first_event).get("id")
     except GarbageError:
         return None
-    got = None if tokens is None else max(0, tokens - attempt.tokens_before)
+    got = None if tokens is None else max(0, tokens + stream.thought - attempt.tokens_before)
     return (rid, got) if isinstance(rid, str) and rid else None

@@ -51,6 +51,7 @@ class Receipt:
     read; None: no reader lacks it for what lies between."""
 
     def __init__(self, arrival_s: float, target: QoETarget) -> None:
+        self._asked = arrival_s, target
         self.written = ReaderStream(arrival_s, target)
         self.received: ReaderStream | None = None
         self.written_bytes = 0
@@ -100,7 +101,7 @@ class Receipt:
         at_s, tokens = self._clock.seconds_here(report.at_s, now_s), report.tokens
         if report.characters is not None:
             tokens = round(report.characters * tokens_per_character)
-        shown = self._shown or ReaderStream(self.written.start_s, QoETarget(0.0, self.written.tds))
+        shown = self._shown if self._shown is not None and self._shown.delivered else self._unread()
         if at_s < self._shown_s or (tokens is not None and tokens < shown.delivered):
             return
         new = 0 if tokens is None else min(tokens, self.written.delivered) - shown.delivered
@@ -192,5 +193,11 @@ class Receipt:
         self.behind_s += now_s - self._sampled_s
         self.behind = True
         if self.received is None:
-            self.received = since.copy()
+            self.received = since.copy() if since.delivered else self._unread()
             self.first_s = -math.inf if since.delivered else None
+
+    def _unread(self) -> ReaderStream:
+        """One who has read nothing, and waits for the answer since the model has thought."""
+        reader = ReaderStream(*self._asked)
+        reader.think(self.written.thought_tokens)
+        return reader

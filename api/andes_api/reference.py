@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from andes_api.settings import PREFIX, GatewaySettings
 
@@ -45,7 +45,7 @@ def references() -> list[SettingReference]:
                 default="" if field.is_required() else _default(value),
                 values=_values(field.annotation, field.metadata),
                 description=field.description or "",
-                as_json=isinstance(value, dict | tuple | frozenset),
+                as_json=isinstance(value, dict | tuple | frozenset | BaseModel),
                 secret=SecretStr in get_args(field.annotation),
             )
         )
@@ -53,7 +53,7 @@ def references() -> list[SettingReference]:
 
 
 def _default(value: Any) -> str:
-    if value is None or value in ({}, (), frozenset()):
+    if value is None or value in ({}, (), frozenset()) or isinstance(value, BaseModel):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -28,10 +28,18 @@ EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache
 
 class Reply:
     """Every answer echoes the request's id and what holds of its reader. started: its head is out; begun: an event of the
-    answer has come, so that no other answer can take its place."""
+    answer has come, so that no other answer can take its place. seen: events as the client should see them."""
 
-    def __init__(self, stream: Stream, send: Send, connection: Connection, settings: GatewaySettings) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Stream,
+        send: Send,
+        connection: Connection,
+        settings: GatewaySettings,
+        *,
+        seen: Callable[[list[Event]], list[Event]] | None = None,
+    ) -> None:
+        self._stream, self._seen = stream, seen
         self._connection = connection
         self._keepalive_s = settings.keepalive_s
         self._timer: asyncio.TimerHandle | None = None  # not a task: nearly no stream comes to need one
@@ -98,6 +106,8 @@ class Reply:
 
     async def events(self, batch: list[Event]) -> None:
         """Pass ``batch`` on; the head goes out once there is something to follow it."""
+        if self._seen is not None:
+            batch = self._seen(batch)
         if self._stream.expectation.report:
             batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
             if not batch:

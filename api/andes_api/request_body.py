@@ -15,11 +15,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from andes_api.endpoints import Endpoint
 from andes_api.errors import ApiError
+from andes_api.media import check_media
 from andes_api.schema import MAX_CHOICES
 from andes_api.settings import GatewaySettings
 
-__all__ = ["FormFile", "read_form", "read_json"]
+__all__ = ["FormFile", "check_body", "check_fields", "parse_json", "read_form", "read_json"]
 
 MAX_DEPTH = 128
 """Objects and arrays inside each other; JSON schemas of tools in use have less than 20, orjson writes 254."""
@@ -49,7 +51,11 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
     if kind.strip().lower() != "application/json" or _charset(parameters) not in _CHARSETS:
         said = f"{kind};{parameters}" if parameters else kind
         raise _unsupported(f"content-type: expected application/json in UTF-8; got {said[:100]!r}")
-    content = await _read(request, settings)
+    return parse_json(await _read(request, settings))
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The JSON object of a request. Raises a 400 that says what is wrong."""
     try:
         body = orjson.loads(content)
     except orjson.JSONDecodeError as error:
@@ -58,8 +64,17 @@ async def read_json(request: Request, settings: GatewaySettings) -> dict[str, An
         raise ApiError(400, f"the body must be a JSON object, got {type(body).__name__}", retry=False)
     if content.count(b"[") + content.count(b"{") > MAX_DEPTH and _is_deep(body):
         raise ApiError(400, f"the body nests more than {MAX_DEPTH} objects and arrays", reason="depth", retry=False)
-    _check(body)
+    check_body(body)
     return body
+
+
+def check_fields(body: Mapping[str, Any], endpoint: Endpoint, settings: GatewaySettings) -> None:
+    """Refuse what a request may not have here. Raises a 400."""
+    refused = settings.refused_fields & body.keys()
+    if refused:
+        name = min(refused)
+        raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
+    check_media(body, settings.media_hosts, endpoint.prompt)
 
 
 async def read_form(request: Request, settings: GatewaySettings) -> dict[str, Any]:
@@ -159,7 +174,7 @@ def _is_deep(body: dict[str, Any]) -> bool:
     return True
 
 
-def _check(body: Mapping[str, Any]) -> None:
+def check_body(body: Mapping[str, Any]) -> None:
     """What the gateway itself relies on; all else is the engine's to judge."""
     if body.get("stream") is not None and not isinstance(body["stream"], bool):
         raise _wrong("stream", body["stream"], "true or false")

@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn, and a drain at the end."""
+"""The HTTP server of one process: uvicorn, and a drain at the end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 import time
 from types import FrameType
 
 import uvicorn
 
 from andes_api.app import create_app
+from andes_api.board import Worker
 from andes_api.gateway import Gateway
 from andes_api.http_protocol import make_protocol
+from andes_api.logs import log_to_streams
 from andes_api.settings import GatewaySettings
 
-__all__ = ["Server", "serve"]
+__all__ = ["Server", "serve", "status_of"]
 
 POLL_INTERVAL_S = 0.1
 """Seconds between looks at what is still open; uvicorn's own."""
@@ -28,10 +29,10 @@ _log = logging.getLogger("andes")
 
 class Server(uvicorn.Server):
     """Serves one gateway. On SIGTERM what is new gets a 503, and open streams have ``drain_s`` seconds to end; then the port
-    closes. ``cut``: how many had not ended."""
+    closes. ``cut``: how many had not ended. worker: which process of the gateway this is."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
-        self.app = create_app(settings)
+    def __init__(self, settings: GatewaySettings, worker: Worker | None = None) -> None:
+        self.app = create_app(settings, worker)
         self.gateway: Gateway = self.app.state.gateway
         self.cut = 0
         self._drain_s = settings.drain_s
@@ -45,7 +46,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
+        if self.started and not sockets:
             host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
             _log.info("gateway listens on http://%s:%d", host, self.port)
 
@@ -66,7 +67,9 @@ class Server(uvicorn.Server):
 
     async def _until_idle(self, timeout_s: float) -> None:
         until_s = time.monotonic() + timeout_s
-        while self.gateway.open and not self.force_exit and time.monotonic() < until_s:
+        while (
+            (self.gateway.open or self.gateway.board.open.others) and not self.force_exit and time.monotonic() < until_s
+        ):
             await asyncio.sleep(POLL_INTERVAL_S)
 
     @property
@@ -76,13 +79,13 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: GatewaySettings) -> int:
-    """Run until told to stop; the exit status: 0 where every stream has ended, 1 where some were cut, 3 without a start."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
-    access = logging.getLogger("andes.access")
-    access.propagate = False
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    access.addHandler(handler)
+    """Run in this process until told to stop; its exit status."""
+    log_to_streams()
     server = Server(settings)
     server.run()
+    return status_of(server)
+
+
+def status_of(server: Server) -> int:
+    """Of a process whose server has stopped: 0 where every stream has ended, 1 where some were cut, 3 without a start."""
     return 3 if not server.started else 1 if server.cut else 0

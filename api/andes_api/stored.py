@@ -28,6 +28,10 @@ class StoredResponses:
         if len(self._homes) > MAX_RESPONSES:
             self._homes.popitem(last=False)
 
+    def find(self, response_id: str) -> tuple[str, str | None] | None:
+        """Replica and tenant, as for :meth:`add`; None where it did not go through this worker."""
+        return self._homes.get(response_id)
+
     def home(self, response_id: object, tenant: str | None) -> str | None:
         """The replica that keeps it; None where it did not go through this gateway. Raises a 404 where it is another
         tenant's, or a tenant's that cannot be told."""

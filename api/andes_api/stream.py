@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
 from andes_api.receipt import Receipt
 from andes_api.settings import TenantSettings
+from andes_api.tools import ToolSettings
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
@@ -35,10 +37,11 @@ MAX_SPAN_STALLS = 32
 class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
-    tokens: what engines have produced for it; ``receipt``: what of that its reader has. characters: of the answer, by the
-    attempts that are over. report_id: by which its client reports of the reader. log: events not yet turned
-    into text; None where the answer could not be continued elsewhere. fallback: why another model than the one asked for
-    answers.
+    tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
+    others its reader has; earlier_tokens: in rounds before this one. characters: of the answer, by the attempts that are
+    over. report_id: by which its client reports of the reader. tools: those that run here; ran: what did. log: events not
+    yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model than the one
+    asked for answers.
     """
 
     endpoint: Endpoint
@@ -60,6 +63,12 @@ class Stream:
     tokens: int = 0
     characters: int = 0
     report_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    thought: int = 0
+    expected_thought: float = 0.0
+    thinking_s: float | None = None  # when the first token of a thought came
+    earlier_tokens: int = 0
+    tools: Mapping[str, ToolSettings] = field(default_factory=dict)
+    ran: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -72,6 +81,7 @@ class Stream:
     answer_id: str | None = None  # as its engine calls it
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
+    batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
     log: list[bytes] | None = None
     text: str = ""
     receipt: Receipt = field(init=False)
@@ -82,8 +92,10 @@ class Stream:
             self.asked = self.body.get("stream_options") or {}
         # Several answers in one stream are read side by side: their tokens together against as many times the speed.
         target = self.expectation.target
-        tds = min(MAX_TDS, target.tds * count_answers(self.body))
-        self.receipt = Receipt(self.arrival_s, QoETarget(target.ttft_s, tds))
+        answers = count_answers(self.body)
+        tds, think_tds = (min(MAX_TDS, speed * answers) for speed in (target.tds, target.think_tds))
+        fixed = target.think_tds == math.inf
+        self.receipt = Receipt(self.arrival_s, QoETarget(target.ttft_s, tds, math.inf if fixed else think_tds))
 
     @property
     def streams(self) -> bool:
@@ -95,12 +107,27 @@ class Stream:
         return self.receipt.written
 
     @property
+    def yields(self) -> bool:
+        """Whether no reader waits for it."""
+        return self.expectation.reader.yields
+
+    @property
     def path(self) -> str:
         return self.endpoint.path
 
     @property
     def chat(self) -> bool:
         return self.endpoint is CHAT
+
+    @property
+    def hides_thought(self) -> bool:
+        """Whether its reader is not shown what the model thinks before it answers."""
+        return self.expectation.reader.hides_reasoning
+
+    @property
+    def only_thinks(self) -> bool:
+        """Whether all that has come is a thought that is not shown: another engine may start over."""
+        return self.thought > 0 and self.thought == self.tokens
 
     @property
     def kind(self) -> Kind:
@@ -120,15 +147,22 @@ class Stream:
     @property
     def incoming(self) -> IncomingStream:
         """As routing and admission see it before it has a place."""
-        return IncomingStream(self.prompt_tokens, self.expectation.target, self.expectation.weight, self.prompt.key)
+        expects = self.expectation
+        return IncomingStream(
+            self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
+            self.expected_thought if self.hides_thought else 0.0,
+        )  # fmt: skip
 
     def model_headers(self) -> dict[str, str]:
-        """Who answers, and why where that is not who was asked."""
+        """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
         if route.model is None:
             return {}
         name = route.model if route.adapter is None else f"{route.model}:{route.adapter}"
-        return {"x-andes-model": name} | ({"x-andes-fallback": self.fallback} if self.fallback else {})
+        said = {"x-andes-model": name}
+        if self.record.quality is not None:
+            said["x-andes-quality"] = f"{self.record.quality:g}"
+        return said | ({"x-andes-fallback": self.fallback} if self.fallback else {})
 
     @property
     def tpot_s(self) -> float | None:
@@ -139,8 +173,8 @@ class Stream:
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
 
     def own_usage(self) -> dict[str, int]:
-        """Usage of the whole answer so far, by our own count."""
-        prompt, tokens = self.record.prompt_tokens, self.tokens
+        """Usage of this round of the answer so far, by our own count."""
+        prompt, tokens = self.record.prompt_tokens, self.tokens - self.earlier_tokens
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
     def routed(self, route: ModelRoute) -> None:
@@ -148,12 +182,29 @@ class Stream:
         self.route = route
         self.record.model, self.record.adapter = route.model, route.adapter
 
+    def think(self, tokens: int, now_s: float) -> None:
+        """An engine has produced ``tokens`` more that its reader is not shown."""
+        if self.thinking_s is None:
+            self.thinking_s = now_s
+        self.tokens += tokens
+        self.thought += tokens
+        self.reader.think(tokens)
+        self.record.reason_tokens = self.thought
+
+    def answered_by(self, route: ModelRoute, quality: float | None) -> None:
+        """Engines of ``route`` are asked; quality: of a rung of the ladder that it asks for, None: it is none."""
+        self.route = route
+        if quality is not None:
+            self.record.model, self.record.quality = route.model, quality
+
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
         self.delivered_s = now_s
         receipt, reader = self.receipt, self.receipt.written
         if not reader.delivered:
             self.record.ttft_s = now_s - self.arrival_s
+            if self.thinking_s is not None:
+                self.record.thinking_s = now_s - self.thinking_s
         stalls, stall_s = reader.stalls, reader.stall_s
         receipt.delivered(now_s, tokens)
         if reader.stalls != stalls and reader.stalls <= MAX_SPAN_STALLS:
@@ -200,12 +251,33 @@ class Stream:
             "behind_s": round(self.receipt.behind_s, 4),
             "tokens": reader.delivered,
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
+            "thought_tokens": self.thought,
+            "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),
             "longest_stall_s": round(reader.longest_stall_s, 4),
             "ttft_target_s": target.ttft_s,
             "tds": target.tds,
+            **({"tools": self.ran} if self.tools else {}),
         }
+
+    def line(self, duration_s: float) -> dict[str, Any]:
+        """Of the access log."""
+        line = {
+            "request_id": self.request_id,
+            "tenant": self.tenant_name,
+            "path": self.path,
+            "asked_model": str(self.body.get("model", ""))[:100],
+            "replica": self.replica,
+            "attempts": self.attempts,
+            "status": self.status,
+            "duration_s": round(duration_s, 4),
+            "stalls": self.receipt.reader.stalls,
+            "stall_s": round(self.receipt.reader.stall_s, 3),
+            "behind_s": round(self.receipt.behind_s, 3),
+            **self.record.to_dict(),
+        }
+        return line if self.reason is None else {**line, "reason": self.reason}
 
     def shed(self, error: ApiError) -> None:
         """It is refused with ``error``."""
@@ -229,7 +301,7 @@ class Stream:
             return 0.0
         if outcome in ("open", "abandoned"):
             return reader.qoe_at(now_s)
-        return reader.final_qoe() if reader.delivered else None
+        return reader.final_qoe() if reader.delivered or self.thought else None
 
 
 def count_answers(body: Mapping[str, Any]) -> int:

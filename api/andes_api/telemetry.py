@@ -128,8 +128,12 @@ class Telemetry:
         })  # fmt: skip
         if record.qoe is not None:
             span.set_attribute(names.QOE, record.qoe)
+        if record.thinking_s is not None:
+            span.set_attributes({names.THOUGHT_TOKENS: stream.thought, names.THINKING_SECONDS: record.thinking_s})
         if stream.reason is not None:
             span.set_attribute(names.REASON, stream.reason)
+        if record.ladder is not None and record.quality is not None:
+            span.set_attributes({names.LADDER: record.ladder, names.QUALITY: record.quality})
         if stream.status >= 500:
             failed(span, str(stream.status))
         span.end()

@@ -41,13 +41,14 @@ class TypedEvents(EventStream):
         whole = payload.get("response") or payload.get("message")
         if isinstance(whole, dict):
             self.identity = whole
+        thought = self.thought
         new = self._typed(str(payload.get("type")), payload, event)
         if self.error_event:
             return b"", 0
         if self._held is None:
             return event, new
         self._held += event
-        if not new and not self.finish_reasons:
+        if not new and self.thought == thought and not self.finish_reasons:
             return b"", 0
         event, self._held = self._held, None
         return event, new
@@ -56,21 +57,26 @@ class TypedEvents(EventStream):
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         """Take note of ``event``; the tokens that it brings."""
 
-    def _piece(self, piece: object) -> int:
-        """Tokens of a piece of the answer."""
+    def _piece(self, piece: object, *, thought: bool = False) -> int:
+        """Tokens of a piece of the answer, or of what comes before it."""
         if not isinstance(piece, str) or not piece:
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
-        self.characters += len(piece)
-        return 1
+        self.characters += 0 if thought else len(piece)
+        return self._tokens.of(1, thought=thought, text=not thought)
 
     def _final(self, usage: Any) -> int:
         """Tokens that the engine has counted beyond the pieces, by ``usage`` of the whole answer."""
         if not isinstance(usage, dict):
             return 0
         self.usage = self.usage_so_far = {**(self.usage_so_far or {}), **usage}
-        return self._count({"completion_tokens": usage.get("output_tokens")}, 0)
+        pieces = self._counts.get(0, 0)
+        new = self._count({"completion_tokens": usage.get("output_tokens")}, 0)
+        details = usage.get("output_tokens_details")
+        said = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        hidden = said - self.thought if isinstance(said, int) else new * self.thought // max(1, pieces)
+        return self._tokens.at_end(new, hidden)
 
 
 class ResponseEvents(TypedEvents):
@@ -88,7 +94,7 @@ class ResponseEvents(TypedEvents):
         elif kind == "response.failed":
             self._failed(said.get("error") or {"message": "the response failed"}, event)
         elif kind.endswith(".delta"):
-            return self._piece(payload.get("delta"))
+            return self._piece(payload.get("delta"), thought=kind.startswith("response.reasoning"))
         elif kind in ("response.completed", "response.incomplete"):
             self.done, self.finish_reasons[0] = True, str(said.get("status") or "completed")
             return self._final(said.get("usage"))
@@ -120,7 +126,9 @@ class MessageEvents(TypedEvents):
             usage = payload["message"].get("usage")
             self.usage_so_far = usage if isinstance(usage, dict) else None
         elif kind == "content_block_delta":
-            return self._piece(said.get("text") or said.get("thinking") or said.get("partial_json"))
+            if thinking := said.get("thinking"):
+                return self._piece(thinking, thought=True)
+            return self._piece(said.get("text") or said.get("partial_json"))
         elif kind == "message_delta":
             if said.get("stop_reason"):
                 self.finish_reasons[0] = str(said["stop_reason"])

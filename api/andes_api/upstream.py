@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from andes_api.board import Board, ReplicaNumbers
 from andes_api.breaker import CircuitBreaker
 from andes_api.models import ModelRoute, Offer
 from andes_api.prompts import Prompt
@@ -37,10 +38,19 @@ MIN_PACE_TOKENS, MIN_PACE_S, MIN_BATCH = 10, 0.2, 0.5
 
 
 class Upstream:
-    """One engine. now_s in its methods: seconds of the monotonic clock."""
+    """One engine. now_s in its methods: seconds of the monotonic clock. numbers: of this replica, with other workers."""
 
-    def __init__(self, url: str, settings: GatewaySettings, now_s: float = 0.0, model: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        settings: GatewaySettings,
+        now_s: float = 0.0,
+        model: str | None = None,
+        *,
+        numbers: ReplicaNumbers | None = None,
+    ) -> None:
         self.url = url
+        self.numbers = Board().replica(url) if numbers is None else numbers
         self.configured = model  # the model that it has by the settings
         self.offers: dict[str, Offer] | None = None  # by model; None: it has not been asked yet; none: it does not say
         self.name = url.partition("://")[2]
@@ -54,8 +64,12 @@ class Upstream:
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
         self.takes_readers = True  # until it has no place to tell it of them
-        self.streams: set[Stream] = set()
+        self.streams: set[Stream] = set()  # of readers
+        self._pending: set[Stream] = set()  # of them, those without a token
+        self.offline: set[Stream] = set()  # those that yield
         self.others = 0
+        self.others_offline = 0  # requests of batches that other gateways have there
+        self.asked_load = False  # whether it has been asked for its load, answer or not
         self.requests: int | None = None  # all that it holds, by its own count
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
@@ -82,8 +96,21 @@ class Upstream:
             self.healthy is not False
             and not self.draining
             and self.breaker.allows(now_s)
-            and len(self.streams) < self._max_streams
+            and self.open_streams < self._max_streams
         )
+
+    @property
+    def open_streams(self) -> int:
+        """This gateway's streams of readers there, of all its workers."""
+        return len(self.streams) + int(self.numbers.streams.others)
+
+    @property
+    def held(self) -> int:
+        """Requests there, as far as is known: of readers and without one, ours and others'."""
+        return self.open_streams + len(self.offline) + self.others + self.others_offline
+
+    def holds(self, stream: Stream) -> bool:
+        return stream in self.streams or stream in self.offline
 
     def is_dead(self, now_s: float) -> bool:
         """Whether it has answered no probe for so long that what it has should go on elsewhere."""
@@ -117,24 +144,30 @@ class Upstream:
             return body
         return {**body, "model": name}
 
-    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float) -> ReplicaView:
-        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since."""
+    def view(self, now_s: float, prompt: Prompt, prompt_tokens: float, quality: float = 1.0) -> ReplicaView:
+        """This replica as routing and admission see it; its readers are at most 0.1 s old, or have come since. quality: what
+        the answers of its model are worth."""
         if now_s - self._counted_at_s > MAX_VIEW_AGE_S:
             self._recount(now_s)
         *readers, weights = self._rows[:, : self._count]
-        crowded = self._pending_tokens > 0 or len(self.streams) + self.others >= self.slots
+        own, siblings = len(self.streams), int(self.numbers.streams.others)
+        if siblings and own:  # connections come to a worker by chance: its readers are a sample of all
+            weights = weights * ((own + siblings) / own)
+        pending_tokens = self._pending_tokens + self.numbers.pending_tokens.others
+        crowded = pending_tokens > 0 or own + siblings + self.others >= self.slots
         return ReplicaView(
             name=self.name,
             latency=self.latency,
-            streams=len(self.streams),
+            streams=own,
             open_streams=OpenStreams(Readers(*readers), weights).sample(MAX_READERS),
-            prompt_tokens=self._prompt_tokens,
-            pending_tokens=self._pending_tokens,
-            others=self.others,
+            prompt_tokens=self._prompt_tokens + self.numbers.prompt_tokens.others,
+            pending_tokens=pending_tokens,
+            others=self.others + siblings,
             slots=self.slots,
             context_tokens=self.context_tokens,
             hit_tokens=prompt.share(self.prefixes) * prompt_tokens,
             late_ratio=self.late_ratio(now_s) if crowded else 1.0,
+            quality=quality,
         )
 
     def _recount(self, now_s: float) -> None:
@@ -163,19 +196,37 @@ class Upstream:
 
     def finds_no_queue(self, stream: Stream) -> bool:
         """Whether ``stream``, sent now, would find nothing queued ahead of it."""
-        before = self.streams - {stream}
-        return len(before) + self.others < self.slots and all(s.tokens for s in before)
+        before, numbers = self.streams - {stream}, self.numbers
+        load = len(before) + int(numbers.streams.others) + self.others
+        return load < self.slots and not numbers.pending_tokens.others and all(s.tokens for s in before)
 
     def opened(self, stream: Stream) -> None:
-        if stream not in self.streams:
+        if stream.yields:  # readers are forecast as if it were not there: it gives way
+            self.offline.add(stream)
+        elif stream not in self.streams:
             self.streams.add(stream)
             self._append(stream)
+            if not stream.tokens:
+                self._pending.add(stream)
+            self._tell_siblings(stream.prompt_tokens, 0.0 if stream.tokens else stream.prompt_tokens)
+
+    def _tell_siblings(self, more_prompt_tokens: float, more_pending_tokens: float) -> None:
+        numbers = self.numbers
+        numbers.streams.set(len(self.streams))
+        numbers.prompt_tokens.add(round(more_prompt_tokens))  # whole, so that nothing is left of sums
+        numbers.pending_tokens.add(round(more_pending_tokens))
 
     def first_token(
         self, stream: Stream, waited_s: float, now_s: float, *, expected: StreamForecast | None, alone: bool
     ) -> None:
-        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it."""
+        """A stream has its first token ``waited_s`` after it was sent. ``alone``: nothing was queued ahead of it. One that
+        yields teaches nothing: what it waits for is readers."""
+        if stream.yields:
+            return
         self._count_decoding(now_s, +1)
+        if stream in self._pending:
+            self._pending.remove(stream)
+            self._tell_siblings(0.0, -stream.prompt_tokens)
         if alone:
             self.latency.observe_prefill(round(stream.prompt_tokens), 0, waited_s)
         elif expected is not None:
@@ -185,10 +236,18 @@ class Upstream:
             self._late_ratio, self._late_at_s = late + LATE_STEP * (seen - late), now_s
 
     def closed(self, stream: Stream, sent_s: float, now_s: float, *, started: bool) -> None:
-        self.streams.discard(stream)
-        if started:
+        self.left(stream)
+        if started and not stream.yields:
             self._count_decoding(now_s, -1)
             self.stream_s += 0.1 * (now_s - sent_s - self.stream_s)
+
+    def left(self, stream: Stream) -> None:
+        """It does not hold ``stream`` any more."""
+        self.offline.discard(stream)
+        if stream in self.streams:
+            self.streams.remove(stream)
+            self._tell_siblings(-stream.prompt_tokens, -stream.prompt_tokens if stream in self._pending else 0.0)
+            self._pending.discard(stream)
 
     def _count_decoding(self, now_s: float, change: int) -> None:
         self._decoding_s += self._decoding * (now_s - self._decoding_at_s)
@@ -200,7 +259,7 @@ class Upstream:
         self._count_decoding(now_s, 0)
         elapsed_s = now_s - self._observed_at_s
         if self.tokens >= MIN_PACE_TOKENS and elapsed_s > MIN_PACE_S:
-            batch = self._decoding_s / elapsed_s
+            batch = self._decoding_s / elapsed_s + self.numbers.streams.others
             sharing = max(1.0, batch / self.slots)
             interval_s = self._decoding_s / self.tokens / sharing
             if batch >= MIN_BATCH:
@@ -211,7 +270,8 @@ class Upstream:
         """What the engine's ``/v1/loads`` says. ``sent``: our streams there when it was asked. Raises ``KeyError``,
         ``TypeError`` or ``ValueError`` where it is not SGLang's."""
         self.requests = sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
-        self.others = max(0, self.requests - max(sent, len(self.streams)))
+        ours = max(sent, self.open_streams + len(self.offline))
+        self.others = max(0, self.requests - ours - self.others_offline)
         self.context_tokens = float(sum(int(load["num_used_tokens"]) for load in loads))
         max_running = sum(int(load["max_running_requests"]) for load in loads)
         capacity = sum(int(load["max_total_num_tokens"]) for load in loads)
@@ -231,7 +291,8 @@ class Upstream:
             "draining": self.draining,
             "breaker_open": rests,
             "streams": len(self.streams),
-            "waiting": sum(not s.tokens and not s.expectation.reader.yields for s in self.streams),  # of readers
+            "waiting": sum(not s.tokens for s in self.streams),
+            "offline": len(self.offline),
             "others": self.others,
             "requests": self.requests,
             "slots": self.slots,

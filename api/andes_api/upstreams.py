@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from andes_api.background import Background
+from andes_api.board import Board
 from andes_api.discovery import make_resolver
+from andes_api.ladders import best_models
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
@@ -41,8 +43,14 @@ class Upstreams:
     """All engines, by URL, between ``start`` and ``stop``; ``start`` opens a session where none was given."""
 
     def __init__(
-        self, settings: GatewaySettings, session: aiohttp.ClientSession | None = None, *, background: Background
+        self,
+        settings: GatewaySettings,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        background: Background,
+        board: Board | None = None,
     ) -> None:
+        self._board = Board() if board is None else board
         self._settings = settings
         self._background = background
         addresses = settings.upstreams_by_model
@@ -51,8 +59,10 @@ class Upstreams:
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._session = session
         self.replicas: dict[str, Upstream] = {}
-        self.catalog = ModelCatalog(settings.models, settings.model_aliases)
+        self.drained: set[str] = set()  # by hand: names of replicas, listed or not
+        self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
+        self._thoughts: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
@@ -107,6 +117,21 @@ class Upstreams:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), timeout_s)
 
+    def drain(self, name: str, drained: bool) -> Upstream | None:
+        """Give a replica nothing new, or take that back; None where there is none of this name."""
+        found = next((replica for replica in self.replicas.values() if replica.name == name), None)
+        if found is not None:
+            found.drained = drained
+            (self.drained.add if drained else self.drained.discard)(name)
+            self.notify()
+        return found
+
+    def drain_all(self, names: Iterable[str]) -> None:
+        """Drain these by hand, listed by now or not."""
+        for name in names:
+            self.drained.add(name)
+            self.drain(name, True)
+
     def notify(self) -> None:
         """An engine may accept streams that did not before."""
         self._changed.set()
@@ -119,17 +144,32 @@ class Upstreams:
             known = self.chars_per_token(model)
             self._chars_per_token[model] = known + 0.05 * (ratio - known)
 
+    def thought_tokens(self, model: str | None) -> float:
+        """Tokens that an engine of ``model`` lately thought before an answer, on average."""
+        return self._thoughts.get(model, 0.0)
+
+    def learn_thought(self, model: str | None, tokens: int) -> None:
+        """An engine of ``model`` thought for ``tokens``."""
+        known = self._thoughts.setdefault(model, float(tokens))
+        self._thoughts[model] = known + 0.05 * (tokens - known)
+
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
-        if replica.gone and not replica.streams and self.replicas.get(replica.url) is replica:
+        if replica.gone and not (replica.streams or replica.offline) and self.replicas.get(replica.url) is replica:
             del self.replicas[replica.url]
+            replica.numbers.forget()
+            self.drained.discard(replica.name)
             if replica.url in self._probes:
                 self._probes.pop(replica.url).cancel()
 
     def _list(self, listed: Mapping[str, str | None]) -> None:
         """The engines there are now: the model that each has by the settings, by URL."""
         for url, model in listed.items():
-            replica = self.replicas.setdefault(url, Upstream(url, self._settings, time.monotonic(), model))
+            if (replica := self.replicas.get(url)) is None:
+                numbers = self._board.replica(url)
+                replica = Upstream(url, self._settings, time.monotonic(), model, numbers=numbers)
+                replica.drained = replica.name in self.drained
+                self.replicas[url] = replica
             if replica.gone:
                 replica.gone, replica.healthy, replica.offers = False, None, None
         for url in self.replicas.keys() - listed:
@@ -166,6 +206,7 @@ class Upstreams:
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
+                replica.asked_load = True
                 if replica.unanswered_since_s is not None:
                     next_health_s = 0.0
                     continue
@@ -239,7 +280,8 @@ class Upstreams:
 
     async def _load(self, replica: Upstream) -> bool:
         """Ask for the engine's load; False where it has no such endpoint."""
-        timeout, sent = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S), len(replica.streams)
+        timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+        sent = replica.open_streams + len(replica.offline)
         sent_s = time.monotonic()
         try:
             async with self.session.get(

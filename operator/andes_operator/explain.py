@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 
-__all__ = ["explain", "shown"]
+__all__ = ["SpecError", "explain", "shown"]
 
 URL = re.compile(r"https?://[^\s'\"),;]+")
 
@@ -26,6 +26,10 @@ _WORDS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], str],
     ((TypeError, AttributeError, IndexError, OverflowError), "it has another form than expected"),
 )
 """The first that fits."""
+
+
+class SpecError(ValueError):
+    """A field of the custom resource that cannot be used: field, value, what to do."""
 
 
 def explain(error: BaseException) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from andes_operator.explain import shown
+from andes_operator.allowance import Allowance, parse_allowance
+from andes_operator.explain import SpecError, shown
 from andes_operator.names import ALL_CLASSES, Mode
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
@@ -29,10 +30,6 @@ DESCRIPTIONS = {
     Statistic.PERCENTILE: "percentile {:g} of QoE",
     Statistic.SHARE_ABOVE: "share with QoE >= {:g}",
 }
-
-
-class SpecError(ValueError):
-    """A field of the custom resource that cannot be used: field, value, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,8 @@ class DemandSource:
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
     """policy: to simulate in the what-if, empty: the one that the engines report; policy_options: of it.
-    baseline_replicas: what would run without the operator, for the GPU-hours saved."""
+    baseline_replicas: what would run without the operator, for the GPU-hours saved. allowance: what moves the bounds
+    and the mode; bounds_why, paused: what it did at the time that :meth:`at` was asked for, empty: nothing."""
 
     ref: ScaleTargetRef
     objectives: tuple[ClassObjective, ...]
@@ -132,6 +130,21 @@ class TargetSpec:
     gpus_per_replica: float = 1.0
     baseline_replicas: int = 0
     behavior: ScalingBehavior = ScalingBehavior()
+    allowance: Allowance = field(default_factory=Allowance)
+    bounds_why: str = ""
+    paused: str = ""
+
+    def at(self, now_s: float) -> TargetSpec:
+        """With the bounds and the mode that hold at ``now_s`` (Unix seconds)."""
+        bounds = self.allowance.apply(self.min_replicas, self.max_replicas, self.gpus_per_replica, now_s)
+        return replace(
+            self,
+            min_replicas=bounds.minimum,
+            max_replicas=bounds.maximum,
+            bounds_why=bounds.why,
+            mode=self.mode if bounds.pause is None else Mode.ADVISORY,
+            paused="" if bounds.pause is None else str(bounds.pause),
+        )
 
     def clamp(self, replicas: int) -> int:
         """``replicas`` within the bounds."""
@@ -151,6 +164,7 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
     mode = spec.get("mode", Mode.AUTO)
     if mode not in list(Mode):
         raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {shown(mode)}")
+    gpus_per_replica = float(spec.get("gpusPerReplica", 1))
     api_version, kind, name = (str(_required(ref, k, "spec.scaleTargetRef")) for k in ("apiVersion", "kind", "name"))
     return TargetSpec(
         ref=ScaleTargetRef(api_version, kind, name),
@@ -162,9 +176,10 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
         profile=str(_required(what_if, "profile", "spec.whatIf")),
         policy=str(what_if.get("policy", "")),
         policy_options=_policy_options(what_if.get("policyOptions") or {}),
-        gpus_per_replica=float(spec.get("gpusPerReplica", 1)),
+        gpus_per_replica=gpus_per_replica,
         baseline_replicas=int(spec.get("baselineReplicas", maximum)),
         behavior=_behavior(spec.get("behavior") or {}, what_if),
+        allowance=parse_allowance(spec, minimum, maximum, gpus_per_replica),
     )
 
 

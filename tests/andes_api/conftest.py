@@ -98,6 +98,7 @@ class Faulty:
         self.models: tuple[int, bytes] = (200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
         self.strike: threading.Event | None = None
         self.answer_after: threading.Event | None = None
+        self.held_word = ""  # what a prompt has that waits for it; empty: all do
         self.release = threading.Event()
         self.stalled = threading.Event()
         self.cancelled = threading.Event()
@@ -224,7 +225,8 @@ class Faulty:
         await self._events({"messages": [{}]}, True, send, gone)
 
     async def _infer(self, body: dict[str, Any], chat: bool, receive: Any, send: Any) -> None:
-        while self.answer_after is not None and not self.answer_after.is_set():
+        held = self.answer_after is not None and self.held_word in json.dumps(body)
+        while held and self.answer_after is not None and not self.answer_after.is_set():
             await asyncio.sleep(0.005)
         if self.fault and self.fault.isdigit():
             error = {"object": "error", "message": "said so", "type": "X", "code": int(self.fault)}
@@ -338,6 +340,19 @@ def faulty() -> Iterator[Callable[..., Faulty]]:
 
         def make(host: str = "127.0.0.1", port: int = 0) -> Faulty:
             upstream = Faulty(host, port)
+            stack.enter_context(running(upstream.server))
+            return upstream
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def lasting_faulty() -> Iterator[Callable[..., Faulty]]:
+    """Makes upstreams that misbehave, for all tests of a module."""
+    with ExitStack() as stack:
+
+        def make() -> Faulty:
+            upstream = Faulty()
             stack.enter_context(running(upstream.server))
             return upstream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,13 +22,15 @@ OPERATIONS = {
     "GET /metrics", "POST /v1/responses", "GET /v1/responses/{response_id}",
     "POST /v1/responses/{response_id}/cancel", "POST /v1/messages", "POST /v1/messages/count_tokens", "POST /v1/embeddings",
     "POST /v1/classify", "POST /v1/score", "POST /v1/rerank", "POST /v1/tokenize", "POST /v1/detokenize",
-    "POST /v1/audio/transcriptions", "POST /v1/streams/{stream_id}/reader",
+    "POST /v1/audio/transcriptions", "GET /fleet/batches", "POST /v1/files", "GET /v1/files", "GET /v1/files/{file_id}",
+    "GET /v1/files/{file_id}/content", "DELETE /v1/files/{file_id}", "POST /v1/batches", "GET /v1/batches",
+    "GET /v1/batches/{batch_id}", "POST /v1/batches/{batch_id}/cancel", "POST /v1/streams/{stream_id}/reader",
 }  # fmt: skip
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_a_server_error(faulty: Any, gateway: Any) -> None:
-    server = gateway(faulty().url)
+def test_nothing_is_a_server_error(faulty: Any, gateway: Any, tmp_path: Path) -> None:
+    server = gateway(faulty().url, batches={"directory": tmp_path})
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     operations = {operation.label: operation for operation in (found.ok() for found in schema.get_all_operations())}
     assert set(operations) == OPERATIONS

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import websocket
+from e2e.browser import Browser
 
 pytestmark = pytest.mark.server
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "x", "max_tokens": 3, "stream": True}
-
-
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("NO BROWSER: install chromium to test the built-in page")
 
 
 def rendered(chromium: str, url: str, tmp_path: Path, until: str) -> str:
@@ -69,54 +58,6 @@ def test_the_page_shows_the_fleet(chromium: str, faulty: Any, gateway: Any, tmp_
 
 def post(server: Any, name: str) -> httpx.Response:
     return httpx.post(server.url + "/v1/completions", json=BODY, headers={"x-andes-class": name})
-
-
-class Browser:
-    """A headless Chromium with one page, driven over its DevTools protocol."""
-
-    def __init__(self, chromium: str, url: str, profile: Path) -> None:
-        command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-            "--remote-debugging-port=0", url,
-        ]  # fmt: skip
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self._process.stderr is not None
-        said = next(line for line in self._process.stderr if "DevTools listening" in line)
-        host = said.split("ws://")[1].partition("/")[0]
-        pages = [page for page in httpx.get(f"http://{host}/json/list").json() if page["type"] == "page"]
-        self._socket = websocket.create_connection(pages[0]["webSocketDebuggerUrl"], suppress_origin=True, timeout=60)
-        self._calls = 0
-
-    def __enter__(self) -> Browser:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(60)
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._calls += 1
-        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": parameters}))
-        while (answer := json.loads(self._socket.recv())).get("id") != self._calls:
-            pass
-        assert "error" not in answer, answer
-        return dict(answer["result"])
-
-    def evaluate(self, expression: str) -> Any:
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def wait_for(self, expression: str) -> Any:
-        deadline_s = time.monotonic() + 60
-        while not (value := self.evaluate(expression)) and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        assert value, (expression, self.evaluate("document.body.innerText"))
-        return value
-
-    def text(self, name: str) -> str:
-        return str(self.evaluate(f"document.getElementById({name!r}).textContent"))
 
 
 @pytest.mark.timeout(180)

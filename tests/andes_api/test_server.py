@@ -185,5 +185,6 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-tds",
         "x-andes-expected-tokens",
         "x-andes-pace",
+        "x-andes-degrade",
         "x-andes-report",
     }

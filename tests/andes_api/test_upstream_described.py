@@ -12,7 +12,7 @@ def test_it_is_described_by_what_is_known_of_it() -> None:
     engine = Upstream("http://engine:1", settings, 100.0)
     expected = {
         "name": "engine:1", "model": None, "models": [], "healthy": None, "reason": None, "draining": False,
-        "breaker_open": False, "streams": 0, "waiting": 0, "others": 0, "requests": None, "slots": 4, "policy": None,
+        "breaker_open": False, "streams": 0, "waiting": 0, "offline": 0, "others": 0, "requests": None, "slots": 4, "policy": None,
         "flags": None, "context_tokens": 0,
         "decode_s": round(LatencyModel().decode_s(1, 0.0), 5),
     }  # fmt: skip

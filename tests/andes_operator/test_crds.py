@@ -81,6 +81,10 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
         ("spec.demand", {}, "give exactly one of gateway and prometheus"),
         ("spec.demand", {"prometheus": {"url": "ftp://p", "promptTokens": 1, "outputTokens": 1}}, "spec.demand.prometheus.url"),
         ("spec.mode", "auto", "spec.mode"),
+        ("spec.budget", {}, "give gpus, or perHour with gpuPricePerHour"),
+        ("spec.budget", {"perHour": 40}, "perHour and gpuPricePerHour belong together"),
+        ("spec.schedule", [{"start": "0 8 * * *", "end": "0 20 * * *"}], "spec.schedule[0].minReplicas: Required"),
+        ("spec.pause", {"until": "tomorrow"}, "spec.pause.until"),
         ("spec.behavior.tickSeconds", 0, "spec.behavior.tickSeconds"),
         ("spec.whatIf", None, "spec.whatIf: Required"),
         ("spec.whatIf.policyOptions", {f"o{i}": i for i in range(33)}, "spec.whatIf.policyOptions"),
@@ -128,6 +132,7 @@ def test_kubectl_shows_columns_under_short_names(plane: ControlPlane) -> None:
 
 def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     """A target with every field that the schema knows is read without loss; its names are the code's names."""
+    from andes_operator.allowance import Allowance, Budget, Pause, Period
     from andes_operator.spec import parse
 
     full = changed(TARGET, "spec.behavior", {
@@ -140,6 +145,9 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
         "spec.whatIf",
         {"profile": "p", "policy": "fcfs", "policyOptions": {"a": 1.5, "b": True, "c": "x", "d": 4}, "margin": 0.02},
     )
+    full = changed(full, "spec.schedule", [{"start": "0 8 * * *", "end": "0 20 * * *", "minReplicas": 2}])
+    full = changed(full, "spec.budget", {"gpus": 24, "perHour": 40, "gpuPricePerHour": 2.5})
+    full = changed(full, "spec.pause", {"until": "2026-12-01T06:00:00Z", "reason": "new drivers"})
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", full)["spec"]
     assert made["behavior"] == full["spec"]["behavior"]
     spec = parse(made)
@@ -149,3 +157,6 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     assert (spec.profile, spec.policy) == ("p", "fcfs")
     assert repr(dict(spec.policy_options)) == "{'a': 1.5, 'b': True, 'c': 'x', 'd': 4}", "types as they were written"
     assert (spec.baseline_replicas, spec.gpus_per_replica) == (10, 1)
+    assert spec.allowance == Allowance(
+        (Period("0 8 * * *", "0 20 * * *", 2),), Budget(24, 40, 2.5), Pause(1796104800.0, "new drivers")
+    )

@@ -232,6 +232,41 @@ def test_an_answer_is_used_again_and_then_corrected() -> None:
     assert site.inquiries[1].last is not None
 
 
+def test_replicas_by_the_clock_are_there_whatever_demand_says() -> None:
+    site = Site(schedule=[{"start": "0 9 * * 6", "end": "0 10 * * 6", "minReplicas": 7}])
+    site.reconcile()
+    assert site.written[0] == ("scale", 7)
+    assert site.status["message"] == (
+        '2 replicas are outside minReplicas 7 (at least 7: schedule "0 9 * * 6" to "0 10 * * 6" UTC)'
+    )
+    assert site.status["bounds"]["minReplicas"] == 7
+    site.now_s += 3600.0
+    site.reconcile()
+    assert site.status["bounds"] == {"minReplicas": 1, "maxReplicas": 20, "why": None}
+
+
+def test_no_more_is_asked_for_than_the_budget_buys() -> None:
+    site = Site(budget={"gpus": 12}, gpusPerReplica=4)
+    site.fewest = None
+    site.reconcile()
+    assert site.written[0] == ("scale", 3)
+    assert site.condition("Attainable") == ("False", "MaxReplicas")
+    assert site.status["bounds"]["why"] == "at most 3: budget of 12 GPUs"
+
+
+def test_a_paused_target_recommends_until_the_pause_ends() -> None:
+    site = Site(pause={"until": "2026-11-21T09:03:00Z", "reason": "new drivers"})
+    site.fewest = 4
+    site.reconcile()
+    assert (site.replicas, site.status["recommendedReplicas"]) == (2, 4)
+    assert site.condition("Conflict") == ("False", "Paused")
+    assert site.status["paused"] == "paused until 2026-11-21T09:03:00Z: new drivers"
+    site.now_s += 60.0
+    site.reconcile()
+    assert site.replicas == 4
+    assert site.status["paused"] is None
+
+
 def test_a_target_that_is_gone_is_forgotten() -> None:
     site = Site()
     site.reconcile()

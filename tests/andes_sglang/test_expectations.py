@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,8 +14,16 @@ DEFAULT = QoETarget(1.5, 4.0)
 
 
 def test_every_field_is_read() -> None:
-    said = {"qoe": {"ttft": 2, "tds": 9, "weight": 4, "yield": True, "tokens": 300}}
-    assert parse(said, DEFAULT) == ReaderExpectation(QoETarget(2, 9), 4, yields=True, expected_tokens=300)
+    said = {
+        "qoe": {"ttft": 2, "tds": 9, "weight": 4, "yield": True, "tokens": 300, "reasoning": "shown", "think_tds": 50}
+    }
+    assert parse(said, DEFAULT) == ReaderExpectation(
+        QoETarget(2, 9, 50), 4, yields=True, expected_tokens=300, reasoning="shown"
+    )
+
+
+def test_null_lets_a_thought_take_no_time_of_its_own() -> None:
+    assert parse({"qoe": {"think_tds": None}}, DEFAULT).target.start_s(10.0, 500) == 10.0 + DEFAULT.ttft_s
 
 
 def test_what_is_left_out_is_the_default_field_by_field() -> None:
@@ -44,6 +53,13 @@ def test_what_is_left_out_is_the_default_field_by_field() -> None:
         ({"tokens": True}, "tokens"),
         ({"tokens": 10_000_001}, "tokens"),
         ({"tds": 0}, "custom_params.qoe.tds"),
+        ({"reasoning": "visible"}, r"custom_params.qoe.reasoning must be one of hidden, shown, got 'visible'"),
+        ({"reasoning": None}, "reasoning"),
+        (
+            {"think_tds": 0},
+            r"custom_params.qoe.think_tds must be a number of tokens/s from 1e-3 to 1e9, or infinite, got 0",
+        ),
+        ({"think_tds": "fast"}, "think_tds"),
         ({"speed": 3}, "custom_params.qoe.speed: unknown field .value 3.; known are ttft, tds, weight, yield, tokens"),
         ([1], "custom_params.qoe must be an object"),
     ],
@@ -58,6 +74,8 @@ def test_what_makes_no_sense_is_refused_with_field_and_value(said: Any, message:
     [
         ReaderExpectation(DEFAULT),
         ReaderExpectation(DEFAULT, 0.001),
+        ReaderExpectation(QoETarget(1.5, 4.0, 50.0), reasoning="shown"),
+        ReaderExpectation(QoETarget(1.5, 4.0, math.inf)),
         ReaderExpectation(DEFAULT, 1000.0, yields=True, expected_tokens=10_000_000),
     ],
 )

@@ -46,6 +46,29 @@ def reference_qoe_at(deliveries: list[float], arrival: float, target: QoETarget,
     return area / (target.tds * u * u / 2)
 
 
+@given(GAPS, TARGETS, st.integers(1, 3000))
+def test_the_clock_waits_for_the_thought_and_then_stands(gaps: list[float], target: QoETarget, thought: int) -> None:
+    reader = ReaderStream(7.0, target)
+    for tokens in (thought - thought // 2, thought // 2):
+        reader.think(tokens)
+    assert reader.start_s == pytest.approx(7.0 + target.ttft_s + thought / target.think_tds)
+    deliveries = times(gaps, reader.start_s)
+    for at in deliveries:
+        reader.deliver(at)
+        reader.think(50)  # between the parts of the answer: it costs time like any other wait
+    later = QoETarget(target.ttft_s + thought / target.think_tds, target.tds)
+    assert reader.final_qoe() == pytest.approx(qoe_of_deliveries(deliveries, 7.0, later))
+    assert (reader.delivered, reader.thought_tokens) == (len(deliveries), thought)
+
+
+def test_a_thought_without_an_answer_is_nothing_to_read() -> None:
+    reader = ReaderStream(0.0, QoETarget(1.0, 4.0))
+    reader.think(250)
+    assert reader.final_qoe() == 0.0
+    assert reader.qoe_at(10.9) == 1.0
+    assert reader.qoe_at(11.1) == 0.0
+
+
 def times(gaps: list[float], arrival: float) -> list[float]:
     return [float(t) for t in arrival + np.cumsum(gaps)]
 

@@ -23,7 +23,7 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_overlap", "what_if",
+    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_overlap", "what_if",
 ]  # fmt: skip
 
 
@@ -55,6 +55,8 @@ def test_each_says_how_it_is_used(
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
+        ("second_device", ("--arms", "both"), "--arms: 'both' is not known; choose of alone, race, local, remote"),
+        ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
         ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, KEDA"),

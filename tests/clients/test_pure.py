@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,17 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionChunk
 
+import andes_client
 from andes_client import AndesClient, Experience, Pacer, Reader, Timeline
+from andes_client.answer import _Reception
 from andes_client.experience import count_tokens
 from andes_client.retries import Retries
 from andes_sglang.qoe import QoETarget, ReaderStream
 
+RULES = json.loads((Path(__file__).parents[1] / "fixtures" / "reader.json").read_text())
+"""What the Python and the JavaScript client both keep."""
 PACKAGE = Path(__file__).parents[2] / "clients" / "python" / "andes_client"
 
 
@@ -67,6 +74,50 @@ def test_the_server_s_count_of_tokens_is_spread_over_the_pieces() -> None:
     assert fewer.tokens == 5
 
 
+@pytest.mark.parametrize("row", RULES["experience"], ids=lambda row: row["case"])
+def test_the_same_score_in_core_and_clients(row: dict[str, Any]) -> None:
+    ours = Timeline(row["asked_s"])
+    core = ReaderStream(row["asked_s"], QoETarget(row["first_token_s"], row["reading_speed"]))
+    last_s = row["asked_s"]
+    for at_s, tokens in row["shown"]:
+        ours.show(at_s, tokens)
+        last_s = max(last_s, at_s)
+        core.deliver(last_s, tokens)
+    got = ours.experience(
+        first_token_s=row["first_token_s"], reading_speed=row["reading_speed"], tokens=row["counted_by_server"]
+    )
+    assert {name: getattr(got, name) for name in row["experience"]} == pytest.approx(row["experience"], abs=1e-6)
+    assert str(got) == row["said"]
+    if row["counted_by_server"] is None:
+        there = (core.final_qoe(), core.delivered, core.stalls, core.stall_s, core.longest_stall_s)
+        names = ("qoe", "tokens", "stalls", "stall_s", "longest_stall_s")
+        assert dict(zip(names, there)) == pytest.approx({name: row["experience"][name] for name in names}, abs=1e-6)
+
+
+def test_pieces_are_counted_and_shown_as_in_the_other_client() -> None:
+    for text, tokens in RULES["count_tokens"]:
+        assert count_tokens(text) == tokens, text
+    for row in RULES["pacing"]:
+        pacer = Pacer(row["reading_speed"])
+        assert [pacer.show_at(at_s, tokens) for at_s, tokens in row["came"]] == pytest.approx(row["show_at_s"])
+
+
+def test_headers_and_retries_are_those_of_the_other_client() -> None:
+    for row in RULES["headers"]:
+        assert Reader(**row["reader"]).headers() == row["headers"]
+    for field, value in RULES["refused"]:
+        with pytest.raises(ValueError, match=field):
+            Reader(**{field: value})
+    for row in RULES["told"]:
+        told = Reader(**row["reader"]).told(row["headers"])
+        assert {"reading_speed": told.reading_speed, "first_token_s": told.first_token_s} == row["holds"]
+    for row in RULES["retries"]:
+        retries = Retries(row["max_wait_s"], row["attempts"])
+        for tried in row["tries"]:
+            wait = retries.after(refusal(**tried) if "status" in tried else LOST)
+            assert (wait and wait.seconds) == tried["wait_s"], tried
+
+
 def test_nothing_that_came_and_clocks_that_jump_back() -> None:
     assert Timeline(5.0).experience(first_token_s=1, reading_speed=5) == Experience(0.0, 0, None, 0, 0.0, 0.0)
     timeline = Timeline(5.0)
@@ -76,16 +127,6 @@ def test_nothing_that_came_and_clocks_that_jump_back() -> None:
     assert 0.9 < got.qoe <= 1.0
     assert got.ttft_s == 1.0
     assert "QoE" in str(got)
-
-
-def test_text_is_shown_at_the_speed_of_reading_and_never_later_than_it_must_be() -> None:
-    pacer = Pacer(4.0)
-    assert pacer.show_at(10.0, 2) == 10.0
-    assert pacer.show_at(10.0, 2) == pytest.approx(10.25)  # read until 10.5, shown a quarter of a second before
-    assert pacer.show_at(10.1, 2) == pytest.approx(10.75)
-    assert pacer.show_at(30.0, 1) == 30.0, "late text is not held back"
-    assert count_tokens("one") == 1
-    assert count_tokens("x" * 40) == 10
 
 
 @pytest.mark.parametrize(
@@ -115,24 +156,13 @@ def test_arguments_that_make_no_sense_are_named_before_anything_is_sent() -> Non
         AndesClient(base_url="http://x", api_key="x", max_wait_s=-1)
 
 
-def refusal(status: int, **headers: str) -> openai.APIStatusError:
-    request = httpx.Request("POST", "http://x")
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return openai.APIStatusError("full", response=httpx.Response(status, headers=names, request=request), body=None)
+REQUEST = httpx.Request("POST", "http://x")
+LOST = openai.APIConnectionError(request=REQUEST)
 
 
-def test_retry_after_is_obeyed_until_the_reader_s_patience_ends() -> None:
-    retries = Retries(max_wait_s=10, attempts=2)
-    first = retries.after(refusal(429, retry_after="7"))
-    assert first is not None
-    assert (first.seconds, first.reason) == (7.0, "full")
-    assert retries.after(refusal(503, retry_after="7")) is None
-    assert retries.after(refusal(503, retry_after="3")) is not None
-    for error in (
-        refusal(400, retry_after="1"), refusal(429), refusal(429, retry_after="soon"), refusal(503, retry_after="-1"),
-        refusal(503, retry_after="nan"), openai.OpenAIError("x"),
-    ):  # fmt: skip
-        assert Retries(max_wait_s=10, attempts=2).after(error) is None
+def refusal(status: int, retry_after: str | None = None, **_: object) -> openai.APIStatusError:
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    return openai.APIStatusError("full", response=httpx.Response(status, headers=headers, request=REQUEST), body=None)
 
 
 def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
@@ -142,3 +172,48 @@ def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
     )
     waits = [retries.after(lost) for _ in range(3)]
     assert [wait and wait.seconds for wait in waits] == [0.5, 1.0, None]
+
+
+def test_a_thought_is_not_read_and_the_reader_has_patience_for_it() -> None:
+    """100 tokens at 25 a second are 4 s more for the first of the answer."""
+    now_s = iter((5.0, 5.2))
+    seen = _Reception(Reader(5.0, 1.0), {}, asked_s=0.0, pace=False, clock=lambda: next(now_s))
+    deltas = ({"reasoning_content": "x" * 400}, {"content": "so"}, {"content": "it"})
+    for delta in deltas:
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        told = {"id": "a", "created": 1, "model": "m", "object": "chat.completion.chunk", "choices": [choice]}
+        for piece in seen.take(ChatCompletionChunk.model_validate(told)):
+            seen.show(piece)
+    assert (seen.text, seen.experience.tokens, seen.experience.ttft_s) == ("soit", 2, 5.0)
+    assert seen.experience.qoe == pytest.approx(1.0)
+    usage = {"prompt_tokens": 1, "completion_tokens": 52, "total_tokens": 53, "reasoning_tokens": 50}
+    ended = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    last = {
+        "id": "a",
+        "created": 1,
+        "model": "m",
+        "object": "chat.completion.chunk",
+        "choices": [ended],
+        "usage": usage,
+    }
+    seen.take(ChatCompletionChunk.model_validate(last))
+    assert seen.experience.tokens == 2
+    assert seen.experience.qoe < 0.7, "the server's count: patience for 50"
+    with pytest.raises(ValueError, match=r"thinking_speed must be tokens/s from 0\.001 to 1e9, got 0"):
+        Reader(thinking_speed=0)
+
+
+def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:
+    assert all(getattr(andes_client, name) is not None for name in andes_client.__all__)
+    assert {*andes_client._HOMES} == {*andes_client.__all__}
+    with pytest.raises(AttributeError, match="'AndesClinet'"):
+        andes_client.AndesClinet  # noqa: B018
+    program = "import sys; from andes_client import serve; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_wait_says_why() -> None:
+    wait = Retries(max_wait_s=10, attempts=2).after(refusal(429, "7"))
+    assert wait is not None
+    assert (wait.seconds, wait.reason) == (7.0, "full")
+    assert Retries(max_wait_s=10, attempts=2).after(openai.OpenAIError("x")) is None

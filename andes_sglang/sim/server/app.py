@@ -33,6 +33,7 @@ __all__ = ["ServerInfo", "build_app"]
 
 _EVENTS = "text/event-stream"
 _FULL = "The request queue is full."
+_STOPPING = "The server is shutting down."
 _AT_ONCE = {
     "/v1/embeddings": embedding.embeddings,
     "/v1/score": embedding.score,
@@ -85,7 +86,9 @@ class _EventStream:
                     break
                 await send({"type": "http.response.body", "body": events, "more_body": True})
                 await generation.news()
-            await send({"type": "http.response.body", "body": events + dialect.tail(answers) + dialect.end})
+            cut = self._live.stopping and any(answer.aborted for answer in answers)
+            tail = dialect.cut(_STOPPING) if cut else dialect.tail(answers)
+            await send({"type": "http.response.body", "body": events + tail + dialect.end})
 
 
 class Endpoints:
@@ -162,7 +165,7 @@ class Endpoints:
         except (BadRequestError, RefusedError) as refused:
             return _refused(str(refused), 400, request.url.path)
         except DrainingError:
-            return _refused("The server is shutting down.", 503, request.url.path)
+            return _refused(_STOPPING, 503, request.url.path)
         except QueueFullError:
             if asked.stream:
                 return Response(dialect.shed(_FULL) + dialect.end, media_type=_EVENTS)
@@ -297,6 +300,8 @@ def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
         weight=asked.expectation.weight,
         yields=asked.expectation.yields,
         expected_tokens=asked.expectation.expected_tokens,
+        reason_tokens=choice.hidden if asked.expectation.hides_reasoning else 0,
+        reasoning=asked.expectation.reasoning,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.request import RequestRecord, RequestSpec, readers_times, score
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.replica import Replica
@@ -57,7 +57,7 @@ class LiveReplica:
     ) -> None:
         self.metrics = metrics
         self.replica = Replica(engine, policy, sink=self._finished, metrics=metrics)
-        self.draining = False
+        self.draining = self.stopping = False
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.retractions = 0
@@ -143,9 +143,7 @@ class LiveReplica:
                 continue
             self.replica.abort(job)
             answer.aborted = True
-            times_s = job.token_times_s
-            times_s = readers_times(times_s, job.holds)
-            self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
+            self.metrics.finished(job.score().qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)
         generation.wake()
@@ -160,6 +158,11 @@ class LiveReplica:
             if generation.rid in readers and len(generation.answers) == 1:
                 self.replica.hear(generation.answers[0].job, readers[generation.rid])
         self._arrival.set()
+
+    def stop(self) -> None:
+        """End all: streams with an error."""
+        self.stopping = True
+        self.abort_matching()
 
     def abort_matching(self, rid: str = "") -> None:
         """Those whose id begins with ``rid``."""

@@ -1,8 +1,9 @@
 """Our own format: JSON lines or CSV, one request a row, the only one that says what its readers expect.
 
 Required: ``arrival_s``, ``prompt_tokens``, ``output_tokens``. Optional: ``ttft_s``, ``tds``, ``weight``, ``yield``,
-``expected_tokens``, ``max_tokens``, ``session_id``, ``blocks``. Descriptive columns, not replayed: ``turn``, ``client``,
-``reason_tokens``, ``src_row`` and every name that starts with ``x_``; any other column is an error.
+``expected_tokens``, ``max_tokens``, ``session_id``, ``blocks``, ``reason_tokens`` (the first of ``output_tokens``, which are
+not shown). Descriptive columns, not replayed: ``turn``, ``client``, ``src_row`` and every name that starts with ``x_``; any
+other column is an error.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ __all__ = ["ANDES"]
 
 REPLAYED = frozenset(
     ("arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tds", "weight", "yield", "expected_tokens", "max_tokens",
-     "session_id", "blocks")
+     "session_id", "blocks", "reason_tokens")
 )  # fmt: skip
-DESCRIPTIVE = frozenset(("turn", "client", "reason_tokens", "src_row"))
+DESCRIPTIVE = frozenset(("turn", "client", "src_row"))
 WIRE_NAMES = {"ttft": "ttft_s", "tokens": "expected_tokens"}
 """Fields that a request body names otherwise."""
 
@@ -42,6 +43,7 @@ def _parse(row: Row) -> TracedRequest:
             weight=reader.weight,
             yields=reader.yields,
             expected_tokens=reader.expected_tokens,
+            reason_tokens=_reason_tokens(row),
         ),
         stated,
     )
@@ -62,6 +64,15 @@ def _reader(row: Row, stated: StatedTarget) -> ReaderExpectation:
     except ValueError as error:
         name = str(error).split()[0]
         raise WorkloadError(f"{row.place}, field {WIRE_NAMES.get(name, name)}: {error}") from None
+
+
+def _reason_tokens(row: Row) -> int:
+    if not row.states("reason_tokens"):
+        return 0
+    tokens, output_tokens = row.tokens("reason_tokens", least=0), row.tokens("output_tokens")
+    if tokens > output_tokens:
+        raise row.error("reason_tokens", f"must be at most output_tokens ({output_tokens})")
+    return tokens
 
 
 def _blocks(row: Row) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ class _Reception:
         self.finish_reason: str | None = None
         self._clock = clock
         self._pieces: list[str] = []
+        self._thoughts = 0
         self._timeline = Timeline(asked_s)
         self._pacer = Pacer(self.reader.reading_speed) if pace and self.reader.reading_speed else None
 
@@ -56,10 +57,11 @@ class _Reception:
     @property
     def experience(self) -> Experience:
         """What the reader got; while the answer comes, so far."""
-        assert self.reader.first_token_s is not None and self.reader.reading_speed is not None  # noqa: PT018, S101
+        first_s, speed, thinking = self.reader.first_token_s, self.reader.reading_speed, self.reader.thinking_speed
+        assert first_s is not None and speed is not None and thinking is not None  # noqa: PT018, S101
         return self._timeline.experience(
-            first_token_s=self.reader.first_token_s,
-            reading_speed=self.reader.reading_speed,
+            first_token_s=first_s + (self._thought_by_server() or self._thoughts) / thinking,
+            reading_speed=speed,
             tokens=self._counted_by_server() if self.finish_reason else None,
         )
 
@@ -77,6 +79,8 @@ class _Reception:
         for choice in chunk.choices:
             self.finish_reason = choice.finish_reason or self.finish_reason
             text += choice.delta.content or ""
+            if thought := (choice.delta.model_extra or {}).get("reasoning_content"):
+                self._thoughts += count_tokens(thought)
         return WORDS.findall(text) if self._pacer else [text][: len(text)]
 
     def wait_s(self, piece: str) -> float:
@@ -100,8 +104,15 @@ class _Reception:
         """Tokens of the text; those of a hidden thought are not read."""
         if self.usage is None:
             return None
-        details = self.usage.completion_tokens_details
-        return max(1, self.usage.completion_tokens - ((details.reasoning_tokens if details else None) or 0))
+        return max(1, self.usage.completion_tokens - self._thought_by_server())
+
+    def _thought_by_server(self) -> int:
+        """Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's."""
+        if self.usage is None:
+            return 0
+        details, extra = self.usage.completion_tokens_details, self.usage.model_extra or {}
+        told = details.reasoning_tokens if details else extra.get("reasoning_tokens")
+        return told if isinstance(told, int) else 0
 
 
 class Answer(_Reception):

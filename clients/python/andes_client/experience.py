@@ -16,7 +16,7 @@ CHARACTERS_PER_TOKEN = 4
 
 def count_tokens(text: str) -> int:
     """Of one piece of a stream: one, unless it is long."""
-    return 1 if len(text) <= LONGEST_TOKEN else round(len(text) / CHARACTERS_PER_TOKEN)
+    return 1 if len(text) <= LONGEST_TOKEN else int(len(text) / CHARACTERS_PER_TOKEN + 0.5)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Timeline:
         done, counted, end_s, lateness_s, waits_s = 0, 0, 0.0, 0.0, []
         for at_s, piece in self._shown:
             counted += piece
-            new = round(counted * scale) - done
+            new = int(counted * scale + 0.5) - done
             if new <= 0:
                 continue
             digest_s = max(at_s - start_s, end_s)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from andes_sglang import expectations, reception
 from andes_sglang.adapter import launch
@@ -28,6 +29,8 @@ from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.flags import UsageError
 from andes_sglang.policy import POLICIES
 from andes_sglang.qoe import QoETarget
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "policies"
 
 
 def arguments_of(*arguments: str) -> argparse.Namespace:
@@ -257,8 +260,11 @@ def test_expectations_fall_back_field_by_field() -> None:
 @pytest.fixture(scope="module")
 def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     flags = ("--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "1")
-    with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("andes") / "log") as engine:
-        yield engine
+    thinks = ("--reasoning-parser", "deepseek-r1", "--enable-custom-logit-processor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        with Engine(tiny_model, "andes", (*flags, *thinks), log=tmp_path_factory.mktemp("andes") / "log") as engine:
+            yield engine
 
 
 @pytest.mark.engine
@@ -292,6 +298,44 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert any(name.startswith("andes_cost_seconds") for name in found)
     assert any(name.startswith("andes_cost_relative_error") for name in found)
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
+
+
+def qoe_of(engine: Engine, path: str, body: dict[str, Any]) -> tuple[float, Any]:
+    """What the engine says of the reader of the one answer that is asked for, and the answer."""
+    before = read_metrics(engine.url)
+    answer = engine.post(path, {"model": "m", "temperature": 0, **body})
+    deadline_s = time.monotonic() + 120
+    while (now := read_metrics(engine.url))["andes_request_qoe_count"] == before.get("andes_request_qoe_count", 0.0):
+        assert time.monotonic() < deadline_s
+    return now["andes_request_qoe_sum"] - before.get("andes_request_qoe_sum", 0.0), answer
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_server_counts_what_a_reader_is_shown(andes: Engine, tiny_model: Path) -> None:
+    """Expectations that no engine can meet, of 60 tokens: QoE is below 1 - 1/60; hours of patience for each of a thought: 1."""
+    expects = {"ttft": 0, "tds": 1e9, "think_tds": 1e-3}
+    ids = Tokenizer.from_file(str(tiny_model / "tokenizer.json")).encode("</think>").ids
+    asked = {
+        "messages": [{"role": "user", "content": "an be cor"}], "max_tokens": 60, "ignore_eos": True,
+        "custom_logit_processor": json.dumps({"callable": b"cthinks_for\nThinksFor\n.".hex()}),
+    }  # fmt: skip
+
+    def chat(thought: int, more_expects: dict[str, Any], **more: Any) -> tuple[float, Any]:
+        told = {"qoe": expects | more_expects, "thought": thought, "ids": ids}
+        return qoe_of(andes, "/v1/chat/completions", {**asked, **more, "custom_params": told})
+
+    qoe, answer = chat(20, {})
+    said = answer["choices"][0]["message"]
+    assert said["content"]
+    assert said["reasoning_content"]
+    assert answer["usage"]["reasoning_tokens"] == 20 + len(ids)
+    assert qoe == pytest.approx(1.0)
+    assert chat(20, {"reasoning": "shown"})[0] < 0.984
+    assert chat(20, {"think_tds": None})[0] < 0.984
+    assert chat(20, {}, separate_reasoning=False)[0] < 0.984, "a part of the text"
+    qoe, answer = chat(4000, {})
+    assert (qoe, answer["choices"][0]["message"]["content"] or "") == (0.0, "")
 
 
 def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:
@@ -358,7 +402,7 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
     """Two streams wait for the one slot, which a request holds that cannot be preempted; ``heavy`` has eight times the weight
-    of the other. Were weights ignored, one of the two cases would fail."""
+    of the other. Were weights ignored, one of the two cases would fail. One token each: served first, ended first."""
     with ThreadPoolExecutor(3) as pool:
         holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
         wait_until_waiting(andes, 0)
@@ -366,7 +410,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}
-            ends_s[rid] = pool.submit(generate, andes, rid, 60, sampling_params=weight)
+            ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})

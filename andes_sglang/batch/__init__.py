@@ -1,0 +1,1 @@
+"""``andes batch``: a file of requests through the batch API of a gateway, or of any server that has OpenAI's."""

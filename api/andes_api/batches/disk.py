@@ -1,0 +1,119 @@
+"""How things get to the disk: JSON whole or not at all, lines one by one, locks that die with their process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+__all__ = ["Journal", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json"]
+
+_ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other has: 128 random bits."""
+    return prefix + secrets.token_hex(16)
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether ``text`` is one of ours: nothing else becomes a path."""
+    return text.startswith(prefix) and _ID.fullmatch(text) is not None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace ``path`` in one step; it is on the disk when this returns."""
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with new.open("wb") as file:
+        file.write(orjson.dumps(content))
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Names in ``path`` are on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none."""
+    try:
+        content = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are complete or the last, with the byte each begins at; nothing where there is no file."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        at = 0
+        for line in file:
+            yield at, line
+            at += len(line)
+
+
+class Journal:
+    """A file that lines are appended to. A line survives the death of this process from :meth:`append` on, and that of the
+    machine from :meth:`sync` on."""
+
+    def __init__(self, path: Path) -> None:
+        """What a dead writer left half written at the end is cut off."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o640)
+        whole = 0
+        for at, line in read_lines(path):
+            if line.endswith(b"\n"):
+                whole = at + len(line)
+        os.ftruncate(self._file, whole)
+        self._dirty = False
+
+    def append(self, content: Any) -> None:
+        """Raises ``OSError`` where the disk is full; then nothing of it is there."""
+        line, size = orjson.dumps(content) + b"\n", os.fstat(self._file).st_size
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+        self._dirty = True
+
+    def sync(self) -> None:
+        if self._dirty:
+            self._dirty = False
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+
+def lock(path: Path) -> int | None:
+    """Hold ``path`` until :func:`unlock` or the end of this process; None where another holds it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def unlock(file: int) -> None:
+    os.close(file)

@@ -1,0 +1,103 @@
+"""A file as it is uploaded: a form that goes to the disk while it comes, never into memory as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, FormParser, create_form_parser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from andes_api.errors import ApiError
+from andes_api.settings import GatewaySettings
+
+__all__ = ["Upload", "receive_upload"]
+
+MAX_FORM_BYTES = 64 << 10
+"""Bytes of a form beside its file."""
+
+
+@dataclass
+class Upload:
+    """folder: of its own, removed by :meth:`discard`. path: of the file; None: there was none. fields: the others."""
+
+    folder: Path
+    path: Path | None = None
+    name: str = ""
+    fields: dict[str, str] = field(default_factory=dict)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def take(self, file: File) -> None:
+        if file.field_name == b"file":
+            if file.in_memory:
+                file.flush_to_disk()
+            file.close()
+            self.path = Path((file.actual_file_name or b"").decode())
+            self.name = (file.file_name or b"file").decode(errors="replace")[:255]
+
+
+async def receive_upload(request: Request, incoming: Path, settings: GatewaySettings) -> Upload:
+    """Raises 400, 408, 413, 415 or 499; then nothing of it is left."""
+    media_type, parameters = parse_options_header(request.headers.get("content-type"))
+    if media_type != b"multipart/form-data" or not parameters.get(b"boundary"):
+        raise ApiError(
+            415, "content-type: expected multipart/form-data with a boundary", reason="media_type", retry=False
+        )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "content-encoding: files come as they are", reason="media_type", retry=False)
+    upload = Upload(Path(tempfile.mkdtemp(dir=incoming)))
+    try:
+        await _receive(request, upload, settings)
+    except BaseException:
+        upload.discard()
+        raise
+    return upload
+
+
+async def _receive(request: Request, upload: Upload, settings: GatewaySettings) -> None:
+    most = settings.batches.max_file_bytes
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > most + MAX_FORM_BYTES:
+        raise _too_long(most)
+    parser, came = _parser(request, upload), 0
+    try:
+        async with asyncio.timeout(settings.body_timeout_s) as timeout:
+            async for part in request.stream():
+                timeout.reschedule(asyncio.get_running_loop().time() + settings.body_timeout_s)
+                came += len(part)
+                if came > most + MAX_FORM_BYTES:
+                    raise _too_long(most)
+                await asyncio.to_thread(parser.write, part)
+            await asyncio.to_thread(parser.finalize)
+    except TimeoutError:
+        raise ApiError(408, "the file did not arrive in time", reason="body") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client left before its file had come", reason="client_left") from None
+    except FormParserError as error:
+        raise ApiError(400, f"the body is no form: {error}", reason="body", retry=False) from None
+    finally:
+        parser.close()
+    if upload.path is not None and upload.path.stat().st_size > most:
+        raise _too_long(most)
+
+
+def _parser(request: Request, upload: Upload) -> FormParser:
+    headers = {"Content-Type": request.headers["content-type"].encode()}
+    config = {"UPLOAD_DIR": str(upload.folder), "UPLOAD_DELETE_TMP": False, "MAX_MEMORY_FILE_SIZE": MAX_FORM_BYTES}
+
+    def on_field(given: object) -> None:
+        name, value = getattr(given, "field_name", None), getattr(given, "value", None)
+        upload.fields[(name or b"").decode(errors="replace")] = (value or b"").decode(errors="replace")
+
+    return create_form_parser(headers, on_field, upload.take, config=config)
+
+
+def _too_long(most: int) -> ApiError:
+    return ApiError(413, f"the file is longer than {most} bytes", param="file", reason="body", retry=False)
