@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
 
-import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -24,6 +22,7 @@ from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
+from andes_api.kept import ask_for
 from andes_api.methods import Methods, nothing_there
 from andes_api.metrics import Levels
 from andes_api.models import no_model
@@ -40,9 +39,6 @@ from andes_api.upstream_answer import as_openai_error
 from andes_sglang import __version__
 
 __all__ = ["create_app"]
-
-STORED_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
-"""Seconds for an engine to look a response up."""
 
 
 class _Answer(Response):
@@ -185,7 +181,7 @@ def _check_endpoint(
             400, "request_id: where there are tenants, engines name their responses themselves", param="request_id",
             reason="field", retry=False,
         )  # fmt: skip
-    if expectation.report and not endpoint.chunks:
+    if expectation.report and not endpoint.reports:
         raise ApiError(
             400, f"x-andes-report: {endpoint.path} has no place for it", param="x-andes-report", reason="expectation",
             retry=False,
@@ -198,17 +194,13 @@ async def _stored(gateway: Gateway, response_id: str, request: Request) -> Respo
     await gateway.recall(response_id)
     home = gateway.stored.home(response_id, tenant.name if tenant else None)
     asked = [r for r in upstreams.replicas.values() if home in (r.name, None)]
-    path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
-    for replica in asked:
-        with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with upstreams.session.request(
-                request.method, replica.url + path, timeout=STORED_TIMEOUT, allow_redirects=False
-            ) as answer:
-                if answer.status == 200:
-                    return Response(await answer.read(), media_type="application/json")
-                if answer.status != 404 and 400 <= answer.status < 500:
-                    return JSONResponse(as_openai_error(answer.status, await answer.read()), answer.status)
-    raise ApiError(404, f"no response {response_id[:100]!r}", code="not_found", reason="response", retry=False)
+    said = await ask_for(upstreams, asked, response_id, cancel=request.method == "POST")
+    if said is None:
+        raise ApiError(404, f"no response {response_id[:100]!r}", code="not_found", reason="response", retry=False)
+    status, content = said
+    if status == 200:
+        return Response(content, media_type="application/json")
+    return JSONResponse(as_openai_error(status, content), status)
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

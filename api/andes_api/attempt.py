@@ -19,6 +19,7 @@ from andes_api.sse import Event, EventStream, GarbageError, first_of, object_of,
 from andes_api.stream import Stream, count_answers
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
+    UNFINISHED,
     Blame,
     UpstreamError,
     count_of,
@@ -218,6 +219,7 @@ class Attempt:
 
     def _read_usage(self, whole: dict[str, Any]) -> None:
         self._stream.answer_id = whole.get("id")
+        self._stream.unfinished = whole.get("status") in UNFINISHED
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
 
@@ -225,9 +227,9 @@ class Attempt:
 
     async def _pass_events(self, answer: aiohttp.ClientResponse) -> None:
         stream = self._stream
-        asked = (
-            {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
-        )  # said in the report
+        asked = stream.asked
+        if stream.expectation.report:  # which says the usage
+            asked = {**asked, "include_usage": False}
         self._events = events = self._reader(asked)
         said = 0
         held: list[Event] = []  # the end of an answer that has no token so far
@@ -269,8 +271,7 @@ class Attempt:
         stream = self._stream
         by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
         reader, several = stream.endpoint.reader or EventStream, count_answers(stream.body) > 1
-        hides = stream.hides_thought
-        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=hides)
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=stream.hides_thought)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.ends and (events.done or events.error_event or events.garbage is not None):

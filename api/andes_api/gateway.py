@@ -22,6 +22,7 @@ from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS, FatalRequests
 from andes_api.history import History
+from andes_api.kept import BackgroundResponses
 from andes_api.metrics import GatewayMetrics, Levels
 from andes_api.models import ModelRoute
 from andes_api.placement import Placement
@@ -92,6 +93,7 @@ class Gateway:
             tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
         self.readers = Readers(self._relays, self.upstreams, self.siblings)
+        self._unfinished = BackgroundResponses(self.upstreams, self._finish_late)
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
         self.siblings.answers("fatal", self._fatal.learn)
         self.siblings.answers("stored", self.stored.find)
@@ -106,6 +108,7 @@ class Gateway:
         self._swept_s = time.monotonic()
         self.background.start("sweep", self._sweep)
         self.background.start("readers", self.readers.watch)
+        self.background.start("background responses", self._unfinished.run)
 
     async def stop(self) -> None:
         await self.background.stop()
@@ -317,6 +320,14 @@ class Gateway:
             stream.record.output_tokens = stream.tokens
             stream.record.qoe = stream.score(now_s)
 
+    def _finish_late(self, stream: Stream, output_tokens: int) -> None:
+        """Count what an engine has written after its first answer."""
+        stream.record.output_tokens = output_tokens
+        self.capacity.charge_late(stream, output_tokens - stream.tokens, time.monotonic())
+        self.metrics.tokens.labels(stream.record.class_name, stream.record.model or "").inc(
+            output_tokens - stream.tokens
+        )
+
     def _finish(self, stream: Stream) -> None:
         """Score, count and log a request that is over."""
         now_s = time.monotonic()
@@ -326,6 +337,8 @@ class Gateway:
         self.capacity.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
             self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
+            if stream.unfinished:
+                self._unfinished.add(stream.answer_id, stream)
         if (served := stream.served(now_s)) is not None:
             self.qoe.add(now_s, record.model, cls, served)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)

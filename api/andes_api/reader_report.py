@@ -38,11 +38,9 @@ class ReaderReport:
                 raise _wrong(name, body[name], "a whole number from 0 to 1e9")
         if not isinstance(body.get("visible"), bool | None):
             raise _wrong("visible", body["visible"], "true or false")
-        at_s = body.get("at_s")
-        is_time = isinstance(at_s, int | float) and not isinstance(at_s, bool) and math.isfinite(at_s)
-        if not (at_s is None or is_time):
-            raise _wrong("at_s", at_s, "a number of seconds on the client's clock")
-        report = cls(body.get("tokens"), body.get("characters"), body.get("visible"), at_s)
+        if not (body.get("at_s") is None or _is_time(body["at_s"])):
+            raise _wrong("at_s", body["at_s"], "a number of seconds on the client's clock")
+        report = cls(**body)
         if report.tokens is not None and report.characters is not None:
             raise _wrong("characters", report.characters, "tokens or characters, not both")
         if report.tokens is None and report.characters is None and report.visible is None:
@@ -68,6 +66,10 @@ class ClientClock:
 
 def _counts(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _wrong(name: str, value: object, expected: str) -> ApiError:

@@ -6,7 +6,7 @@ to its socket. A reader has fallen behind when what was there at one sample is n
 timeline (``received``) is that of what was acknowledged, beginning with the last moment at which all was.
 
 The engine, and the forecast of this gateway, are told of a reader whom this leaves without text (``told_tokens``): such a
-reader's clock stands still in ``written``, so that it is nobody's to make up for.
+reader's clock stands still in ``written``, so that no engine has to make up for it.
 """
 
 from __future__ import annotations

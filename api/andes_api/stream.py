@@ -79,6 +79,7 @@ class Stream:
     first_event: bytes = b""
     reason: str | None = None  # why it was refused
     answer_id: str | None = None  # as its engine calls it
+    unfinished: bool = False  # whether its engine goes on with the answer in the background
     said: dict[str, Any] = field(default_factory=dict)  # attributes of the answer, for its spans
     usage: dict[str, Any] | None = None  # of the whole stream, as its last engine said
     batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
@@ -241,15 +242,16 @@ class Stream:
             self.text += text
             self.log = []
 
-    def report(self) -> dict[str, Any]:
+    def report(self, now_s: float) -> dict[str, Any]:
         """What its reader got, for the caller who asks; docs/gateway.md describes every field."""
         reader, ttft_s, target = self.receipt.reader, self.record.ttft_s, self.expectation.target
         return {
             "class": self.expectation.class_name,
-            "qoe": round(reader.final_qoe(), 4),
-            "served_qoe": round(self.reader.final_qoe(), 4),
+            "qoe": round(reader.final_qoe(), 4) if self.streams else None,
+            "served_qoe": round(self.reader.final_qoe(), 4) if self.streams else None,
             "behind_s": round(self.receipt.behind_s, 4),
-            "tokens": reader.delivered,
+            "tokens": reader.delivered if self.streams else self.tokens,
+            "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
             "thought_tokens": self.thought,
             "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,41 @@ OFFLOAD = ("--preemption-mode", "offload")
 )
 def test_a_user_error_is_named_before_anything_starts(model: str, arguments: tuple[str, ...], says: str) -> None:
     assert says in refusal("--model", model, *arguments)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model, may not show another, and has never heard of the rest."""
+
+    def do_GET(self) -> None:
+        known = {"/api/models/org/there": 200, "/api/models/org/gated": 403}.get(self.path, 404)
+        body = b'{"id": "org/there"}' if known == 200 else b"{}"
+        self.send_response(known)
+        if known == 404:
+            self.send_header("x-error-code", "RepoNotFound")
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_model_that_is_none_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        thread = threading.Thread(target=hub.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        launch.check_hub("org/there")
+        launch.check_hub("org/gated")
+        launch.check_hub("s3://bucket/model")
+        launch.check_hub(str(tmp_path))
+        for name in ("org/unknown", "org/un known"):
+            with pytest.raises(UsageError, match=f"--model {name}: no such directory, and the hub has no such model"):
+                launch.check_hub(name)
+        hub.shutdown()
+        thread.join()
+    with pytest.raises(UsageError, match=r"not in the local cache, and the hub cannot be reached"):
+        launch.check_hub("org/there")
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "forced", "stock"])
