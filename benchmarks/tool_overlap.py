@@ -51,14 +51,15 @@ class Sql:
 serve(Sql)
 """
 SEARCH = """
-import json, urllib.request
+import json, urllib.parse, urllib.request
 from andes_client import serve
 class Search:
     def __init__(self): self.found = {}
     def look_up(self, values):
         for name, value in values.items():
             if name not in self.found:
-                with urllib.request.urlopen(f"ADDRESS/{value}") as answer: self.found[name] = answer.read().decode()
+                address = "ADDRESS/" + urllib.parse.quote(value)
+                with urllib.request.urlopen(address) as answer: self.found[name] = answer.read().decode()
     def process_new_data(self, text): self.look_up(json.loads(text))
     def finish(self, arguments):
         self.look_up(arguments)

@@ -212,5 +212,5 @@ def _tool_of(settings: ToolSettings) -> Any:
 
     return Tool(
         settings.command, settings.argument, settings.statements, settings.timeout_s, settings.memory_bytes,
-        settings.output_bytes, settings.user, ENVIRONMENT | settings.environment,
+        settings.output_bytes, settings.user, ENVIRONMENT | settings.environment, lazy=settings.lazy,
     )  # fmt: skip

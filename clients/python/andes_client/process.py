@@ -28,8 +28,9 @@ DRAIN_S = 2.0
 class Tool:
     """command: the program and its arguments. statements: ``python`` or ``sql``, units of the argument ``argument``; without,
     every closed value is a unit. timeout_s: from the end of the arguments to the result; memory_bytes, output_bytes: limits.
-    user: whom it runs as (only root may name another). environment: all that it sees; None: this process's own. pure: a call
-    changes nothing and gives equal results for equal arguments, so that it may run before it is asked for.
+    user: whom it runs as (only root may name another). environment: all that it sees; None: this process's own. lazy: it
+    starts when its arguments are complete. pure: a call changes nothing and gives equal results for equal arguments, so that
+    it may run before it is asked for (:mod:`andes_client.ahead`).
 
     Raises ``ValueError`` naming field and value.
     """
@@ -43,6 +44,7 @@ class Tool:
     user: str | None = None
     environment: Mapping[str, str] | None = None
     pure: bool = False
+    lazy: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.command, str) or not self.command:
@@ -166,7 +168,7 @@ class ToolCall:
         self.started = started
         self.arguments: Mapping[str, Any] | None = None
         self._tool = tool
-        self._lazy, self._expected = lazy, expected
+        self._lazy, self._expected = lazy or (tool is not None and tool.lazy), expected
         self._slots = slots or contextlib.nullcontext()
         self._lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -229,7 +231,9 @@ class ToolCall:
         if self._expected is not None:
             await self._is_another.wait()
             if self.arguments is not None and self.arguments == self._expected.arguments:
-                return self._given_ahead(await asyncio.shield(self._expected.result))
+                given = await asyncio.shield(self._expected.result)
+                if given.error is None:
+                    return self._result(text=given.text, ahead=True)
         if (self._lazy or self._over.done()) and (why := await self._over) is not None:
             return self._failed(why)
         async with self._slots:
@@ -289,9 +293,6 @@ class ToolCall:
         if not isinstance(text, str):
             return self._failed(f"it wrote {line[:80]!r}, which holds no result")
         return self._result(text=text.encode(errors="replace").decode())  # half a character is none
-
-    def _given_ahead(self, result: ToolResult) -> ToolResult:
-        return self._result(text=result.text, error=result.error, ahead=True)
 
     def _failed(self, why: str) -> ToolResult:
         return self._result(error=why)
