@@ -16,6 +16,7 @@ from andes_api.metrics import GatewayMetrics
 from andes_api.sse import Event, GarbageError, payload_of
 from andes_api.stream import Stream
 from andes_api.tools import ToolSettings
+from andes_api.upstream_answer import count_of
 
 if TYPE_CHECKING:
     from andes_client.process import ToolResult
@@ -125,6 +126,8 @@ class ToolRounds:
     async def next_body(self) -> dict[str, Any] | None:
         """After a round: the request for the next one, once its tools have ended; None when the answer is complete."""
         stream = self._stream
+        if self._round > 1:
+            stream.later_prompt_tokens += count_of(stream.usage, "prompt_tokens")
         stream.usage = self._usage = added(self._usage, stream.usage or {})
         stream.earlier_tokens = stream.tokens
         if not self._calling:
