@@ -14,7 +14,7 @@ import orjson
 
 from andes_api.sse import Event, EventStream, object_of
 
-__all__ = ["MessageEvents", "ResponseEvents"]
+__all__ = ["MessageEvents", "ResponseEvents", "TypedEvents"]
 
 _STATUS = {
     "invalid_request_error": 400, "authentication_error": 401, "permission_error": 403, "not_found_error": 404,
@@ -27,7 +27,37 @@ class TypedEvents(EventStream):
     """``event: TYPE`` and ``data: {"type": TYPE, ...}``; :meth:`_typed` reads one. What comes before the first piece of the
     answer goes out with it, so that another engine can still answer."""
 
+    LAST: tuple[str, ...] = ()
+    """Types of the events that bring the usage of the whole answer."""
+
     __slots__ = ("_held",)
+
+    @classmethod
+    def is_last(cls, event: bytes) -> bool:
+        """Whether it brings the usage of the whole answer; nothing but the end follows it."""
+        return cls._last_in(event) is not None
+
+    @classmethod
+    def with_report(cls, event: bytes, report: Mapping[str, Any]) -> bytes:
+        """``event`` with ``report`` beside the usage of the whole answer; as it is where it brings none."""
+        found = cls._last_in(event)
+        if found is None:
+            return event
+        before, kind, payload = found
+        whole = payload.get("response", payload)
+        whole["usage"] = {**(whole.get("usage") or {}), "andes": report}
+        return before + b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(payload) + b"\n\n"
+
+    @classmethod
+    def _last_in(cls, event: bytes) -> tuple[bytes, str, dict[str, Any]] | None:
+        """Of one event or several: what comes before the one that brings the usage of the whole, its type and payload."""
+        before, _, last = event.rstrip().rpartition(b"\n\n")
+        data = b"\n".join(line[5:] for line in last.splitlines() if line.startswith(b"data:"))
+        if not any(kind.encode() in data for kind in cls.LAST):
+            return None
+        payload = object_of(data)
+        kind = str(payload.get("type"))
+        return (before + b"\n\n" if before else b"", kind, payload) if kind in cls.LAST else None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -63,6 +93,7 @@ class TypedEvents(EventStream):
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
+        self.characters += 0 if thought else len(piece)
         return self._tokens.of(1, thought=thought, text=not thought)
 
     def _final(self, usage: Any) -> int:
@@ -84,6 +115,7 @@ class ResponseEvents(TypedEvents):
     __slots__ = ()
 
     END = b""
+    LAST = ("response.completed", "response.incomplete")
 
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         response = payload.get("response")
@@ -112,6 +144,7 @@ class MessageEvents(TypedEvents):
 
     __slots__ = ()
 
+    LAST = ("message_delta",)
     END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:

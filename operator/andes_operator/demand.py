@@ -87,13 +87,14 @@ def expected_demand(
     *,
     seed: int = 0,
 ) -> ExpectedDemand:
-    """Demand at ``rate_rps``. readers: by class name, for what a request does not say itself.
+    """Demand of readers at ``rate_rps``. readers: by class name, for what a request does not say itself.
 
     Recent requests with their gaps scaled, so that bursts stay bursts, repeated until a fleet that begins empty has filled
     up; Poisson arrivals where fewer than ``MIN_SAMPLE`` came.
     """
     if rate_rps <= 0.0:
         return ExpectedDemand((), (), SPAN_S)
+    seen = replace(seen, recent=tuple(request for request in seen.recent if not request.yields))
     chance = random.Random(seed)  # noqa: S311
     if len(seen.recent) >= MIN_SAMPLE:
         return _repeated(spec, seen, rate_rps, readers, chance)

@@ -66,6 +66,10 @@ class Dialect(ABC):
         error = {"object": "error", "message": message, "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}
         return _event({"error": error})
 
+    def cut(self, message: str) -> bytes:
+        """The events that end a stream in mid-answer."""
+        return self.shed(message)
+
     def finish(self, index: int, answer: Answer) -> Finish:
         """Finish reason and what matched; nothing while it goes on."""
         if answer.aborted:

@@ -129,9 +129,12 @@ class Responses(Dialect):
     def whole(self, answers: Sequence[Answer]) -> Any:
         return self._response("completed", self._output(answers[0]), self.usage(answers))
 
-    def shed(self, message: str) -> bytes:  # noqa: ARG002
+    def shed(self, message: str) -> bytes:
+        return self.head() + self.cut(message)
+
+    def cut(self, message: str) -> bytes:  # noqa: ARG002
         """SGLang keeps the reason to itself."""
-        return self.head() + self._event("response.failed", response=self._response("failed", [], None))
+        return self._event("response.failed", response=self._response("failed", [], None))
 
 
 class Messages(Dialect):
@@ -206,6 +209,9 @@ class Messages(Dialect):
         return self._message(content, {**given, **made}, stop_reason=self._stop_reason(answers[0]))
 
     def shed(self, message: str) -> bytes:
-        error = {"type": "error", "error": {"type": "overloaded_error", "message": message}}
         start = {"type": "message_start", "message": self._message([], {"input_tokens": 0, "output_tokens": 0})}
-        return _typed(start) + _typed(error) + _typed({"type": "message_stop"})
+        return _typed(start) + self.cut(message)
+
+    def cut(self, message: str) -> bytes:
+        error = {"type": "error", "error": {"type": "overloaded_error", "message": message}}
+        return _typed(error) + _typed({"type": "message_stop"})

@@ -16,10 +16,11 @@ import pytest
 from andes_sglang.bench.client import _Endpoint, read_stream
 from andes_sglang.bench.compare import shares_of_cores, sustained_tokens_per_s
 from andes_sglang.bench.engine import read_metrics
-from andes_sglang.bench.measure import parse_vocabulary
+from andes_sglang.bench.measure import _figures, parse_vocabulary
 from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.summary import INTERRUPTED, combine, failures
 
 
 def record_of(*events: object, **how: bool) -> RequestRecord:
@@ -128,6 +129,19 @@ def test_what_a_full_engine_sustains() -> None:
     assert sustained_tokens_per_s(records) == pytest.approx(10.0)
     twice = [RequestRecord(0, 0.0, 0.0, 1, 1, 1.0, 1.0, [(float(t), 2)]) for t in times]
     assert sustained_tokens_per_s(twice) == pytest.approx(20.0, rel=0.01)
+
+
+def test_what_was_interrupted_is_in_no_figure_but_counted() -> None:
+    whole = RequestRecord(0, 0.0, 0.0, 5, 1, 1.0, 5.0, [(0.5, 1)], 0.5)
+    cut = RequestRecord(1, 0.0, 0.0, 5, 9, 1.0, 5.0, [(3.0, 1)], 3.5, error=INTERRUPTED)
+    refused = RequestRecord(2, 0.0, 0.0, 5, 9, 1.0, 5.0, [], 0.1, error="HTTP 429: full")
+    got = _figures([whole, cut, refused], {}, {})
+    assert (got["requests"], got["failed"], got["interrupted"]) == (2, 1, 1)
+    assert got["qoe"]["mean"] == pytest.approx(0.5)
+    said = failures({"mine": combine([got, got])})
+    assert said.splitlines() == ["mine: 2 refused: HTTP 429: full", "mine: 2 interrupted, in no figure"]
+    with pytest.raises(KeyboardInterrupt):
+        _figures([cut], {}, {})
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
