@@ -200,6 +200,7 @@ export class Answer {
         for (const piece of this.#take(JSON.parse(data))) {
           const tokens = count_tokens(piece);
           if (this.#pacer) await this.#clock.until(this.#pacer.show_at(this.#clock.now_s(), tokens), this.#signal);
+          this.#signal.throwIfAborted();
           this.text += piece;
           this.#characters += [...piece].length;
           this.#timeline.show(this.#clock.now_s(), tokens);
