@@ -246,11 +246,13 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
         _check_in_place(server_args, options.preemption_mode == "offload")
-    from andes_sglang.adapter.http_workers import WorkerArgs, refuse_with_400
+    from andes_sglang.adapter.http_workers import WorkerArgs, refuse_with_400, take_readers
 
     if server_args.tokenizer_worker_num > 1:
         server_args.__class__ = WorkerArgs
     refuse_with_400()
+    if options.policy is not None:
+        take_readers()
     if cpu:
         bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:

@@ -118,7 +118,7 @@ class Telemetry:
 
     def ended(self, stream: Stream, duration_s: float) -> None:
         """End the server span of a request that is over, and count it."""
-        record, reader, span = stream.record, stream.reader, stream.span
+        record, reader, span = stream.record, stream.receipt.reader, stream.span
         span.set_attributes({
             names.HTTP_STATUS: stream.status,
             names.OUTCOME: record.outcome,

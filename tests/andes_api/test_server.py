@@ -188,4 +188,6 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-degrade",
         "x-andes-report",
         "x-andes-tools",
+        "x-andes-reasoning",
+        "x-andes-think-tds",
     }
