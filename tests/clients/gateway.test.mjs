@@ -126,7 +126,7 @@ test("a gateway is told what was shown, and when the page is hidden", async () =
     await told((report, k) => k >= so_far && report.status === 204 && report.at_s > reports[0].at_s); // by the clock
     answer.close();
     await assert.rejects(pieces.next(), {name: "AbortError"});
-    const quiet = await client(GATEWAY, {page, reports: false}).stream("x", {model, max_tokens: 3});
+    const quiet = await client(GATEWAY, {page}).stream("x", {model, max_tokens: 3, report_every_s: null});
     page.turn(true);
     await all(quiet);
     assert.equal(new Set(reports.map(report => report.url)).size, 1);
@@ -140,6 +140,7 @@ test("arguments that make no sense are named before anything is sent", async () 
   await assert.rejects(nowhere.stream("x", {model, n: 2}), /n cannot/);
   await assert.rejects(nowhere.stream("x", {model, stream: false}), /stream cannot/);
   await assert.rejects(nowhere.stream("x", {model, reading_speed: -1}), /reading_speed.*-1/);
+  await assert.rejects(nowhere.stream("x", {model, report_every_s: 0}), /report_every_s.*0/);
   await assert.rejects(client(GATEWAY).stream("x", {model, temperature: "warm"}), {name: "StatusError", status: 400});
   assert.throws(() => client(GATEWAY, {max_wait_s: -1}), /max_wait_s/);
 });
