@@ -98,6 +98,7 @@ bench-slack: setup ## offline work beside readers on a simulated engine: what it
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
 bench-tools: setup ## tools fed while their arguments are written, against tools that wait for them (3 minutes)
+	$(BIN)/python benchmarks/tool_parsing.py
 	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
 bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (25 minutes)

@@ -123,14 +123,14 @@ def jobs(folder: Path, unit_s: float, address: str) -> dict[str, Job]:
 
 
 async def run(job: Job, token_s: float, *, lazy: bool) -> tuple[float, float]:
-    """Seconds from the first token of the call to its result, and of them those that feeding took."""
+    """Seconds from the first token of the call to its result, and of CPU those that feeding took."""
     chunks = [_chunk(k, piece) for k, piece in enumerate(job.pieces)]
     runner, began, fed_s = ToolRunner({"f": job.tool}, lazy=lazy), time.perf_counter(), 0.0
     for k, chunk in enumerate([*chunks, _chunk(-1, "")]):
         await asyncio.sleep(max(0.0, began + min(k + 1, len(chunks)) * token_s - time.perf_counter()))
-        before = time.perf_counter()
+        before = time.thread_time()
         runner.feed(chunk)
-        fed_s += time.perf_counter() - before
+        fed_s += time.thread_time() - before
     (result,) = await runner.results()
     if result.error is not None:
         raise SystemExit(f"the tool failed: {result.error}")

@@ -2,7 +2,7 @@
 
 ``python benchmarks/tool_real_text.py`` serves SmolLM2-135M-Instruct (``make small-model``) by SGLang on CPU and asks for
 a search (``tool_choice: required``: the grammar holds the model to JSON, what it says is its own). Each call goes to two
-runners at once, one that feeds the tool as the arguments grow and one that waits for them (lazy); the tool looks its four
+runners at once, one that feeds the tool as the arguments grow and one that waits for them (lazy); the tool looks its eight
 values up at an HTTP server on loopback that takes its time. With D seconds of writing and T of the lazy tool after it,
 ``min(D, T)`` is possible, and had is what the fed tool is done earlier. Then a gateway runs the tool and the answer goes on.
 """
@@ -31,7 +31,7 @@ QUESTIONS = (
     "I want to grow tomatoes on a balcony. What should I look up?",
     "My bicycle makes a noise when I brake. What should I look up?",
 )
-VALUES = 4
+VALUES = 8
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -39,13 +39,13 @@ TOOL: dict[str, Any] = {
         "description": "Search the web",
         "parameters": {
             "type": "object",
-            "properties": {f"query{k}": {"type": "string", "minLength": 8, "maxLength": 48} for k in range(VALUES)},
+            "properties": {f"query{k}": {"type": "string", "minLength": 8, "maxLength": 40} for k in range(VALUES)},
             "required": [f"query{k}" for k in range(VALUES)],
             "additionalProperties": False,
         },
     },
 }
-SYSTEM = 'Answer with four short search queries as one line of JSON: [{"name":"search","parameters":{"query0":"..."}}]'
+SYSTEM = 'Answer with eight short search queries as one line of JSON: [{"name":"search","parameters":{"query0":"..."}}]'
 
 
 def asked(question: str, **more: Any) -> dict[str, Any]:
@@ -72,12 +72,12 @@ async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[s
     return text, tokens, written_s - began_s, first[0].waited_s, second[0].waited_s
 
 
-def through_the_gateway(url: str, question: str) -> tuple[str, Any]:
+def through_the_gateway(url: str, model: str, question: str) -> tuple[str, Any]:
     """The answer's text and the report of what ran."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
     headers = {"x-andes-tools": "run", "x-andes-report": "usage"}
     text, report = "", None
-    for chunk in client.chat.completions.create(**asked(question), extra_headers=headers):
+    for chunk in client.chat.completions.create(**asked(question, model=model), extra_headers=headers):
         text += "".join(choice.delta.content or "" for choice in chunk.choices)
         if chunk.usage is not None:
             report = chunk.usage
@@ -110,7 +110,7 @@ def main() -> None:
                 cells = (text, str(tokens), f"{written_s:.1f}", f"{lazy_s:.1f}", f"{fed_s:.1f}", f"{share:.0%}")
                 print(row(*cells), flush=True)
             with running_gateway(engine.url, tools={"search": {"command": command}}) as url:
-                text, usage = through_the_gateway(url, QUESTIONS[0])
+                text, usage = through_the_gateway(url, str(given.model), QUESTIONS[0])
             print(f"\nthrough the gateway: {text!r}\n{usage.model_dump_json()}")
 
 

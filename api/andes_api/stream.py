@@ -38,10 +38,10 @@ class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
-    others its reader has; earlier_tokens: in rounds before this one. characters: of the answer, by the attempts that are
-    over. report_id: by which its client reports of the reader. tools: those that run here; ran: what did. log: events not
-    yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model than the one
-    asked for answers.
+    others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
+    first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
+    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
+    continued elsewhere. fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -67,6 +67,7 @@ class Stream:
     expected_thought: float = 0.0
     thinking_s: float | None = None  # when the first token of a thought came
     earlier_tokens: int = 0
+    later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
@@ -172,6 +173,11 @@ class Stream:
         if ttft_s is None or n < 2 or self.record.outcome != "done":
             return None
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompts of all rounds."""
+        return self.record.prompt_tokens + self.later_prompt_tokens
 
     def own_usage(self) -> dict[str, int]:
         """Usage of this round of the answer so far, by our own count."""

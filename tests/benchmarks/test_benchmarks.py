@@ -24,7 +24,7 @@ from benchmarks.sources import source_of
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
     "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_ahead",
-    "tool_demo", "tool_overlap", "tool_real_text", "what_if",
+    "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "what_if",
 ]  # fmt: skip
 
 

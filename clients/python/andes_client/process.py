@@ -82,8 +82,8 @@ class ToolResult:
 class _Units(Protocol):
     """What a tool has been given of its arguments."""
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The units that are whole by now; the last value may go on."""
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:
+        """The units that are whole by now; the last value may go on, unless it is ``whole``."""
 
     def rest(self, arguments: Mapping[str, Any]) -> list[str]:
         """The units that remain at the end."""
@@ -99,8 +99,9 @@ class _Values:
     def __init__(self) -> None:
         self._given: dict[str, Any] = {}
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
-        new = {name: arguments[name] for name in list(arguments)[:-1] if name not in self._given}
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:
+        closed = list(arguments) if whole else list(arguments)[:-1]
+        new = {name: arguments[name] for name in closed if name not in self._given}
         self._given |= new
         return [json.dumps({name: value}) for name, value in new.items()]
 
@@ -127,7 +128,7 @@ class _Statements:
         source = arguments.get(self._argument)
         return source if isinstance(source, str) else ""
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:  # noqa: ARG002 - the rest comes at the end
         source = self._source(arguments)
         if len(source) <= len(self._given):  # written once more
             return []
@@ -136,7 +137,7 @@ class _Statements:
         return units
 
     def rest(self, arguments: Mapping[str, Any]) -> list[str]:
-        units, source = self.grown(arguments), self._source(arguments)
+        units, source = self.grown(arguments, whole=True), self._source(arguments)
         last = source[len(self._given) :]
         self._given = source
         return [*units, last] if last.strip() else units
@@ -181,13 +182,14 @@ class ToolCall:
         self._lines.put_nowait({"start": started.id})
         self.result: asyncio.Task[ToolResult] = loop.create_task(self._serve())
 
-    def grow(self, arguments: Mapping[str, Any]) -> None:
+    def grow(self, arguments: Mapping[str, Any], *, whole: bool) -> None:
+        """These arguments are there by now; the last value may go on, unless it is ``whole``."""
         if self._over.done():
             return
         if self._expected is not None and not _may_become(arguments, self._expected.arguments or {}):
             self._is_another.set()
         if not self._lazy:
-            self._put_units(self._units.grown(arguments))
+            self._put_units(self._units.grown(arguments, whole=whole))
 
     def finish(self, arguments: Mapping[str, Any]) -> None:
         """With the units that are only now known to be some."""

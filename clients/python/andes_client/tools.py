@@ -57,6 +57,7 @@ class ToolRunner:
         self._calls: dict[Call, ToolCall] = {}
         self._written: set[Call] = set()  # by the answer as it is written now
         self._dropped: list[ToolCall] = []
+        self._is_again = False
 
     def feed(self, chunk: ChatCompletionChunk | Mapping[str, Any]) -> None:
         """Start and feed tools by what ``chunk`` brings: of the openai package, or its JSON. In a running event loop."""
@@ -67,7 +68,7 @@ class ToolRunner:
         """The answer is written once more from its start, as after a failure: calls that come out the same go on where they
         are; no process starts twice for one."""
         self._stream = ToolStream()
-        self._written = set()
+        self._written, self._is_again = set(), True
         for call in self._calls.values():
             call.again()
 
@@ -101,10 +102,10 @@ class ToolRunner:
             self._calls[call].abort(event.why)
         else:
             complete = isinstance(event, Finished)
-            if not self._calls[call].agrees(event.arguments, complete=complete):
+            if self._is_again and not self._calls[call].agrees(event.arguments, complete=complete):
                 self._start(self._drop(call))
             if isinstance(event, Grew):
-                self._calls[call].grow(event.arguments)
+                self._calls[call].grow(event.arguments, whole=event.whole)
             else:
                 self._calls[call].finish(event.arguments)
 
