@@ -43,7 +43,8 @@ STEPS, MEMORY, LAST_EPSILON = 200, 100_000, 0.02
 
 @dataclass(frozen=True)
 class Training:
-    """rungs: one replica of each, the best first, with ``quality`` set. rate_rps: at load 1. steps: of descent, an episode."""
+    """rungs: one replica of each, the best first, with ``quality`` set. rate_rps: at load 1. steps: of descent, per
+    episode."""
 
     rungs: Sequence[EngineModel]
     policy: Callable[[], SchedulingPolicy | None]
@@ -80,7 +81,7 @@ class _Training(RungRouter):
 
 
 def train(training: Training, progress: Callable[[str], None] = lambda _text: None) -> dict[str, Any]:
-    """The weights, as :func:`andes_sglang.routing.learned.read_weights` reads them. The same for the same arguments."""
+    """The weights, as :class:`andes_sglang.routing.learned.Learned` takes them. The same for the same arguments."""
     import torch
 
     torch.manual_seed(training.seed)
@@ -173,6 +174,6 @@ def _run(args: argparse.Namespace, passed: Sequence[str]) -> int:
         weights = train(training, Progress("train-router"))
     except ModuleNotFoundError as error:
         raise UsageError(f"train-router needs {error.name}: install andes-sglang[router]") from None
-    args.out.write_text(json.dumps(weights))
+    args.out.write_text(json.dumps({"weights": weights}))
     print(f"written: {args.out}")
     return 0

@@ -11,6 +11,7 @@ after a cold start.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ SETTING = "a100-13b"
 BIG, SMALL = "a100-40gb-llama-2-13b", "a100-40gb-phi-3-mini"
 QUALITY = {BIG: 1.0, SMALL: 0.9}
 BURST_S, ELASTIC_BURST_S = 120.0, 420.0
+LEARNED = "andes_sglang.routing.learned:Learned"
 OPEN_PER_REPLICA = 60.0
 """Open requests per replica that an elastic fleet aims at: about half of what one holds when its readers begin to lose."""
 OURS = ARMS[best_arm(SETTING)]
@@ -53,7 +55,7 @@ def fleet_of(rig: Rig, weights: Path | None = None) -> Fleet:
     for name in rig.replicas:
         engine, policy = configure(profiles.load(name).engine, rig.arm)
         engines.append(replace(engine, quality=QUALITY[name]))
-    options = {} if weights is None or not rig.routing.endswith(":Learned") else {"weights": weights}
+    options = {} if weights is None or rig.routing != LEARNED else json.loads(weights.read_text())
     scaler = None
     if rig.most:
         scaler = MetricAutoscaler(OPEN_PER_REPLICA, min_replicas=len(engines), max_replicas=rig.most)
@@ -103,7 +105,7 @@ def rigs(learned: bool) -> list[tuple[Rig, Sequence[float]]]:
         (Rig("13B + Phi, value, elastic Phi", (BIG, SMALL), "value", most=8), (10.0,)),
     ]
     if learned:
-        listed.insert(4, (Rig("13B + Phi, learned", (BIG, SMALL), "andes_sglang.routing.learned:Learned"), loads))
+        listed.insert(4, (Rig("13B + Phi, learned", (BIG, SMALL), LEARNED), loads))
     return listed
 
 
@@ -128,7 +130,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="draws that a row is the mean of")
     parser.add_argument("--fleet", help="only fleets whose name holds this")
-    parser.add_argument("--weights", type=Path, help="of andes train-router: a row of the learned router beside value")
+    parser.add_argument(
+        "--weights", type=Path, help="what andes train-router wrote: rows of the learned router beside value"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/simulated"), help="where capacities are kept")
     given = parser.parse_args()
     runs = SimulatedRuns(given.out, None, given.seeds)

@@ -1,14 +1,12 @@
 """A ladder's rung by what a small network learned in simulated fleets: the rival of :mod:`andes_sglang.routing.value`.
 
-Named ``andes_sglang.routing.learned:Learned``, with the option ``weights``: a file that ``andes train-router`` wrote.
+Named ``andes_sglang.routing.learned:Learned``. Its options are what ``andes train-router`` wrote.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy.typing as npt
 from andes_sglang.routing.least_load import LeastLoad
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
-__all__ = ["Learned", "RungRouter", "read_weights"]
+__all__ = ["Learned", "RungRouter"]
 
 Array = npt.NDArray[np.float64]
 RATE_MEMORY_S = 5.0
@@ -55,17 +53,17 @@ class RungRouter:
 
 
 class Learned(RungRouter):
-    """The rung with the largest learned value. Two layers, rectified; weights: a file of ``andes train-router``.
+    """The rung with the largest learned value. weights: ``qualities`` of the rungs, the best first, and ``layers``, each with
+    ``matrix`` and ``bias``, rectified between.
 
     When: to compare with ``value``, which needs no training and does as well or better (docs/benchmarks/ladder.md). Cost: two
-    small products. It knows the engines, lengths and loads that it was trained with, and no caches. Raises ``ValueError``
-    naming the file.
+    small products. It knows the engines, lengths and loads that it was trained with, and no caches. Raises ``ValueError``.
     """
 
     name: ClassVar[str] = "learned"
 
-    def __init__(self, weights: str | Path) -> None:
-        qualities, layers = read_weights(Path(weights))
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        qualities, layers = _parse(weights)
 
         def choose(state: Array) -> Array:
             for matrix, bias in layers[:-1]:
@@ -77,16 +75,15 @@ class Learned(RungRouter):
         super().__init__(qualities, choose)
 
 
-def read_weights(file: Path) -> tuple[list[float], list[tuple[Array, Array]]]:
-    """Qualities of the rungs, the best first, and (matrix, bias) of each layer. Raises ``ValueError``."""
+def _parse(weights: Mapping[str, Any]) -> tuple[list[float], list[tuple[Array, Array]]]:
+    """Qualities, and (matrix, bias) of each layer. Raises ``ValueError``."""
     try:
-        said: dict[str, Any] = json.loads(file.read_text())
-        qualities = [float(quality) for quality in said["qualities"]]
-        layers = [(np.array(layer["matrix"], float), np.array(layer["bias"], float)) for layer in said["layers"]]
+        qualities = [float(quality) for quality in weights["qualities"]]
+        layers = [(np.array(layer["matrix"], float), np.array(layer["bias"], float)) for layer in weights["layers"]]
         widths = [len(qualities) + 3, *(len(bias) for _, bias in layers)]
         fits = [matrix.shape == (out, into) for (matrix, _), into, out in zip(layers, widths, widths[1:])]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"weights: {file} is no router's ({type(error).__name__}: {error})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"weights: not those of a router ({type(error).__name__}: {error})") from None
     if not (layers and all(fits) and widths[-1] == len(qualities)):
-        raise ValueError(f"weights: the layers in {file} do not fit {len(qualities)} rungs")
+        raise ValueError(f"weights: layers that do not fit {len(qualities)} rungs")
     return qualities, layers
