@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 from andes_sglang import __version__
-from andes_sglang.flags import UsageError
+from andes_sglang.usage import UsageError
 
 __all__ = ["main"]
 
@@ -132,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except user_errors as error:
         print(f"andes {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nandes {argv[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

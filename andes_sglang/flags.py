@@ -11,6 +11,7 @@ from typing import Any
 from andes_sglang.arms import Arm, parse_arms, policy_options
 from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.qoe import QoETarget
+from andes_sglang.usage import UsageError
 
 __all__ = [
     "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "base_url", "bind",
@@ -20,10 +21,6 @@ __all__ = [
 
 MAX_LOAD = 5.0
 """Times what an engine sustains: beyond, a run takes hours to work off its backlog."""
-
-
-class UsageError(Exception):
-    """A wrong flag or value; the text names flag, value and what to do."""
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:

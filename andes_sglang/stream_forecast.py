@@ -11,7 +11,7 @@ while new ones wait for their prefill. QoE is projected as in Andes, section 4, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -43,12 +43,19 @@ class StepCosts(Protocol):
 @dataclass(frozen=True, slots=True)
 class IncomingStream:
     """A stream to place. prompt_tokens: estimated; target: what its reader expects; weight: value of its QoE relative to
-    others; prefix_key: equal for prompts that begin alike."""
+    others; prefix_key: equal for prompts that begin alike. thought_tokens: expected before the answer and not shown."""
 
     prompt_tokens: float
     target: QoETarget
     weight: float = 1.0
     prefix_key: int | str = 0
+    thought_tokens: float = 0.0
+
+    @property
+    def answer_target(self) -> QoETarget:
+        """What its reader expects of the answer, after the thought."""
+        target = self.target
+        return replace(target, ttft_s=target.start_s(0.0, self.thought_tokens)) if self.thought_tokens else target
 
 
 class OpenStreams:
@@ -121,12 +128,19 @@ class ReplicaView:
 
 class StreamForecast(NamedTuple):
     """ttft_s: expected seconds to the new stream's first token. interval_s: seconds per token after it. qoe: its QoE at
-    the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0."""
+    the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0. thinking_s: seconds from the
+    first token to the first that is shown."""
 
     ttft_s: float
     interval_s: float
     qoe: float
     loss: float
+    thinking_s: float = 0.0
+
+    @property
+    def answer_s(self) -> float:
+        """Expected seconds to the first token that is shown."""
+        return self.ttft_s + self.thinking_s
 
     def cost(self, weight: float) -> float:
         """Weighted QoE that the fleet would lose: the new stream's own shortfall and what it costs the others."""
@@ -154,14 +168,17 @@ def forecast_streams(
 ) -> list[StreamForecast]:
     """:func:`forecast_stream` for each of ``views``, in their order; all readers in one array expression."""
     paces = [_pace(new, view) for view in views]
-    qoes = _own_qoe(new.target, paces, horizon_s)
+    qoes = _own_qoe(new, paces, horizon_s)
     losses = [0.0] * len(views)
     touched = [i for i, (view, pace) in enumerate(zip(views, paces)) if not _unaffected(view.open_streams, pace, now_s)]
     if touched:
         lost = _losses([views[i].open_streams for i in touched], [paces[i] for i in touched], now_s, horizon_s)
         for i, loss in zip(touched, lost):
             losses[i] = loss
-    return [StreamForecast(p.ttft_s, p.shared_s, qoe, loss) for p, qoe, loss in zip(paces, qoes, losses)]
+    return [
+        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s)
+        for p, qoe, loss in zip(paces, qoes, losses)
+    ]
 
 
 def project_qoe(target: QoETarget, ttft_s: float, interval_s: float, horizon_s: float) -> float:
@@ -196,10 +213,12 @@ def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
     return view.latency.decode_s(batch, context) * max(1.0, streams / view.slots)
 
 
-def _own_qoe(target: QoETarget, paces: Sequence[_Pace], horizon_s: float) -> list[float]:
-    if all(p.ttft_s <= target.ttft_s and p.shared_s * target.tds <= 1.0 for p in paces):
+def _own_qoe(new: IncomingStream, paces: Sequence[_Pace], horizon_s: float) -> list[float]:
+    target = new.answer_target
+    firsts = [(p.ttft_s + new.thought_tokens * p.shared_s, p.shared_s) for p in paces]
+    if all(first_s <= target.ttft_s and interval_s * target.tds <= 1.0 for first_s, interval_s in firsts):
         return [1.0] * len(paces)
-    ttft_s, interval_s = np.array([(p.ttft_s, p.shared_s) for p in paces]).T
+    ttft_s, interval_s = np.array(firsts).T
     return [float(qoe) for qoe in _project(target, ttft_s, interval_s, horizon_s)]
 
 

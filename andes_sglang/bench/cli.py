@@ -101,7 +101,9 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
     )
-    if figures["failed"] < len(records):
+    if figures["interrupted"]:
+        return 130
+    if figures["failed"] < figures["requests"]:
         return 0
     if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
         print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)

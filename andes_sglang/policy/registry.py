@@ -72,7 +72,9 @@ def make_policy(
     arguments: dict[str, Any] = {}
     if name in CLAIRVOYANT:
         if output_tokens is None:
-            raise ValueError(f"policy {name!r} must be given the final lengths of answers: it is for simulations only")
+            raise ValueError(
+                f"policy {name!r} must be given the final lengths of answers: it is for simulations in Python only"
+            )
         arguments["output_tokens"] = output_tokens
     elif output_tokens is not None:
         raise ValueError(f"policy {name!r} takes no output_tokens; these do: {', '.join(CLAIRVOYANT)}")
@@ -111,7 +113,7 @@ def make(name: str, **options: Any) -> SchedulingPolicy:
 
 def find_policy(name: str) -> PolicyClass:
     """What makes the policy ``name``. Raises ``ValueError`` for one that is unknown, cannot be imported or is no policy."""
-    found = find_class(name, {**POLICIES, **CLAIRVOYANT}, ENTRY_POINTS, "policy")
+    found = find_class(name, {**POLICIES, **CLAIRVOYANT}, ENTRY_POINTS, "policy", unnamed=CLAIRVOYANT)
     if not (inspect.isclass(found) and callable(getattr(found, "decide", None)) and hasattr(found, "name")):
         raise ValueError(f"policy {name!r} is no policy: it needs a class with a name and decide(state)")
     if ":" not in name and found.name != name:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
 
-import aiohttp
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -18,18 +16,21 @@ from starlette.types import Receive, Scope, Send
 from andes_api.batches.endpoints import add_batches
 from andes_api.batches.service import Batches
 from andes_api.board import Worker
+from andes_api.connection import CONNECTION, Connection
 from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
 from andes_api.fleet import add_fleet, json_response
 from andes_api.gateway import Gateway
+from andes_api.kept import ask_for
 from andes_api.methods import Methods, nothing_there
 from andes_api.metrics import Levels
 from andes_api.models import no_model
 from andes_api.pages import add_pages
+from andes_api.reader_report import ReaderReport
 from andes_api.request_body import check_fields, read_form, read_json
 from andes_api.request_log import RequestLog, request_of
-from andes_api.schema import ERROR, OPERATIONS
+from andes_api.schema import ERROR, OPERATIONS, READER_REPORT
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.tools import asked_tools
@@ -39,9 +40,6 @@ from andes_sglang import __version__
 
 __all__ = ["create_app"]
 
-STORED_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
-"""Seconds for an engine to look a response up."""
-
 
 class _Answer(Response):
     """The rest of the request is the gateway's own: it writes to the connection as events come."""
@@ -50,8 +48,9 @@ class _Answer(Response):
         self.background = None
         self._gateway, self._stream, self._order = gateway, stream, order
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await self._gateway.serve(self._stream, self._order, receive, send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = Connection(scope.get(CONNECTION))
+        await self._gateway.serve(self._stream, self._order, connection, receive, send)
 
 
 def create_app(settings: GatewaySettings, worker: Worker | None = None) -> FastAPI:
@@ -151,6 +150,16 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     async def cancel(response_id: str, request: Request) -> Response:
         return await _stored(gateway, response_id, request)
 
+    @app.post(
+        "/v1/streams/{stream_id}/reader", status_code=204, summary="What the reader of an open stream has been shown",
+        openapi_extra=READER_REPORT, response_class=Response,
+    )  # fmt: skip
+    async def reader(stream_id: str, request: Request) -> Response:
+        tenant_of(request.headers, gateway.settings)
+        report = ReaderReport.of(await read_json(request, gateway.settings))
+        await gateway.readers.report(stream_id, request.headers, report)
+        return Response(status_code=204)
+
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:
         return json_response({"object": "list", "data": _models(gateway, tenant_of(request.headers, settings))})
@@ -172,7 +181,7 @@ def _check_endpoint(
             400, "request_id: where there are tenants, engines name their responses themselves", param="request_id",
             reason="field", retry=False,
         )  # fmt: skip
-    if expectation.report and not endpoint.chunks:
+    if expectation.report and not endpoint.reports:
         raise ApiError(
             400, f"x-andes-report: {endpoint.path} has no place for it", param="x-andes-report", reason="expectation",
             retry=False,
@@ -185,17 +194,13 @@ async def _stored(gateway: Gateway, response_id: str, request: Request) -> Respo
     await gateway.recall(response_id)
     home = gateway.stored.home(response_id, tenant.name if tenant else None)
     asked = [r for r in upstreams.replicas.values() if home in (r.name, None)]
-    path = f"/v1/responses/{quote(response_id, safe='')}" + ("/cancel" if request.method == "POST" else "")
-    for replica in asked:
-        with suppress(aiohttp.ClientError, TimeoutError, OSError):
-            async with upstreams.session.request(
-                request.method, replica.url + path, timeout=STORED_TIMEOUT, allow_redirects=False
-            ) as answer:
-                if answer.status == 200:
-                    return Response(await answer.read(), media_type="application/json")
-                if answer.status != 404 and 400 <= answer.status < 500:
-                    return JSONResponse(as_openai_error(answer.status, await answer.read()), answer.status)
-    raise ApiError(404, f"no response {response_id[:100]!r}", code="not_found", reason="response", retry=False)
+    said = await ask_for(upstreams, asked, response_id, cancel=request.method == "POST")
+    if said is None:
+        raise ApiError(404, f"no response {response_id[:100]!r}", code="not_found", reason="response", retry=False)
+    status, content = said
+    if status == 200:
+        return Response(content, media_type="application/json")
+    return JSONResponse(as_openai_error(status, content), status)
 
 
 def _models(gateway: Gateway, tenant: TenantSettings | None) -> list[Mapping[str, Any]]:

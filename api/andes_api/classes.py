@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
-from andes_sglang.qoe import QoETarget
+from andes_sglang.qoe import THINK_TDS, QoETarget
 
 __all__ = [
     "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "Strict",
@@ -50,6 +51,8 @@ class ClassSettings(Strict):
 
     ttft_s, tds: expected seconds to the first token and tokens/s. weight: value of their QoE relative to others; a request
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
+    reasoning: whether they are shown what a model thinks before it answers, and read it (shown), or not (hidden); think_tds:
+    tokens/s at which a hidden thought may go on before they wait for the answer, null: ``ttft_s`` holds whatever is thought.
     shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
     at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
     least_quality: the least of a rung that may answer a request for a ladder.
@@ -63,6 +66,8 @@ class ClassSettings(Strict):
     max_tds: Seconds = 200.0
     weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
     yields: bool = False
+    reasoning: Literal["hidden", "shown"] = "hidden"
+    think_tds: Annotated[float, Field(ge=1e-3, le=1e9)] | None = THINK_TDS
     shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
     pace: bool = False
     fallback_model: str | None = None
@@ -81,7 +86,9 @@ class ClassSettings(Strict):
     @property
     def expectation(self) -> ReaderExpectation:
         """Of a request that says nothing of its reader."""
-        return ReaderExpectation(QoETarget(self.ttft_s, self.tds), self.weight, self.yields)
+        think_tds = math.inf if self.think_tds is None else self.think_tds
+        target = QoETarget(self.ttft_s, self.tds, think_tds)
+        return ReaderExpectation(target, self.weight, self.yields, reasoning=self.reasoning)
 
     def clamp(self, asked: ReaderExpectation, max_tokens: int | None = None) -> ReaderExpectation:
         """``asked`` within this class's bounds. max_tokens: of the request; an answer is not expected to be longer."""
@@ -90,9 +97,9 @@ class ClassSettings(Strict):
         tokens = asked.expected_tokens
         if tokens is not None and max_tokens is not None:
             tokens = min(tokens, max_tokens)
-        return ReaderExpectation(
-            QoETarget(ttft_s, tds), min(asked.weight, self.weight), asked.yields or self.yields, tokens
-        )
+        target = QoETarget(ttft_s, tds, asked.target.think_tds)
+        yields = asked.yields or self.yields
+        return ReaderExpectation(target, min(asked.weight, self.weight), yields, tokens, asked.reasoning)
 
 
 class BatchLimits(Strict):

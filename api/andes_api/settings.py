@@ -40,6 +40,7 @@ from andes_api.classes import (
     option_values,
     over_built_in,
 )  # fmt: skip
+from andes_api.directories import directory_fault
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
@@ -273,10 +274,8 @@ class GatewaySettings(BaseSettings):
         faults = []
         if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
             faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")
-        if not self.batches.directory.is_dir():
-            faults.append(f"batches.directory: no directory {str(self.batches.directory)!r}; make it first")
-        elif not os.access(self.batches.directory, os.R_OK | os.W_OK | os.X_OK):
-            faults.append(f"batches.directory: {str(self.batches.directory)!r} is not to be written to by this user")
+        if fault := directory_fault(self.batches.directory):
+            faults.append(f"batches.directory: {fault}")
         return faults
 
     def _upstream_faults(self) -> list[str]:

@@ -63,6 +63,7 @@ class Upstream:
         self.gone = False  # no longer listed
         self.policy: dict[str, Any] | None = None  # name and options, as the engine says; None: it does not say
         self.flags: EngineFlags | None = None  # None: it does not say
+        self.takes_readers = True  # until it has no place to tell it of them
         self.streams: set[Stream] = set()  # of readers
         self._pending: set[Stream] = set()  # of them, those without a token
         self.offline: set[Stream] = set()  # those that yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,16 @@ def forecast(new: IncomingStream, on: ReplicaView) -> Any:
 
 
 NEW = IncomingStream(1000.0, READER)
+
+
+def test_a_thought_comes_before_the_answer_and_the_reader_has_patience_for_it() -> None:
+    plain = IncomingStream(400.0, READER)
+    short, long = (forecast(replace(plain, thought_tokens=n), view()) for n in (0.0, 250.0))
+    assert (short.ttft_s, short.answer_s) == (long.ttft_s, short.ttft_s)
+    assert long.answer_s == pytest.approx(long.ttft_s + 250 * long.interval_s)
+    assert long.qoe == 1.0
+    hasty = IncomingStream(400.0, replace(READER, think_tds=math.inf), thought_tokens=2500.0)
+    assert forecast(hasty, view()).qoe < 1.0
 
 
 def test_alone_its_first_token_takes_its_prefill_and_a_step() -> None:
