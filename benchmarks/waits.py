@@ -21,7 +21,6 @@ from andes_sglang.sim.gateway_view import GatewayView, incoming_stream
 from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.replica import Replica
 from andes_sglang.stream_forecast import StreamForecast, forecast_stream
-from andes_sglang.waits import WaitView
 from andes_sglang.workload import Workload, draw_shape, mean_length
 from benchmarks.markdown import header, row
 
@@ -64,8 +63,7 @@ def played(
         replica.advance(spec.arrival_s)
         seen, new = view.at(spec.arrival_s, spec), incoming_stream(spec, number)
         forecasts.append(forecast_stream(new, seen, spec.arrival_s, HORIZON_S))
-        blind = replace(seen, waits=WaitView())
-        by_cost_s.append(forecast_stream(new, blind, spec.arrival_s, HORIZON_S).ttft_s)
+        by_cost_s.append(forecasts[-1].ttft_s)
         view.sent(replica.submit(spec))
     replica.advance()
     return forecasts, by_cost_s, [records[k] for k in range(len(requests))]
@@ -88,7 +86,7 @@ def main() -> None:
         if name not in SETTINGS:
             parser.error(f"setting {name!r}: not known; choose of {', '.join(SETTINGS)}")
     for text in header("setting", "policy", "load, x C", "first token p50, s", "p90, s", "median error", "by costs alone",
-                       "within 90 % bounds", "above", "error of QoE"):  # fmt: skip
+                       "within 90 % bounds", "above"):  # fmt: skip
         print(text)
     for name in args.settings:
         for policy in ("stock", "andes"):
@@ -102,12 +100,10 @@ def figures(setting: Setting, policy: str, load: float, seed: int) -> list[str]:
     waited = np.array([r.ttft_s for r in records])[counted]
     told, low, high = np.array([f.wait[:3] for f in forecasts if f.wait is not None])[counted].T
     blind = np.array(by_cost_s)[counted]
-    qoe_error = np.abs(np.array([f.qoe for f in forecasts]) - np.array([r.qoe for r in records]))[counted]
     within = (waited >= low) & (waited <= high)
     return [
         f"{np.median(waited):.2f}", f"{np.percentile(waited, 90):.1f}", f"{np.median(np.abs(told / waited - 1)):.2f}",
         f"{np.median(np.abs(blind / waited - 1)):.2f}", f"{within.mean():.0%}", f"{(waited > high).mean():.0%}",
-        f"{qoe_error.mean():.2f}",
     ]  # fmt: skip
 
 
