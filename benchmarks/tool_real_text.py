@@ -96,7 +96,13 @@ def main() -> None:
         parser.error(
             f"--model: there is no model in {given.model}; `make small-model` makes one (package index needed)"
         )
-    flags = ("--tool-call-parser", "pythonic", "--max-total-tokens", "8192")
+    flags = (
+        "--tool-call-parser",
+        "pythonic",
+        "--constrained-json-disable-any-whitespace",
+        "--max-total-tokens",
+        "8192",
+    )
     with tempfile.TemporaryDirectory() as folder, slow_search(given.unit_s) as address:
         program = Path(folder) / "search.py"
         program.write_text(SEARCH.replace("ADDRESS", address))
