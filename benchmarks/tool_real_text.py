@@ -50,8 +50,17 @@ SYSTEM = 'Answer with eight short search queries as one line of JSON: [{"name":"
 
 def asked(question: str, **more: Any) -> dict[str, Any]:
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    return {"model": "m", "messages": messages, "tools": [TOOL], "tool_choice": "required", "temperature": 0,
-            "max_tokens": 256, "stream": True, **more}  # fmt: skip
+    return {
+        "model": "m",
+        "messages": messages,
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 256,
+        "stream": True,
+        **more,
+    }
 
 
 async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[str, int, float, float, float]:

@@ -164,7 +164,7 @@ def test_a_tool_runs_between_two_rounds_of_a_real_engine(engine: Engine, gateway
     functions: Any = [{"type": "function", "function": {"name": "calc", "parameters": schema}}]
     chunks = list(
         client(server.url).chat.completions.create(
-            **{**ASK, "max_tokens": 90}, tools=functions, tool_choice="required", stream=True,
+            **{**ASK, "max_tokens": 90}, tools=functions, tool_choice="required", stream=True, parallel_tool_calls=False,
             extra_headers={"x-andes-tools": "run", "x-andes-report": "usage"},
         )
     )  # fmt: skip
