@@ -151,9 +151,11 @@ def test_schemas_hold_and_tools_pass_untouched(engine: Engine, gateway: Any) -> 
         for part in parts
     )
     assert "".join(str(c) for _, c, _ in said_through) == "".join(str(c) for _, c, _ in said_direct)
-    assert [t for *_, calls in said_through for t in calls or ()] == [
-        t for *_, calls in said_direct for t in calls or ()
-    ]
+    written_direct, written_through = (
+        "".join(f"{c.function.name or ''}{c.function.arguments or ''}" for *_, calls in said for c in calls or ())
+        for said in (said_direct, said_through)
+    )
+    assert written_through == written_direct != ""
 
 
 def test_a_tool_runs_between_two_rounds_of_a_real_engine(engine: Engine, gateway: Any) -> None:
