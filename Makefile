@@ -8,10 +8,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
+.PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-tools bench-second-device bench-simulated bench-autoscaling bench-surges bench-answer-lengths soak \
-	small-model chart lock clean
+	bench-rivals bench-slack bench-slack-day bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-surges bench-answer-lengths soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: setup out/model/config.json ## stock SGLang against andes in a surge, on t
 
 out/model/config.json: | setup
 	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
+
+demo-tools: setup ## tools that start while the model writes, beside tools that wait (a minute); picture in out/demo-tools
+	$(BIN)/python benchmarks/tool_demo.py $(ARGS)
 
 demo-cluster: setup ## chart and operator on a real control plane: a surge, and how it is met; picture in out/demo-cluster
 	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
@@ -94,11 +97,24 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
+bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
+	$(BIN)/python benchmarks/slack_day.py $(ARGS)
+
+bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
+	$(BIN)/python benchmarks/ladder.py $(ARGS)
+
 bench-tools: setup ## tools fed while their arguments are written, against tools that wait for them (3 minutes)
+	$(BIN)/python benchmarks/tool_parsing.py
 	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
 bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (25 minutes)
 	$(BIN)/python benchmarks/second_device.py $(ARGS)
+
+bench-tools-real: setup ## calls that a small real model writes on SGLang (CPU); needs `make small-model` (5 minutes)
+	$(BIN)/python benchmarks/tool_real_text.py $(ARGS)
+
+bench-tools-ahead: setup ## calls of pure tools run before they are asked for: hits and seconds saved (4 minutes)
+	$(BIN)/python benchmarks/tool_ahead.py $(ARGS)
 
 bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
 	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)

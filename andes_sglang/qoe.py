@@ -127,6 +127,20 @@ class ReaderStream:
             self.thought_tokens += tokens
             self.start_s = self._target.start_s(self._arrival_s, self.thought_tokens)
 
+    def copy(self) -> ReaderStream:
+        """As it is now."""
+        other: ReaderStream = object.__new__(ReaderStream)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def stand_still(self, until_s: float) -> float:
+        """What kept text from the reader was no fault of who serves it: its clock has stood still, so that it runs dry at
+        ``until_s`` (clock seconds) and not before. The seconds for which it has; 0 where it had enough anyway."""
+        stood_s = max(0.0, until_s - self.start_s - self.end_s)
+        self.start_s += stood_s
+        return stood_s
+
     def buffered_tokens(self, now_s: float) -> float:
         """Delivered tokens that the reader has not digested yet at ``now_s``."""
         return min(float(self.delivered), max(0.0, self.end_s - (now_s - self.start_s)) * self.tds)

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -104,10 +105,12 @@ class ScriptedEngine:
             await answer.write(b"data: " + json.dumps(said).encode() + b"\n\n")
 
         deltas, most = self.rounds[min(number, len(self.rounds) - 1)], body.get("max_tokens") or 1 << 30
+        began_s = time.monotonic()
         try:
             await chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], 0)
             for k, delta in enumerate(deltas[:most]):
-                if not await self._may_go_on(number, k):
+                await asyncio.sleep(max(0.0, began_s + (k + 1) * self.token_s - time.monotonic()))
+                if not await self._lives(number, k):
                     assert request.transport is not None
                     request.transport.abort()
                     return answer
@@ -122,12 +125,11 @@ class ScriptedEngine:
             raise
         return answer
 
-    async def _may_go_on(self, number: int, k: int) -> bool:
-        """Whether this engine lives on, once it is time for token ``k``."""
+    async def _lives(self, number: int, k: int) -> bool:
+        """Whether this engine goes on to token ``k``, once nothing holds it."""
         hold = self.holds.get((number, k))
         while hold is not None and not hold.is_set():
             await asyncio.sleep(0.005)
-        await asyncio.sleep(self.token_s)
         if (number, k) not in self.deaths:
             return True
         self.deaths.discard((number, k))

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from andes_api.batches.endpoints import add_batches
 from andes_api.batches.service import Batches
 from andes_api.board import Worker
+from andes_api.connection import CONNECTION, Connection
 from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
@@ -27,9 +28,10 @@ from andes_api.methods import Methods, nothing_there
 from andes_api.metrics import Levels
 from andes_api.models import no_model
 from andes_api.pages import add_pages
+from andes_api.reader_report import ReaderReport
 from andes_api.request_body import check_fields, read_form, read_json
 from andes_api.request_log import RequestLog, request_of
-from andes_api.schema import ERROR, OPERATIONS
+from andes_api.schema import ERROR, OPERATIONS, READER_REPORT
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stream import Stream
 from andes_api.tools import asked_tools
@@ -68,8 +70,9 @@ class _Answer(Response):
         self.background = None
         self._gateway, self._stream, self._order = gateway, stream, order
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        await self._gateway.serve(self._stream, self._order, receive, send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = Connection(scope.get(CONNECTION))
+        await self._gateway.serve(self._stream, self._order, connection, receive, send)
 
 
 def create_app(settings: GatewaySettings, worker: Worker | None = None) -> FastAPI:
@@ -178,6 +181,16 @@ def _add_inference(app: FastAPI, gateway: Gateway) -> None:
     @app.post("/v1/responses/{response_id}/cancel", summary="Cancel a response in the background")
     async def cancel(response_id: str, request: Request) -> Response:
         return await _stored(gateway, response_id, request)
+
+    @app.post(
+        "/v1/streams/{stream_id}/reader", status_code=204, summary="What the reader of an open stream has been shown",
+        openapi_extra=READER_REPORT, response_class=Response,
+    )  # fmt: skip
+    async def reader(stream_id: str, request: Request) -> Response:
+        tenant_of(request.headers, gateway.settings)
+        report = ReaderReport.of(await read_json(request, gateway.settings))
+        await gateway.readers.report(stream_id, request.headers, report)
+        return Response(status_code=204)
 
     @app.get("/v1/models", summary="Models that can be asked for")
     async def models(request: Request) -> Response:

@@ -16,7 +16,7 @@ from andes_api.settings import OFFLINE, ClassSettings, GatewaySettings, ModelSet
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, REASONING, ReaderExpectation, parse
 from andes_sglang.qoe import THINK_TDS, QoETarget
 
-__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "of_batch", "resolve", "tenant_of"]
+__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "key_of", "of_batch", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
@@ -73,14 +73,20 @@ def key_matches(key: str, sha256: str) -> bool:
     return hmac.compare_digest(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), sha256)
 
 
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a request carries; empty without one."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")  # as Anthropic's clients send it
+    return key.strip()
+
+
 def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSettings | None:
     """The tenant whose key the request carries; None where no tenants are set up. Raises 401."""
     if not settings.tenants:
         return None
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        key = headers.get("x-api-key", "")  # as Anthropic's clients send it
-    matches = [tenant for tenant in settings.tenants if key_matches(key.strip(), tenant.key_sha256)]
+    key = key_of(headers)
+    matches = [tenant for tenant in settings.tenants if key_matches(key, tenant.key_sha256)]
     if not matches:
         raise ApiError(
             401, "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY", "authentication_error",

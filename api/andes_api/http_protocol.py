@@ -15,6 +15,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from andes_api.connection import CONNECTION
 from andes_api.cors import cors_headers
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
@@ -95,6 +96,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        scope: Any = self.scope
+        scope[CONNECTION] = self.transport
         self._header_bytes, self._in_head = 0, True
         self._has_begun = True
 

@@ -80,7 +80,7 @@ class TenantLimits:
         if stream in self._charged:
             unserved = stream.record.outcome in _UNSERVED and not stream.tokens
             with self._board.lock():
-                self._charge(stream, (0, 0) if unserved else (stream.record.prompt_tokens, stream.tokens), now_s)
+                self._charge(stream, (0, 0) if unserved else (stream.read_tokens, stream.tokens), now_s)
                 del self._charged[stream]
                 self._held.set(len(self._charged))
 
@@ -115,7 +115,7 @@ class TenantLimits:
     def _settle(self, now_s: float) -> None:
         if self._budgets:
             for stream in self._charged:
-                self._charge(stream, (stream.record.prompt_tokens, stream.tokens), now_s)
+                self._charge(stream, (stream.read_tokens, stream.tokens), now_s)
 
     def _charge(self, stream: Stream, used: tuple[int, int], now_s: float) -> None:
         before = self._charged[stream]

@@ -6,9 +6,12 @@ import time
 from typing import Any
 
 from andes_api import admission, names, telemetry
-from andes_api.attempt import Attempt, RelayContext
+from andes_api.attempt import Attempt
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.fatal import MAX_DEATHS, MEMORY_S
+from andes_api.reader_report import ReaderReport
+from andes_api.relay_context import RelayContext
 from andes_api.reply import Reply
 from andes_api.response import ResponseWriter, Send
 from andes_api.stream import Stream, count_answers
@@ -26,8 +29,11 @@ class Relay:
     """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most; none: wait for
     one."""
 
-    def __init__(self, context: RelayContext, stream: Stream, order: list[Upstream], send: Send) -> None:
+    def __init__(
+        self, context: RelayContext, stream: Stream, order: list[Upstream], send: Send, connection: Connection
+    ) -> None:
         self.stream = stream
+        self._connection = connection
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()
@@ -35,7 +41,8 @@ class Relay:
         if stream.tools:
             most = context.settings.tool_rounds
             self._tools = ToolRounds(stream, context.metrics, context.tool_slots, most=most)
-        self._reply = Reply(stream, send, context.settings, seen=self._tools.take if self._tools else None)
+        seen = self._tools.take if self._tools else None
+        self._reply = Reply(stream, send, connection, context.settings, seen=seen)
         self._attempt: Attempt | None = None
         self._cut = False
         self._suspects: list[tuple[Upstream, UpstreamError]] = []  # at fault if another replica answers
@@ -66,7 +73,24 @@ class Relay:
         """Whether the client's socket has taken nothing for too long."""
         heard_s = self.stream.arrival_s if self._attempt is None else self._attempt.heard_s
         idle_s = now_s - max(heard_s, self.stream.delivered_s)
-        return self.writer.sending and idle_s > self._settings.client_idle_s
+        limit_s = self._settings.client_idle_s
+        return (self.writer.sending and idle_s > limit_s) or self.stream.receipt.idle_s(now_s) > limit_s
+
+    def look_at_reader(self, now_s: float) -> None:
+        """Take note of what the client has acknowledged."""
+        if self.stream.streams and not self.stream.receipt.is_settled:
+            self.stream.sample(now_s, self._connection.unacknowledged_bytes())
+
+    def report(self, report: ReaderReport, now_s: float) -> None:
+        """The client says what its reader has been shown."""
+        characters = self.stream.characters if self._attempt is None else self._attempt.characters
+        shown = self.stream.tokens - self.stream.thought
+        self.stream.receipt.report(report, now_s, shown / characters if characters else 0.0)
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The last one."""
+        return self._attempt
 
     def end_silent_upstream(self, now_s: float) -> None:
         """Close a stream of the engine that is dead, or has brought no token for too long while it was listened to."""

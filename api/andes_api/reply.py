@@ -9,8 +9,10 @@ from typing import Any
 
 import orjson
 
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
+from andes_api.receipt import SAMPLE_INTERVAL_S
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, GarbageError, object_of, payload_of
@@ -33,20 +35,22 @@ class Reply:
         self,
         stream: Stream,
         send: Send,
+        connection: Connection,
         settings: GatewaySettings,
         *,
         seen: Callable[[list[Event]], list[Event]] | None = None,
     ) -> None:
         self._stream, self._seen = stream, seen
+        self._connection = connection
         self._keepalive_s = settings.keepalive_s
         self._timer: asyncio.TimerHandle | None = None  # not a task: nearly no stream comes to need one
         self._comment: asyncio.Task[None] | None = None
         self._last: list[Event] = []  # what is to come after the report, or with it
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
-            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, pacer)
+            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, stream.receipt, pacer)
         else:
-            self.writer = ResponseWriter(send, stream.delivered)
+            self.writer = ResponseWriter(send, stream.delivered, stream.receipt)
 
     @property
     def started(self) -> bool:
@@ -119,14 +123,22 @@ class Reply:
         await self.writer.write(batch)
 
     async def end(self) -> None:
-        """After the last event; before it, where the caller wants that, what the reader got."""
+        """After the last event; before it, where the caller wants that, what the reader got. Until a reader who is behind has
+        got the rest the stream is open."""
         stream = self._stream
+        if stream.streams:
+            await self._settle()
         if stream.expectation.report and stream.usage is not None:
             if not self.started:  # all of it was held back
                 await self._start_events()
-            await self.writer.flush()
             await self.writer.write(self._report())
         await self.writer.end()
+
+    async def _settle(self) -> None:
+        """Until the reader has what is on its way, but for a moment's."""
+        await self.writer.flush()
+        while not self.writer.hurried and self._stream.receipt.owes(self._connection.unacknowledged_bytes()):
+            await asyncio.sleep(SAMPLE_INTERVAL_S / 2)
 
     def _hold_back(self, event: Event) -> bool:
         """Whether ``event`` has to wait until the reader has had all before it; :meth:`end` writes it."""
@@ -157,7 +169,7 @@ class Reply:
         return orjson.dumps({**whole, "usage": {**said, "andes": self._stream.report(time.monotonic())}})
 
     async def _start_events(self) -> None:
-        await self._start(200, EVENT_HEADERS)
+        await self._start(200, {**EVENT_HEADERS, "x-andes-stream": self._stream.report_id})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
@@ -166,6 +178,7 @@ class Reply:
             "x-request-id": stream.request_id,
             **stream.limits,
             **stream.expectation.headers(),
+            **stream.forecast_headers(),
             **(stream.model_headers() if stream.attempts else {}),  # held: another model may come first
         }
         await self.writer.start(status, {**headers, **echo})

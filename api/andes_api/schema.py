@@ -6,7 +6,7 @@ from typing import Any
 
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT, REASONING
 
-__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "REQUEST_HEADERS"]
+__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "READER_REPORT", "REQUEST_HEADERS"]
 
 MAX_CHOICES = 128
 """Answers that ``n`` may ask for: OpenAI's own bound."""
@@ -154,6 +154,27 @@ OPERATIONS = {
     ),
 }  # fmt: skip
 """By path."""
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}
+READER_REPORT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "tokens": {**_COUNT, "description": "of the answer, shown since it began"},
+                        "characters": {**_COUNT, "description": "the same, where tokens are not known"},
+                        "visible": {"type": "boolean", "description": "whether the page is in sight"},
+                        "at_s": {"type": "number", "description": "seconds on the client's clock"},
+                    },
+                    "additionalProperties": False,
+                    "minProperties": 1,
+                }
+            }
+        },
+    }
+}
 ERROR: dict[str, Any] = {
     "description": "An error as OpenAI clients read it.",
     "content": {

@@ -40,6 +40,7 @@ from andes_api.classes import (
     option_values,
     over_built_in,
 )  # fmt: skip
+from andes_api.directories import directory_fault
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
@@ -273,10 +274,8 @@ class GatewaySettings(BaseSettings):
         faults = []
         if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
             faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")
-        if not self.batches.directory.is_dir():
-            faults.append(f"batches.directory: no directory {str(self.batches.directory)!r}; make it first")
-        elif not os.access(self.batches.directory, os.R_OK | os.W_OK | os.X_OK):
-            faults.append(f"batches.directory: {str(self.batches.directory)!r} is not to be written to by this user")
+        if fault := directory_fault(self.batches.directory):
+            faults.append(f"batches.directory: {fault}")
         return faults
 
     def _upstream_faults(self) -> list[str]:
@@ -304,7 +303,7 @@ class GatewaySettings(BaseSettings):
     def _common_options(self, policy: str) -> dict[str, Any]:
         given: dict[str, dict[str, Any]] = {
             "qoe": {"horizon_s": self.horizon_s},
-            "value": {"horizon_s": self.horizon_s},
+            "value": {"horizon_s": self.horizon_s, "pace_margin": 1.0},  # costs are fitted to what streams get
             "prefix": {"bound": self.bounded_load},
         }
         return given.get(policy, {})

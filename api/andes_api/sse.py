@@ -19,7 +19,7 @@ import orjson
 
 from andes_sglang.shown import ShownTokens
 
-__all__ = ["Event", "EventStream", "GarbageError", "object_of", "payload_of"]
+__all__ = ["Event", "EventStream", "GarbageError", "first_of", "object_of", "payload_of"]
 
 Event = tuple[bytes, int]
 MAX_EVENT_BYTES = 4 << 20
@@ -42,15 +42,17 @@ class EventStream:
 
     ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
     ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
-    tokens that came with more than space. ``error``: what the engine said instead, ``error_event`` as it said it.
-    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
+    tokens that came with more than space, ``characters`` those of the text. ``error``: what the engine said instead,
+    ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the two nothing more comes
+    out.
     """
 
     END: bytes | None = None
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_usage", "done", "error",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_usage", "characters",
+        "done", "error",
         "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
@@ -68,7 +70,7 @@ class EventStream:
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
         self.finish_reasons: dict[int, str] = {}
-        self.said = 0
+        self.said = self.characters = 0
         self.done = False
         self.identity: dict[str, Any] | None = None
         self.error: Any = None
@@ -152,6 +154,7 @@ class EventStream:
             new = self._count(usage, index)
             if not self._asked_continuous:
                 event = self._without_usage(event, payload)
+        self.characters += 0 if thought else len(text)
         if new and not text.isspace():
             self.said += new
         return event, self._shown(new, bool(text), thought, usage)
@@ -218,6 +221,11 @@ def _text_in(choices: list[Any]) -> tuple[str, bool]:
 
 def _event(error: Any) -> bytes:
     return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+
+
+def first_of(events: list[Event]) -> bytes:
+    """The first event with data, empty without one; a comment may come before it."""
+    return next((event for event, _ in events if event and not event.startswith(b":")), b"")
 
 
 def payload_of(event: bytes) -> dict[str, Any]:

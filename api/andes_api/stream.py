@@ -18,6 +18,7 @@ from andes_api.expectations import ANONYMOUS, ResolvedExpectation
 from andes_api.history import Kind
 from andes_api.models import ModelRoute
 from andes_api.prompts import Prompt
+from andes_api.receipt import Receipt
 from andes_api.settings import TenantSettings
 from andes_api.tools import ToolSettings
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
@@ -36,10 +37,11 @@ MAX_SPAN_STALLS = 32
 class Stream:
     """A request and its reader. Times are of the monotonic clock, in seconds.
 
-    tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``reader.delivered``: what
-    its socket has taken of the others; earlier_tokens: in rounds before this one. tools: those that run here; ran: what did.
-    log: events not yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model
-    than the one asked for answers.
+    tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
+    others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
+    first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
+    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
+    continued elsewhere. fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -58,11 +60,15 @@ class Stream:
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
     expected: StreamForecast | None = None
+    first_s: float | None = None  # from its arrival to the first token that an engine produced
     tokens: int = 0
+    characters: int = 0
+    report_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     thought: int = 0
     expected_thought: float = 0.0
     thinking_s: float | None = None  # when the first token of a thought came
     earlier_tokens: int = 0
+    later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 0
@@ -81,7 +87,7 @@ class Stream:
     batched: bool = False  # a line of a batch: no connection waits, and it is queued again instead of held
     log: list[bytes] | None = None
     text: str = ""
-    reader: ReaderStream = field(init=False)
+    receipt: Receipt = field(init=False)
 
     def __post_init__(self) -> None:
         self.request_id = self.headers.get("x-request-id") or uuid.uuid4().hex
@@ -92,11 +98,16 @@ class Stream:
         answers = count_answers(self.body)
         tds, think_tds = (min(MAX_TDS, speed * answers) for speed in (target.tds, target.think_tds))
         fixed = target.think_tds == math.inf
-        self.reader = ReaderStream(self.arrival_s, QoETarget(target.ttft_s, tds, math.inf if fixed else think_tds))
+        self.receipt = Receipt(self.arrival_s, QoETarget(target.ttft_s, tds, math.inf if fixed else think_tds))
 
     @property
     def streams(self) -> bool:
         return self.record.stream
+
+    @property
+    def reader(self) -> ReaderStream:
+        """By what was written to its socket, as the engines serve it: its clock stands still while it cannot receive."""
+        return self.receipt.written
 
     @property
     def yields(self) -> bool:
@@ -145,6 +156,11 @@ class Stream:
             self.expected_thought if self.hides_thought else 0.0,
         )  # fmt: skip
 
+    def forecast_headers(self) -> dict[str, str]:
+        """Milliseconds from its arrival to its first token, as they were forecast when it got its place."""
+        wait = None if self.expected is None else self.expected.wait
+        return {} if wait is None else {"x-andes-wait-ms": f"{1000 * wait.ttft_s:.0f}"}
+
     def model_headers(self) -> dict[str, str]:
         """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
         route = self.route
@@ -159,10 +175,15 @@ class Stream:
     @property
     def tpot_s(self) -> float | None:
         """Mean seconds per token after the first, of what ended well; None where there is none."""
-        n, ttft_s = self.reader.delivered, self.record.ttft_s
+        n, ttft_s = self.receipt.reader.delivered, self.record.ttft_s
         if ttft_s is None or n < 2 or self.record.outcome != "done":
             return None
         return (self.delivered_s - self.arrival_s - ttft_s) / (n - 1)
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of the prompts of all rounds."""
+        return self.record.prompt_tokens + self.later_prompt_tokens
 
     def own_usage(self) -> dict[str, int]:
         """Usage of this round of the answer so far, by our own count."""
@@ -192,15 +213,28 @@ class Stream:
     def delivered(self, now_s: float, tokens: int) -> None:
         """The reader's socket has taken ``tokens`` more tokens."""
         self.delivered_s = now_s
-        reader = self.reader
+        receipt, reader = self.receipt, self.receipt.written
         if not reader.delivered:
             self.record.ttft_s = now_s - self.arrival_s
             if self.thinking_s is not None:
                 self.record.thinking_s = now_s - self.thinking_s
         stalls, stall_s = reader.stalls, reader.stall_s
-        reader.deliver(now_s, tokens)
+        receipt.delivered(now_s, tokens)
         if reader.stalls != stalls and reader.stalls <= MAX_SPAN_STALLS:
             self.span.add_event(names.EVENT_STALL, {names.STALL_SECONDS: reader.stall_s - stall_s})
+
+    def sample(self, now_s: float, unacknowledged_bytes: int) -> None:
+        """Of what was written to the reader's socket so many bytes are not acknowledged."""
+        receipt, before = self.receipt, self.receipt.reader.delivered
+        receipt.sample(now_s, unacknowledged_bytes)
+        if receipt.received is None:
+            return
+        if receipt.first_s is None:
+            self.record.ttft_s = None
+        elif receipt.first_s > self.arrival_s and not before:
+            self.record.ttft_s = receipt.first_s - self.arrival_s
+        if receipt.received.delivered != before:
+            self.delivered_s = now_s
 
     def keep(self, events: list[bytes]) -> None:
         """Keep what was passed on, to continue from it."""
@@ -222,10 +256,12 @@ class Stream:
 
     def report(self, now_s: float) -> dict[str, Any]:
         """What its reader got, for the caller who asks; docs/gateway.md describes every field."""
-        reader, ttft_s, target = self.reader, self.record.ttft_s, self.expectation.target
+        reader, ttft_s, target = self.receipt.reader, self.record.ttft_s, self.expectation.target
         return {
             "class": self.expectation.class_name,
             "qoe": round(reader.final_qoe(), 4) if self.streams else None,
+            "served_qoe": round(self.reader.final_qoe(), 4) if self.streams else None,
+            "behind_s": round(self.receipt.behind_s, 4),
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
@@ -239,6 +275,27 @@ class Stream:
             **({"tools": self.ran} if self.tools else {}),
         }
 
+    @property
+    def wait_outcome(self) -> str | None:
+        """Where its wait for a first token, shown or not, lay beside the bounds of the forecast; None where either is not
+        known."""
+        wait = None if self.expected is None else self.expected.wait
+        if wait is None or self.first_s is None or self.retries:
+            return None
+        return "below" if self.first_s < wait.low_s else "above" if self.first_s > wait.high_s else "within"
+
+    def _forecast(self) -> dict[str, Any]:
+        """What was forecast, and what came of it, for the log."""
+        if self.expected is None or (wait := self.expected.wait) is None:
+            return {}
+        return {
+            "forecast_wait_s": round(wait.ttft_s, 4),
+            "forecast_wait_low_s": round(wait.low_s, 4),
+            "forecast_wait_high_s": round(wait.high_s, 4),
+            "forecast_qoe": round(self.expected.qoe, 4),
+            "waited_s": None if self.first_s is None else round(self.first_s, 4),
+        }
+
     def line(self, duration_s: float) -> dict[str, Any]:
         """Of the access log."""
         line = {
@@ -250,8 +307,10 @@ class Stream:
             "attempts": self.attempts,
             "status": self.status,
             "duration_s": round(duration_s, 4),
-            "stalls": self.reader.stalls,
-            "stall_s": round(self.reader.stall_s, 3),
+            "stalls": self.receipt.reader.stalls,
+            "stall_s": round(self.receipt.reader.stall_s, 3),
+            "behind_s": round(self.receipt.behind_s, 3),
+            **self._forecast(),
             **self.record.to_dict(),
         }
         return line if self.reason is None else {**line, "reason": self.reason}
@@ -264,9 +323,16 @@ class Stream:
     def score(self, now_s: float) -> float | None:
         """QoE as it counts in the end: 0 for what was refused or broken off by the gateway or an engine; what its reader had,
         when the reader left; None where nothing was streamed."""
+        return self._score(self.receipt.reader, now_s)
+
+    def served(self, now_s: float) -> float | None:
+        """The same without what lies between the socket and the reader: the QoE that engines can change."""
+        return self._score(self.receipt.written, now_s)
+
+    def _score(self, reader: ReaderStream, now_s: float) -> float | None:
         if not self.streams:
             return None
-        outcome, reader = self.record.outcome, self.reader
+        outcome = self.record.outcome
         if outcome in ("shed", "failed"):
             return 0.0
         if outcome in ("open", "abandoned"):

@@ -16,6 +16,7 @@ from andes_api.metrics import GatewayMetrics
 from andes_api.sse import Event, GarbageError, payload_of
 from andes_api.stream import Stream
 from andes_api.tools import ToolSettings
+from andes_api.upstream_answer import count_of
 
 if TYPE_CHECKING:
     from andes_client.process import ToolResult
@@ -77,9 +78,7 @@ class ToolRounds:
         choice, delta = _first(payload)
         changed = self._withhold_calls(choice, delta)
         if self._calling or (choice and not self._shows(choice, delta)):
-            self._stream.reader.think(
-                tokens
-            )  # its clock waits for what is written before the first word, as for thought
+            self._stream.reader.think(tokens)  # its clock waits for what comes before the first word
             return b"", 0
         changed |= self._as_one(payload)
         return (b"data: " + orjson.dumps(payload) + b"\n\n" if changed else event), tokens
@@ -125,6 +124,8 @@ class ToolRounds:
     async def next_body(self) -> dict[str, Any] | None:
         """After a round: the request for the next one, once its tools have ended; None when the answer is complete."""
         stream = self._stream
+        if self._round > 1:
+            stream.later_prompt_tokens += count_of(stream.usage, "prompt_tokens")
         stream.usage = self._usage = added(self._usage, stream.usage or {})
         stream.earlier_tokens = stream.tokens
         if not self._calling:
@@ -212,5 +213,5 @@ def _tool_of(settings: ToolSettings) -> Any:
 
     return Tool(
         settings.command, settings.argument, settings.statements, settings.timeout_s, settings.memory_bytes,
-        settings.output_bytes, settings.user, ENVIRONMENT | settings.environment,
+        settings.output_bytes, settings.user, ENVIRONMENT | settings.environment, lazy=settings.lazy,
     )  # fmt: skip

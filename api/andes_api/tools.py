@@ -21,7 +21,8 @@ HEADER = "x-andes-tools"
 class ToolSettings(Strict):
     """command: the program and its arguments (docs/tools.md says what it reads and writes). argument, statements: the
     argument whose statements, `python` or `sql`, it is fed one by one; without, every closed value. timeout_s: from the end
-    of the arguments to the result. memory_bytes, output_bytes: limits of the process and of its result. user: whom it runs
+    of the arguments to the result. memory_bytes, output_bytes: limits of the process and of its result. lazy: it
+    starts when its arguments are complete. user: whom it runs
     as, where the gateway is root. environment: all that it sees besides PATH and LANG.
     """
 
@@ -31,6 +32,7 @@ class ToolSettings(Strict):
     timeout_s: Seconds = 30.0
     memory_bytes: Count | None = None
     output_bytes: Count = 64 << 10
+    lazy: bool = False
     user: str | None = None
     environment: dict[str, str] = Field({})
 

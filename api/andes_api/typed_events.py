@@ -93,6 +93,7 @@ class TypedEvents(EventStream):
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
+        self.characters += 0 if thought else len(piece)
         return self._tokens.of(1, thought=thought, text=not thought)
 
     def _final(self, usage: Any) -> int:

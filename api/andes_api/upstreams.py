@@ -22,7 +22,7 @@ from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_sglang.engine_flags import EngineFlags
 
-__all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
+__all__ = ["ABSENT", "MAX_PROBE_INTERVAL_S", "Upstreams"]
 
 KEEPALIVE_S = 4.0
 """Seconds; engines close what was idle for 5 s (uvicorn), so we close first and no request meets a closing connection."""
@@ -33,7 +33,7 @@ CHARS_PER_TOKEN = 4.0
 """Characters per token of English text (OpenAI's rule of thumb), until an engine has counted."""
 LEARN_FROM_CHARS, MIN_CHARS_PER_TOKEN, MAX_CHARS_PER_TOKEN = 100, 0.5, 20.0
 _STOCK: dict[str, Any] = {"policy": "stock", "policy_options": {}}
-_ABSENT = (404, 405, 501)
+ABSENT = (404, 405, 501)
 _NO_ANSWER = (
     aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError
 )  # fmt: skip
@@ -234,6 +234,7 @@ class Upstreams:
         if healthy:
             self.notify()
         if came_up:
+            replica.takes_readers = True
             await self._probe_identity(replica)
 
     async def _ask_models(self, replica: Upstream) -> None:
@@ -243,7 +244,7 @@ class Upstreams:
         said: Any = None
         try:
             async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
-                if answer.status == 429 or (answer.status >= 500 and answer.status not in _ABSENT):
+                if answer.status == 429 or (answer.status >= 500 and answer.status not in ABSENT):
                     return
                 if answer.status == 200:
                     said = await answer.json(content_type=None)
@@ -286,7 +287,7 @@ class Upstreams:
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
             ) as answer:
-                if answer.status in _ABSENT:
+                if answer.status in ABSENT:
                     return False
                 if answer.status == 200:
                     replica.set_load((await answer.json())["loads"], sent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -24,6 +26,7 @@ from andes_api.batches.store import BatchStore
 from andes_api.batches.work import BatchWork
 from andes_api.classes import BatchLimits
 from andes_api.demand import DemandRecord
+from andes_api.directories import directory_fault
 from andes_api.endpoints import CHAT, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import of_batch
@@ -125,6 +128,21 @@ def test_a_line_that_was_half_written_is_cut_off(tmp_path: Path) -> None:
     journal.append({"c": 2})
     journal.close()
     assert [content for _, content in read_lines(path)] == [b'{"a":1}\n', b'{"c":2}\n']
+
+
+def test_a_file_system_without_locks_is_said_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = lock(tmp_path / "lock")
+    assert held is not None
+    assert directory_fault(tmp_path) == ""
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    assert "has no locks (flock): No locks available" in directory_fault(tmp_path)
+    with pytest.raises(OSError, match="No locks available"):
+        lock(tmp_path / "lock")
+    unlock(held)
+
+
+def _no_locks(file: int, how: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def test_one_holds_a_lock_until_it_lets_go(tmp_path: Path) -> None:

@@ -187,4 +187,7 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-pace",
         "x-andes-degrade",
         "x-andes-report",
+        "x-andes-tools",
+        "x-andes-reasoning",
+        "x-andes-think-tds",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 
+from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
 from andes_api.tool_rounds import added
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
@@ -162,6 +164,22 @@ def test_what_goes_wrong_in_a_tool_is_for_the_model_to_read(engine: Any, gateway
         results, ("without a result", "within timeout_s", "no tool 'absent'", "not an object", "1}")
     ):
         assert words in result["content"]
+
+
+def test_a_tenant_pays_for_the_prompts_of_all_rounds_and_may_have_fewer_tools(
+    engine: Any, gateway: Any, tools: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged = []
+    real = TenantLimits._charge
+    monkeypatch.setattr(TenantLimits, "_charge", lambda *asked: charged.append(asked[2]) or real(*asked))
+    scripted = engine(call("echo", '{"a": 1}'), say("done"))
+    tenant = {"name": "t", "key_sha256": hashlib.sha256(b"x").hexdigest(), "tools": ["echo"], "tokens_per_minute": 9000}
+    server = gateway(scripted.url, tools=tools, tenants=[tenant])
+    with pytest.raises(openai.BadRequestError, match="no tool 'python' runs here; there are echo"):
+        ask(server.url)
+    usage = ask(server.url, names=("echo",))[-1].usage
+    wait_for(lambda: not server.gateway.open)
+    assert charged[-1] == (usage.prompt_tokens, usage.completion_tokens)
 
 
 def test_rounds_are_bounded_and_tokens_count_across_them(engine: Any, gateway: Any, tools: dict[str, Any]) -> None:

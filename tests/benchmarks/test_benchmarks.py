@@ -23,7 +23,8 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_overlap", "what_if",
+    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_ahead",
+    "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "what_if",
 ]  # fmt: skip
 
 
@@ -60,6 +61,11 @@ def test_each_says_how_it_is_used(
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
         ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, KEDA"),
+        (
+            "tool_real_text",
+            ("--model", "/nowhere"),
+            "--model: there is no model in /nowhere; `make small-model` makes one",
+        ),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),
     ],

@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -109,3 +110,29 @@ def test_an_answer_that_is_cut_says_so_and_keeps_what_came(simulated: Any, gatew
     assert answer.text.startswith("".join(came))
     assert caught.value.request_id == answer.request_id
     assert "interrupted after" in str(caught.value)
+
+
+def test_reports_tell_the_gateway_what_the_network_cannot(simulated: Any, gateway: Any) -> None:
+    """What the engine has said is in this machine's buffers long before the caller has taken it."""
+    url = gateway(simulated().url)
+
+    async def ask(**options: Any) -> Any:
+        sdk = AsyncAndesClient(base_url=url + "/v1", api_key="sk-any")
+        answer = await sdk.stream(
+            "x", model="simulated", max_tokens=3000, reading_speed=20, first_token_s=0.1, **options
+        )
+        pieces = aiter(answer)
+        for _ in range(8):
+            await anext(pieces)
+            await asyncio.sleep(0.5)
+        await answer.close()
+        return answer
+
+    answer = asyncio.run(ask(report_every_s=0.5))
+    assert answer.experience.stalls >= 3
+    found = httpx.get(url + "/metrics").text
+    assert "andes_gateway_slow_readers_total 1.0" in found
+    with pytest.raises(ValueError, match=r"report_every_s must be seconds from 0.1 to 10, or None, got 60"):
+        client(url).stream("x", model="simulated", report_every_s=60)
+    with client(url).stream("x", model="simulated", max_tokens=20, report_every_s=0.1) as answer:
+        assert "".join(answer) == answer.text

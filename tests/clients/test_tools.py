@@ -134,7 +134,7 @@ serve(Units)
 """
     arguments = json.dumps({"city": "Ulm", "days": [1, 2], "last": "x y"})
     (result,) = asyncio.run(run({"f": program(tmp_path, source)}, *pieces(0, "a", "f", arguments), END))
-    assert result.text == '{"city": "Ulm"} {"days": [1, 2]} then x y'
+    assert result.text == '{"city": "Ulm"} {"days": [1, 2]} {"last": "x y"} then x y'
 
 
 def test_an_answer_that_is_written_again_starts_no_call_twice(tmp_path: Path) -> None:
@@ -164,6 +164,22 @@ def test_an_answer_that_is_written_again_starts_no_call_twice(tmp_path: Path) ->
     assert result.text == "1\n2\n"
     (result,) = asyncio.run(ask(*pieces(0, "x", "nothing", "{}"), END))
     assert result.error == "there is no tool 'nothing'"
+
+
+def test_names_that_come_twice_start_nothing_twice(tmp_path: Path) -> None:
+    """What JSON says twice has its last value; the tool has seen the first, and all of them at the end."""
+    log = tmp_path / "log"
+    source = f"""
+from andes_client import serve
+class Units:
+    def __init__(self): open({str(log)!r}, "a").write("started ")
+    def process_new_data(self, text): pass
+    def finish(self, arguments): return arguments["a"]
+serve(Units)
+"""
+    text = '{"a": "1", "b": "x", "a": "2", "b": "y", "a": "3"}'
+    (result,) = asyncio.run(run({"f": program(tmp_path, source)}, *pieces(0, "i", "f", text), END))
+    assert (result.text, log.read_text()) == ("3", "started ")
 
 
 def test_a_tool_that_reads_nothing_is_given_up_however_much_it_is_fed(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_any_cutting_gives_one_start_growth_that_holds_and_the_whole(arguments: 
     assert [e for e in events if isinstance(e, Failed)] == []
     assert events[-1] == Finished(Call(0, 0), arguments)
     for grew in (e for e in events if isinstance(e, Grew)):
+        if grew.whole and len(grew.arguments) == len(set(grew.arguments)) and list(grew.arguments)[-1] in arguments:
+            assert arguments[list(grew.arguments)[-1]] == list(grew.arguments.values())[-1]
         *closed, growing = grew.arguments.items() if grew.arguments else [("", "")]
         assert all(arguments[name] == value for name, value in closed if len(set(arguments)) == len(arguments))
         if isinstance(growing[1], str) and growing[0] in arguments:
@@ -83,6 +85,23 @@ def test_parallel_calls_and_choices_each_end_when_the_next_begins() -> None:
     assert stream.feed(chunk((1, None, None, '": 2}'))) == [Grew(Call(0, 1), {"y": 2})]
     assert stream.feed(last()) == [Finished(Call(0, 1), {"y": 2})]
     assert stream.feed(last()) == []
+
+
+def test_a_string_is_closed_by_its_quote_however_it_is_cut() -> None:
+    text = r'{"a": "x\"y\\", "b": "z", "c": 1}'
+    for size in (1, 2, 3):
+        stream = ToolStream()
+        cuts = [text[: at + size] for at in range(0, len(text), size)]
+        events = [
+            (cut, event)
+            for cut in cuts
+            for event in stream.feed(chunk((0, "i", "f", cut[(len(cut) - 1) // size * size :])))
+        ]
+        whole = [(list(e.arguments)[-1], cut) for cut, e in events if isinstance(e, Grew) and e.whole]
+        assert [name for name, _ in whole][:1] == ["a"]
+        assert whole[0][1].startswith(r'{"a": "x\"y\\"')
+        assert len(whole[0][1]) < len(r'{"a": "x\"y\\"') + size
+        assert {name for name, _ in whole} == {"a", "b"}, "a number may go on"
 
 
 @pytest.mark.parametrize(

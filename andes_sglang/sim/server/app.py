@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from andes_sglang import __version__
+from andes_sglang import __version__, reception
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.server import bodies, embedding
@@ -109,6 +109,7 @@ class Endpoints:
             *(Route(path, self._at_once(answer), methods=["POST"]) for path, answer in _AT_ONCE.items()),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
             Route("/abort_request", self.abort, methods=["POST"]),
+            Route(reception.PATH, self.readers, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.one_model),
             Route("/v1/loads", self.loads),
@@ -188,6 +189,14 @@ class Endpoints:
             return _error(str(refused), "BadRequestError", 400)
         self._live.abort_matching("" if abort_all else str(rid))
         return Response()
+
+    async def readers(self, request: Request) -> Response:
+        """What readers have received (:mod:`andes_sglang.reception`)."""
+        try:
+            self._live.hear(reception.parse(await _body(request)))
+        except ValueError as refused:
+            return _error(str(refused), "BadRequestError", 400)
+        return Response(status_code=204)
 
     async def health(self, _request: Request) -> Response:
         return Response(status_code=503 if self._live.draining else 200)

@@ -105,13 +105,17 @@ class Journal:
 
 
 def lock(path: Path) -> int | None:
-    """Hold ``path`` until :func:`unlock` or the end of this process; None where another holds it."""
+    """Hold ``path`` until :func:`unlock` or the end of this process; None where another holds it. Raises ``OSError`` where
+    the file system has no locks."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(file)
         return None
+    except OSError:
+        os.close(file)
+        raise
     return file
 
 

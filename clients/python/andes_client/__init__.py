@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from andes_client.ahead import Ahead, NextCalls
     from andes_client.answer import Answer, AsyncAnswer, InterruptedAnswerError
     from andes_client.client import AndesClient, AsyncAndesClient
     from andes_client.experience import Experience, Timeline
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from andes_client.toolstream import ToolStream
 
 __all__ = [
-    "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Cost", "Experience", "InterruptedAnswerError", "Pacer",
-    "Part", "Race", "RacedAnswer", "Reader", "StreamedTool", "Timeline", "Tool", "ToolResult", "ToolRunner", "ToolStream",
-    "race", "serve",
+    "Ahead", "AndesClient", "Answer", "AsyncAndesClient", "AsyncAnswer", "Cost", "Experience",
+    "InterruptedAnswerError", "NextCalls", "Pacer", "Part", "Race", "RacedAnswer", "Reader", "StreamedTool",
+    "Timeline", "Tool", "ToolResult", "ToolRunner", "ToolStream", "race", "serve",
 ]  # fmt: skip
 _MODULES = {
+    "ahead": ("Ahead", "NextCalls"),
     "answer": ("Answer", "AsyncAnswer", "InterruptedAnswerError"),
     "client": ("AndesClient", "AsyncAndesClient"),
     "experience": ("Experience", "Timeline"),

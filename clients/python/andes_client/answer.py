@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletionChunk
 from andes_client.experience import Experience, Timeline, count_tokens
 from andes_client.pacer import Pacer
 from andes_client.reader import Reader
+from andes_client.reports import AsyncReports, Reports
 
 __all__ = ["Answer", "AsyncAnswer", "InterruptedAnswerError"]
 
@@ -40,12 +41,15 @@ class _Reception:
     ) -> None:
         self.reader = reader.told(headers)
         self.request_id = headers.get("x-request-id")
+        self._stream_id = headers.get("x-andes-stream")
         self.model: str | None = headers.get("x-andes-model")
         self.usage: CompletionUsage | None = None
         self.finish_reason: str | None = None
         self._clock = clock
         self._pieces: list[str] = []
+        self._characters = 0
         self._thoughts = 0
+        self._reports: Reports | AsyncReports | None = None
         self._timeline = Timeline(asked_s)
         self._pacer = Pacer(self.reader.reading_speed) if pace and self.reader.reading_speed else None
 
@@ -90,7 +94,22 @@ class _Reception:
 
     def show(self, text: str) -> None:
         self._pieces.append(text)
+        self._characters += len(text)
         self._timeline.show(self._clock(), count_tokens(text))
+        if self._reports is not None:
+            self._reports.begin()
+
+    def report_by(self, reports: Callable[[str, Callable[[], dict[str, Any]]], Reports | AsyncReports]) -> None:
+        """Have ``reports(stream_id, shown)`` tell the gateway what is shown; nothing where the server takes no reports."""
+        if self._stream_id:
+            self._reports = reports(self._stream_id, self._shown)
+
+    def _shown(self) -> dict[str, Any]:
+        return {"characters": self._characters, "at_s": self._clock()}
+
+    def stop_reports(self) -> None:
+        if self._reports is not None:
+            self._reports.end()
 
     def interrupted(self, error: Exception) -> InterruptedAnswerError:
         return InterruptedAnswerError(str(error) or type(error).__name__, self.text, self.request_id)
@@ -134,10 +153,13 @@ class Answer(_Reception):
                     yield piece
         except (openai.APIError, OSError) as error:
             raise self.interrupted(error) from error
+        finally:
+            self.stop_reports()
         self.end()
 
     def close(self) -> None:
         """Hang up: the server stops generating."""
+        self.stop_reports()
         self._stream.close()
 
     def __enter__(self) -> Answer:
@@ -171,10 +193,13 @@ class AsyncAnswer(_Reception):
                     yield piece
         except (openai.APIError, OSError) as error:
             raise self.interrupted(error) from error
+        finally:
+            self.stop_reports()
         self.end()
 
     async def close(self) -> None:
         """Hang up: the server stops generating."""
+        self.stop_reports()
         await self._stream.close()
 
     async def __aenter__(self) -> AsyncAnswer:

@@ -28,8 +28,9 @@ DRAIN_S = 2.0
 class Tool:
     """command: the program and its arguments. statements: ``python`` or ``sql``, units of the argument ``argument``; without,
     every closed value is a unit. timeout_s: from the end of the arguments to the result; memory_bytes, output_bytes: limits.
-    user: whom it runs as (only root may name another). environment: all that it sees; None: this process's own. pure: a call
-    changes nothing and gives equal results for equal arguments, so that it may run before it is asked for.
+    user: whom it runs as (only root may name another). environment: all that it sees; None: this process's own. lazy: it
+    starts when its arguments are complete. pure: a call changes nothing and gives equal results for equal arguments, so that
+    it may run before it is asked for (:mod:`andes_client.ahead`).
 
     Raises ``ValueError`` naming field and value.
     """
@@ -43,6 +44,7 @@ class Tool:
     user: str | None = None
     environment: Mapping[str, str] | None = None
     pure: bool = False
+    lazy: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.command, str) or not self.command:
@@ -80,8 +82,8 @@ class ToolResult:
 class _Units(Protocol):
     """What a tool has been given of its arguments."""
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The units that are whole by now; the last value may go on."""
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:
+        """The units that are whole by now; the last value may go on, unless it is ``whole``."""
 
     def rest(self, arguments: Mapping[str, Any]) -> list[str]:
         """The units that remain at the end."""
@@ -97,8 +99,9 @@ class _Values:
     def __init__(self) -> None:
         self._given: dict[str, Any] = {}
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
-        new = {name: arguments[name] for name in list(arguments)[:-1] if name not in self._given}
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:
+        closed = list(arguments) if whole else list(arguments)[:-1]
+        new = {name: arguments[name] for name in closed if name not in self._given}
         self._given |= new
         return [json.dumps({name: value}) for name, value in new.items()]
 
@@ -125,7 +128,7 @@ class _Statements:
         source = arguments.get(self._argument)
         return source if isinstance(source, str) else ""
 
-    def grown(self, arguments: Mapping[str, Any]) -> list[str]:
+    def grown(self, arguments: Mapping[str, Any], *, whole: bool) -> list[str]:  # noqa: ARG002 - the rest comes at the end
         source = self._source(arguments)
         if len(source) <= len(self._given):  # written once more
             return []
@@ -134,7 +137,7 @@ class _Statements:
         return units
 
     def rest(self, arguments: Mapping[str, Any]) -> list[str]:
-        units, source = self.grown(arguments), self._source(arguments)
+        units, source = self.grown(arguments, whole=True), self._source(arguments)
         last = source[len(self._given) :]
         self._given = source
         return [*units, last] if last.strip() else units
@@ -166,7 +169,7 @@ class ToolCall:
         self.started = started
         self.arguments: Mapping[str, Any] | None = None
         self._tool = tool
-        self._lazy, self._expected = lazy, expected
+        self._lazy, self._expected = lazy or (tool is not None and tool.lazy), expected
         self._slots = slots or contextlib.nullcontext()
         self._lines: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -179,13 +182,14 @@ class ToolCall:
         self._lines.put_nowait({"start": started.id})
         self.result: asyncio.Task[ToolResult] = loop.create_task(self._serve())
 
-    def grow(self, arguments: Mapping[str, Any]) -> None:
+    def grow(self, arguments: Mapping[str, Any], *, whole: bool) -> None:
+        """These arguments are there by now; the last value may go on, unless it is ``whole``."""
         if self._over.done():
             return
         if self._expected is not None and not _may_become(arguments, self._expected.arguments or {}):
             self._is_another.set()
         if not self._lazy:
-            self._put_units(self._units.grown(arguments))
+            self._put_units(self._units.grown(arguments, whole=whole))
 
     def finish(self, arguments: Mapping[str, Any]) -> None:
         """With the units that are only now known to be some."""
@@ -229,7 +233,9 @@ class ToolCall:
         if self._expected is not None:
             await self._is_another.wait()
             if self.arguments is not None and self.arguments == self._expected.arguments:
-                return self._given_ahead(await asyncio.shield(self._expected.result))
+                given = await asyncio.shield(self._expected.result)
+                if given.error is None:
+                    return self._result(text=given.text, ahead=True)
         if (self._lazy or self._over.done()) and (why := await self._over) is not None:
             return self._failed(why)
         async with self._slots:
@@ -289,9 +295,6 @@ class ToolCall:
         if not isinstance(text, str):
             return self._failed(f"it wrote {line[:80]!r}, which holds no result")
         return self._result(text=text.encode(errors="replace").decode())  # half a character is none
-
-    def _given_ahead(self, result: ToolResult) -> ToolResult:
-        return self._result(text=result.text, error=result.error, ahead=True)
 
     def _failed(self, why: str) -> ToolResult:
         return self._result(error=why)

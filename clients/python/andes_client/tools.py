@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from andes_client.ahead import Ahead
 from andes_client.process import Tool, ToolCall, ToolResult
 from andes_client.toolstream import Call, Failed, Finished, Grew, Started, ToolEvent, ToolStream
 
@@ -36,8 +37,8 @@ class ToolRunner:
         for result in await runner.results():
             messages.append(result.message())
 
-    lazy: start a tool when its arguments are complete, as is usual elsewhere. most_calls: further ones fail. slots: processes
-    at a time, shared with other answers.
+    lazy: start a tool when its arguments are complete, as is usual elsewhere. ahead: of the whole conversation: runs calls of
+    pure tools before they are asked for. most_calls: further ones fail. slots: processes at a time, shared with others.
     """
 
     def __init__(
@@ -45,16 +46,18 @@ class ToolRunner:
         tools: Mapping[str, Tool],
         *,
         lazy: bool = False,
+        ahead: Ahead | None = None,
         most_calls: int = 128,
         slots: asyncio.Semaphore | None = None,
     ) -> None:
         self._tools = dict(tools)
-        self._lazy = lazy
+        self._lazy, self._ahead = lazy, ahead
         self._most_calls, self._slots = most_calls, slots
         self._stream = ToolStream()
         self._calls: dict[Call, ToolCall] = {}
         self._written: set[Call] = set()  # by the answer as it is written now
         self._dropped: list[ToolCall] = []
+        self._is_again = False
 
     def feed(self, chunk: ChatCompletionChunk | Mapping[str, Any]) -> None:
         """Start and feed tools by what ``chunk`` brings: of the openai package, or its JSON. In a running event loop."""
@@ -65,7 +68,7 @@ class ToolRunner:
         """The answer is written once more from its start, as after a failure: calls that come out the same go on where they
         are; no process starts twice for one."""
         self._stream = ToolStream()
-        self._written = set()
+        self._written, self._is_again = set(), True
         for call in self._calls.values():
             call.again()
 
@@ -77,6 +80,8 @@ class ToolRunner:
             self._drop(call)
         results = [await call.result for _, call in sorted(self._calls.items())]
         await asyncio.gather(*(call.result for call in self._dropped), return_exceptions=True)
+        if self._ahead is not None:
+            await self._ahead.called(results, self._tools)
         return results
 
     async def close(self) -> None:
@@ -97,15 +102,16 @@ class ToolRunner:
             self._calls[call].abort(event.why)
         else:
             complete = isinstance(event, Finished)
-            if not self._calls[call].agrees(event.arguments, complete=complete):
+            if self._is_again and not self._calls[call].agrees(event.arguments, complete=complete):
                 self._start(self._drop(call))
             if isinstance(event, Grew):
-                self._calls[call].grow(event.arguments)
+                self._calls[call].grow(event.arguments, whole=event.whole)
             else:
                 self._calls[call].finish(event.arguments)
 
     def _start(self, event: Started) -> None:
-        running = ToolCall(event, self._tools.get(event.name), lazy=self._lazy, slots=self._slots)
+        expected = self._ahead.expected(event.name) if self._ahead is not None else None
+        running = ToolCall(event, self._tools.get(event.name), lazy=self._lazy, expected=expected, slots=self._slots)
         self._calls[event.call] = running
         if len(self._calls) > self._most_calls:
             running.abort(f"one answer may make {self._most_calls} calls")

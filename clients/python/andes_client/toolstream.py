@@ -8,6 +8,7 @@ in the units of :mod:`andes_client.units`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,10 +42,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Grew:
-    """arguments: all that can be read by now; the last string may go on, everything else in it is closed."""
+    """arguments: all that can be read by now; what is last may go on, everything else in it is closed. whole: the last is
+    a string that is closed too."""
 
     call: Call
     arguments: Mapping[str, Any]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Failed:
     why: str
 
 
+_QUOTES = re.compile(r'\\.|"|\\\Z', re.DOTALL)
 ToolEvent = Started | Grew | Finished | Failed
 
 
@@ -73,7 +77,15 @@ class _Writing:
     text: bytearray = field(default_factory=bytearray)
     started: bool = False
     over: bool = False
-    seen: Any = None
+    seen: Grew | None = None
+    quoted: bool = False  # the text ends inside a string
+    escape: str = ""  # a backslash at its end
+
+    def add(self, piece: str) -> None:
+        self.text += piece.encode(errors="replace")
+        tokens = _QUOTES.findall(self.escape + piece)
+        self.quoted ^= tokens.count('"') % 2 == 1
+        self.escape = "\\" if tokens and tokens[-1] == "\\" else ""
 
 
 class _Delta(NamedTuple):
@@ -117,7 +129,7 @@ class ToolStream:
         if not delta.arguments:
             return self._start(call, writing) if writing.id and writing.name else []
         events: list[ToolEvent] = self._start(call, writing)
-        writing.text += delta.arguments.encode(errors="replace")
+        writing.add(delta.arguments)
         if len(writing.text) > MAX_ARGUMENT_BYTES:
             return [*events, self._fail(call, f"its arguments are longer than {MAX_ARGUMENT_BYTES} bytes")]
         try:
@@ -126,9 +138,11 @@ class ToolStream:
             return [*events, self._fail(call, f"its arguments are no JSON: {error}")]
         if not isinstance(arguments, dict):
             return [*events, self._fail(call, f"its arguments are {type(arguments).__name__}, not an object")]
-        if arguments != writing.seen:
-            writing.seen = arguments
-            events.append(Grew(call, arguments))
+        last = next(reversed(arguments.values()), None)
+        grew = Grew(call, arguments, isinstance(last, str) and not writing.quoted)
+        if grew != writing.seen:
+            writing.seen = grew
+            events.append(grew)
         return events
 
     def _start(self, call: Call, writing: _Writing) -> list[ToolEvent]:

@@ -9,18 +9,22 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
-from andes_sglang import expectations
+from andes_sglang import expectations, reception
 from andes_sglang.adapter import launch
 from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
@@ -82,6 +86,41 @@ OFFLOAD = ("--preemption-mode", "offload")
 )
 def test_a_user_error_is_named_before_anything_starts(model: str, arguments: tuple[str, ...], says: str) -> None:
     assert says in refusal("--model", model, *arguments)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model, may not show another, and has never heard of the rest."""
+
+    def do_GET(self) -> None:
+        known = {"/api/models/org/there": 200, "/api/models/org/gated": 403}.get(self.path, 404)
+        body = b'{"id": "org/there"}' if known == 200 else b"{}"
+        self.send_response(known)
+        if known == 404:
+            self.send_header("x-error-code", "RepoNotFound")
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_model_that_is_none_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        thread = threading.Thread(target=hub.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        launch.check_hub("org/there")
+        launch.check_hub("org/gated")
+        launch.check_hub("s3://bucket/model")
+        launch.check_hub(str(tmp_path))
+        for name in ("org/unknown", "org/un known"):
+            with pytest.raises(UsageError, match=f"--model {name}: no such directory, and the hub has no such model"):
+                launch.check_hub(name)
+        hub.shutdown()
+        thread.join()
+    with pytest.raises(UsageError, match=r"not in the local cache, and the hub cannot be reached"):
+        launch.check_hub("org/there")
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "forced", "stock"])
@@ -352,6 +391,47 @@ def wait_until_waiting(engine: Engine, count: int) -> None:
             return
         assert time.monotonic() < deadline_s, found
         time.sleep(0.05)
+
+
+def tell_until_parked(engine: Engine, rid: str, tokens: int) -> None:
+    deadline_s = time.monotonic() + 120
+    while read_metrics(engine.url).get('andes_requests{state="parked"}') != 1.0:
+        assert time.monotonic() < deadline_s
+        engine.post(reception.PATH, {"readers": {rid: tokens}})
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes: Engine) -> None:
+    """It holds the one place in the batch, and gives it away; meanwhile the engine answers its health checks with nothing else
+    to do, serves others, and lets one go that is aborted."""
+    body = {
+        "rid": "slow",
+        "input_ids": [5, 6, 7],
+        "sampling_params": {"max_new_tokens": 600, "ignore_eos": True, "temperature": 0},
+    }
+    stops = 'andes_preemptions_total{mode="park",reason="reader"}'
+    whole = andes.post("/generate", {**body, "rid": "fast"})
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(andes.post, "/abort_request", {"abort_all": True})
+        slow = pool.submit(andes.post, "/generate", body)
+        tell_until_parked(andes, "slow", 10)
+        with urllib.request.urlopen(andes.url + "/health", timeout=100) as answer:
+            assert answer.status == 200
+        generate(andes, "other", 20)
+        assert not slow.done()
+        assert read_metrics(andes.url)['andes_requests{state="released"}'] == 1.0, "the only slot was wanted"
+        andes.post(reception.PATH, {"readers": {"slow": None, "unknown": 3}})
+        assert slow.result(120)["output_ids"] == whole["output_ids"]
+        assert read_metrics(andes.url)[stops] == 1.0
+        gone = pool.submit(andes.post, "/generate", {**body, "rid": "gone"})
+        tell_until_parked(andes, "gone", 0)
+        andes.post("/abort_request", {"rid": "gone"})
+        assert gone.result(120)["meta_info"]["finish_reason"]["type"] == "abort"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        andes.post(reception.PATH, {"readers": {"slow": -3}})
+    assert "readers.slow: expected a whole number" in caught.value.read().decode()
 
 
 @pytest.mark.engine
