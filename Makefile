@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
+	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
 	bench-rivals bench-slack bench-slack-day bench-waits bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
 	bench-surges bench-answer-lengths soak small-model chart lock clean
 
@@ -78,6 +78,9 @@ bench-gateway-soak: setup ## 1,000 streams that come and go before engines that 
 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)
+
+bench-llama-index: setup ## LlamaIndex behind the gateway and an impatient nginx, in an environment of its own (needs a package index)
+	$(BIN)/python benchmarks/llama_index.py $(ARGS)
 
 bench-sim-server: setup ## start-up, memory and 500 streams of the simulated engine's server, on one core
 	$(BIN)/python benchmarks/sim_server.py $(ARGS)
