@@ -47,6 +47,7 @@ SETTINGS = {
     "paper": Setting("a100-40gb-phi-3-mini", *MULTI_ROUND, 420.0),
     "cpu": Setting("cpu-tiny-llama", "200-400", "150-250"),
     "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(1.0, 1.25, 1.5), x=1.25),
+    "h100-reasoning": Setting("h100-llama-3.1-8b", trace="servegen_r1_surge_rt"),
 }
 
 

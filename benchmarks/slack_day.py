@@ -5,7 +5,8 @@ day of recorded rates (ServeGen, 96 times compressed; requests, engines and read
 of readers is static: the fewest replicas whose mean QoE in every two hours of the day is 0.95 or more. Jobs are there all
 day, kept just ahead of each replica, with the lengths of the readers' requests. What they would take on engines of their own
 comes from an engine that has nothing else. Followed: what a readers' fleet would take that had in every half hour, without
-delay, as large a share of those replicas as the rate is of the day's highest.
+delay, as large a share of those replicas as the rate is of the highest. Two of stock: readers and jobs on fleets of stock
+SGLang with mixed chunks, sized alike.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,10 +31,10 @@ from andes_sglang.workload import SyntheticWorkload, load_rates, readers_of
 from benchmarks.lengths import SHORT_CHAT
 from benchmarks.markdown import Lines, header, row
 from benchmarks.runs import INTERVAL_S
-from benchmarks.settings import ARMS, best_arm
+from benchmarks.settings import ARMS, STOCK, best_arm
 from benchmarks.slack import PATIENT, Priority, engine_of
 
-SETTING, TRACE, DAY, SPEED = "a100-13b", "servegen_msmall_rate_week1.csv.gz", 4, 96.0
+SETTING, TRACE, SPEED = "a100-13b", "servegen_msmall_rate_week1.csv.gz", 96.0
 DAY_S = 86_400.0 / SPEED
 PEAK_REPLICAS = 2.6
 """That the day's highest rate keeps busy, by arithmetic."""
@@ -108,66 +109,66 @@ def serve(
     return Day(qoe, float(means.min()), tokens)
 
 
-def work_of(seed: int, *, weight: float, yields: bool) -> Iterator[RequestSpec]:
+def work_of(seed: int, *, yields: bool) -> Iterator[RequestSpec]:
     """Offline requests without end."""
     for again in itertools.count():
         drawn = SyntheticWorkload("jobs", ((1000.0, 1.0),), *SHORT_CHAT, readers_of("reading"), 1000 * seed + again)
-        yield from (replace(spec, target=PATIENT, weight=weight, yields=yields) for spec in drawn)
+        yield from (replace(spec, target=PATIENT, yields=yields) for spec in drawn)
 
 
-def table(traces: Path, seed: int) -> Lines:
+def table(traces: Path, day: int, seed: int) -> Lines:
     rates = load_rates(traces / TRACE)
     if rates is None:
         raise SystemExit(f"{traces / TRACE}: no rates")
     flags = ARMS[best_arm(SETTING)]
     engine = engine_of(SETTING, flags)
     scenario = Scenario.of_day(
-        rates, engine, day=DAY, day_windows=round(86_400.0 / BIN_S), peak_replicas=PEAK_REPLICAS, lengths=SHORT_CHAT,
+        rates, engine, day=day, day_windows=round(86_400.0 / BIN_S), peak_replicas=PEAK_REPLICAS, lengths=SHORT_CHAT,
         speed=SPEED, seed=seed,
     )  # fmt: skip
-    yield f"{len(scenario.requests)} requests of readers, day {DAY} of {TRACE}"
+    yield f"{len(scenario.requests)} requests of readers, day {day} of {TRACE}"
     yield ""
     make_policy = configure(engine, flags)[1]
-    for replicas in itertools.count(1):
-        alone = serve(engine, make_policy(), scenario.requests, replicas, None)
-        if alone.worst >= OBJECTIVE:
-            break
-    only = serve(engine, make_policy(), (), 1, Jobs(work_of(seed, weight=1.0, yields=False), DAY_S))
-    job_rate = only.job_tokens / 24.0  # tokens in an hour of a GPU that has nothing else
-    followed = _followed(scenario, replicas)
-    readers_h = 24.0 * replicas
-    yield from header("jobs under", "readers, mean / p5 / worst 2 h", "lost, mean", "p5", "slack used", "jobs, GPU-h",
-                      "two fleets", "one", "fewer", "fewer than followed")  # fmt: skip
-    yield row(
-        "none",
-        _readers(alone),
-        "",
-        "",
-        "",
-        "0",
-        f"{readers_h:.0f}",
-        f"{readers_h:.0f}",
-        "",
-        f"followed: {followed:.0f}",
-    )
-    reader_tokens = sum(spec.output_tokens for spec in scenario.requests)
-    left = 24.0 * replicas * job_rate - reader_tokens
-    for name, policy, weight, yields in (
-        ("andes, they yield", make_policy(), 1.0, True),
-        ("HyGen's rule", Priority(within_budget=True), 1.0, False),
-        ("strict priority", Priority(within_budget=False), 1.0, False),
+    replicas, alone = fewest(engine, make_policy, scenario.requests)
+    stock = engine_of(SETTING, STOCK["stock, mixed"])
+    stock_replicas, by_stock = fewest(stock, lambda: None, scenario.requests)
+    rate, stock_rate = job_rate(engine, make_policy(), seed), job_rate(stock, None, seed)
+    followed, readers_h = _followed(scenario, replicas), 24.0 * replicas
+    yield from header("fleet, jobs", "readers, mean / p5 / worst 2 h", "lost, mean", "p5", "slack used", "GPU-h of readers",
+                      "of jobs alone", "fewer than two fleets", "than two of stock", "than followed")  # fmt: skip
+    yield row("stock, none", _readers(by_stock), "", "", "", f"{24 * stock_replicas}", "", "", "", "")
+    yield row("andes, none", _readers(alone), "", "", "", f"{readers_h:.0f}", "", "", "", f"followed: {followed:.0f}")
+    left = 24.0 * replicas * rate - sum(spec.output_tokens for spec in scenario.requests)
+    for name, policy, yields in (
+        ("andes, they yield", make_policy(), True),
+        ("HyGen's rule", Priority(within_budget=True), False),
+        ("strict priority", Priority(within_budget=False), False),
     ):
         base = alone if yields else serve(engine, policy, scenario.requests, replicas, None)
-        both = serve(
-            engine, policy, scenario.requests, replicas, Jobs(work_of(seed, weight=weight, yields=yields), DAY_S)
-        )
-        job_h = both.job_tokens / job_rate
+        both = serve(engine, policy, scenario.requests, replicas, Jobs(work_of(seed, yields=yields), DAY_S))
+        hours, stock_hours = both.job_tokens / rate, both.job_tokens / stock_rate
         yield row(
             name, _readers(both), f"{base.qoe.mean() - both.qoe.mean():.3f}",
             f"{np.quantile(base.qoe, 0.05) - np.quantile(both.qoe, 0.05):.3f}", f"{both.job_tokens / left:.0%}",
-            f"{job_h:.0f}", f"{readers_h + job_h:.0f}", f"{readers_h:.0f}", f"{job_h / (readers_h + job_h):.0%}",
-            f"{1 - readers_h / (followed + job_h):.0%}",
+            f"{readers_h:.0f}", f"{hours:.1f}", f"{1 - readers_h / (readers_h + hours):.0%}",
+            f"{1 - readers_h / (24 * stock_replicas + stock_hours):.0%}", f"{1 - readers_h / (followed + hours):.0%}",
         )  # fmt: skip
+
+
+def fewest(
+    engine: EngineModel, make_policy: Callable[[], SchedulingPolicy | None], readers: Sequence[RequestSpec]
+) -> tuple[int, Day]:
+    """The fewest replicas that hold the objective, and the day on them."""
+    for replicas in itertools.count(int(PEAK_REPLICAS)):
+        alone = serve(engine, make_policy(), readers, replicas, None)
+        if alone.worst >= OBJECTIVE:
+            return replicas, alone
+    raise AssertionError("some number does")
+
+
+def job_rate(engine: EngineModel, policy: SchedulingPolicy | None, seed: int) -> float:
+    """Tokens of jobs in an hour of the day on an engine that has nothing else."""
+    return serve(engine, policy, (), 1, Jobs(work_of(seed, yields=False), DAY_S)).job_tokens / 24.0
 
 
 def _readers(day: Day) -> str:
@@ -185,9 +186,10 @@ def main() -> None:
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--traces", type=Path, required=True, help="directory of recorded traces")
+    parser.add_argument("--day", type=int, default=0, help="of the week that was recorded")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    for line in table(given.traces, given.seed):
+    for line in table(given.traces, given.day, given.seed):
         print(line, flush=True)
 
 
