@@ -3,12 +3,15 @@ PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
+# Two at a time, a file in one process: most of what they take is waiting. Fewer or more: make test WORKERS=1.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-tools bench-second-device bench-simulated bench-autoscaling bench-surges bench-answer-lengths soak \
-	small-model chart lock clean
+.PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
+	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
+	bench-rivals bench-slack bench-slack-day bench-waits bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-surges bench-answer-lengths soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,10 +21,13 @@ setup: ## make .venv: SGLang on CPU and everything the other targets need
 
 demo: setup out/model/config.json ## stock SGLang against andes in a surge, on this machine; report in out/demo
 	$(BIN)/andes compare --model out/model --policies stock,andes --load 0.96 --duration 75 --tds 4.5 \
-	  --out out/demo --max-total-tokens 8192
+	  --out out/demo --force --max-total-tokens 8192
 
 out/model/config.json: | setup
 	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
+
+demo-tools: setup ## tools that start while the model writes, beside tools that wait (a minute); picture in out/demo-tools
+	$(BIN)/python benchmarks/tool_demo.py $(ARGS)
 
 demo-cluster: setup ## chart and operator on a real control plane: a surge, and how it is met; picture in out/demo-cluster
 	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
@@ -34,19 +40,19 @@ control-plane: ## build the Kubernetes that tests and demo-cluster need, from De
 	tools/control-plane.sh
 
 test: setup lint ## everything: lint, types, all tests, real engines and a control plane among them
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-unit: setup ## the tests that start no engine, server or cluster (a minute)
-	$(BIN)/pytest $(UNIT)
+	$(PYTEST) $(UNIT)
 
 test-cluster: setup ## operator and chart on a real Kubernetes control plane (minutes)
-	$(BIN)/pytest -m cluster
+	$(PYTEST) -m cluster
 
 test-engine: setup ## the tests on real SGLang servers (minutes)
-	$(BIN)/pytest -m "engine and not releases"
+	$(PYTEST) -m "engine and not releases"
 
 test-releases: setup ## the smoke on the older releases of SGLang (docs/sglang-releases.md; minutes)
-	$(BIN)/pytest -m releases
+	$(PYTEST) -m releases
 
 mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt
@@ -73,6 +79,9 @@ bench-gateway-soak: setup ## 1,000 streams that come and go before engines that 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)
 
+bench-llama-index: setup ## LlamaIndex behind the gateway and an impatient nginx, in an environment of its own (needs a package index)
+	$(BIN)/python benchmarks/llama_index.py $(ARGS)
+
 bench-sim-server: setup ## start-up, memory and 500 streams of the simulated engine's server, on one core
 	$(BIN)/python benchmarks/sim_server.py $(ARGS)
 
@@ -91,11 +100,27 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
+bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
+	$(BIN)/python benchmarks/slack_day.py $(ARGS)
+
+bench-waits: setup ## the wait for a first token as a gateway tells it, on simulated engines (2 minutes)
+	$(BIN)/python benchmarks/waits.py $(ARGS)
+
+bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
+	$(BIN)/python benchmarks/ladder.py $(ARGS)
+
 bench-tools: setup ## tools fed while their arguments are written, against tools that wait for them (3 minutes)
+	$(BIN)/python benchmarks/tool_parsing.py
 	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
 bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (40 minutes)
 	$(BIN)/python benchmarks/second_device.py $(ARGS)
+
+bench-tools-real: setup ## calls that a small real model writes on SGLang (CPU); needs `make small-model` (5 minutes)
+	$(BIN)/python benchmarks/tool_real_text.py $(ARGS)
+
+bench-tools-ahead: setup ## calls of pure tools run before they are asked for: hits and seconds saved (4 minutes)
+	$(BIN)/python benchmarks/tool_ahead.py $(ARGS)
 
 bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
 	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)

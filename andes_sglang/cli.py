@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 
 from andes_sglang import __version__
-from andes_sglang.flags import UsageError
+from andes_sglang.usage import UsageError
 
 __all__ = ["main"]
 
@@ -33,6 +33,7 @@ COMMANDS = {
     "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),
     "simulate": ("andes_sglang.sim.cli", "simulate one workload under several policies"),
     "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
+    "train-router": ("andes_sglang.train_router", "learn to choose between models of a ladder, in simulated fleets"),
     "profile": ("andes_sglang.profiling", "measure an engine and write its profile"),
 }
 """By name: the module with the command's ``add_arguments`` and ``USER_ERRORS``, and what it does."""
@@ -131,6 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except user_errors as error:
         print(f"andes {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nandes {argv[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

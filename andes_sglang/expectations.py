@@ -17,6 +17,7 @@ from andes_sglang.qoe import THINK_TDS, QoETarget
 
 __all__ = [
     "KEY", "MAX_EXPECTED_TOKENS", "MAX_WEIGHT", "MIN_WEIGHT", "REASONING", "ReaderExpectation", "parse", "to_custom_params",
+    "with_reasoning_shown",
 ]  # fmt: skip
 
 KEY = "qoe"
@@ -93,6 +94,14 @@ def parse(custom_params: Any, default: QoETarget | ReaderExpectation) -> ReaderE
         return ReaderExpectation(target, **values)
     except ValueError as error:
         raise ValueError(f"custom_params.qoe.{error}") from None
+
+
+def with_reasoning_shown(custom_params: Any) -> Any:
+    """``custom_params`` of a request whose thought is shown, whatever it says of that; malformed ones as they are."""
+    given = custom_params or {}
+    if not isinstance(given, dict) or not isinstance(said := given.get(KEY, {}), dict):
+        return custom_params
+    return {**given, KEY: {**said, "reasoning": "shown"}}
 
 
 def to_custom_params(expectation: ReaderExpectation) -> dict[str, Any]:

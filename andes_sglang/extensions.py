@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
 __all__ = ["find_class"]
 
 
-def find_class(name: str, own: Mapping[str, Any], group: str, noun: str) -> Any:
+def find_class(name: str, own: Mapping[str, Any], group: str, noun: str, *, unnamed: Container[str] = ()) -> Any:
     """The class called ``name``: of ``own``, of the entry points of ``group``, or ``package.module:Class``.
 
-    noun: what it is called in messages. Raises ``ValueError`` naming what is unknown or cannot be imported.
+    noun: what it is called in messages; unnamed: those of ``own`` that no message offers. Raises ``ValueError`` naming what
+    is unknown or cannot be imported.
     """
     if name in own:
         return own[name]
@@ -26,5 +27,5 @@ def find_class(name: str, own: Mapping[str, Any], group: str, noun: str) -> Any:
             return found[0].load()
     except Exception as error:  # whatever another package's module raises while it is imported
         raise ValueError(f"{noun} {name!r} cannot be loaded: {type(error).__name__}: {error}") from None
-    known = sorted({*own, *(point.name for point in entry_points(group=group))})
+    known = sorted({*(one for one in own if one not in unnamed), *(point.name for point in entry_points(group=group))})
     raise ValueError(f"unknown {noun} {name!r}; choose one of {', '.join(known)}, or give package.module:Class")

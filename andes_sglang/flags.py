@@ -11,19 +11,16 @@ from typing import Any
 from andes_sglang.arms import Arm, parse_arms, policy_options
 from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.qoe import QoETarget
+from andes_sglang.usage import UsageError
 
 __all__ = [
-    "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "bind", "check_arms",
-    "check_model", "check_run", "options_of", "policy_of", "target_of",
+    "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "base_url", "bind",
+    "check_arms", "check_model", "check_run", "options_of", "policy_of", "target_of",
 ]  # fmt: skip
 
 
 MAX_LOAD = 5.0
 """Times what an engine sustains: beyond, a run takes hours to work off its backlog."""
-
-
-class UsageError(Exception):
-    """A wrong flag or value; the text names flag, value and what to do."""
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +56,13 @@ def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
         return make_policy(args.policy, options)
     except ValueError as error:
         raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
+
+
+def base_url(text: str) -> str:
+    """Of a server, from its ``--url``: without ``/v1``."""
+    if "://" not in text:
+        raise UsageError(f"--url {text}: say http:// or https:// first, as in http://{text}")
+    return text.rstrip("/").removesuffix("/v1")
 
 
 def check_model(text: str) -> None:

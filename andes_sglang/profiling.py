@@ -16,7 +16,7 @@ import platform
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,16 @@ from typing import Any
 from andes_sglang import results
 from andes_sglang.bench.client import EndpointError, replay
 from andes_sglang.bench.engine import read_metrics
+from andes_sglang.flags import UsageError, base_url
 from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RecordsError, RequestRecord, RequestSpec, read_records
+from andes_sglang.request import RecordsError, RequestRecord, RequestSpec, read_records, write_records
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.fit import CostFit, FitError, fit_costs
+from andes_sglang.sim.fit import CostFit, FitError, TooFewError, fit_costs
 from andes_sglang.sim.profile import Profile, dump
+from andes_sglang.summary import INTERRUPTED
 from andes_sglang.workload import Workload
 
-__all__ = ["USER_ERRORS", "add_arguments", "costs_from_metrics", "load_for"]
+__all__ = ["USER_ERRORS", "add_arguments", "costs_from_metrics", "load_for", "measure"]
 
 USER_ERRORS = (FitError, EndpointError, RecordsError)
 MAX_PUBLISHED_ERROR = 0.25
@@ -42,6 +44,10 @@ MIN_PROMPTS = 100
 """Of a load: three times what the fit needs of prefills (``andes_sglang.sim.fit``)."""
 MIN_TOKENS, MAX_ANSWER_TOKENS = 16, 120
 """Shortest prompt and answer of the load; longest answer but that of the long request of a round."""
+MAX_LOADS = 4
+"""Of ``--seconds`` each: those after the first only where iterations of a kind were too few to fit."""
+BETWEEN_LOADS_S = 1.0
+"""In the records, from the end of one load to the start of the next."""
 DECODE_STEPS_PER_S = 60
 """Of the long request: at this many it lasts for its round."""
 ROUND_SHARES = (0.2, 0.5)
@@ -90,13 +96,18 @@ class _Sizes:
 
 
 def _server_info(url: str) -> Mapping[str, Any]:
-    """SGLang's ``/server_info``; empty for another engine."""
+    """SGLang's ``/server_info``; empty for another engine. Raises :class:`EndpointError` where nothing answers."""
     for path in ("/server_info", "/get_server_info"):
         try:
             with urllib.request.urlopen(url + path, timeout=SERVER_INFO_TIMEOUT_S) as answer:
                 found = json.load(answer)
-        except (urllib.error.URLError, OSError, ValueError):
+        except (urllib.error.HTTPError, ValueError):
             continue
+        except OSError as error:
+            why = getattr(error, "reason", error)
+            raise EndpointError(
+                f"--url {url}: nothing answers there ({getattr(why, 'strerror', None) or why})"
+            ) from None
         if isinstance(found, dict):
             return found
     return {}
@@ -106,7 +117,11 @@ def _sizes(args: argparse.Namespace, info: Mapping[str, Any]) -> _Sizes:
     def size(flag: str, given: int | None, *names: str) -> int:
         value = given if given is not None else next((info[n] for n in names if info.get(n)), None)
         if not isinstance(value, int) or value < 1:
-            raise FitError(f"{flag} must be a whole number > 0, got {value!r}; the engine does not say it")
+            raise FitError(
+                f"{flag} must be a whole number > 0, got {value}"
+                if value is not None
+                else f"{flag} is needed: {'the engine does not say it' if args.url else 'records do not say it'}"
+            )
         return value
 
     return _Sizes(
@@ -170,22 +185,19 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _check(args)
     records: Sequence[RequestRecord]
     if args.url:
-        url = args.url.rstrip("/").removesuffix("/v1")
+        url = base_url(args.url)
         info = _server_info(url)
         sizes = _sizes(args, info)
         load = load_for(sizes.kv_capacity_tokens, sizes.max_running, sizes.chunk_tokens, args.seconds)
-        records = asyncio.run(replay(url, load, seed=1, api_key=args.api_key, send_expectations=False,
-                                     progress=results.Progress("profile")))  # fmt: skip
-        if failed := [r for r in records if r.error]:
-            raise EndpointError(f"{len(failed)} of {len(records)} requests failed, the first with {failed[0].error!r}")
+        records, fit = measure(lambda seed: _replay(url, load, seed, args.api_key), sizes.chunk_tokens, _kept(args.out))
         what = f"{url}: {len(records)} requests"
     else:
         sizes, url = _sizes(args, {}), ""
         records, what = read_records(args.records), f"records of {args.records.name}"
-    fit = fit_costs(records, chunk_tokens=sizes.chunk_tokens)
+        fit = fit_costs(records, chunk_tokens=sizes.chunk_tokens)
     published = costs_from_metrics(read_metrics(url), fit.costs) if url else None
     profile = _build(args, sizes, fit, published, what)
-    args.out.write_text(dump(profile))
+    _write(args.out, dump(profile))
     print(profile.source, file=sys.stderr)
     for stage, error in (("decode", fit.decode_error), ("prefill", fit.prefill_error)):
         if error > DOUBTFUL_ERROR:
@@ -198,10 +210,73 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def measure(
+    replayed: Callable[[int], Sequence[RequestRecord]], chunk_tokens: int, kept: Path
+) -> tuple[list[RequestRecord], CostFit]:
+    """Load after load, each with prompts of its own (``replayed(seed)``), until there is enough to fit costs to.
+
+    All that was measured is in ``kept`` then, also where :class:`FitError` or :class:`EndpointError` is raised.
+    """
+    records: list[RequestRecord] = []
+    for number in range(1, MAX_LOADS + 1):
+        records += _after(records, replayed(number))
+        try:
+            write_records(kept, records)
+        except OSError as error:
+            print(f"warning: {kept} cannot be written ({error.strerror})", file=sys.stderr)
+        interrupted = any(record.error == INTERRUPTED for record in records)
+        if failed := [r for r in records if r.error not in (None, INTERRUPTED)]:
+            raise EndpointError(f"{len(failed)} of {len(records)} requests failed, the first with {failed[0].error!r}")
+        try:
+            return records, fit_costs(records, chunk_tokens=chunk_tokens)
+        except TooFewError as error:
+            short = error
+        if interrupted:
+            break
+        print(f"{short}: load {number} of at most {MAX_LOADS} is over", file=sys.stderr)
+    raise FitError(
+        f"{short}, in {number} load{'s'[: number > 1]}; the records are in {kept}. Measure longer (--seconds), from a "
+        "machine that does nothing else; of a simulated engine, at a lower --speed"
+    )
+
+
+def _after(earlier: Sequence[RequestRecord], records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """``records`` as those of a load that began when ``earlier`` had ended."""
+    if not earlier:
+        return list(records)
+    by_s, count = max(r.end_s for r in earlier) + BETWEEN_LOADS_S, len(earlier)
+    return [
+        replace(
+            r, index=r.index + count, arrival_s=r.arrival_s + by_s, sent_s=r.sent_s + by_s, end_s=r.end_s + by_s,
+            deliveries=[(at_s + by_s, tokens) for at_s, tokens in r.deliveries],
+        )
+        for r in records
+    ]  # fmt: skip
+
+
+def _replay(url: str, load: Workload, seed: int, api_key: str | None) -> list[RequestRecord]:
+    progress = results.Progress("profile")
+    return asyncio.run(replay(url, load, seed=seed, api_key=api_key, send_expectations=False, progress=progress))
+
+
+def _kept(out: Path) -> Path:
+    return out.with_name(f"{out.stem}-records.jsonl.gz")
+
+
+def _write(out: Path, text: str) -> None:
+    try:
+        out.write_text(text)
+    except OSError as error:
+        print(text)
+        raise UsageError(f"--out {out}: the profile above cannot be written there ({error.strerror})") from None
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raise for what would only be found after the engine was measured."""
     if args.out.suffix != ".toml":
         raise FitError(f"--out {str(args.out)!r}: a profile's name ends in .toml")
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out}: is a directory")
     for flag, value, least in (("--seconds", args.seconds, 1.0), ("--start-s", args.start_s, 0.0)):
         if not least <= value < math.inf:
             raise FitError(f"{flag} must be a number of seconds >= {least:g}, got {value!r}")

@@ -18,7 +18,7 @@ __all__ = [
     "SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS", "SGLANG_RELEASE",
     "SGLANG_RETRACT_DECODE_STEPS", "admissible", "admission_tokens", "asks_policy", "decayed_new_token_ratio",
     "is_health_check", "is_kv_pressure", "max_prefix_hit_tokens", "new_token_ratio_after_retraction", "off_device_mode",
-    "prefill_room_tokens", "prefix_lookup_rows", "prompt_makes_way", "recomputed_tokens", "resumes_all_parked",
+    "parked_to_resume", "prefill_room_tokens", "prefix_lookup_rows", "prompt_makes_way", "recomputed_tokens",
     "retraction_victim", "running_bound", "steps_to_kv_pressure", "stock_retraction_rank",
 ]  # fmt: skip
 
@@ -126,9 +126,10 @@ def steps_to_kv_pressure(free_tokens: int, running: int) -> int:
     return free_tokens // running - KV_PRESSURE_STEPS + 1
 
 
-def asks_policy(waiting: int, parked: int, running: int, free_tokens: int) -> bool:
-    """Whether there is anything to decide before this iteration: a request to admit or to resume, or KV pressure."""
-    return waiting > 0 or parked > 0 or is_kv_pressure(free_tokens, running)
+def asks_policy(waiting: int, parked: int, running: int, free_tokens: int, behind: int = 0) -> bool:
+    """Whether there is anything to decide before this iteration: a request to admit or to resume, KV pressure, or one that
+    runs while readers are ``behind``. waiting, parked: without those whose reader cannot receive."""
+    return waiting > 0 or parked > 0 or is_kv_pressure(free_tokens, running) or (behind > 0 and running > 0)
 
 
 def prefix_lookup_rows(cursor: int, waiting: int) -> list[int]:
@@ -159,10 +160,15 @@ def prefill_room_tokens(
     return min(chunk_tokens - beside, free_tokens - growth_tokens - (page_tokens - 1))
 
 
-def resumes_all_parked(running: int, parked: int, preempted: int) -> bool:
-    """Whether everything parked runs, asked or not: no request runs, none could be admitted, and none was preempted just now.
-    The engine must not idle while it holds requests."""
-    return parked > 0 and running == 0 and preempted == 0
+def parked_to_resume(
+    running: int, parked: Collection[T], preempted: int, can_receive: Callable[[T], bool], *, waits: bool
+) -> list[T]:
+    """What is parked and runs, asked or not: no request runs, none could be admitted, and none was preempted just now. The
+    engine must not idle while it holds requests that a reader can receive. waits: whether one of those waits for a prefill:
+    where it cannot be admitted, even what no reader can receive goes on, and makes room at its end."""
+    if running or preempted:
+        return []
+    return list(filter(can_receive, parked)) or (list(parked) if waits else [])
 
 
 def retraction_victim(

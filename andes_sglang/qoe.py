@@ -61,7 +61,7 @@ class QoETarget:
                 f"think_tds must be a number of tokens/s from 1e-3 to 1e9, or infinite, got {self.think_tds!r}"
             )
 
-    def start_s(self, arrival_s: float, thought_tokens: int = 0) -> float:
+    def start_s(self, arrival_s: float, thought_tokens: float = 0) -> float:
         """When the reader begins to wait for the answer to a request that arrived at ``arrival_s`` (clock seconds), for which
         ``thought_tokens`` have been generated that are not shown."""
         return arrival_s + self.ttft_s + thought_tokens / self.think_tds
@@ -126,6 +126,20 @@ class ReaderStream:
         if not self.delivered:
             self.thought_tokens += tokens
             self.start_s = self._target.start_s(self._arrival_s, self.thought_tokens)
+
+    def copy(self) -> ReaderStream:
+        """As it is now."""
+        other: ReaderStream = object.__new__(ReaderStream)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def stand_still(self, until_s: float) -> float:
+        """What kept text from the reader was no fault of who serves it: its clock has stood still, so that it runs dry at
+        ``until_s`` (clock seconds) and not before. The seconds for which it has; 0 where it had enough anyway."""
+        stood_s = max(0.0, until_s - self.start_s - self.end_s)
+        self.start_s += stood_s
+        return stood_s
 
     def buffered_tokens(self, now_s: float) -> float:
         """Delivered tokens that the reader has not digested yet at ``now_s``."""

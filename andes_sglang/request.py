@@ -23,6 +23,7 @@ __all__ = [
     "Score",
     "TokenTimes",
     "read_records",
+    "readers_times",
     "score",
     "write_records",
 ]
@@ -109,6 +110,15 @@ def score(times_s: Array, arrival_s: float, target: QoETarget, thought_tokens: i
     return Score(qoe, stalls, stall_s, longest_s, 1.0 + float(worth.clip(0.0, 1.0).sum()))
 
 
+def readers_times(times_s: Array, holds: Iterable[tuple[float, float]] | None) -> Array:
+    """``times_s``, seconds, shape (n,), as a clock shows them that has stood still: ``holds`` are when that was found and for
+    how many seconds (:meth:`andes_sglang.qoe.ReaderStream.stand_still`); None: never."""
+    stood_s = np.zeros_like(times_s)
+    for at_s, held_s in holds or ():
+        stood_s[times_s > at_s] += held_s
+    return times_s - stood_s
+
+
 class TokenTimes(Sequence[tuple[float, int]]):
     """Deliveries of one token each, kept as an array of times, shape (tokens,), in seconds."""
 
@@ -134,7 +144,8 @@ class RequestRecord:
     that were shown. output_tokens: of all; reason_tokens of them were generated before the first that was shown.
 
     What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
-    prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced.
+    prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced;
+    holds, for how long its reader could not receive (:func:`readers_times`), which is not held against the engine.
     """
 
     index: int
@@ -154,6 +165,7 @@ class RequestRecord:
     retractions: int | None = None
     reason_tokens: int = 0
     think_tds: float = THINK_TDS
+    holds: Sequence[tuple[float, float]] | None = None
 
     @property
     def target(self) -> QoETarget:
@@ -163,9 +175,12 @@ class RequestRecord:
         """The reader after everything that was delivered."""
         stream = ReaderStream(self.arrival_s, self.target)
         stream.think(self.reason_tokens)
-        for at, tokens in self.deliveries:
-            stream.deliver(at, tokens)
+        for at in self._readers_times().tolist():
+            stream.deliver(at)
         return stream
+
+    def _readers_times(self) -> Array:
+        return readers_times(self.token_times_s, self.holds)
 
     @property
     def token_times_s(self) -> Array:
@@ -175,7 +190,7 @@ class RequestRecord:
         return np.repeat(np.array([at for at, _ in self.deliveries], dtype=np.float64), [n for _, n in self.deliveries])
 
     def score(self) -> Score:
-        return score(self.token_times_s, self.arrival_s, self.target, self.reason_tokens)
+        return score(self._readers_times(), self.arrival_s, self.target, self.reason_tokens)
 
     @property
     def qoe(self) -> float:

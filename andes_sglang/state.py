@@ -65,6 +65,9 @@ class RequestView:
     those with one leave over (:mod:`andes_sglang.policy.yielding`), whatever the policy.
     expected_tokens: length of the whole answer, as the caller told it or as the engine has learned, NaN where it is unknown;
     ``andes`` uses it with ``fairness``.
+    unreceived_tokens: of those generated the last ones, which have not reached the reader as far as is known
+    (:mod:`andes_sglang.reception`). Nothing runs whose reader cannot receive, whatever the policy
+    (:mod:`andes_sglang.policy.yielding`).
     """
 
     rid: str
@@ -84,6 +87,7 @@ class RequestView:
     weight: float = 1.0
     yields: bool = False
     expected_tokens: float = math.nan
+    unreceived_tokens: int = 0
 
     def row(self) -> tuple[float, ...]:
         """This request as a row of a :class:`RequestTable`: the reader's columns, then the others, in order."""
@@ -109,12 +113,13 @@ class RequestView:
             self.weight,
             self.yields,
             self.expected_tokens,
+            self.unreceived_tokens,
         )
 
 
 Array = npt.NDArray[np.float64]
 READER_WIDTH = len(Readers._fields)
-ROW_WIDTH = 20
+ROW_WIDTH = 21
 
 
 class _Column:
@@ -155,6 +160,7 @@ class RequestTable:
     weight = _Column()
     yields = _Column()
     expected_tokens = _Column()
+    unreceived_tokens = _Column()
 
     @property
     def readers(self) -> Readers:

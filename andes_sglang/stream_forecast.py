@@ -11,7 +11,7 @@ while new ones wait for their prefill. QoE is projected as in Andes, section 4, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
+from andes_sglang.waits import WaitForecast, WaitView
 
 __all__ = [
     "IncomingStream", "OpenStreams", "ReplicaView", "StepCosts", "StreamForecast", "forecast_stream", "forecast_streams",
-    "project_qoe", "usable_slots",
+    "forecast_wait", "project_qoe", "usable_slots",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
@@ -43,12 +44,19 @@ class StepCosts(Protocol):
 @dataclass(frozen=True, slots=True)
 class IncomingStream:
     """A stream to place. prompt_tokens: estimated; target: what its reader expects; weight: value of its QoE relative to
-    others; prefix_key: equal for prompts that begin alike."""
+    others; prefix_key: equal for prompts that begin alike. thought_tokens: expected before the answer and not shown."""
 
     prompt_tokens: float
     target: QoETarget
     weight: float = 1.0
     prefix_key: int | str = 0
+    thought_tokens: float = 0.0
+
+    @property
+    def answer_target(self) -> QoETarget:
+        """What its reader expects of the answer, after the thought."""
+        target = self.target
+        return replace(target, ttft_s=target.start_s(0.0, self.thought_tokens)) if self.thought_tokens else target
 
 
 class OpenStreams:
@@ -87,6 +95,7 @@ class OpenStreams:
         return len(self.weights)
 
 
+_NO_WAITS = WaitView()
 _NONE = OpenStreams.of(Readers.of([]))
 
 
@@ -98,7 +107,8 @@ class ReplicaView:
     prompt_tokens: of those streams, in all; pending_tokens: of those that have no token yet. others: streams there that
     other gateways opened. slots: streams it can decode at a time. context_tokens: KV tokens in use. latency: its costs.
     hit_tokens: prompt tokens of the incoming stream that are probably in its cache. late_ratio: observed over predicted
-    time to first token.
+    time to first token. waits: what its streams tell of the wait for one. quality: what an answer of its model is worth
+    relative to the best one's, in (0, 1].
     """
 
     name: str
@@ -112,6 +122,8 @@ class ReplicaView:
     context_tokens: float = 0.0
     hit_tokens: float = 0.0
     late_ratio: float = 1.0
+    quality: float = 1.0
+    waits: WaitView = _NO_WAITS
 
     @property
     def load(self) -> int:
@@ -120,12 +132,21 @@ class ReplicaView:
 
 class StreamForecast(NamedTuple):
     """ttft_s: expected seconds to the new stream's first token. interval_s: seconds per token after it. qoe: its QoE at
-    the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0."""
+    the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0. thinking_s: seconds from the
+    first token to the first that is shown. wait: for the first token as streams before it tell, for people: by it, replicas
+    on which newcomers come first and others starve would get still more of them (docs/benchmarks/waits.md)."""
 
     ttft_s: float
     interval_s: float
     qoe: float
     loss: float
+    thinking_s: float = 0.0
+    wait: WaitForecast | None = None
+
+    @property
+    def answer_s(self) -> float:
+        """Expected seconds to the first token that is shown."""
+        return self.ttft_s + self.thinking_s
 
     def cost(self, weight: float) -> float:
         """Weighted QoE that the fleet would lose: the new stream's own shortfall and what it costs the others."""
@@ -141,6 +162,7 @@ class _Pace(NamedTuple):
     shared_s: float
     gap_s: float
     ttft_s: float
+    wait: WaitForecast
 
 
 def forecast_stream(new: IncomingStream, view: ReplicaView, now_s: float, horizon_s: float) -> StreamForecast:
@@ -153,14 +175,22 @@ def forecast_streams(
 ) -> list[StreamForecast]:
     """:func:`forecast_stream` for each of ``views``, in their order; all readers in one array expression."""
     paces = [_pace(new, view) for view in views]
-    qoes = _own_qoe(new.target, paces, horizon_s)
+    qoes = _own_qoe(new, paces, horizon_s)
     losses = [0.0] * len(views)
     touched = [i for i, (view, pace) in enumerate(zip(views, paces)) if not _unaffected(view.open_streams, pace, now_s)]
     if touched:
         lost = _losses([views[i].open_streams for i in touched], [paces[i] for i in touched], now_s, horizon_s)
         for i, loss in zip(touched, lost):
             losses[i] = loss
-    return [StreamForecast(p.ttft_s, p.shared_s, qoe, loss) for p, qoe, loss in zip(paces, qoes, losses)]
+    return [
+        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s, p.wait)
+        for p, qoe, loss in zip(paces, qoes, losses)
+    ]
+
+
+def forecast_wait(new: IncomingStream, view: ReplicaView) -> WaitForecast:
+    """The new stream's first token on this replica."""
+    return _pace(new, view).wait
 
 
 def project_qoe(target: QoETarget, ttft_s: float, interval_s: float, horizon_s: float) -> float:
@@ -184,7 +214,8 @@ def _pace(new: IncomingStream, view: ReplicaView) -> _Pace:
     alone_s = _interval_s(view, view.load, 0.0)
     shared_s = _interval_s(view, view.load + 1, new.prompt_tokens)
     ttft_s = view.late_ratio * (queue_s + prefill_s) + shared_s
-    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s)
+    wait = view.waits.forecast(ttft_s, prefill_s + shared_s)
+    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s, wait)
 
 
 def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
@@ -195,10 +226,12 @@ def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
     return view.latency.decode_s(batch, context) * max(1.0, streams / view.slots)
 
 
-def _own_qoe(target: QoETarget, paces: Sequence[_Pace], horizon_s: float) -> list[float]:
-    if all(p.ttft_s <= target.ttft_s and p.shared_s * target.tds <= 1.0 for p in paces):
+def _own_qoe(new: IncomingStream, paces: Sequence[_Pace], horizon_s: float) -> list[float]:
+    target = new.answer_target
+    firsts = [(p.ttft_s + new.thought_tokens * p.shared_s, p.shared_s) for p in paces]
+    if all(first_s <= target.ttft_s and interval_s * target.tds <= 1.0 for first_s, interval_s in firsts):
         return [1.0] * len(paces)
-    ttft_s, interval_s = np.array([(p.ttft_s, p.shared_s) for p in paces]).T
+    ttft_s, interval_s = np.array(firsts).T
     return [float(qoe) for qoe in _project(target, ttft_s, interval_s, horizon_s)]
 
 
@@ -221,7 +254,7 @@ def _losses(replicas: Sequence[OpenStreams], paces: Sequence[_Pace], now_s: floa
     readers = Readers(*(np.concatenate(column) for column in zip(*(streams.readers for streams in replicas))))
     weights = np.concatenate([streams.weights for streams in replicas])
     owner = np.repeat(np.arange(len(counts)), counts)
-    queue_s, alone_s, shared_s, gap_s, _ = np.array(paces).T[:, owner]
+    queue_s, alone_s, shared_s, gap_s = np.array([pace[:4] for pace in paces]).T[:, owner]
     interval_s = np.array([alone_s, shared_s])
     first_s = np.where(readers.delivered == 0, queue_s, np.array([alone_s, gap_s]))
     before, after = readers.served(now_s, horizon_s, first_s, interval_s)

@@ -222,7 +222,7 @@ def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | No
         else:
             values = [run[key] for run in runs if run[key] is not None]
             out[key] = statistic(values) if values else None
-    for key in ("requests", "failed"):
+    for key in ("requests", "failed", "interrupted"):
         if key in out and out[key] is not None and all(isinstance(run[key], int) for run in runs):
             out[key] = sum(run[key] for run in runs)
     return out
@@ -289,12 +289,14 @@ def table(policies: Mapping[str, Summary]) -> str:
 
 
 def failures(policies: Mapping[str, Summary]) -> str:
-    """Why requests failed, a line a reason; those that the server refused as full are told apart."""
+    """Why requests failed, a line a reason; those that the server refused as full, and those that were open when the run was
+    ended by hand, are told apart."""
     lines = []
     for name, summary in policies.items():
         for reason, count in summary.get("failures", {}).items():
-            kind = "refused" if reason.startswith(REFUSALS) else "interrupted" if reason == INTERRUPTED else "failed"
-            lines.append(f"{name}: {count} {kind}" + ("" if kind == "interrupted" else f": {reason}"))
+            lines.append(f"{name}: {count} {'refused' if reason.startswith(REFUSALS) else 'failed'}: {reason}")
+        if cut := summary.get("interrupted"):
+            lines.append(f"{name}: {cut:.0f} interrupted, in no figure")
     return "\n".join(lines)
 
 

@@ -42,6 +42,8 @@ _CPU_DEFAULTS = {
     "--max-running-requests": "64",
 }
 _OFFLOAD_SWITCHES = ("--enable-hierarchical-cache",)
+HUB_TIMEOUT_S = 5.0
+"""For the hub to say whether it has a model; a slow one is left to SGLang."""
 _OFFLOAD_DEFAULTS = {"--hicache-size": "1"}
 """So that SGLang does not look for a size itself; the one that it gets is ours (--host-kv-gib)."""
 _OFFLOAD_ON_CPU = {"--hicache-io-backend": "direct", "--hicache-mem-layout": "layer_first"}
@@ -77,8 +79,32 @@ def check_arguments(args: argparse.Namespace) -> PluginOptions:
     options = PluginOptions(policy, policy_options, default.ttft_s, default.tds, *offload)
     _check_offload(options)
     check_model(args.model)
+    check_hub(args.model)
     bind(args.host, args.port).close()
     return options
+
+
+def check_hub(model: str) -> None:
+    """Raise for a name that neither the local cache nor the hub knows: SGLang would look for it for a minute."""
+    if Path(model).exists() or "://" in model or "SGLANG_USE_MODELSCOPE" in os.environ:
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        if try_to_load_from_cache(model, "config.json") is None:
+            HfApi(endpoint=os.environ.get("HF_ENDPOINT")).model_info(model, timeout=HUB_TIMEOUT_S)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UsageError(
+            f"--model {model}: no such directory, and the hub has no such model, or none that HF_TOKEN may see"
+        ) from None
+    except HfHubHTTPError:
+        return  # a gated model, a hub in trouble: SGLang says what is to be said
+    except Exception as error:  # of the HTTP library that the hub's package uses by now
+        if "Connect" in type(error).__name__ or isinstance(error, ConnectionError):
+            raise UsageError(
+                f"--model {model}: no such directory, not in the local cache, and the hub cannot be reached ({error})"
+            ) from None
 
 
 def _check_policy(args: argparse.Namespace) -> dict[str, Any]:
@@ -220,11 +246,13 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     server_args = prepare_server_args(server_arguments(args, passed, cpu))
     if options.policy is not None:
         _check_in_place(server_args, options.preemption_mode == "offload")
-    from andes_sglang.adapter.http_workers import WorkerArgs, refuse_with_400
+    from andes_sglang.adapter.http_workers import WorkerArgs, refuse_with_400, take_readers
 
     if server_args.tokenizer_worker_num > 1:
         server_args.__class__ = WorkerArgs
     refuse_with_400()
+    if options.policy is not None:
+        take_readers()
     if cpu:
         bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
     try:

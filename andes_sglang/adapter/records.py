@@ -10,7 +10,7 @@ import math
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from andes_sglang import expectations, protocol
+from andes_sglang import expectations, protocol, reception
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.lengths import EngineLengths
@@ -25,9 +25,9 @@ class StreamRecord:
     """One stream. ``req``: SGLang's request; ``slot``: its row in the ledger."""
 
     __slots__ = (
-        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "host_tokens", "loaded_ahead", "number",
-        "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "req", "running", "seen_tokens", "since_s",
-        "slice_start_tokens", "slot", "stopped",
+        "arrival_s", "cached_tokens", "expectation", "expected_tokens", "hidden_tokens", "host_tokens", "loaded_ahead",
+        "number", "preemptible", "preemptions", "prefilled_tokens", "ran_s", "reader", "received_tokens", "req", "running",
+        "seen_tokens", "since_s", "slice_start_tokens", "slot", "stopped",
     )  # fmt: skip
 
     def __init__(
@@ -41,7 +41,10 @@ class StreamRecord:
         self.expected_tokens = math.nan if told is None else float(told)
         """Length of its answer, as far as it is known beforehand."""
         self.seen_tokens = 0
-        """Generated tokens that the reader was told of."""
+        """Generated tokens that the reader was told of; ``hidden_tokens`` of them as a thought that is not shown."""
+        self.hidden_tokens = 0
+        self.received_tokens: int | None = None
+        """What its reader has got, with the thought, as far as a gateway has said; None: it keeps up."""
         self.slice_start_tokens = 0
         """Generated tokens when it last began to run."""
         self.since_s = now_s
@@ -78,6 +81,16 @@ class StreamRecord:
         return self.preemptible and self.req.to_finish is None
 
     @property
+    def unreceived_tokens(self) -> int:
+        """Generated and not with the reader yet."""
+        return 0 if self.received_tokens is None else max(0, len(self.req.output_ids) - self.received_tokens)
+
+    @property
+    def can_receive(self) -> bool:
+        """Of one that is off the engine: whether its reader can receive more."""
+        return not reception.cannot_receive(self.unreceived_tokens, self.reader.tds, runs=False)
+
+    @property
     def dry_at_s(self) -> float:
         """When its reader has read everything delivered so far."""
         return self.reader.start_s + self.reader.end_s
@@ -87,10 +100,14 @@ class StreamRecord:
         return self.ran_s + (now_s - self.since_s if self.running else 0.0)
 
     def deliver(self, now_s: float) -> None:
-        """Tell the reader of the tokens generated since the last call."""
+        """Tell the reader of the tokens generated since the last call. SGLang counts those of a thought
+        that its reasoning parser takes out of the answer, and none where it takes none out."""
         new = len(self.req.output_ids) - self.seen_tokens
         if new > 0:
-            self.reader.deliver(now_s, new)
+            hidden = self.req.reasoning_tokens - self.hidden_tokens if self.expectation.hides_reasoning else 0
+            self.reader.think(hidden)
+            self.reader.deliver(now_s, new - hidden)
+            self.hidden_tokens += hidden
             self.seen_tokens += new
 
     def stop(self, mode: str, now_s: float) -> None:
@@ -133,6 +150,7 @@ class StreamRecord:
             weight=self.expectation.weight,
             yields=self.expectation.yields,
             expected_tokens=self.expected_tokens,
+            unreceived_tokens=self.unreceived_tokens,
         )
 
 
@@ -154,6 +172,7 @@ class StreamRecords:
         self._ledger = Ledger()
         self._lengths = EngineLengths()
         self._added = 0
+        self._behind: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._by_rid)
@@ -181,6 +200,30 @@ class StreamRecords:
         record = self.find(req) if req is not None else None
         return record is not None and record.expectation.yields
 
+    @property
+    def behind(self) -> int:
+        """How many readers are known to lag behind what was generated for them."""
+        return len(self._behind)
+
+    def can_receive(self, req: Any) -> bool:
+        """Whether the reader of ``req``, which is off the engine, can receive more."""
+        return req.rid not in self._behind or self._by_rid[req.rid].can_receive
+
+    def hear(self, rid: str, tokens: int | None, now_s: float) -> None:
+        """The reader of the request ``rid``, if there is one, has received ``tokens`` by now; None: it keeps up."""
+        record = self._by_rid.get(rid)
+        if record is None:
+            return
+        record.received_tokens = tokens
+        if tokens is None:
+            self._behind.discard(rid)
+        else:
+            self._behind.add(rid)
+            unreceived = min(record.seen_tokens - tokens, record.reader.delivered)
+            record.reader.stand_still(reception.has_until_s(now_s, unreceived, record.reader.tds))
+        if not record.running:  # of the parked it is written once more before it is read
+            self._ledger.write(record.slot, record.view(Phase.WAITING))
+
     def add(self, record: StreamRecord) -> None:
         """A request begins to wait."""
         prompt_tokens = len(record.req.origin_input_ids)
@@ -207,6 +250,7 @@ class StreamRecords:
 
     def forget(self, rid: str) -> None:
         self._ledger.remove(self._by_rid.pop(rid).slot)
+        self._behind.discard(rid)
 
     def forget_all_but(self, rids: Container[str]) -> None:
         for rid in [rid for rid in self._by_rid if rid not in rids]:

@@ -18,7 +18,7 @@ from sglang.srt.managers.io_struct import SessionParams
 from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from andes_sglang import protocol
+from andes_sglang import expectations, protocol
 from andes_sglang.adapter import stop_regex
 
 __all__ = ["RequestRefusedError", "check_fields", "check_values"]
@@ -69,15 +69,21 @@ def check_fields(obj: Any, request: Any = None) -> None:
 
 
 def _carry_custom_params(obj: Any, request: Any) -> None:
-    """``custom_params`` at the top of a body of which SGLang's endpoint does not know the field."""
+    """``custom_params`` at the top of a body of which SGLang's endpoint does not know the field. A thought that the body asks
+    for as a part of the text is shown."""
     body = getattr(request, "_json", None)
-    if not isinstance(body, dict) or body.get("custom_params") is None:
+    if not isinstance(body, dict):
+        return
+    shown = body.get("separate_reasoning") is False
+    if body.get("custom_params") is None and not shown:
         return
     if obj.sampling_params is None:
         obj.sampling_params = {}
     for params in _listed(obj.sampling_params):
         if isinstance(params, dict) and params.get("custom_params") is None:
-            params["custom_params"] = body["custom_params"]
+            params["custom_params"] = body.get("custom_params")
+        if shown and isinstance(params, dict):
+            params["custom_params"] = expectations.with_reasoning_shown(params["custom_params"])
 
 
 def _check_lengths(obj: Any) -> None:

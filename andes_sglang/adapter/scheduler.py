@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
 from andes_sglang import protocol
@@ -37,6 +38,7 @@ from andes_sglang.adapter.preemption import EnginePreemptor
 from andes_sglang.adapter.prefill_room import PrefillRoom
 from andes_sglang.adapter.queue_limits import QueueLimits
 from andes_sglang.adapter.ranks import RankGroup
+from andes_sglang.adapter.reader_reports import read_readers
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
@@ -187,6 +189,17 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         with self._limits.departures():
             super().abort_request(recv_req)
 
+    def set_internal_state(self, recv_req: Any) -> Any:
+        """On every rank: what readers have received (:func:`andes_sglang.adapter.http_workers.take_readers`), or a setting of
+        SGLang's own."""
+        readers = read_readers(recv_req.server_args)
+        if readers is None:
+            return super().set_internal_state(recv_req)
+        now_s = time.perf_counter()
+        for rid, tokens in readers.items():
+            self._records.hear(rid, tokens, now_s)
+        return SetInternalStateReqOutput(updated=True)
+
     def pause_generation(self, recv_req: Any) -> None:
         """An administrator pauses the engine; in mode ``retract`` SGLang retracts the running batch."""
         if recv_req.mode == "retract":
@@ -203,7 +216,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._send_reports(running_batch)
         self._transfers.write_through(running_batch, self._parked.reqs)
         if not self._asks_policy(running_batch):
-            return self._form_prefill(running_batch)
+            return self._form_prefill(running_batch, held_back=self.waiting_queue)
         decision = self._decide(running_batch)
         running_batch = self._preemptor.apply(decision, running_batch)
         by_rid = {req.rid: req for req in self.waiting_queue}
@@ -222,7 +235,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         waiting, parked, running = len(self.waiting_queue), len(self._parked), len(running_batch.reqs)
         if running and isinstance(self._qoe_policy, Forced):
             return True
-        return protocol.asks_policy(waiting, parked, running, self._snapshot.spare_kv_tokens())
+        behind, can_receive = self._records.behind, self._records.can_receive
+        if behind:
+            waiting, parked = sum(map(can_receive, self.waiting_queue)), sum(map(can_receive, self._parked.reqs))
+        return protocol.asks_policy(waiting, parked, running, self._snapshot.spare_kv_tokens(), behind)
 
     def _decide(self, running_batch: Any) -> Decision:
         """What to do now; of several ranks the first decides for all."""
@@ -262,11 +278,13 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _never_idle(self, plan: Any, decision: Decision) -> Any:
         """Parked requests run rather than none, should SGLang not have admitted what the policy chose."""
-        running = len(plan.running_batch.reqs)
-        if plan.batch_to_run is None and protocol.resumes_all_parked(running, len(self._parked), len(decision.preempt)):
-            running_batch = self._preemptor.resume_all(plan.running_batch)
-            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
-        return plan
+        if plan.batch_to_run is not None or not self._parked:
+            return plan
+        running, can_receive = len(plan.running_batch.reqs), self._records.can_receive
+        waits = any(map(can_receive, self.waiting_queue))
+        reqs = protocol.parked_to_resume(running, self._parked.reqs, len(decision.preempt), can_receive, waits=waits)
+        running_batch = self._preemptor.resume({req.rid for req in reqs}, plan.running_batch)
+        return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
 
     def update_running_batch(self, batch: Any) -> Any:
         """Before a decode step. Where KV is about to run out we retract first, and SGLang finds room enough."""
@@ -302,9 +320,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return bool(not self._parked and super().is_fully_idle(*args, **kwargs))
 
     def on_idle(self) -> None:
-        """No batch to run: the last figures go out at once."""
+        """No batch to run: the last figures go out at once. What waits for its reader lets the engine sleep as if it were not
+        there; SGLang's message wakes it."""
         self._send_reports(self.running_batch, now=True)
         super().on_idle()
+        if self._records.behind and self.idle_sleeper is not None and not self.is_fully_idle():
+            self.idle_sleeper.maybe_sleep()
 
     def _send_reports(self, running_batch: Any, *, now: bool = False) -> None:
         self._reports.send(running=running_batch.reqs, parked=len(self._parked), waiting=self.waiting_queue, now=now)

@@ -62,6 +62,7 @@ SEAMS: dict[str, Parameters] = {
     f"{_SCHEDULER}.init_load_inquirer": ("self",),
     f"{_SCHEDULER}.on_idle": ("self",),
     f"{_SCHEDULER}.get_internal_state": ("self", "recv_req"),
+    f"{_SCHEDULER}.set_internal_state": ("self", "recv_req"),
     f"{_MANAGERS}.scheduler.NextBatchPlan": ("batch_to_run", "running_batch"),
     f"{_BATCH}.filter_batch": Either(
         ("self", "chunked_req_to_exclude", "keep_indices"), ("self", "reqs_to_exclude", "keep_indices")
@@ -75,6 +76,8 @@ SEAMS: dict[str, Parameters] = {
     f"{_MANAGERS}.schedule_batch.BaseFinishReason.to_json": ("self",),
     f"{_COMMON}.release_kv_cache": Either(("req", "tree_cache", "is_insert"), ("req", "tree_cache", "checkpoint")),
     "sglang.srt.constants.HEALTH_CHECK_RID_PREFIX": None,
+    f"{_TOKENIZER}.TokenizerManager.set_internal_state": ("self", "obj"),
+    f"{_MANAGERS}.scheduler_components.idle_sleeper.IdleSleeper.maybe_sleep": ("self",),
     "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": ("vocab_size", "batch", "penalizers"),
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
     f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
@@ -167,14 +170,14 @@ UNIFIED_ATTRIBUTES: dict[str, str] = {
 
 ATTRIBUTES: dict[str, str] = {
     _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache enable_overlap grammar_manager "
-    "invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens "
-    "page_size policy req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator "
-    "tree_cache waiting_queue",
+    "idle_sleeper invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests "
+    "max_total_num_tokens page_size policy req_to_token_pool result_queue running_batch server_args spec_algorithm "
+    "token_to_kv_pool_allocator tree_cache waiting_queue",
     _REQ: "cache_protected_len|kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
     "hidden_states input_embeds last_node logprob logprob_start_len "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
-    "prefix_len|prefix_indices return_hidden_states return_indexer_topk return_logprob return_routed_experts "
-    "return_sampling_mask rid sampling_params "
+    "prefix_len|prefix_indices reasoning_tokens return_hidden_states return_indexer_topk return_logprob "
+    "return_routed_experts return_sampling_mask rid sampling_params "
     "session session_id time_stats to_finish",
     f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
     "prefix_lens reqs sampling_info seq_lens_cpu",
@@ -205,6 +208,8 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.AbortReq": "abort_all rid",
     f"{_MANAGERS}.io_struct.PauseGenerationReqInput": "mode",
     f"{_MANAGERS}.io_struct.GetInternalStateReqOutput": "internal_state",
+    f"{_MANAGERS}.io_struct.SetInternalStateReq": "server_args",
+    f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
     "enable_priority_scheduling pp_size retraction_policy schedule_policy tp_size",
 }

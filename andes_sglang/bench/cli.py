@@ -18,6 +18,7 @@ from andes_sglang.flags import (
     add_arm_arguments,
     add_run_arguments,
     arms_of,
+    base_url,
     check_arms,
     check_model,
     check_run,
@@ -76,7 +77,7 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     add_workload_arguments(parser)
     parser.add_argument("--vocabulary", default="10-1000", metavar="LOW-HIGH", help="token ids prompts are made of")
     parser.add_argument("--no-expectations", action="store_true", help="do not tell the server what readers expect")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="directory for the results")
+    results.add_out(parser, "out/bench")
 
 
 def _options(args: argparse.Namespace, seed: int, api_key: str | None = None) -> ReplayOptions:
@@ -91,10 +92,8 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UsageError(f"--name {args.name!r}: it names files, so it must be a word without /")
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
-    results.directory(args.out)
-    if "://" not in args.url:
-        raise UsageError(f"--url {args.url}: say http:// or https:// first, as in http://{args.url}")
-    url = args.url.rstrip("/").removesuffix("/v1")
+    results.prepare(args.out, force=args.force)
+    url = base_url(args.url)
     records, figures, samples = measure({args.name: url}, workload, options)[args.name]
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
@@ -102,7 +101,9 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
     )
-    if figures["failed"] < len(records):
+    if figures["interrupted"]:
+        return 130
+    if figures["failed"] < figures["requests"]:
         return 0
     if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
         print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
@@ -116,7 +117,7 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_arms(arms, passed)
     check_model(args.model)
     check_run(args)
-    results.directory(args.out)
+    results.prepare(args.out, force=args.force)
     _options(args, args.seed)  # an invalid one, or an invalid workload, is refused before an engine starts
     from_arguments(args, args.seed)
     return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()

@@ -15,6 +15,7 @@ import numpy as np
 
 from andes_sglang.expectations import to_custom_params
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.shown import ShownTokens
 from andes_sglang.summary import INTERRUPTED
 from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
@@ -70,14 +71,17 @@ async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
 
 
 async def read_stream(
-    lines: AsyncIterable[bytes], now_s: Callable[[], float], deliveries: list[tuple[float, int]]
+    lines: AsyncIterable[bytes], now_s: Callable[[], float], record: RequestRecord, *, hides: bool = True
 ) -> str | None:
-    """Append (seconds, tokens) for each event of a completion stream; the stream's error, None for one that finished.
+    """Fill ``record`` with (seconds, tokens) for each event of a completion stream; the stream's error, None for one that
+    finished. hides: what is thought before the answer is not shown; its tokens are ``reason_tokens``.
 
     Tokens are counted by ``usage`` where events carry it (``continuous_usage_stats``), else one for each piece of text.
     Raises ``ValueError`` for an event that is not JSON.
     """
-    counted = 0
+    deliveries: list[tuple[float, int]] = []
+    record.deliveries = deliveries
+    all_tokens, shown = 0, ShownTokens(hides=hides)
     finish: str | None = None
     async for line in lines:
         if not line.startswith(b"data:"):
@@ -89,16 +93,29 @@ async def read_stream(
         chunk = json.loads(data)
         if "error" in chunk:
             return f"in the stream: {str(chunk['error'])[:MAX_ERROR_CHARACTERS]}"
-        choices, usage = chunk.get("choices") or (), chunk.get("usage")
+        choices = chunk.get("choices") or ()
         finish = next((c["finish_reason"] for c in choices if c.get("finish_reason")), finish)
-        pieces = sum(bool(c.get("text") or (c.get("delta") or {}).get("content")) for c in choices)
-        tokens = usage.get("completion_tokens", 0) - counted if usage else pieces
+        tokens, all_tokens = _shown_tokens(choices, chunk.get("usage"), all_tokens, shown)
+        if not deliveries:
+            record.reason_tokens = shown.thought
         if tokens > 0:
             deliveries.append((at_s, tokens))
-            counted += tokens
     if finish is None:
         return "the stream ended without a finish reason"
     return None if finish in ("length", "stop") else f"finish reason {finish}"
+
+
+def _shown_tokens(
+    choices: Sequence[dict[str, Any]], usage: dict[str, Any] | None, before: int, shown: ShownTokens
+) -> tuple[int, int]:
+    """Tokens of an event that its reader is shown, and all tokens up to it; ``before``: up to the one before it."""
+    deltas = [choice.get("delta") or {} for choice in choices]
+    answers = sum(bool(c.get("text") or d.get("content")) for c, d in zip(choices, deltas, strict=True))
+    thoughts = sum(bool(delta.get("reasoning_content")) for delta in deltas)
+    tokens = usage.get("completion_tokens", 0) - before if usage else answers + thoughts
+    told = usage.get("reasoning_tokens") if usage else None
+    read = shown.of(tokens, thought=thoughts > 0, text=answers > 0, counted_thought=told)
+    return read, before + max(0, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +153,13 @@ class _Endpoint:
 
     async def request(self, spec: RequestSpec, prompt: list[int], record: RequestRecord) -> None:
         """Send one request and fill ``record`` while its answer comes."""
-        deliveries: list[tuple[float, int]] = []
-        record.deliveries = deliveries
         where = f"{self.url}{self.path}"
         try:
             async with self.session.post(where, json=self.body(spec, prompt), headers=self.headers) as answer:
                 if answer.status == 200:
-                    record.error = await read_stream(answer.content, self.now_s, deliveries)
+                    record.error = await read_stream(
+                        answer.content, self.now_s, record, hides=spec.expectation.hides_reasoning
+                    )
                 else:
                     record.error = f"HTTP {answer.status}: {(await answer.text())[:MAX_ERROR_CHARACTERS]}"
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, AttributeError) as error:
@@ -188,7 +205,7 @@ async def replay(
                 await asyncio.sleep(max(0.0, spec.arrival_s - endpoint.now_s()))
                 record = RequestRecord(
                     index, spec.arrival_s, endpoint.now_s(), spec.prompt_tokens, spec.output_tokens,
-                    spec.target.ttft_s, spec.target.tds,
+                    spec.target.ttft_s, spec.target.tds, think_tds=spec.target.think_tds,
                 )  # fmt: skip
                 records.append(record)
                 tasks.append(asyncio.create_task(endpoint.request(spec, prompt, record)))

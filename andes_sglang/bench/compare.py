@@ -55,17 +55,19 @@ class Comparison:
         self.result: dict[str, Any] = {}
 
     def run(self) -> int:
-        """The exit status: 0, or 130 where it was interrupted before the first run was over."""
+        """The exit status: 0, or 130 where it was interrupted."""
+        status = 0
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # the engines are to end with us
         try:
             for repeat in range(1, self.args.repeats + 1):
                 self._repeat(repeat)
         except KeyboardInterrupt:
             print("\ninterrupted: reporting the finished runs", file=sys.stderr)
+            status = 130
             if not self.result:
-                return 130
+                return status
         results.write(self.args.out, self.result)
-        return 0
+        return status
 
     def _repeat(self, repeat: int) -> None:
         """Measure every arm once, in an order that turns with the repeats, all at once where that was asked for."""
@@ -86,9 +88,13 @@ class Comparison:
             runs = replay_on(engines, workload, self.options(seed))
             for name, run in zip(group, runs.values(), strict=True):
                 results.keep(args.out, name, repeat, run.records, run.samples)
+            if any(run.figures["interrupted"] for run in runs.values()):
+                raise KeyboardInterrupt
+            for name, run in zip(group, runs.values(), strict=True):
                 self.figures[name].append(run.figures)
             self.result = self._result(workload, cores)
-            (args.out / "summary.json").write_text(json.dumps(self.result, indent=1) + "\n")
+            with contextlib.suppress(OSError):  # a full disk: said by keep, and again at the end
+                (args.out / "summary.json").write_text(json.dumps(self.result, indent=1) + "\n")
 
     def _engine(self, arm: Arm, name: str, cores: Sequence[int]) -> Engine:
         flags = [*self.passed, *arm.flags, "--enable-metrics"]

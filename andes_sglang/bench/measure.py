@@ -7,12 +7,12 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from andes_sglang import results, summary
-from andes_sglang.bench.client import EndpointError, replay
+from andes_sglang.bench.client import replay
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord
@@ -67,7 +67,7 @@ def measure(
     urls: dict[str, str], workload: Workload | SyntheticWorkload, options: ReplayOptions
 ) -> dict[str, Measured]:
     """Replay ``workload`` against each of ``urls`` (by label) at the same time. Ctrl-C ends all and keeps what was measured.
-    Raises :class:`EndpointError`."""
+    Raises :class:`~andes_sglang.bench.client.EndpointError`, and ``KeyboardInterrupt`` where nothing had been."""
     samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
     before = {label: read_metrics(url) for label, url in urls.items()}
 
@@ -90,12 +90,21 @@ def measure(
     runs = dict(zip(urls, asyncio.run(main()), strict=True))
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    if not all(runs.values()):
-        raise EndpointError("interrupted before a request was sent")
     return {
-        label: Measured(records, summary.summarise(records, before[label], read_metrics(urls[label])), samples[label])
+        label: Measured(records, _figures(records, before[label], read_metrics(urls[label])), samples[label])
         for label, records in runs.items()
     }
+
+
+def _figures(
+    records: Sequence[RequestRecord], before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, Any]:
+    """Of the requests that ended by themselves; ``interrupted``: how many did not. Raises ``KeyboardInterrupt`` where none
+    did."""
+    ended = [record for record in records if record.error != summary.INTERRUPTED]
+    if not ended:
+        raise KeyboardInterrupt
+    return {**summary.summarise(ended, before, after), "interrupted": len(records) - len(ended)}
 
 
 def _sampler(url: str, into: list[dict[str, float]]) -> Callable[[float], None]:

@@ -1,4 +1,5 @@
-"""Readers first: what has no reader (``yields``) runs on what every policy leaves over.
+"""Readers first: what has no reader (``yields``) runs on what every policy leaves over, and nothing runs whose reader cannot
+receive it.
 
 The policy decides for the streams with readers as if they were alone on the engine. Then, in one place for all policies:
 
@@ -6,6 +7,10 @@ The policy decides for the streams with readers as if they were alone on the eng
 - a yielding stream gives up its KV as soon as readers need it, the last to arrive first, with no slice owed to it;
 - otherwise yielding streams fill the room, in order of arrival, as far as no running reader would notice: a decode step
   stays within :data:`PACE_SHARE` of the fastest reader's time per token, and a prefill within what the readers have unread.
+
+A stream whose reader cannot receive more (:func:`andes_sglang.reception.cannot_receive`) is set aside in the same way, with
+no place at all: it is parked, gives up its KV only where readers need it (after those without a reader, first the one that
+has the longest to read on its way), and is the policy's again once that is nearly read.
 
 So the policy's decision for readers is the same with and without yielding streams. What is left of their cost: one chunk of
 prefill that is in flight when a reader arrives, and decode steps that are longer than they were, though short enough.
@@ -24,6 +29,7 @@ import numpy.typing as npt
 from andes_sglang.policy.base import SchedulingPolicy
 from andes_sglang.policy.packer import PRESSURE_TOKENS, pack
 from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS
+from andes_sglang.reception import cannot_receive
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestTable, SchedulerState
 
 __all__ = ["PACE_SHARE", "decide_readers_first"]
@@ -37,18 +43,20 @@ where steps take twice as long, they hold twice as much. It is what a surge find
 GROWTH_TOKENS = 64.0
 """KV tokens that stay free for each running stream where yielding streams fill the room, so that these are not given up again
 after a few steps: the room that :func:`andes_sglang.policy.packer.pack` keeps for a queue."""
-REASON = "yield"
-"""Of these preemptions, in ``andes_preemptions_total``."""
+REASONS = ("yield", "reader")
+"""Of these preemptions, in ``andes_preemptions_total``: without a reader, or with one who cannot receive."""
 
 
 def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState) -> Decision:
-    """The decision of ``policy`` for those with readers, and what it leaves to those without."""
-    yields = state.requests.yields > 0
-    if not yields.any():
+    """The decision of ``policy`` for those with readers who can receive, and what it leaves to the others."""
+    t = state.requests
+    blocked = _blocked(t)
+    aside = (t.yields > 0) | blocked
+    if not aside.any():
         return policy.decide(state)
-    readers = replace(state, requests=state.requests.only(~yields))
+    readers = replace(state, requests=t.only(~aside))
     decision = policy.decide(readers)
-    others = _beside(readers, decision, replace(state, requests=state.requests.only(yields)))
+    others = _beside(readers, decision, replace(state, requests=t.only(aside)), blocked[aside])
     return Decision(
         admit=decision.admit + others.admit,
         resume=decision.resume + others.resume,
@@ -56,26 +64,46 @@ def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState) -> Dec
     )
 
 
-def _beside(readers: SchedulerState, decision: Decision, state: SchedulerState) -> Decision:
-    """What becomes of the yielding streams, all that ``state`` shows, beside ``decision`` for the ``readers``."""
+def _blocked(t: RequestTable) -> npt.NDArray[np.bool_]:
+    """Whose reader cannot receive, shape (N,), but for what runs and cannot be taken off."""
+    if not t.unreceived_tokens.any():
+        return np.zeros(len(t), dtype=np.bool_)
+    runs = t.is_in(Phase.RUNNING)
+    full = cannot_receive(t.unreceived_tokens, t.readers.tds, runs)
+    blocked: npt.NDArray[np.bool_] = full & ~(runs & (t.preemptible == 0))
+    return blocked
+
+
+def _beside(
+    readers: SchedulerState, decision: Decision, state: SchedulerState, blocked: npt.NDArray[np.bool_]
+) -> Decision:
+    """What becomes of the others, all that ``state`` shows, beside ``decision`` for the ``readers``. blocked: whose reader
+    cannot receive, shape (N,)."""
     claimed_tokens, reader_waits = _claim(readers, decision)
-    places = 0 if reader_waits else _places(readers, state)
     t = state.requests
+    yielding = replace(
+        state, requests=t.only(~blocked), kv_reserved_tokens=state.kv_reserved_tokens + int(t.kv_tokens[blocked].sum())
+    )
+    places = 0 if reader_waits or blocked.all() else _places(readers, yielding)
     stoppable = np.flatnonzero((t.preemptible > 0) & (t.kv_tokens > 0))
-    stoppable = stoppable[np.argsort(-t.arrival_s[stoppable], kind="stable")]
+    on_its_way_s = t.unreceived_tokens / t.readers.tds
+    first_to_go = np.lexsort((-t.arrival_s[stoppable], -on_its_way_s[stoppable], t.yields[stoppable] == 0))
+    stoppable = stoppable[first_to_go]
     running = t.is_in(Phase.RUNNING)
     held_tokens = float(t.kv_tokens.sum()) + PRESSURE_TOKENS * np.count_nonzero(running)
     short_tokens = claimed_tokens + held_tokens - state.pool_tokens
     given_tokens = np.cumsum(t.kv_tokens[stoppable]) - t.kv_tokens[stoppable]
     released = stoppable[given_tokens < short_tokens]
     running[released] = False
-    excess = max(0, int(np.count_nonzero(running)) - places)
-    parked = stoppable[running[stoppable]][:excess]
+    excess = max(0, int(np.count_nonzero(running & ~blocked)) - places)
+    stopping = stoppable[running[stoppable]]
+    parked = np.concatenate([stopping[blocked[stopping]], stopping[~blocked[stopping]][:excess]])
     if len(released) or len(parked) or not places:
         return Decision(
-            preempt=_taken_off(t, released, PreemptionMode.RELEASE) + _taken_off(t, parked, PreemptionMode.PARK)
+            preempt=_taken_off(t, released, PreemptionMode.RELEASE, blocked)
+            + _taken_off(t, parked, PreemptionMode.PARK, blocked)
         )
-    return _fill(readers, state, places)
+    return _fill(readers, yielding, places)
 
 
 def _claim(readers: SchedulerState, decision: Decision) -> tuple[float, bool]:
@@ -142,5 +170,7 @@ def _fill(readers: SchedulerState, state: SchedulerState, places: int) -> Decisi
     )
 
 
-def _taken_off(t: RequestTable, rows: npt.NDArray[np.intp], mode: PreemptionMode) -> tuple[Preemption, ...]:
-    return tuple(Preemption(t.rids[row], mode, REASON) for row in rows)
+def _taken_off(
+    t: RequestTable, rows: npt.NDArray[np.intp], mode: PreemptionMode, blocked: npt.NDArray[np.bool_]
+) -> tuple[Preemption, ...]:
+    return tuple(Preemption(t.rids[row], mode, REASONS[int(blocked[row])]) for row in rows)

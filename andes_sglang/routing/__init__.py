@@ -20,18 +20,19 @@ from andes_sglang.routing.least_tokens import LeastTokens
 from andes_sglang.routing.prefix import PrefixAffinity, PrefixTracker
 from andes_sglang.routing.qoe import QoE
 from andes_sglang.routing.round_robin import RoundRobinRouting
+from andes_sglang.routing.value import Value, worth
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
 __all__ = [
     "ENTRY_POINT_GROUP", "ROUTING_POLICIES", "IncomingStream", "LeastLoad", "LeastTokens", "PrefixAffinity",
-    "PrefixTracker", "QoE", "ReplicaView", "RoundRobinRouting", "RoutingPolicy", "current_name", "find_routing_policy",
-    "make_routing_policy",
+    "PrefixTracker", "QoE", "ReplicaView", "RoundRobinRouting", "RoutingPolicy", "Value", "current_name",
+    "find_routing_policy", "make_routing_policy", "worth",
 ]  # fmt: skip
 
 ENTRY_POINT_GROUP = "andes_sglang.routing_policies"
 
 ROUTING_POLICIES: dict[str, Callable[..., RoutingPolicy]] = {
-    policy.name: policy for policy in (RoundRobinRouting, LeastLoad, LeastTokens, PrefixAffinity, QoE)
+    policy.name: policy for policy in (RoundRobinRouting, LeastLoad, LeastTokens, PrefixAffinity, QoE, Value)
 }
 OLD_NAMES = {"least_requests": "least_load"}
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from andes_sglang import results, summary
@@ -63,7 +62,7 @@ def add_simulation_arguments(parser: argparse.ArgumentParser, *, router: str, in
         help="ask policies no more often than this; 0, as the engine does: at every iteration; default: %(default)s",
     )  # fmt: skip
     add_workload_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path(out), help="directory for the results; default: %(default)s")
+    results.add_out(parser, out)
 
 
 def router_of(args: argparse.Namespace) -> Callable[[], RoutingPolicy]:
@@ -163,7 +162,7 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         stock, _ = configure(profile.engine, Arm("stock"), passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)
-    results.directory(args.out)
+    results.prepare(args.out, force=args.force)
     repeats = _Repeats({name: [] for name in arms})
     try:
         _serve(args, engines, routing, repeats)

@@ -12,10 +12,23 @@ from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
-__all__ = ["STOCK_MIXED", "configure"]
+__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded"]
 
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
+
+DEPLOYED = "andes-deployed"
+"""The name of andes with the flags that README recommends on a GPU: mixed chunks, and offload where there is host memory."""
+
+
+def expanded(engine: EngineModel, arm: Arm) -> Arm:
+    """``arm`` with the flags that its name stands for, those of ``andes serve``."""
+    if arm.policy == STOCK_MIXED:
+        return Arm("stock", (*arm.flags, "--enable-mixed-chunk"))
+    if arm.policy == DEPLOYED:
+        offload = ("--preemption-mode", "offload") if engine.host_capacity_tokens else ()
+        return Arm("andes", (*arm.flags, "--enable-mixed-chunk", *offload))
+    return arm
 
 
 def _engine_flags() -> argparse.ArgumentParser:
@@ -33,10 +46,8 @@ def configure(
     passed: SGLang's flags for every arm, before the arm's own. Raises :class:`~andes_sglang.flags.UsageError` naming flag or
     option, before anything is simulated.
     """
-    policy = arm.policy
-    flags = [*passed, *arm.flags]
-    if policy == STOCK_MIXED:
-        policy, flags = "stock", [*flags, "--enable-mixed-chunk"]
+    arm = expanded(engine, arm)
+    policy, flags = arm.policy, [*passed, *arm.flags]
     try:
         given, unknown = _engine_flags().parse_known_args(flags)
     except argparse.ArgumentError as error:

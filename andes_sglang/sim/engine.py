@@ -84,7 +84,9 @@ class EngineModel:
     devices: tensor-parallel ranks (``--tp-size``), whose costs and sizes the others are.
     pads_prefix: attention is computed for a cached prefix too, as by SGLang's ``torch_native`` backend on a CPU.
     decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client
-    to the scheduler and back, beside the iterations. Raises ``ValueError`` naming field and value.
+    to the scheduler and back, beside the iterations. quality: what an answer of its model is worth relative to the best
+    one's, in (0, 1]: the owner's figure, which only routing between unlike models reads. Raises ``ValueError`` naming field
+    and value.
     """
 
     costs: Costs
@@ -100,6 +102,7 @@ class EngineModel:
     pads_prefix: bool = False
     decision_s: float = 0.0
     entry_s: float = 0.0
+    quality: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("kv_capacity_tokens", "max_running", "chunk_tokens", "devices"):
@@ -109,6 +112,8 @@ class EngineModel:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be >= 0, got {value!r}")
+        if not 0 < self.quality <= 1:
+            raise ValueError(f"quality must be in (0, 1], got {self.quality!r}")
         if self.host_capacity_tokens and not self.host_tokens_per_s > 0:
             raise ValueError(f"host_tokens_per_s must be > 0 with a host tier, got {self.host_tokens_per_s!r}")
 

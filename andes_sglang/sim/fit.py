@@ -18,7 +18,7 @@ from andes_sglang.latency import non_negative
 from andes_sglang.request import RequestRecord
 from andes_sglang.sim.engine import Costs
 
-__all__ = ["CostFit", "FitError", "fit_costs", "host_pace"]
+__all__ = ["CostFit", "FitError", "TooFewError", "fit_costs", "host_pace"]
 
 Array = npt.NDArray[np.float64]
 MIN_SAMPLES = 30
@@ -30,6 +30,10 @@ the tokens of one; and between first tokens of two prefills (our choice)."""
 
 class FitError(ValueError):
     """Too little was seen to tell what an iteration costs; the text says what is missing."""
+
+
+class TooFewError(FitError):
+    """Iterations of a kind: more of the same load would show more of them."""
 
 
 class CostFit(NamedTuple):
@@ -68,7 +72,7 @@ def _deliveries(records: Sequence[RequestRecord]) -> list[tuple[float, int, int,
         for k, (at, n) in enumerate(record.deliveries):
             deliveries.append((at, index, sent[k], n, k == last))
     if not deliveries:
-        raise FitError("no deliveries to fit costs to")
+        raise TooFewError("no deliveries to fit costs to")
     return sorted(deliveries)
 
 
@@ -197,7 +201,7 @@ def _fit(seen: _Iterations, late: bool) -> CostFit | None:
     found = {}
     for name, (mask, features) in what.items():
         if np.count_nonzero(mask) < MIN_SAMPLES:
-            raise FitError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {MIN_SAMPLES} are needed")
+            raise TooFewError(f"only {np.count_nonzero(mask)} {name} iterations were seen; {MIN_SAMPLES} are needed")
         found[name] = _robust(features[mask], took_s[mask])
     (d, decode_error, decode_samples), (p, prefill_error, prefill_samples) = found["decode"], found["prefill"]
     if d[0] + d[1] <= 0 or p[0] + p[2] <= 0:

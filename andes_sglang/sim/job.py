@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestSpec, Score, readers_times, score
 from andes_sglang.sim.radix import Node, Run, sequence
 from andes_sglang.state import Phase
 
@@ -23,6 +23,7 @@ class Job:
     joined_step: decode steps taken when it joined. epoch: grows whenever it joins or leaves. cache_node: the last node that
     it locks; kept_node: where its KV ended in the cache when it gave it up. protected_tokens: locked in the cache;
     uncached_tokens: generated beside it before its last leaving of the batch. times_s: delivery times in pieces.
+    holds: when its reader's clock had stood still and for how long, both in seconds (:meth:`Replica.hear`).
     stopped: how it was last taken off (park, release, offload, retracted). resuming_tokens: prefilled since then.
     """
 
@@ -31,6 +32,7 @@ class Job:
         "enters_s",
         "epoch",
         "generated",
+        "holds",
         "index",
         "joined_step",
         "kept_node",
@@ -71,6 +73,7 @@ class Job:
         self.protected_tokens = 0
         self.uncached_tokens = 0
         self.times_s: list[Array] = []
+        self.holds: list[tuple[float, float]] = []
         self.stopped: str | None = None
         self.resuming_tokens = 0
         self.preemptions = 0
@@ -91,6 +94,12 @@ class Job:
     def token_times_s(self) -> Array:
         """Delivery times of its tokens up to its last joining or leaving of the batch, shape (tokens,)."""
         return np.concatenate([np.empty(0), *self.times_s])
+
+    def score(self) -> Score:
+        """What its reader has had up to then."""
+        spec, times_s = self.spec, readers_times(self.token_times_s, self.holds)
+        thought = min(len(times_s), spec.reason_tokens)
+        return score(times_s[thought:], spec.arrival_s, spec.target, thought)
 
     def runs(self, tokens: int) -> list[Run]:
         """Its first ``tokens`` tokens as a sequence of the radix cache."""

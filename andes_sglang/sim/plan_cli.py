@@ -19,7 +19,7 @@ from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
-from andes_sglang.sim.configure import STOCK_MIXED, configure
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.planner import FleetMix, FleetPlan, Planner, saving_over
 from andes_sglang.sim.profile import Profile
@@ -32,13 +32,17 @@ Engine = tuple[EngineModel, Callable[[], SchedulingPolicy | None]]
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.description = _plan.__doc__
-    parser.epilog = "Flags not listed here are SGLang's for each engine, as for andes simulate."
+    parser.epilog = (
+        f"Flags not listed here are SGLang's for each engine, as for andes simulate. {STOCK_MIXED} is stock with "
+        f"--enable-mixed-chunk, {DEPLOYED} is andes with it and, where the profile has host memory, --preemption-mode "
+        "offload."
+    )
     parser.add_argument(
         "--profile", action="append", required=True, metavar="NAME[@PRICE]",
         help="a profile, with its price per replica and hour if not the file's; repeat it for mixes of two",
     )  # fmt: skip
     parser.add_argument("--objective", default="mean>=0.95", help="mean>=X, pN>=X or share(Q)>=X; default: %(default)s")
-    add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
+    add_arm_arguments(parser, policies=f"{STOCK_MIXED},{DEPLOYED}")
     parser.add_argument(
         "--max-replicas", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
     )
@@ -71,11 +75,13 @@ class _OldFlag(argparse.Action):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The smallest fleet of one profile under one arm. saving: share of the replicas that the better stock arm needs."""
+    """The smallest fleet of one profile under one arm. flags: of its engines, policy among them, as ``andes serve`` takes
+    them. saving: share of the replicas that the better stock arm needs."""
 
     profile: Profile
     arm: str
     fleet: FleetPlan
+    flags: str
     saving: float | None = None
 
     @property
@@ -87,6 +93,7 @@ class _Plan:
         return {
             "profile": self.profile.name,
             "policy": self.arm,
+            "flags": self.flags,
             "replicas": self.fleet.replicas,
             "price_per_hour": self.price_per_hour,
             "saving_over_better_stock": self.saving,
@@ -126,7 +133,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     workloads = [from_arguments(args, args.seed + k) for k in range(args.seeds)]
     for workload in workloads:
         check_requests(workload, [engine for engine, _ in engines.values()])
-    results.directory(args.out)
+    results.prepare(args.out, force=args.force)
     planner = Planner(
         objective,
         workloads,
@@ -140,7 +147,8 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     try:
         for profile, name in itertools.product(chosen, arms):
             planner.progress = results.Progress(f"{profile.name}, {name}")
-            plans.append(_Plan(profile, name, planner.smallest_fleet(*engines[profile.name, name])))
+            fleet = planner.smallest_fleet(*engines[profile.name, name])
+            plans.append(_Plan(profile, name, fleet, _serve_flags(profile, arms[name], passed)))
         for one, other in _pairs(plans, arms):
             mixes += _mix(planner, one, other, engines)
     except KeyboardInterrupt:
@@ -149,6 +157,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     plans = _with_savings(plans, arms)
     table = _table(plans, mixes, objective)
     result = {
+        "made_by": results.made_by(),
         "simulated": True,
         "objective": str(objective),
         "workload": {**workloads[0].describe(), "seeds": [args.seed + k for k in range(args.seeds)]},
@@ -158,17 +167,50 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json() for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    (args.out / "plan.json").write_text(json.dumps(result, indent=1) + "\n")
-    (args.out / "plan.html").write_text(_page(result, plans, table, objective))
     print(summary.aligned(table))
+    print("\n" + "\n".join(_notes(chosen, plans)), flush=True)
+    page = _page(result, plans, table, objective)
+    results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page})
     print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}")
     return 130 if interrupted else 0
 
 
 def _pairs(plans: Sequence[_Plan], arms: Iterable[str]) -> Iterator[tuple[_Plan, _Plan]]:
-    """Plans of two profiles under the same arm."""
+    """Plans of two profiles of one model under the same arm."""
     for name in arms:
-        yield from itertools.combinations([plan for plan in plans if plan.arm == name], 2)
+        for one, other in itertools.combinations([plan for plan in plans if plan.arm == name], 2):
+            if _model(one.profile) == _model(other.profile):
+                yield one, other
+
+
+def _model(profile: Profile) -> str:
+    """Without its number format: ``Llama-3.1-8B`` of ``Llama-3.1-8B, bf16``."""
+    return profile.model.partition(",")[0].strip()
+
+
+def _serve_flags(profile: Profile, arm: Arm, passed: Sequence[str]) -> str:
+    """What ``andes serve`` takes to be an engine of this plan."""
+    arm = expanded(profile.engine, arm)
+    flags = [*passed, *arm.flags]
+    if profile.engine.devices > 1:
+        flags = ["--tp-size", str(profile.engine.devices), *flags]
+    return " ".join(["--policy", arm.policy, *flags])
+
+
+def _notes(chosen: Sequence[Profile], plans: Sequence[_Plan]) -> Iterator[str]:
+    """What the table does not say."""
+    models = {_model(profile): profile.name for profile in chosen}
+    if len(models) > 1:
+        which = ", ".join(f"{name} serves {model}" for model, name in models.items())
+        yield f"the profiles are of different models ({which}): their rows answer different questions; no mixes of them"
+    for plan in plans:
+        yield f"{plan.profile.name}, {plan.arm}: andes serve {plan.flags}"
+    for profile in chosen:
+        if profile.engine.devices > 1:
+            yield (
+                f"{profile.name}: a replica is {profile.engine.devices} GPUs by tensor parallelism, which andes serve takes "
+                "under every policy; --preemption-mode offload over several GPUs takes SGLang 0.5.22 or newer"
+            )
 
 
 def _checked_objective(args: argparse.Namespace) -> QoEObjective:

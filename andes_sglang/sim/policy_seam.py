@@ -74,11 +74,29 @@ class PolicySeam:
         if self._interval_s and self._clock.now_s < self._due_s and batch.running:
             return False
         spare_tokens = self._pool.available_tokens() - self._admission.owed_tokens
-        return protocol.asks_policy(len(self._queue.waiting), len(batch.parked), len(batch.running), spare_tokens)
+        waiting, parked, behind = len(self._queue.waiting), len(batch.parked), self._population.behind
+        if behind:
+            waiting, parked = sum(map(self.can_receive, self._queue.waiting)), sum(map(self.can_receive, batch.parked))
+        return protocol.asks_policy(waiting, parked, len(batch.running), spare_tokens, behind)
+
+    def can_receive(self, job: Job) -> bool:
+        """Whether the reader of ``job``, which is off the engine, can receive more."""
+        return self._population.can_receive(job.slot)
+
+    def waits_for_readers(self) -> bool:
+        """Whether all that is off the engine is there because its reader cannot receive."""
+        return not any(map(self.can_receive, (*self._queue.waiting, *self._batch.parked)))
+
+    def resume_rather_than_idle(self, decision: Decision) -> None:
+        """No prefill follows ``decision``."""
+        waits = any(map(self.can_receive, self._queue.waiting))
+        running, preempted = len(self._batch.running), len(decision.preempt)
+        jobs = protocol.parked_to_resume(running, self._batch.parked, preempted, self.can_receive, waits=waits)
+        self._preemptor.resume(jobs)
 
     def plan_steps(self, steps: int, until_s: float, available_tokens: int) -> tuple[int, float]:
         """Of ``steps`` decode steps up to ``until_s`` those before the policy is asked again."""
-        if not (self._queue.waiting or self._batch.parked):
+        if not (self._queue.waiting or self._batch.parked or self._population.behind):
             pressure = protocol.steps_to_kv_pressure(available_tokens, len(self._batch.running))
             return min(steps, max(1, pressure)), until_s
         return (steps, min(until_s, self._due_s)) if self._interval_s else (1, until_s)

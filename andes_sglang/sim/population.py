@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from andes_sglang.lengths import EngineLengths
 from andes_sglang.qoe import Readers
+from andes_sglang.reception import cannot_receive, has_until_s
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.step_clock import StepClock
 from andes_sglang.state import READER_WIDTH, ROW_WIDTH, Phase, RequestTable
@@ -24,7 +25,7 @@ __all__ = ["NoPopulation", "Population"]
 Array = npt.NDArray[np.float64]
 (
     START, TDS, DELIVERED, END, LATENESS, PHASE, ARRIVAL, PROMPT, OUTPUT, KV, CACHED, HOST, REMAINING, SLICE, SINCE,
-    PREEMPTIONS, PREEMPTIBLE, WEIGHT, YIELDS, EXPECTED,
+    PREEMPTIONS, PREEMPTIBLE, WEIGHT, YIELDS, EXPECTED, UNRECEIVED,
 ) = range(ROW_WIDTH)  # fmt: skip
 """The order of :meth:`andes_sglang.state.RequestView.row`."""
 
@@ -75,6 +76,7 @@ class Population:
         self._thinks = False
         self._lengths = EngineLengths()
         self._free = list(range(capacity - 1, -1, -1))
+        self._received: dict[int, int] = {}  # tokens, by slot, of the readers who are behind
 
     def add(self, rid: str, spec: RequestSpec, max_tokens: int) -> int:
         """The slot of a request that begins to wait."""
@@ -93,7 +95,7 @@ class Population:
         self._columns[:, slot] = (
             spec.target.start_s(spec.arrival_s, spec.reason_tokens), spec.target.tds, 0, 0, 0, Phase.WAITING,
             spec.arrival_s, spec.prompt_tokens, 0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
-            self._lengths.expected_tokens(spec.prompt_tokens, spec.expected_tokens),
+            self._lengths.expected_tokens(spec.prompt_tokens, spec.expected_tokens), 0,
         )  # fmt: skip
         return slot
 
@@ -104,6 +106,35 @@ class Population:
 
     def remove(self, slot: int) -> None:
         self._free.append(slot)
+        self._received.pop(slot, None)
+
+    @property
+    def behind(self) -> int:
+        """How many readers are known to lag behind what was generated for them."""
+        return len(self._received)
+
+    def hear(self, slot: int, clock: StepClock, tokens: int | None) -> float:
+        """The reader has received ``tokens`` so far, None: all. The seconds for which its clock has stood still meanwhile
+        (:meth:`andes_sglang.qoe.ReaderStream.stand_still`)."""
+        if tokens is None:
+            self._received.pop(slot, None)
+            return 0.0
+        self._received[slot] = tokens
+        c, generated = self._columns, self._columns[OUTPUT, slot]
+        if c[PHASE, slot] == Phase.RUNNING:
+            generated += clock.sent_steps - self._joined_step[slot]
+            self.follow([slot], clock, clock.sent_steps)
+        unreceived = min(generated - tokens, generated - self._thought[0, slot])
+        until_s = has_until_s(clock.now_s, unreceived, c[TDS, slot])
+        stood_s = max(0.0, float(until_s - c[START, slot] - c[END, slot]))
+        c[START, slot] += stood_s
+        return stood_s
+
+    def can_receive(self, slot: int) -> bool:
+        """Of one that is off the engine."""
+        if (received := self._received.get(slot)) is None:
+            return True
+        return not cannot_receive(self._columns[OUTPUT, slot] - received, self._columns[TDS, slot], runs=False)
 
     def start(self, slot: int, now_s: float) -> None:
         """It has been chosen to run: a new slice begins."""
@@ -210,6 +241,9 @@ class Population:
         columns = self._columns.take(slots, axis=1)
         batch = len(running)
         _count(columns[:, :batch], self._news(slots[:batch], step))
+        for column in np.flatnonzero(np.isin(slots, list(self._received))) if self._received else ():
+            received = self._received[int(slots[column])]
+            columns[UNRECEIVED, column] = max(0.0, columns[OUTPUT, column] - received)
         if self._written_through:
             holding = slice(batch + len(parked))
             columns[HOST, holding] = columns[KV, holding]
@@ -238,6 +272,9 @@ class NoPopulation(Population):
 
     def stop(self, slot: int, clock: StepClock, phase: Phase, cached_tokens: int) -> None:
         pass
+
+    def hear(self, slot: int, clock: StepClock, tokens: int | None) -> float:  # noqa: ARG002
+        return 0.0
 
     def deliver(self, slot: int, at_s: float) -> None:
         pass

@@ -176,7 +176,7 @@ class Replica:
         if not self.by_rid:
             return float("inf")
         clock, batch = self._clock, self._batch
-        if self._queue or self._admission.chunked or batch.parked or not batch.running:
+        if self._queue or self._admission.chunked or batch.parked or not batch.running or self._population.behind:
             return clock.now_s
         running, costs = len(batch.running), self.engine.costs
         to_pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens(), running) - 1
@@ -191,6 +191,12 @@ class Replica:
         if job.phase is not Phase.RUNNING:
             return job.generated
         return min(job.spec.output_tokens, job.generated + self._clock.sent_steps - job.joined_step)
+
+    @property
+    def waits_for_readers(self) -> bool:
+        """Whether nothing happens until a reader can receive again, or a request comes."""
+        moves = self._batch.running or self._admission.chunked or self._queue.incoming or self._queue.received
+        return self._seam is not None and not moves and self._seam.waits_for_readers()
 
     def fits(self, spec: RequestSpec) -> bool:
         """Whether ``spec`` can ever be served here."""
@@ -244,6 +250,13 @@ class Replica:
         self._clock.forget(job)
         self._forget(job)
 
+    def hear(self, job: Job, tokens: int | None) -> None:
+        """The reader of ``job`` has received ``tokens`` by now; None: it keeps up."""
+        if job.rid in self.by_rid and job.slot >= 0:
+            self._quiet_until_s = None
+            if held_s := self._population.hear(job.slot, self._clock, tokens):
+                job.holds.append((self._clock.now_s, held_s))
+
     def _finish(self, job: Job) -> None:
         """It has generated everything: its KV stays in the cache, its record goes out."""
         self._batch.leave(job)
@@ -254,6 +267,7 @@ class Replica:
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
             spec.target.tds, TokenTimes(shown_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
+            job.holds or None,
         )  # fmt: skip
         self._population.learn(spec)
         self._forget(job)
@@ -301,7 +315,7 @@ class Replica:
             self._prefill(chunks)
         elif self._batch.running:
             self._decode(until_s)
-        elif self._queue.waiting or self._batch.parked:
+        elif (self._queue.waiting or self._batch.parked) and not (self._seam and self._seam.waits_for_readers()):
             self._note_idle_decision()
             return True
         else:
@@ -326,9 +340,8 @@ class Replica:
         self._admission.batch_is_full = False
         chunks = self._admission.form(admitted, protocol.ADMISSION_RESERVE_TOKENS)
         self._seam.note_decided(prefills=bool(chunks))
-        parked = self._batch.parked
-        if not chunks and protocol.resumes_all_parked(len(self._batch.running), len(parked), len(decision.preempt)):
-            self._preemptor.resume(list(parked))
+        if not chunks and self._batch.parked:
+            self._seam.resume_rather_than_idle(decision)
         return chunks
 
     def _prefill(self, chunks: Sequence[PrefillChunk]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from andes_sglang.expectations import REASONING
@@ -73,6 +74,8 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
             return _drawn_at(rates, args, seed)
     if args.trace is not None:
         workload = load_trace(args.trace, form=args.format, seed=seed)
+        if workload.left_out and seed == args.seed:
+            print(f"{args.trace}: {workload.left_out} rows without tokens are left out", file=sys.stderr)
         workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
                                    prompt_scale=args.prompt_scale, output_scale=args.output_scale,
                                    max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip

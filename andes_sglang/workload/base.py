@@ -39,11 +39,13 @@ class Workload:
     """``requests`` in order of arrival; ``name`` says where they came from.
 
     stated: per request, what its trace says of its reader, which :meth:`with_readers` keeps; empty: nothing is stated.
+    left_out: rows of the trace that hold no request.
     """
 
     name: str
     requests: tuple[RequestSpec, ...]
     stated: tuple[StatedTarget, ...] = ()
+    left_out: int = 0
 
     def __iter__(self) -> Iterator[RequestSpec]:
         return iter(self.requests)
@@ -66,6 +68,7 @@ class Workload:
             "rate_rps": round(len(self.requests) / self.duration_s, 4) if self.duration_s else None,
             "prompt_tokens": {"mean": float(np.mean(prompts)), "max": max(prompts)},
             "output_tokens": {"mean": float(np.mean(outputs)), "max": max(outputs)},
+            **({"rows_left_out": self.left_out} if self.left_out else {}),
         }
 
     def scaled(
@@ -106,7 +109,8 @@ class Workload:
             )
             for r in (self.requests[k] for k in chosen)
         )
-        return Workload(self.name, requests, tuple(self.stated[k] for k in chosen) if self.stated else ())
+        stated = tuple(self.stated[k] for k in chosen) if self.stated else ()
+        return replace(self, requests=requests, stated=stated)
 
     def with_readers(self, seed: int, *, ttft_s: float | None, tds: float | None, population: str | None) -> Workload:
         """The same requests with expectations: a constant ``tds``, or speeds drawn from ``population``.
@@ -131,12 +135,12 @@ class Workload:
             replace(r, target=target(r, own, float(speed)))
             for r, own, speed in zip(self.requests, stated, drawn, strict=True)
         )
-        return Workload(self.name, requests, self.stated)
+        return replace(self, requests=requests)
 
     def with_reasoning_shown(self) -> Workload:
         """The same requests of readers who are shown the thoughts and read them like the answers."""
         requests = tuple(replace(r, reason_tokens=0, reasoning="shown") for r in self.requests)
-        return Workload(self.name, requests, self.stated)
+        return replace(self, requests=requests)
 
 
 def _clamp(tokens: float, most: int | None) -> int:

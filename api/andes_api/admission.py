@@ -98,11 +98,12 @@ def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: flo
     While a new stream waits outside, the first token it would get comes nearer by as much.
     """
     low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
-    if project_qoe(new.target, expected.ttft_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
+    target, answer_s = new.answer_target, expected.answer_s
+    if project_qoe(target, answer_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
         return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(MIN_LONG_QUEUE_RETRY_S, high_s)
     for _ in range(BISECTIONS):
         middle_s = 0.5 * (low_s + high_s)
-        if project_qoe(new.target, expected.ttft_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
+        if project_qoe(target, answer_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
             low_s = middle_s
         else:
             high_s = middle_s

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -14,15 +13,13 @@ from opentelemetry.trace import Span
 
 from andes_api import names, telemetry
 from andes_api.engine_request import engine_request
-from andes_api.fatal import FatalRequests
-from andes_api.metrics import GatewayMetrics
+from andes_api.relay_context import RelayContext
 from andes_api.reply import Reply
-from andes_api.settings import GatewaySettings
-from andes_api.sse import Event, EventStream, GarbageError, object_of, payload_of
+from andes_api.sse import Event, EventStream, GarbageError, first_of, object_of, payload_of
 from andes_api.stream import Stream, count_answers
-from andes_api.telemetry import Telemetry
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import (
+    UNFINISHED,
     Blame,
     UpstreamError,
     count_of,
@@ -33,10 +30,9 @@ from andes_api.upstream_answer import (
     read_all,
     read_to_end,
 )
-from andes_api.upstreams import Upstreams
 from andes_sglang.resume import Continuation, ending
 
-__all__ = ["Attempt", "RelayContext"]
+__all__ = ["Attempt"]
 
 END_TIMEOUT_S = 5.0
 """Seconds for usage and end to follow the finish reason; engines write them at once."""
@@ -47,23 +43,12 @@ _BREAKS = frozenset({"connection", "ended early", "dead"})
 """Kinds of failure that may be the death of an engine."""
 
 
-@dataclass(frozen=True)
-class RelayContext:
-    """What every relay needs of its gateway. wait_for_place: replicas for a stream once one accepts it, or the error that
-    refuses it."""
-
-    settings: GatewaySettings
-    upstreams: Upstreams
-    metrics: GatewayMetrics
-    telemetry: Telemetry
-    wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
-    fatal: FatalRequests = field(default_factory=FatalRequests)
-
-
 class Attempt:
-    """alone: nothing was queued there ahead of it. sent_s, heard_s, token_s: when it was sent, when the replica last said
-    something, and when a token (not a comment, space or role), clock seconds. waited_s: from sending to the first token; None
-    before it. answered: called when the replica has begun to answer. accept_empty: whether an answer without a token passes.
+    """first_event: as the engine has sent it. tokens_before: of earlier attempts. told: whether the engine takes its reader
+    to be behind. alone: nothing was queued there ahead of it. sent_s, heard_s, token_s: when it was sent, when the replica
+    last said something, and when a token (not a comment, space or role), clock seconds. waited_s: from sending to the first
+    token; None before it. answered: called when the replica has begun to answer. accept_empty: whether an answer without a
+    token passes.
     """
 
     def __init__(
@@ -79,18 +64,24 @@ class Attempt:
     ) -> None:
         self._context, self._settings = context, context.settings
         self._stream, self._reply = stream, reply
-        self._replica, self._continuation = replica, continuation
+        self.replica, self._continuation = replica, continuation
         self._answered, self._accept_empty = answered, accept_empty
         self.sent_s = self.heard_s = self.token_s = time.monotonic()
         self.waited_s: float | None = None
+        self._thought = 0
         self.alone = replica.finds_no_queue(stream)
         self._answer: aiohttp.ClientResponse | None = None
         self._timeout: asyncio.Timeout | None = None  # until it answers
         self._ended_by: str | None = None
+        self._events: EventStream | None = None
+        self.first_event = b""
+        self.tokens_before = stream.tokens
+        self._paused_s = self.sent_s  # when it last waited for its reader
+        self.told = False
 
     async def run(self, body: dict[str, Any]) -> None:
         """Ask for ``body`` and pass the answer on to its end. Raises :class:`UpstreamError`."""
-        stream, replica, upstreams = self._stream, self._replica, self._context.upstreams
+        stream, replica, upstreams = self._stream, self.replica, self._context.upstreams
         stream.attempts += 1
         stream.replica = replica.name
         headers = {"x-request-id": stream.request_id}
@@ -105,16 +96,24 @@ class Attempt:
             self._answered()
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
+            if stream.streams and stream.hides_thought:
+                upstreams.learn_thought(stream.route.model, stream.thought)
         except UpstreamError as error:
             error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))
             raise
         finally:
             self._answer = self._timeout = None
+            stream.characters, self._events = self.characters, None
             replica.closed(stream, self.sent_s, time.monotonic(), started=self.waited_s is not None)
             upstreams.forget(replica)
             self._describe(span)
             span.end()
+
+    @property
+    def characters(self) -> int:
+        """Of the answer so far."""
+        return self._stream.characters + (self._events.characters if self._events is not None else 0)
 
     def _is_before_first_token(self, now_s: float) -> bool:
         """As far as can be seen: an answer in one piece shows none, and has probably had it after the time forecast."""
@@ -126,13 +125,15 @@ class Attempt:
     def end_if_silent(self, now_s: float, can_move: Callable[[float], bool]) -> None:
         """Stop listening to an engine that answers no probe and has brought no token since it was probed, where the answer
         ``can_move(now_s)``; and to any that has brought none for too long."""
-        probed_s = self._replica.unanswered_since_s
+        probed_s = self.replica.unanswered_since_s
         silent = probed_s is not None and self.token_s < probed_s
-        if silent and self._replica.is_dead(now_s) and can_move(now_s):
+        if silent and self.replica.is_dead(now_s) and can_move(now_s):
             self.end("dead")
         elif self._answer is None or not self._stream.streams or self._stream.yields:
             return  # the time for an answer to begin is its own; one that yields may wait for readers without bound
-        elif now_s - self.token_s > self._settings.stream_idle_s:
+        elif self._stream.receipt.told_tokens is not None:
+            self._paused_s = now_s
+        elif now_s - max(self.token_s, self._paused_s) > self._settings.stream_idle_s:
             self.end("silent")
 
     def end(self, reason: str) -> None:
@@ -147,7 +148,7 @@ class Attempt:
 
     async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> None:
         """Send the request and pass the answer on. Raises :class:`UpstreamError`."""
-        session, url = self._context.upstreams.session, self._replica.url + self._stream.path
+        session, url = self._context.upstreams.session, self.replica.url + self._stream.path
         try:
             async with (
                 asyncio.timeout(self._answer_timeout_s) as self._timeout,
@@ -157,7 +158,7 @@ class Attempt:
                 self._answer = answer
                 await self._pass_on(answer)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._replica.healthy = False  # until a probe finds it up again
+            self.replica.healthy = False  # until a probe finds it up again
             raise UpstreamError("unreachable") from error
         except GarbageError as error:
             raise UpstreamError("garbage") from error
@@ -218,6 +219,7 @@ class Attempt:
 
     def _read_usage(self, whole: dict[str, Any]) -> None:
         self._stream.answer_id = whole.get("id")
+        self._stream.unfinished = whole.get("status") in UNFINISHED
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
 
@@ -225,10 +227,10 @@ class Attempt:
 
     async def _pass_events(self, answer: aiohttp.ClientResponse) -> None:
         stream = self._stream
-        asked = (
-            {**stream.asked, "include_usage": False} if stream.expectation.report else stream.asked
-        )  # said in the report
-        events = self._reader(asked)
+        asked = stream.asked
+        if stream.expectation.report:  # which says the usage
+            asked = {**asked, "include_usage": False}
+        self._events = events = self._reader(asked)
         said = 0
         held: list[Event] = []  # the end of an answer that has no token so far
         try:
@@ -238,6 +240,7 @@ class Attempt:
                     break
                 self.heard_s = time.monotonic()
                 batch = events.feed(data)
+                self._think(events.thought)
                 if events.said != said:
                     said, self.token_s = events.said, self.heard_s
                 if not events.ends:
@@ -267,8 +270,8 @@ class Attempt:
         """Of this endpoint's events. asked: the stream_options that the client gets."""
         stream = self._stream
         by_usage = stream.endpoint.chunks and self._settings.count_tokens == "usage"
-        reader = stream.endpoint.reader or EventStream
-        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=count_answers(stream.body) > 1)
+        reader, several = stream.endpoint.reader or EventStream, count_answers(stream.body) > 1
+        return reader(chat=stream.chat, asked=asked, usage=by_usage, several=several, hides=stream.hides_thought)
 
     def _is_over(self, events: EventStream) -> bool:
         if events.ends and (events.done or events.error_event or events.garbage is not None):
@@ -334,6 +337,8 @@ class Attempt:
     def _take(self, batch: list[Event]) -> list[Event]:
         """Count what has come; as the reader should see it."""
         stream = self._stream
+        if not self.first_event:
+            self.first_event = first_of(batch)
         if self._continuation is not None:
             batch = self._continue(batch, self._continuation)
         new = 0
@@ -341,14 +346,23 @@ class Attempt:
             new += tokens
         if new:
             stream.tokens += new
-            self._replica.tokens += 0 if stream.yields else new
+            self.replica.tokens += 0 if stream.yields else new
             if self.waited_s is None:
                 self._first_token()
-        if not stream.first_event:  # of data; a comment may come before it
-            stream.first_event = next((event for event, _ in batch if event and not event.startswith(b":")), b"")
-        if stream.log is not None:
+        if not stream.first_event:
+            stream.first_event = first_of(batch)
+        if stream.log is not None and not stream.only_thinks:
             stream.keep([event for event, _ in batch if event])
         return batch
+
+    def _think(self, thought: int) -> None:
+        """So many tokens have come that the reader is not shown."""
+        if new := thought - self._thought:
+            self._thought = thought
+            self._stream.think(new, self.heard_s)
+            self.replica.tokens += new
+            if self.waited_s is None:
+                self._first_token()
 
     def _continue(self, batch: list[Event], continuation: Continuation) -> list[Event]:
         events: list[Event] = []
@@ -364,9 +378,10 @@ class Attempt:
     def _first_token(self) -> None:
         stream = self._stream
         self.waited_s = self.heard_s - self.sent_s
+        stream.first_s = stream.first_s or self.heard_s - stream.arrival_s
         self._answered()
         expected = stream.expected if stream.attempts == 1 else None
-        self._replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)
+        self.replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)
 
     def _count_prompt(self, usage: Any) -> None:
         stream, tokens = self._stream, prompt_tokens_of(usage)

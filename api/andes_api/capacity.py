@@ -54,6 +54,11 @@ class Capacity:
         if limits := self._tenants.get(stream.tenant_name):
             limits.ended(stream, now_s)
 
+    def charge_late(self, stream: Stream, output_tokens: int, now_s: float) -> None:
+        """``stream`` is over and has had that many tokens more."""
+        if limits := self._tenants.get(stream.tenant_name):
+            limits.charge_late(output_tokens, now_s)
+
     def settle(self, now_s: float) -> None:
         """Charge tenants what their open streams have had by now."""
         for limits in self._tenants.values():

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
-from andes_sglang.qoe import QoETarget
+from andes_sglang.qoe import THINK_TDS, QoETarget
 
 __all__ = [
-    "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds",
-    "TenantSettings", "UpstreamAddress", "over_built_in",
+    "BUILT_IN", "BatchLimits", "BatchSettings", "ClassName", "ClassSettings", "Count", "ModelSettings", "Seconds", "Strict",
+    "TenantSettings", "UpstreamAddress", "option_values", "over_built_in",
 ]  # fmt: skip
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -49,8 +51,11 @@ class ClassSettings(Strict):
 
     ttft_s, tds: expected seconds to the first token and tokens/s. weight: value of their QoE relative to others; a request
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
+    reasoning: whether they are shown what a model thinks before it answers, and read it (shown), or not (hidden); think_tds:
+    tokens/s at which a hidden thought may go on before they wait for the answer, null: ``ttft_s`` holds whatever is thought.
     shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
     at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
+    least_quality: the least of a rung that may answer a request for a ladder.
     """
 
     ttft_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -61,9 +66,12 @@ class ClassSettings(Strict):
     max_tds: Seconds = 200.0
     weight: Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)] = 1.0
     yields: bool = False
+    reasoning: Literal["hidden", "shown"] = "hidden"
+    think_tds: Annotated[float, Field(ge=1e-3, le=1e9)] | None = THINK_TDS
     shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
     pace: bool = False
     fallback_model: str | None = None
+    least_quality: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _in_bounds(self) -> ClassSettings:
@@ -78,7 +86,9 @@ class ClassSettings(Strict):
     @property
     def expectation(self) -> ReaderExpectation:
         """Of a request that says nothing of its reader."""
-        return ReaderExpectation(QoETarget(self.ttft_s, self.tds), self.weight, self.yields)
+        think_tds = math.inf if self.think_tds is None else self.think_tds
+        target = QoETarget(self.ttft_s, self.tds, think_tds)
+        return ReaderExpectation(target, self.weight, self.yields, reasoning=self.reasoning)
 
     def clamp(self, asked: ReaderExpectation, max_tokens: int | None = None) -> ReaderExpectation:
         """``asked`` within this class's bounds. max_tokens: of the request; an answer is not expected to be longer."""
@@ -87,9 +97,9 @@ class ClassSettings(Strict):
         tokens = asked.expected_tokens
         if tokens is not None and max_tokens is not None:
             tokens = min(tokens, max_tokens)
-        return ReaderExpectation(
-            QoETarget(ttft_s, tds), min(asked.weight, self.weight), asked.yields or self.yields, tokens
-        )
+        target = QoETarget(ttft_s, tds, asked.target.think_tds)
+        yields = asked.yields or self.yields
+        return ReaderExpectation(target, min(asked.weight, self.weight), yields, tokens, asked.reasoning)
 
 
 class BatchLimits(Strict):
@@ -118,15 +128,17 @@ class TenantSettings(Strict):
     """A caller. key_sha256: SHA-256 of the API key, in hex; the key itself is stored nowhere.
 
     classes: those it may use, the first being its default; empty: all. models: those it may use, with their adapters; empty:
-    all. trusted: whether what it says its readers expect counts. max_streams, requests_per_minute, tokens_per_minute (of
-    prompts and answers together), input_tokens_per_minute, output_tokens_per_minute: limits; null: none. batches:
-    limits of its batches; null: those of ``batches.limits``.
+    all. tools: those it may have run here; empty: all. trusted: whether what it says its readers expect counts. max_streams,
+    requests_per_minute, tokens_per_minute (of prompts and answers together), input_tokens_per_minute,
+    output_tokens_per_minute: limits; null: none. batches: limits of its batches; null: those of
+    ``batches.limits``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     classes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
     trusted: bool = True
     max_streams: Count | None = None
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
@@ -165,3 +177,17 @@ def over_built_in(given: Any) -> Any:
     for name, fields in given.items():
         classes[name] = {**BUILT_IN.get(name, {}), **fields} if isinstance(fields, dict) else fields
     return {name: fields for name, fields in classes.items() if fields is not None}
+
+
+def option_values(options: Any) -> Any:
+    """In the environment every option is text: as JSON where it is JSON."""
+    if not isinstance(options, dict):
+        return options
+    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
@@ -21,9 +22,11 @@ MAX_SLICES = 360
 @dataclass(slots=True)
 class DemandRecord:
     """One request. arrival_s: Unix seconds. prompt_tokens: estimated until the engine has said. reader: what it says of its
-    reader, clamped. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
+    reader, clamped. reason_tokens: of a thought before the answer, not shown, that took thinking_s until the first token that
+    was. ttft_s, qoe: None where there is none (not streamed, no token yet). outcome: open, done, shed, failed,
     abandoned, error. model: the one asked for, None while no engine has said; adapter: LoRA adapter on it; fallback: the
-    model that answered instead."""
+    model that answered instead. ladder: the one asked for, None where it was a model: then ``model`` is who answers, or the
+    best one while that is open, and quality what the owner says its answers are worth."""
 
     arrival_s: float
     class_name: str
@@ -31,12 +34,16 @@ class DemandRecord:
     prompt_tokens: int
     reader: ReaderExpectation
     output_tokens: int = 0
+    reason_tokens: int = 0
+    thinking_s: float | None = None
     ttft_s: float | None = None
     qoe: float | None = None
     outcome: str = "open"
     model: str | None = None
     adapter: str | None = None
     fallback: str | None = None
+    ladder: str | None = None
+    quality: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As in ``/fleet/demand`` and the access log; docs/gateway.md describes every field."""
@@ -47,14 +54,19 @@ class DemandRecord:
             "model": self.model,
             "adapter": self.adapter,
             "fallback": self.fallback,
+            "ladder": self.ladder,
+            "quality": self.quality,
             "stream": self.stream,
             "prompt_tokens": self.prompt_tokens,
             "output_tokens": self.output_tokens,
+            "reason_tokens": self.reason_tokens,
             "ttft_target_s": target.ttft_s,
             "tds": target.tds,
+            "think_tds": None if target.think_tds == math.inf else target.think_tds,
             "weight": self.reader.weight,
             "yield": self.reader.yields,
             "expected_tokens": self.reader.expected_tokens,
+            "thinking_s": None if self.thinking_s is None else round(self.thinking_s, 4),
             "ttft_s": None if self.ttft_s is None else round(self.ttft_s, 4),
             "qoe": None if self.qoe is None else round(self.qoe, 4),
             "outcome": self.outcome,

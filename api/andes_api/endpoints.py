@@ -40,6 +40,11 @@ class Endpoint:
         """Whether it speaks OpenAI's older dialect: chunks with ``choices``, ``stream_options``, a final ``[DONE]``."""
         return self.reader is EventStream and not self.form
 
+    @property
+    def reports(self) -> bool:
+        """Whether its answers can tell the caller what the reader got."""
+        return self.reader is not None and not self.form
+
     def error_body(self, status: int, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """An error of ours or of an engine, as this endpoint's clients read it."""
         if not self.anthropic or body.get("type") == "error":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -12,7 +13,6 @@ from andes_api.request_body import FormFile
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_sglang.expectations import KEY, ReaderExpectation, to_custom_params
-from andes_sglang.qoe import QoETarget
 
 __all__ = ["engine_request", "remaining_expectation"]
 
@@ -55,4 +55,4 @@ def remaining_expectation(stream: Stream, now_s: float) -> ReaderExpectation:
     left_s = round(max(0.0, reader.target.ttft_s - (now_s - stream.arrival_s)), 2)
     tokens = reader.expected_tokens
     left_tokens = None if tokens is None else max(1, tokens - stream.tokens)
-    return ReaderExpectation(QoETarget(left_s, reader.target.tds), reader.weight, reader.yields, left_tokens)
+    return replace(reader, target=replace(reader.target, ttft_s=left_s), expected_tokens=left_tokens)

@@ -13,13 +13,14 @@ from typing import Any
 from andes_api.errors import ApiError
 from andes_api.schema import REQUEST_HEADERS
 from andes_api.settings import OFFLINE, ClassSettings, GatewaySettings, ModelSettings, TenantSettings
-from andes_sglang.expectations import MAX_EXPECTED_TOKENS, ReaderExpectation, parse
-from andes_sglang.qoe import QoETarget
+from andes_sglang.expectations import MAX_EXPECTED_TOKENS, REASONING, ReaderExpectation, parse
+from andes_sglang.qoe import THINK_TDS, QoETarget
 
-__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "of_batch", "resolve", "tenant_of"]
+__all__ = ["ANONYMOUS", "ResolvedExpectation", "key_matches", "key_of", "of_batch", "resolve", "tenant_of"]
 
 ANONYMOUS = "anonymous"
 _TTFT_MS = ("x-andes-ttft-ms", "x-llm-d-slo-ttft-ms", "x-slo-ttft-ms")
+_REASONING, _THINK_TDS = "x-andes-reasoning", "x-andes-think-tds"
 _TPOT_MS = ("x-llm-d-slo-tpot-ms", "x-slo-tpot-ms")
 _TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only")
 
@@ -27,7 +28,8 @@ _TIERS = ("auto", "default", "flex", "scale", "priority", "fast", "standard_only
 @dataclass(frozen=True, slots=True)
 class ResolvedExpectation:
     """What holds for one request after clamping: its class, what its reader expects, whether to pace, the service tier if one
-    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got."""
+    was asked for, what was asked for and did not hold, whether the caller wants to know at the end what the stream got,
+    whether a weaker model of a ladder may answer."""
 
     class_name: str
     settings: ClassSettings
@@ -36,6 +38,7 @@ class ResolvedExpectation:
     tier: str | None = None
     clamped: str = ""
     report: bool = False
+    degrade: bool = True
 
     @property
     def target(self) -> QoETarget:
@@ -52,6 +55,10 @@ class ResolvedExpectation:
             "x-andes-ttft-ms": f"{self.target.ttft_s * 1000:g}",
             "x-andes-tds": f"{self.target.tds:g}",
         }
+        if not self.reader.hides_reasoning:
+            echo[_REASONING] = self.reader.reasoning
+        if (think_tds := self.target.think_tds) != THINK_TDS:
+            echo[_THINK_TDS] = "none" if think_tds == math.inf else f"{think_tds:g}"
         if self.reader.expected_tokens is not None:
             echo["x-andes-expected-tokens"] = str(self.reader.expected_tokens)
         if self.tier:
@@ -66,14 +73,20 @@ def key_matches(key: str, sha256: str) -> bool:
     return hmac.compare_digest(hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest(), sha256)
 
 
+def key_of(headers: Mapping[str, str]) -> str:
+    """The key that a request carries; empty without one."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = headers.get("x-api-key", "")  # as Anthropic's clients send it
+    return key.strip()
+
+
 def tenant_of(headers: Mapping[str, str], settings: GatewaySettings) -> TenantSettings | None:
     """The tenant whose key the request carries; None where no tenants are set up. Raises 401."""
     if not settings.tenants:
         return None
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        key = headers.get("x-api-key", "")  # as Anthropic's clients send it
-    matches = [tenant for tenant in settings.tenants if key_matches(key.strip(), tenant.key_sha256)]
+    key = key_of(headers)
+    matches = [tenant for tenant in settings.tenants if key_matches(key, tenant.key_sha256)]
     if not matches:
         raise ApiError(
             401, "no valid API key: send Authorization: Bearer KEY or x-api-key: KEY", "authentication_error",
@@ -112,7 +125,11 @@ def resolve(
     report = headers.get("x-andes-report")
     if report not in (None, "usage"):
         raise _bad("x-andes-report", report, "usage")
-    return ResolvedExpectation(name, cls, reader, pace == "on", tier, _clamped(asked, reader), report is not None)
+    degrade = said.get("x-andes-degrade", "on")
+    if degrade not in ("on", "off"):
+        raise _bad("x-andes-degrade", degrade, "on or off")
+    clamped = _clamped(asked, reader)
+    return ResolvedExpectation(name, cls, reader, pace == "on", tier, clamped, report is not None, degrade == "on")
 
 
 def of_batch(settings: GatewaySettings) -> ResolvedExpectation:
@@ -171,9 +188,16 @@ def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderEx
         tds = _number("x-andes-tds", said["x-andes-tds"])
     if "x-andes-expected-tokens" in said:
         tokens = _whole("x-andes-expected-tokens", said["x-andes-expected-tokens"])
+    reasoning = said.get(_REASONING, asked.reasoning)
+    if reasoning not in REASONING:
+        raise _bad(_REASONING, reasoning, " or ".join(REASONING))
+    think_tds = asked.target.think_tds
+    if _THINK_TDS in said:
+        text = said[_THINK_TDS]
+        think_tds = math.inf if text == "none" else min(max(_number(_THINK_TDS, text), 1e-3), 1e9)
     # Out of the bounds of what a reader can have; the class's bounds are narrower.
-    target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9))
-    return ReaderExpectation(target, asked.weight, asked.yields, tokens)
+    target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9), think_tds)
+    return ReaderExpectation(target, asked.weight, asked.yields, tokens, reasoning)
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:

@@ -94,7 +94,7 @@ def _qoe_part(gateway: Gateway, window_s: float) -> tuple[Kinds, Kinds, list[str
     now_s = time.monotonic()
     running: dict[tuple[str | None, str], Sketch] = {}
     for stream in gateway.open:
-        if (score := stream.score(now_s)) is not None:
+        if (score := stream.served(now_s)) is not None:
             running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
     return gateway.qoe.of(now_s, window_s), running, gateway.upstreams.catalog.models
 

@@ -15,16 +15,19 @@ from andes_api import admission, names
 from andes_api.background import Background
 from andes_api.board import Board, Worker
 from andes_api.capacity import Capacity
+from andes_api.connection import Connection
 from andes_api.demand import DemandLog, DemandRecord, QoEWindow
 from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation
 from andes_api.fatal import MAX_DEATHS, FatalRequests
 from andes_api.history import History
+from andes_api.kept import BackgroundResponses
 from andes_api.metrics import GatewayMetrics, Levels
 from andes_api.models import ModelRoute
 from andes_api.placement import Placement
 from andes_api.prompts import Prompt
+from andes_api.readers import Readers
 from andes_api.relay import Relay, RelayContext
 from andes_api.response import Send
 from andes_api.settings import GatewaySettings, TenantSettings, with_classes
@@ -81,8 +84,16 @@ class Gateway:
         self._relays: dict[Stream, Relay] = {}
         self._fatal = FatalRequests(lambda key, until_s: self.siblings.tell("fatal", key, until_s))
         self._relay_context = RelayContext(
-            settings, self.upstreams, self.metrics, self.telemetry, self.wait_for_place, self._fatal
+            settings,
+            self.upstreams,
+            self.metrics,
+            self.telemetry,
+            self.wait_for_place,
+            self._fatal,
+            tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
+        self.readers = Readers(self._relays, self.upstreams, self.siblings)
+        self._unfinished = BackgroundResponses(self.upstreams, self._finish_late)
         self._swept_s = math.inf  # when streams were last looked at, clock seconds
         self.siblings.answers("fatal", self._fatal.learn)
         self.siblings.answers("stored", self.stored.find)
@@ -96,6 +107,8 @@ class Gateway:
         await self.upstreams.start()
         self._swept_s = time.monotonic()
         self.background.start("sweep", self._sweep)
+        self.background.start("readers", self.readers.watch)
+        self.background.start("background responses", self._unfinished.run)
 
     async def stop(self) -> None:
         await self.background.stop()
@@ -137,6 +150,7 @@ class Gateway:
             open=Counter((s.record.class_name, s.record.model or "") for s in self.open),
             held={model or "": held[model] for model in (None, *self.upstreams.catalog.models)},
             replicas={r.name: (r.accepts(now_s), len(r.streams)) for r in self.upstreams.replicas.values()},
+            behind=self.readers.count_behind(),
         )
 
     # Admission and placement
@@ -161,6 +175,7 @@ class Gateway:
         stream = Stream(
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None, batched=batched,
+            expected_thought=self.upstreams.thought_tokens(route.model),
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
@@ -217,10 +232,13 @@ class Gateway:
 
     # Open streams
 
-    async def serve(self, stream: Stream, order: list[Upstream], receive: Receive, send: Send) -> None:
+    async def serve(
+        self, stream: Stream, order: list[Upstream], connection: Connection, receive: Receive, send: Send
+    ) -> None:
         """Answer on this connection until the last byte, or until the client has gone: then upstream is cancelled."""
         record = stream.record
-        relay = self._relays[stream] = Relay(self._relay_context, stream, order, send)
+        relay = self._relays[stream] = Relay(self._relay_context, stream, order, send, connection)
+        self.readers.opened(relay)
         task = self.open[stream] = asyncio.create_task(relay.run())
         self.capacity.opened(stream)
         gone = asyncio.create_task(_disconnected(receive))
@@ -233,6 +251,7 @@ class Gateway:
             gone.cancel()
             await asyncio.gather(task, gone, return_exceptions=True)
             del self.open[stream], self._relays[stream]
+            self.readers.closed(relay)
             self.capacity.left(stream)
             if order:
                 order[0].left(stream)
@@ -301,6 +320,14 @@ class Gateway:
             stream.record.output_tokens = stream.tokens
             stream.record.qoe = stream.score(now_s)
 
+    def _finish_late(self, stream: Stream, output_tokens: int) -> None:
+        """Count what an engine has written after its first answer."""
+        stream.record.output_tokens = output_tokens
+        self.capacity.charge_late(stream, output_tokens - stream.tokens, time.monotonic())
+        self.metrics.tokens.labels(stream.record.class_name, stream.record.model or "").inc(
+            output_tokens - stream.tokens
+        )
+
     def _finish(self, stream: Stream) -> None:
         """Score, count and log a request that is over."""
         now_s = time.monotonic()
@@ -310,8 +337,10 @@ class Gateway:
         self.capacity.ended(stream, now_s)
         if stream.endpoint is RESPONSES and record.outcome == "done" and isinstance(stream.answer_id, str):
             self.stored.add(stream.answer_id, stream.replica, stream.tenant.name if stream.tenant else None)
-        if record.qoe is not None:
-            self.qoe.add(now_s, record.model, cls, record.qoe)
+            if stream.unfinished:
+                self._unfinished.add(stream.answer_id, stream)
+        if (served := stream.served(now_s)) is not None:
+            self.qoe.add(now_s, record.model, cls, served)
         self.history.add(now_s, stream.kind, record.outcome, record.qoe, retries=stream.retries, moves=stream.moves)
         duration_s = now_s - stream.arrival_s
         self.metrics.ended(stream, duration_s)

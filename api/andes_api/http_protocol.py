@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from andes_api.connection import CONNECTION
+from andes_api.cors import cors_headers
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.unread import UnreadRequest
@@ -26,7 +29,7 @@ class Protocol(HttpToolsProtocol):
 
     gateway: ClassVar[Gateway]
     _head_timer: asyncio.TimerHandle | None = None
-    _in_head = _deaf = False
+    _in_head = _deaf = _has_begun = False
     _fault: ApiError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -93,7 +96,10 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        scope: Any = self.scope
+        scope[CONNECTION] = self.transport
         self._header_bytes, self._in_head = 0, True
+        self._has_begun = True
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -160,7 +166,9 @@ class Protocol(HttpToolsProtocol):
         elif not self.transport.is_closing():
             request = UnreadRequest(uuid.uuid4().hex, status=error.status, reason=error.reason)
             self.gateway.note_unread(request)
-            self.transport.write(_answer(error, request.request_id))
+            origin = dict(self.headers).get(b"origin", b"").decode("latin-1") if self._has_begun else None
+            cors = cors_headers(origin, self.gateway.settings.cors_origins)
+            self.transport.write(_answer(error, {"x-request-id": request.request_id, **cors}))
             self._hang_up()
 
     def _hang_up(self) -> None:
@@ -178,11 +186,11 @@ def make_protocol(gateway: Gateway) -> type[Protocol]:
     return type("GatewayProtocol", (Protocol,), {"gateway": gateway})
 
 
-def _answer(error: ApiError, request_id: str) -> bytes:
+def _answer(error: ApiError, more: Mapping[str, str]) -> bytes:
     """An error for a request that no application sees."""
     content = orjson.dumps(error.body)
     headers = {
-        **error.headers, "x-request-id": request_id, "content-type": "application/json",
+        **error.headers, **more, "content-type": "application/json",
         "content-length": str(len(content)), "connection": "close",
     }  # fmt: skip
     head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{n}: {v}" for n, v in headers.items())]

@@ -13,7 +13,7 @@ from andes_api.stream import Stream
 __all__ = ["TenantLimits"]
 
 _UNSERVED = ("shed", "error")
-"""Outcomes that cost no tokens."""
+"""Outcomes that cost nothing where no token has come."""
 
 
 class _Budget:
@@ -78,11 +78,17 @@ class TenantLimits:
     def ended(self, stream: Stream, now_s: float) -> None:
         """``stream`` is over; what was refused costs nothing."""
         if stream in self._charged:
-            unserved = stream.record.outcome in _UNSERVED
+            unserved = stream.record.outcome in _UNSERVED and not stream.tokens
             with self._board.lock():
-                self._charge(stream, (0, 0) if unserved else (stream.record.prompt_tokens, stream.tokens), now_s)
+                self._charge(stream, (0, 0) if unserved else (stream.read_tokens, stream.tokens), now_s)
                 del self._charged[stream]
                 self._held.set(len(self._charged))
+
+    def charge_late(self, output_tokens: int, now_s: float) -> None:
+        """A stream that is over has had that many tokens more."""
+        with self._board.lock():
+            for budget in self._budgets:
+                budget.bucket.charge(now_s, budget.cost(0, output_tokens))
 
     def headers(self, now_s: float) -> dict[str, str]:
         """What is left, as OpenAI says it: ``x-ratelimit-limit-*``, ``-remaining-*``, ``-reset-*``."""
@@ -109,7 +115,7 @@ class TenantLimits:
     def _settle(self, now_s: float) -> None:
         if self._budgets:
             for stream in self._charged:
-                self._charge(stream, (stream.record.prompt_tokens, stream.tokens), now_s)
+                self._charge(stream, (stream.read_tokens, stream.tokens), now_s)
 
     def _charge(self, stream: Stream, used: tuple[int, int], now_s: float) -> None:
         before = self._charged[stream]

@@ -25,30 +25,33 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 @dataclass(frozen=True, eq=False)
 class Levels:
     """What holds at one moment. tasks: of asyncio. open: streams by class and model; held: requests that wait for an engine,
-    by model. replicas: whether it may get streams, and ours there, by name."""
+    by model. replicas: whether it may get streams, and ours there, by name. behind: readers who lack what was sent."""
 
     tasks: int = 0
     open: Mapping[tuple[str, str], int] = field(default_factory=dict)
     held: Mapping[str, int] = field(default_factory=dict)
     replicas: Mapping[str, tuple[bool, int]] = field(default_factory=dict)
+    behind: int = 0
 
     @classmethod
     def merged(cls, parts: Iterable[Levels]) -> Levels:
         """Of all workers."""
         open_: collections.Counter[tuple[str, str]] = collections.Counter()
         held, up, streams = (collections.Counter[str]() for _ in range(3))
-        tasks = 0
+        tasks = behind = 0
         for part in parts:
             tasks += part.tasks
+            behind += part.behind
             open_.update(part.open)
             held.update(part.held)
             up.update({name: accepts for name, (accepts, _) in part.replicas.items()})
             streams.update({name: count for name, (_, count) in part.replicas.items()})
-        return cls(tasks, open_, held, {name: (up[name] > 0, streams[name]) for name in streams})
+        return cls(tasks, open_, held, {name: (up[name] > 0, streams[name]) for name in streams}, behind)
 
     def collect(self) -> Iterator[Metric]:
         """As Prometheus' gauges."""
         yield GaugeMetricFamily("andes_gateway_tasks", "asyncio tasks", self.tasks)
+        yield GaugeMetricFamily("andes_gateway_readers_behind", "readers who lack what was sent to them", self.behind)
         by_class = GaugeMetricFamily("andes_gateway_streams", "open streams", labels=["class", "model"])
         for kind, count in self.open.items():
             by_class.add_metric(kind, count)
@@ -75,6 +78,10 @@ class GatewayMetrics:
             "andes_gateway_requests", "requests by how they ended", ["class", "model", "outcome"], registry=registry
         )
         self.shed = Counter("andes_gateway_shed", "requests refused", ["class", "model", "reason"], registry=registry)
+        self.ladders = Counter(
+            "andes_gateway_ladder", "requests for a ladder by the model that answered", ["ladder", *by_class],
+            registry=registry,
+        )  # fmt: skip
         self.tokens = Counter("andes_gateway_tokens", "tokens delivered", by_class, registry=registry)
         self.retries = Counter("andes_gateway_retries", "streams tried again before they began", registry=registry)
         self.resumes = Counter("andes_gateway_resumes", "streams continued on another replica", registry=registry)
@@ -87,6 +94,12 @@ class GatewayMetrics:
         self.task_failures = Counter(
             "andes_gateway_task_failures", "failures of what runs in the background", ["task"], registry=registry
         )
+        self.slow_readers = Counter(
+            "andes_gateway_slow_readers", "streams whose reader fell behind what was sent", registry=registry
+        )
+        self.tool_calls = Counter(
+            "andes_gateway_tool_calls", "calls of tools that ran here", ["tool", "outcome"], registry=registry
+        )
         self.qoe = Histogram(
             "andes_gateway_request_qoe_ratio", "QoE as delivered to the socket", by_class, registry=registry,
             buckets=names.QOE_BUCKETS,
@@ -95,6 +108,17 @@ class GatewayMetrics:
             "andes_gateway_time_to_first_token_seconds", "from arrival to the first token's delivery", by_class,
             registry=registry, buckets=names.TTFT_BUCKETS,
         )  # fmt: skip
+        self.wait_forecasts = Counter(
+            "andes_gateway_wait_forecasts", "first tokens beside the 90 % bounds of their forecast", ["class", "outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.thinking = Histogram(
+            "andes_gateway_thinking_seconds", "from the first token of a thought to the first that was shown, per stream",
+            by_class, registry=registry, buckets=names.DURATION_BUCKETS,
+        )  # fmt: skip
+        self.thought_tokens = Counter(
+            "andes_gateway_thought_tokens", "generated before the answer and not shown", by_class, registry=registry
+        )
         self.tpot = Histogram(
             "andes_gateway_time_per_output_token_seconds", "mean per stream, after the first token", by_class,
             registry=registry, buckets=names.TPOT_BUCKETS,
@@ -114,13 +138,23 @@ class GatewayMetrics:
         self.requests.labels(*kind, record.outcome).inc()
         if record.outcome == "shed" and stream.reason is not None:
             self.shed.labels(*kind, stream.reason).inc()
-        self.tokens.labels(*kind).inc(stream.reader.delivered if stream.streams else stream.tokens)
+        if record.ladder is not None and record.quality is not None:
+            self.ladders.labels(record.ladder, *kind).inc()
+        self.tokens.labels(*kind).inc(stream.receipt.reader.delivered if stream.streams else stream.tokens)
         self.duration.labels(*kind).observe(duration_s)
+        if stream.receipt.received is not None:
+            self.slow_readers.inc()
         if record.qoe is not None:
             self.qoe.labels(*kind).observe(record.qoe)
         if record.ttft_s is not None:
             self.ttft.labels(*kind).observe(record.ttft_s)
-            self.stall.labels(*kind).observe(stream.reader.stall_s)
+            self.stall.labels(*kind).observe(stream.receipt.reader.stall_s)
+        if (outcome := stream.wait_outcome) is not None:
+            self.wait_forecasts.labels(stream.expectation.class_name, outcome).inc()
+        if stream.thought:
+            self.thought_tokens.labels(*kind).inc(stream.thought)
+        if record.thinking_s is not None:
+            self.thinking.labels(*kind).observe(record.thinking_s)
         if (tpot_s := stream.tpot_s) is not None:
             self.tpot.labels(*kind).observe(tpot_s)
 

@@ -71,13 +71,18 @@ def read_offers(answer: Any, configured: str | None = None) -> dict[str, Offer]:
 
 class ModelCatalog:
     """All models that were announced or configured. aliases: other names, and the model that each stands for; those of
-    ``configured`` are known before any engine has come.
+    ``configured`` are known before any engine has come. ladders: names that stand for several models, and the best of each.
 
     A model is remembered while no engine is there for it, so that requests are held for the first one to come.
     """
 
-    def __init__(self, configured: Iterable[str] = (), aliases: Mapping[str, str] | None = None) -> None:
-        self._aliases = dict(aliases or {})
+    def __init__(
+        self,
+        configured: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
+        ladders: Mapping[str, str] | None = None,
+    ) -> None:
+        self._aliases, self._ladders = dict(aliases or {}), dict(ladders or {})
         self._cards: dict[str, Mapping[str, Mapping[str, Any]]] = {name: {} for name in configured}
         self._configured = tuple(self._cards)
 
@@ -106,6 +111,8 @@ class ModelCatalog:
                 400, f"model: expected a name; got {str(asked)[:100]!r}", param="model", reason="model", retry=False
             )
         name = self._named(asked)
+        if name in self._ladders:
+            return ModelRoute(self._ladders[name])
         if name is None and len(self._cards) == 1:
             return ModelRoute(next(iter(self._cards)))
         if name is not None and (found := self._find(name)):
@@ -119,9 +126,14 @@ class ModelCatalog:
             )  # fmt: skip
         raise no_model(name, self.names())
 
+    def ladder_of(self, asked: Any) -> str | None:
+        """The ladder that the ``model`` of a request means; None where it means none."""
+        name = self._named(asked) if asked is None or isinstance(asked, str) else None
+        return name if name in self._ladders else None
+
     def _named(self, asked: str | None) -> str | None:
         """The name asked for, or the one that stands for it; None where there is none."""
-        if asked in self._cards:
+        if asked in self._cards or asked in self._ladders:
             return asked
         if asked in _UNNAMED:
             return self._aliases.get(asked or "", self._aliases.get(ANY))
@@ -145,15 +157,17 @@ class ModelCatalog:
         return [card["id"] for card in self.cards()]
 
     def cards(self) -> list[Mapping[str, Any]]:
-        """As in ``/v1/models``: every model as its engine announces it, then its adapters; then the aliases."""
+        """As in ``/v1/models``: every model as its engine announces it, then its adapters; then ladders and aliases."""
         cards: dict[str, Mapping[str, Any]] = {}
         for model in self.models:
             known = self._cards[model]
             cards.setdefault(model, known.get(model) or _card(model, model))
             for name, card in known.items():
                 cards.setdefault(name, card)
+        for ladder, best in self._ladders.items():
+            cards.setdefault(ladder, _card(ladder, best))
         for alias, name in self._aliases.items():
-            if alias != ANY and alias and self._find(name):
+            if alias != ANY and alias and (name in self._ladders or self._find(name)):
                 cards.setdefault(alias, _card(alias, name))
         return list(cards.values())
 

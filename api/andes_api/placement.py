@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from andes_api import admission
 from andes_api.capacity import Capacity
 from andes_api.errors import ApiError
+from andes_api.ladders import Rung, usable_rungs
 from andes_api.models import ModelRoute, no_adapters, no_model
 from andes_api.settings import GatewaySettings, TenantSettings
 from andes_api.stored import StoredResponses
@@ -15,10 +17,14 @@ from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
 from andes_sglang.routing import make_routing_policy
-from andes_sglang.stream_forecast import forecast_stream
+from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
 __all__ = ["Placement"]
 
+Offers = Mapping[ModelRoute, float | None]
+"""Models that may answer, the best first, with what their answers are worth; None: it is no rung of a ladder."""
+_Found = dict[str, tuple[Upstream, ModelRoute]]
+"""Replicas by name, with the model that each would answer with."""
 _log = logging.getLogger("andes")
 
 
@@ -30,14 +36,64 @@ class Placement:
     ) -> None:
         self._settings, self._upstreams, self._stored, self._capacity = settings, upstreams, stored, capacity
         self._routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
-        self._missing_fallbacks: set[str] = set()  # that were warned of
+        self._ladder_policy = make_routing_policy(settings.ladder_policy, **settings.ladder_options)
+        self._warned: set[tuple[str, str]] = set()
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
         """What the ``model`` of this tenant's request means. Raises the error that refuses it."""
         route = self._upstreams.resolve(asked)
-        if tenant is not None and tenant.models and route.model not in (None, *tenant.models):
+        if tenant is None or not tenant.models:
+            return route
+        if ladder := self._upstreams.catalog.ladder_of(asked):
+            if rungs := self._rungs(ladder, tenant):
+                return ModelRoute(usable_rungs(rungs)[0].model)
+            raise no_model(asked, tenant.models)
+        if route.model not in (None, *tenant.models):
             raise no_model(asked, tenant.models)
         return route
+
+    def may_ask(self, name: str, tenant: TenantSettings) -> bool:
+        """Whether this tenant may name ``name`` as its model."""
+        try:
+            return self.route_of(name, tenant).model is not None
+        except ApiError:
+            return False
+
+    def _rungs(self, ladder: str, tenant: TenantSettings | None) -> list[Rung]:
+        """Those that this tenant may use: all where it may use the ladder, else those that it may use anyway."""
+        rungs = self._settings.ladders[ladder]
+        if tenant is None or not tenant.models or ladder in tenant.models:
+            return [*rungs]
+        return [rung for rung in rungs if rung.model in tenant.models]
+
+    def _offers(self, stream: Stream) -> Offers:
+        """Who may answer: what it asks for, or of a ladder every rung that its class and its caller allow. A stream that was
+        tried on a model stays with it."""
+        ladder = self._upstreams.catalog.ladder_of(stream.body.get("model"))
+        if ladder is None or stream.fallback is not None:
+            return {stream.route: None}
+        if stream.attempts:
+            return {stream.route: stream.record.quality}
+        stream.record.ladder = ladder
+        least = stream.expectation.settings.least_quality
+        rungs = usable_rungs(
+            self._rungs(ladder, stream.tenant), least_quality=least, degrade=stream.expectation.degrade
+        )
+        if not rungs:  # the class allows none of those that the tenant may use
+            raise no_model(ladder, stream.tenant.models if stream.tenant else ())
+        for rung in rungs:
+            if rung.model not in self._upstreams.catalog.models:
+                self._warn_if_missing(rung.model, f"ladder {ladder}")
+        return {ModelRoute(rung.model): rung.quality for rung in rungs}
+
+    def _warn_if_missing(self, model: str, where: str) -> None:
+        """Warn, once, of a name in the settings that no engine has announced."""
+        try:
+            self._upstreams.resolve(model)
+        except ApiError as error:
+            if error.code == "model_not_found" and (where, model) not in self._warned:
+                self._warned.add((where, model))
+                _log.warning("%s: %s", where, error.message)
 
     def place(self, stream: Stream, now_s: float) -> list[Upstream]:
         """Replicas for this stream, best first; the first counts it from now on, so that the next one to come sees it. Those
@@ -47,7 +103,7 @@ class Placement:
             stream.routed(self.route_of(stream.body.get("model"), stream.tenant))
         refusal: ApiError | None = None
         try:
-            replicas = self._place_on(stream, stream.route, now_s)
+            replicas = self._place_on(stream, self._offers(stream), now_s)
         except ApiError as error:
             if error.status != 429:  # the request is wrong for every model
                 raise
@@ -58,6 +114,7 @@ class Placement:
             raise refusal
         if replicas:
             replicas[0].opened(stream)
+            replicas[0].awaits(stream, now_s)
         return replicas
 
     def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
@@ -67,46 +124,82 @@ class Placement:
             return []
         try:
             route = self.route_of(name, stream.tenant)
-            replicas = self._place_on(stream, route, now_s) if route not in (stream.route, ModelRoute()) else []
-        except ApiError as error:
-            if error.code == "model_not_found" and name not in self._missing_fallbacks:
-                self._missing_fallbacks.add(name)
-                _log.warning("fallback_model of class %s: %s", stream.expectation.class_name, error.message)
+            other = route not in (stream.route, ModelRoute())
+            replicas = self._place_on(stream, {route: None}, now_s) if other else []
+        except ApiError:
+            self._warn_if_missing(name, f"fallback_model of class {stream.expectation.class_name}")
             return []
         if replicas:
-            stream.route, stream.fallback, stream.record.fallback = route, why, route.model
+            stream.fallback, stream.record.fallback = why, route.model
         return replicas
 
-    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> dict[str, Upstream]:
+    def _accepting(self, stream: Stream, route: ModelRoute, now_s: float) -> _Found:
         """The replicas of ``route`` that may get this stream. Raises the error that refuses it."""
         if route.adapter is not None and not stream.endpoint.adapters:
             raise no_adapters(stream.path, route)
         self._capacity.check_model(stream, route, self._upstreams.replicas.values())
-        tenant, accepting = stream.tenant, {r.name: r for r in self._upstreams.accepting(now_s, route)}
+        tenant, accepting = stream.tenant, self._upstreams.accepting(now_s, route)
         if accepting and route.model is None and tenant is not None and tenant.models:
             raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
-        earlier = stream.earlier_answer
-        home = self._stored.home(earlier, tenant.name if tenant else None) if earlier else None
-        return {home: accepting[home]} if home in accepting else accepting
+        return {replica.name: (replica, route) for replica in accepting}
 
-    def _place_on(self, stream: Stream, route: ModelRoute, now_s: float) -> list[Upstream]:
-        """Replicas of ``route`` for this stream, best first. Raises the error that refuses it."""
-        settings, new = self._settings, stream.incoming
-        accepting = self._accepting(stream, route, now_s)
-        if not accepting:
+    def _place_on(self, stream: Stream, offers: Offers, now_s: float) -> list[Upstream]:
+        """Replicas for this stream, best first, all of one model of ``offers``: the best that does not refuse it. Raises the
+        error that refuses it."""
+        found: _Found = {}
+        refusals: list[ApiError] = []
+        for route in offers:
+            try:
+                found = self._accepting(stream, route, now_s) | found
+            except ApiError as error:
+                refusals.append(error)
+        if found:
+            return self._choose(stream, self._at_home(stream, found), offers, refusals, now_s=now_s)
+        if refusals:
+            raise refusals[0]
+        for route in offers:
             self._capacity.check_replicas(route, self._upstreams.replicas.values())
-            return []
-        views = [replica.view(now_s, stream.prompt, stream.prompt_tokens) for replica in accepting.values()]
-        order = self._routing_policy.order(new, views, now_s)
-        stream.expected = forecast_stream(new, order[0], now_s, settings.horizon_s)
-        if settings.admission and stream.streams and order[0].load:
-            cls = stream.expectation.settings
-            refusal = admission.overload(
-                new, stream.expected, cls, class_name=stream.expectation.class_name, horizon_s=settings.horizon_s
-            )
-            if refusal is not None:
-                raise refusal
-        replicas = [accepting[view.name] for view in order]
-        if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
-            replicas.sort(key=lambda replica: len(replica.offline))
-        return sorted(replicas, key=lambda replica: replica.is_full(now_s))
+        return []
+
+    def _choose(
+        self, stream: Stream, found: _Found, offers: Offers, refusals: list[ApiError], *, now_s: float
+    ) -> list[Upstream]:
+        """Those of ``found`` that have the best model that does not refuse the stream by forecast, best first. Raises the
+        first error that refuses it, after ``refusals``."""
+        new = stream.incoming
+        views = [
+            replica.view(now_s, stream.prompt, stream.prompt_tokens, offers[route] or 1.0)
+            for replica, route in found.values()
+        ]
+        policy = self._routing_policy if None in offers.values() else self._ladder_policy
+        order = sorted(policy.order(new, views, now_s), key=lambda view: found[view.name][0].is_full(now_s))
+        by_route: dict[ModelRoute, list[ReplicaView]] = {}
+        for view in order:
+            by_route.setdefault(found[view.name][1], []).append(view)
+        for route, of_route in by_route.items():
+            stream.expected = forecast_stream(new, of_route[0], now_s, self._settings.horizon_s)
+            refusal = self._overload(stream, of_route[0].load)
+            if refusal is None:
+                stream.answered_by(route, offers[route])
+                replicas = [found[view.name][0] for view in of_route]
+                if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
+                    replicas.sort(key=lambda replica: (replica.is_full(now_s), len(replica.offline)))
+                return replicas
+            refusals.append(refusal)
+        raise refusals[0]
+
+    def _at_home(self, stream: Stream, found: _Found) -> _Found:
+        """Where an earlier response that this one follows is kept, the replica that keeps it alone."""
+        earlier, tenant = stream.earlier_answer, stream.tenant
+        home = self._stored.home(earlier, tenant.name if tenant else None) if earlier else None
+        return {home: found[home]} if home in found else found
+
+    def _overload(self, stream: Stream, load: int) -> ApiError | None:
+        """What refuses this stream by its forecast, on a replica that has ``load`` streams."""
+        settings, expectation = self._settings, stream.expectation
+        if not (settings.admission and stream.streams and load and stream.expected):
+            return None
+        return admission.overload(
+            stream.incoming, stream.expected, expectation.settings, class_name=expectation.class_name,
+            horizon_s=settings.horizon_s,
+        )  # fmt: skip

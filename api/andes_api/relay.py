@@ -6,12 +6,16 @@ import time
 from typing import Any
 
 from andes_api import admission, names, telemetry
-from andes_api.attempt import Attempt, RelayContext
+from andes_api.attempt import Attempt
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.fatal import MAX_DEATHS, MEMORY_S
+from andes_api.reader_report import ReaderReport
+from andes_api.relay_context import RelayContext
 from andes_api.reply import Reply
 from andes_api.response import ResponseWriter, Send
 from andes_api.stream import Stream, count_answers
+from andes_api.tool_rounds import ToolRounds
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import Blame, UpstreamError
 from andes_sglang.resume import Continuation, StopSeam, continued, ending, tokens_left
@@ -25,12 +29,20 @@ class Relay:
     """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most; none: wait for
     one."""
 
-    def __init__(self, context: RelayContext, stream: Stream, order: list[Upstream], send: Send) -> None:
+    def __init__(
+        self, context: RelayContext, stream: Stream, order: list[Upstream], send: Send, connection: Connection
+    ) -> None:
         self.stream = stream
+        self._connection = connection
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()
-        self._reply = Reply(stream, send, context.settings)
+        self._tools: ToolRounds | None = None
+        if stream.tools:
+            most = context.settings.tool_rounds
+            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, most=most)
+        seen = self._tools.take if self._tools else None
+        self._reply = Reply(stream, send, connection, context.settings, seen=seen)
         self._attempt: Attempt | None = None
         self._cut = False
         self._suspects: list[tuple[Upstream, UpstreamError]] = []  # at fault if another replica answers
@@ -45,7 +57,7 @@ class Relay:
         self._reply.keep_alive()
         try:
             try:
-                outcome = await self._try_replicas()
+                outcome = await self._answer()
                 await self._reply.end()
                 self.stream.record.outcome = outcome
             except ApiError as error:  # no engine has come
@@ -53,13 +65,32 @@ class Relay:
                 await self._reply.end()
                 self.stream.shed(error)
         finally:
+            if self._tools is not None:
+                await self._tools.close()
             await self._reply.stop()
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""
         heard_s = self.stream.arrival_s if self._attempt is None else self._attempt.heard_s
         idle_s = now_s - max(heard_s, self.stream.delivered_s)
-        return self.writer.sending and idle_s > self._settings.client_idle_s
+        limit_s = self._settings.client_idle_s
+        return (self.writer.sending and idle_s > limit_s) or self.stream.receipt.idle_s(now_s) > limit_s
+
+    def look_at_reader(self, now_s: float) -> None:
+        """Take note of what the client has acknowledged."""
+        if self.stream.streams and not self.stream.receipt.is_settled:
+            self.stream.sample(now_s, self._connection.unacknowledged_bytes())
+
+    def report(self, report: ReaderReport, now_s: float) -> None:
+        """The client says what its reader has been shown."""
+        characters = self.stream.characters if self._attempt is None else self._attempt.characters
+        shown = self.stream.tokens - self.stream.thought
+        self.stream.receipt.report(report, now_s, shown / characters if characters else 0.0)
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The last one."""
+        return self._attempt
 
     def end_silent_upstream(self, now_s: float) -> None:
         """Close a stream of the engine that is dead, or has brought no token for too long while it was listened to."""
@@ -72,10 +103,34 @@ class Relay:
         self.writer.hurry()
         if self._attempt is not None:
             self._attempt.end("shutdown")
+        if self._tools is not None:
+            self._tools.cut()
+
+    async def _answer(self) -> str:
+        """In one round, or in as many as its tools need: how the last one ended."""
+        while True:
+            outcome = await self._try_replicas()
+            if self._tools is None or outcome != "done" or await self._tools.next_body() is None:
+                return outcome
+            if self._cut:
+                return await self._give_up(UpstreamError("shutdown", blame=Blame.NONE), time.monotonic())
+            if self._has_all_tokens():
+                outcome = await self._end_by_length()
+                await self._tools.next_body()
+                return outcome
+            self._begin_round()
+
+    def _begin_round(self) -> None:
+        """On the replica that has the conversation's KV, if it still accepts streams."""
+        self._order.sort(key=lambda replica: replica.name != self.stream.replica)
+        self._tried.clear()
+        self._attempt = None
+        self._refusals = self._deaths = 0
+        self._full = self.stream.attempts
 
     async def _try_replicas(self) -> str:
         """Until one has answered or all have failed: "done", "error" (the request's) or "failed" (the engines')."""
-        body = self.stream.body
+        body = self.stream.body if self._tools is None else self._tools.body
         continuation: Continuation | None = None
         while True:
             if not (self._order and (left := self._candidates(time.monotonic()))):
@@ -98,7 +153,11 @@ class Relay:
                 rest = self._rest()
                 if rest is None or not self._goes_on(error, now_s):
                     return await self._give_up(error, now_s)
-                body, continuation = rest, self._continuation() if self._reply.begun else None
+                body = rest
+                if self._tools is not None:
+                    self._tools.again()
+                elif self._reply.begun:
+                    continuation = self._continuation()
                 self._note_next_try(error)
 
     def _judge(self, replica: Upstream, error: UpstreamError, now_s: float) -> None:
@@ -167,10 +226,18 @@ class Relay:
     def _rest(self) -> dict[str, Any] | None:
         """What to ask another replica for, so that the reader does not notice; None where that cannot be."""
         stream = self.stream
+        if self._tools is not None:
+            return self._tools.body if self._tools.restartable else None
         if not stream.tokens:  # a role at most
             return stream.body
+        if stream.log is not None and stream.only_thinks:  # what is not shown can be thought again
+            return stream.body
         stream.compact()
-        return None if stream.log is None else continued(stream.body, stream.chat, stream.text, stream.tokens)
+        return (
+            None
+            if stream.log is None or stream.thought
+            else continued(stream.body, stream.chat, stream.text, stream.tokens)
+        )
 
     def _continuation(self) -> Continuation:
         stream = self.stream

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.pacing import Pacer
+from andes_api.receipt import SAMPLE_INTERVAL_S
 from andes_api.response import PacedResponseWriter, ResponseWriter, Send
 from andes_api.settings import GatewaySettings
 from andes_api.sse import Event, GarbageError, object_of, payload_of
 from andes_api.stream import Stream
+from andes_api.typed_events import TypedEvents
 
 __all__ = ["Reply"]
 
@@ -26,18 +29,28 @@ EVENT_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache
 
 class Reply:
     """Every answer echoes the request's id and what holds of its reader. started: its head is out; begun: an event of the
-    answer has come, so that no other answer can take its place."""
+    answer has come, so that no other answer can take its place. seen: events as the client should see them."""
 
-    def __init__(self, stream: Stream, send: Send, settings: GatewaySettings) -> None:
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Stream,
+        send: Send,
+        connection: Connection,
+        settings: GatewaySettings,
+        *,
+        seen: Callable[[list[Event]], list[Event]] | None = None,
+    ) -> None:
+        self._stream, self._seen = stream, seen
+        self._connection = connection
         self._keepalive_s = settings.keepalive_s
         self._timer: asyncio.TimerHandle | None = None  # not a task: nearly no stream comes to need one
         self._comment: asyncio.Task[None] | None = None
+        self._last: list[Event] = []  # what is to come after the report, or with it
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
-            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, pacer)
+            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, stream.receipt, pacer)
         else:
-            self.writer = ResponseWriter(send, stream.delivered)
+            self.writer = ResponseWriter(send, stream.delivered, stream.receipt)
 
     @property
     def started(self) -> bool:
@@ -86,6 +99,8 @@ class Reply:
             return
         if status >= 400:
             content = endpoint.error_content(status, content)
+        elif self._stream.expectation.report:
+            content = self._with_report(content)
         await self._start(status, {**headers, "content-length": str(len(content))})
         await self.writer.write([(content, 0)])
 
@@ -95,8 +110,10 @@ class Reply:
 
     async def events(self, batch: list[Event]) -> None:
         """Pass ``batch`` on; the head goes out once there is something to follow it."""
+        if self._seen is not None:
+            batch = self._seen(batch)
         if self._stream.expectation.report:
-            batch = [(event, tokens) for event, tokens in batch if not event[5:].lstrip().startswith(b"[DONE]")]
+            batch = [event for event in batch if not self._hold_back(event)]
             if not batch:
                 return
         if not self.started:
@@ -106,17 +123,53 @@ class Reply:
         await self.writer.write(batch)
 
     async def end(self) -> None:
-        """After the last event; before it, where the caller wants that, what the reader got."""
+        """After the last event; before it, where the caller wants that, what the reader got. Until a reader who is behind has
+        got the rest the stream is open."""
         stream = self._stream
+        if stream.streams:
+            await self._settle()
         if stream.expectation.report and stream.usage is not None:
-            await self.writer.flush()
-            usage = {**stream.usage, "andes": stream.report()}
-            chunk = {**identity_of(stream.first_event), "choices": [], "usage": usage}
-            await self.writer.write([(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)])
+            if not self.started:  # all of it was held back
+                await self._start_events()
+            await self.writer.write(self._report())
         await self.writer.end()
 
+    async def _settle(self) -> None:
+        """Until the reader has what is on its way, but for a moment's."""
+        await self.writer.flush()
+        while not self.writer.hurried and self._stream.receipt.owes(self._connection.unacknowledged_bytes()):
+            await asyncio.sleep(SAMPLE_INTERVAL_S / 2)
+
+    def _hold_back(self, event: Event) -> bool:
+        """Whether ``event`` has to wait until the reader has had all before it; :meth:`end` writes it."""
+        reader = self._stream.endpoint.reader
+        if reader is None or not issubclass(reader, TypedEvents):
+            return event[0][5:].lstrip().startswith(b"[DONE]")
+        if self._last or reader.is_last(event[0]):
+            self._last.append(event)
+        return bool(self._last)
+
+    def _report(self) -> list[Event]:
+        """The end of a stream with what its reader got."""
+        stream, reader = self._stream, self._stream.endpoint.reader
+        report = stream.report(time.monotonic())
+        if reader is not None and issubclass(reader, TypedEvents):
+            return [(reader.with_report(event, report), tokens) for event, tokens in self._last] or [(b"", 0)]
+        chunk = {**identity_of(stream.first_event), "choices": [], "usage": {**(stream.usage or {}), "andes": report}}
+        return [(b"data: " + orjson.dumps(chunk) + b"\n\n", 0), (DONE_EVENT, 0)]
+
+    def _with_report(self, content: bytes) -> bytes:
+        """An answer in one piece with what its caller wants to know; as it is where it is no object."""
+        try:
+            whole = object_of(content)
+        except GarbageError:
+            return content
+        usage = whole.get("usage")
+        said = usage if isinstance(usage, dict) else {}
+        return orjson.dumps({**whole, "usage": {**said, "andes": self._stream.report(time.monotonic())}})
+
     async def _start_events(self) -> None:
-        await self._start(200, EVENT_HEADERS)
+        await self._start(200, {**EVENT_HEADERS, "x-andes-stream": self._stream.report_id})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._stream.status = status
@@ -125,6 +178,7 @@ class Reply:
             "x-request-id": stream.request_id,
             **stream.limits,
             **stream.expectation.headers(),
+            **stream.forecast_headers(),
             **(stream.model_headers() if stream.attempts else {}),  # held: another model may come first
         }
         await self.writer.start(status, {**headers, **echo})

@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from andes_api.endpoints import Endpoint
+from andes_api.endpoints import RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.media import check_media
 from andes_api.schema import MAX_CHOICES
@@ -75,6 +75,12 @@ def check_fields(body: Mapping[str, Any], endpoint: Endpoint, settings: GatewayS
         name = min(refused)
         raise ApiError(400, f"{name}: this field is not accepted here", param=name, reason="field", retry=False)
     check_media(body, settings.media_hosts, endpoint.prompt)
+    if (
+        endpoint is RESPONSES
+        and body.get("input") == []
+        and not (body.keys() & {"instructions", "previous_response_id"})
+    ):
+        raise _wrong("input", [], "text, or a list that is not empty")
 
 
 async def read_form(request: Request, settings: GatewaySettings) -> dict[str, Any]:

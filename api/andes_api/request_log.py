@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from andes_api.cors import cors_headers
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.unread import UnreadRequest
@@ -57,7 +58,8 @@ class RequestLog:
             fault = ApiError(
                 500, f"a fault of the gateway; its log tells of {request_id}", "server_error", reason="fault"
             )
-            answer = Response(orjson.dumps(fault.body), 500, fault.headers, "application/json")
+            said = {**fault.headers, **cors_headers(headers.get("origin"), self._gateway.settings.cors_origins)}
+            answer = Response(orjson.dumps(fault.body), 500, said, "application/json")
             await answer(scope, receive, send_with_id)
         finally:
             if not request.taken:

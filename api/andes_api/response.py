@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from andes_api.pacing import Pacer
+from andes_api.receipt import Receipt
 from andes_api.sse import Event
 
 __all__ = ["PacedResponseWriter", "ResponseWriter", "Send"]
@@ -26,12 +27,14 @@ class ResponseWriter:
     """Passes on what it is given and calls ``delivered(now_s, tokens)`` (clock seconds) once the socket has taken it.
 
     writing: the relay waits for this writer; sending: this writer waits for the client's socket. written_s: when something
-    was last handed to it, clock seconds.
+    was last handed to it, clock seconds. receipt: counts what is written. hurried: there is no time left to wait.
     """
 
-    def __init__(self, send: Send, delivered: Delivered) -> None:
+    def __init__(self, send: Send, delivered: Delivered, receipt: Receipt) -> None:
         self._send = send
         self._delivered = delivered
+        self._receipt = receipt
+        self.hurried = False
         self.started = self.ended = False
         self.sending = False
         self.written_s = time.monotonic()
@@ -70,12 +73,14 @@ class ResponseWriter:
 
     async def _put(self, body: bytes, *, more: bool = True) -> None:
         self.sending = True
+        self._receipt.wrote(len(body))
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
         self.sending = False
         self.written_s = time.monotonic()
 
     def hurry(self) -> None:
         """Write what there is without waiting for its time."""
+        self.hurried = True
 
     async def close(self) -> None:
         """Stop at once; what is not written yet is dropped."""
@@ -84,14 +89,14 @@ class ResponseWriter:
 class PacedResponseWriter(ResponseWriter):
     """Passes on at the reader's speed; holds a bounded number of events, and when full holds the engine back."""
 
-    def __init__(self, send: Send, delivered: Delivered, pacer: Pacer) -> None:
-        super().__init__(send, delivered)
+    def __init__(self, send: Send, delivered: Delivered, receipt: Receipt, pacer: Pacer) -> None:
+        super().__init__(send, delivered, receipt)
         self._pacer = pacer
         self._pending: deque[tuple[float, Event]] = deque()
         self._room = asyncio.Semaphore(MAX_PENDING_EVENTS)
         self._more, self._idle = asyncio.Event(), asyncio.Event()
         self._ended = False
-        self._full = self._hurried = False
+        self._full = False
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -122,9 +127,6 @@ class PacedResponseWriter(ResponseWriter):
             await self._task
         await super().end()
 
-    def hurry(self) -> None:
-        self._hurried = True
-
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -139,10 +141,10 @@ class PacedResponseWriter(ResponseWriter):
                     self._more.clear()
                     await self._more.wait()
                     continue
-                wait_s = 0.0 if self._hurried else self._pacer.wait_s(pending[0][0], time.monotonic())
+                wait_s = 0.0 if self.hurried else self._pacer.wait_s(pending[0][0], time.monotonic())
                 await asyncio.sleep(min(wait_s, MAX_SLEEP_S))
                 batch, now_s = [], time.monotonic()
-                while pending and (self._hurried or self._pacer.releases(pending[0][0], now_s)):
+                while pending and (self.hurried or self._pacer.releases(pending[0][0], now_s)):
                     batch.append(pending.popleft()[1])
                     self._room.release()
                 if batch:

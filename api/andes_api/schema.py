@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT
+from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT, REASONING
 
-__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "REQUEST_HEADERS"]
+__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "READER_REPORT", "REQUEST_HEADERS"]
 
 MAX_CHOICES = 128
 """Answers that ``n`` may ask for: OpenAI's own bound."""
@@ -34,6 +34,16 @@ _COMMON: dict[str, Any] = {
                         "minimum": MIN_WEIGHT,
                         "maximum": MAX_WEIGHT,
                         "description": "value of its QoE relative to others; the class's own at most",
+                    },
+                    "reasoning": {
+                        "type": "string",
+                        "enum": [*REASONING],
+                        "description": "whether the reader is shown what a model thinks before it answers",
+                    },
+                    "think_tds": {
+                        "type": ["number", "null"],
+                        "exclusiveMinimum": 0,
+                        "description": "tokens per second at which a hidden thought may go on; null: ttft holds",
                     },
                     "yield": {"type": "boolean", "description": "no reader waits; gives way to those that have one"},
                     "tokens": {
@@ -65,11 +75,32 @@ _HEADERS = [
         "Expected tokens of the answer.",
         {"type": "integer", "minimum": 1, "maximum": MAX_EXPECTED_TOKENS},
     ),
+    (
+        "x-andes-reasoning",
+        "Whether the reader is shown what a model thinks before it answers.",
+        {"type": "string", "enum": [*REASONING]},
+    ),
+    (
+        "x-andes-think-tds",
+        "Tokens per second at which a hidden thought may go on before the reader waits; `none`: the first token is expected "
+        "in time whatever is thought.",
+        {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "enum": ["none"]}]},
+    ),
     ("x-andes-pace", "Release tokens at the reader's speed.", {"type": "string", "enum": ["on", "off"]}),
+    (
+        "x-andes-degrade",
+        "Whether a weaker model of a ladder may answer.",
+        {"type": "string", "enum": ["on", "off"]},
+    ),
     (
         "x-andes-report",
         "Say at the end of the stream, as `usage.andes`, what its reader got.",
         {"type": "string", "enum": ["usage"]},
+    ),
+    (
+        "x-andes-tools",
+        "Run the model's calls of tools here; the answer goes on with their results.",
+        {"type": "string", "enum": ["run"]},
     ),
 ]
 REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
@@ -123,6 +154,27 @@ OPERATIONS = {
     ),
 }  # fmt: skip
 """By path."""
+_COUNT = {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}
+READER_REPORT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "tokens": {**_COUNT, "description": "of the answer, shown since it began"},
+                        "characters": {**_COUNT, "description": "the same, where tokens are not known"},
+                        "visible": {"type": "boolean", "description": "whether the page is in sight"},
+                        "at_s": {"type": "number", "description": "seconds on the client's clock"},
+                    },
+                    "additionalProperties": False,
+                    "minProperties": 1,
+                }
+            }
+        },
+    }
+}
 ERROR: dict[str, Any] = {
     "description": "An error as OpenAI clients read it.",
     "content": {

@@ -6,15 +6,12 @@ environment and the table of docs/gateway.md derive from it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-from importlib.util import find_spec
-from ipaddress import ip_address
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -30,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
+from andes_api.addresses import origin, otlp_fault, server
 from andes_api.classes import (
     BatchSettings,
     ClassName,
@@ -39,11 +37,15 @@ from andes_api.classes import (
     Seconds,
     TenantSettings,
     UpstreamAddress,
+    option_values,
     over_built_in,
 )  # fmt: skip
+from andes_api.directories import directory_fault
+from andes_api.ladders import Ladders
+from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
+from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
-from andes_sglang.telemetry import GRPC
 
 __all__ = [
     "OFFLINE",
@@ -67,49 +69,6 @@ class GatewaySettingsError(ValueError):
     """What is wrong with the settings, one line per fault: field, fault, value."""
 
 
-def _origin(origin: str) -> str:
-    parts = urlsplit(origin)
-    exact = parts.scheme in ("http", "https") and parts.hostname and origin == f"{parts.scheme}://{parts.netloc}"
-    if origin != "*" and not exact:
-        raise ValueError(f"expected * or scheme://host[:port] without a path, got {origin!r}")
-    return origin
-
-
-def _server(address: str) -> str:
-    try:
-        parts = urlsplit(f"dns://{address}")
-        usable = parts.port != 0 and ip_address(parts.hostname or "")
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(f"expected IP or IP:PORT, got {address!r}")
-    return address
-
-
-def _otlp_fault(endpoint: str) -> str:
-    if not urlsplit(endpoint).hostname or not endpoint.startswith(("http://", "https://", *GRPC)):
-        return f"expected http://HOST:PORT or grpc://HOST:PORT, got {endpoint!r}"
-    if endpoint.startswith(GRPC) and find_spec("grpc") is None:
-        return (
-            f"{endpoint!r} needs the package opentelemetry-exporter-otlp-proto-grpc: install it or use http://HOST:4318"
-        )
-    return ""
-
-
-def _option_values(options: Any) -> Any:
-    """In the environment every option is text: as JSON where it is JSON."""
-    if not isinstance(options, dict):
-        return options
-    return {name: _json(value) if isinstance(value, str) else value for name, value in options.items()}
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def _routing_policy(name: str) -> str:
     name = current_name(name)
     find_routing_policy(name)
@@ -130,8 +89,9 @@ class GatewaySettings(BaseSettings):
     model_aliases: dict[str, str] = Field(
         {}, description="other names of models and adapters; `*`: every name that is none"
     )
+    ladders: Ladders = Field({}, description="models that stand in for one another, by the name asked for; see above")
     upstream_api_key: SecretStr | None = Field(None, description="sent to engines; a caller's key never is")
-    dns_server: Annotated[str, AfterValidator(_server)] | None = Field(
+    dns_server: Annotated[str, AfterValidator(server)] | None = Field(
         None,
         description="`IP:PORT` of the server to ask for `dns://` names, such as Consul's; none: the system's resolver",
     )
@@ -163,8 +123,14 @@ class GatewaySettings(BaseSettings):
     policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
         "qoe", description="routing policy: a name of the table above, an entry point, or `package.module:Class`"
     )
-    policy_options: Annotated[dict[str, Any], BeforeValidator(_option_values)] = Field(
+    policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
         {}, description="options of the routing policy"
+    )
+    ladder_policy: Annotated[str, AfterValidator(_routing_policy)] = Field(
+        "value", description="routing policy over all rungs of a ladder"
+    )
+    ladder_policy_options: Annotated[dict[str, Any], BeforeValidator(option_values)] = Field(
+        {}, description="options of that"
     )
     horizon_s: Seconds = Field(60.0, description="seconds over which QoE is projected")
     bounded_load: Annotated[float, Field(ge=1)] = Field(
@@ -201,6 +167,15 @@ class GatewaySettings(BaseSettings):
         description="request fields that are refused because they steer the engine",
     )
 
+    # Tools
+    tools: dict[str, ToolSettings] = Field(
+        {}, description="tools that run here when a request says `x-andes-tools: run`; see [tools](tools.md)"
+    )
+    tool_rounds: Annotated[int, Field(ge=2)] = Field(
+        8, description="requests to engines that one answer with tools makes; in the last the model calls no more"
+    )
+    max_tool_processes: Count = Field(32, description="tools that run at a time; further calls wait")
+
     # This server
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = Field(
         "gateway", description="this gateway's name among its replicas"
@@ -211,7 +186,7 @@ class GatewaySettings(BaseSettings):
     try_page: bool | None = Field(
         None, description="serve a page to try prompts on at `/try`; none: to clients on this machine only"
     )
-    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+    cors_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = Field(
         (), description="origins whose pages may call this from a browser, such as `https://chat.example`; `*`: all"
     )
     admin_key_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
@@ -246,24 +221,36 @@ class GatewaySettings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewaySettings:
-        faults = self._model_faults() + self._upstream_faults()
+        faults = self._model_faults() + self._upstream_faults() + self._tenant_faults() + tool_faults(self.tools)
+        faults += self._ladder_faults(self.classes)
         if self.default_class not in self.classes:
             faults.append(f"default_class: no class {self.default_class!r}")
         faults += [f"service_tiers.{t}: no class {c!r}" for t, c in self.service_tiers.items() if c not in self.classes]
-        for tenant in self.tenants:
-            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
-        names = [tenant.name for tenant in self.tenants]
-        faults += [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
-        if self.otlp_endpoint is not None and (fault := _otlp_fault(self.otlp_endpoint)):
+        if self.otlp_endpoint is not None and (fault := otlp_fault(self.otlp_endpoint)):
             faults.append(f"otlp_endpoint: {fault}")
-        faults += self._batch_faults()
-        try:
-            make_routing_policy(self.policy, **self.routing_options)
-        except ValueError as error:
-            faults.append(f"policy: {error}")
+        faults += self._policy_faults() + self._batch_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _policy_faults(self) -> list[str]:
+        faults = []
+        for field, name, options in (
+            ("policy", self.policy, self.routing_options), ("ladder_policy", self.ladder_policy, self.ladder_options)
+        ):  # fmt: skip
+            try:
+                make_routing_policy(name, **options)
+            except ValueError as error:
+                faults.append(f"{field}: {error}")
+        return faults
+
+    def _tenant_faults(self) -> list[str]:
+        names = [tenant.name for tenant in self.tenants]
+        faults = [f"tenants: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
+        for tenant in self.tenants:
+            faults += [f"tenants.{tenant.name}: no class {c!r}" for c in tenant.classes if c not in self.classes]
+            faults += [f"tenants.{tenant.name}: no tool {t!r}" for t in tenant.tools if t not in self.tools]
+        return faults
 
     def _model_faults(self) -> list[str]:
         faults = [f"models: {name!r} is no name" for name in self.models if not name or name == ANY]
@@ -277,16 +264,18 @@ class GatewaySettings(BaseSettings):
             ]
         return faults
 
+    def _ladder_faults(self, classes: Mapping[str, ClassSettings]) -> list[str]:
+        announced = bool(self.upstreams)
+        return list(ladder_faults(self.ladders, self.models, self.model_aliases, classes, announced=announced))
+
     def _batch_faults(self) -> list[str]:
         if self.batches.directory is None:
             return []
         faults = []
         if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
             faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")
-        if not self.batches.directory.is_dir():
-            faults.append(f"batches.directory: no directory {str(self.batches.directory)!r}; make it first")
-        elif not os.access(self.batches.directory, os.R_OK | os.W_OK | os.X_OK):
-            faults.append(f"batches.directory: {str(self.batches.directory)!r} is not to be written to by this user")
+        if fault := directory_fault(self.batches.directory):
+            faults.append(f"batches.directory: {fault}")
         return faults
 
     def _upstream_faults(self) -> list[str]:
@@ -304,11 +293,20 @@ class GatewaySettings(BaseSettings):
     @property
     def routing_options(self) -> dict[str, Any]:
         """Options of the routing policy: what ``policy_options`` says over the settings for all policies."""
+        return {**self._common_options(self.policy), **self.policy_options}
+
+    @property
+    def ladder_options(self) -> dict[str, Any]:
+        """The same of the routing policy over the rungs of a ladder."""
+        return {**self._common_options(self.ladder_policy), **self.ladder_policy_options}
+
+    def _common_options(self, policy: str) -> dict[str, Any]:
         given: dict[str, dict[str, Any]] = {
             "qoe": {"horizon_s": self.horizon_s},
+            "value": {"horizon_s": self.horizon_s, "pace_margin": 1.0},  # costs are fitted to what streams get
             "prefix": {"bound": self.bounded_load},
         }
-        return {**given.get(self.policy, {}), **self.policy_options}
+        return given.get(policy, {})
 
     @property
     def loopback(self) -> bool:
@@ -361,12 +359,13 @@ def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
     for name, fields in given.items():
         classes[name] = {**classes.get(name, {}), **fields} if isinstance(fields, dict) else fields
     try:
-        return settings.model_copy(
-            update={"classes": TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)}
-        )
+        changed = TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)
     except ValidationError as error:
         faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
         raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+    if faults := settings._ladder_faults(changed):
+        raise GatewaySettingsError("\n".join(f"{file}: {fault}" for fault in faults))
+    return settings.model_copy(update={"classes": changed})
 
 
 def _mapping(file: Path) -> dict[str, Any]:

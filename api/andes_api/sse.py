@@ -17,7 +17,9 @@ from typing import Any
 
 import orjson
 
-__all__ = ["Event", "EventStream", "GarbageError", "object_of", "payload_of"]
+from andes_sglang.shown import ShownTokens
+
+__all__ = ["Event", "EventStream", "GarbageError", "first_of", "object_of", "payload_of"]
 
 Event = tuple[bytes, int]
 MAX_EVENT_BYTES = 4 << 20
@@ -35,24 +37,30 @@ class EventStream:
 
     chat: chunks of /v1/chat/completions rather than /v1/completions. asked: the client's own stream_options. usage:
     whether the upstream was asked for continuous usage; otherwise an event with text counts as a token. several: n > 1 or
-    several prompts: tokens are counted per choice and summed.
+    several prompts: tokens are counted per choice and summed. hides: the reader is not shown what a model thinks before it
+    answers; those tokens count in ``thought``, and an event of them brings none.
 
     ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
     ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
-    tokens that came with more than space. ``error``: what the engine said instead, ``error_event`` as it said it.
-    ``garbage``: why what came is no such stream. After either of the two nothing more comes out.
+    tokens that came with more than space, ``characters`` those of the text. ``error``: what the engine said instead,
+    ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the two nothing more comes
+    out.
     """
 
     END: bytes | None = None
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_usage", "done", "error",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_usage", "characters",
+        "done", "error",
         "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
-    def __init__(self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False) -> None:
+    def __init__(
+        self, *, chat: bool, asked: Mapping[str, Any], usage: bool, several: bool = False, hides: bool = False
+    ) -> None:
         self._chat = chat
+        self._tokens = ShownTokens(hides=hides)
         self._usage = usage
         self._asked_final = bool(asked.get("include_usage"))
         self._asked_continuous = bool(asked.get("continuous_usage_stats"))
@@ -62,12 +70,17 @@ class EventStream:
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
         self.finish_reasons: dict[int, str] = {}
-        self.said = 0
+        self.said = self.characters = 0
         self.done = False
         self.identity: dict[str, Any] | None = None
         self.error: Any = None
         self.error_event = b""
         self.garbage: str | None = None
+
+    @property
+    def thought(self) -> int:
+        """Tokens so far that the reader was not shown."""
+        return self._tokens.thought
 
     @property
     def ends(self) -> bool:
@@ -133,7 +146,7 @@ class EventStream:
             if finish_reason == "abort":  # the engine gives up: its client did not ask for that
                 return self._failed(_ABORTED, _event(_ABORTED))
             self.finish_reasons[index] = str(finish_reason)
-        text = _text_in(choices)
+        text, thought = _text_in(choices)
         if usage is None or not self._usage:
             new = 1 if text and not (self._usage and text.isspace()) else 0  # uncounted space keeps a connection open
             self._counts[0] = self._counts.get(0, 0) + new
@@ -141,9 +154,15 @@ class EventStream:
             new = self._count(usage, index)
             if not self._asked_continuous:
                 event = self._without_usage(event, payload)
+        self.characters += 0 if thought else len(text)
         if new and not text.isspace():
             self.said += new
-        return event, new
+        return event, self._shown(new, bool(text), thought, usage)
+
+    def _shown(self, new: int, text: bool, thought: bool, usage: dict[str, Any] | None) -> int:
+        counted = usage.get("reasoning_tokens") if usage is not None and not self._several else None
+        counted = counted if isinstance(counted, int) else None
+        return self._tokens.of(new, thought=thought, text=text and not thought, counted_thought=counted)
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
@@ -183,24 +202,30 @@ class EventStream:
         return before + b'"usage":null' + end
 
 
-def _text_in(choices: list[Any]) -> str:
-    """The first text of ``choices``, if any: answer, reasoning or arguments of a tool."""
+def _text_in(choices: list[Any]) -> tuple[str, bool]:
+    """The first text of ``choices``, if any: answer, thought or arguments of a tool; and whether it is a thought."""
     try:
         for choice in choices:
             delta = choice.get("delta") or {}
-            text = choice.get("text") or delta.get("content") or delta.get("reasoning_content")
-            if text:
-                return str(text)
+            if text := choice.get("text") or delta.get("content"):
+                return str(text), False
+            if text := delta.get("reasoning_content"):
+                return str(text), True
             for call in delta.get("tool_calls") or ():
                 if arguments := (call.get("function") or {}).get("arguments"):
-                    return str(arguments)
+                    return str(arguments), False
     except (AttributeError, TypeError):  # a chunk of another shape
         pass
-    return ""
+    return "", False
 
 
 def _event(error: Any) -> bytes:
     return b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+
+
+def first_of(events: list[Event]) -> bytes:
+    """The first event with data, empty without one; a comment may come before it."""
+    return next((event for event, _ in events if event and not event.startswith(b":")), b"")
 
 
 def payload_of(event: bytes) -> dict[str, Any]:

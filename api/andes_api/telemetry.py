@@ -118,7 +118,7 @@ class Telemetry:
 
     def ended(self, stream: Stream, duration_s: float) -> None:
         """End the server span of a request that is over, and count it."""
-        record, reader, span = stream.record, stream.reader, stream.span
+        record, reader, span = stream.record, stream.receipt.reader, stream.span
         span.set_attributes({
             names.HTTP_STATUS: stream.status,
             names.OUTCOME: record.outcome,
@@ -128,8 +128,16 @@ class Telemetry:
         })  # fmt: skip
         if record.qoe is not None:
             span.set_attribute(names.QOE, record.qoe)
+        if stream.expected is not None and stream.expected.wait is not None:
+            span.set_attribute(names.FORECAST_WAIT, stream.expected.wait.ttft_s)
+            if stream.first_s is not None:
+                span.set_attribute(names.WAITED, stream.first_s)
+        if record.thinking_s is not None:
+            span.set_attributes({names.THOUGHT_TOKENS: stream.thought, names.THINKING_SECONDS: record.thinking_s})
         if stream.reason is not None:
             span.set_attribute(names.REASON, stream.reason)
+        if record.ladder is not None and record.quality is not None:
+            span.set_attributes({names.LADDER: record.ladder, names.QUALITY: record.quality})
         if stream.status >= 500:
             failed(span, str(stream.status))
         span.end()

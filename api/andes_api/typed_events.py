@@ -14,7 +14,7 @@ import orjson
 
 from andes_api.sse import Event, EventStream, object_of
 
-__all__ = ["MessageEvents", "ResponseEvents"]
+__all__ = ["MessageEvents", "ResponseEvents", "TypedEvents"]
 
 _STATUS = {
     "invalid_request_error": 400, "authentication_error": 401, "permission_error": 403, "not_found_error": 404,
@@ -27,7 +27,37 @@ class TypedEvents(EventStream):
     """``event: TYPE`` and ``data: {"type": TYPE, ...}``; :meth:`_typed` reads one. What comes before the first piece of the
     answer goes out with it, so that another engine can still answer."""
 
+    LAST: tuple[str, ...] = ()
+    """Types of the events that bring the usage of the whole answer."""
+
     __slots__ = ("_held",)
+
+    @classmethod
+    def is_last(cls, event: bytes) -> bool:
+        """Whether it brings the usage of the whole answer; nothing but the end follows it."""
+        return cls._last_in(event) is not None
+
+    @classmethod
+    def with_report(cls, event: bytes, report: Mapping[str, Any]) -> bytes:
+        """``event`` with ``report`` beside the usage of the whole answer; as it is where it brings none."""
+        found = cls._last_in(event)
+        if found is None:
+            return event
+        before, kind, payload = found
+        whole = payload.get("response", payload)
+        whole["usage"] = {**(whole.get("usage") or {}), "andes": report}
+        return before + b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(payload) + b"\n\n"
+
+    @classmethod
+    def _last_in(cls, event: bytes) -> tuple[bytes, str, dict[str, Any]] | None:
+        """Of one event or several: what comes before the one that brings the usage of the whole, its type and payload."""
+        before, _, last = event.rstrip().rpartition(b"\n\n")
+        data = b"\n".join(line[5:] for line in last.splitlines() if line.startswith(b"data:"))
+        if not any(kind.encode() in data for kind in cls.LAST):
+            return None
+        payload = object_of(data)
+        kind = str(payload.get("type"))
+        return (before + b"\n\n" if before else b"", kind, payload) if kind in cls.LAST else None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -41,13 +71,14 @@ class TypedEvents(EventStream):
         whole = payload.get("response") or payload.get("message")
         if isinstance(whole, dict):
             self.identity = whole
+        thought = self.thought
         new = self._typed(str(payload.get("type")), payload, event)
         if self.error_event:
             return b"", 0
         if self._held is None:
             return event, new
         self._held += event
-        if not new and not self.finish_reasons:
+        if not new and self.thought == thought and not self.finish_reasons:
             return b"", 0
         event, self._held = self._held, None
         return event, new
@@ -56,20 +87,26 @@ class TypedEvents(EventStream):
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         """Take note of ``event``; the tokens that it brings."""
 
-    def _piece(self, piece: object) -> int:
-        """Tokens of a piece of the answer."""
+    def _piece(self, piece: object, *, thought: bool = False) -> int:
+        """Tokens of a piece of the answer, or of what comes before it."""
         if not isinstance(piece, str) or not piece:
             return 0
         self._counts[0] = self._counts.get(0, 0) + 1
         self.said += not piece.isspace()
-        return 1
+        self.characters += 0 if thought else len(piece)
+        return self._tokens.of(1, thought=thought, text=not thought)
 
     def _final(self, usage: Any) -> int:
         """Tokens that the engine has counted beyond the pieces, by ``usage`` of the whole answer."""
         if not isinstance(usage, dict):
             return 0
         self.usage = self.usage_so_far = {**(self.usage_so_far or {}), **usage}
-        return self._count({"completion_tokens": usage.get("output_tokens")}, 0)
+        pieces = self._counts.get(0, 0)
+        new = self._count({"completion_tokens": usage.get("output_tokens")}, 0)
+        details = usage.get("output_tokens_details")
+        said = details.get("reasoning_tokens") if isinstance(details, dict) else None
+        hidden = said - self.thought if isinstance(said, int) else new * self.thought // max(1, pieces)
+        return self._tokens.at_end(new, hidden)
 
 
 class ResponseEvents(TypedEvents):
@@ -78,6 +115,7 @@ class ResponseEvents(TypedEvents):
     __slots__ = ()
 
     END = b""
+    LAST = ("response.completed", "response.incomplete")
 
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
         response = payload.get("response")
@@ -87,7 +125,7 @@ class ResponseEvents(TypedEvents):
         elif kind == "response.failed":
             self._failed(said.get("error") or {"message": "the response failed"}, event)
         elif kind.endswith(".delta"):
-            return self._piece(payload.get("delta"))
+            return self._piece(payload.get("delta"), thought=kind.startswith("response.reasoning"))
         elif kind in ("response.completed", "response.incomplete"):
             self.done, self.finish_reasons[0] = True, str(said.get("status") or "completed")
             return self._final(said.get("usage"))
@@ -106,6 +144,7 @@ class MessageEvents(TypedEvents):
 
     __slots__ = ()
 
+    LAST = ("message_delta",)
     END = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 
     def _typed(self, kind: str, payload: dict[str, Any], event: bytes) -> int:
@@ -119,7 +158,9 @@ class MessageEvents(TypedEvents):
             usage = payload["message"].get("usage")
             self.usage_so_far = usage if isinstance(usage, dict) else None
         elif kind == "content_block_delta":
-            return self._piece(said.get("text") or said.get("thinking") or said.get("partial_json"))
+            if thinking := said.get("thinking"):
+                return self._piece(thinking, thought=True)
+            return self._piece(said.get("text") or said.get("partial_json"))
         elif kind == "message_delta":
             if said.get("stop_reason"):
                 self.finish_reasons[0] = str(said["stop_reason"])

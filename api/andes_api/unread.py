@@ -31,8 +31,9 @@ class UnreadRequest:
 
     @property
     def counts(self) -> bool:
-        """Whether it is told of: not the questions that monitoring asks all day, unless they fail."""
-        own = self.path in _OWN or self.path.startswith("/fleet/")
+        """Whether it is told of: not the questions that monitoring asks all day, nor what clients report of readers,
+        unless they fail."""
+        own = self.path in _OWN or self.path.startswith(("/fleet/", "/v1/streams/"))
         return not self.taken and not (own and 0 < self.status < 400)
 
     @property

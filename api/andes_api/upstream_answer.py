@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 __all__ = [
+    "UNFINISHED",
     "Blame",
     "UpstreamError",
     "as_openai_error",
@@ -36,6 +37,8 @@ MAX_FULL_S = 120.0
 MAX_QUOTED_CHARS = 1000
 _FULL = re.compile(r"queue is full|higher priority request|waiting timeout")
 """SGLang's words for a request that it has no room for (``scheduler.py``); it says them with status 503."""
+UNFINISHED = ("queued", "in_progress")
+"""``status`` of a response that its engine goes on with in the background."""
 _DOOR = frozenset({300, 301, 302, 303, 307, 308, 401, 403, 404, 405, 407})
 """Statuses that speak of what stands at an address, not of one request."""
 

@@ -15,13 +15,14 @@ import aiohttp
 from andes_api.background import Background
 from andes_api.board import Board
 from andes_api.discovery import make_resolver
+from andes_api.ladders import best_models
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_sglang.engine_flags import EngineFlags
 
-__all__ = ["MAX_PROBE_INTERVAL_S", "Upstreams"]
+__all__ = ["ABSENT", "MAX_PROBE_INTERVAL_S", "Upstreams"]
 
 KEEPALIVE_S = 4.0
 """Seconds; engines close what was idle for 5 s (uvicorn), so we close first and no request meets a closing connection."""
@@ -32,7 +33,7 @@ CHARS_PER_TOKEN = 4.0
 """Characters per token of English text (OpenAI's rule of thumb), until an engine has counted."""
 LEARN_FROM_CHARS, MIN_CHARS_PER_TOKEN, MAX_CHARS_PER_TOKEN = 100, 0.5, 20.0
 _STOCK: dict[str, Any] = {"policy": "stock", "policy_options": {}}
-_ABSENT = (404, 405, 501)
+ABSENT = (404, 405, 501)
 _NO_ANSWER = (
     aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError
 )  # fmt: skip
@@ -59,8 +60,9 @@ class Upstreams:
         self._session = session
         self.replicas: dict[str, Upstream] = {}
         self.drained: set[str] = set()  # by hand: names of replicas, listed or not
-        self.catalog = ModelCatalog(settings.models, settings.model_aliases)
+        self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
+        self._thoughts: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
@@ -141,6 +143,15 @@ class Upstreams:
             ratio = min(MAX_CHARS_PER_TOKEN, max(MIN_CHARS_PER_TOKEN, prompt.length / tokens))
             known = self.chars_per_token(model)
             self._chars_per_token[model] = known + 0.05 * (ratio - known)
+
+    def thought_tokens(self, model: str | None) -> float:
+        """Tokens that an engine of ``model`` lately thought before an answer, on average."""
+        return self._thoughts.get(model, 0.0)
+
+    def learn_thought(self, model: str | None, tokens: int) -> None:
+        """An engine of ``model`` thought for ``tokens``."""
+        known = self._thoughts.setdefault(model, float(tokens))
+        self._thoughts[model] = known + 0.05 * (tokens - known)
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
@@ -223,6 +234,7 @@ class Upstreams:
         if healthy:
             self.notify()
         if came_up:
+            replica.takes_readers = True
             await self._probe_identity(replica)
 
     async def _ask_models(self, replica: Upstream) -> None:
@@ -232,7 +244,7 @@ class Upstreams:
         said: Any = None
         try:
             async with self.session.get(replica.url + "/v1/models", timeout=timeout, allow_redirects=False) as answer:
-                if answer.status == 429 or (answer.status >= 500 and answer.status not in _ABSENT):
+                if answer.status == 429 or (answer.status >= 500 and answer.status not in ABSENT):
                     return
                 if answer.status == 200:
                     said = await answer.json(content_type=None)
@@ -275,7 +287,7 @@ class Upstreams:
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
             ) as answer:
-                if answer.status in _ABSENT:
+                if answer.status in ABSENT:
                     return False
                 if answer.status == 200:
                     replica.set_load((await answer.json())["loads"], sent)

@@ -1,5 +1,5 @@
 # docker build -f charts/images/gateway.Dockerfile -t andes-gateway .
-# The gateway, and the simulated engine (andes serve --engine sim), which needs nothing more.
+# The gateway, what it runs tools with, and the simulated engine (andes serve --engine sim), which needs nothing more.
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -7,9 +7,10 @@ COPY requirements requirements
 COPY andes_sglang andes_sglang
 COPY api api
 COPY operator operator
+COPY clients/python clients/python
 # The versions that the tests run with.
 RUN python -m venv /opt/andes \
-    && /opt/andes/bin/pip install --no-cache-dir --constraint requirements/cpu.txt ".[gateway,sim]"
+    && /opt/andes/bin/pip install --no-cache-dir --constraint requirements/cpu.txt ".[gateway,sim]" ./clients/python
 
 FROM python:3.12-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \

@@ -19,6 +19,8 @@ FIELDS = {
     "maxTtftSeconds": "max_ttft_s",
     "minTokensPerSecond": "min_tds",
     "maxTokensPerSecond": "max_tds",
+    "reasoning": "reasoning",
+    "thinkTokensPerSecond": "think_tds",
     "weight": "weight",
     "shedBelow": "shed_below",
     "pace": "pace",
@@ -43,5 +45,6 @@ def settings_yaml(classes: Iterable[Mapping[str, Any]]) -> str:
 def reader(spec: Mapping[str, Any]) -> ReaderExpectation:
     """What the class says of requests that do not say it themselves. Raises ``ValueError`` naming field and value."""
     known, default = settings(spec), ReaderExpectation()
-    target = QoETarget(known.get("ttft_s", default.target.ttft_s), known.get("tds", default.target.tds))
-    return ReaderExpectation(target, weight=known.get("weight", default.weight))
+    target = QoETarget(*(known.get(name, getattr(default.target, name)) for name in ("ttft_s", "tds", "think_tds")))
+    reasoning = known.get("reasoning", default.reasoning)
+    return ReaderExpectation(target, weight=known.get("weight", default.weight), reasoning=reasoning)

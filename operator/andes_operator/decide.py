@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from andes_operator.deadline import Deadlines, book
 from andes_operator.memory import QUEUE_LENGTHS, RATE_PERIOD_S, Ask, Memory
 from andes_operator.names import ALL_CLASSES, Mode, Reason
 from andes_operator.observe import Observation
@@ -73,20 +74,25 @@ def decide(
     failure: Failure | None = None,
     *,
     headroom: Headroom | None = None,
+    cold_s: float = 0.0,
+    offline_tps: float | None = None,
 ) -> ScaleDecision:
     """The next number of replicas.
 
+    cold_s: until a replica that is started now serves. offline_tps: tokens/s of one without readers, by the simulator.
     headroom: what survives until help is there, which is asked for where it is known; else what the what-if finds.
     predicted: the what-if for the demand at the time when a pod started now would serve; None: there is none, and then no
     replica is removed. failure: why there is none.
     """
-    memory = memory.observe(spec, seen)
+    before_s, memory = memory.at_s, memory.observe(spec, seen)
+    memory = book(memory, seen, before_s, offline_tps)
+    deadlines = Deadlines(seen, memory, cold_s, offline_tps)
     current, bounded = seen.pods.wanted, spec.clamp(seen.pods.wanted)
     if seen.fault is not None:
         message = f"{seen.fault.message}: held at {bounded}"
         decision = ScaleDecision(bounded, seen.fault.reason, message, memory.distrust())
     elif current == 0 == bounded:
-        return replace(_at_zero(spec, seen, predicted, memory), failure=failure)
+        return replace(_at_zero(spec, seen, predicted, memory, deadlines), failure=failure)
     elif bounded != current:
         bound = "minReplicas" if bounded > current else "maxReplicas"
         message = f"{current} replicas are outside {bound} {bounded}" + (
@@ -97,7 +103,10 @@ def decide(
     else:
         asks = [_model(spec, seen, predicted, failure, headroom), _reactive_floor(spec, seen, memory)]
         ask = max((ask for ask in asks if ask is not None), key=lambda ask: ask.replicas)
-        decision = _within_bounds(spec, seen, predicted, memory, ask)
+        idle = _is_idle(spec, seen, memory)
+        ask, beside = _with_offline(spec, deadlines, ask, idle=idle)
+        memory = replace(memory, slack=replace(memory.slack, added=beside))
+        decision = _within_bounds(spec, seen, predicted, memory, ask, idle=idle and not beside)
     attainable = None if predicted is None or current == 0 else predicted.fewest is not None
     return replace(decision, attainable=attainable, failure=failure)
 
@@ -138,23 +147,52 @@ def blind(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | No
     )
 
 
-def _at_zero(spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory) -> ScaleDecision:
-    """From no replicas: up when a stream waits, or a request came after the last replica went."""
+def _is_idle(spec: TargetSpec, seen: Observation, memory: Memory) -> bool:
+    """Whether no reader has been there for so long that the last replica may go."""
+    idle_s = seen.now_s - (memory.idle_since_s if memory.idle_since_s is not None else seen.now_s)
+    return not seen.open_streams and idle_s >= spec.behavior.idle_s
+
+
+def _with_offline(spec: TargetSpec, deadlines: Deadlines, ask: Candidate, *, idle: bool) -> tuple[Candidate, int]:
+    """``ask``, which is of readers, with the replicas beside it that a deadline takes, and their number. Where there is no
+    prediction the readers' own are those that are not there for a deadline."""
+    readers = ask.replicas
+    if ask.reason is Reason.NO_PREDICTION:
+        readers = max(spec.min_replicas, readers - deadlines.memory.slack.added)
+    if idle and spec.min_replicas == 0:
+        readers = 0
+    beside = deadlines.beside(readers)
+    wanted = spec.clamp(readers + beside)
+    if not beside or wanted <= ask.replicas:
+        return ask, beside
+    limited = f"; maxReplicas is {wanted}" if wanted < readers + beside else ""
+    return Candidate(wanted, Reason.OFFLINE_DEADLINE, deadlines.describe(beside, readers) + limited), beside
+
+
+def _at_zero(
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, deadlines: Deadlines
+) -> ScaleDecision:
+    """From no replicas: up when a stream waits, a request came after the last replica went, or a deadline takes it."""
+    beside = deadlines.beside(0)
+    memory = replace(memory, slack=replace(memory.slack, added=beside))
     gone_s = memory.last_down_s if memory.last_down_s is not None else seen.now_s - spec.behavior.idle_s
     came = seen.last_arrival_s is not None and seen.last_arrival_s > gone_s
     if came or seen.open_streams or seen.waiting:
         wanted = spec.clamp(max(1, (predicted.fewest or spec.max_replicas) if predicted else 1))
         reason, message = Reason.FIRST_REQUEST, "a request has come: back from zero replicas"
+    elif beside:
+        wanted = spec.clamp(beside)
+        reason, message = Reason.OFFLINE_DEADLINE, deadlines.describe(beside, 0)
     else:
         wanted, reason, message = 0, Reason.IDLE, "no requests: no replicas"
     return ScaleDecision(wanted, reason, message, memory.ask(spec.behavior, Ask(seen.now_s, wanted)))
 
 
 def _within_bounds(
-    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, ask: Candidate
+    spec: TargetSpec, seen: Observation, predicted: Prediction | None, memory: Memory, ask: Candidate, *, idle: bool
 ) -> ScaleDecision:
     """Up on the largest ask that was stable, else down where everything agrees, else stay. ask: the largest; the model's
-    where the floor's is equal."""
+    where the floor's is equal. idle: nothing needs even the last replica."""
     current, behavior = seen.pods.wanted, spec.behavior
     wish, ask = ask, _placeable(spec, seen, ask)
     memory = memory.ask(behavior, Ask(seen.now_s, ask.replicas))
@@ -169,7 +207,7 @@ def _within_bounds(
         return ScaleDecision(current, Reason.STABILIZING, message, memory)
     if predicted is None or (ask is not wish and ask.replicas == current):
         return ScaleDecision(current, ask.reason, ask.message, memory)
-    return _down(spec, seen, predicted, memory, ask)
+    return _down(spec, seen, predicted, memory, ask, idle=idle)
 
 
 def _model(
@@ -268,12 +306,13 @@ def _up(spec: TargetSpec, seen: Observation, ask: Candidate, stable: int, memory
     return ScaleDecision(allowed, ask.reason, ask.message + limited, memory)
 
 
-def _down(spec: TargetSpec, seen: Observation, predicted: Prediction, memory: Memory, ask: Candidate) -> ScaleDecision:
+def _down(
+    spec: TargetSpec, seen: Observation, predicted: Prediction, memory: Memory, ask: Candidate, *, idle: bool
+) -> ScaleDecision:
     """A step fewer, unless something speaks against it."""
     current, behavior = seen.pods.wanted, spec.behavior
     highest = memory.highest_ask(seen.now_s - behavior.down_stabilization_s)
-    idle_s = seen.now_s - (memory.idle_since_s if memory.idle_since_s is not None else seen.now_s)
-    idle = current == 1 and not seen.open_streams and idle_s >= behavior.idle_s
+    idle = idle and current == 1
     if current <= spec.min_replicas or (highest >= current and not idle):
         survives = ask.reason is Reason.HEADROOM and ask.replicas == current
         reason = Reason.STEADY if survives or predicted.fewest == current else Reason.STABILIZING
@@ -283,6 +322,7 @@ def _down(spec: TargetSpec, seen: Observation, predicted: Prediction, memory: Me
         reason, why = objection
         return ScaleDecision(current, reason, f"{highest} replicas would do, but {why}", memory)
     if current == 1:
+        idle_s = seen.now_s - (memory.idle_since_s or seen.now_s)
         return ScaleDecision(0, Reason.IDLE, f"no request for {idle_s:.0f} s", memory)
     step = max(1, int(DOWN_STEP * current))
     fewer = max(1, spec.min_replicas, highest, current - step if spec.mode is Mode.AUTO else 1)

@@ -46,6 +46,13 @@ class Lengths(NamedTuple):
         return any(not 1.0 / MOVED < (now + 1e-9) / (then + 1e-9) < MOVED for now, then in zip(self, since))
 
 
+class Answer(NamedTuple):
+    """Lengths: of all that is generated, and of what of it is thought first and not shown."""
+
+    tokens: int
+    reason_tokens: int
+
+
 @dataclass(frozen=True, slots=True)
 class ExpectedDemand:
     """requests: in order of arrival, from second 0 on; class_names: of each; span_s: the seconds that they cover."""
@@ -80,13 +87,14 @@ def expected_demand(
     *,
     seed: int = 0,
 ) -> ExpectedDemand:
-    """Demand at ``rate_rps``. readers: by class name, for what a request does not say itself.
+    """Demand of readers at ``rate_rps``. readers: by class name, for what a request does not say itself.
 
     Recent requests with their gaps scaled, so that bursts stay bursts, repeated until a fleet that begins empty has filled
     up; Poisson arrivals where fewer than ``MIN_SAMPLE`` came.
     """
     if rate_rps <= 0.0:
         return ExpectedDemand((), (), SPAN_S)
+    seen = replace(seen, recent=tuple(request for request in seen.recent if not request.yields))
     chance = random.Random(seed)  # noqa: S311
     if len(seen.recent) >= MIN_SAMPLE:
         return _repeated(spec, seen, rate_rps, readers, chance)
@@ -103,10 +111,10 @@ def _repeated(
     first_s = seen.recent[0].arrival_s
     seen_s = max(1e-3, seen.now_s - first_s)
     scale = len(seen.recent) / seen_s / rate_rps
-    tokens = _output_tokens(seen.recent, spec, chance)
-    once = [_spec((r.arrival_s - first_s) * scale, r, n, readers) for r, n in zip(seen.recent, tokens)]
+    answers = _answers(seen.recent, spec, chance)
+    once = [_spec((r.arrival_s - first_s) * scale, r, answer, readers) for r, answer in zip(seen.recent, answers)]
     span_s = seen_s * scale
-    read_s = sum(r.output_tokens / r.target.tds for r in once) / len(once)
+    read_s = sum((r.output_tokens - r.reason_tokens) / r.target.tds for r in once) / len(once)
     rounds = math.ceil(max(MIN_SPAN_S, min(ANSWERS * read_s, MAX_REPEATED / rate_rps)) / span_s)
     requests = tuple(replace(r, arrival_s=r.arrival_s + k * span_s) for k in range(rounds) for r in once)
     return ExpectedDemand(requests, tuple(r.class_name for r in seen.recent) * rounds, rounds * span_s)
@@ -121,47 +129,50 @@ def _poisson(
 ) -> ExpectedDemand:
     prompt_tokens = int(spec.demand.prompt_tokens) or TYPICAL_PROMPT_TOKENS
     samples = seen.recent or (ObservedRequest(seen.now_s, "", prompt_tokens, 0, False),)
-    lengths = list(zip(samples, _output_tokens(samples, spec, chance)))
+    lengths = list(zip(samples, _answers(samples, spec, chance)))
     requests, class_names = [], []
     at_s = chance.expovariate(rate_rps)
     while at_s < SPAN_S:
-        sample, tokens = chance.choice(lengths)
-        requests.append(_spec(at_s, sample, tokens, readers))
+        sample, answer = chance.choice(lengths)
+        requests.append(_spec(at_s, sample, answer, readers))
         class_names.append(sample.class_name)
         at_s += chance.expovariate(rate_rps)
     return ExpectedDemand(tuple(requests), tuple(class_names), SPAN_S)
 
 
 def _spec(
-    at_s: float, request: ObservedRequest, output_tokens: int, readers: Mapping[str, ReaderExpectation]
+    at_s: float, request: ObservedRequest, answer: Answer, readers: Mapping[str, ReaderExpectation]
 ) -> RequestSpec:
     reader = readers.get(request.class_name, DEFAULT_READER)
     return RequestSpec(
         at_s,
         max(1, request.prompt_tokens),
-        output_tokens,
+        answer.tokens,
         request.target or reader.target,
         weight=reader.weight if request.weight is None else request.weight,
         yields=reader.yields if request.yields is None else request.yields,
         expected_tokens=request.expected_tokens,
+        reason_tokens=answer.reason_tokens,
     )
 
 
-def _output_tokens(requests: Sequence[ObservedRequest], spec: TargetSpec, chance: random.Random) -> list[int]:
-    """Answer length of each request.
+def _answers(requests: Sequence[ObservedRequest], spec: TargetSpec, chance: random.Random) -> list[Answer]:
+    """The answer to each request.
 
     One that is not finished gets the length of another of its class, drawn from those that have got further (Efron 1967: the
     lengths are then distributed as in Kaplan and Meier's estimate), or twice its own so far where none has.
     """
     usual = int(spec.demand.output_tokens) or TYPICAL_OUTPUT_TOKENS
-    tokens = [0] * len(requests)
-    further: dict[str, list[int]] = {}
+    answers = [Answer(0, 0)] * len(requests)
+    further: dict[str, list[Answer]] = {}
     for i in sorted(range(len(requests)), key=lambda i: -requests[i].output_tokens):
         request = requests[i]
         known = further.setdefault(request.class_name, [])
         if request.done and request.output_tokens:
-            tokens[i] = request.output_tokens
+            answers[i] = Answer(request.output_tokens, min(request.reason_tokens, request.output_tokens))
+        elif known:
+            answers[i] = chance.choice(known)
         else:
-            tokens[i] = chance.choice(known) if known else max(usual, 2 * request.output_tokens)
-        known.append(tokens[i])
-    return tokens
+            answers[i] = Answer(max(usual, 2 * request.output_tokens), request.reason_tokens)
+        known.append(answers[i])
+    return answers

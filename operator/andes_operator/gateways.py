@@ -123,9 +123,11 @@ class Gateways:
     async def _report(
         self, address: str, since_s: float, window_s: float, model: str | None = None
     ) -> GatewayReport | Exception:
-        async def get(path: str, **query: float) -> Any:
+        async def get(path: str, absent: int | None = None, **query: float) -> Any:
             params = {name: str(value) for name, value in query.items()} | ({"model": model} if model else {})
             async with self._session.get(f"http://{address}{path}", params=params, headers=self._admin) as answer:
+                if answer.status == absent:  # of an earlier release
+                    return None
                 if answer.status != 200:
                     raise ConnectionError(f"HTTP {answer.status} from {path}")
                 if (answer.content_length or 0) > MAX_BYTES:
@@ -133,13 +135,21 @@ class Gateways:
                 return await answer.json(content_type=None)
 
         try:
-            demand, qoe, replicas = await asyncio.gather(
+            demand, qoe, replicas, batches = await asyncio.gather(
                 get("/fleet/demand", since=since_s),
                 get("/fleet/qoe", window_s=min(MAX_WINDOW_S, window_s)),
                 get("/fleet/replicas"),
+                get("/fleet/batches", absent=404),
             )
             return await asyncio.to_thread(
-                GatewayReport.parse, address, demand, qoe, replicas, since_s=since_s, received_s=time.time()
+                GatewayReport.parse,
+                address,
+                demand,
+                qoe,
+                replicas,
+                since_s=since_s,
+                received_s=time.time(),
+                batches=batches,
             )
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             return OSError(f"gateway {address}: {explain(error)}")

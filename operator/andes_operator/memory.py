@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from andes_operator.explain import explain, shown
 from andes_operator.ledger import Ledger
 from andes_operator.observe import Observation
+from andes_operator.offline import Slack
 from andes_operator.spec import ScalingBehavior, TargetSpec
 
 __all__ = ["QUEUE_LENGTHS", "RATE_PERIOD_S", "Ask", "Change", "Memory"]
@@ -49,7 +50,8 @@ class Memory:
     pod was starting from then on; None: one is. short_since_s: fewer pods exist than are wanted from then on; None: as many
     do. asks: those that can still be the highest or lowest of a stabilisation window. changes: those that rate limits still
     count, and orders while pods start. queue: streams without a first token at the last reconciles. replica_s, baseline_s:
-    replica-seconds that held GPUs, draining pods included, and that the baseline would have run. ledger: of demand."""
+    replica-seconds that held GPUs, draining pods included, and that the baseline would have run. ledger: of demand.
+    slack: what readers left over, and what was made of it."""
 
     at_s: float | None = None
     replicas: int | None = None
@@ -63,6 +65,7 @@ class Memory:
     baseline_s: float = 0.0
     short_since_s: float | None = None
     ledger: Ledger = field(default_factory=Ledger)
+    slack: Slack = field(default_factory=Slack)
 
     def observe(self, spec: TargetSpec, seen: Observation) -> Memory:
         """With this reconcile's observation."""
@@ -150,6 +153,7 @@ class Memory:
             "replicaSeconds": self.replica_s,
             "baselineSeconds": self.baseline_s,
             "ledger": self.ledger.to_dict(),
+            "slack": self.slack.to_dict(),
         }
 
     @classmethod
@@ -171,6 +175,7 @@ class Memory:
                 replica_s=_time(data.get("replicaSeconds", 0.0)),
                 baseline_s=_time(data.get("baselineSeconds", 0.0)),
                 ledger=Ledger.from_dict(data.get("ledger")),
+                slack=Slack.from_dict(data.get("slack")),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"status.memory cannot be used: {explain(error)}") from None

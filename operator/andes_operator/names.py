@@ -65,6 +65,7 @@ class Reason(StrEnum):
     NOT_CREATED = "NotCreated"
     ENGINES_FAILING = "EnginesFailing"
     NOT_NEEDED = "NotNeeded"
+    OFFLINE_DEADLINE = "OfflineDeadline"
     CLASS_UNSEEN = "ClassUnseen"
     NO_SELECTOR = "NoSelector"
     PAUSED = "Paused"

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from andes_operator.explain import explain, shown
 from andes_operator.names import Reason
+from andes_operator.offline import OfflineWork
 from andes_operator.pods import PodCounts, PodFailure
 from andes_operator.spec import PolicyOptions
 from andes_sglang.engine_flags import EngineFlags
-from andes_sglang.qoe import QoETarget
+from andes_sglang.qoe import THINK_TDS, QoETarget
 from andes_sglang.sketch import Sketch
 
 __all__ = [
@@ -51,7 +52,7 @@ class DataFault:
 @dataclass(frozen=True, slots=True)
 class ObservedRequest:
     """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: ``output_tokens`` is final; refused: no
-    engine served it.
+    engine served it. reason_tokens: of them, thought before the answer and not shown.
 
     target, weight, yields, expected_tokens: what the request says of its reader (``andes_sglang.expectations``); None where
     the gateway does not report it: then its class says.
@@ -67,13 +68,15 @@ class ObservedRequest:
     weight: float | None = None
     yields: bool | None = None
     expected_tokens: int | None = None
+    reason_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FleetReplica:
     """An engine as one gateway reports it.
 
-    streams: that this gateway has there; waiting: of these, without a first token; others: requests that other clients sent.
+    streams: of readers that this gateway has there; waiting: of these, without a first token; offline: requests without a
+    reader that it has there, None: they are among the streams; others: requests that other clients sent.
     policy, flags: the scheduling policy and the flags that the engine reports. requests: that the engine holds by its own
     count. model: that it announces. None: not reported.
     """
@@ -88,6 +91,7 @@ class FleetReplica:
     requests: int | None = None
     model: str | None = None
     flags: EngineFlags | None = None
+    offline: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,7 @@ class GatewayReport:
     now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
     ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
     gateway for an engine. routing_policy: None: not reported. models: that the gateway knows; empty: it does not say.
+    offline: batches that it runs.
     """
 
     gateway: str
@@ -110,6 +115,7 @@ class GatewayReport:
     held: int = 0
     routing_policy: NamedPolicy | None = None
     models: tuple[str, ...] = ()
+    offline: OfflineWork = field(default_factory=OfflineWork)
 
     @classmethod
     def parse(
@@ -121,9 +127,10 @@ class GatewayReport:
         *,
         since_s: float,
         received_s: float,
+        batches: Mapping[str, Any] | None = None,
     ) -> GatewayReport:
-        """From the answers of ``/fleet/demand?since=since_s``, ``/fleet/qoe`` and ``/fleet/replicas``. Raises
-        ``ValueError`` naming gateway and field."""
+        """From the answers of ``/fleet/demand?since=since_s``, ``/fleet/qoe``, ``/fleet/replicas`` and ``/fleet/batches``,
+        None where there is none. Raises ``ValueError`` naming gateway and field."""
         try:
             return cls(
                 gateway=gateway,
@@ -137,6 +144,7 @@ class GatewayReport:
                 held=int(_number(demand.get("held", 0))),
                 routing_policy=_policy(replicas.get("routing")),
                 models=tuple(str(model) for model in replicas.get("models") or ()),
+                offline=OfflineWork.parse(batches) if batches is not None else OfflineWork(),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"gateway {gateway}: {explain(error)}") from None
@@ -151,10 +159,18 @@ def _request(record: Mapping[str, Any]) -> ObservedRequest:
         output_tokens=int(_number(record["output_tokens"])),
         done=record["outcome"] == "done",
         refused=record["outcome"] in REFUSED,
-        target=QoETarget(_number(record["ttft_target_s"]), _number(record["tds"])) if "tds" in record else None,
+        reason_tokens=int(_number(record.get("reason_tokens", 0))),
+        target=_target(record) if "tds" in record else None,
         weight=None if weight is None else _number(weight),
         yields=None if yields is None else bool(yields),
         expected_tokens=None if tokens is None else int(_number(tokens)),
+    )
+
+
+def _target(record: Mapping[str, Any]) -> QoETarget:
+    think_tds = record.get("think_tds", THINK_TDS)
+    return QoETarget(
+        _number(record["ttft_target_s"]), _number(record["tds"]), math.inf if think_tds is None else _number(think_tds)
     )
 
 
@@ -170,6 +186,7 @@ def _replica(said: Mapping[str, Any]) -> FleetReplica:
         requests=None if said.get("requests") is None else int(_number(said["requests"])),
         model=None if said.get("model") is None else str(said["model"]),
         flags=None if said.get("flags") is None else EngineFlags.from_dict(said["flags"]),
+        offline=None if said.get("offline") is None else int(_number(said["offline"])),
     )
 
 
@@ -192,12 +209,12 @@ def _number(value: Any) -> float:
 class Observation:
     """The fleet at ``now_s`` (Unix seconds). With ``fault`` the rest may be wrong and is not acted on.
 
-    rate_rps: requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is complete
-    from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the engines hold,
-    by their own count where they report it, and what waits for one, but for
+    rate_rps: readers' requests/s over the last window. complete_since_s: ``recent``, requests in order of arrival, is
+    complete from then on (Unix seconds). open_streams: of readers, waiting ones included. engine_requests: what the
+    engines hold, by their own count where they report it, and what waits for one, but for
     what has no reader; an answer that a slow reader has not read to its end
     is no load. waiting: streams without a first token. policy, flags: what most engines report; routing_policy: what
-    most gateways do."""
+    most gateways do. offline: batches."""
 
     now_s: float
     pods: PodCounts
@@ -213,6 +230,7 @@ class Observation:
     policy: NamedPolicy | None = None
     routing_policy: NamedPolicy | None = None
     flags: EngineFlags | None = None
+    offline: OfflineWork = field(default_factory=OfflineWork)
     fault: DataFault | None = None
 
     @property
@@ -254,10 +272,10 @@ def merge(
     return Observation(
         now_s=now_s,
         pods=pods,
-        rate_rps=sum(r.arrival_s > since_s for r in requests) / max(1.0, now_s - since_s),
+        rate_rps=_rate_rps(requests, since_s, now_s),
         complete_since_s=complete_since_s,
         open_streams=sum(streams.values()) + held,
-        engine_requests=max(0, sum((streams | counts).values()) + held - _open_offline(requests)),
+        engine_requests=max(0, sum((streams | counts).values()) + held - _offline(replicas, counts, requests)),
         waiting=sum(r.waiting for r in replicas) + held,
         ended=_of_readers(_add_up(report.ended for report in reports), requests),
         running=_of_readers(_add_up(report.running for report in reports), requests),
@@ -266,8 +284,14 @@ def merge(
         policy=_engine_policy(replicas),
         flags=_engine_flags(replicas),
         routing_policy=_most_common(report.routing_policy for report in reports),
+        offline=OfflineWork.merged(report.offline for report in reports),
         fault=_unread(reports, missing, broken) or _clock_fault(reports, now_s) or _contradiction(replicas, pods),
     )
+
+
+def _rate_rps(requests: Iterable[ObservedRequest], since_s: float, now_s: float) -> float:
+    """Of readers' requests."""
+    return sum(r.arrival_s > since_s and not r.yields for r in requests) / max(1.0, now_s - since_s)
 
 
 def _streams(replicas: Iterable[FleetReplica]) -> dict[str, int]:
@@ -309,8 +333,10 @@ def _add_up(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
     return {name: Sketch.merged(part[name] for part in parts if name in part) for name in names}
 
 
-def _open_offline(requests: Iterable[ObservedRequest]) -> int:
-    """Requests without a reader that the engines still hold, or that wait for one."""
+def _offline(replicas: Sequence[FleetReplica], counts: Mapping[str, int], requests: Iterable[ObservedRequest]) -> int:
+    """Requests without a reader among those that the engines hold: by the gateways' count, else by the record."""
+    if all(r.offline is not None for r in replicas):
+        return sum(r.offline or 0 for r in replicas if r.name in counts)
     return sum(bool(r.yields) and not r.done and not r.refused for r in requests)
 
 
@@ -350,8 +376,8 @@ def _contradiction(replicas: Sequence[FleetReplica], pods: PodCounts) -> DataFau
         )
     loads: dict[str, int] = {}
     for r in replicas:
-        loads[r.name] = max(loads.get(r.name, 0), r.streams + r.others)
-    load, foreign = sum(loads.values()), sum(loads.values()) - sum(r.streams for r in replicas)
+        loads[r.name] = max(loads.get(r.name, 0), r.streams + (r.offline or 0) + r.others)
+    load, foreign = sum(loads.values()), sum(loads.values()) - sum(r.streams + (r.offline or 0) for r in replicas)
     if foreign >= MIN_FOREIGN and foreign > FOREIGN_SHARE * load:
         return DataFault(
             Reason.DATA_CONTRADICTORY, f"the engines hold {load} requests of which no gateway sent {foreign}"

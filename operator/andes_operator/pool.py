@@ -53,6 +53,7 @@ def part(reports: Sequence[GatewayReport], own: Set[str], of: float) -> tuple[Ga
             replicas=tuple(r for r in report.replicas if _address(r) in own),
             requests=tuple(r for i, r in enumerate(report.requests) if int((i + 1) * of) > int(i * of)),
             held=round(report.held * of),
+            offline=report.offline.part(of),
         )
         for report in reports
     )

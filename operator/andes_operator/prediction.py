@@ -16,12 +16,16 @@ from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.policy import SchedulingPolicy, check_policy, find_policy, make_policy
+from andes_sglang.request import RequestSpec
 from andes_sglang.routing import RoutingPolicy, make_routing_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.profile import Profile, load
+from andes_sglang.sim.whatif import work_s
 
-__all__ = ["Inquiry", "check_options", "cold_start_s", "predict", "simulated_engine", "simulated_policy", "tabulated"]
+__all__ = [
+    "Inquiry", "check_options", "cold_start_s", "offline_tps", "predict", "simulated_engine", "simulated_policy", "tabulated",
+]  # fmt: skip
 
 DEFAULT_POLICY: NamedPolicy = ("andes", ())
 """Of engines that do not report theirs."""
@@ -53,7 +57,7 @@ def predict(inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
     spec, seen, last = inquiry.spec, inquiry.seen, inquiry.last
     expected = forecast(
         inquiry.history,
-        [r.arrival_s for r in seen.recent],
+        seen.reader_arrivals_s,
         seen.now_s,
         since_s=inquiry.since_s,
         rate_rps=seen.rate_rps,
@@ -139,6 +143,19 @@ def _scheduling(policy: NamedPolicy) -> Callable[[], SchedulingPolicy | None]:
 def _routing(policy: NamedPolicy) -> Callable[[], RoutingPolicy]:
     name, options = policy
     return lambda: make_routing_policy(name, **dict(options))
+
+
+def offline_tps(spec: TargetSpec, seen: Observation) -> float | None:
+    """Tokens/s, of prompts and answers, that a replica would do of the pending batches if it did nothing else, by the
+    profile; half of a request's tokens are taken to be its answer's. None without batches, or for an unknown profile."""
+    if not seen.offline.requests:
+        return None
+    try:
+        engine = simulated_engine(_profile(spec.profile), seen.flags)[0]
+    except ValueError:  # the prediction says it
+        return None
+    half = max(1, round(seen.offline.tokens / seen.offline.requests / 2))
+    return 2 * half / float(work_s(engine, [RequestSpec(0.0, half, half)])[0])
 
 
 def cold_start_s(spec: TargetSpec, learned_s: float | None) -> float:

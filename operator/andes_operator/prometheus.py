@@ -26,6 +26,8 @@ STEP_S = 30.0
 SPAN_S = 600.0
 """Seconds of rates; what the gateways are asked for at most (``ScalingBehavior.history_s``)."""
 NAME = "Prometheus"
+OFFLINE = "offline"
+"""The class of requests without a reader."""
 Sample = Mapping[str, Any]
 
 
@@ -107,7 +109,8 @@ def arrivals(demand: DemandSource, rates: Sequence[Sample], now_s: float) -> tup
             owed -= count
             made += [
                 ObservedRequest(end_s - STEP_S * (count - i - 0.5) / count, str(series["metric"].get("class", "")),
-                                round(demand.prompt_tokens), round(demand.output_tokens), True)
+                                round(demand.prompt_tokens), round(demand.output_tokens), True,
+                                yields=True if series["metric"].get("class") == OFFLINE else None)
                 for i in range(count)
             ]  # fmt: skip
     return tuple(sorted(made, key=lambda r: r.arrival_s))

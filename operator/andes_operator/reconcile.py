@@ -24,7 +24,7 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.gateways import Gateways
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
-from andes_operator.prediction import Inquiry, check_options, cold_start_s
+from andes_operator.prediction import Inquiry, check_options, cold_start_s, offline_tps
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
@@ -303,7 +303,11 @@ class Reconciler:
     ) -> ScaleDecision:
         spec = replace(context.spec, mode=Mode.ADVISORY) if context.conflict else context.spec
         predicted = prediction[1] if prediction is not None else None
-        decision = decide(spec, context.seen, predicted, context.memory, failure, headroom=found)
+        cold_s = cold_start_s(spec, context.state.cold_starts.seconds) if context.seen.offline.batches else 0.0
+        decision = decide(
+            spec, context.seen, predicted, context.memory, failure, headroom=found, cold_s=cold_s,
+            offline_tps=offline_tps(spec, context.seen),
+        )  # fmt: skip
         span.set_attributes({
             "andes.reason": str(decision.reason), "andes.message": decision.message,
             "andes.replicas.current": context.scale.wanted, "andes.replicas.wanted": decision.replicas,

@@ -199,6 +199,7 @@ def status(
         "timeToBreach": None if headroom is None or headroom.sized.breach_s is None else round(headroom.sized.breach_s),
         "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
         "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",
+        "slack": _slack(seen, decision, gpus),
         "coldStartSeconds": None if cold_start_s is None else round(cold_start_s, 1),
         "memory": memory.to_dict(),
         "conditions": conditions([*found, ready(found)], old.get("conditions") or [], generation, seen.now_s),
@@ -234,6 +235,20 @@ def _demand(seen: Observation, expected: DemandForecast | None, predicted: Predi
         "forecast": expected.method if expected else None,
         "openStreams": seen.open_streams,
         "waitingStreams": seen.waiting,
+    }
+
+
+def _slack(seen: Observation, decision: ScaleDecision, gpus: float) -> dict[str, Any]:
+    """What readers left over and what was made of it, and what is to be done."""
+    slack, work = decision.memory.slack, seen.offline
+    return {
+        "filled": None if slack.filled is None else f"{100 * slack.filled:.0f} %",
+        "gpuHours": f"{slack.worth_s * gpus / 3600.0:.2f}",
+        "replicas": slack.added,
+        "pendingRequests": work.requests,
+        "pendingTokens": round(work.tokens),
+        "tokensPerSecond": round(work.tokens_per_s, 1),
+        "earliestDeadline": None if work.earliest_s is None else timestamp(work.earliest_s),
     }
 
 

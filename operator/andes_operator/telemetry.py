@@ -63,6 +63,17 @@ class OperatorMetrics:
         self.load_factor = gauge(
             "andes_operator_load_factor", "simulated load over that of the requests, by what the engines hold", *TARGET
         )
+        self.offline_tokens = gauge(
+            "andes_operator_offline_pending_tokens", "tokens that batches still take, estimated", *TARGET
+        )
+        self.offline_replicas = gauge(
+            "andes_operator_offline_replicas", "replicas that are there for a batch's deadline", *TARGET
+        )
+        self.slack_filled = gauge(
+            "andes_operator_slack_filled_ratio",
+            "share of what readers left over that batches used, of about a day",
+            *TARGET,
+        )
         self.qoe = gauge(
             "andes_operator_objective_ratio", "statistic of an objective", *TARGET, "class", "statistic", "kind"
         )
@@ -107,6 +118,10 @@ class OperatorMetrics:
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")
         show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")
         show(self.load_factor, status["demand"]["loadFactor"])
+        slack = status["slack"]
+        show(self.offline_tokens, slack["pendingTokens"])
+        show(self.offline_replicas, slack["replicas"])
+        show(self.slack_filled, None if slack["filled"] is None else float(slack["filled"].rstrip(" %")) / 100)
         for objective in status["objectives"]:
             for kind in ("current", "predicted", "target"):
                 show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)

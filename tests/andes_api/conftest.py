@@ -94,6 +94,8 @@ class Faulty:
         self.headers: list[dict[str, str]] = []
         self.forms: list[tuple[bytes, str]] = []
         self.healthy = True
+        self.hold_kept: threading.Event | None = None  # nothing is said of a response before it is set
+        self.background = "completed"  # what has become of a response in the background
         self.asked_models = 0
         self.models: tuple[int, bytes] = (200, b'{"object":"list","data":[{"id":"m","object":"model"}]}')
         self.strike: threading.Event | None = None
@@ -140,10 +142,23 @@ class Faulty:
             self.headers.append({k.decode(): v.decode() for k, v in scope["headers"]})
             await self._infer(self.bodies[-1], "chat" in path, receive, send)
         elif path in ("/v1/responses", "/v1/messages"):
-            await self._typed(path == "/v1/messages", send)
+            body, more = b"", True
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+            self.bodies.append(json.loads(body))
+            if self.bodies[-1].get("background"):
+                queued = {"id": f"resp_{id(self)}", "object": "response", "status": "queued", "usage": None}
+                await self._reply(send, 200, json.dumps(queued).encode())
+                return
+            await self._typed(path == "/v1/messages", send, streams=self.bodies[-1].get("stream") is True)
         elif path.startswith("/v1/responses/"):
+            while self.hold_kept is not None and not self.hold_kept.is_set():
+                await asyncio.sleep(0.005)
             known = path.split("/")[3] == f"resp_{id(self)}"
-            await self._reply(send, 200 if known else 404, json.dumps({"id": f"resp_{id(self)}"}).encode())
+            found = {"id": f"resp_{id(self)}", "status": self.background, "usage": {"output_tokens": 40}}
+            await self._reply(send, 200 if known else 404, json.dumps(found).encode())
         elif path == "/v1/audio/transcriptions":
             await self._transcribe({k.decode(): v.decode() for k, v in scope["headers"]}, receive, send)
         else:
@@ -154,13 +169,16 @@ class Faulty:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def _typed(self, messages: bool, send: Any) -> None:
+    async def _typed(self, messages: bool, send: Any, *, streams: bool) -> None:
         """Twelve pieces of an answer in Anthropic's or OpenAI's newer events."""
         if self.fault and self.fault.isdigit():
             await self._reply(send, int(self.fault), b'{"error":{"message":"said so","type":"X"}}')
             return
         if self.fault == "hang up":
             hang_up(send)
+            return
+        if not streams:
+            await self._reply(send, 200, json.dumps(self._typed_whole(messages)).encode())
             return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
 
@@ -210,6 +228,24 @@ class Faulty:
                 return
             await put("message_stop")
         await send({"type": "http.response.body", "body": b""})
+
+    def _typed_whole(self, messages: bool) -> dict[str, Any]:
+        if messages:
+            text = [{"type": "text", "text": "w0 "}]
+            usage = {"input_tokens": 5, "output_tokens": 1}
+            return {"id": "id-1", "type": "message", "role": "assistant", "model": "m", "content": text, "usage": usage}
+        counts = {
+            "input_tokens": 5,
+            "output_tokens": 1,
+            "total_tokens": 6,
+            "input_tokens_details": {"cached_tokens": 0},
+        }
+        text = [{"type": "output_text", "text": "w0 ", "annotations": []}]
+        item = {"id": "i", "type": "message", "role": "assistant", "status": "completed", "content": text}
+        return {
+            "id": f"resp_{id(self)}", "object": "response", "created_at": 1, "model": "m", "output": [item], "tools": [],
+            "tool_choice": "auto", "parallel_tool_calls": True, "status": "completed", "usage": counts,
+        }  # fmt: skip
 
     async def _transcribe(self, headers: dict[str, str], receive: Any, send: Any) -> None:
         body, more = b"", True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import httpx
 import openai
 import pytest
 
+from andes_operator.offline import OfflineWork
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.cli import main
 
@@ -347,6 +349,8 @@ def test_readers_do_not_notice_batches(gateway: Gateway, start: Start, directory
     assert [(b["id"], b["requests"]) for b in told] == [(batch.id, 20)]
     assert told[0]["tokens"] >= 20 * 30_000
     assert httpx.get(second.url + "/fleet/batches?model=none").json()["batches"] == []
+    parts = [OfflineWork.parse(httpx.get(g.url + "/fleet/batches").json()) for g in (gateway, second)]
+    assert (OfflineWork.merged(parts).requests, OfflineWork.merged(parts).earliest_s) == (20, batch.expires_at)
     answer = sdk.chat.completions.create(
         model="simulated", messages=[{"role": "user", "content": "Hello"}], max_tokens=4
     )
@@ -447,3 +451,21 @@ def test_a_file_that_is_none_is_not_sent(
     (tmp_path / "odd").write_bytes(lines(line(0)))
     assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
     assert "no valid API key" in capsys.readouterr().err
+
+
+def test_the_example_of_the_docs(gateway: Gateway, capsys: Any) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "offline.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", docs, re.S) if "batches.create" in block)
+    for theirs, ours in (
+        ("http://gateway:8080", gateway.url),
+        ("KEY", KEYS["acme"]),
+        ('"m"', '"simulated"'),
+        ("sleep(5)", "sleep(0.1)"),
+    ):
+        assert theirs in example
+        example = example.replace(theirs, ours)
+    exec(example, {"reviews": ["Good.", "Bad."]})  # noqa: S102
+    assert {text.split()[0] for text in capsys.readouterr().out.splitlines() if text.startswith("review-")} == {
+        "review-0",
+        "review-1",
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -24,6 +26,7 @@ from andes_api.batches.store import BatchStore
 from andes_api.batches.work import BatchWork
 from andes_api.classes import BatchLimits
 from andes_api.demand import DemandRecord
+from andes_api.directories import directory_fault
 from andes_api.endpoints import CHAT, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import of_batch
@@ -127,6 +130,21 @@ def test_a_line_that_was_half_written_is_cut_off(tmp_path: Path) -> None:
     assert [content for _, content in read_lines(path)] == [b'{"a":1}\n', b'{"c":2}\n']
 
 
+def test_a_file_system_without_locks_is_said_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = lock(tmp_path / "lock")
+    assert held is not None
+    assert directory_fault(tmp_path) == ""
+    monkeypatch.setattr(fcntl, "flock", _no_locks)
+    assert "has no locks (flock): No locks available" in directory_fault(tmp_path)
+    with pytest.raises(OSError, match="No locks available"):
+        lock(tmp_path / "lock")
+    unlock(held)
+
+
+def _no_locks(file: int, how: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 def test_one_holds_a_lock_until_it_lets_go(tmp_path: Path) -> None:
     held = lock(tmp_path / "lock")
     assert held is not None
@@ -188,6 +206,32 @@ def test_what_is_done_stays_done_and_the_rest_is_done_after_a_death(tmp_path: Pa
     assert batch["usage"]["total_tokens"] == 21
     assert [row["custom_id"] for row in directory.lines("output")] == ["q0", "q2", "q3"]
     assert [row["response"]["status_code"] for row in directory.lines("error")] == [400]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="NO /proc: open files are not seen")
+def test_a_batch_that_is_let_go_keeps_no_file_open(tmp_path: Path) -> None:
+    def opened() -> list[str]:
+        links = (file for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+        return [target for file in links if (target := os.path.realpath(file)).startswith(str(tmp_path))]
+
+    directory = Directory(tmp_path, 2)
+    for _ in range(3):
+        directory.work().release()
+    last = directory.work()
+    assert len(opened()) == 4, "input, lock, answers, errors"
+    last.finish("expired")
+    last.release()
+    assert opened() == []
+
+
+def test_what_is_left_is_as_long_as_what_is_done(tmp_path: Path) -> None:
+    work = Directory(tmp_path, 12).work()
+    assert work.tokens_left == 12 * 300, "what an answer usually has"
+    for _ in range(10):
+        settle(work)
+    assert work.tokens_left == 2 * 7
+    settle(work, 400)
+    assert work.tokens_left == pytest.approx(7, abs=1)
 
 
 @pytest.mark.parametrize("moved", [False, True])

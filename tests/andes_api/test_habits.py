@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -21,20 +25,21 @@ TRACE, SPAN = "463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312"
 
 
 @pytest.fixture
-def url(faulty: Any, gateway: Any) -> str:
-    return str(gateway(faulty().url).url)
+def url(faulty: Any, gateway: Any, tmp_path: Path) -> str:
+    return str(gateway(faulty().url, batches={"directory": tmp_path}).url)
 
 
 def test_head_and_options_on_every_path(url: str) -> None:
     document = httpx.get(url + "/openapi.json").json()
     assert len(document["paths"]) > 9
     for path, operations in document["paths"].items():
-        path = path.replace("{name}", "m").replace("{replica}", "none").replace("{response_id}", "resp_none")
+        path = path.replace("{name}", "m").replace("{replica}", "none")
+        path = re.sub(r"{\w+}", "no-such-id", path)
         head, options = httpx.head(url + path), httpx.options(url + path)
         assert (options.status_code, options.content) == (204, b"")
         assert {m.upper() for m in operations} <= set(options.headers["allow"].split(", "))
         assert head.content == b""
-        found = 404 if path.endswith("/resp_none") else 200
+        found = 404 if "no-such-id" in path else 200
         assert head.status_code == (found if "get" in operations else 405), path
         if "get" in operations:
             assert int(head.headers["content-length"]) > 0
@@ -73,7 +78,16 @@ def test_pages_of_other_origins(faulty: Any, gateway: Any) -> None:
         assert answer.headers["access-control-allow-origin"] == "https://chat.example"
     assert answer.headers["access-control-expose-headers"] == "*"
     assert "access-control-allow-origin" not in httpx.post(server.url + INFERENCE, json=CHAT, headers=other).headers
-    closed, public = gateway(upstream.url), gateway(upstream.url, cors_origins=["*"])
+    closed, public = gateway(upstream.url), gateway(upstream.url, cors_origins=["*"], head_timeout_s=0.2)
+    for origin, header in (("https://chat.example", "https://chat.example"), ("https://evil.example", None)):
+        answer = httpx.get(server.url + "/livez", headers={"origin": origin, "x-long": "x" * 40_000})
+        assert (answer.status_code, answer.headers.get("access-control-allow-origin")) == (431, header)
+    server.gateway.siblings.answers("levels", lambda: 1 / 0)
+    answer = httpx.get(server.url + "/metrics", headers=ours)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (500, "https://chat.example")
+    with socket.create_connection(("127.0.0.1", public.port)) as late:
+        late.sendall(b"GET /livez HTTP/1.1\r\nhos")
+        assert b"access-control-allow-origin: *" in late.recv(4096).partition(b"\r\n\r\n")[0]
     assert "access-control-allow-origin" not in httpx.options(closed.url + INFERENCE, headers={**ours, **asks}).headers
     assert httpx.post(public.url + INFERENCE, json=CHAT, headers=other).headers["access-control-allow-origin"] == "*"
     drain = "/fleet/replicas/" + upstream.url.removeprefix("http://") + "/drain"
@@ -192,6 +206,61 @@ def test_what_a_stream_got_is_told_to_the_caller_who_asks(url: str) -> None:
     )
     wrong = httpx.post(url + INFERENCE, json=CHAT, headers={"x-andes-report": "all"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "x-andes-report")
+
+
+ASKED = {"x-andes-report": "usage", "x-andes-tds": "8", "x-andes-ttft-ms": "60000"}
+ASKS = [{}, ASKED]
+
+
+def test_the_report_of_responses_is_beside_their_usage(url: str) -> None:
+    sdk = openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0)
+    asked: dict[str, Any] = {"model": "m", "input": "hi"}
+    plain, told = (list(sdk.responses.create(**asked, stream=True, extra_headers=headers)) for headers in ASKS)
+    assert [event.type for event in told] == [event.type for event in plain], "the same events in the same order"
+    assert [e.delta for e in told if e.type == "response.output_text.delta"] == [f"w{k} " for k in range(12)]
+    usage = told[-1].response.usage  # type: ignore[union-attr]
+    assert (usage.output_tokens, plain[-1].response.usage.output_tokens) == (12, 12)  # type: ignore[union-attr]
+    assert "andes" not in plain[-1].response.usage.model_extra  # type: ignore[union-attr, operator]
+    report = usage.model_extra["andes"]  # type: ignore[union-attr, index]
+    assert (report["qoe"], report["tokens"], report["tds"], report["class"]) == (1.0, 12, 8.0, "reading")
+    whole = sdk.responses.create(**asked, extra_headers=ASKED)
+    assert (whole.output_text, whole.usage.output_tokens) == ("w0 ", 1)  # type: ignore[union-attr]
+    report = whole.usage.model_extra["andes"]  # type: ignore[union-attr, index]
+    assert (report["qoe"], report["ttft_s"], report["tokens"]) == (None, None, 1)
+
+
+def test_the_report_of_messages_is_beside_their_usage(url: str) -> None:
+    sdk = anthropic.Anthropic(base_url=url, api_key="sk-any", max_retries=0)
+    asked: dict[str, Any] = {"model": "m", "max_tokens": 12, "messages": [{"role": "user", "content": "hi"}]}
+    seen = []
+    for headers in ASKS:
+        with sdk.messages.stream(**asked, extra_headers=headers) as stream:
+            seen.append([event.type for event in stream])
+            message = stream.get_final_message()
+    assert seen[0] == seen[1], "the same events in the same order"
+    assert seen[1][-1] == "message_stop"
+    assert message.content[0].text == "".join(f"w{k} " for k in range(12))  # type: ignore[union-attr]
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 12)
+    raw = httpx.post(url + "/v1/messages", json={**asked, "stream": True}, headers=ASKED).text
+    (last,) = (json.loads(e.partition("data: ")[2]) for e in raw.split("\n\n") if e.startswith("event: message_delta"))
+    assert (last["usage"]["output_tokens"], last["usage"]["andes"]["tokens"]) == (12, 12)
+    whole = sdk.messages.create(**asked, extra_headers=ASKED)
+    assert whole.content[0].text == "w0 "  # type: ignore[union-attr]
+    assert whole.usage.model_extra["andes"]["duration_s"] > 0  # type: ignore[index]
+
+
+def test_the_report_of_an_answer_in_one_piece_is_beside_its_usage(url: str) -> None:
+    sdk = openai.OpenAI(base_url=url + "/v1", api_key="sk-any", max_retries=0)
+    chat = sdk.chat.completions.create(**{**CHAT, "stream": False}, extra_headers=ASKED)
+    assert (chat.choices[0].message.content, chat.usage.completion_tokens) == ("w0 x", 1)
+    report = chat.usage.model_extra["andes"]
+    assert (report["tokens"], report["qoe"], report["class"]) == (1, None, "reading")
+    completion = sdk.completions.create(model="m", prompt="hi", extra_headers=ASKED)
+    assert completion.usage.model_extra["andes"]["tokens"] == 1  # type: ignore[union-attr, index]
+    error = httpx.post(url + "/v1/completions", json={"model": "m"}, headers=ASKED)
+    assert (error.status_code, "usage" in error.json()) == (400, False)
+    refused = httpx.post(url + "/v1/embeddings", json={"model": "m", "input": "x"}, headers=ASKED)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-andes-report")
 
 
 def test_the_report_of_a_stream_that_was_moved_or_paced(faulty: Any, gateway: Any) -> None:

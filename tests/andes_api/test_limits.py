@@ -78,13 +78,17 @@ def test_input_and_output_are_apart(limits: Callable[..., TenantLimits]) -> None
 
 
 @pytest.mark.parametrize(
-    ("outcome", "left"), [("shed", "600"), ("error", "600"), ("failed", "480"), ("abandoned", "480")]
+    ("outcome", "tokens", "left"),
+    [("shed", 0, "600"), ("error", 0, "600"), ("error", 20, "480"), ("failed", 20, "480"), ("abandoned", 0, "500")],
 )
-def test_what_is_refused_costs_nothing(outcome: str, left: str, limits: Callable[..., TenantLimits]) -> None:
+def test_what_is_refused_costs_nothing(
+    outcome: str, tokens: int, left: str, limits: Callable[..., TenantLimits]
+) -> None:
+    """But for what was delivered before the engine found it wrong."""
     acme = limits(tokens_per_minute=600)
     one = stream(100)
     acme.admit(one, 0.0, 5.0)
-    one.tokens, one.record.outcome = 20, outcome
+    one.tokens, one.record.outcome = tokens, outcome
     acme.ended(one, 0.0)
     acme.ended(one, 0.0)  # again changes nothing
     assert acme.headers(0.0)["x-ratelimit-remaining-tokens"] == left

@@ -24,7 +24,7 @@ OPERATIONS = {
     "POST /v1/classify", "POST /v1/score", "POST /v1/rerank", "POST /v1/tokenize", "POST /v1/detokenize",
     "POST /v1/audio/transcriptions", "GET /fleet/batches", "POST /v1/files", "GET /v1/files", "GET /v1/files/{file_id}",
     "GET /v1/files/{file_id}/content", "DELETE /v1/files/{file_id}", "POST /v1/batches", "GET /v1/batches",
-    "GET /v1/batches/{batch_id}", "POST /v1/batches/{batch_id}/cancel",
+    "GET /v1/batches/{batch_id}", "POST /v1/batches/{batch_id}/cancel", "POST /v1/streams/{stream_id}/reader",
 }  # fmt: skip
 
 

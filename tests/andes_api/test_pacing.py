@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_api.pacing import Pacer
+from andes_api.receipt import Receipt
 from andes_api.response import MAX_PENDING_EVENTS, PacedResponseWriter, ResponseWriter
 from andes_sglang.qoe import QoETarget, qoe_of_deliveries
 
@@ -98,7 +99,9 @@ def test_a_paced_response_waits_when_it_holds_enough_and_writes_all_in_order() -
         sent.append(message["body"])
 
     async def main() -> None:
-        writer = PacedResponseWriter(send, lambda _now_s, tokens: delivered.append(tokens), Pacer(1e-3, 0.001))
+        writer = PacedResponseWriter(
+            send, lambda _now_s, tokens: delivered.append(tokens), Receipt(0.0, QoETarget()), Pacer(1e-3, 0.001)
+        )
         await writer.write([(b"0", 1)])
         await asyncio.sleep(0)
         many = asyncio.ensure_future(writer.write([(b"x", 1)] * (MAX_PENDING_EVENTS + 5)))
@@ -111,7 +114,9 @@ def test_a_paced_response_waits_when_it_holds_enough_and_writes_all_in_order() -
         await writer.close()
 
     async def short() -> None:
-        writer = PacedResponseWriter(send, lambda _now_s, tokens: delivered.append(tokens), Pacer(1e6, 0.001))
+        writer = PacedResponseWriter(
+            send, lambda _now_s, tokens: delivered.append(tokens), Receipt(0.0, QoETarget()), Pacer(1e6, 0.001)
+        )
         await writer.write([(b"a", 1), (b"b", 2)])
         assert not writer.writing
         await writer.write([(b"c", 0)])
@@ -132,7 +137,7 @@ def test_a_paced_response_that_has_to_hurry_holds_nothing_back() -> None:
         sent.append(message["body"])
 
     async def main() -> None:
-        writer = PacedResponseWriter(send, lambda _now_s, _tokens: None, Pacer(1e-3, 0.001))
+        writer = PacedResponseWriter(send, lambda _now_s, _tokens: None, Receipt(0.0, QoETarget()), Pacer(1e-3, 0.001))
         await writer.write([(b"a", 1), (b"b", 1)])
         ending = asyncio.ensure_future(writer.end())
         await asyncio.sleep(0)
@@ -150,7 +155,7 @@ def test_a_response_counts_what_the_socket_has_taken() -> None:
         order.append(message.get("body"))
 
     async def main() -> None:
-        writer = ResponseWriter(send, lambda _now_s, tokens: order.append(tokens))
+        writer = ResponseWriter(send, lambda _now_s, tokens: order.append(tokens), Receipt(0.0, QoETarget()))
         assert not writer.started
         await writer.start(200, {"a": "b"})
         assert writer.started

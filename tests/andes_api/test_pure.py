@@ -64,7 +64,8 @@ def test_a_record_says_what_happened() -> None:
     assert record.to_dict() == {
         "arrival_s": 12.5, "class": "code", "stream": True, "prompt_tokens": 40, "output_tokens": 0, "ttft_target_s": 0.5,
         "tds": 8.0, "weight": 0.25, "yield": True, "expected_tokens": 300, "ttft_s": None, "qoe": None, "outcome": "open",
-        "model": None, "adapter": None, "fallback": None,
+        "model": None, "adapter": None, "fallback": None, "reason_tokens": 0, "think_tds": 25.0, "thinking_s": None,
+        "ladder": None, "quality": None,
     }  # fmt: skip
     record.ttft_s, record.qoe, record.output_tokens, record.outcome = 0.123456, 0.98765, 9, "done"
     said = record.to_dict()

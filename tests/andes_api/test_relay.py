@@ -17,6 +17,7 @@ import pytest
 from andes_api import attempt
 from andes_api.admission import no_replica
 from andes_api.background import Background
+from andes_api.connection import Connection
 from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
@@ -154,7 +155,7 @@ class Case:
         context = RelayContext(
             self.settings, self.upstreams, self.metrics, Telemetry(None, "test"), self._wait_for_place
         )
-        self.relay = Relay(context, self.stream, self.order, self._send)
+        self.relay = Relay(context, self.stream, self.order, self._send, Connection(None))
         return self.relay
 
     def run(self) -> Case:

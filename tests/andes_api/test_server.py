@@ -185,5 +185,9 @@ def test_the_document_is_made_without_an_engine() -> None:
         "x-andes-tds",
         "x-andes-expected-tokens",
         "x-andes-pace",
+        "x-andes-degrade",
         "x-andes-report",
+        "x-andes-tools",
+        "x-andes-reasoning",
+        "x-andes-think-tds",
     }

@@ -233,6 +233,6 @@ def test_options_of_the_routing_policy_are_checked() -> None:
 
 
 def test_grpc_without_its_package_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("andes_api.settings.find_spec", lambda _name: None)
+    monkeypatch.setattr("andes_api.addresses.find_spec", lambda _name: None)
     with pytest.raises(GatewaySettingsError, match="needs the package opentelemetry-exporter-otlp-proto-grpc"):
         load(upstreams=[URL], otlp_endpoint="grpc://collector:4317")

@@ -108,6 +108,15 @@ def test_an_answer_under_way_is_longer_than_it_is_already() -> None:
     assert sorted(set(lengths(expected_demand(SPEC, of(*longer, further), 1.0, {})))) == [77, 500]
 
 
+def test_thoughts_are_simulated_as_they_were_and_go_with_their_answers() -> None:
+    thinking = [replace(r, output_tokens=500, reason_tokens=400) for r in done(30)]
+    made = expected_demand(SPEC, of(*thinking, ObservedRequest(NOW_S - 1, "reading", 100, 5, False)), 1.0, {})
+    assert {(r.output_tokens, r.reason_tokens) for r in made.requests} == {(500, 400)}
+    first = ObservedRequest(NOW_S - 1, "reading", 100, 300, False, reason_tokens=300)
+    alone = expected_demand(SPEC, of(*[first] * MIN_SAMPLE), 1.0, {})
+    assert {(r.output_tokens, r.reason_tokens) for r in alone.requests} == {(600, 300)}
+
+
 def test_a_request_that_ended_without_an_answer_says_nothing_of_lengths() -> None:
     refused = ObservedRequest(NOW_S - 1, "reading", 100, 0, True)
     assert set(lengths(expected_demand(SPEC, of(*done(), refused), 1.0, {}))) == {77}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -293,10 +294,21 @@ def test_the_routing_policy_is_read() -> None:
 
 def test_all_that_a_request_says_of_its_reader_is_read() -> None:
     record = {"arrival_s": 1.0, "class": "code", "prompt_tokens": 1, "output_tokens": 1, "outcome": "failed",
-              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "expected_tokens": 70}  # fmt: skip
+              "ttft_target_s": 0.5, "tds": 20.0, "weight": 2.5, "yield": True, "expected_tokens": 70, "reason_tokens": 9,
+              "think_tds": None}  # fmt: skip
     (request,) = answers(demand={"records": [record]}).requests
     assert request == ObservedRequest(
-        1.0, "code", 1, 1, False, True, QoETarget(0.5, 20.0), weight=2.5, yields=True, expected_tokens=70
+        1.0,
+        "code",
+        1,
+        1,
+        False,
+        True,
+        QoETarget(0.5, 20.0, math.inf),
+        weight=2.5,
+        yields=True,
+        expected_tokens=70,
+        reason_tokens=9,
     )
     with pytest.raises(ValueError, match="gateway a"):
         answers(demand={"records": [{**record, "weight": -1}]})

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from andes_sglang.bench.client import EndpointError
 from andes_sglang.cli import main
-from andes_sglang.profiling import costs_from_metrics, load_for
-from andes_sglang.request import write_records
+from andes_sglang.profiling import costs_from_metrics, load_for, measure
+from andes_sglang.request import RequestRecord, read_records, write_records
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.fit import FitError
 from andes_sglang.sim.replica import simulate
+from andes_sglang.summary import INTERRUPTED
+from andes_sglang.workload import Workload
 
 CPU = profile.load("cpu-tiny-llama").engine
 SIZES = ("--kv-tokens", "8192", "--max-running", "64", "--chunk-tokens", "8192")
@@ -28,6 +33,40 @@ def test_records_become_a_profile_that_costs_the_same(tmp_path: Path, capsys: py
     for batch, context in ((1, 300), (16, 4000), (32, 8000)):
         assert found.costs.decode_s(batch, context) == pytest.approx(CPU.costs.decode_s(batch, context), rel=0.08)
     assert found.costs.prefill_s(600) == pytest.approx(CPU.costs.prefill_s(600), rel=0.15)
+
+
+def test_it_goes_on_until_it_has_seen_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_for(CPU.kv_capacity_tokens, CPU.max_running, CPU.chunk_tokens, 120.0)
+    short = Workload("a part", whole.requests[:40])
+    seeds: list[int] = []
+
+    def replayed(seed: int) -> list[RequestRecord]:
+        seeds.append(seed)
+        return list(simulate(CPU, None, short))
+
+    kept = tmp_path / "kept.jsonl.gz"
+    records, fit = measure(replayed, CPU.chunk_tokens, kept)
+    assert seeds[:2] == [1, 2]
+    assert len(records) == len(short) * len(seeds) == len({r.index for r in records})
+    assert fit.prefill_samples >= 30
+    assert len(read_records(kept)) == len(records)
+    assert "prefill iterations were seen; 30 are needed: load 1 of at most 4 is over" in capsys.readouterr().err
+
+
+def test_what_is_never_enough_is_kept_and_says_what_to_do(tmp_path: Path) -> None:
+    few = Workload("few", load_for(CPU.kv_capacity_tokens, CPU.max_running, CPU.chunk_tokens, 120.0).requests[:4])
+    kept = tmp_path / "kept.jsonl.gz"
+    with pytest.raises(FitError, match=r"in 4 loads; the records are in .*kept.jsonl.gz. Measure longer"):
+        measure(lambda _: list(simulate(CPU, None, few)), CPU.chunk_tokens, kept)
+    assert len(read_records(kept)) == 16
+
+    def interrupted(_: int) -> list[RequestRecord]:
+        return [replace(record, error=INTERRUPTED) for record in simulate(CPU, None, few)]
+
+    with pytest.raises(FitError, match="in 1 load;"):
+        measure(interrupted, CPU.chunk_tokens, kept)
+    with pytest.raises(EndpointError, match=r"4 of 4 requests failed, the first with 'HTTP 500'"):
+        measure(lambda _: [replace(r, error="HTTP 500") for r in simulate(CPU, None, few)], CPU.chunk_tokens, kept)
 
 
 @pytest.mark.parametrize("sizes", [(8192, 64, 8192), (430_000, 256, 2048), (3000, 4, 512)])
@@ -60,10 +99,10 @@ def test_what_the_engine_publishes_is_used_when_it_is_sure() -> None:
     ("flags", "text"),
     [
         (("--url", "http://127.0.0.1:9", *SIZES), "nothing answers there"),
-        (
-            ("--url", "http://127.0.0.1:9"),
-            "--kv-tokens must be a whole number > 0, got None; the engine does not say it",
-        ),
+        (("--url", "http://127.0.0.1:9"), "http://127.0.0.1:9: nothing answers there (Connection refused)"),
+        (("--url", "127.0.0.1:9"), "say http:// or https:// first"),
+        (("--records", "x.jsonl.gz"), "--kv-tokens is needed: records do not say it"),
+        (("--records", "x.jsonl.gz", "--kv-tokens", "0"), "--kv-tokens must be a whole number > 0, got 0"),
         (("--url", "http://127.0.0.1:9", "--out", "x.json"), "a profile's name ends in .toml"),
         (("--url", "http://127.0.0.1:9", "--seconds", "0"), "--seconds must be a number of seconds >= 1, got 0.0"),
         (("--url", "http://127.0.0.1:9", "--start-s", "-1"), "--start-s must be a number of seconds >= 0, got -1.0"),

@@ -102,7 +102,8 @@ def test_a_policy_is_asked_when_there_is_something_to_decide() -> None:
     assert protocol.asks_policy(waiting=0, parked=0, running=4, free_tokens=few)
     assert protocol.asks_policy(waiting=1, parked=0, running=4, free_tokens=ample)
     assert protocol.asks_policy(waiting=0, parked=1, running=4, free_tokens=ample)
-    assert not protocol.asks_policy(waiting=0, parked=0, running=0, free_tokens=0)
+    assert not protocol.asks_policy(waiting=0, parked=0, running=0, free_tokens=0, behind=1)
+    assert protocol.asks_policy(waiting=0, parked=0, running=4, free_tokens=ample, behind=1)
 
 
 @pytest.mark.parametrize("free_tokens", [31, 32, 33, 39, 40, 100, 101])
@@ -172,10 +173,14 @@ def test_mixed_no_policy_lets_so_many_run_that_prompts_stand_still() -> None:
 
 
 def test_the_parked_run_rather_than_nothing() -> None:
-    assert protocol.resumes_all_parked(running=0, parked=2, preempted=0)
-    assert not protocol.resumes_all_parked(running=1, parked=2, preempted=0)
-    assert not protocol.resumes_all_parked(running=0, parked=0, preempted=0)
-    assert not protocol.resumes_all_parked(running=0, parked=2, preempted=1)
+    def resumed(running: int = 0, parked: str = "ab", preempted: int = 0, can: str = "ab", waits: bool = False) -> str:
+        return "".join(protocol.parked_to_resume(running, parked, preempted, can.__contains__, waits=waits))
+
+    assert resumed() == "ab"
+    assert resumed(running=1) == resumed(parked="") == resumed(preempted=1) == ""
+    assert resumed(can="b") == resumed(can="b", waits=True) == "b"
+    assert resumed(can="") == "", "the engine waits for readers"
+    assert resumed(can="", waits=True) == "ab", "but not while another request does"
 
 
 def test_what_an_admission_needs() -> None:

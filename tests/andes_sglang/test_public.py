@@ -107,6 +107,19 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: andes report")
 
 
+def test_ctrl_c_at_any_moment_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also while a command's modules are imported; those of ``andes`` itself take no time."""
+
+    def interrupted(_module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("andes_sglang.cli.import_module", interrupted)
+    assert main(["simulate", "--profile", "x"]) == 130
+    assert capsys.readouterr().err == "\nandes simulate: interrupted\n"
+    code = "import sys, andes_sglang.cli; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_page_of_the_layout_names_every_module_of_the_core() -> None:
     page = (ROOT / "docs" / "index.md").read_text()
     core = ROOT / "andes_sglang"

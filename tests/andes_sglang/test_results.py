@@ -103,3 +103,22 @@ def test_a_summary_of_something_else_is_named(wrong: object, tmp_path: Path) -> 
     (tmp_path / "summary.json").write_text(json.dumps(wrong))
     with pytest.raises(UsageError, match=r"summary.json: not a summary \(it needs workload, engine and policies\)"):
         results.render(tmp_path)
+
+
+def test_records_that_cannot_be_kept_cost_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records-andes-1.jsonl.gz").mkdir()
+    results.keep(tmp_path, "andes", 1, [record(0, 0.0, 1.0)], [])
+    assert "no records of andes there (Is a directory)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("earlier", ["summary.json", "plan.json"])
+def test_a_directory_that_holds_a_run_is_used_only_by_force(earlier: str, tmp_path: Path) -> None:
+    results.prepare(tmp_path / "new", force=False)
+    for name in (earlier, "records-stock-3.jsonl.gz", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UsageError, match="holds the results of an earlier run; name another, or --force"):
+        results.prepare(tmp_path, force=False)
+    results.prepare(tmp_path, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "notes.txt"]
+    with pytest.raises(UsageError, match="is a file, and results are a directory"):
+        results.prepare(tmp_path / "notes.txt", force=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from andes_sglang.stream_forecast import (
     project_qoe,
     usable_slots,
 )
+from andes_sglang.waits import WaitView
 
 COSTS = Costs(
     decode_fixed_s=0.01, decode_request_s=0.001, decode_context_s=1e-6, prefill_fixed_s=0.02, prefill_token_s=1e-4,
@@ -54,6 +57,16 @@ def forecast(new: IncomingStream, on: ReplicaView) -> Any:
 
 
 NEW = IncomingStream(1000.0, READER)
+
+
+def test_a_thought_comes_before_the_answer_and_the_reader_has_patience_for_it() -> None:
+    plain = IncomingStream(400.0, READER)
+    short, long = (forecast(replace(plain, thought_tokens=n), view()) for n in (0.0, 250.0))
+    assert (short.ttft_s, short.answer_s) == (long.ttft_s, short.ttft_s)
+    assert long.answer_s == pytest.approx(long.ttft_s + 250 * long.interval_s)
+    assert long.qoe == 1.0
+    hasty = IncomingStream(400.0, replace(READER, think_tds=math.inf), thought_tokens=2500.0)
+    assert forecast(hasty, view()).qoe < 1.0
 
 
 def test_alone_its_first_token_takes_its_prefill_and_a_step() -> None:
@@ -163,7 +176,8 @@ def test_many_replicas_at_once_are_each_by_itself(replicas: list[Any], prompt_to
     new = IncomingStream(prompt_tokens, READER)
     together = forecast_streams(new, views, NOW_S, HORIZON_S)
     for one, alone in zip(together, (forecast(new, v) for v in views), strict=True):
-        assert one == pytest.approx(alone, abs=1e-9)
+        assert one[:5] == pytest.approx(alone[:5], abs=1e-9)
+        assert one.wait == pytest.approx(alone.wait, abs=1e-9)
         assert 0.0 <= one.qoe <= 1.0
         assert one.loss >= 0.0
 
@@ -227,3 +241,14 @@ def test_what_is_known_of_all_streams_at_once() -> None:
 )
 def test_usable_slots_are_what_kv_holds(arguments: Any, slots: int) -> None:
     assert usable_slots(*arguments) == slots
+
+
+def test_what_streams_tell_of_the_wait_goes_beside_the_forecast_and_routes_nothing() -> None:
+    """40 streams of which 16 decode at a time: those ahead over the rate, or as usual."""
+    crowded = view(streams=40, slots=16, pending_tokens=2000.0)
+    plain = forecast(NEW, crowded)
+    queued = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, 50.0, queues=True, low=0.5, high=2.0)))
+    assert queued.wait[:3] == (12.0, 6.0, 24.0)
+    usual = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, 3.0, queues=False)))
+    assert usual.wait.ttft_s == pytest.approx(3.0 * usual.wait.alone_s)
+    assert queued[:5] == usual[:5] == plain[:5]

@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -133,3 +134,29 @@ def test_a_connection_that_breaks_is_an_answer_that_is_cut() -> None:
             list(answer)
         serving.join()
     assert caught.value.text == "Well"
+
+
+def test_reports_tell_the_gateway_what_the_network_cannot(simulated: Any, gateway: Any) -> None:
+    """What the engine has said is in this machine's buffers long before the caller has taken it."""
+    url = gateway(simulated().url)
+
+    async def ask(**options: Any) -> Any:
+        sdk = AsyncAndesClient(base_url=url + "/v1", api_key="sk-any")
+        answer = await sdk.stream(
+            "x", model="simulated", max_tokens=3000, reading_speed=20, first_token_s=0.1, **options
+        )
+        pieces = aiter(answer)
+        for _ in range(8):
+            await anext(pieces)
+            await asyncio.sleep(0.5)
+        await answer.close()
+        return answer
+
+    answer = asyncio.run(ask(report_every_s=0.5))
+    assert answer.experience.stalls >= 3
+    found = httpx.get(url + "/metrics").text
+    assert "andes_gateway_slow_readers_total 1.0" in found
+    with pytest.raises(ValueError, match=r"report_every_s must be seconds from 0.1 to 10, or None, got 60"):
+        client(url).stream("x", model="simulated", report_every_s=60)
+    with client(url).stream("x", model="simulated", max_tokens=20, report_every_s=0.1) as answer:
+        assert "".join(answer) == answer.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionChunk
 
+import andes_client
 from andes_client import AndesClient, Experience, Pacer, Reader, Timeline
+from andes_client.answer import _Reception
 from andes_client.experience import count_tokens
 from andes_client.retries import Retries
 from andes_sglang.qoe import QoETarget, ReaderStream
@@ -159,6 +163,53 @@ LOST = openai.APIConnectionError(request=REQUEST)
 def refusal(status: int, retry_after: str | None = None, **_: object) -> openai.APIStatusError:
     headers = {} if retry_after is None else {"retry-after": retry_after}
     return openai.APIStatusError("full", response=httpx.Response(status, headers=headers, request=REQUEST), body=None)
+
+
+def test_a_connection_that_fails_is_tried_again_a_few_times() -> None:
+    retries, lost = (
+        Retries(max_wait_s=60, attempts=2),
+        openai.APIConnectionError(request=httpx.Request("POST", "http://x")),
+    )
+    waits = [retries.after(lost) for _ in range(3)]
+    assert [wait and wait.seconds for wait in waits] == [0.5, 1.0, None]
+
+
+def test_a_thought_is_not_read_and_the_reader_has_patience_for_it() -> None:
+    """100 tokens at 25 a second are 4 s more for the first of the answer."""
+    now_s = iter((5.0, 5.2))
+    seen = _Reception(Reader(5.0, 1.0), {}, asked_s=0.0, pace=False, clock=lambda: next(now_s))
+    deltas = ({"reasoning_content": "x" * 400}, {"content": "so"}, {"content": "it"})
+    for delta in deltas:
+        choice = {"index": 0, "delta": delta, "finish_reason": None}
+        told = {"id": "a", "created": 1, "model": "m", "object": "chat.completion.chunk", "choices": [choice]}
+        for piece in seen.take(ChatCompletionChunk.model_validate(told)):
+            seen.show(piece)
+    assert (seen.text, seen.experience.tokens, seen.experience.ttft_s) == ("soit", 2, 5.0)
+    assert seen.experience.qoe == pytest.approx(1.0)
+    usage = {"prompt_tokens": 1, "completion_tokens": 52, "total_tokens": 53, "reasoning_tokens": 50}
+    ended = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    last = {
+        "id": "a",
+        "created": 1,
+        "model": "m",
+        "object": "chat.completion.chunk",
+        "choices": [ended],
+        "usage": usage,
+    }
+    seen.take(ChatCompletionChunk.model_validate(last))
+    assert seen.experience.tokens == 2
+    assert seen.experience.qoe < 0.7, "the server's count: patience for 50"
+    with pytest.raises(ValueError, match=r"thinking_speed must be tokens/s from 0\.001 to 1e9, got 0"):
+        Reader(thinking_speed=0)
+
+
+def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:
+    assert all(getattr(andes_client, name) is not None for name in andes_client.__all__)
+    assert {*andes_client._HOMES} == {*andes_client.__all__}
+    with pytest.raises(AttributeError, match="'AndesClinet'"):
+        andes_client.AndesClinet  # noqa: B018
+    program = "import sys; from andes_client import serve; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_a_wait_says_why() -> None:

@@ -134,7 +134,59 @@ serve(Units)
 """
     arguments = json.dumps({"city": "Ulm", "days": [1, 2], "last": "x y"})
     (result,) = asyncio.run(run({"f": program(tmp_path, source)}, *pieces(0, "a", "f", arguments), END))
-    assert result.text == '{"city": "Ulm"} {"days": [1, 2]} then x y'
+    assert result.text == '{"city": "Ulm"} {"days": [1, 2]} {"last": "x y"} then x y'
+
+
+def test_an_answer_that_is_written_again_starts_no_call_twice(tmp_path: Path) -> None:
+    """Its engine died: another one writes the same call, or others."""
+    log = tmp_path / "log"
+    python = program(tmp_path, PYTHON, argument="code", statements="python")
+    first = f"f = open({str(log)!r}, 'a')\nf.write('started ')\nf.flush()\n"
+    same, other = json.dumps({"code": first + "print('same')"}), json.dumps({"code": first + "print('other')"})
+
+    async def ask(*again: ChatCompletionChunk) -> list[ToolResult]:
+        log.unlink(missing_ok=True)
+        runner = ToolRunner({"python": python})
+        for chunk in [*pieces(0, "a", "python", same), *pieces(1, "b", "python", json.dumps({"code": "1\n"}))]:
+            runner.feed(chunk)
+        await asyncio.wait_for(appears(log), 120)
+        runner.again()
+        for chunk in again:
+            runner.feed(chunk)
+        return await runner.results()
+
+    (result,) = asyncio.run(ask(*pieces(0, "x", "python", same, size=9), END))
+    assert result == ToolResult("a", "python", "same\n"), "under its first id"
+    assert log.read_text() == "started "
+    (result,) = asyncio.run(ask(*pieces(0, "x", "python", other), END))
+    assert result.text == "other\n", "what was complete has other arguments now: it is another call"
+    (result,) = asyncio.run(ask(*pieces(0, "x", "python", '{"code": "print(1)\\nprint(2)"}'), END))
+    assert result.text == "1\n2\n"
+    (result,) = asyncio.run(ask(*pieces(0, "x", "nothing", "{}"), END))
+    assert result.error == "there is no tool 'nothing'"
+
+
+def test_names_that_come_twice_start_nothing_twice(tmp_path: Path) -> None:
+    """What JSON says twice has its last value; the tool has seen the first, and all of them at the end."""
+    log = tmp_path / "log"
+    source = f"""
+from andes_client import serve
+class Units:
+    def __init__(self): open({str(log)!r}, "a").write("started ")
+    def process_new_data(self, text): pass
+    def finish(self, arguments): return arguments["a"]
+serve(Units)
+"""
+    text = '{"a": "1", "b": "x", "a": "2", "b": "y", "a": "3"}'
+    (result,) = asyncio.run(run({"f": program(tmp_path, source)}, *pieces(0, "i", "f", text), END))
+    assert (result.text, log.read_text()) == ("3", "started ")
+
+
+def test_a_tool_that_reads_nothing_is_given_up_however_much_it_is_fed(tmp_path: Path) -> None:
+    tool = program(tmp_path, "import time; time.sleep(600)", argument="code", statements="python", timeout_s=0.5)
+    chunks = pieces(0, "a", "f", json.dumps({"code": "x = 1\n" * 20_000}), size=100_000)
+    (result,) = asyncio.run(run({"f": tool}, *chunks, END))
+    assert result.error == "it gave no result within timeout_s, 0.5 s"
 
 
 @pytest.mark.parametrize(

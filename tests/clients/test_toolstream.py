@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 from typing import Any
@@ -19,9 +20,8 @@ from andes_client.toolstream import (
     Grew,
     Started,
     ToolStream,
-    python_statements,
-    sql_statements,
 )
+from andes_client.units import PythonStatements, SqlStatements
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(),
@@ -63,6 +63,8 @@ def test_any_cutting_gives_one_start_growth_that_holds_and_the_whole(arguments: 
     assert [e for e in events if isinstance(e, Failed)] == []
     assert events[-1] == Finished(Call(0, 0), arguments)
     for grew in (e for e in events if isinstance(e, Grew)):
+        if grew.whole and len(grew.arguments) == len(set(grew.arguments)) and list(grew.arguments)[-1] in arguments:
+            assert arguments[list(grew.arguments)[-1]] == list(grew.arguments.values())[-1]
         *closed, growing = grew.arguments.items() if grew.arguments else [("", "")]
         assert all(arguments[name] == value for name, value in closed if len(set(arguments)) == len(arguments))
         if isinstance(growing[1], str) and growing[0] in arguments:
@@ -83,6 +85,23 @@ def test_parallel_calls_and_choices_each_end_when_the_next_begins() -> None:
     assert stream.feed(chunk((1, None, None, '": 2}'))) == [Grew(Call(0, 1), {"y": 2})]
     assert stream.feed(last()) == [Finished(Call(0, 1), {"y": 2})]
     assert stream.feed(last()) == []
+
+
+def test_a_string_is_closed_by_its_quote_however_it_is_cut() -> None:
+    text = r'{"a": "x\"y\\", "b": "z", "c": 1}'
+    for size in (1, 2, 3):
+        stream = ToolStream()
+        cuts = [text[: at + size] for at in range(0, len(text), size)]
+        events = [
+            (cut, event)
+            for cut in cuts
+            for event in stream.feed(chunk((0, "i", "f", cut[(len(cut) - 1) // size * size :])))
+        ]
+        whole = [(list(e.arguments)[-1], cut) for cut, e in events if isinstance(e, Grew) and e.whole]
+        assert [name for name, _ in whole][:1] == ["a"]
+        assert whole[0][1].startswith(r'{"a": "x\"y\\"')
+        assert len(whole[0][1]) < len(r'{"a": "x\"y\\"') + size
+        assert {name for name, _ in whole} == {"a", "b"}, "a number may go on"
 
 
 @pytest.mark.parametrize(
@@ -115,23 +134,57 @@ def test_an_answer_that_is_cut_fails_what_was_open() -> None:
 SOURCE = "import os\n\n\n@decorated\ndef f():\n    return 1\n\nif f():\n    x = '''\n# no statement\n'''\nelse:\n    y = 2\nprint(x)\n"
 
 
-def test_a_statement_of_python_is_whole_when_the_next_one_has_begun() -> None:
-    units, done = [], 0
-    for end in range(len(SOURCE) + 1):
-        now = python_statements(SOURCE[:end], done)
-        if now > done:
-            units.append(SOURCE[done:now])
-            done = now
-    assert "".join(units) + SOURCE[done:] == SOURCE
+def grow(splitter: PythonStatements | SqlStatements, source: str, size: int = 1) -> list[str]:
+    """The units of ``source``, shown ``size`` characters more at a time."""
+    ends = [*range(0, len(source), size), len(source)]
+    return [unit for end in ends for unit in splitter.units(source[:end])]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_statement_of_python_is_whole_when_the_next_one_has_begun(size: int) -> None:
+    splitter = PythonStatements()
+    units = grow(splitter, SOURCE, size)
+    assert "".join(units) == SOURCE[: splitter.done]
+    assert SOURCE[splitter.done :] == "print(x)\n"
     assert [unit.split("\n")[0] for unit in units] == ["import os", "@decorated", "if f():"]
-    assert SOURCE[done:] == "print(x)\n"
-    assert python_statements("x = (", 0) == python_statements("", 0) == python_statements("x = 1", 0) == 0
 
 
-def test_a_statement_of_sql_ends_with_its_semicolon() -> None:
-    text = "select ';' from \"a;b\"; -- no; end\ninsert into t values ('it''s;'); /* ; */ select 1"
-    first = sql_statements(text, 0)
-    assert sql_statements(text, first) == text.index(" /*")
-    assert sql_statements(text, text.index(" /*")) == text.index(" /*")
-    assert text[: sql_statements(text[:25], 0)] == "select ';' from \"a;b\";"
-    assert sql_statements("select 'open;", 0) == 0
+@pytest.mark.parametrize(
+    "source",
+    ["x = (\n1\n", "", "x = 1", "x = 1\n", "x = 1 \\\n+ 2\n", "try:\n    f()\n", "try:\n    f()\nexcept", "# a\nx\n",
+     "x = '''\na\nb\nc\nd\ne\nf", "if x:\n    f()\nel", "@d\ndef f", "x\0\ny"],
+)  # fmt: skip
+def test_what_may_go_on_is_no_statement_of_python_yet(source: str) -> None:
+    assert grow(PythonStatements(), source) == []
+
+
+def test_the_first_character_of_the_next_statement_is_enough() -> None:
+    splitter = PythonStatements()
+    assert splitter.units("x = 1\n") == []
+    assert splitter.units("x = 1\ne") == [], "it may be an else"
+    assert splitter.units("x = 1\nev") == ["x = 1\n"]
+    assert splitter.units("x = 1\neval(x)\nif") == ["eval(x)\n"]
+
+
+def test_a_long_statement_is_not_read_again_at_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    real = ast.parse
+    monkeypatch.setattr(ast, "parse", lambda source: parsed.append(len(source)) or real(source))
+    body = "def f():\n" + "    x = 1\n" * 2000
+    assert grow(PythonStatements(), body + "f()\n", 20) == [body]
+    assert parsed == [len(body)]
+    text = "x = '''\n" + "no statement\n" * 2000
+    splitter = PythonStatements()
+    assert grow(splitter, text + "'''\nf()\ng()\n", 20) == [], "tried again when it is an eighth longer"
+    assert sum(parsed) < 12 * len(text)
+
+
+@pytest.mark.parametrize("size", [1, 5, 400])
+def test_a_statement_of_sql_ends_with_its_semicolon(size: int) -> None:
+    first = "select ';' from \"a;b\";"
+    second = " -- no; end\ninsert into t values ('it''s;', 1 - 2 / 3);"
+    splitter = SqlStatements()
+    assert grow(splitter, first + second + " /* ; */ select 1", size) == [first, second]
+    assert splitter.done == len(first + second)
+    for unclosed in ("select 'open;", "select 1 /* ; ", "select 1 -- ;", "`;", '";'):
+        assert grow(SqlStatements(), unclosed, size) == []

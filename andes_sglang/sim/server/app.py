@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from andes_sglang import __version__
+from andes_sglang import __version__, reception
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.replica import RefusedError
 from andes_sglang.sim.server import bodies, embedding
@@ -33,6 +33,7 @@ __all__ = ["ServerInfo", "build_app"]
 
 _EVENTS = "text/event-stream"
 _FULL = "The request queue is full."
+_STOPPING = "The server is shutting down."
 _AT_ONCE = {
     "/v1/embeddings": embedding.embeddings,
     "/v1/score": embedding.score,
@@ -85,7 +86,9 @@ class _EventStream:
                     break
                 await send({"type": "http.response.body", "body": events, "more_body": True})
                 await generation.news()
-            await send({"type": "http.response.body", "body": events + dialect.tail(answers) + dialect.end})
+            cut = self._live.stopping and any(answer.aborted for answer in answers)
+            tail = dialect.cut(_STOPPING) if cut else dialect.tail(answers)
+            await send({"type": "http.response.body", "body": events + tail + dialect.end})
 
 
 class Endpoints:
@@ -106,6 +109,7 @@ class Endpoints:
             *(Route(path, self._at_once(answer), methods=["POST"]) for path, answer in _AT_ONCE.items()),
             Route("/generate", self.generate, methods=["POST", "PUT"]),
             Route("/abort_request", self.abort, methods=["POST"]),
+            Route(reception.PATH, self.readers, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.one_model),
             Route("/v1/loads", self.loads),
@@ -161,7 +165,7 @@ class Endpoints:
         except (BadRequestError, RefusedError) as refused:
             return _refused(str(refused), 400, request.url.path)
         except DrainingError:
-            return _refused("The server is shutting down.", 503, request.url.path)
+            return _refused(_STOPPING, 503, request.url.path)
         except QueueFullError:
             if asked.stream:
                 return Response(dialect.shed(_FULL) + dialect.end, media_type=_EVENTS)
@@ -185,6 +189,14 @@ class Endpoints:
             return _error(str(refused), "BadRequestError", 400)
         self._live.abort_matching("" if abort_all else str(rid))
         return Response()
+
+    async def readers(self, request: Request) -> Response:
+        """What readers have received (:mod:`andes_sglang.reception`)."""
+        try:
+            self._live.hear(reception.parse(await _body(request)))
+        except ValueError as refused:
+            return _error(str(refused), "BadRequestError", 400)
+        return Response(status_code=204)
 
     async def health(self, _request: Request) -> Response:
         return Response(status_code=503 if self._live.draining else 200)
@@ -288,6 +300,8 @@ def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
         weight=asked.expectation.weight,
         yields=asked.expectation.yields,
         expected_tokens=asked.expectation.expected_tokens,
+        reason_tokens=choice.hidden if asked.expectation.hides_reasoning else 0,
+        reasoning=asked.expectation.reasoning,
     )
 
 

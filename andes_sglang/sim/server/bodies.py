@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from andes_sglang import expectations, protocol
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
-from andes_sglang.sim.server.text import SimulatedPrompt, of_ids, of_text
+from andes_sglang.sim.server.text import SimulatedPrompt, answer_tokens, of_ids, of_text
 
 __all__ = [
-    "AnswerRequest", "BadRequestError", "Limits", "chat_prompt", "prompts_of", "read_chat", "read_completion",
+    "AnswerRequest", "BadRequestError", "Limits", "Thought", "chat_prompt", "prompts_of", "read_chat", "read_completion",
     "read_generate", "read_messages", "read_responses",
 ]  # fmt: skip
 
@@ -35,6 +35,24 @@ class Limits:
     mean_answer_tokens: float
     target: QoETarget
     adapters: tuple[str, ...] = ()
+    mean_thought_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What comes before an answer. mean_tokens: 0, nothing; budget_tokens: no more than that; separate: it is kept out of the
+    answer's text."""
+
+    mean_tokens: float = 0.0
+    budget_tokens: int | None = None
+    separate: bool = True
+
+    def tokens(self, seed: int) -> int:
+        """Its length before the answer to ``seed``, end of the thought included; 0 without one."""
+        if not self.mean_tokens:
+            return 0
+        drawn = answer_tokens(seed + 1, self.mean_tokens)
+        return drawn if self.budget_tokens is None else min(drawn, max(1, self.budget_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +76,7 @@ class AnswerRequest:
     expectation: ReaderExpectation
     rid: str | None
     adapter: str = ""
+    thought: Thought = Thought()
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -88,7 +107,8 @@ def read_chat(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     """A body of ``/v1/chat/completions``."""
     prompt = chat_prompt(body)
     limit = _whole(body, "max_completion_tokens", None)
-    return _read(body, body, (prompt,), limit if limit is not None else _whole(body, "max_tokens", None), limits)
+    limit = limit if limit is not None else _whole(body, "max_tokens", None)
+    return _thinking(body, limits, _read(body, body, (prompt,), limit, limits))
 
 
 def read_messages(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
@@ -97,7 +117,7 @@ def read_messages(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     if limit is None:
         raise BadRequestError("max_tokens: field required")
     asked = {**body, "stop": body.get("stop_sequences")}
-    return _read(asked, asked, (chat_prompt(body),), limit, limits)
+    return _thinking(body, limits, _read(asked, asked, (chat_prompt(body),), limit, limits))
 
 
 def read_responses(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
@@ -105,7 +125,21 @@ def read_responses(body: Mapping[str, Any], limits: Limits) -> AnswerRequest:
     given = body.get("input")
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     asked = {**body, "messages": messages, "system": body.get("instructions"), "rid": body.get("request_id")}
-    return _read(asked, asked, (chat_prompt(asked),), _whole(body, "max_output_tokens", None), limits)
+    limit = _whole(body, "max_output_tokens", None)
+    return _thinking(body, limits, _read(asked, asked, (chat_prompt(asked),), limit, limits))
+
+
+def _thinking(body: Mapping[str, Any], limits: Limits, asked: AnswerRequest) -> AnswerRequest:
+    """``asked`` of a model that thinks before it answers, unless the chat template is told that it does not."""
+    template = body.get("chat_template_kwargs") or {}
+    if not isinstance(template, dict):
+        raise BadRequestError(f"chat_template_kwargs must be an object, got {template!r}")
+    if not limits.mean_thought_tokens or template.get("enable_thinking") is False:
+        return asked
+    budget = (body.get("custom_params") or {}).get("thinking_budget")
+    whole = isinstance(budget, int) and not isinstance(budget, bool)
+    separate = _flag(body, "separate_reasoning") if body.get("separate_reasoning") is not None else True
+    return replace(asked, thought=Thought(limits.mean_thought_tokens, budget if whole else None, separate))
 
 
 def chat_prompt(body: Mapping[str, Any]) -> SimulatedPrompt:

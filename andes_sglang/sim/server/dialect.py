@@ -17,7 +17,7 @@ __all__ = ["WEIGHT_VERSION", "Chat", "Completion", "Dialect", "Generate", "dumps
 WEIGHT_VERSION = "default"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _USAGE = (
-    b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null,"reasoning_tokens":0}'
+    b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null,"reasoning_tokens":%d}'
 )
 Finish = tuple[str | None, str | int | None]
 
@@ -66,6 +66,10 @@ class Dialect(ABC):
         error = {"object": "error", "message": message, "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}
         return _event({"error": error})
 
+    def cut(self, message: str) -> bytes:
+        """The events that end a stream in mid-answer."""
+        return self.shed(message)
+
     def finish(self, index: int, answer: Answer) -> Finish:
         """Finish reason and what matched; nothing while it goes on."""
         if answer.aborted:
@@ -84,12 +88,17 @@ class Dialect(ABC):
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
             "prompt_tokens_details": {"cached_tokens": cached} if cached else None,
-            "reasoning_tokens": 0,
+            "reasoning_tokens": self.thought_tokens(answers),
         }
 
+    def thought_tokens(self, answers: Sequence[Answer]) -> int:
+        """Of all answers so far, whether they are kept out of the text or not."""
+        return sum(min(answer.tokens, choice.thought) for answer, choice in zip(answers, self.choices, strict=True))
+
     def _usage_so_far(self, index: int, answer: Answer) -> bytes:
-        prompt = self.choices[index].prompt.tokens
-        return _USAGE % (prompt, prompt + answer.tokens, answer.tokens)
+        choice = self.choices[index]
+        prompt, thought = choice.prompt.tokens, min(answer.tokens, choice.thought)
+        return _USAGE % (prompt, prompt + answer.tokens, answer.tokens, thought)
 
     def _whole(self, choices: list[dict[str, Any]], answers: Sequence[Answer]) -> dict[str, Any]:
         metadata = {"weight_version": WEIGHT_VERSION}
@@ -139,16 +148,21 @@ class Chat(Dialect):
 
     kind = "chat.completion.chunk"
 
-    def _chunk(self, index: int, delta: bytes, finish: Finish = (None, None), usage: bytes = b"") -> bytes:
+    def _chunk(
+        self, index: int, delta: bytes, finish: Finish = (None, None), usage: bytes = b"", thought: str | None = None
+    ) -> bytes:
         return (
-            b'data: %b,"choices":[{"index":%d,"delta":{"reasoning_content":null%b},"logprobs":null,"finish_reason":%b,'
-            b'"matched_stop":%b}]%b}\n\n' % (self._head, index, delta, dumps(finish[0]), dumps(finish[1]), usage)
+            b'data: %b,"choices":[{"index":%d,"delta":{"reasoning_content":%b%b},"logprobs":null,"finish_reason":%b,'
+            b'"matched_stop":%b}]%b}\n\n'
+            % (self._head, index, dumps(thought), delta, dumps(finish[0]), dumps(finish[1]), usage)
         )
 
     def piece(self, index: int, answer: Answer, start: int) -> bytes:
         events = b"" if start else self._chunk(index, b',"role":"assistant","content":""')
+        usage = b',"usage":' + self._usage_so_far(index, answer) if self.asked.continuous_usage else b""
+        if thought := self.choices[index].reasoning(start, answer.tokens):
+            events += self._chunk(index, b"", usage=usage, thought=thought)
         if text := self.choices[index].text(start, answer.tokens):
-            usage = b',"usage":' + self._usage_so_far(index, answer) if self.asked.continuous_usage else b""
             events += self._chunk(index, b',"content":' + dumps(text), usage=usage)
         return events
 
@@ -163,7 +177,8 @@ class Chat(Dialect):
         for k, answer in enumerate(answers):
             finish, matched = self.finish(k, answer)
             text = self.choices[k].text(0, answer.tokens)
-            message = {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None}
+            thought = self.choices[k].reasoning(0, answer.tokens) or None
+            message = {"role": "assistant", "content": text, "reasoning_content": thought, "tool_calls": None}
             choices.append(
                 {"index": k, "message": message, "logprobs": None, "finish_reason": finish, "matched_stop": matched}
             )

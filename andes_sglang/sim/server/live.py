@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.request import RequestRecord, RequestSpec, score
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.replica import Replica
@@ -57,7 +57,7 @@ class LiveReplica:
     ) -> None:
         self.metrics = metrics
         self.replica = Replica(engine, policy, sink=self._finished, metrics=metrics)
-        self.draining = False
+        self.draining = self.stopping = False
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.retractions = 0
@@ -143,11 +143,26 @@ class LiveReplica:
                 continue
             self.replica.abort(job)
             answer.aborted = True
-            times_s = job.token_times_s
-            self.metrics.finished(score(times_s, job.spec.arrival_s, job.spec.target).qoe)
+            self.metrics.finished(job.score().qoe)
             self._observer.ended(answer, self.now_s - job.spec.arrival_s)
             self.spans.ended(answer)
         generation.wake()
+        self._arrival.set()
+
+    def hear(self, readers: Mapping[str, int | None]) -> None:
+        """What readers have received, by the id of their generation (:func:`andes_sglang.reception.parse`); of one of several
+        answers nothing can be said."""
+        if self.replica.waits_for_readers:
+            self.replica.advance(self.now_s)
+        for generation in {answer.generation for answer in self._open.values()}:
+            if generation.rid in readers and len(generation.answers) == 1:
+                self.replica.hear(generation.answers[0].job, readers[generation.rid])
+        self._arrival.set()
+
+    def stop(self) -> None:
+        """End all: streams with an error."""
+        self.stopping = True
+        self.abort_matching()
 
     def abort_matching(self, rid: str = "") -> None:
         """Those whose id begins with ``rid``."""
@@ -166,7 +181,7 @@ class LiveReplica:
     async def run(self) -> None:
         """Serve until cancelled; an error of the policy or the replica ends it."""
         while True:
-            if not self.replica.open_requests:
+            if not self.replica.open_requests or self.replica.waits_for_readers:
                 self._arrival.clear()
                 await self._arrival.wait()
             await asyncio.sleep(max(0.0, self.replica.now_s - self.now_s) / self._speed)

@@ -20,24 +20,34 @@ from andes_sglang.sim.server.spans import OtlpSpans, Spans
 __all__ = ["run"]
 
 
+LEAVE_S = 2
+"""Seconds for readers to take the error that ends their stream, once it has been told twice to stop."""
+
+
 class _DrainingServer(uvicorn.Server):
-    """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it exits at once."""
+    """Told to stop, it takes nothing new, finishes what has begun, then exits; told again, it ends every stream with an
+    error; told a third time, it exits as it is."""
 
     def __init__(self, config: uvicorn.Config, live: LiveReplica) -> None:
         super().__init__(config)
         self._live = live
         self.clock: asyncio.Task[None] | None = None
+        self._told = 0
 
     async def startup(self, *arguments: Any, **more: Any) -> None:
         self.clock = asyncio.create_task(self._live.run())
         await super().startup(*arguments, **more)
 
     def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002
-        if self._live.draining:
-            self.should_exit = self.force_exit = True
         self._live.draining = True
+        self._told += 1
+        if self._told > 2 or (self._told > 1 and self.should_exit):
+            self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
+        if self._told > 1:
+            self.config.timeout_graceful_shutdown = LEAVE_S
+            self._live.stop()
         if self.clock is not None and self.clock.done():
             self._live.abort_matching()
             self.should_exit = True

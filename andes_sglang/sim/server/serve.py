@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="mean length of an answer that no limit cuts; default: 256",
     )  # fmt: skip
     parser.add_argument(
+        "--thought-tokens", type=_above(MIN_ANSWER_TOKENS), default=None, metavar="N",
+        help="a model that thinks first: mean length of its thought, told apart from the answer as with SGLang's "
+        "--reasoning-parser; default: it does not think",
+    )  # fmt: skip
+    parser.add_argument(
         "--speed", type=_above(0), default=1.0, metavar="X", help="simulated seconds in a second; default: 1"
     )
     same = parser.add_argument_group("as SGLang's, instead of what the profile says")
@@ -93,7 +98,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     engine = _engine(chosen.engine, args)
     limits = Limits(
         args.context_length or engine.kv_capacity_tokens, engine.max_request_tokens, args.answer_tokens, target,
-        tuple(path.partition("=")[0] for path in args.lora_paths),
+        tuple(path.partition("=")[0] for path in args.lora_paths), args.thought_tokens or 0.0,
     )  # fmt: skip
     info = ServerInfo(
         args.model or chosen.name,

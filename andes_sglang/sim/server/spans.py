@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from andes_sglang.request import score
 from andes_sglang.sim.server.generation import Answer, Generation
 from andes_sglang.telemetry import connect_otlp
 
@@ -70,7 +69,7 @@ class OtlpSpans(Spans):
         if not generation.done or generation not in self._open:
             return
         span, jobs = self._open.pop(generation), [a.job for a in generation.answers]
-        scores = [score(j.token_times_s, j.spec.arrival_s, j.spec.target).qoe for j in jobs]
+        scores = [j.score().qoe for j in jobs]
         span.set_attributes({
             "gen_ai.usage.input_tokens": jobs[0].spec.prompt_tokens,
             "gen_ai.usage.output_tokens": sum(a.tokens for a in generation.answers),

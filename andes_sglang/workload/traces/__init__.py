@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ from andes_sglang.workload.traces.andes import ANDES
 from andes_sglang.workload.traces.azure import AZURE
 from andes_sglang.workload.traces.burstgpt import BURSTGPT
 from andes_sglang.workload.traces.mooncake import MOONCAKE
-from andes_sglang.workload.traces.rows import Row, TraceFormat, read_rows
+from andes_sglang.workload.traces.rows import Row, TracedRequest, TraceFormat, read_rows
 
 __all__ = ["FORMATS", "load_trace"]
 
 FORMATS: dict[str, TraceFormat] = {f.name: f for f in (ANDES, MOONCAKE, AZURE, BURSTGPT)}
+
+MAX_NAMED = 10
+"""Wrong rows that an error names."""
 
 
 def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workload:
@@ -32,7 +37,8 @@ def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workloa
     chosen = _recognise(first) if form is None else FORMATS.get(form)
     if chosen is None:
         raise WorkloadError(f"--format {form!r}: choose one of {', '.join(FORMATS)}")
-    traced = [r for r in (chosen.parse(first), *(chosen.parse(row) for row in rows)) if r is not None]
+    parsed = _parse_all(chosen, chain([first], rows))
+    traced = [r for r in parsed if r is not None]
     if not traced:
         raise WorkloadError(f"{path}: no row holds a request with an answer")
     if chosen.tick_s:
@@ -48,7 +54,24 @@ def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workloa
         path.name,
         tuple(replace(r.spec, arrival_s=r.spec.arrival_s - origin_s) for r in traced),
         stated if any(s != StatedTarget() for s in stated) else (),
+        left_out=len(parsed) - len(traced),
     )
+
+
+def _parse_all(form: TraceFormat, rows: Iterable[Row]) -> list[TracedRequest | None]:
+    """Raises :class:`WorkloadError` that names what is wrong in each row, up to ten."""
+    parsed, wrong = [], []
+    for row in rows:
+        try:
+            parsed.append(form.parse(row))
+        except WorkloadError as error:
+            wrong.append(str(error))
+    if len(wrong) > 1:
+        more = f"\nand {len(wrong) - MAX_NAMED} rows more" if len(wrong) > MAX_NAMED else ""
+        raise WorkloadError(f"{len(wrong)} rows are wrong:\n" + "\n".join(wrong[:MAX_NAMED]) + more)
+    if wrong:
+        raise WorkloadError(wrong[0])
+    return parsed
 
 
 def _recognise(first: Row) -> TraceFormat:

@@ -101,6 +101,11 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise WorkloadError(f"{path}: a damaged gzip file ({error})") from None
     except UnicodeDecodeError:
         raise WorkloadError(f"{path}: not a text file") from None
+    if text.lstrip().startswith("["):
+        raise WorkloadError(
+            f"{path}: a JSON array (ShareGPT's conversations?) says neither when requests arrive nor how long they are; "
+            "docs/traces.md has the formats"
+        )
     if not text.lstrip().startswith("{"):
         for number, fields in enumerate(csv.DictReader(io.StringIO(text)), start=2):
             yield Row(f"{path}, row {number}", fields)

@@ -100,18 +100,24 @@ class Journal:
             os.fsync(self._file)
 
     def close(self) -> None:
-        self.sync()
-        os.close(self._file)
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
 
 
 def lock(path: Path) -> int | None:
-    """Hold ``path`` until :func:`unlock` or the end of this process; None where another holds it."""
+    """Hold ``path`` until :func:`unlock` or the end of this process; None where another holds it. Raises ``OSError`` where
+    the file system has no locks."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(file)
         return None
+    except OSError:
+        os.close(file)
+        raise
     return file
 
 

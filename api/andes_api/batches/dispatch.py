@@ -15,6 +15,7 @@ import orjson
 from andes_api.batches.lines import Line
 from andes_api.batches.rate import OfflineRate
 from andes_api.batches.work import BatchWork
+from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.expectations import of_batch
 from andes_api.gateway import Gateway
@@ -172,7 +173,7 @@ class Dispatcher:
             got.status, got.content = error.status, orjson.dumps(error.body)
             return self._settle(work, line, got, stream)
         try:
-            await self._gateway.serve(stream, [replica], got.receive, got.send)
+            await self._gateway.serve(stream, [replica], Connection(None), got.receive, got.send)
             return self._settle(work, line, got, stream)
         except Exception:  # a fault of ours: it is on record, and the others go on
             _log.exception("batch %s, line %d", work.id, line.number)

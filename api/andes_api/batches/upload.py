@@ -80,6 +80,10 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
         raise ApiError(408, "the file did not arrive in time", reason="body") from None
     except ClientDisconnect:
         raise ApiError(499, "the client left before its file had come", reason="client_left") from None
+    except OSError as error:
+        raise ApiError(
+            507, f"the file cannot be kept: {error.strerror}", "server_error", reason="disk", retry=False
+        ) from None
     except FormParserError as error:
         raise ApiError(400, f"the body is no form: {error}", reason="body", retry=False) from None
     finally:

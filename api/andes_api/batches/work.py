@@ -24,6 +24,8 @@ __all__ = ["BatchWork"]
 
 MAX_LISTED = 1_000
 """Faults that ``errors.data`` lists; the file of errors has all."""
+MIN_ANSWERED = 10
+"""Answers after which it is known how long they are."""
 _WHY = {
     "expired": ("batch_expired", "its batch's completion window ended before it was answered"),
     "cancelled": ("batch_cancelled", "its batch was cancelled before it was answered"),
@@ -42,7 +44,7 @@ class BatchWork:
         self.ending = False
         self.orders: dict[Any, PrefixOrder] = {}  # by the model asked for
         self.good = 0  # lines that can be run, done or not
-        self.tokens_left = 0
+        self._estimated_left = self._estimated_done = 0  # tokens
         self._input: int | None = None
         self._usage = {"input": 0, "output": 0, "cached": 0, "reasoning": 0}
         self._counts = batch["request_counts"]
@@ -84,7 +86,9 @@ class BatchWork:
         for line in lines:
             if line.number not in done:
                 by_model[line.model].append(line)
-                self.tokens_left += line.tokens
+                self._estimated_left += line.tokens
+            else:
+                self._estimated_done += line.tokens
         self.orders = {model: PrefixOrder(some) for model, some in by_model.items()}
         if first:
             self._begin(lines, faults)
@@ -125,6 +129,13 @@ class BatchWork:
                         self._count_usage(line["response"]["body"])
         return numbers
 
+    @property
+    def tokens_left(self) -> int:
+        """Of prompts and answers, estimated: answers are about as much shorter than they may be as those that are done."""
+        answered, took = self._counts["completed"], self._usage["input"] + self._usage["output"]
+        ratio = took / self._estimated_done if answered >= MIN_ANSWERED and self._estimated_done else 1.0
+        return round(ratio * self._estimated_left)
+
     def body_of(self, line: Line) -> dict[str, Any]:
         assert self._input is not None, "it has been loaded"  # noqa: S101
         body: dict[str, Any] = orjson.loads(os.pread(self._input, line.size, line.at))["body"]
@@ -137,7 +148,8 @@ class BatchWork:
     def settle(self, line: Line, status: int, request_id: str, body: Any) -> int:
         """It is answered for good; the tokens of prompt and answer."""
         self.running.pop(line, None)
-        self.tokens_left -= line.tokens
+        self._estimated_left -= line.tokens
+        self._estimated_done += line.tokens
         response = {"status_code": status, "request_id": request_id, "body": body}
         said = {
             "id": _request_id(self.id, line.number),
@@ -212,7 +224,7 @@ class BatchWork:
                 error = {"code": code, "message": message, "line": line.number, "param": None}
                 self._errors.append(_failed(self.id, line.number, line.custom_id, error))
                 self._counts["failed"] += 1
-        self.tokens_left = 0
+        self._estimated_left = 0
         self.batch |= {"output_file_id": new_id(PREFIX), "error_file_id": new_id(PREFIX)}
         self.batch |= {"status": "finalizing", "finalizing_at": int(time.time()), "ends_as": status}
         self.save()
@@ -235,6 +247,8 @@ class BatchWork:
 
     def release(self) -> None:
         """Let another gateway have it."""
+        self._outputs.close()
+        self._errors.close()
         if self._input is not None:
             os.close(self._input)
         unlock(self._lock)

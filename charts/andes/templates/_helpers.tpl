@@ -151,3 +151,8 @@ dns://{{ include "andes.component" (list . "engine") }}.{{ .Release.Namespace }}
 {{- $written := and $live (hasKey (default dict $live.metadata.annotations) "andes.dev/replicas") -}}
 {{- toJson (ternary (dict "replicas" (dig "spec" "replicas" 1 $live | int)) dict (not (empty $written))) -}}
 {{- end -}}
+
+{{- /* Name of the claim for files and batches. */}}
+{{- define "andes.batchClaim" -}}
+{{ include "andes.component" (list . "gateway") }}-batches
+{{- end }}

@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletionChunk
 from andes_client.experience import Experience, Timeline, count_tokens
 from andes_client.pacer import Pacer
 from andes_client.reader import Reader
+from andes_client.reports import AsyncReports, Reports
 
 __all__ = ["Answer", "AsyncAnswer", "InterruptedAnswerError"]
 
@@ -40,11 +41,15 @@ class _Reception:
     ) -> None:
         self.reader = reader.told(headers)
         self.request_id = headers.get("x-request-id")
+        self._stream_id = headers.get("x-andes-stream")
         self.model: str | None = headers.get("x-andes-model")
         self.usage: CompletionUsage | None = None
         self.finish_reason: str | None = None
         self._clock = clock
         self._pieces: list[str] = []
+        self._characters = 0
+        self._thoughts = 0
+        self._reports: Reports | AsyncReports | None = None
         self._timeline = Timeline(asked_s)
         self._pacer = Pacer(self.reader.reading_speed) if pace and self.reader.reading_speed else None
 
@@ -56,10 +61,11 @@ class _Reception:
     @property
     def experience(self) -> Experience:
         """What the reader got; while the answer comes, so far."""
-        assert self.reader.first_token_s is not None and self.reader.reading_speed is not None  # noqa: PT018, S101
+        first_s, speed, thinking = self.reader.first_token_s, self.reader.reading_speed, self.reader.thinking_speed
+        assert first_s is not None and speed is not None and thinking is not None  # noqa: PT018, S101
         return self._timeline.experience(
-            first_token_s=self.reader.first_token_s,
-            reading_speed=self.reader.reading_speed,
+            first_token_s=first_s + (self._thought_by_server() or self._thoughts) / thinking,
+            reading_speed=speed,
             tokens=self._counted_by_server() if self.finish_reason else None,
         )
 
@@ -77,6 +83,8 @@ class _Reception:
         for choice in chunk.choices:
             self.finish_reason = choice.finish_reason or self.finish_reason
             text += choice.delta.content or ""
+            if thought := (choice.delta.model_extra or {}).get("reasoning_content"):
+                self._thoughts += count_tokens(thought)
         return WORDS.findall(text) if self._pacer else [text][: len(text)]
 
     def wait_s(self, piece: str) -> float:
@@ -86,7 +94,22 @@ class _Reception:
 
     def show(self, text: str) -> None:
         self._pieces.append(text)
+        self._characters += len(text)
         self._timeline.show(self._clock(), count_tokens(text))
+        if self._reports is not None:
+            self._reports.begin()
+
+    def report_by(self, reports: Callable[[str, Callable[[], dict[str, Any]]], Reports | AsyncReports]) -> None:
+        """Have ``reports(stream_id, shown)`` tell the gateway what is shown; nothing where the server takes no reports."""
+        if self._stream_id:
+            self._reports = reports(self._stream_id, self._shown)
+
+    def _shown(self) -> dict[str, Any]:
+        return {"characters": self._characters, "at_s": self._clock()}
+
+    def stop_reports(self) -> None:
+        if self._reports is not None:
+            self._reports.end()
 
     def interrupted(self, error: Exception) -> InterruptedAnswerError:
         return InterruptedAnswerError(str(error) or type(error).__name__, self.text, self.request_id)
@@ -100,8 +123,15 @@ class _Reception:
         """Tokens of the text; those of a hidden thought are not read."""
         if self.usage is None:
             return None
-        details = self.usage.completion_tokens_details
-        return max(1, self.usage.completion_tokens - ((details.reasoning_tokens if details else None) or 0))
+        return max(1, self.usage.completion_tokens - self._thought_by_server())
+
+    def _thought_by_server(self) -> int:
+        """Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's."""
+        if self.usage is None:
+            return 0
+        details, extra = self.usage.completion_tokens_details, self.usage.model_extra or {}
+        told = details.reasoning_tokens if details else extra.get("reasoning_tokens")
+        return told if isinstance(told, int) else 0
 
 
 class Answer(_Reception):
@@ -123,10 +153,13 @@ class Answer(_Reception):
                     yield piece
         except Exception as error:  # the SDK lets those of its transport through as they are
             raise self.interrupted(error) from error
+        finally:
+            self.stop_reports()
         self.end()
 
     def close(self) -> None:
         """Hang up: the server stops generating."""
+        self.stop_reports()
         self._stream.close()
 
     def __enter__(self) -> Answer:
@@ -160,10 +193,13 @@ class AsyncAnswer(_Reception):
                     yield piece
         except Exception as error:  # the SDK lets those of its transport through as they are
             raise self.interrupted(error) from error
+        finally:
+            self.stop_reports()
         self.end()
 
     async def close(self) -> None:
         """Hang up: the server stops generating."""
+        self.stop_reports()
         await self._stream.close()
 
     async def __aenter__(self) -> AsyncAnswer:

@@ -11,6 +11,7 @@ import openai
 
 from andes_client.answer import Answer, AsyncAnswer
 from andes_client.reader import Reader
+from andes_client.reports import AsyncReports, Reports
 from andes_client.retries import Retries
 
 __all__ = ["AndesClient", "AsyncAndesClient"]
@@ -18,6 +19,8 @@ __all__ = ["AndesClient", "AsyncAndesClient"]
 Messages = str | Iterable[Mapping[str, Any]]
 OnWait = Callable[[float, str], None]
 """``on_wait(seconds, reason)``: the question is asked again in so many seconds."""
+MAX_REPORT_EVERY_S = 10.0
+"""A gateway forgets a report after 15 s."""
 RESERVED = ("stream", "n")
 
 
@@ -58,6 +61,14 @@ class _Asking:
         return wait.seconds
 
 
+def _checked(report_every_s: float | None) -> float | None:
+    if report_every_s is not None and not 0.1 <= report_every_s <= MAX_REPORT_EVERY_S:
+        raise ValueError(
+            f"report_every_s must be seconds from 0.1 to {MAX_REPORT_EVERY_S:g}, or None, got {report_every_s!r}"
+        )
+    return report_every_s
+
+
 class AndesClient(_Asking):
     """``openai.OpenAI`` with a reader. client: one that exists; else ``options`` make one (``base_url``, ``api_key`` ...).
 
@@ -83,21 +94,27 @@ class AndesClient(_Asking):
         expected_tokens: int | None = None,
         pace: bool = False,
         on_wait: OnWait | None = None,
+        report_every_s: float | None = None,
         **options: Any,
     ) -> Answer:
         """Ask, and get the answer as it comes.
 
         messages: as OpenAI has them, or the question. reading_speed, first_token_s, klass, expected_tokens: of the
         :class:`~andes_client.reader.Reader`. pace: show the text at ``reading_speed``, whatever the server does. on_wait: is
-        told when the server is full and the question is asked again. options: all else that chat completions take.
+        told when the server is full and the question is asked again. report_every_s: tell the gateway so often what has been
+        shown, so that it does not take what a proxy or this program has read ahead for read; None: never. options: all else
+        that chat completions take.
         Raises ``ValueError`` for what makes no sense, and ``openai``'s errors once it gives up.
         """
-        reader = Reader(reading_speed, first_token_s, klass, expected_tokens)
+        reader, every_s = Reader(reading_speed, first_token_s, klass, expected_tokens), _checked(report_every_s)
         request, retries, asked_s = self._request(messages, model, reader, options), self._retries(), time.monotonic()
         while True:
             try:
                 raw = self._once.chat.completions.with_raw_response.create(**request)
-                return Answer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                answer = Answer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                if every_s is not None:
+                    answer.report_by(lambda stream_id, shown: Reports(self._once, stream_id, every_s, shown))
+                return answer
             except openai.APIError as error:
                 wait_s = self._wait_s(retries, error, on_wait)
             time.sleep(wait_s)
@@ -129,15 +146,19 @@ class AsyncAndesClient(_Asking):
         expected_tokens: int | None = None,
         pace: bool = False,
         on_wait: OnWait | None = None,
+        report_every_s: float | None = None,
         **options: Any,
     ) -> AsyncAnswer:
         """As :meth:`AndesClient.stream`: ``answer = await client.stream(...)``, then ``async for text in answer``."""
-        reader = Reader(reading_speed, first_token_s, klass, expected_tokens)
+        reader, every_s = Reader(reading_speed, first_token_s, klass, expected_tokens), _checked(report_every_s)
         request, retries, asked_s = self._request(messages, model, reader, options), self._retries(), time.monotonic()
         while True:
             try:
                 raw = await self._once.chat.completions.with_raw_response.create(**request)
-                return AsyncAnswer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                answer = AsyncAnswer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                if every_s is not None:
+                    answer.report_by(lambda stream_id, shown: AsyncReports(self._once, stream_id, every_s, shown))
+                return answer
             except openai.APIError as error:
                 wait_s = self._wait_s(retries, error, on_wait)
             await asyncio.sleep(wait_s)

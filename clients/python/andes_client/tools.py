@@ -15,75 +15,17 @@ user and the container that it runs under.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from openai.types.chat import ChatCompletionChunk
+from andes_client.ahead import Ahead
+from andes_client.process import Tool, ToolCall, ToolResult
+from andes_client.toolstream import Call, Failed, Finished, Grew, Started, ToolEvent, ToolStream
 
-from andes_client.toolstream import (
-    Call,
-    Failed,
-    Finished,
-    Grew,
-    Started,
-    ToolEvent,
-    ToolStream,
-    python_statements,
-    sql_statements,
-)
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionChunk
 
 __all__ = ["Tool", "ToolResult", "ToolRunner"]
-
-STATEMENTS: dict[str, Callable[[str, int], int]] = {"python": python_statements, "sql": sql_statements}
-
-
-@dataclass(frozen=True)
-class Tool:
-    """command: the program and its arguments. statements: ``python`` or ``sql``, units of the argument ``argument``; without,
-    every closed value is a unit. timeout_s: from the end of the arguments to the result; memory_bytes, output_bytes: limits.
-
-    Raises ``ValueError`` naming field and value.
-    """
-
-    command: Sequence[str]
-    argument: str | None = None
-    statements: Literal["python", "sql"] | None = None
-    timeout_s: float = 60.0
-    memory_bytes: int | None = None
-    output_bytes: int = 1 << 20
-
-    def __post_init__(self) -> None:
-        if isinstance(self.command, str) or not self.command:
-            raise ValueError(f"command must be a list, the program first, got {self.command!r}")
-        if (self.argument is None) != (self.statements is None):
-            raise ValueError(f"argument and statements go together, got {self.argument!r} and {self.statements!r}")
-        if self.statements is not None and self.statements not in STATEMENTS:
-            raise ValueError(f"statements must be one of {', '.join(STATEMENTS)}, got {self.statements!r}")
-        for name in ("timeout_s", "output_bytes", "memory_bytes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value!r}")
-
-
-@dataclass(frozen=True)
-class ToolResult:
-    """Of one call: ``text``, or the ``error`` that kept the tool from giving one. id: for the message with role ``tool``."""
-
-    id: str
-    name: str
-    text: str = ""
-    error: str | None = None
-
-    def message(self) -> dict[str, str]:
-        """For the conversation's next request."""
-        content = self.text if self.error is None else f"error: {self.error}"
-        return {"role": "tool", "tool_call_id": self.id, "content": content}
 
 
 class ToolRunner:
@@ -95,168 +37,88 @@ class ToolRunner:
         for result in await runner.results():
             messages.append(result.message())
 
-    lazy: start a tool when its arguments are complete, as is usual elsewhere.
+    lazy: start a tool when its arguments are complete, as is usual elsewhere. ahead: of the whole conversation: runs calls of
+    pure tools before they are asked for. most_calls: further ones fail. slots: processes at a time, shared with others.
     """
 
-    def __init__(self, tools: Mapping[str, Tool], *, lazy: bool = False) -> None:
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        *,
+        lazy: bool = False,
+        ahead: Ahead | None = None,
+        most_calls: int = 128,
+        slots: asyncio.Semaphore | None = None,
+    ) -> None:
         self._tools = dict(tools)
-        self._lazy = lazy
+        self._lazy, self._ahead = lazy, ahead
+        self._most_calls, self._slots = most_calls, slots
         self._stream = ToolStream()
-        self._running: dict[Call, _Running] = {}
+        self._calls: dict[Call, ToolCall] = {}
+        self._written: set[Call] = set()  # by the answer as it is written now
+        self._dropped: list[ToolCall] = []
+        self._is_again = False
 
-    def feed(self, chunk: ChatCompletionChunk) -> None:
-        """Start and feed tools by what ``chunk`` brings. In a running event loop."""
+    def feed(self, chunk: ChatCompletionChunk | Mapping[str, Any]) -> None:
+        """Start and feed tools by what ``chunk`` brings: of the openai package, or its JSON. In a running event loop."""
         for event in self._stream.feed(chunk):
             self._on(event)
+
+    def again(self) -> None:
+        """The answer is written once more from its start, as after a failure: calls that come out the same go on where they
+        are; no process starts twice for one."""
+        self._stream = ToolStream()
+        self._written, self._is_again = set(), True
+        for call in self._calls.values():
+            call.again()
 
     async def results(self) -> list[ToolResult]:
         """Of all calls of the answer, in their order; calls that are not complete are aborted."""
         for event in self._stream.end():
             self._on(event)
-        return [await running.result for _, running in sorted(self._running.items())]
+        for call in [call for call in self._calls if call not in self._written]:
+            self._drop(call)
+        results = [await call.result for _, call in sorted(self._calls.items())]
+        await asyncio.gather(*(call.result for call in self._dropped), return_exceptions=True)
+        if self._ahead is not None:
+            await self._ahead.called(results, self._tools)
+        return results
 
-    async def abort(self, why: str) -> None:
-        """End all tools: their results are not wanted any more."""
-        for running in self._running.values():
-            running.put({"abort": why})
-        await self.results()
+    async def close(self) -> None:
+        """End all tools at once: their results are not wanted any more."""
+        await asyncio.gather(*(call.close() for call in (*self._calls.values(), *self._dropped)))
 
     def _on(self, event: ToolEvent) -> None:
+        call = event.call
         if isinstance(event, Started):
-            self._running[event.call] = _Running(event, self._tools.get(event.name), lazy=self._lazy)
+            self._written.add(call)
+            if call in self._calls and self._calls[call].started.name != event.name:
+                self._drop(call)
+            if call not in self._calls:
+                self._start(event)
+        elif call not in self._calls:
             return
-        running = self._running.get(event.call)
-        if running is None:
-            return
-        if isinstance(event, Grew):
-            if not self._lazy:
-                running.grow(event.arguments)
-        elif isinstance(event, Finished):
-            running.finish(event.arguments)
         elif isinstance(event, Failed):
-            running.put({"abort": event.why})
+            self._calls[call].abort(event.why)
+        else:
+            complete = isinstance(event, Finished)
+            if self._is_again and not self._calls[call].agrees(event.arguments, complete=complete):
+                self._start(self._drop(call))
+            if isinstance(event, Grew):
+                self._calls[call].grow(event.arguments, whole=event.whole)
+            else:
+                self._calls[call].finish(event.arguments)
 
+    def _start(self, event: Started) -> None:
+        expected = self._ahead.expected(event.name) if self._ahead is not None else None
+        running = ToolCall(event, self._tools.get(event.name), lazy=self._lazy, expected=expected, slots=self._slots)
+        self._calls[event.call] = running
+        if len(self._calls) > self._most_calls:
+            running.abort(f"one answer may make {self._most_calls} calls")
 
-@dataclass
-class _Running:
-    """A call and its process. result: a task."""
-
-    started: Started
-    tool: Tool | None
-    lazy: bool
-    result: asyncio.Task[ToolResult] = field(init=False)
-    _lines: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
-    _done: int = 0
-    _closed: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        self.put({"start": self.started.id})
-        self.result = asyncio.ensure_future(self._serve())
-
-    def put(self, line: dict[str, Any]) -> None:
-        self._lines.put_nowait(line)
-
-    def grow(self, arguments: Mapping[str, Any]) -> None:
-        if self.tool is None:
-            return
-        if self.tool.statements is None:
-            for name in list(arguments)[:-1]:  # the last may go on
-                if name not in self._closed:
-                    self._closed.add(name)
-                    self.put({"grow": json.dumps({name: arguments[name]})})
-            return
-        source = arguments.get(self.tool.argument or "")
-        while isinstance(source, str) and (end := STATEMENTS[self.tool.statements](source, self._done)) > self._done:
-            self.put({"grow": source[self._done : end]})
-            self._done = end
-
-    def finish(self, arguments: Mapping[str, Any]) -> None:
-        """With the units that are only now known to be some."""
-        if self.tool is not None and self.tool.statements is not None:
-            self.grow(arguments)
-            source = arguments.get(self.tool.argument or "")
-            if isinstance(source, str) and source[self._done :].strip():
-                self.put({"grow": source[self._done :]})
-        self.put({"finish": arguments})
-
-    async def _serve(self) -> ToolResult:
-        if self.tool is None:
-            return self._failed(f"there is no tool {self.started.name!r}")
-        held = [await self._lines.get()]
-        while self.lazy and not ("finish" in held[-1] or "abort" in held[-1]):
-            held.append(await self._lines.get())
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *_limited(self.tool), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            return self._failed(f"it cannot be started: {error.strerror}")
-        try:
-            return await self._talk(process, held)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await _drain(process)
-
-    async def _talk(self, process: asyncio.subprocess.Process, lines: list[dict[str, Any]]) -> ToolResult:
-        assert process.stdin is not None and process.stdout is not None and self.tool is not None  # noqa: PT018, S101
-        answer = asyncio.ensure_future(_read_line(process.stdout, self.tool.output_bytes))
-        try:
-            while True:
-                for line in lines:
-                    with contextlib.suppress(ConnectionError):  # it has ended: what it wrote, or its silence, says why
-                        process.stdin.write(json.dumps(line).encode() + b"\n")
-                        await process.stdin.drain()
-                    if "abort" in line:
-                        return self._failed(str(line["abort"]))
-                    if "finish" in line:
-                        return self._read(await asyncio.wait_for(answer, self.tool.timeout_s))
-                lines = [await self._lines.get()]
-        except asyncio.TimeoutError:  # noqa: UP041 - another class in Python 3.10
-            return self._failed(f"it gave no result within timeout_s, {self.tool.timeout_s:g} s")
-        except ValueError:
-            return self._failed(f"its result is longer than output_bytes, {self.tool.output_bytes}")
-        finally:
-            answer.cancel()
-
-    def _read(self, line: bytes) -> ToolResult:
-        if not line:
-            return self._failed("it ended without a result")
-        try:
-            said = json.loads(line)
-        except ValueError:
-            return self._failed(f"it wrote {line[:80]!r}, which is no line of JSON")
-        text = said.get("result") if isinstance(said, dict) else None
-        if not isinstance(text, str):
-            return self._failed(f"it wrote {line[:80]!r}, which holds no result")
-        return ToolResult(self.started.id, self.started.name, text)
-
-    def _failed(self, why: str) -> ToolResult:
-        return ToolResult(self.started.id, self.started.name, error=why)
-
-
-async def _read_line(stdout: asyncio.StreamReader, most_bytes: int) -> bytes:
-    """The first line, or what there is of one. Raises ``ValueError`` for more than ``most_bytes``."""
-    text = b""
-    while b"\n" not in text and (more := await stdout.read(1 << 16)):
-        text += more
-        if len(text) > most_bytes:
-            raise ValueError
-    return text.split(b"\n")[0]
-
-
-async def _drain(process: asyncio.subprocess.Process) -> None:
-    """Wait for the end of a process that was killed, and of its pipes."""
-    assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101
-    process.stdin.close()
-    while await process.stdout.read(1 << 16):
-        pass
-    await process.wait()
-
-
-def _limited(tool: Tool) -> list[str]:
-    """The command, under its limit of memory."""
-    if tool.memory_bytes is None:
-        return list(tool.command)
-    return [sys.executable, "-m", "andes_client.limited", str(tool.memory_bytes), *tool.command]
+    def _drop(self, call: Call) -> Started:
+        """A call that the answer, written once more, does not make."""
+        dropped = self._calls.pop(call)
+        dropped.result.cancel()
+        self._dropped.append(dropped)
+        return dropped.started

@@ -2,33 +2,25 @@
 
 A model writes the arguments of a call as JSON text, token by token. Most tools could begin before the last token: a
 statement of code can run when the next one begins, a value can be looked up when it is closed (Conveyor, arXiv 2406.00059).
-:class:`ToolStream` says after each chunk what each call has by now; :mod:`andes_client.tools` feeds processes with it.
+:class:`ToolStream` says after each chunk what each call has by now; :mod:`andes_client.tools` feeds processes with it,
+in the units of :mod:`andes_client.units`.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jiter
-from openai.types.chat import ChatCompletionChunk
-from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 
-__all__ = [
-    "Call",
-    "Failed",
-    "Finished",
-    "Grew",
-    "Started",
-    "ToolEvent",
-    "ToolStream",
-    "python_statements",
-    "sql_statements",
-]
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionChunk
 
-MAX_ARGUMENT_BYTES = 1 << 20
+__all__ = ["Call", "Failed", "Finished", "Grew", "Started", "ToolEvent", "ToolStream"]
+
+MAX_ARGUMENT_BYTES = 1 << 18
 """Of one call: longer ones fail (our choice)."""
 
 
@@ -50,10 +42,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Grew:
-    """arguments: all that can be read by now; the last string may go on, everything else in it is closed."""
+    """arguments: all that can be read by now; what is last may go on, everything else in it is closed. whole: the last is
+    a string that is closed too."""
 
     call: Call
     arguments: Mapping[str, Any]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +66,7 @@ class Failed:
     why: str
 
 
+_QUOTES = re.compile(r'\\.|"|\\\Z', re.DOTALL)
 ToolEvent = Started | Grew | Finished | Failed
 
 
@@ -82,7 +77,22 @@ class _Writing:
     text: bytearray = field(default_factory=bytearray)
     started: bool = False
     over: bool = False
-    seen: Any = None
+    seen: Grew | None = None
+    quoted: bool = False  # the text ends inside a string
+    escape: str = ""  # a backslash at its end
+
+    def add(self, piece: str) -> None:
+        self.text += piece.encode(errors="replace")
+        tokens = _QUOTES.findall(self.escape + piece)
+        self.quoted ^= tokens.count('"') % 2 == 1
+        self.escape = "\\" if tokens and tokens[-1] == "\\" else ""
+
+
+class _Delta(NamedTuple):
+    number: int
+    id: str
+    name: str
+    arguments: str
 
 
 class ToolStream:
@@ -91,36 +101,35 @@ class ToolStream:
     def __init__(self) -> None:
         self._calls: dict[Call, _Writing] = {}
 
-    def feed(self, chunk: ChatCompletionChunk) -> list[ToolEvent]:
-        """What ``chunk`` brings. A call is finished when another one of its choice follows, or its choice ends."""
+    def feed(self, chunk: ChatCompletionChunk | Mapping[str, Any]) -> list[ToolEvent]:
+        """What ``chunk`` brings: of the openai package, or its JSON. A call is finished when another one of its choice
+        follows, or its choice ends."""
         events: list[ToolEvent] = []
-        for choice in chunk.choices:
-            for delta in choice.delta.tool_calls or ():
-                call = Call(choice.index, delta.index)
+        for index, deltas, ends in _of_json(chunk) if isinstance(chunk, Mapping) else _of_object(chunk):
+            for delta in deltas:
+                call = Call(index, delta.number)
                 if call not in self._calls:
-                    events += self._finish(lambda other, of=choice.index: other.choice == of)  # type: ignore[misc]
+                    events += self._finish(index)
                 events += self._take(call, delta)
-            if choice.finish_reason is not None:
-                events += self._finish(lambda other, of=choice.index: other.choice == of)  # type: ignore[misc]
+            if ends:
+                events += self._finish(index)
         return events
 
     def end(self, why: str = "the answer ended before the call was complete") -> list[ToolEvent]:
         """The stream is over: what is not complete fails."""
         return [self._fail(call, why) for call, writing in self._calls.items() if not writing.over]
 
-    def _take(self, call: Call, delta: ChoiceDeltaToolCall) -> list[ToolEvent]:
+    def _take(self, call: Call, delta: _Delta) -> list[ToolEvent]:
         writing = self._calls.setdefault(call, _Writing())
         if writing.over:
             return []
-        function = delta.function
-        writing.id = writing.id or delta.id or ""
-        events: list[ToolEvent] = []
-        if function is not None and function.name and not writing.started:
-            writing.name += function.name
-        if function is None or not function.arguments:
-            return self._start(call, writing) if writing.id and writing.name else events
-        events += self._start(call, writing)
-        writing.text += function.arguments.encode()
+        writing.id = writing.id or delta.id
+        if not writing.started:
+            writing.name += delta.name
+        if not delta.arguments:
+            return self._start(call, writing) if writing.id and writing.name else []
+        events: list[ToolEvent] = self._start(call, writing)
+        writing.add(delta.arguments)
         if len(writing.text) > MAX_ARGUMENT_BYTES:
             return [*events, self._fail(call, f"its arguments are longer than {MAX_ARGUMENT_BYTES} bytes")]
         try:
@@ -129,9 +138,11 @@ class ToolStream:
             return [*events, self._fail(call, f"its arguments are no JSON: {error}")]
         if not isinstance(arguments, dict):
             return [*events, self._fail(call, f"its arguments are {type(arguments).__name__}, not an object")]
-        if arguments != writing.seen:
-            writing.seen = arguments
-            events.append(Grew(call, arguments))
+        last = next(reversed(arguments.values()), None)
+        grew = Grew(call, arguments, isinstance(last, str) and not writing.quoted)
+        if grew != writing.seen:
+            writing.seen = grew
+            events.append(grew)
         return events
 
     def _start(self, call: Call, writing: _Writing) -> list[ToolEvent]:
@@ -140,10 +151,11 @@ class ToolStream:
         writing.started = True
         return [Started(call, writing.id, writing.name)]
 
-    def _finish(self, chosen: Callable[[Call], bool]) -> list[ToolEvent]:
+    def _finish(self, choice: int) -> list[ToolEvent]:
+        """The calls of ``choice`` that are open are complete."""
         events: list[ToolEvent] = []
         for call, writing in self._calls.items():
-            if writing.over or not chosen(call):
+            if writing.over or call.choice != choice:
                 continue
             events += self._start(call, writing)
             try:
@@ -163,40 +175,27 @@ class ToolStream:
         return Failed(call, why)
 
 
-def python_statements(source: str, done: int) -> int:
-    """Length of the prefix of ``source`` that is whole statements of Python; the first ``done`` characters are known to be.
+def _of_object(chunk: ChatCompletionChunk) -> Iterator[tuple[int, list[_Delta], bool]]:
+    for choice in chunk.choices:
+        deltas = []
+        for delta in choice.delta.tool_calls or ():
+            function = delta.function
+            name, arguments = (function.name, function.arguments) if function is not None else (None, None)
+            deltas.append(_Delta(delta.index, delta.id or "", name or "", arguments or ""))
+        yield choice.index, deltas, choice.finish_reason is not None
 
-    The last statement may go on (an ``else`` may follow), so it is not counted before the next one has begun on a line of its
-    own. What does not parse yet is waited for.
-    """
-    ends_at = source.rfind("\n") + 1
-    if ends_at <= done:
-        return done
+
+def _of_json(chunk: Mapping[str, Any]) -> Iterator[tuple[int, list[_Delta], bool]]:
+    """Raises ``ValueError`` for a chunk of another shape."""
     try:
-        body = ast.parse(source[done:ends_at]).body
-    except SyntaxError:
-        return done
-    if len(body) < 2:
-        return done
-    lines = source[done:ends_at].splitlines(keepends=True)
-    last = body[-1]
-    first_line = min([last.lineno, *(d.lineno for d in getattr(last, "decorator_list", ()))])
-    return done + sum(map(len, lines[: first_line - 1]))
-
-
-def sql_statements(source: str, done: int) -> int:
-    """The same for SQL, one statement at a time: it ends with a semicolon outside quotes and comments."""
-    at = done
-    closers = {"'": "'", '"': '"', "`": "`", "--": "\n", "/*": "*/"}
-    while at < len(source):
-        opener = next((o for o in (source[at : at + 2], source[at]) if o in closers), None)
-        if opener is not None:
-            closed = source.find(closers[opener], at + len(opener))
-            if closed < 0:
-                break
-            at = closed + len(closers[opener])
-            continue
-        at += 1
-        if source[at - 1] == ";":
-            return at
-    return done
+        for choice in chunk.get("choices") or ():
+            deltas = []
+            for delta in (choice.get("delta") or {}).get("tool_calls") or ():
+                function = delta.get("function") or {}
+                said = (delta.get("id") or "", function.get("name") or "", function.get("arguments") or "")
+                if not all(isinstance(text, str) for text in said):
+                    raise TypeError
+                deltas.append(_Delta(int(delta.get("index") or 0), *said))
+            yield int(choice.get("index") or 0), deltas, bool(choice.get("finish_reason"))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"no chunk of a chat: {str(chunk)[:80]}") from error

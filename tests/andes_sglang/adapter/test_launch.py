@@ -9,23 +9,30 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
-from andes_sglang import expectations
+from andes_sglang import expectations, reception
 from andes_sglang.adapter import launch
 from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 from andes_sglang.bench.engine import Engine, EngineError, read_metrics
 from andes_sglang.flags import UsageError
 from andes_sglang.policy import POLICIES
 from andes_sglang.qoe import QoETarget
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "policies"
 
 
 def arguments_of(*arguments: str) -> argparse.Namespace:
@@ -79,6 +86,41 @@ OFFLOAD = ("--preemption-mode", "offload")
 )
 def test_a_user_error_is_named_before_anything_starts(model: str, arguments: tuple[str, ...], says: str) -> None:
     assert says in refusal("--model", model, *arguments)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model, may not show another, and has never heard of the rest."""
+
+    def do_GET(self) -> None:
+        known = {"/api/models/org/there": 200, "/api/models/org/gated": 403}.get(self.path, 404)
+        body = b'{"id": "org/there"}' if known == 200 else b"{}"
+        self.send_response(known)
+        if known == 404:
+            self.send_header("x-error-code", "RepoNotFound")
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_model_that_is_none_is_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        thread = threading.Thread(target=hub.serve_forever)
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+        launch.check_hub("org/there")
+        launch.check_hub("org/gated")
+        launch.check_hub("s3://bucket/model")
+        launch.check_hub(str(tmp_path))
+        for name in ("org/unknown", "org/un known"):
+            with pytest.raises(UsageError, match=f"--model {name}: no such directory, and the hub has no such model"):
+                launch.check_hub(name)
+        hub.shutdown()
+        thread.join()
+    with pytest.raises(UsageError, match=r"not in the local cache, and the hub cannot be reached"):
+        launch.check_hub("org/there")
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, "forced", "stock"])
@@ -135,7 +177,9 @@ def test_a_third_partys_policy_that_cannot_decide_is_refused(
     said = refusal(*theirs, "--policy-option", "patience_s=long")
     assert "--policy their_policy:Theirs: decide() fails with options {'patience_s': 'long'}" in said
     assert "TypeError" in said
-    assert "unexpected keyword argument 'patiens_s'" in refusal(*theirs, "--policy-option", "patiens_s=3")
+    assert "unknown option 'patiens_s'; its options are patience_s" in refusal(
+        *theirs, "--policy-option", "patiens_s=3"
+    )
 
 
 def test_a_third_partys_policy_that_returns_no_decision_is_refused(
@@ -255,8 +299,11 @@ def test_expectations_fall_back_field_by_field() -> None:
 @pytest.fixture(scope="module")
 def andes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     flags = ("--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "1")
-    with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("andes") / "log") as engine:
-        yield engine
+    thinks = ("--reasoning-parser", "deepseek-r1", "--enable-custom-logit-processor")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(FIXTURES), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        with Engine(tiny_model, "andes", (*flags, *thinks), log=tmp_path_factory.mktemp("andes") / "log") as engine:
+            yield engine
 
 
 @pytest.mark.engine
@@ -292,6 +339,44 @@ def test_a_real_server_tells_who_is_in_charge(andes: Engine) -> None:
     assert {f'andes_requests{{state="{s}"}}' for s in ("running", "parked", "released", "waiting")} <= set(found)
 
 
+def qoe_of(engine: Engine, path: str, body: dict[str, Any]) -> tuple[float, Any]:
+    """What the engine says of the reader of the one answer that is asked for, and the answer."""
+    before = read_metrics(engine.url)
+    answer = engine.post(path, {"model": "m", "temperature": 0, **body})
+    deadline_s = time.monotonic() + 120
+    while (now := read_metrics(engine.url))["andes_request_qoe_count"] == before.get("andes_request_qoe_count", 0.0):
+        assert time.monotonic() < deadline_s
+    return now["andes_request_qoe_sum"] - before.get("andes_request_qoe_sum", 0.0), answer
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_server_counts_what_a_reader_is_shown(andes: Engine, tiny_model: Path) -> None:
+    """Expectations that no engine can meet, of 60 tokens: QoE is below 1 - 1/60; hours of patience for each of a thought: 1."""
+    expects = {"ttft": 0, "tds": 1e9, "think_tds": 1e-3}
+    ids = Tokenizer.from_file(str(tiny_model / "tokenizer.json")).encode("</think>").ids
+    asked = {
+        "messages": [{"role": "user", "content": "an be cor"}], "max_tokens": 60, "ignore_eos": True,
+        "custom_logit_processor": json.dumps({"callable": b"cthinks_for\nThinksFor\n.".hex()}),
+    }  # fmt: skip
+
+    def chat(thought: int, more_expects: dict[str, Any], **more: Any) -> tuple[float, Any]:
+        told = {"qoe": expects | more_expects, "thought": thought, "ids": ids}
+        return qoe_of(andes, "/v1/chat/completions", {**asked, **more, "custom_params": told})
+
+    qoe, answer = chat(20, {})
+    said = answer["choices"][0]["message"]
+    assert said["content"]
+    assert said["reasoning_content"]
+    assert answer["usage"]["reasoning_tokens"] == 20 + len(ids)
+    assert qoe == pytest.approx(1.0)
+    assert chat(20, {"reasoning": "shown"})[0] < 0.984
+    assert chat(20, {"think_tds": None})[0] < 0.984
+    assert chat(20, {}, separate_reasoning=False)[0] < 0.984, "a part of the text"
+    qoe, answer = chat(4000, {})
+    assert (qoe, answer["choices"][0]["message"]["content"] or "") == (0.0, "")
+
+
 def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:
     """Run one request to its end; when that was."""
     sampling = {"max_new_tokens": tokens, "ignore_eos": True, **more.pop("sampling_params", {})}
@@ -310,12 +395,53 @@ def wait_until_waiting(engine: Engine, count: int) -> None:
         time.sleep(0.05)
 
 
+def tell_until_parked(engine: Engine, rid: str, tokens: int) -> None:
+    deadline_s = time.monotonic() + 120
+    while read_metrics(engine.url).get('andes_requests{state="parked"}') != 1.0:
+        assert time.monotonic() < deadline_s
+        engine.post(reception.PATH, {"readers": {rid: tokens}})
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes: Engine) -> None:
+    """It holds the one place in the batch, and gives it away; meanwhile the engine answers its health checks with nothing else
+    to do, serves others, and lets one go that is aborted."""
+    body = {
+        "rid": "slow",
+        "input_ids": [5, 6, 7],
+        "sampling_params": {"max_new_tokens": 600, "ignore_eos": True, "temperature": 0},
+    }
+    stops = 'andes_preemptions_total{mode="park",reason="reader"}'
+    whole = andes.post("/generate", {**body, "rid": "fast"})
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        stack.callback(andes.post, "/abort_request", {"abort_all": True})
+        slow = pool.submit(andes.post, "/generate", body)
+        tell_until_parked(andes, "slow", 10)
+        with urllib.request.urlopen(andes.url + "/health", timeout=100) as answer:
+            assert answer.status == 200
+        generate(andes, "other", 20)
+        assert not slow.done()
+        assert read_metrics(andes.url)['andes_requests{state="released"}'] == 1.0, "the only slot was wanted"
+        andes.post(reception.PATH, {"readers": {"slow": None, "unknown": 3}})
+        assert slow.result(120)["output_ids"] == whole["output_ids"]
+        assert read_metrics(andes.url)[stops] == 1.0
+        gone = pool.submit(andes.post, "/generate", {**body, "rid": "gone"})
+        tell_until_parked(andes, "gone", 0)
+        andes.post("/abort_request", {"rid": "gone"})
+        assert gone.result(120)["meta_info"]["finish_reason"]["type"] == "abort"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        andes.post(reception.PATH, {"readers": {"slow": -3}})
+    assert "readers.slow: expected a whole number" in caught.value.read().decode()
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
     """Two streams wait for the one slot, which a request holds that cannot be preempted; ``heavy`` has eight times the weight
-    of the other. Were weights ignored, one of the two cases would fail."""
+    of the other. Were weights ignored, one of the two cases would fail. One token each: served first, ended first."""
     with ThreadPoolExecutor(3) as pool:
         holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
         wait_until_waiting(andes, 0)
@@ -323,7 +449,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}
-            ends_s[rid] = pool.submit(generate, andes, rid, 60, sampling_params=weight)
+            ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})

@@ -19,7 +19,7 @@ from andes_sglang.state import Phase, RequestTable
 EXPECTATION = ReaderExpectation(QoETarget(1.0, 5.0), weight=3.0, yields=True, expected_tokens=70)
 
 
-def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100) -> Any:
+def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100, thought: int = 0) -> Any:
     """The attributes of SGLang's ``Req`` that a record reads."""
     return SimpleNamespace(
         rid=rid,
@@ -27,6 +27,7 @@ def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100) 
         output_ids=[0] * output,
         sampling_params=SimpleNamespace(max_new_tokens=most),
         to_finish=None,
+        reasoning_tokens=thought,
     )
 
 
@@ -120,6 +121,25 @@ def test_each_token_is_delivered_once() -> None:
     stream.deliver(1.7)
     assert stream.reader.delivered == 3
     assert stream.dry_at_s == pytest.approx(1.5 + 3 / 5)
+
+
+def test_a_thought_is_not_delivered_and_moves_the_clock() -> None:
+    """SGLang's count grows with the output until the thought is over, and then stands."""
+    stream = record(request())
+    seen = []
+    for thought, shown in ((3, 0), (50, 0), (50, 4), (50, 9)):
+        stream.req.output_ids, stream.req.reasoning_tokens = [0] * (thought + shown), thought
+        stream.deliver(1.5)
+        view = stream.view(Phase.RUNNING)
+        seen.append((view.reader.delivered, view.output_tokens, round(view.reader.start_s, 9)))
+    assert seen == [(0, 3, 1.12), (0, 50, 3.0), (4, 54, 3.0), (9, 59, 3.0)]
+    assert stream.has_begun
+
+
+def test_a_thought_that_is_shown_is_delivered() -> None:
+    shown = record(request(output=7, thought=7), expectation=ReaderExpectation(reasoning="shown"))
+    shown.deliver(1.5)
+    assert (shown.reader.delivered, shown.reader.start_s) == (7, 1.0)
 
 
 def test_a_stream_has_begun_with_its_first_token_or_preemption() -> None:

@@ -132,7 +132,7 @@ def test_why_requests_failed_is_told_and_refusals_apart() -> None:
     told = summary.failures({"stock": figures}).splitlines()
     assert 'stock: 2 refused: HTTP 429: {"error": {"message": "full"}}' in told
     assert "stock: 2 failed: the stream ended without a finish reason" in told
-    assert summary.failures({"a": {"failures": {"interrupted": 3}}, "b": {}}) == "a: 3 interrupted"
+    assert summary.failures({"a": {"interrupted": 3}, "b": {}}) == "a: 3 interrupted, in no figure"
 
 
 def test_nothing_at_the_address() -> None:

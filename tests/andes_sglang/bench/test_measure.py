@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import cast
 
@@ -16,23 +16,29 @@ import pytest
 from andes_sglang.bench.client import _Endpoint, read_stream
 from andes_sglang.bench.compare import shares_of_cores, sustained_tokens_per_s
 from andes_sglang.bench.engine import read_metrics
-from andes_sglang.bench.measure import parse_vocabulary
+from andes_sglang.bench.measure import _figures, parse_vocabulary
 from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
+from andes_sglang.summary import INTERRUPTED, combine, failures
 
 
-def read(*events: object) -> tuple[str | None, list[tuple[float, int]]]:
-    """The error and the deliveries of a stream; a line comes every second."""
-    deliveries: list[tuple[float, int]] = []
-    second = iter(range(100))
+def record_of(*events: object, **how: bool) -> RequestRecord:
+    """Of a stream; a line comes every second."""
+    record, second = RequestRecord(0, 0.0, 0.0, 1, 1, 1.0, 4.8), iter(range(100))
 
     async def lines() -> AsyncIterator[bytes]:
         for event in events:
             yield event if isinstance(event, bytes) else f"data: {json.dumps(event)}\n".encode()
 
-    error = asyncio.run(read_stream(lines(), lambda: float(next(second)), deliveries))
-    return error, deliveries
+    record.error = asyncio.run(read_stream(lines(), lambda: float(next(second)), record, **how))
+    return record
+
+
+def read(*events: object) -> tuple[str | None, Sequence[tuple[float, int]]]:
+    """The error and the deliveries of a stream."""
+    record = record_of(*events)
+    return record.error, record.deliveries
 
 
 def piece(text: str, finish: str | None = None, **more: object) -> dict[str, object]:
@@ -43,6 +49,24 @@ def test_without_usage_every_piece_is_a_token() -> None:
     assert read(piece("a"), piece(""), piece("b"), piece("", "stop"), b"data: [DONE]\n", piece("never")) == (
         None, [(0.0, 1), (2.0, 1)],
     )  # fmt: skip
+
+
+def thinking(tokens: int, thought: int, finish: str | None = None, **delta: str) -> dict[str, object]:
+    usage = {"completion_tokens": tokens, "reasoning_tokens": thought}
+    return {"choices": [{"delta": delta, "finish_reason": finish}], "usage": usage}
+
+
+def test_a_thought_is_no_delivery_unless_it_is_shown() -> None:
+    events = (
+        thinking(2, 2, reasoning_content="h"), thinking(5, 5, reasoning_content="m"), thinking(8, 6, content="s"),
+        thinking(9, 6, "stop", content="o"),
+    )  # fmt: skip
+    hidden, shown = record_of(*events), record_of(*events, hides=False)
+    assert (hidden.deliveries, hidden.reason_tokens) == ([(2.0, 2), (3.0, 1)], 6)
+    assert hidden.ttft_s == 2.0
+    assert (shown.deliveries, shown.reason_tokens) == ([(0.0, 2), (1.0, 3), (2.0, 3), (3.0, 1)], 0)
+    cut = record_of(*events[:2], piece("", "length"))
+    assert (cut.deliveries, cut.reason_tokens, cut.qoe) == ([], 5, 0.0)
 
 
 def test_usage_counts_where_it_is_there() -> None:
@@ -105,6 +129,19 @@ def test_what_a_full_engine_sustains() -> None:
     assert sustained_tokens_per_s(records) == pytest.approx(10.0)
     twice = [RequestRecord(0, 0.0, 0.0, 1, 1, 1.0, 1.0, [(float(t), 2)]) for t in times]
     assert sustained_tokens_per_s(twice) == pytest.approx(20.0, rel=0.01)
+
+
+def test_what_was_interrupted_is_in_no_figure_but_counted() -> None:
+    whole = RequestRecord(0, 0.0, 0.0, 5, 1, 1.0, 5.0, [(0.5, 1)], 0.5)
+    cut = RequestRecord(1, 0.0, 0.0, 5, 9, 1.0, 5.0, [(3.0, 1)], 3.5, error=INTERRUPTED)
+    refused = RequestRecord(2, 0.0, 0.0, 5, 9, 1.0, 5.0, [], 0.1, error="HTTP 429: full")
+    got = _figures([whole, cut, refused], {}, {})
+    assert (got["requests"], got["failed"], got["interrupted"]) == (2, 1, 1)
+    assert got["qoe"]["mean"] == pytest.approx(0.5)
+    said = failures({"mine": combine([got, got])})
+    assert said.splitlines() == ["mine: 2 refused: HTTP 429: full", "mine: 2 interrupted, in no figure"]
+    with pytest.raises(KeyboardInterrupt):
+        _figures([cut], {}, {})
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")

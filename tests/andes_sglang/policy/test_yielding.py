@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from andes_sglang.conformance import FAST, surge
 from andes_sglang.latency import LatencyModel
-from andes_sglang.policy import make
+from andes_sglang.policy import POLICIES, make
 from andes_sglang.policy.yielding import PACE_SHARE, decide_readers_first
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.replica import simulate
+from andes_sglang.sim.replica import Replica, simulate
 from andes_sglang.state import Decision, Phase, Preemption, PreemptionMode, RequestTable, RequestView, SchedulerState
 
 NOW_S = 100.0
@@ -165,3 +166,112 @@ def test_readers_of_a_surge_hardly_notice_offline_work_that_takes_the_rest() -> 
     assert beside >= alone - 0.03
     assert against < alone - 0.1
     assert done > 3000, "offline tokens within the surge"
+
+
+# Readers who cannot receive
+
+
+def slow(rid: str, phase: Phase, *, unreceived_s: float, **more: Any) -> RequestView:
+    return view(rid, phase, unreceived_tokens=int(unreceived_s * 4.0), **more)
+
+
+def stops(decision: Decision) -> list[tuple[str, PreemptionMode, str]]:
+    return [(p.rid, p.mode, p.reason) for p in decision.preempt]
+
+
+@pytest.mark.parametrize("policy", [*POLICIES])
+def test_who_cannot_receive_is_parked_and_goes_on_when_most_has_come(policy: str) -> None:
+    reader, full = view("reader", Phase.RUNNING), slow("full", Phase.RUNNING, unreceived_s=4.5)
+    assert stops(decide(reader, full, policy=policy)) == [("full", PreemptionMode.PARK, "reader")]
+    assert stops(decide(reader, slow("full", Phase.RUNNING, unreceived_s=3.5), policy=policy)) == []
+    assert decide(slow("full", Phase.PARKED, unreceived_s=2.5), policy=policy) == Decision()
+    assert decide(slow("full", Phase.WAITING, unreceived_s=2.5), policy=policy) == Decision()
+    assert decide(slow("full", Phase.PARKED, unreceived_s=1.5), policy=policy).resume == ("full",)
+    assert decide(slow("full", Phase.WAITING, unreceived_s=1.5), policy=policy).admit == ("full",)
+
+
+def test_one_that_cannot_be_stopped_runs_on() -> None:
+    assert decide(slow("full", Phase.RUNNING, unreceived_s=9.0, preemptible=False)) == Decision()
+
+
+def test_the_kv_of_who_cannot_receive_is_there_for_readers_after_that_of_who_has_none() -> None:
+    parked = [slow(f"slow{k}", Phase.PARKED, unreceived_s=5.0 + k) for k in range(2)]
+    offline = view("off", Phase.PARKED, yields=True)
+    held = int(sum(v.kv_tokens for v in (*parked, offline)))
+
+    def given_up(prompt: int, free: int) -> list[str]:
+        decision = decide(view("new", Phase.WAITING, prompt=prompt), *parked, offline, kv=held + free)
+        assert decision.admit == ("new",)
+        assert all(mode is PreemptionMode.RELEASE for _, mode, _ in stops(decision))
+        return [rid for rid, _, _ in stops(decision)]
+
+    assert given_up(500, 1000) == []
+    assert given_up(500, 400) == ["off"]
+    assert given_up(int(offline.kv_tokens) + 500, 400) == ["off", "slow1"]
+
+
+def test_others_are_served_as_if_who_cannot_receive_were_not_there() -> None:
+    others = [view("a", Phase.RUNNING, unread_s=0.5), view("b", Phase.WAITING), view("c", Phase.PARKED, unread_s=0.2)]
+    beside = decide(*others, slow("full", Phase.RUNNING, unreceived_s=9.0))
+    alone = decide(*others)
+    assert (beside.admit, beside.resume) == (alone.admit, alone.resume)
+    assert stops(beside) == [*stops(alone), ("full", PreemptionMode.PARK, "reader")]
+
+
+def test_offline_work_fills_what_a_slow_reader_leaves() -> None:
+    offline = view("off", Phase.WAITING, yields=True)
+    assert decide(view("reader", Phase.RUNNING), slow("full", Phase.PARKED, unreceived_s=9.0), offline).admit == (
+        "off",
+    )
+
+
+def replica(**engine: Any) -> tuple[Replica, list[RequestRecord]]:
+    records: list[RequestRecord] = []
+    return Replica(
+        EngineModel(FAST, **{"kv_capacity_tokens": 4000, **engine}), make("andes"), sink=records.append
+    ), records
+
+
+def test_a_replica_waits_for_a_reader_without_standing_still_for_others() -> None:
+    """The reader takes one token a second of the five that it wants; the engine is not to blame, and is there for others."""
+    engine, records = replica()
+    slow_job = engine.submit(RequestSpec(0.0, 100, 300, QoETarget(1.0, 5.0)))
+    for second in range(1, 310):
+        engine.advance(float(second))
+        engine.hear(slow_job, second)
+        if second > 150:
+            assert engine.generated(slow_job) <= second + 4.0 * 5.0 + 10, "it is not far ahead of its reader"
+        if second == 10:
+            assert engine.waits_for_readers
+            engine.submit(RequestSpec(10.0, 100, 30, QoETarget(1.0, 5.0)))
+    assert [record.output_tokens for record in records] == [30, 300]
+    assert records[0].qoe == pytest.approx(1.0)
+    assert records[0].ttft_s < 1.0
+    assert records[1].qoe > 0.95
+    assert records[1].preemptions is not None
+    assert records[1].preemptions >= 2
+    assert replace(records[1], holds=None).qoe < 0.8, "but for the time in which it could not receive"
+
+
+def test_a_slow_readers_kv_makes_room_and_an_abort_ends_its_wait() -> None:
+    engine, records = replica(kv_capacity_tokens=1200)
+    job = engine.submit(RequestSpec(0.0, 900, 200, QoETarget(1.0, 5.0)))
+    engine.advance(1.0)
+    engine.hear(job, 0)
+    engine.advance(3.0)
+    assert list(engine.parked) == [job]
+    engine.submit(RequestSpec(3.0, 900, 100, QoETarget(1.0, 5.0)))
+    engine.advance(30.0)
+    assert [record.output_tokens for record in records] == [100]
+    assert engine.waiting == [job]
+    engine.abort(job)
+    engine.advance()
+    assert engine.open_requests == 0
+    engine, records = replica()
+    job = engine.submit(RequestSpec(0.0, 100, 50))
+    engine.advance(1.0)
+    engine.hear(job, 0)
+    engine.advance(3.0)
+    engine.hear(job, None)
+    engine.advance()
+    assert [record.output_tokens for record in records] == [50]

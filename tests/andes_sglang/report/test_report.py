@@ -97,6 +97,47 @@ def test_the_headline_is_the_best_against_the_first() -> None:
     assert Page(text)["h1"] == [f"x: mean QoE {np.mean([r.qoe for r in run(4.0)]):.2f}"]
 
 
+def figures_of(late_s: float, *repeats: int) -> dict[str, object]:
+    return summary.combine([summary.summarise(run(late_s)[:count]) for count in repeats])
+
+
+def test_it_is_compared_with_the_better_stock_arm_and_says_how_sure_it_is() -> None:
+    policies = {"plain": figures_of(4.0, 20, 10), "mine": figures_of(1.5, 20, 10), "chunked": figures_of(3.0, 20, 10)}
+    arms = {"plain": {"policy": "stock"}, "mine": {"policy": "andes"}, "chunked": {"policy": "stock"}}
+    result = {
+        "workload": {"name": "w", "requests": 20, "seeds": [7, 8]},
+        "engine": {"what": "e", "arms": arms},
+        "policies": policies,
+    }
+    text = render(result, {}, {})
+    assert re.fullmatch(r"mine: mean QoE 0\.\d\d, against 0\.\d\d under chunked", Page(text)["h1"][0])
+    mine, chunked = (
+        (
+            f"{p['qoe']['p5']:.3f} ±{p['std']['qoe']['p5']:.3f}",
+            f"{p['ttft_s']['p90']:.2f} ±{p['std']['ttft_s']['p90']:.2f}",
+        )
+        for p in (policies["mine"], policies["chunked"])
+    )
+    assert f"p5 {mine[0]}, against {chunked[0]} · TTFT p90 in s {mine[1]}, against {chunked[1]} · seeds 7, 8" in text
+    alone = {**result, "policies": {"x": figures_of(4.0, 20)}, "workload": {"name": "w", "requests": 20, "seeds": [7]}}
+    assert "seed 7; one run says nothing of the spread" in render(alone, {}, {})
+
+
+def test_arrivals_are_in_order_and_one_reader_s_charts_have_the_same_axes() -> None:
+    runs = {"stock": run(4.0)[::-1], "andes": run(1.5)}
+    result = {
+        "workload": {"name": "w", "requests": 20},
+        "engine": {"what": "e"},
+        "policies": {"stock": figures_of(4.0, 20)},
+    }
+    page = Page(render(result, runs, {}))
+    arrivals = [x for x, _ in points(page.lines[6])]
+    assert arrivals == sorted(arrivals)
+    late, soon = (max(x for x, _ in points(page.lines[-k])) for k in (3, 1))  # read, under stock and under andes
+    assert late == pytest.approx(WIDTH - RIGHT, abs=0.06)
+    assert soon < late - 50
+
+
 def test_lines_are_the_distributions_of_the_records() -> None:
     _, seen = page()
     stock, andes = seen.lines[:2]

@@ -20,7 +20,9 @@ from andes_sglang.routing import (
     QoE,
     RoundRobinRouting,
     RoutingPolicy,
+    Value,
     make_routing_policy,
+    worth,
 )  # fmt: skip
 from andes_sglang.sim.engine import Costs
 from andes_sglang.stream_forecast import IncomingStream, OpenStreams, ReplicaView, forecast_stream
@@ -256,6 +258,51 @@ def test_qoe_looks_no_further_than_its_horizon() -> None:
     assert order(QoE(), [slow, late]) == order(QoE(horizon_s=60.0), [slow, late])
 
 
+def test_value_takes_the_weaker_model_only_where_the_better_one_would_come_too_late() -> None:
+    """Half of 60 s without a token costs more than a tenth of the answer's quality."""
+    strong, weak = loaded("strong", pending_tokens=300_000.0), loaded("weak", quality=0.9)
+    assert order(Value(), [weak, strong]) == "weakstrong"
+    assert order(Value(), [weak, loaded("strong")]) == "strongweak", "in time, the better answer is worth more"
+    useless = loaded("weak", quality=0.1)
+    assert order(Value(), [useless, strong]) == "strongweak", "late, it is still worth more than this"
+
+
+def test_value_counts_what_readers_there_lose_by_the_quality_that_they_lose() -> None:
+    slow = engine(token_s=0.01)
+    crowd = view("a", 22, model=slow, buffered_s=0.0)
+    new = incoming()
+    forecast = forecast_stream(new, crowd, 100.0, HORIZON_S)
+    assert forecast.loss > 0
+    assert worth(new, crowd, forecast) == pytest.approx(forecast.qoe - forecast.loss)
+    weaker = view("a", 22, model=slow, buffered_s=0.0, quality=0.5)
+    assert worth(new, weaker, forecast) == pytest.approx(0.5 * (forecast.qoe - forecast.loss))
+    heavy = incoming(weight=4.0)
+    assert worth(heavy, weaker, forecast) == pytest.approx(0.5 * (4 * forecast.qoe - forecast.loss))
+
+
+def test_value_prices_a_wait_for_kv_where_a_prompt_waits_and_every_slot_is_taken() -> None:
+    def first_of(slots: int, pending: float, **options: float) -> str:
+        strong = loaded("strong", 40, slots=slots, pending_tokens=pending)
+        return order(Value(**options), [strong, loaded("weak", quality=0.9)])
+
+    assert first_of(slots=40, pending=5000.0).startswith("weak")
+    assert first_of(slots=41, pending=5000.0).startswith("strong"), "a slot is free: it waits for the prefill alone"
+    assert first_of(slots=40, pending=0.0).startswith("strong"), "nothing waits"
+    assert first_of(slots=40, pending=5000.0, min_late_ratio=1.0).startswith("strong")
+
+
+def test_value_takes_a_token_for_as_many_decode_steps_as_its_margin_says() -> None:
+    """Readers of 4.8 tokens/s lose where a token takes more than 0.208 s: here, at 0.15 s, only with a margin."""
+    views = [ReplicaView("strong", Costs(0.15, 0.0, 0.0, 0.02, 1e-4)), loaded("weak", quality=0.9)]
+    assert order(Value(pace_margin=1.0), views).startswith("strong")
+    assert order(Value(), views).startswith("weak")
+
+
+def test_value_among_equals_of_one_model_is_qoe() -> None:
+    views = [view("a", 12), view("b", 3), view("c", 40, model=engine(token_s=0.01), buffered_s=0.0)]
+    assert order(Value(pace_margin=1.0), views) == order(QoE(), views)
+
+
 def test_a_policy_is_made_by_its_name_and_options() -> None:
     for name, factory in ROUTING_POLICIES.items():
         assert type(make_routing_policy(name)) is factory
@@ -266,13 +313,16 @@ def test_a_policy_is_made_by_its_name_and_options() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("nearest", {}, "unknown routing policy 'nearest'; choose one of least_load, least_tokens, prefix, qoe, round_robin"),
+        ("nearest", {}, "unknown routing policy 'nearest'; choose one of least_load, least_tokens, prefix, qoe, round_robin, value"),
         ("least_load", {"bound": 2}, "routing policy 'least_load': .*bound"),
         ("prefix", {"bound": 0.5}, "bound must be a ratio >= 1, got 0.5"),
         ("prefix", {"bound": "2"}, "bound must be a ratio >= 1, got '2'"),
         ("prefix", {"bound": float("inf")}, "bound must be a ratio >= 1, got inf"),
         ("qoe", {"horizon_s": 0}, "horizon_s must be a number of seconds > 0, got 0"),
         ("qoe", {"horizon_s": "60"}, "horizon_s must be a number of seconds > 0, got '60'"),
+        ("value", {"horizon_s": 0}, "horizon_s must be a number of seconds > 0, got 0"),
+        ("value", {"min_late_ratio": 0.5}, "min_late_ratio must be a ratio >= 1, got 0.5"),
+        ("value", {"pace_margin": "2"}, "pace_margin must be a ratio >= 1, got '2'"),
         ("qoe", {"horizon_s": float("inf")}, "horizon_s must be a number of seconds > 0, got inf"),
         ("no_such_module:Nearest", {}, "routing policy 'no_such_module:Nearest' cannot be loaded: ModuleNotFoundError"),
         ("andes_sglang.qoe:Nearest", {}, "cannot be loaded: AttributeError"),

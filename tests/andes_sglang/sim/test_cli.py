@@ -19,7 +19,7 @@ SHORT = ("--profile", "cpu-tiny-llama", "--duration", "20", "--tds", "4.5")
 
 def simulate(out: Path, *flags: str) -> dict[str, Any]:
     rate = () if {"--rate", "--load", "--trace"} & {*flags} else ("--rate", "2")
-    assert main(["simulate", *SHORT, *rate, "--out", str(out), *flags]) == 0
+    assert main(["simulate", *SHORT, *rate, "--out", str(out), "--force", *flags]) == 0
     return dict(json.loads((out / "summary.json").read_text()))
 
 

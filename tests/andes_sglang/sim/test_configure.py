@@ -8,7 +8,7 @@ import pytest
 
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError
-from andes_sglang.sim.configure import STOCK_MIXED, configure
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure
 from andes_sglang.sim.engine import Costs, EngineModel
 
 ENGINE = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
@@ -21,6 +21,17 @@ def test_stock_has_no_policy_and_stock_mixed_is_a_flag() -> None:
     assert policy() is None
     assert configure(ENGINE, Arm(STOCK_MIXED))[0] == configure(ENGINE, Arm("stock", ("--enable-mixed-chunk",)))[0]
     assert configure(ENGINE, Arm(STOCK_MIXED))[0].mixed
+
+
+def test_andes_as_deployed_offloads_where_there_is_host_memory() -> None:
+    assert configure(ENGINE, Arm(DEPLOYED))[0] == configure(ENGINE, Arm("andes", ("--enable-mixed-chunk",)))[0]
+    flags = ("--enable-mixed-chunk", "--preemption-mode", "offload")
+    engine, policy = configure(WITH_HOST, Arm(DEPLOYED))
+    assert engine == configure(WITH_HOST, Arm("andes", flags))[0]
+    assert engine.write_through
+    made = policy()
+    assert made is not None
+    assert made.name == "andes"
 
 
 def test_each_replica_gets_a_policy_of_its_own_with_the_arms_options() -> None:

@@ -240,7 +240,7 @@ CPU_PROFILE = ("--profile", "cpu-tiny-llama")
 
 def plan(out: Path, *flags: str) -> dict[str, Any]:
     base = ("--shape", "poisson", "--rate", "6", "--duration", "15", "--tds", "4.5")
-    assert main(["plan", *base, "--seeds", "2", "--out", str(out), *flags]) == 0
+    assert main(["plan", *base, "--seeds", "2", "--out", str(out), "--force", *flags]) == 0
     return dict(json.loads((out / "plan.json").read_text()))
 
 
@@ -260,6 +260,28 @@ def test_plan_finds_the_least_fleet_and_its_saving(tmp_path: Path, capsys: pytes
     assert "SIMULATED" in page
     assert "<svg" in page
     assert "http" not in page
+
+
+def test_by_default_andes_as_one_would_deploy_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it may be told to serve with, how many GPUs a replica is, and that models differ."""
+    big = ("--profile", "h100x4-llama-3.1-70b")
+    result = plan(tmp_path, *CPU_PROFILE, *big, "--rate", "2", "--duration", "5", "--seeds", "1")
+    flags = {(p["profile"], p["policy"]): p["flags"] for p in result["plans"]}
+    assert flags == {
+        ("cpu-tiny-llama", "stock-mixed"): "--policy stock --enable-mixed-chunk",
+        ("cpu-tiny-llama", "andes-deployed"): "--policy andes --enable-mixed-chunk --preemption-mode offload",
+        ("h100x4-llama-3.1-70b", "stock-mixed"): "--policy stock --tp-size 4 --enable-mixed-chunk",
+        ("h100x4-llama-3.1-70b", "andes-deployed"): (
+            "--policy andes --tp-size 4 --enable-mixed-chunk --preemption-mode offload"
+        ),
+    }
+    assert result["mixes"] == []
+    said = capsys.readouterr().out
+    assert (
+        "different models (cpu-tiny-llama serves Llama of 8 layers, h100x4-llama-3.1-70b serves Llama-3.1-70B)" in said
+    )
+    assert "h100x4-llama-3.1-70b: a replica is 4 GPUs by tensor parallelism" in said
+    assert "h100x4-llama-3.1-70b, andes-deployed: andes serve --policy andes --tp-size 4" in said
 
 
 def test_mixes_cost_no_more_than_either_alone(tmp_path: Path) -> None:

@@ -212,3 +212,31 @@ def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path:
             load_rates(path)
     path.write_text("ContextTokens\n1\n")
     assert load_rates(path) is None
+
+
+def test_rows_without_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
+    head = "Timestamp,Model,Request tokens,Response tokens\n"
+    workload = load_trace(write(tmp_path / "b.csv", head + "1,m,10,20\n2,m,10,0\n3,m,0,5\n4,m,7,8\n"))
+    assert [(r.prompt_tokens, r.output_tokens) for r in workload] == [(10, 20), (7, 8)]
+    assert workload.left_out == 2
+    assert workload.scaled(limit=1).with_readers(1, ttft_s=1, tds=5, population=None).left_out == 2
+    assert workload.describe()["rows_left_out"] == 2
+    assert "rows_left_out" not in load_trace(write(tmp_path / "c.csv", head + "1,m,10,20\n")).describe()
+
+
+def test_wrong_rows_are_named_up_to_ten(tmp_path: Path) -> None:
+    head = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+    rows = ["2023-11-16 18:15:46,10,5"] + [f"2023-11-16 18:15:47,bad{k},5" for k in range(12)]
+    with pytest.raises(WorkloadError) as caught:
+        load_trace(write(tmp_path / "a.csv", head + "\n".join(rows)))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "12 rows are wrong:"
+    assert "a.csv, row 3, field ContextTokens: expected a number, got 'bad0'" in lines[1]
+    assert len(lines) == 1 + 10 + 1
+    assert lines[-1] == "and 2 rows more"
+
+
+def test_an_array_of_conversations_is_no_empty_trace(tmp_path: Path) -> None:
+    path = write(tmp_path / "sharegpt.json", '[{"id": "a", "conversations": [{"from": "human", "value": "hi"}]}]')
+    with pytest.raises(WorkloadError, match=r"a JSON array .* says neither when requests arrive nor how long they are"):
+        load_trace(path)

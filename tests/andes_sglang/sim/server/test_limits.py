@@ -132,7 +132,31 @@ def test_told_to_stop_it_finishes_what_has_begun(simulated: Callable[..., Any]) 
     assert engine.process.wait(60) == 0
 
 
-def test_told_twice_it_stops_at_once(simulated: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [("/v1/completions", ('"error":{', "data: [DONE]")), ("/v1/messages", ('"type":"error"', '"message_stop"'))],
+)
+def test_told_twice_it_ends_every_stream_with_an_error(
+    path: str, last: tuple[str, str], simulated: Callable[..., Any]
+) -> None:
+    engine = simulated()
+    prompt = {"messages": [{"role": "user", "content": "x"}]} if "messages" in path else {"prompt": "x"}
+    body = {**prompt, "model": "m", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", engine.url + path, json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        engine.process.send_signal(signal.SIGINT)
+        draining(engine)
+        engine.process.send_signal(signal.SIGINT)
+        data = [line for line in lines if line.startswith("data")]
+    assert "The server is shutting down." in data[-2]
+    for line, expected in zip(data[-2:], last, strict=True):
+        assert expected in line
+    assert sum("message_start" in line for line in data) <= 1
+    assert engine.process.wait(60) == 0
+
+
+def test_a_reader_who_takes_nothing_does_not_keep_it_from_leaving(simulated: Callable[..., Any]) -> None:
     engine = simulated()
     body = {"prompt": "x", "max_tokens": 100_000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", engine.url + "/v1/completions", json=body) as answer:
