@@ -39,9 +39,9 @@ class Stream:
 
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
     others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
-    first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader. tools: those that run here; ran: what did. log: events not
-    yet turned into text; None where the answer could not be continued elsewhere. fallback: why another model than the one
-    asked for answers.
+    first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
+    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
+    continued elsewhere. fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
