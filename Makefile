@@ -9,8 +9,8 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
-	bench-policy bench-simulator bench-gateway bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
+	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
 	bench-surges bench-answer-lengths soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -79,6 +79,9 @@ bench-gateway-soak: setup ## 1,000 streams that come and go before engines that 
 bench-gateway: setup ## what the gateway adds to a stream, against the engine direct
 	$(BIN)/python benchmarks/gateway.py $(ARGS)
 
+bench-llama-index: setup ## LlamaIndex behind the gateway and an impatient nginx, in an environment of its own (needs a package index)
+	$(BIN)/python benchmarks/llama_index.py $(ARGS)
+
 bench-sim-server: setup ## start-up, memory and 500 streams of the simulated engine's server, on one core
 	$(BIN)/python benchmarks/sim_server.py $(ARGS)
 
@@ -102,6 +105,12 @@ bench-slow-readers: setup ## readers who cannot follow, simulated: what they cos
 
 bench-slow-links: setup ## the gateway's scores of readers on shaped links against their own (a minute; Linux, tc)
 	$(BIN)/python benchmarks/slow_readers.py scores $(ARGS)
+
+bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
+	$(BIN)/python benchmarks/slack_day.py $(ARGS)
+
+bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
+	$(BIN)/python benchmarks/ladder.py $(ARGS)
 
 bench-tools: setup ## tools fed while their arguments are written, against tools that wait for them (3 minutes)
 	$(BIN)/python benchmarks/tool_parsing.py

@@ -33,6 +33,7 @@ COMMANDS = {
     "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),
     "simulate": ("andes_sglang.sim.cli", "simulate one workload under several policies"),
     "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
+    "train-router": ("andes_sglang.train_router", "learn to choose between models of a ladder, in simulated fleets"),
     "profile": ("andes_sglang.profiling", "measure an engine and write its profile"),
 }
 """By name: the module with the command's ``add_arguments`` and ``USER_ERRORS``, and what it does."""

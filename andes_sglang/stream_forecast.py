@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
+from andes_sglang.waits import WaitForecast, WaitView
 
 __all__ = [
     "IncomingStream", "OpenStreams", "ReplicaView", "StepCosts", "StreamForecast", "forecast_stream", "forecast_streams",
-    "project_qoe", "usable_slots",
+    "forecast_wait", "project_qoe", "usable_slots",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
@@ -94,6 +95,7 @@ class OpenStreams:
         return len(self.weights)
 
 
+_NO_WAITS = WaitView()
 _NONE = OpenStreams.of(Readers.of([]))
 
 
@@ -105,7 +107,8 @@ class ReplicaView:
     prompt_tokens: of those streams, in all; pending_tokens: of those that have no token yet. others: streams there that
     other gateways opened. slots: streams it can decode at a time. context_tokens: KV tokens in use. latency: its costs.
     hit_tokens: prompt tokens of the incoming stream that are probably in its cache. late_ratio: observed over predicted
-    time to first token. quality: what an answer of its model is worth relative to the best one's, in (0, 1].
+    time to first token. waits: what its streams tell of the wait for one. quality: what an answer of its model is worth
+    relative to the best one's, in (0, 1].
     """
 
     name: str
@@ -120,6 +123,7 @@ class ReplicaView:
     hit_tokens: float = 0.0
     late_ratio: float = 1.0
     quality: float = 1.0
+    waits: WaitView = _NO_WAITS
 
     @property
     def load(self) -> int:
@@ -129,13 +133,14 @@ class ReplicaView:
 class StreamForecast(NamedTuple):
     """ttft_s: expected seconds to the new stream's first token. interval_s: seconds per token after it. qoe: its QoE at
     the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0. thinking_s: seconds from the
-    first token to the first that is shown."""
+    first token to the first that is shown. wait: what ttft_s is made of, and its bounds."""
 
     ttft_s: float
     interval_s: float
     qoe: float
     loss: float
     thinking_s: float = 0.0
+    wait: WaitForecast | None = None
 
     @property
     def answer_s(self) -> float:
@@ -156,6 +161,7 @@ class _Pace(NamedTuple):
     shared_s: float
     gap_s: float
     ttft_s: float
+    wait: WaitForecast
 
 
 def forecast_stream(new: IncomingStream, view: ReplicaView, now_s: float, horizon_s: float) -> StreamForecast:
@@ -176,9 +182,14 @@ def forecast_streams(
         for i, loss in zip(touched, lost):
             losses[i] = loss
     return [
-        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s)
+        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s, p.wait)
         for p, qoe, loss in zip(paces, qoes, losses)
     ]
+
+
+def forecast_wait(new: IncomingStream, view: ReplicaView) -> WaitForecast:
+    """The new stream's first token on this replica."""
+    return _pace(new, view).wait
 
 
 def project_qoe(target: QoETarget, ttft_s: float, interval_s: float, horizon_s: float) -> float:
@@ -201,8 +212,16 @@ def _pace(new: IncomingStream, view: ReplicaView) -> _Pace:
     queue_s = costs.prefill_s(view.pending_tokens, 0) if view.pending_tokens else 0.0
     alone_s = _interval_s(view, view.load, 0.0)
     shared_s = _interval_s(view, view.load + 1, new.prompt_tokens)
-    ttft_s = view.late_ratio * (queue_s + prefill_s) + shared_s
-    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s)
+    base_s = view.late_ratio * (queue_s + prefill_s) + shared_s
+    wait = view.waits.forecast(base_s, prefill_s + shared_s)
+    if view.waits.queues and wait.ttft_s > base_s:  # who waits for a place in the batch has it to the end
+        alone_s, shared_s = alone_s / _turns(view, view.load), shared_s / _turns(view, view.load + 1)
+    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, wait.ttft_s, wait)
+
+
+def _turns(view: ReplicaView, streams: int) -> float:
+    """Batches that ``streams`` make, which take turns."""
+    return max(1.0, streams / view.slots)
 
 
 def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
@@ -210,7 +229,7 @@ def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
         return view.latency.decode_s(1, 0)
     batch = min(streams, view.slots)
     context = (view.context_tokens + more_context) * batch / streams
-    return view.latency.decode_s(batch, context) * max(1.0, streams / view.slots)
+    return view.latency.decode_s(batch, context) * _turns(view, streams)
 
 
 def _own_qoe(new: IncomingStream, paces: Sequence[_Pace], horizon_s: float) -> list[float]:
@@ -241,7 +260,7 @@ def _losses(replicas: Sequence[OpenStreams], paces: Sequence[_Pace], now_s: floa
     readers = Readers(*(np.concatenate(column) for column in zip(*(streams.readers for streams in replicas))))
     weights = np.concatenate([streams.weights for streams in replicas])
     owner = np.repeat(np.arange(len(counts)), counts)
-    queue_s, alone_s, shared_s, gap_s, _ = np.array(paces).T[:, owner]
+    queue_s, alone_s, shared_s, gap_s = np.array([pace[:4] for pace in paces]).T[:, owner]
     interval_s = np.array([alone_s, shared_s])
     first_s = np.where(readers.delivered == 0, queue_s, np.array([alone_s, gap_s]))
     before, after = readers.served(now_s, horizon_s, first_s, interval_s)

@@ -44,6 +44,7 @@ AUTHORIZATION = "Bearer sk-1"
 STREAM_TDS = 10.0
 """Tokens/s of a stream: twice what people read (Andes, version 2, section 2: 3.8 to 5.1)."""
 LOCKSTEP_STREAMS = 100
+OPENINGS, OPENING_CLIENTS = 2000, 20
 START_TIMEOUT_S, STOP_TIMEOUT_S, REQUEST_TIMEOUT_S = 120.0, 20.0, 600.0
 BEGIN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -214,6 +215,20 @@ async def lockstep(url: str, pid: int, *, source_port: int, streams: int, tokens
     return {"tokens_per_s": count / lasted_s, "per_core": count / max(0.01, used_s)}
 
 
+async def openings(url: str, pid: int) -> dict[str, float]:
+    """CPU milliseconds of the process and its children per request of one token: what a stream costs beside its tokens."""
+    begun_s = cpu_s(pid)
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        for _ in range(OPENINGS // OPENING_CLIENTS):
+            async with chat(session, url, ask("100", 1)) as answer:
+                await answer.read()
+
+    async with client() as session:
+        await asyncio.gather(*(one(session) for _ in range(OPENING_CLIENTS)))
+    return {"opening_ms": 1e3 * (cpu_s(pid) - begun_s) / OPENINGS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
@@ -222,6 +237,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of streaming in each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--lockstep", type=int, default=200, metavar="N", help="tokens of each of 100 streams; 0: none")
+    parser.add_argument(
+        "--workers", default="1", help="processes of the gateway, comma-separated; default: %(default)s"
+    )
     parser.add_argument("--rivals", default="nginx,litellm", help="those not installed are left out")
     parser.add_argument("--source-port", type=int, default=18_001, help="and the ports after it; default: %(default)s")
     parser.add_argument("--out", type=Path, help="write the figures there as JSON")
@@ -231,21 +249,25 @@ def main() -> None:
         asyncio.run(serve_source(args.source_port))
         return
     with ExitStack() as stack:
-        paths = start(args.source_port, args.rivals.split(",") if args.rivals else [], stack)
+        workers = [int(count) for count in args.workers.split(",")]
+        paths = start(args.source_port, args.rivals.split(",") if args.rivals else [], workers, stack)
         figures = measure(args, paths)
     show(figures)
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1))
 
 
-def start(source_port: int, rivals: list[str], stack: ExitStack) -> dict[str, tuple[str, int]]:
+def start(source_port: int, rivals: list[str], workers: list[int], stack: ExitStack) -> dict[str, tuple[str, int]]:
     """Address and process of every path to the source, by name."""
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     commands: dict[str, list[str]] = {
         "direct": [sys.executable, __file__, "--source", "--source-port", str(source_port)],
-        "gateway": [sys.executable, "-m", "andes_sglang.cli", "gateway", "--upstream", f"http://127.0.0.1:{source_port}",
-                    "--port", str(source_port + 1)],
-    }  # fmt: skip
+    }
+    for count in workers:
+        commands["gateway" if count == 1 else f"gateway, {count} workers"] = [
+            sys.executable, "-m", "andes_sglang.cli", "gateway", "--upstream", f"http://127.0.0.1:{source_port}",
+            "--port", str(source_port + len(commands)), "--workers", str(count),
+        ]  # fmt: skip
     for name in rivals:
         if shutil.which(name):
             commands[name] = {"nginx": nginx, "litellm": litellm}[name](
@@ -331,6 +353,11 @@ def measure(args: argparse.Namespace, paths: dict[str, tuple[str, int]]) -> list
                 lockstep(url, pid, source_port=args.source_port, streams=LOCKSTEP_STREAMS, tokens=args.lockstep)
             ).items():
                 rows[name, 0][figure].append(value)
+        for name in (
+            shuffle.sample([path for path in paths if path != "direct"], len(paths) - 1) if args.lockstep else ()
+        ):
+            for figure, value in asyncio.run(openings(*paths[name])).items():
+                rows[name, 0][figure].append(value)
     return [{"path": name, "streams": streams, **_figures(row)} for (name, streams), row in rows.items()]
 
 
@@ -340,7 +367,7 @@ def _figures(row: dict[str, list[float]]) -> dict[str, float]:
         if row[name]:
             p50, p99 = np.percentile(row[name], (50, 99))
             found |= {f"{name[:-2]}_p50_ms": 1e3 * float(p50), f"{name[:-2]}_p99_ms": 1e3 * float(p99)}
-    for name in ("cpu_us", "tokens_per_s", "per_core"):
+    for name in ("cpu_us", "tokens_per_s", "per_core", "opening_ms"):
         if row[name]:
             found |= {name: float(np.median(row[name])), f"{name}_min": min(row[name]), f"{name}_max": max(row[name])}
     return found
@@ -359,10 +386,12 @@ def show(figures: list[dict[str, Any]]) -> None:
         cells += [f"{row[f'ttft_{p}_ms']:.2f}" for p in ("p50", "p99")]
         cells += [f"{row['ttft_p50_ms'] - base['ttft_p50_ms']:+.2f}", f"{row['cpu_us']:.0f}"]
         lines.append(line(*cells))
-    lines += ["", *header("path", "tokens/s in lockstep", "tokens/s per core (min to max)")]
+    lines += ["", *header("path", "tokens/s in lockstep", "tokens/s per core (min to max)", "CPU ms per opening")]
     for row in (r for r in figures if not r["streams"]):
         core = f"{row['per_core']:,.0f} ({row['per_core_min']:,.0f} to {row['per_core_max']:,.0f})"
-        lines.append(line(row["path"], f"{row['tokens_per_s']:,.0f}", core))
+        spread = "{opening_ms:.2f} ({opening_ms_min:.2f} to {opening_ms_max:.2f})"
+        opening = spread.format(**row) if "opening_ms" in row else ""
+        lines.append(line(row["path"], f"{row['tokens_per_s']:,.0f}", core, opening))
     print("\n".join(lines))
 
 

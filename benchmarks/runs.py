@@ -48,8 +48,8 @@ REPLAY_S = 600.0
 """Seconds of a recorded trace that are replayed."""
 CYCLE_S = 1200.0
 """Seconds of the paper's load: 20 minutes."""
-MAX_PROMPT_TOKENS, MAX_OUTPUT_TOKENS = 100_000, 4_000
-"""Recorded requests are clamped to these."""
+MAX_OUTPUT_TOKENS = 4_000
+"""Recorded answers are clamped to this, and prompts to what the setting says."""
 CAPACITY_REQUESTS = 1500
 """Recorded requests that a stock engine is flooded with to find its capacity."""
 HELD_QOE, NEAR_QOE = 0.95, 0.03
@@ -132,7 +132,7 @@ class SimulatedRuns:
         setting, rps = SETTINGS[case.setting], self.capacity_rps(case.setting)
         since_s, until_s = 0.0, REPLAY_S
         if case.kind == "replay":
-            whole = _trace(self.trace_file(setting.trace))
+            whole = _trace(self.trace_file(setting.trace), setting.max_prompt)
             own_rps = len(whole) / whole.duration_s
             drawn = whole.scaled(rate_scale=case.x * rps / own_rps).scaled(duration_s=REPLAY_S)
         elif case.kind == "cycle":
@@ -155,7 +155,7 @@ class SimulatedRuns:
         drawn = tuple(SyntheticWorkload(case.kind, rates, *lengths, readers_of("reading"), case.seed))
         if not setting.trace:
             return Workload(case.kind, drawn)
-        rows = _trace(self.trace_file(setting.trace)).requests
+        rows = _trace(self.trace_file(setting.trace), setting.max_prompt).requests
         first = case.seed * len(drawn) % len(rows)
         rows = (*rows[first:], *rows[:first]) * (len(drawn) // len(rows) + 1)
         recorded = (replace(r, arrival_s=at.arrival_s) for r, at in zip(rows, drawn, strict=False))
@@ -170,7 +170,8 @@ class SimulatedRuns:
         setting = SETTINGS[name]
         engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"))
         if setting.trace:
-            return _flooded_rps(engine, _trace(self.trace_file(setting.trace)).requests[:CAPACITY_REQUESTS])
+            recorded = _trace(self.trace_file(setting.trace), setting.max_prompt)
+            return _flooded_rps(engine, recorded.requests[:CAPACITY_REQUESTS])
         tokens_per_s = sustained_tokens_per_s(engine, setting.prompt, setting.output, seed=1)
         return tokens_per_s / mean_length(setting.output)
 
@@ -237,9 +238,9 @@ def _sources(setting: str, policy: str) -> str:
 
 
 @cache
-def _trace(file: Path) -> Workload:
+def _trace(file: Path, max_prompt: int) -> Workload:
     """As recorded, lengths clamped."""
-    return load_trace(file, seed=1).scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
+    return load_trace(file, seed=1).scaled(max_prompt=max_prompt, max_output=MAX_OUTPUT_TOKENS)
 
 
 def _hidden(record: RequestRecord, reason_tokens: int) -> RequestRecord:

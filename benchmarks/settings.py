@@ -16,7 +16,8 @@ MIXED, HOST = "--enable-mixed-chunk", "--enable-hierarchical-cache"
 
 class Setting(NamedTuple):
     """Engine and requests. trace: of a file in ``--traces`` instead of by quantiles. loads: bursts of the table
-    ``intensity``, in C; x: of the others. without: an arm that takes minutes a run."""
+    ``intensity``, in C; x: of the others. without: an arm that takes minutes a run. max_prompt: recorded prompts are
+    clamped to it, in tokens."""
 
     profile: str
     prompt: str = ""
@@ -26,11 +27,12 @@ class Setting(NamedTuple):
     loads: tuple[float, ...] = (1.0, 1.5, 2.0)
     x: float = 1.5
     without: str = ""
+    max_prompt: int = 100_000
 
     @property
     def key(self) -> str:
         """All that a run depends on beside its case."""
-        return repr((self.profile, self.prompt, self.output, self.trace))
+        return repr((self.profile, self.prompt, self.output, self.trace, self.max_prompt))
 
 
 SETTINGS = {
@@ -45,6 +47,19 @@ SETTINGS = {
     "paper": Setting("a100-40gb-phi-3-mini", *MULTI_ROUND, 420.0),
     "cpu": Setting("cpu-tiny-llama", "200-400", "150-250"),
     "h100-mooncake": Setting("h100-llama-3.1-8b", burst_s=420.0, trace="mooncake_conv", loads=(1.0, 1.25, 1.5), x=1.25),
+    "h100-reasoning": Setting("h100-llama-3.1-8b", trace="servegen_r1_surge_rt"),
+}
+
+
+def _thinking(profile: str, burst_s: float, loads: tuple[float, ...]) -> Setting:
+    """Lengths of a recorded reasoning service; the pool of a 32B on one H100 holds no longer prompts."""
+    return Setting(profile, burst_s=burst_s, trace="servegen_r1_surge_rt", loads=loads, x=loads[-1], max_prompt=8_000)
+
+
+SETTINGS |= {
+    "h100-thoughts": _thinking("h100-llama-3.1-8b", 120.0, (1.0, 1.2, 1.5)),
+    "l4-thoughts": _thinking("l4-llama-3.1-8b", 120.0, (0.8, 1.0, 1.2)),
+    "32b-thoughts": _thinking("h100-qwen2.5-32b", 120.0, (0.8, 1.0, 1.5)),
 }
 STOCK = {"stock": Arm("stock"), "stock, mixed": Arm("stock", (MIXED,))}
 OURS = {

@@ -150,6 +150,25 @@ def paper(runs: SimulatedRuns, names: list[str]) -> Lines:
         )
 
 
+def thoughts(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """Recorded thoughts: the runs of a policy that takes them for read, scored as if they were and as they are hidden; and of
+    the policy that knows what is shown."""
+    ours = [("stock, mixed", "shown"), ("stock, mixed", "unknown")]
+    for name in names:
+        yield from title(runs, name)
+        yield from header(
+            f"burst of {SETTINGS[name].burst_s:g} s, x C", "policy", "scored", *COLUMNS[:4], "preempt/req"
+        )
+        for x in SETTINGS[name].loads:
+            for arm, reasoning in [*ours, *((best_arm(name), how) for how in SCORED)]:
+                row = runs.row(replace(burst(name, x), arm=ARMS[arm], reasoning=reasoning))
+                text = cells(row)
+                knows = ", knows what is shown" if reasoning == "hidden" else ""
+                yield line(f"{x:g}", arm + knows, SCORED[reasoning], *text[:4], text[-1])
+
+
+SCORED = {"shown": "as all read", "unknown": "as shown", "hidden": "as shown"}
+"""By the reasoning of a case."""
 OPTIONS = (
     *(f"horizon_s={v}" for v in (5, 20, 60, 110, 200)), *(f"max_preemptions={v}" for v in (0.1, 0.3, 1)),
     *(f"stall_bound_s={v}" for v in (15, 45, 120)), *(f"length_guard={v}" for v in (1, 1.5, 3, 100)),
@@ -192,6 +211,7 @@ TABLES = {
     "duration": Table(duration, "h100-chat a100-13b"),
     "steady": Table(steady, "h100-chat cpu"),
     "traces": Table(traces, "h100-chat"),
+    "thoughts": Table(thoughts, "h100-thoughts l4-thoughts 32b-thoughts"),
     "paper": Table(paper, "paper"),
     "sensitivity": Table(sensitivity, "h100-chat a100-13b"),
 }

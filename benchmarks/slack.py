@@ -89,14 +89,14 @@ class SlackArm:
 
 def arms(setting: str) -> Iterator[SlackArm]:
     ours, mixed = ARMS[best_arm(setting)], STOCK["stock, mixed"]
-    yield SlackArm("andes, it yields", ours, configure(_engine(setting, ours), ours)[1](), yields=True)
-    yield SlackArm("andes, as class batch", ours, configure(_engine(setting, ours), ours)[1](), weight=BATCH_WEIGHT)
+    yield SlackArm("andes, it yields", ours, configure(engine_of(setting, ours), ours)[1](), yields=True)
+    yield SlackArm("andes, as class batch", ours, configure(engine_of(setting, ours), ours)[1](), weight=BATCH_WEIGHT)
     yield SlackArm("HyGen's rule", ours, Priority(within_budget=True))
     yield SlackArm("strict priority", ours, Priority(within_budget=False))
     yield SlackArm("stock, mixed", mixed, None)
 
 
-def _engine(setting: str, arm: Arm) -> EngineModel:
+def engine_of(setting: str, arm: Arm) -> EngineModel:
     return configure(profiles.load(SETTINGS[setting].profile).engine, replace(arm, policy="fcfs"))[0]
 
 
@@ -150,7 +150,7 @@ def table(setting: str, seeds: Sequence[int], runs: SimulatedRuns, chosen: str |
     for arm in arms(setting):
         if chosen and chosen not in arm.name:
             continue
-        engine = _engine(setting, arm.flags)
+        engine = engine_of(setting, arm.flags)
         rows = []
         for seed in seeds:
             found = SETTINGS[setting]

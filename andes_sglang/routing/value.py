@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from andes_sglang.routing.round_robin import RoundRobinRouting
-from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast, forecast_streams
+from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StepCosts, StreamForecast, forecast_streams
 
 __all__ = ["Value", "worth"]
 
@@ -22,32 +22,48 @@ def worth(new: IncomingStream, view: ReplicaView, forecast: StreamForecast) -> f
     return view.quality * (new.weight * forecast.qoe - forecast.loss)
 
 
+class _Slower:
+    """Costs whose decode steps take ``ratio`` times as long."""
+
+    def __init__(self, costs: StepCosts, ratio: float) -> None:
+        self._costs, self._ratio = costs, ratio
+
+    def decode_s(self, batch: float, context_tokens: float, /) -> float:
+        return self._ratio * self._costs.decode_s(batch, context_tokens)
+
+    def prefill_s(self, new_tokens: float, prefix_tokens: float, /) -> float:
+        return self._costs.prefill_s(new_tokens, prefix_tokens)
+
+
 class Value:
     """Most predicted value: quality of the model times QoE of its reader, less what that takes from the streams there. Equals
     go where the first token comes soonest, then to the least load. Among replicas of one model it is nearly ``qoe``.
 
-    A prompt that waits where every slot is taken waits for KV that is being read from, not for the prefills before it alone:
-    ``min_late_ratio`` is the least that its wait is taken for, relative to those. Without it, replicas of the best model are
-    crowded at the start of a burst, before the forecast sees any reader lose.
+    Greedy by a forecast that sees what is there and not what comes, it would crowd the best model before any reader loses.
+    So the forecast is taken with two margins. ``pace_margin``: a token takes this many decode steps, for prefills and
+    preemptions come between; 1 where costs are fitted to what streams get, as a gateway's are. ``min_late_ratio``: a prompt
+    that waits where every slot is taken waits for KV that is being read from, this many times its prefill and that of those
+    before it.
 
     When: several models may answer, and a weaker answer in time is better than a good one that comes late (ladders; "learned
     best-effort", arXiv 2401.07886, without the learning). Cost: as ``qoe``. horizon_s: how far QoE is projected, seconds,
-    > 0. min_late_ratio: >= 1. Raises ``ValueError``.
+    > 0. pace_margin, min_late_ratio: >= 1. Raises ``ValueError``.
     """
 
     name: ClassVar[str] = "value"
 
-    def __init__(self, horizon_s: float = 60.0, min_late_ratio: float = 20.0) -> None:
+    def __init__(self, horizon_s: float = 60.0, pace_margin: float = 2.0, min_late_ratio: float = 20.0) -> None:
         if not (isinstance(horizon_s, int | float) and 0 < horizon_s < math.inf):
             raise ValueError(f"horizon_s must be a number of seconds > 0, got {horizon_s!r}")
-        if not (isinstance(min_late_ratio, int | float) and 1 <= min_late_ratio < math.inf):
-            raise ValueError(f"min_late_ratio must be a ratio >= 1, got {min_late_ratio!r}")
-        self._horizon_s, self._min_late_ratio = horizon_s, min_late_ratio
+        for name, ratio in (("pace_margin", pace_margin), ("min_late_ratio", min_late_ratio)):
+            if not (isinstance(ratio, int | float) and 1 <= ratio < math.inf):
+                raise ValueError(f"{name} must be a ratio >= 1, got {ratio!r}")
+        self._horizon_s, self._pace_margin, self._min_late_ratio = horizon_s, pace_margin, min_late_ratio
         self._turns = RoundRobinRouting()
 
     def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
         views = self._turns.order(new, views, now_s)
-        forecasts = forecast_streams(new, [self._crowded(view) for view in views], now_s, self._horizon_s)
+        forecasts = forecast_streams(new, [self._with_margins(view) for view in views], now_s, self._horizon_s)
 
         def rank(pair: tuple[ReplicaView, StreamForecast]) -> tuple[float, float, int]:
             view, forecast = pair
@@ -55,7 +71,7 @@ class Value:
 
         return [view for view, _ in sorted(zip(views, forecasts), key=rank)]
 
-    def _crowded(self, view: ReplicaView) -> ReplicaView:
-        if not view.pending_tokens or view.load < view.slots or view.late_ratio >= self._min_late_ratio:
-            return view
-        return replace(view, late_ratio=self._min_late_ratio)
+    def _with_margins(self, view: ReplicaView) -> ReplicaView:
+        crowded = view.pending_tokens > 0 and view.load >= view.slots
+        late = max(view.late_ratio, self._min_late_ratio) if crowded else view.late_ratio
+        return replace(view, latency=_Slower(view.latency, self._pace_margin), late_ratio=late)

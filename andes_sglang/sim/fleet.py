@@ -1,4 +1,4 @@
-"""A fleet of equal replicas in virtual time: routing, autoscaling, start-up and draining.
+"""A fleet of replicas in virtual time: routing, autoscaling, start-up and draining.
 
 The routing policy is the gateway's own and sees what a gateway would see; an autoscaler sees the fleet itself. A replica in
 which no request begins or ends is not advanced, so an arrival costs what it changes and not the size of the fleet.
@@ -33,7 +33,7 @@ class Autoscaler(Protocol):
 
 class Fleet:
     """``replicas`` of ``engine`` at the start, or one of each of ``engines``, each under a policy of its own. Records go to
-    ``sink``. An autoscaler adds replicas of ``engine``.
+    ``sink``. An autoscaler adds replicas of ``engine``, and takes away those while there are any.
 
     Submit requests in order of arrival; :meth:`advance` without an end serves all of them to the end. start_s: cold start,
     from the decision to add a replica to its first request. A replica that is no longer wanted gets no new request and goes
@@ -139,7 +139,7 @@ class Fleet:
             if self.starting:
                 self._pay(self.starting.pop()[1], self.now_s)
             else:
-                least = min(self.serving, key=lambda r: r.open_requests)
+                least = min(self.serving, key=lambda r: (r.engine != self.engine, r.open_requests))
                 self.serving.remove(least)
                 least.advance(self.now_s)
                 self.draining.append(least)

@@ -16,7 +16,8 @@ from andes_sglang.qoe import Readers
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import IncomingStream, PrefixTracker, ReplicaView
 from andes_sglang.sim.replica import Job, Replica
-from andes_sglang.stream_forecast import OpenStreams, usable_slots
+from andes_sglang.stream_forecast import OpenStreams, forecast_wait, usable_slots
+from andes_sglang.waits import FirstTokens
 
 __all__ = ["GatewayView", "incoming_stream"]
 
@@ -57,6 +58,8 @@ class GatewayView:
         self._unstarted: list[Job] = []
         self._rows: Array = np.zeros((6, 64))
         self._counted_at_s = 0.0
+        self._waits = FirstTokens()
+        self._shown: tuple[RequestSpec, ReplicaView] | None = None
         self._open = OpenStreams.of(Readers.of([]))
 
     def sent(self, job: Job) -> None:
@@ -70,6 +73,9 @@ class GatewayView:
         self._jobs.append(job)
         self._unstarted.append(job)
         self._prefixes.add(_prefix_blocks(spec))
+        if self._shown is not None and self._shown[0] is spec:
+            new, view = incoming_stream(spec, job.index), self._shown[1]
+            self._waits.sent(job, spec.arrival_s, forecast_wait(new, view))
         known, count = self._open, count + 1
         self._open = OpenStreams(
             Readers(*self._rows[:5, :count]), self._rows[5, :count], known.dry_at_s, max(known.max_tds, spec.target.tds)
@@ -81,18 +87,26 @@ class GatewayView:
         if now_s - self._counted_at_s > READERS_AGE_S:
             self._recount(now_s)
         if self._unstarted:
-            self._unstarted = [job for job in self._unstarted if not job.generated]
+            self._note_started()
         context = replica.kv_used_tokens
         hit = 0
         if spec.blocks or spec.session_id is not None:
             unit = SHARED_BLOCK_TOKENS if spec.blocks else BLOCK_TOKENS
             hit = min(spec.prompt_tokens, unit * self._prefixes.matched(_prefix_blocks(spec)))
-        return ReplicaView(
+        view = ReplicaView(
             self.name, engine.costs, replica.open_requests, self._open.sample(MAX_READERS), replica.open_prompt_tokens,
             sum([job.spec.prompt_tokens for job in self._unstarted]), 0,
             usable_slots(engine.max_running, engine.kv_capacity_tokens, context, len(replica.running)), context, hit,
-            quality=engine.quality,
+            quality=engine.quality, waits=self._waits.view(now_s),
         )  # fmt: skip
+        self._shown = spec, view
+        return view
+
+    def _note_started(self) -> None:
+        for job in self._unstarted:
+            if job.generated:
+                self._waits.first(job, float(job.times_s[0][0]))
+        self._unstarted = [job for job in self._unstarted if not job.generated]
 
     def _recount(self, now_s: float) -> None:
         """Bring readers up to ``now_s``. What came since the last time is taken to have come evenly: a reader who ran dry has
@@ -100,7 +114,7 @@ class GatewayView:
         replica = self.replica
         if replica.now_s < now_s:
             replica.advance(now_s)
-        self._unstarted = [job for job in self._unstarted if not job.generated]
+        self._note_started()
         kept = [at for at, job in enumerate(self._jobs) if job.rid in replica.by_rid]
         self._jobs = [self._jobs[at] for at in kept]
         count = len(kept)

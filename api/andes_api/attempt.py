@@ -378,6 +378,7 @@ class Attempt:
     def _first_token(self) -> None:
         stream = self._stream
         self.waited_s = self.heard_s - self.sent_s
+        stream.first_s = stream.first_s or self.heard_s - stream.arrival_s
         self._answered()
         expected = stream.expected if stream.attempts == 1 else None
         self.replica.first_token(stream, self.waited_s, self.heard_s, expected=expected, alone=self.alone)

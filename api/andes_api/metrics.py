@@ -108,6 +108,10 @@ class GatewayMetrics:
             "andes_gateway_time_to_first_token_seconds", "from arrival to the first token's delivery", by_class,
             registry=registry, buckets=names.TTFT_BUCKETS,
         )  # fmt: skip
+        self.wait_forecasts = Counter(
+            "andes_gateway_wait_forecasts", "first tokens beside the 90 % bounds of their forecast", ["class", "outcome"],
+            registry=registry,
+        )  # fmt: skip
         self.thinking = Histogram(
             "andes_gateway_thinking_seconds", "from the first token of a thought to the first that was shown, per stream",
             by_class, registry=registry, buckets=names.DURATION_BUCKETS,
@@ -145,6 +149,8 @@ class GatewayMetrics:
         if record.ttft_s is not None:
             self.ttft.labels(*kind).observe(record.ttft_s)
             self.stall.labels(*kind).observe(stream.receipt.reader.stall_s)
+        if (outcome := stream.wait_outcome) is not None:
+            self.wait_forecasts.labels(stream.expectation.class_name, outcome).inc()
         if stream.thought:
             self.thought_tokens.labels(*kind).inc(stream.thought)
         if record.thinking_s is not None:

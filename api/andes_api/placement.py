@@ -114,6 +114,7 @@ class Placement:
             raise refusal
         if replicas:
             replicas[0].opened(stream)
+            replicas[0].awaits(stream, now_s)
         return replicas
 
     def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:

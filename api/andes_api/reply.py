@@ -178,6 +178,7 @@ class Reply:
             "x-request-id": stream.request_id,
             **stream.limits,
             **stream.expectation.headers(),
+            **stream.forecast_headers(),
             **(stream.model_headers() if stream.attempts else {}),  # held: another model may come first
         }
         await self.writer.start(status, {**headers, **echo})

@@ -303,7 +303,7 @@ class GatewaySettings(BaseSettings):
     def _common_options(self, policy: str) -> dict[str, Any]:
         given: dict[str, dict[str, Any]] = {
             "qoe": {"horizon_s": self.horizon_s},
-            "value": {"horizon_s": self.horizon_s},
+            "value": {"horizon_s": self.horizon_s, "pace_margin": 1.0},  # costs are fitted to what streams get
             "prefix": {"bound": self.bounded_load},
         }
         return given.get(policy, {})

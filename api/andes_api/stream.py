@@ -60,6 +60,7 @@ class Stream:
     request_id: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
     expected: StreamForecast | None = None
+    first_s: float | None = None  # from its arrival to the first token that an engine produced
     tokens: int = 0
     characters: int = 0
     report_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -154,6 +155,11 @@ class Stream:
             self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
             self.expected_thought if self.hides_thought else 0.0,
         )  # fmt: skip
+
+    def forecast_headers(self) -> dict[str, str]:
+        """Milliseconds from its arrival to its first token, as they were forecast when it got its place."""
+        wait = None if self.expected is None else self.expected.wait
+        return {} if wait is None else {"x-andes-wait-ms": f"{1000 * wait.ttft_s:.0f}"}
 
     def model_headers(self) -> dict[str, str]:
         """Who answers, why where that is not who was asked, and what its answers are worth where it is of a ladder."""
@@ -269,6 +275,27 @@ class Stream:
             **({"tools": self.ran} if self.tools else {}),
         }
 
+    @property
+    def wait_outcome(self) -> str | None:
+        """Where its wait for a first token, shown or not, lay beside the bounds of the forecast; None where either is not
+        known."""
+        wait = None if self.expected is None else self.expected.wait
+        if wait is None or self.first_s is None or self.retries:
+            return None
+        return "below" if self.first_s < wait.low_s else "above" if self.first_s > wait.high_s else "within"
+
+    def _forecast(self) -> dict[str, Any]:
+        """What was forecast, and what came of it, for the log."""
+        if self.expected is None or (wait := self.expected.wait) is None:
+            return {}
+        return {
+            "forecast_wait_s": round(wait.ttft_s, 4),
+            "forecast_wait_low_s": round(wait.low_s, 4),
+            "forecast_wait_high_s": round(wait.high_s, 4),
+            "forecast_qoe": round(self.expected.qoe, 4),
+            "waited_s": None if self.first_s is None else round(self.first_s, 4),
+        }
+
     def line(self, duration_s: float) -> dict[str, Any]:
         """Of the access log."""
         line = {
@@ -283,6 +310,7 @@ class Stream:
             "stalls": self.receipt.reader.stalls,
             "stall_s": round(self.receipt.reader.stall_s, 3),
             "behind_s": round(self.receipt.behind_s, 3),
+            **self._forecast(),
             **self.record.to_dict(),
         }
         return line if self.reason is None else {**line, "reason": self.reason}

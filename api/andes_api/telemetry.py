@@ -128,6 +128,10 @@ class Telemetry:
         })  # fmt: skip
         if record.qoe is not None:
             span.set_attribute(names.QOE, record.qoe)
+        if stream.expected is not None and stream.expected.wait is not None:
+            span.set_attribute(names.FORECAST_WAIT, stream.expected.wait.ttft_s)
+            if stream.first_s is not None:
+                span.set_attribute(names.WAITED, stream.first_s)
         if record.thinking_s is not None:
             span.set_attributes({names.THOUGHT_TOKENS: stream.thought, names.THINKING_SECONDS: record.thinking_s})
         if stream.reason is not None:

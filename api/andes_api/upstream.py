@@ -18,6 +18,7 @@ from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers
 from andes_sglang.routing import PrefixTracker, ReplicaView
 from andes_sglang.stream_forecast import OpenStreams, StreamForecast, usable_slots
+from andes_sglang.waits import FirstTokens
 
 __all__ = ["Upstream"]
 
@@ -74,6 +75,7 @@ class Upstream:
         self.slots = settings.max_streams_per_replica
         self.context_tokens = 0.0
         self.latency = LatencyModel()
+        self.waits = FirstTokens()
         self.prefixes = PrefixTracker()
         self.stream_s = STREAM_S  # how long a stream usually lasts
         self._max_streams = settings.max_streams_per_replica
@@ -168,6 +170,7 @@ class Upstream:
             hit_tokens=prompt.share(self.prefixes) * prompt_tokens,
             late_ratio=self.late_ratio(now_s) if crowded else 1.0,
             quality=quality,
+            waits=self.waits.view(now_s),
         )
 
     def _recount(self, now_s: float) -> None:
@@ -210,6 +213,11 @@ class Upstream:
                 self._pending.add(stream)
             self._tell_siblings(stream.prompt_tokens, 0.0 if stream.tokens else stream.prompt_tokens)
 
+    def awaits(self, stream: Stream, now_s: float) -> None:
+        """``stream``, whose first token was forecast, is to be sent now."""
+        if stream.streams and not stream.yields and stream.expected is not None and stream.expected.wait is not None:
+            self.waits.sent(stream, now_s, stream.expected.wait)
+
     def _tell_siblings(self, more_prompt_tokens: float, more_pending_tokens: float) -> None:
         numbers = self.numbers
         numbers.streams.set(len(self.streams))
@@ -224,6 +232,7 @@ class Upstream:
         if stream.yields:
             return
         self._count_decoding(now_s, +1)
+        self.waits.first(stream, now_s)
         if stream in self._pending:
             self._pending.remove(stream)
             self._tell_siblings(0.0, -stream.prompt_tokens)
@@ -244,6 +253,7 @@ class Upstream:
     def left(self, stream: Stream) -> None:
         """It does not hold ``stream`` any more."""
         self.offline.discard(stream)
+        self.waits.gone(stream)
         if stream in self.streams:
             self.streams.remove(stream)
             self._tell_siblings(-stream.prompt_tokens, -stream.prompt_tokens if stream in self._pending else 0.0)

@@ -69,6 +69,8 @@ export function count_tokens(text: string): number;
 export interface StreamOptions extends Expectations {
   model: string;
   pace?: boolean;
+  /** seconds; null: no reports */
+  report_every_s?: number | null;
   on_wait?: (seconds: number, reason: string) => void;
   signal?: AbortSignal;
   /** all else that chat completions take */
@@ -95,7 +97,6 @@ export interface ClientOptions {
   /** seconds */
   max_wait_s?: number;
   max_retries?: number;
-  reports?: boolean;
   page?: Pick<Document, "hidden" | "addEventListener" | "removeEventListener"> | null;
 }
 

@@ -12,8 +12,8 @@ import {InterruptedAnswerError, Pacer, Reader, Retries, StatusError, Timeline, c
 export * from "./reader.mjs";
 
 const RESERVED = ["stream", "n"];
-/** Seconds between two reports of what has been shown. */
-const REPORT_S = 2;
+/** Seconds between two reports of what has been shown, where there is a page; a gateway forgets a report after 15 s. */
+const REPORT_EVERY_S = 2, MIN_REPORT_EVERY_S = 0.1, MAX_REPORT_EVERY_S = 10;
 /** All of a text, in pieces of a word each. */
 const WORDS = /\s*\S+\s*|\s+/g;
 
@@ -97,16 +97,15 @@ class Reports {
   #sending = false;
   #timer = null;
 
-  /** `url`: null where the server takes none. `shown`: () => {characters, visible}. */
-  constructor(url, headers, shown) {
-    this.url = url;
-    this.headers = headers;
-    this.shown = shown;
+  /** `url`: null where none are to be sent. `every_s`: seconds; also at once when the page is hidden or comes back. `shown`:
+   * () => {characters, visible}. */
+  constructor(url, headers, every_s, shown) {
+    Object.assign(this, {url, headers, every_s, shown});
   }
 
   begin() {
     if (this.url === null) return;
-    this.#timer = setInterval(() => { if (!this.#sending) this.say(); }, 1000 * REPORT_S);
+    this.#timer = setInterval(() => { if (!this.#sending) this.say(); }, 1000 * this.every_s);
     this.#timer.unref?.(); // Node: an answer that is left alone keeps no process
     if (!this.shown().visible) this.say();
   }
@@ -200,6 +199,7 @@ export class Answer {
         for (const piece of this.#take(JSON.parse(data))) {
           const tokens = count_tokens(piece);
           if (this.#pacer) await this.#clock.until(this.#pacer.show_at(this.#clock.now_s(), tokens), this.#signal);
+          this.#signal.throwIfAborted();
           this.text += piece;
           this.#characters += [...piece].length;
           this.#timeline.show(this.#clock.now_s(), tokens);
@@ -237,24 +237,24 @@ export class Answer {
 }
 
 /** Asks a server that speaks OpenAI's chat completions at `base_url`. `headers`: further ones; `max_wait_s`: seconds that
- * `stream` waits in all while it is refused with a time to come back; `max_retries`: connections that may fail; `reports`:
- * whether a gateway that takes them is told what has been shown; `page`: the document whose reader it is, null where there is
- * none. */
+ * `stream` waits in all while it is refused with a time to come back; `max_retries`: connections that may fail; `page`: the
+ * document whose reader it is, null where there is none. */
 export class AndesClient {
-  constructor({base_url, api_key = null, headers = {}, max_wait_s = 60, max_retries = 2, ...rest}) {
-    const {reports = true, page = globalThis.document} = rest;
+  constructor({base_url, api_key = null, headers = {}, max_wait_s = 60, max_retries = 2, page = globalThis.document}) {
     if (!(max_wait_s >= 0)) throw new RangeError(`max_wait_s must be seconds from 0, got ${max_wait_s}`);
     this.base_url = String(base_url).replace(/\/+$/, "");
     this.headers = {...(api_key && {authorization: `Bearer ${api_key}`}), ...headers};
-    Object.assign(this, {max_wait_s, max_retries, reports, page});
+    Object.assign(this, {max_wait_s, max_retries, page});
   }
 
   /** Ask, and get the Answer as it comes. `messages`: as OpenAI has them, or the question. `reading_speed`, `first_token_s`,
    * `klass`, `expected_tokens`: of the Reader. `pace`: show the text at `reading_speed`, whatever the server does, and only
-   * while the page is visible. `on_wait(seconds, reason)`: the service is full and the question is asked again. `signal`: an
-   * AbortSignal. `options`: all else that chat completions take. Throws RangeError for what makes no sense, StatusError for
-   * a refusal, TypeError for a server that cannot be reached. */
-  async stream(messages, {pace = false, on_wait, signal, ...rest} = {}) {
+   * while the page is visible. `report_every_s`: tell a gateway that takes reports so often what has been shown; by default
+   * every 2 s where there is a page, null (never) elsewhere. `on_wait(seconds, reason)`: the service is full and the
+   * question is asked again. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
+   * what makes no sense, StatusError for a refusal, TypeError for a server that cannot be reached. */
+  async stream(messages, {pace = false, report_every_s, on_wait, signal, ...rest} = {}) {
+    const every_s = this.#checked(report_every_s);
     const {reading_speed, first_token_s, klass, expected_tokens, ...options} = rest;
     const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens});
     for (const name of RESERVED) {
@@ -267,7 +267,7 @@ export class AndesClient {
     const asked_s = clock.now_s();
     try {
       const response = await this.#ask(body, reader, either, on_wait);
-      const report_to = (...what) => this.#reports(...what);
+      const report_to = (head, shown) => this.#reports(head, every_s, shown);
       return new Answer(response, reader, {asked_s, pace, clock, stop, signal: either, report_to});
     } catch (error) {
       clock.end();
@@ -275,10 +275,18 @@ export class AndesClient {
     }
   }
 
-  #reports(response, shown) {
+  #checked(every_s = this.page ? REPORT_EVERY_S : null) {
+    if (every_s !== null && !(every_s >= MIN_REPORT_EVERY_S && every_s <= MAX_REPORT_EVERY_S)) {
+      const range = `${MIN_REPORT_EVERY_S} to ${MAX_REPORT_EVERY_S}`;
+      throw new RangeError(`report_every_s must be seconds from ${range}, or null, got ${every_s}`);
+    }
+    return every_s;
+  }
+
+  #reports(response, every_s, shown) {
     const id = response.headers.get("x-andes-stream");
-    const url = this.reports && id !== null ? `${this.base_url}/streams/${id}/reader` : null;
-    return new Reports(url, this.headers, shown);
+    const url = every_s !== null && id !== null ? `${this.base_url}/streams/${id}/reader` : null;
+    return new Reports(url, this.headers, every_s, shown);
   }
 
   /** The response, once there is one that is no refusal. */

@@ -208,6 +208,22 @@ def test_what_is_done_stays_done_and_the_rest_is_done_after_a_death(tmp_path: Pa
     assert [row["response"]["status_code"] for row in directory.lines("error")] == [400]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="NO /proc: open files are not seen")
+def test_a_batch_that_is_let_go_keeps_no_file_open(tmp_path: Path) -> None:
+    def opened() -> list[str]:
+        links = (file for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
+        return [target for file in links if (target := os.path.realpath(file)).startswith(str(tmp_path))]
+
+    directory = Directory(tmp_path, 2)
+    for _ in range(3):
+        directory.work().release()
+    last = directory.work()
+    assert len(opened()) == 4, "input, lock, answers, errors"
+    last.finish("expired")
+    last.release()
+    assert opened() == []
+
+
 def test_what_is_left_is_as_long_as_what_is_done(tmp_path: Path) -> None:
     work = Directory(tmp_path, 12).work()
     assert work.tokens_left == 12 * 300, "what an answer usually has"

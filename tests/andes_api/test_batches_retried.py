@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -70,3 +73,50 @@ def test_without_a_directory_it_is_said_how_to_turn_it_on(faulty: Any, gateway: 
         with pytest.raises(openai.NotFoundError, match=r"batches\.directory") as caught:
             call()
         assert caught.value.code == "batches_off"
+
+
+def test_batches_take_no_readers_place(faulty: Any, gateway: Any, tmp_path: Path) -> None:
+    upstream = faulty()
+    upstream.answer_after, upstream.held_word = threading.Event(), "slow"
+    server = gateway(
+        upstream.url,
+        batches={"directory": tmp_path},
+        max_streams=1,
+        max_streams_per_replica=1,
+        models={"m": {"max_streams": 1}},
+    )
+    sdk = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    lines = (json.dumps({**LINE, "custom_id": str(n), "body": {"model": "m", "prompt": "slow"}}) for n in range(5))
+    file = sdk.files.create(file=("a", "\n".join(lines).encode()), purpose="batch")
+    batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    until(lambda: len(upstream.bodies) == 2, "request: one that has room, and one ahead")
+    assert sdk.completions.create(model="m", prompt="quick", max_tokens=2).choices[0].text
+    upstream.answer_after.set()
+    until(lambda: sdk.batches.retrieve(batch.id).status == "completed", "end of the batch")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_yields_waits_for_readers_without_bound(stream: bool, faulty: Any, gateway: Any) -> None:
+    """It is still there when a reader's request, which came later, has been given up."""
+    upstream = faulty()
+    if stream:
+        upstream.fault, upstream.after = "stall", 1
+    else:
+        upstream.answer_after = threading.Event()
+    server = gateway(upstream.url, answer_timeout_s=0.3, stream_idle_s=0.3, retries=0)
+    body = {"model": "m", "prompt": "x", "max_tokens": 3, "stream": stream}
+
+    def ask(**more: Any) -> httpx.Response:
+        return httpx.post(server.url + "/v1/completions", json={**body, **more}, timeout=LIMIT_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ask, service_tier="flex")
+        until(lambda: len(upstream.bodies) == 1, "request that yields")
+        given_up = ask()
+        assert "the engine failed (silent)" in given_up.text
+        upstream.release.set()
+        if upstream.answer_after is not None:
+            upstream.answer_after.set()
+        answer = waiting.result(LIMIT_S)
+    assert answer.status_code == 200
+    assert "error" not in answer.text

@@ -74,7 +74,7 @@ def test_wrong_ladders_are_named_at_the_start(changed: dict[str, Any], said: str
 
 def test_a_model_that_engines_may_announce_is_no_fault_and_a_class_read_later_may_be(tmp_path: Path) -> None:
     settings = load(None, upstreams=["http://127.0.0.1:11"], ladders={"chat": [SMALL]})
-    assert settings.ladder_options == {"horizon_s": 60.0}
+    assert settings.ladder_options == {"horizon_s": 60.0, "pace_margin": 1.0}
     file = tmp_path / "classes.yaml"
     file.write_text("classes: {code: {least_quality: 0.87}}")
     with pytest.raises(GatewaySettingsError, match=r"classes.code.least_quality: 0.87 is above every rung"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -110,6 +111,7 @@ def test_headers_come_before_the_body_and_the_body_before_the_class() -> None:
 def lines(server: Any, path: str, body: dict[str, Any], **headers: str) -> list[dict[str, Any]]:
     answer = httpx.post(server.url + path, json=body, headers=headers, timeout=120)
     assert answer.status_code == 200
+    assert float(answer.headers["x-andes-wait-ms"]) > 0
     said = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
     return [json.loads(line) for line in said]
 
@@ -139,6 +141,7 @@ def test_every_endpoint_tells_what_was_read_and_what_was_thought(simulated: Any,
     assert f"andes_gateway_thought_tokens_total{kind} {thought}.0" in figures
     assert f"andes_gateway_tokens_total{kind} {270 - thought}.0" in figures
     assert f"andes_gateway_thinking_seconds_count{kind} 3.0" in figures
+    assert sum(float(n) for n in re.findall(r"^andes_gateway_wait_forecasts_total{.*} (.*)", figures, re.M)) == 6
 
 
 @pytest.mark.server

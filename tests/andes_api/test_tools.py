@@ -312,6 +312,13 @@ def test_settings_that_make_no_sense_are_named(tool: dict[str, Any], says: str) 
         load(upstreams=["http://127.0.0.1:1"], tools={"f": tool})
 
 
+def test_a_gateway_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("andes_api.tools.find_spec", lambda _: None)
+    with pytest.raises(GatewaySettingsError, match=r"need the package andes-client: install andes-sglang\[tools\]"):
+        load(upstreams=["http://127.0.0.1:1"], tools={"f": {"command": ["true"]}})
+    load(upstreams=["http://127.0.0.1:1"])
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run tools as another user")
 def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, tmp_path: Path) -> None:
     script = 'read start; read finish; printf \'{"result": "%s"}\\n\' "$(id -un)$(id -Gn)"'

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
 
+import plane
 import pytest
 from cases import SPEC, predicted, request_at, seen
 
 from andes_operator.decide import ScaleDecision, decide
 from andes_operator.demand import expected_demand
+from andes_operator.gateways import Gateways
 from andes_operator.memory import Memory
 from andes_operator.names import Reason
 from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest, PodCounts, merge
@@ -307,3 +310,23 @@ def test_a_request_that_waits_brings_a_fleet_back_from_zero_and_a_far_batch_does
     due = offline(PendingBatch(NOW_S + HOUR_S, 1.8 * HOUR_S * TPS, 5))
     made = decide(spec, seen(NOW_S, 0, offline=due, **quiet), None, Memory(), cold_s=COLD_S, offline_tps=TPS / 0.8)
     assert (made.replicas, made.reason, made.memory.slack.added) == (2, Reason.OFFLINE_DEADLINE, 2)
+
+
+@pytest.mark.server
+def test_a_gateway_of_an_earlier_release_has_no_batches() -> None:
+    gateway = plane.Gateway(plane.World())
+    gateway.start()
+
+    async def ask() -> Any:
+        gateways = Gateways()
+        try:
+            return await gateways._report(f"127.0.0.1:{gateway.port}", 0.0, 120.0)
+        finally:
+            await gateways.close()
+
+    try:
+        found = asyncio.run(ask())
+    finally:
+        gateway.stop()
+    assert isinstance(found, GatewayReport), found
+    assert found.offline == OfflineWork()

@@ -68,6 +68,11 @@ def test_an_answer_becomes_a_report() -> None:
     assert (read.requests[0].prompt_tokens, read.requests[0].output_tokens) == (500, 100)
 
 
+def test_the_class_without_a_reader_is_known_by_its_name() -> None:
+    mixed = [{"metric": {"class": name}, "values": [(NOW_S, "1")]} for name in ("offline", "reading")]
+    assert {(r.class_name, r.yields) for r in arrivals(DEMAND, mixed, NOW_S)} == {("offline", True), ("reading", None)}
+
+
 def test_arrivals_keep_rates_and_order() -> None:
     made = arrivals(DEMAND, FOUND["rate"], NOW_S)
     assert sum(r.arrival_s <= NOW_S - 30 for r in made) == 60

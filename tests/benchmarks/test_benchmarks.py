@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,7 +15,7 @@ from andes_sglang.policy import CLAIRVOYANT
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
-from benchmarks import autoscaling, fidelity, simulated
+from benchmarks import autoscaling, fidelity, simulated, tool_demo
 from benchmarks.markdown import header, replace_table, row
 from benchmarks.oracles import make_oracle
 from benchmarks.processes import cpu_s, rss_mb
@@ -23,8 +24,8 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_ahead",
-    "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "what_if",
+    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slow_readers", "soak", "surges",
+    "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "what_if",
 ]  # fmt: skip
 
 
@@ -152,6 +153,17 @@ def test_fidelity_marks_what_is_outside_the_tolerances() -> None:
     assert not outside, "0.1 s is near enough, whatever share of 0.1 s it is"
     assert any(cell.endswith("~") for cell in cells)
     assert fidelity.order({"a": 0.9, "b": 0.8, "c": 0.899}) == {("a", "b"), ("c", "b")}
+
+
+def test_the_demo_of_tools_draws_and_lists_what_was_measured() -> None:
+    lazy = tool_demo.Run("SQL & more", "client", lazy=True, written_s=2.0, waited_s=2.0)
+    pair = tool_demo.Pair(lazy, lazy._replace(lazy=False, waited_s=0.5))
+    assert (pair.possible, pair.had) == (0.5, 0.375)
+    assert tool_demo.table([pair]).endswith("| SQL & more | client | 4.0 | 2.5 | 50% | 38% | 75% |")
+    drawn = ElementTree.fromstring(tool_demo.picture([pair]))  # noqa: S314
+    bars = [bar for bar in drawn.iter("{http://www.w3.org/2000/svg}rect") if bar.get("height") == str(tool_demo.BAR)]
+    widths = [float(bar.get("width", 0)) for bar in bars]
+    assert widths[0] == widths[1] == widths[2] == pytest.approx(4 * widths[3], abs=0.2)
 
 
 def test_cpu_and_memory_of_a_process() -> None:

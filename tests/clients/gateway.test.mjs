@@ -50,7 +50,8 @@ test("a stream says what its reader got", async () => {
 
 test("the class says what the caller does not", async () => {
   const answer = await client().stream([{role: "user", content: "x"}], {model, max_tokens: 3, klass: "agent"});
-  assert.equal((await all(answer)).length, 3);
+  await all(answer);
+  assert.equal(answer.experience.tokens, 3);
   const {reading_speed, first_token_s} = answer.reader;
   assert.deepEqual({reading_speed, first_token_s}, {reading_speed: 20, first_token_s: 2});
 });
@@ -99,11 +100,47 @@ test("a hidden page is shown nothing, and its reader's clock stands", async () =
   assert.equal(answer.experience.tokens, 20);
 });
 
+test("a gateway is told what was shown, and when the page is hidden", async () => {
+  const page = new Page(), real = globalThis.fetch, reports = [];
+  let wake = () => {};
+  globalThis.fetch = async (url, options) => {
+    const response = await real(url, options);
+    if (!url.endsWith("/reader")) return response;
+    reports.push({url, status: response.status, ...JSON.parse(options.body)});
+    wake();
+    return response;
+  };
+  const told = async right => {
+    while (!reports.some(right)) await new Promise(resolve => { wake = resolve; });
+  };
+  try {
+    const answer = await client(GATEWAY, {page}).stream("x", {model, max_tokens: 4000, reading_speed: 1000, pace: true});
+    const pieces = answer[Symbol.asyncIterator]();
+    await pieces.next();
+    const shown = [...answer.text].length;
+    for (const hidden of [true, false]) {
+      page.turn(hidden);
+      await told(report => report.visible === !hidden && report.characters === shown && report.status === 204);
+    }
+    const so_far = reports.length;
+    await told((report, k) => k >= so_far && report.status === 204 && report.at_s > reports[0].at_s); // by the clock
+    answer.close();
+    await assert.rejects(pieces.next(), {name: "AbortError"});
+    const quiet = await client(GATEWAY, {page}).stream("x", {model, max_tokens: 3, report_every_s: null});
+    page.turn(true);
+    await all(quiet);
+    assert.equal(new Set(reports.map(report => report.url)).size, 1);
+  } finally {
+    globalThis.fetch = real;
+  }
+});
+
 test("arguments that make no sense are named before anything is sent", async () => {
   const nowhere = client("http://127.0.0.1:1");
   await assert.rejects(nowhere.stream("x", {model, n: 2}), /n cannot/);
   await assert.rejects(nowhere.stream("x", {model, stream: false}), /stream cannot/);
   await assert.rejects(nowhere.stream("x", {model, reading_speed: -1}), /reading_speed.*-1/);
+  await assert.rejects(nowhere.stream("x", {model, report_every_s: 0}), /report_every_s.*0/);
   await assert.rejects(client(GATEWAY).stream("x", {model, temperature: "warm"}), {name: "StatusError", status: 400});
   assert.throws(() => client(GATEWAY, {max_wait_s: -1}), /max_wait_s/);
 });

@@ -16,9 +16,13 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WATCH = """
     pieces = 0; new MutationObserver(all => { pieces += all.length; }).observe(answer, {childList: true});
     asked = []; const real = fetch;
-    fetch = async (url, options) => { const response = await real(url, options); asked.push(url); return response; };
+    fetch = async (url, options) => {
+      const response = await real(url, options);
+      asked.push({url, ...JSON.parse(options.body)});
+      return response;
+    };
 """
-"""Count what is shown, and keep the addresses that have answered."""
+"""Count what is shown, and keep what was asked once it has been answered."""
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
@@ -56,7 +60,8 @@ def test_a_hidden_page_shows_nothing_and_then_all_at_the_speed_of_reading(
         other = browser.call("Target.createTarget", url="about:blank")
         browser.wait_for("document.hidden")
         browser.evaluate("form.requestSubmit()")
-        browser.wait_for("asked.some(url => url.endsWith('/chat/completions'))")
+        browser.wait_for("asked.some(({url}) => url.endsWith('/chat/completions'))")
+        browser.wait_for("asked.some(({url, visible}) => url.endsWith('/reader') && visible === false)")
         browser.evaluate("new Promise(resolve => setTimeout(resolve, 300))")
         assert browser.text("answer") == ""
         browser.call("Page.bringToFront")

@@ -100,8 +100,10 @@ class Journal:
             os.fsync(self._file)
 
     def close(self) -> None:
-        self.sync()
-        os.close(self._file)
+        if self._file >= 0:
+            self.sync()
+            os.close(self._file)
+            self._file = -1
 
 
 def lock(path: Path) -> int | None:

@@ -56,7 +56,6 @@ class BatchRunner:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
         await self.dispatcher.stop()
         for work in self._works.values():
-            work.sync()
             work.release()
         self._works.clear()
         await asyncio.to_thread(self._peers.leave)

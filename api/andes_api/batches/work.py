@@ -247,6 +247,8 @@ class BatchWork:
 
     def release(self) -> None:
         """Let another gateway have it."""
+        self._outputs.close()
+        self._errors.close()
         if self._input is not None:
             os.close(self._input)
         unlock(self._lock)

@@ -291,9 +291,16 @@ def test_value_prices_a_wait_for_kv_where_a_prompt_waits_and_every_slot_is_taken
     assert first_of(slots=40, pending=5000.0, min_late_ratio=1.0).startswith("strong")
 
 
+def test_value_takes_a_token_for_as_many_decode_steps_as_its_margin_says() -> None:
+    """Readers of 4.8 tokens/s lose where a token takes more than 0.208 s: here, at 0.15 s, only with a margin."""
+    views = [ReplicaView("strong", Costs(0.15, 0.0, 0.0, 0.02, 1e-4)), loaded("weak", quality=0.9)]
+    assert order(Value(pace_margin=1.0), views).startswith("strong")
+    assert order(Value(), views).startswith("weak")
+
+
 def test_value_among_equals_of_one_model_is_qoe() -> None:
     views = [view("a", 12), view("b", 3), view("c", 40, model=engine(token_s=0.01), buffered_s=0.0)]
-    assert order(Value(), views) == order(QoE(), views)
+    assert order(Value(pace_margin=1.0), views) == order(QoE(), views)
 
 
 def test_a_policy_is_made_by_its_name_and_options() -> None:
@@ -315,6 +322,7 @@ def test_a_policy_is_made_by_its_name_and_options() -> None:
         ("qoe", {"horizon_s": "60"}, "horizon_s must be a number of seconds > 0, got '60'"),
         ("value", {"horizon_s": 0}, "horizon_s must be a number of seconds > 0, got 0"),
         ("value", {"min_late_ratio": 0.5}, "min_late_ratio must be a ratio >= 1, got 0.5"),
+        ("value", {"pace_margin": "2"}, "pace_margin must be a ratio >= 1, got '2'"),
         ("qoe", {"horizon_s": float("inf")}, "horizon_s must be a number of seconds > 0, got inf"),
         ("no_such_module:Nearest", {}, "routing policy 'no_such_module:Nearest' cannot be loaded: ModuleNotFoundError"),
         ("andes_sglang.qoe:Nearest", {}, "cannot be loaded: AttributeError"),

@@ -1,0 +1,167 @@
+"""How long a new stream waits for its first token on one replica: learned from those before it. Pure: time is an argument.
+
+    waits = FirstTokens()
+    forecast = waits.view(now_s).forecast(base_s=0.9, alone_s=0.2)      # seconds: expected, and the bounds of 90 %
+    waits.sent(stream, now_s, forecast)
+    waits.first(stream, later_s)                                        # or waits.gone(stream)
+
+Two explanations of a wait, of which the one that lately fitted better is believed. *Queue*: those ahead without a first token
+over the measured rate of first tokens, as in an engine that serves in order (QLM, arXiv 2407.00047, counts tokens ahead over
+their rate; requests over theirs hold slots, KV and prefill at once). *Usual*: what the streams sent last had, as a multiple
+of what each would take alone; so it is where a policy lets newcomers in at once and takes others off. Those still waiting
+count by their age: a wait is at least that long (Kaplan and Meier 1958). The bounds are the quantiles of what came of earlier
+forecasts (conformal prediction), so that they hold whatever the engine does, as long as it goes on as it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+__all__ = ["FirstTokens", "WaitForecast", "WaitView"]
+
+RATE_WINDOW_S = 30.0
+"""Seconds over which the rate of first tokens is measured (chosen; 15 and 60 differ by hundredths)."""
+USUAL_STREAMS, CALIBRATION_STREAMS = 40, 80
+"""Streams sent last that tell what is usual, and how good forecasts are."""
+MIN_STREAMS = 8
+"""Of them known, before anything is learned."""
+UNKNOWN_FACTOR = 3.0
+"""Bounds are so far from the forecast while nothing is known."""
+REFRESH_S, AGEING_S = 0.25, 2.0
+"""Seconds after which what has come since counts, and the age of those that wait: learning takes a fifth of a millisecond."""
+MIN_WAIT_S = 1e-3
+
+
+class WaitForecast(NamedTuple):
+    """Seconds. ttft_s: to the first token, expected; it lies between low_s and high_s nine times of ten. queue_s, usual_s: by
+    each explanation; alone_s: on an idle engine."""
+
+    ttft_s: float
+    low_s: float
+    high_s: float
+    queue_s: float
+    usual_s: float
+    alone_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitView:
+    """waiting: streams without a first token; rate_rps: first tokens per second, None: too few to tell. usual: the wait of
+    the streams sent last over what each would take alone, None likewise. queues: whether the queue explains waits better.
+    low, high: of what came of the forecasts, over the forecast."""
+
+    waiting: int = 0
+    rate_rps: float | None = None
+    usual: float | None = None
+    queues: bool = True
+    low: float = 1.0 / UNKNOWN_FACTOR
+    high: float = UNKNOWN_FACTOR
+
+    def forecast(self, base_s: float, alone_s: float) -> WaitForecast:
+        """Of a new stream. base_s: seconds to its first token by the engine's costs, what waits to be computed included."""
+        queue_s = max(base_s, self.waiting / self.rate_rps) if self.waiting and self.rate_rps else base_s
+        usual_s = base_s if self.usual is None else self.usual * alone_s
+        ttft_s = queue_s if self.queues else usual_s
+        return WaitForecast(ttft_s, self.low * ttft_s, self.high * ttft_s, queue_s, usual_s, alone_s)
+
+
+@dataclass(slots=True)
+class _Sent:
+    sent_s: float
+    forecast: WaitForecast
+    waited_s: float | None = None
+
+    def seen(self, now_s: float) -> tuple[float, bool]:
+        """How long it has waited, and whether that is all."""
+        return (now_s - self.sent_s, False) if self.waited_s is None else (self.waited_s, True)
+
+
+class FirstTokens:
+    """Of the streams sent to one replica. Clock seconds, never decreasing."""
+
+    def __init__(self) -> None:
+        self._last: deque[_Sent] = deque(maxlen=CALIBRATION_STREAMS)
+        self._waiting: dict[Hashable, _Sent] = {}
+        self._firsts: deque[float] = deque()
+        self._since_s: float | None = None
+        self._view, self._viewed_s, self._changed = WaitView(), -math.inf, False
+
+    def sent(self, stream: Hashable, now_s: float, forecast: WaitForecast) -> None:
+        """``stream`` is sent, of which ``forecast`` was said."""
+        if self._since_s is None:
+            self._since_s = now_s
+        self._changed = True
+        self._waiting[stream] = sent = _Sent(now_s, forecast)
+        self._last.append(sent)
+
+    def first(self, stream: Hashable, now_s: float) -> None:
+        """Its first token has come."""
+        if (sent := self._waiting.pop(stream, None)) is not None:
+            sent.waited_s = max(MIN_WAIT_S, now_s - sent.sent_s)
+            self._firsts.append(now_s)
+            self._changed = True
+
+    def gone(self, stream: Hashable) -> None:
+        """It has ended; without a first token it tells nothing more."""
+        if (sent := self._waiting.pop(stream, None)) is not None and sent in self._last:
+            self._last.remove(sent)
+            self._changed = True
+
+    def view(self, now_s: float) -> WaitView:
+        """As of a moment ago."""
+        age_s = now_s - self._viewed_s
+        if (age_s >= REFRESH_S and self._changed) or (age_s >= AGEING_S and self._waiting):
+            self._view, self._viewed_s, self._changed = self._learned(now_s), now_s, False
+        view = self._view
+        if view.waiting == len(self._waiting):
+            return view
+        return WaitView(len(self._waiting), view.rate_rps, view.usual, view.queues, view.low, view.high)
+
+    def _learned(self, now_s: float) -> WaitView:
+        while self._firsts and self._firsts[0] <= now_s - RATE_WINDOW_S:
+            self._firsts.popleft()
+        span_s = min(RATE_WINDOW_S, now_s - (now_s if self._since_s is None else self._since_s))
+        rate = len(self._firsts) / span_s if len(self._firsts) >= 3 and span_s > 0 else None
+        recent = list(islice(reversed(self._last), USUAL_STREAMS))
+        if len(recent) < MIN_STREAMS:
+            return WaitView(len(self._waiting), rate)
+        waits = [sent.seen(now_s) for sent in recent]
+        relative = [(wait / sent.forecast.alone_s, known) for (wait, known), sent in zip(waits, recent)]
+        misses = [[_miss(wait, known, sent.forecast[which]) for (wait, known), sent in zip(waits, recent)]
+                  for which in (3, 4)]  # fmt: skip
+        queues = _median(misses[0]) <= _median(misses[1])
+        errors = [(wait / sent.forecast.ttft_s, known) for sent in self._last for wait, known in [sent.seen(now_s)]]
+        view = WaitView(len(self._waiting), rate, quantile(relative, 0.5), queues)
+        if sum(known for _, known in errors) < MIN_STREAMS:
+            return view
+        return WaitView(view.waiting, rate, view.usual, queues, quantile(errors, 0.05), quantile(errors, 0.95))
+
+
+def quantile(values: Iterable[tuple[float, bool]], share: float) -> float:
+    """Of values of which some, not known, are only lower bounds (Kaplan and Meier's estimate); at least one value. Where it
+    lies beyond the largest bound, half as much again."""
+    ordered = sorted(values)
+    left, survive = len(ordered), 1.0
+    for value, known in ordered:
+        if known:
+            survive *= 1.0 - 1.0 / left
+        if survive <= 1.0 - share + 1e-12:
+            return value
+        left -= 1
+    return 1.5 * ordered[-1][0]
+
+
+def _miss(wait_s: float, known: bool, forecast_s: float) -> float | None:
+    """By how much a forecast was wrong, as a logarithm; None while that cannot be told."""
+    error = math.log(max(wait_s, MIN_WAIT_S) / max(forecast_s, MIN_WAIT_S))
+    return abs(error) if known or error > 0.0 else None
+
+
+def _median(values: Iterable[float | None]) -> float:
+    told = sorted(value for value in values if value is not None)
+    return told[len(told) // 2] if told else math.inf
