@@ -1,6 +1,6 @@
 """The counters of penalties and of ``min_tokens``, made again from what a request has said.
 
-They are rows of tensors that belong to a batch, and a batch that is formed anew begins at zero: a request that comes back to
+They are rows of tensors that belong to a batch, and a batch that is formed again begins at zero: a request that comes back to
 one, from the parked or through a prefill, would be told that it has said nothing yet.
 """
 
