@@ -26,7 +26,7 @@ COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
     "policy_decision", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack",
     "slack_day", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
-    "what_if",
+    "waits", "what_if",
 ]  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def test_each_says_how_it_is_used(
             ("--model", "/nowhere"),
             "--model: there is no model in /nowhere; `make small-model` makes one",
         ),
+        ("waits", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),
     ],
