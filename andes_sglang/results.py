@@ -114,11 +114,13 @@ def write(out: Path, result: dict[str, Any]) -> None:
 
 def save(out: Path, files: Mapping[str, str]) -> None:
     """Write ``files`` by name, after what is in them has been printed. Raises :class:`UsageError` where that cannot be."""
-    try:
-        for name, text in files.items():
+    for name, text in files.items():
+        try:
             (out / name).write_text(text)
-    except OSError as error:
-        raise _unwritten(out, error) from None
+        except OSError as error:
+            if (out / name).is_file():
+                (out / name).unlink()  # a part of it would pass for a run
+            raise _unwritten(out, error) from None
 
 
 def _unwritten(out: Path, error: OSError) -> UsageError:

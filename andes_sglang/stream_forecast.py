@@ -133,7 +133,8 @@ class ReplicaView:
 class StreamForecast(NamedTuple):
     """ttft_s: expected seconds to the new stream's first token. interval_s: seconds per token after it. qoe: its QoE at
     the horizon, in [0, 1]. loss: weighted QoE that the streams already there lose by it, >= 0. thinking_s: seconds from the
-    first token to the first that is shown. wait: what ttft_s is made of, and its bounds."""
+    first token to the first that is shown. wait: for the first token as streams before it tell, for people: by it, replicas
+    on which newcomers come first and others starve would get still more of them (docs/benchmarks/waits.md)."""
 
     ttft_s: float
     interval_s: float
@@ -212,16 +213,9 @@ def _pace(new: IncomingStream, view: ReplicaView) -> _Pace:
     queue_s = costs.prefill_s(view.pending_tokens, 0) if view.pending_tokens else 0.0
     alone_s = _interval_s(view, view.load, 0.0)
     shared_s = _interval_s(view, view.load + 1, new.prompt_tokens)
-    base_s = view.late_ratio * (queue_s + prefill_s) + shared_s
-    wait = view.waits.forecast(base_s, prefill_s + shared_s)
-    if view.waits.queues and wait.ttft_s > base_s:  # who waits for a place in the batch has it to the end
-        alone_s, shared_s = alone_s / _turns(view, view.load), shared_s / _turns(view, view.load + 1)
-    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, wait.ttft_s, wait)
-
-
-def _turns(view: ReplicaView, streams: int) -> float:
-    """Batches that ``streams`` make, which take turns."""
-    return max(1.0, streams / view.slots)
+    ttft_s = view.late_ratio * (queue_s + prefill_s) + shared_s
+    wait = view.waits.forecast(ttft_s, prefill_s + shared_s)
+    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s, wait)
 
 
 def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
@@ -229,7 +223,7 @@ def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:
         return view.latency.decode_s(1, 0)
     batch = min(streams, view.slots)
     context = (view.context_tokens + more_context) * batch / streams
-    return view.latency.decode_s(batch, context) * _turns(view, streams)
+    return view.latency.decode_s(batch, context) * max(1.0, streams / view.slots)
 
 
 def _own_qoe(new: IncomingStream, paces: Sequence[_Pace], horizon_s: float) -> list[float]:

@@ -57,6 +57,13 @@ class Idle:
     name = "idle"
 
 
+class Needy(Plain):
+    name = "needy"
+
+    def __init__(self, depth):
+        self.depth = depth + 1
+
+
 class Failing(Plain):
     def __init__(self, patience_s=0.0):
         super().__init__(1 / patience_s)
@@ -114,8 +121,18 @@ def test_a_builtin_name_is_the_builtin(package: Path) -> None:
     [
         ("longest", {"bonus": -1}, "policy longest: bonus must be >= 0, got -1"),
         ("longest", {"bonsu": 1}, "policy longest: unknown option 'bonsu'"),
-        ("acme.policies:Plain", {"patience": 1}, "unexpected keyword argument 'patience'"),
-        ("acme.policies:Failing", {}, "policy 'acme.policies:Failing': ZeroDivisionError: float division by zero"),
+        ("acme.policies:Plain", {"patience": 1}, "unknown option 'patience'; its options are patience_s"),
+        (
+            "acme.policies:Needy",
+            {},
+            "policy 'acme.policies:Needy' needs the option 'depth': --policy-option depth=VALUE",
+        ),
+        (
+            "acme.policies:Failing",
+            {},
+            "policy 'acme.policies:Failing' cannot be made: ZeroDivisionError: float division by zero",
+        ),
+        ("acme.policies:Needy", {"depth": "x"}, "cannot be made with depth='x': TypeError"),
         ("alias", {}, "policy 'alias': its class has the name 'longest'; entry point and class need the same"),
         ("gone", {}, "policy 'gone' cannot be loaded: AttributeError: module 'acme.policies' has no attribute 'Gone'"),
         ("nowhere", {}, r"unknown policy 'nowhere'; choose one of .*andes.*longest.*, or give package.module:Class"),
