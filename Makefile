@@ -33,7 +33,7 @@ demo-cluster: setup ## chart and operator on a real control plane: a surge, and 
 	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
 
 demo-device: setup small-model ## a small model on this machine beside a server in a surge; table, picture in out/demo-device (2 minutes)
-	$(BIN)/python benchmarks/second_device.py --model out/smollm2 --policies stock --arms alone,race --slots 1 --load 1.5 \
+	$(BIN)/python benchmarks/second_device.py --model out/smollm2 --policies stock --arms alone,race --answer 40 --slots 1 --load 1.5 \
 	  --requests 24 --out out/demo-device $(ARGS)
 
 control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 20 minutes)
@@ -119,7 +119,7 @@ bench-tools: setup ## tools fed while their arguments are written, against tools
 	$(BIN)/python benchmarks/tool_parsing.py
 	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
-bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (25 minutes)
+bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (40 minutes)
 	$(BIN)/python benchmarks/second_device.py $(ARGS)
 
 bench-tools-real: setup ## calls that a small real model writes on SGLang (CPU); needs `make small-model` (5 minutes)

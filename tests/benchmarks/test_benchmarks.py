@@ -68,6 +68,7 @@ def test_each_says_how_it_is_used(
             ("--model", "/nowhere"),
             "--model: there is no model in /nowhere; `make small-model` makes one",
         ),
+        ("waits", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),
     ],
