@@ -152,7 +152,7 @@ class Answer(_Reception):
                     time.sleep(max(0.0, self.wait_s(piece)))
                     self.show(piece)
                     yield piece
-        except (openai.APIError, OSError) as error:
+        except Exception as error:  # the SDK lets those of its transport through as they are
             raise self.interrupted(error) from error
         finally:
             self.stop_reports()
@@ -192,7 +192,7 @@ class AsyncAnswer(_Reception):
                     await asyncio.sleep(max(0.0, self.wait_s(piece)))
                     self.show(piece)
                     yield piece
-        except (openai.APIError, OSError) as error:
+        except Exception as error:  # the SDK lets those of its transport through as they are
             raise self.interrupted(error) from error
         finally:
             self.stop_reports()
