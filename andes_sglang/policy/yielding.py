@@ -1,5 +1,5 @@
-"""Readers first: what has no reader (``yields``) runs on what every policy leaves over, and nothing runs whose reader cannot
-receive it.
+"""Readers first: what has no reader (``yields``) runs on what every policy leaves over, and nothing that its
+reader cannot receive takes what others could use.
 
 The policy decides for the streams with readers as if they were alone on the engine. Then, in one place for all policies:
 
@@ -8,9 +8,11 @@ The policy decides for the streams with readers as if they were alone on the eng
 - otherwise yielding streams fill the room, in order of arrival, as far as no running reader would notice: a decode step
   stays within :data:`PACE_SHARE` of the fastest reader's time per token, and a prefill within what the readers have unread.
 
-A stream whose reader cannot receive more (:func:`andes_sglang.reception.cannot_receive`) is set aside in the same way, with
-no place at all: it is parked, gives up its KV only where readers need it (after those without a reader, first the one that
-has the longest to read on its way), and is the policy's again once that is nearly read.
+The policy sees what is on its way to a reader who lags as read more slowly (:data:`LAG`): what is ahead of its reader comes
+late in its turn. Where there is KV for all readers, a stream whose reader cannot receive more
+(:func:`andes_sglang.reception.cannot_receive`) is set aside too, with no place at all: it is parked, and is the policy's
+again once most has been read. Where KV is short it is the policy's all the time: parked, it would keep what others wait for,
+or come back by a prefill while they wait (docs/benchmarks/slow-readers.md).
 
 So the policy's decision for readers is the same with and without yielding streams. What is left of their cost: one chunk of
 prefill that is in flight when a reader arrives, and decode steps that are longer than they were, though short enough.
@@ -43,14 +45,18 @@ where steps take twice as long, they hold twice as much. It is what a surge find
 GROWTH_TOKENS = 64.0
 """KV tokens that stay free for each running stream where yielding streams fill the room, so that these are not given up again
 after a few steps: the room that :func:`andes_sglang.policy.packer.pack` keeps for a queue."""
+LAG = 4.0
+"""So many times as long as it would take to read is what is on its way to a reader known to lag: its link is slower than it
+reads, by how much is not known (our choice; docs/benchmarks/slow-readers.md)."""
 REASONS = ("yield", "reader")
 """Of these preemptions, in ``andes_preemptions_total``: without a reader, or with one who cannot receive."""
 
 
 def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState) -> Decision:
     """The decision of ``policy`` for those with readers who can receive, and what it leaves to the others."""
+    state = _as_received(state)
     t = state.requests
-    blocked = _blocked(t)
+    blocked = _blocked(state)
     aside = (t.yields > 0) | blocked
     if not aside.any():
         return policy.decide(state)
@@ -64,9 +70,23 @@ def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState) -> Dec
     )
 
 
-def _blocked(t: RequestTable) -> npt.NDArray[np.bool_]:
-    """Whose reader cannot receive, shape (N,), but for what runs and cannot be taken off."""
+def _as_received(state: SchedulerState) -> SchedulerState:
+    """``state`` in which readers known to lag read what is on its way as slowly as it comes."""
+    t = state.requests
     if not t.unreceived_tokens.any():
+        return state
+    t = RequestTable(t.rids, t.columns.copy())
+    end_s = t.readers.end_s
+    end_s += (LAG - 1.0) * t.unreceived_tokens / t.readers.tds
+    return replace(state, requests=t)
+
+
+def _blocked(state: SchedulerState) -> npt.NDArray[np.bool_]:
+    """Who is set aside because its reader cannot receive, shape (N,): none where there is not KV for all readers, and not
+    what runs and cannot be taken off."""
+    t = state.requests
+    wanted_tokens = ((t.context_tokens + GROWTH_TOKENS + state.page_tokens) * (t.yields == 0)).sum()
+    if not t.unreceived_tokens.any() or wanted_tokens > state.pool_tokens:
         return np.zeros(len(t), dtype=np.bool_)
     runs = t.is_in(Phase.RUNNING)
     full = cannot_receive(t.unreceived_tokens, t.readers.tds, runs)
@@ -85,10 +105,8 @@ def _beside(
         state, requests=t.only(~blocked), kv_reserved_tokens=state.kv_reserved_tokens + int(t.kv_tokens[blocked].sum())
     )
     places = 0 if reader_waits or blocked.all() else _places(readers, yielding)
-    stoppable = np.flatnonzero((t.preemptible > 0) & (t.kv_tokens > 0))
-    on_its_way_s = t.unreceived_tokens / t.readers.tds
-    first_to_go = np.lexsort((-t.arrival_s[stoppable], -on_its_way_s[stoppable], t.yields[stoppable] == 0))
-    stoppable = stoppable[first_to_go]
+    stoppable = np.flatnonzero((t.preemptible > 0) & (t.kv_tokens > 0) & ~blocked)
+    stoppable = stoppable[np.argsort(-t.arrival_s[stoppable], kind="stable")]
     running = t.is_in(Phase.RUNNING)
     held_tokens = float(t.kv_tokens.sum()) + PRESSURE_TOKENS * np.count_nonzero(running)
     short_tokens = claimed_tokens + held_tokens - state.pool_tokens
@@ -97,7 +115,7 @@ def _beside(
     running[released] = False
     excess = max(0, int(np.count_nonzero(running & ~blocked)) - places)
     stopping = stoppable[running[stoppable]]
-    parked = np.concatenate([stopping[blocked[stopping]], stopping[~blocked[stopping]][:excess]])
+    parked = np.concatenate([np.flatnonzero(running & blocked), stopping[:excess]])
     if len(released) or len(parked) or not places:
         return Decision(
             preempt=_taken_off(t, released, PreemptionMode.RELEASE, blocked)

@@ -11,7 +11,7 @@ import pytest
 from andes_sglang.conformance import FAST, surge
 from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import POLICIES, make
-from andes_sglang.policy.yielding import PACE_SHARE, decide_readers_first
+from andes_sglang.policy.yielding import GROWTH_TOKENS, PACE_SHARE, decide_readers_first
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.sim.engine import EngineModel
@@ -194,20 +194,31 @@ def test_one_that_cannot_be_stopped_runs_on() -> None:
     assert decide(slow("full", Phase.RUNNING, unreceived_s=9.0, preemptible=False)) == Decision()
 
 
-def test_the_kv_of_who_cannot_receive_is_there_for_readers_after_that_of_who_has_none() -> None:
-    parked = [slow(f"slow{k}", Phase.PARKED, unreceived_s=5.0 + k) for k in range(2)]
-    offline = view("off", Phase.PARKED, yields=True)
-    held = int(sum(v.kv_tokens for v in (*parked, offline)))
+def test_who_cannot_receive_keeps_its_kv_where_what_has_no_reader_gives_up_enough() -> None:
+    parked, offline = slow("slow", Phase.PARKED, unreceived_s=5.0), view("off", Phase.PARKED, yields=True)
+    decision = decide(view("new", Phase.WAITING), parked, offline, kv=parked.kv_tokens + offline.kv_tokens + 200)
+    assert decision.admit == ("new",)
+    assert stops(decision) == [("off", PreemptionMode.RELEASE, "yield")]
 
-    def given_up(prompt: int, free: int) -> list[str]:
-        decision = decide(view("new", Phase.WAITING, prompt=prompt), *parked, offline, kv=held + free)
-        assert decision.admit == ("new",)
-        assert all(mode is PreemptionMode.RELEASE for _, mode, _ in stops(decision))
-        return [rid for rid, _, _ in stops(decision)]
 
-    assert given_up(500, 1000) == []
-    assert given_up(500, 400) == ["off"]
-    assert given_up(int(offline.kv_tokens) + 500, 400) == ["off", "slow1"]
+def test_where_kv_is_short_who_cannot_receive_is_the_policys() -> None:
+    """A pause would keep KV that others wait for."""
+    views = [view("reader", Phase.RUNNING), slow("full", Phase.RUNNING, unreceived_s=9.0), view("new", Phase.WAITING)]
+    wanted_tokens = int(RequestTable.of(views).context_tokens.sum() + (GROWTH_TOKENS + 1) * len(views))
+    assert ("full", PreemptionMode.PARK, "reader") in stops(decide(*views, kv=wanted_tokens))
+    assert "reader" not in [reason for _, _, reason in stops(decide(*views, kv=wanted_tokens - 1))]
+    offline = view("off", Phase.WAITING, yields=True)
+    assert ("full", PreemptionMode.PARK, "reader") in stops(decide(*views, offline, kv=wanted_tokens))
+
+
+@pytest.mark.parametrize("lags", ["a", "b"])
+def test_the_reader_who_lags_is_the_one_to_be_displaced(lags: str) -> None:
+    """Of two who have as much to read the one whose link takes it slowly has enough for longer."""
+    running = [
+        view(rid, Phase.RUNNING, unread_s=4.0, slice_tokens=500, unreceived_tokens=14 * (rid == lags)) for rid in "ab"
+    ]
+    decision = decide(*running, view("new", Phase.WAITING), batch=2)
+    assert stops(decision) == [(lags, PreemptionMode.PARK, "displaced")]
 
 
 def test_others_are_served_as_if_who_cannot_receive_were_not_there() -> None:
@@ -225,10 +236,10 @@ def test_offline_work_fills_what_a_slow_reader_leaves() -> None:
     )
 
 
-def replica(**engine: Any) -> tuple[Replica, list[RequestRecord]]:
+def replica(policy: str = "andes", **engine: Any) -> tuple[Replica, list[RequestRecord]]:
     records: list[RequestRecord] = []
     return Replica(
-        EngineModel(FAST, **{"kv_capacity_tokens": 4000, **engine}), make("andes"), sink=records.append
+        EngineModel(FAST, **{"kv_capacity_tokens": 4000, **engine}), make(policy), sink=records.append
     ), records
 
 
@@ -253,8 +264,8 @@ def test_a_replica_waits_for_a_reader_without_standing_still_for_others() -> Non
     assert replace(records[1], holds=None).qoe < 0.8, "but for the time in which it could not receive"
 
 
-def test_a_slow_readers_kv_makes_room_and_an_abort_ends_its_wait() -> None:
-    engine, records = replica(kv_capacity_tokens=1200)
+def test_who_waits_for_its_reader_is_in_no_ones_way_and_an_abort_ends_its_wait() -> None:
+    engine, records = replica(kv_capacity_tokens=2200)
     job = engine.submit(RequestSpec(0.0, 900, 200, QoETarget(1.0, 5.0)))
     engine.advance(1.0)
     engine.hear(job, 0)
@@ -263,7 +274,7 @@ def test_a_slow_readers_kv_makes_room_and_an_abort_ends_its_wait() -> None:
     engine.submit(RequestSpec(3.0, 900, 100, QoETarget(1.0, 5.0)))
     engine.advance(30.0)
     assert [record.output_tokens for record in records] == [100]
-    assert engine.waiting == [job]
+    assert list(engine.parked) == [job]
     engine.abort(job)
     engine.advance()
     assert engine.open_requests == 0
@@ -275,3 +286,21 @@ def test_a_slow_readers_kv_makes_room_and_an_abort_ends_its_wait() -> None:
     engine.hear(job, None)
     engine.advance()
     assert [record.output_tokens for record in records] == [50]
+
+
+@pytest.mark.parametrize("policy", [*POLICIES])
+def test_whose_kv_a_newcomer_needs_is_not_in_its_way(policy: str) -> None:
+    """Under no policy does what is parked for its reader keep one out that fits the engine only without it."""
+    engine, records = replica(policy, kv_capacity_tokens=1200)
+    job = engine.submit(RequestSpec(0.0, 700, 200, QoETarget(1.0, 5.0)))
+    engine.advance(1.0)
+    engine.hear(job, 0)
+    engine.advance(3.0)
+    assert list(engine.parked) == [job]
+    engine.submit(RequestSpec(3.0, 900, 100, QoETarget(1.0, 5.0)))
+    engine.advance(60.0)
+    assert 100 in [record.output_tokens for record in records]
+    if engine.open_requests:
+        engine.hear(job, None)
+        engine.advance()
+    assert sorted(record.output_tokens for record in records) == [100, 200]
