@@ -22,8 +22,8 @@ MAX_READERS = 10_000
 """Of one message; an engine holds fewer requests."""
 MAX_TOKENS = 1_000_000_000
 MAX_UNRECEIVED_S = 4.0
-"""Seconds of reading that an engine works ahead of what a reader has received before it pauses: some reports of it, and twice
-what follows (our choice)."""
+"""Seconds of reading that an engine works ahead of what a reader has received before it pauses (where there is KV for all):
+some reports of it, and twice what follows (our choice)."""
 RESUME_UNRECEIVED_S = 2.0
 """Seconds of reading on their way to the reader with which the engine goes on: they cover the return of one whose KV has to
 be computed again, should its link be free all at once (our choice)."""

@@ -66,7 +66,7 @@ class RequestView:
     expected_tokens: length of the whole answer, as the caller told it or as the engine has learned, NaN where it is unknown;
     ``andes`` uses it with ``fairness``.
     unreceived_tokens: of those generated the last ones, which have not reached the reader as far as is known
-    (:mod:`andes_sglang.reception`). Nothing runs whose reader cannot receive, whatever the policy
+    (:mod:`andes_sglang.reception`). Where there is KV for all, nothing runs whose reader cannot receive, whatever the policy
     (:mod:`andes_sglang.policy.yielding`).
     """
 
