@@ -254,6 +254,20 @@ def test_a_call_starts_once_though_its_engine_dies(
     assert chunks[-1].usage.completion_tokens == len(calling) + 1
 
 
+def test_an_engine_that_dies_in_a_call_before_anything_was_shown(
+    engine: Any, gateway: Any, tools: dict[str, Any]
+) -> None:
+    """A status can still say it, and no event has come before."""
+    calling = call("echo", '{"a": 1}')
+    scripted = engine(calling)
+    scripted.deaths.add((0, len(calling) - 1))
+    scripted.says_role = False
+    server = gateway(scripted.url, tools=tools)
+    with pytest.raises(openai.InternalServerError, match="the engine failed") as error:
+        ask(server.url)
+    assert error.value.status_code == 502
+
+
 def test_tools_see_nothing_of_the_gateways_environment(
     engine: Any, gateway: Any, tools: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
