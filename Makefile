@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slack-day bench-waits bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
 	bench-surges bench-answer-lengths soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -33,7 +33,7 @@ demo-cluster: setup ## chart and operator on a real control plane: a surge, and 
 	PYTHONPATH=tools $(BIN)/python -m e2e --out out/demo-cluster
 
 demo-device: setup small-model ## a small model on this machine beside a server in a surge; table, picture in out/demo-device (2 minutes)
-	$(BIN)/python benchmarks/second_device.py --model out/smollm2 --policies stock --arms alone,race --slots 1 --load 1.5 \
+	$(BIN)/python benchmarks/second_device.py --model out/smollm2 --policies stock --arms alone,race --answer 40 --slots 1 --load 1.5 \
 	  --requests 24 --out out/demo-device $(ARGS)
 
 control-plane: ## build the Kubernetes that tests and demo-cluster need, from Debian's packages (about 20 minutes)
@@ -100,6 +100,12 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
+bench-slow-readers: setup ## readers who cannot follow, simulated: what they cost the others
+	$(BIN)/python benchmarks/slow_readers.py others $(ARGS)
+
+bench-slow-links: setup ## the gateway's scores of readers on shaped links against their own (a minute; Linux, tc)
+	$(BIN)/python benchmarks/slow_readers.py scores $(ARGS)
+
 bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
 	$(BIN)/python benchmarks/slack_day.py $(ARGS)
 
@@ -113,7 +119,7 @@ bench-tools: setup ## tools fed while their arguments are written, against tools
 	$(BIN)/python benchmarks/tool_parsing.py
 	$(BIN)/python benchmarks/tool_overlap.py $(ARGS)
 
-bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (25 minutes)
+bench-second-device: setup ## a second device beside a server in a surge, simulated: docs/benchmarks/second-device.md (40 minutes)
 	$(BIN)/python benchmarks/second_device.py $(ARGS)
 
 bench-tools-real: setup ## calls that a small real model writes on SGLang (CPU); needs `make small-model` (5 minutes)

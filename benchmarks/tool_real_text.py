@@ -4,7 +4,7 @@
 a search (``tool_choice: required``: the grammar holds the model to JSON, what it says is its own). Each call goes to two
 runners at once, one that feeds the tool as the arguments grow and one that waits for them (lazy); the tool looks its eight
 values up at an HTTP server on loopback that takes its time. With D seconds of writing and T of the lazy tool after it,
-``min(D, T)`` is possible, and had is what the fed tool is done earlier. Then a gateway runs the tool and the answer goes on.
+``min(D, T)`` is possible, and had is what the fed tool is done earlier.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import openai
 
 from andes_client import Tool, ToolRunner
 from andes_sglang.bench.engine import Engine
-from benchmarks.gateways import running_gateway
 from benchmarks.markdown import header, row
 from benchmarks.tool_overlap import SEARCH, slow_search
 
@@ -81,18 +80,6 @@ async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[s
     return text, tokens, written_s - began_s, first[0].waited_s, second[0].waited_s
 
 
-def through_the_gateway(url: str, model: str, question: str) -> tuple[str, Any]:
-    """The answer's text and the report of what ran."""
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    headers = {"x-andes-tools": "run", "x-andes-report": "usage"}
-    text, report = "", None
-    for chunk in client.chat.completions.create(**asked(question, model=model), extra_headers=headers):
-        text += "".join(choice.delta.content or "" for choice in chunk.choices)
-        if chunk.usage is not None:
-            report = chunk.usage
-    return text, report
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -124,9 +111,6 @@ def main() -> None:
                 share = (lazy_s - fed_s) / min(written_s, lazy_s)
                 cells = (text, str(tokens), f"{written_s:.1f}", f"{lazy_s:.1f}", f"{fed_s:.1f}", f"{share:.0%}")
                 print(row(*cells), flush=True)
-            with running_gateway(engine.url, tools={"search": {"command": command}}) as url:
-                text, usage = through_the_gateway(url, str(given.model), QUESTIONS[0])
-            print(f"\nthrough the gateway: {text!r}\n{usage.model_dump_json()}")
 
 
 if __name__ == "__main__":

@@ -72,9 +72,8 @@ class ParkedRequests:
 def _split(batch: Any, rows: list[int]) -> Any:
     """Take ``rows`` out of ``batch`` into a batch of their own.
 
-    SGLang filters a batch in place, so each half is filtered out of a shallow copy of its own. Requests with penalties are
-    never among ``rows`` but may stay behind: the new batch gets penalizers of its own, since a merge asks them for the
-    requests of their batch.
+    SGLang filters a batch in place, so each half is filtered out of a shallow copy of its own. The new batch gets penalizers
+    of its own, since a merge asks them for the requests of their batch; their counters are restored at the return.
     """
     gone = set(rows)
     other = copy.copy(batch)

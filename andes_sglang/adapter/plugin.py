@@ -46,6 +46,14 @@ def _to_its_worker(_sender: Any, output: Any, recv_obj: Any = None) -> None:
         output.http_worker_ipc = worker
 
 
+def _no_logprobs_as_tensors(result: Any, logprobs: Any, *_: Any, no_copy_to_cpu: bool = False) -> None:
+    """Of requests that ask for no token's logprobs beside some that do, SGLang 0.5.17 to 0.5.23 has a list where it takes a
+    tensor, and its scheduler ends."""
+    if no_copy_to_cpu:
+        values = result[0]
+        values[:] = [logprobs.new_empty(0) if isinstance(row, list) else row for row in values]
+
+
 def _register_policy(options: PluginOptions) -> None:
     from sglang.srt.managers import schedule_policy
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -100,6 +108,7 @@ def _register_safeguards() -> None:
         (f"{manager}.TokenizerManager.generate_request", check_fields, HookType.BEFORE),
         (f"{manager}.TokenizerManager._validate_one_request", check_values, HookType.BEFORE),
         ("sglang.srt.sampling.sampling_params.SamplingParams.normalize", bound_stop_regex, HookType.AFTER),
+        ("sglang.srt.layers.logprob_processor.get_token_ids_logprobs", _no_logprobs_as_tensors, HookType.AFTER),
         (f"{manager}.TokenizerManager.dump_requests_before_crash", end_connections, HookType.BEFORE),
         (f"{manager}.SignalHandler.running_phase_sigquit_handler", endings.end_after_crash, HookType.AFTER),
     ):

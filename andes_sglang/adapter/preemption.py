@@ -13,13 +13,14 @@ lost, computed twice or sent twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from andes_sglang import protocol
 from andes_sglang.adapter.compat import BLANK, computed_tokens, extend_tokens
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.parked import ParkedRequests
+from andes_sglang.adapter.penalties import restore_penalties
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import release_into_tree
 from andes_sglang.latency import LatencyModel
@@ -83,6 +84,7 @@ class EnginePreemptor:
             return running_batch
         for req in back.reqs:
             self._start(self._records[req.rid])
+        self._restore_penalties(back, range(len(back.reqs)), before_decode=True)
         if running_batch.is_empty():
             return back
         running_batch.merge_batch(back)
@@ -146,14 +148,19 @@ class EnginePreemptor:
         if batch is None:
             return
         _correct_mixed_prefix(batch)
-        for req in batch.reqs:
-            record = self._records.find(req)
+        records = [self._records.find(req) for req in batch.reqs]
+        back = [row for row, record in enumerate(records) if record is not None and record.stopped is not None]
+        self._restore_penalties(batch, back, before_decode=False)
+        for req, record in zip(batch.reqs, records, strict=True):
             if record is None:
                 continue
             if record.stopped is not None:
                 record.prefilled_tokens += extend_tokens(req)
             if req is not self._scheduler.chunked_req and (record.stopped is not None or not record.seen_tokens):
                 self._start(record)
+
+    def _restore_penalties(self, batch: Any, rows: Iterable[int], *, before_decode: bool) -> None:
+        restore_penalties(batch, rows, before_decode=before_decode, overlap=self._scheduler.enable_overlap)
 
     def _start(self, record: StreamRecord) -> None:
         if record.stopped is not None:

@@ -131,6 +131,7 @@ SAFEGUARDS: dict[str, Parameters] = {
     f"{_MANAGERS}.io_struct.GenerateReqInput.contains_mm_input": ("self",),
     f"{_MANAGERS}.schedule_batch.Req._check_str_based_finish": ("self", "new_accepted_len"),
     f"{_MANAGERS}.schedule_batch.re": None,
+    "sglang.srt.layers.logprob_processor.get_token_ids_logprobs": ("logprobs", "token_ids_logprobs", "no_copy_to_cpu"),
     "sglang.srt.sampling.custom_logit_processor.CustomLogitProcessor.from_str": ("json_str",),
     "sglang.srt.sampling.sampling_params.sre_parse": None,
     "sglang.srt.sampling.sampling_params.SamplingParams.normalize": ("self", "tokenizer"),
@@ -168,12 +169,12 @@ UNIFIED_ATTRIBUTES: dict[str, str] = {
 }
 
 ATTRIBUTES: dict[str, str] = {
-    _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache grammar_manager idle_sleeper "
-    "invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests max_total_num_tokens "
-    "page_size policy req_to_token_pool result_queue running_batch server_args spec_algorithm token_to_kv_pool_allocator "
-    "tree_cache waiting_queue",
+    _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache enable_overlap grammar_manager "
+    "idle_sleeper invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens max_running_requests "
+    "max_total_num_tokens page_size policy req_to_token_pool result_queue running_batch server_args spec_algorithm "
+    "token_to_kv_pool_allocator tree_cache waiting_queue",
     _REQ: "cache_protected_len|kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
-    "input_embeds last_node "
+    "hidden_states input_embeds last_node logprob logprob_start_len "
     "lora_id multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "prefix_len|prefix_indices reasoning_tokens return_hidden_states return_indexer_topk return_logprob "
     "return_routed_experts return_sampling_mask rid sampling_params "
@@ -185,10 +186,17 @@ ATTRIBUTES: dict[str, str] = {
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": "check_hicache_events evictable_size",
     "sglang.srt.mem_cache.allocator.base.BaseTokenToKVPoolAllocator": "available_size",
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool": "available_size",
-    "sglang.srt.sampling.sampling_params.SamplingParams": "custom_params frequency_penalty ignore_eos max_new_tokens "
-    "min_new_tokens presence_penalty repetition_penalty",
+    "sglang.srt.sampling.sampling_params.SamplingParams": "custom_params ignore_eos max_new_tokens",
     "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo": "penalizer_orchestrator",
-    "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": "is_required penalizers vocab_size",
+    "sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator": "device is_required penalizers "
+    "vocab_size",
+    "sglang.srt.sampling.penaltylib.frequency_penalty.BatchedFrequencyPenalizer": "cumulated_frequency_penalties "
+    "frequency_penalties is_prepared",
+    "sglang.srt.sampling.penaltylib.presence_penalty.BatchedPresencePenalizer": "cumulated_presence_penalties "
+    "presence_penalties",
+    "sglang.srt.sampling.penaltylib.repetition_penalty.BatchedRepetitionPenalizer": "cumulated_repetition_penalties "
+    "repetition_penalties",
+    "sglang.srt.sampling.penaltylib.min_new_tokens.BatchedMinNewTokensPenalizer": "len_output_tokens",
     "sglang.srt.model_executor.forward_batch_info.ForwardMode": "is_decode is_extend is_mixed",
     "sglang.srt.constrained.grammar_manager.GrammarManager": "get_ready_grammar_requests has_waiting_grammars",
     "sglang.srt.observability.req_time_stats.SchedulerReqTimeStats": "scheduler_recv_time trace_ctx",

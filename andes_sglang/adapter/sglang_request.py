@@ -15,11 +15,9 @@ _NONE_IF_PREEMPTIBLE = (
     "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
 )  # fmt: skip
 _FALSE_IF_PREEMPTIBLE = (
-    "custom_logit_processor", "return_logprob", "return_sampling_mask", "return_hidden_states", "return_routed_experts",
-    "return_indexer_topk",
+    "custom_logit_processor", "return_sampling_mask", "return_routed_experts", "return_indexer_topk",
 )  # fmt: skip
-_ZERO_IF_PREEMPTIBLE = ("frequency_penalty", "presence_penalty", "min_new_tokens")
-"""Attributes of ``Req`` and of its ``SamplingParams`` that ask for what does not survive a preemption."""
+"""Attributes of ``Req`` that ask for what does not survive a preemption."""
 
 
 class PrefixHit(NamedTuple):
@@ -39,8 +37,16 @@ def prefix_hit(tree: Any, req: Any) -> PrefixHit:
 
 
 def release_into_tree(tree: Any, req: Any) -> None:
-    """Give up the KV and the slot of ``req``: its KV stays in the tree, unlocked, until others need the room."""
+    """Give up the KV and the slot of ``req``: its KV stays in the tree, unlocked, until others need the room.
+
+    The logprobs of a prompt that has been computed are not wanted again: to get them SGLang would leave the tree's KV aside.
+    The hidden state of a last token that is to have a successor is no longer the last.
+    """
     release_kv(req, tree)
+    if req.return_logprob and req.logprob.input_token_logprobs_val is not None:
+        req.logprob_start_len = -1
+    if req.return_hidden_states:
+        req.hidden_states.clear()
     req.reset_for_retract()
 
 
@@ -59,13 +65,12 @@ def uncomputed_tokens(req: Any) -> int:
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:
     """Whether ``req`` can be stopped and go on unchanged. Otherwise it runs to its end.
 
-    It cannot with LoRA, sessions, multimodal input, input embeddings, logprobs, penalties, ``min_tokens``, custom logit
-    processors, sampling masks, hidden states, routed experts, or under speculative decoding.
+    It cannot with LoRA, sessions, multimodal input, input embeddings, custom logit processors, sampling masks, hidden states
+    but the last, routed experts, or under speculative decoding.
     """
     return bool(
         spec_algorithm.is_none()
         and all(getattr(req, name) is None for name in _NONE_IF_PREEMPTIBLE)
         and not any(getattr(req, name) for name in _FALSE_IF_PREEMPTIBLE)
-        and not any(getattr(req.sampling_params, name) for name in _ZERO_IF_PREEMPTIBLE)
-        and req.sampling_params.repetition_penalty in (None, 1.0)
+        and req.return_hidden_states in (False, None, "last")
     )

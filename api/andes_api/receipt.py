@@ -32,7 +32,7 @@ TOLD_FOR_S = 15.0
 REPORT_S, HIDDEN_REPORT_S = 15.0, 300.0
 """Seconds for which a report counts; browsers hold back those of a hidden page."""
 MAX_SPREAD = 16
-"""Pieces that the tokens between two reports are spread over."""
+"""Pieces that the tokens of an interval are spread over."""
 
 
 class _Point(NamedTuple):
@@ -106,10 +106,7 @@ class Receipt:
             return
         new = 0 if tokens is None else min(tokens, self.written.delivered) - shown.delivered
         since_s = self._shown_s if shown.delivered else at_s  # when the first were shown is not known better
-        pieces = min(new, MAX_SPREAD)
-        for piece in range(pieces):
-            tokens_there = new * (piece + 1) // pieces - new * piece // pieces
-            shown.deliver(since_s + (at_s - since_s) * (piece + 1) / pieces, tokens_there)
+        _spread(shown, new, since_s, at_s)
         self._shown, self._shown_s, self._reported_s = shown, at_s, now_s
         if report.visible is not None:
             self._visible = report.visible
@@ -187,7 +184,7 @@ class Receipt:
             and (new := (tokens if self.behind else self.written.delivered) - received.delivered) > 0
         ):
             self.first_s = now_s if self.first_s is None else self.first_s
-            received.deliver(now_s, new)
+            _spread(received, new, self._sampled_s, now_s)
 
     def _fall_behind(self, now_s: float, since: ReaderStream) -> None:
         self.behind_s += now_s - self._sampled_s
@@ -201,3 +198,11 @@ class Receipt:
         reader = ReaderStream(*self._asked)
         reader.think(self.written.thought_tokens)
         return reader
+
+
+def _spread(reader: ReaderStream, tokens: int, since_s: float, until_s: float) -> None:
+    """``tokens`` reach ``reader`` somewhere in that interval."""
+    pieces = min(tokens, MAX_SPREAD)
+    for piece in range(pieces):
+        there = tokens * (piece + 1) // pieces - tokens * piece // pieces
+        reader.deliver(since_s + (until_s - since_s) * (piece + 0.5) / pieces, there)

@@ -91,19 +91,26 @@ class _Supervisor:
         """From its start to its end; its exit status, below 0 that of a signal."""
         ours, theirs = socket.socketpair()
         environment = {**os.environ, COUNTS_FOLDER: str(self.folder)}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "andes_api.worker", stdin=theirs.fileno(), env=environment,
-            start_new_session=True,  # Ctrl-C is for us: we pass it on
-        )  # fmt: skip
-        theirs.close()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "andes_api.worker", stdin=theirs.fileno(), env=environment,
+                start_new_session=True,  # Ctrl-C is for us: we pass it on
+            )  # fmt: skip
+        except OSError as error:  # no memory, or too many processes
+            ours.close()
+            _log.error("worker %d cannot be started: %s", worker.number, error)
+            return 1
+        finally:
+            theirs.close()
         self._running[worker.number] = process
+        if self.stopping:
+            process.send_signal(signal.SIGTERM)
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             writer.write(pickle.dumps((self.settings, worker)) + b"\n")
-            if self.stopping:
-                process.send_signal(signal.SIGTERM)
-            if await reader.read(1) == READY:
-                self._count_up(worker)
+            with suppress(ConnectionError):  # it has died before it has read what to do
+                if await reader.read(1) == READY:
+                    self._count_up(worker)
             return await process.wait()
         finally:
             del self._running[worker.number]

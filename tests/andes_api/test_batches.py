@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -274,6 +275,33 @@ def test_files_that_are_none(gateway: Gateway) -> None:
     worse = ended(sdk, submit(sdk, lines(b"{", b"[]")))
     assert (worse.status, [fault.line for fault in worse.errors.data]) == ("failed", [1, 2])
     assert worse.failed_at
+
+
+def test_only_the_file_of_a_form_may_be_long(gateway: Gateway) -> None:
+    """It goes to the disk, all else to memory."""
+    form = {"purpose": "batch" + 1_000_000 * " "}
+    with httpx.Client(base_url=gateway.url, headers={"authorization": "Bearer sk-acme"}) as http:
+        refused = http.post("/v1/files", data=form, files={"file": ("a", lines(line(0)))})
+        taken = http.post(
+            "/v1/files", data={"purpose": "batch"}, files={"file": ("a", lines(line(0)) + 1_000_000 * b" ")}
+        )
+    assert (refused.status_code, taken.status_code) == (413, 200)
+    assert "beside its file the form is longer than 65536 bytes" in refused.json()["error"]["message"]
+
+
+def test_a_batch_that_cannot_be_read_keeps_no_other_from_being_run(gateway: Gateway, directory: Path) -> None:
+    sdk, batches = gateway.sdk("other"), directory / "batches"
+    sound = ended(sdk, submit(sdk, lines(line(0))))
+    torn = batches / f"batch_{32 * '0'}"
+    torn.mkdir()
+    (torn / "output.jsonl").write_bytes(b"\0\n")
+    said = json.loads((batches / sound.id / "batch.json").read_bytes())
+    said |= {"id": torn.name, "status": "in_progress", "expires_at": said["expires_at"] - 3600}  # it comes first
+    (torn / "batch.json").write_text(json.dumps(said))
+    try:
+        assert ended(sdk, submit(sdk, lines(line(0)))).status == "completed"
+    finally:
+        shutil.rmtree(torn, ignore_errors=True)  # the gateway may just look at it
 
 
 def test_a_tenant_has_so_much(gateway: Gateway) -> None:

@@ -288,6 +288,32 @@ def stream() -> Stream:
     return Stream(CHAT, {}, expectation, None, {}, 0.0, Prompt({}, ()), 10.0, record, batched=True)
 
 
+def test_what_an_upload_left_whose_gateway_died_goes_after_a_day(tmp_path: Path) -> None:
+    files = FileStore(tmp_path, 30.0)
+    old, new = files.incoming / "old", files.incoming / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "content").write_text("x")
+    os.utime(old, (0, 0))
+    files.remove_expired(set())
+    assert [*files.incoming.iterdir()] == [new]
+
+
+def test_a_full_disk_keeps_no_batch_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Directory(tmp_path, 1)
+    work = directory.work()
+    settle(work)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="full"):
+            work.release()
+    directory.work().release()
+
+
+def full(_: int) -> None:
+    raise OSError(28, "full")
+
+
 def test_an_engine_gets_what_it_runs_at_a_time_and_a_few_more() -> None:
     engine = Upstream("http://engine:1", SETTINGS)
     engine.slots = 16

@@ -16,6 +16,8 @@ import pytest
 
 from andes_api.batches import order
 from andes_api.batches.dispatch import MAX_ENGINE_ERRORS
+from andes_api.batches.lines import Line
+from andes_api.batches.work import BatchWork
 
 pytestmark = pytest.mark.server
 
@@ -65,6 +67,27 @@ def test_what_is_refused_is_tried_again_and_what_is_answered_is_not(
         assert (line["custom_id"], line["response"]["status_code"], line["error"]) == ("a", status, None)
         assert len(upstream.bodies) == {400: 1, 500: MAX_ENGINE_ERRORS}[status]
     assert all(body["custom_params"]["qoe"]["yield"] for body in upstream.bodies)
+
+
+def test_a_line_that_cannot_be_read_for_a_moment_is_not_lost(
+    faulty: Any, gateway: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "MAX_BACKOFF_S", 0.05)
+    body_of, faults = BatchWork.body_of, [OSError(5, "the disk fails")]
+
+    def read(work: BatchWork, line: Line) -> dict[str, Any]:
+        if faults:
+            raise faults.pop()
+        return body_of(work, line)
+
+    monkeypatch.setattr(BatchWork, "body_of", read)
+    server = gateway(faulty().url, batches={"directory": tmp_path})
+    sdk = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
+    file = sdk.files.create(file=("a", json.dumps(LINE).encode()), purpose="batch")
+    batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+    until(lambda: sdk.batches.retrieve(batch.id).status == "completed", "end of the batch")
+    assert sdk.batches.retrieve(batch.id).output_file_id is not None
+    assert not faults
 
 
 def test_without_a_directory_it_is_said_how_to_turn_it_on(faulty: Any, gateway: Any) -> None:

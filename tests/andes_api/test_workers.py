@@ -3,6 +3,7 @@ the kernel spreads over the workers."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
@@ -25,6 +26,7 @@ import pytest
 
 from andes_api.board import COUNTS_FOLDER, READY, Worker
 from andes_api.settings import GatewaySettings, GatewaySettingsError, load
+from andes_api.workers import _Supervisor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes share a port on Linux only")
 KEY, FOREIGN, LIMITED, SLOW = ({"authorization": f"Bearer {key}"} for key in ("o", "f", "k", "s"))
@@ -271,3 +273,16 @@ def test_several_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
         load(upstreams=["http://engine:1"], workers=2)
     assert load(upstreams=["http://engine:1"], workers=1).workers == 1
     assert type(load(upstreams=["http://engine:1"])) is GatewaySettings, "it can be sent to another process"
+
+
+@pytest.mark.parametrize(("program", "status"), [("/bin/false", 1), ("/no/such/program", 1)])
+def test_a_worker_that_never_asks_what_to_do_does_not_end_the_others(
+    program: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is killed while it starts, or that there is no memory for."""
+
+    async def run() -> int:
+        return await _Supervisor(GatewaySettings(upstreams=("http://127.0.0.1:9",)), tmp_path)._one(Worker(tmp_path, 2))
+
+    monkeypatch.setattr(sys, "executable", program)
+    assert asyncio.run(run()) == status

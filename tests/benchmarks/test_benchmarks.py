@@ -23,9 +23,10 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "malformed", "policy_decision", "rivals",
-    "second_device", "sim_server", "simulated", "simulator_speed", "slack", "soak", "surges", "tool_ahead",
-    "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "what_if",
+    "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
+    "policy_decision", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
+    "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
+    "waits", "what_if",
 ]  # fmt: skip
 
 
@@ -67,6 +68,7 @@ def test_each_says_how_it_is_used(
             ("--model", "/nowhere"),
             "--model: there is no model in /nowhere; `make small-model` makes one",
         ),
+        ("waits", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import threading
 import time
 from typing import Any
 
@@ -110,6 +112,28 @@ def test_an_answer_that_is_cut_says_so_and_keeps_what_came(simulated: Any, gatew
     assert answer.text.startswith("".join(came))
     assert caught.value.request_id == answer.request_id
     assert "interrupted after" in str(caught.value)
+
+
+def test_a_connection_that_breaks_is_an_answer_that_is_cut() -> None:
+    """No gateway is there to say so: the transport's own error becomes ours."""
+    chunk = b'data: {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "m", '
+    chunk += b'"choices": [{"index": 0, "delta": {"content": "Well"}, "finish_reason": null}]}\n\n'
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    def answer_half(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(head + f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=answer_half, args=(listening,))
+        serving.start()
+        answer = client(f"http://127.0.0.1:{listening.getsockname()[1]}").stream("x", model="m")
+        with pytest.raises(InterruptedAnswerError) as caught:
+            list(answer)
+        serving.join()
+    assert caught.value.text == "Well"
 
 
 def test_reports_tell_the_gateway_what_the_network_cannot(simulated: Any, gateway: Any) -> None:

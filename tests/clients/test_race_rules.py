@@ -142,7 +142,7 @@ def test_the_rest_is_handed_over_once_unread_text_covers_it_and_no_reader_waits(
 
 def test_a_hand_over_that_is_late_is_off_and_the_first_writer_s_text_is_shown_in_time() -> None:
     played = world(
-        Side(first_s=0.1, gap_s=0.05),
+        Side(first_s=0.1, gap_s=0.15),
         Side(first_s=60.0),
         9.0,
         plan=Plan(LOCAL, 99.0),
@@ -151,14 +151,24 @@ def test_a_hand_over_that_is_late_is_off_and_the_first_writer_s_text_is_shown_in
     )
     assert (played.text, played.writers) == (WHOLE, [LOCAL])
     assert max(played.dry_s()) == 0.0
-    tries = [at_s for at_s, start in played.starts if start.writer == REMOTE]
+    tries = [(at_s, start) for at_s, start in played.starts if start.writer == REMOTE]
     assert 1 < len(tries) <= 3
+    unread = [start.tokens - TDS * (at_s - played.shown[0][0]) for at_s, start in tries]
+    assert [seconds >= 2**k for k, seconds in enumerate(value / TDS for value in unread)] == [True] * len(tries)
     assert played.ends == [End("stop")]
 
 
 def test_a_hand_over_that_saves_less_than_it_costs_is_left() -> None:
     played = world(Side(), Side(gap_s=0.05), 9.0, finish_by=LOCAL, expected_tokens=22, takes_s=lambda _: 1.0)
     assert played.writers == [REMOTE]
+
+
+def test_nothing_is_handed_to_a_writer_that_has_failed() -> None:
+    played = world(
+        Side(gap_s=0.05), Side(dies_at=40), 9.0, plan=Plan(LOCAL, 99.0), finish_by=REMOTE, takes_s=lambda _: 0.1
+    )
+    assert (played.text, played.writers) == (WHOLE, [LOCAL, REMOTE, LOCAL])
+    assert [start.why for _, start in played.starts] == ["race", "hand-over", "rescue"]
 
 
 def test_who_has_nothing_to_add_does_not_end_what_the_other_still_writes() -> None:

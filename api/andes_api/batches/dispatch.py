@@ -131,9 +131,20 @@ class Dispatcher:
                     continue
                 line = order.take(replica.name, now_s)
                 if line is not None:
-                    self._begin(work, line, replica, self._stream_of(work, line, tenant, route))
-                    return True
+                    return self._try_to_begin(work, line, replica, tenant, route)
         return False
+
+    def _try_to_begin(
+        self, work: BatchWork, line: Line, replica: Upstream, tenant: TenantSettings | None, route: ModelRoute
+    ) -> bool:
+        try:
+            stream = self._stream_of(work, line, tenant, route)
+        except Exception:  # its file cannot be read now: no line is lost by that
+            _log.exception("batch %s, line %d", work.id, line.number)
+            work.put_back(line, time.monotonic())
+            return False
+        self._begin(work, line, replica, stream)
+        return True
 
     def _route(self, model: Any, tenant: TenantSettings | None) -> ModelRoute | None:
         """None where there is none now."""

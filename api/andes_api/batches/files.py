@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +104,10 @@ class FileStore:
             said = self._read(file_id) if name.endswith(".json") else None
             if said is not None and said["expires_at"] < now_s and file_id not in in_use:
                 self._remove(file_id)
-        for left in self.incoming.iterdir():  # of uploads whose gateway died
-            if left.stat().st_mtime < now_s - DAY_S:
-                left.unlink(missing_ok=True)
+        for left in self.incoming.iterdir():  # folders of uploads whose gateway died
+            with suppress(FileNotFoundError):  # another gateway removes them too
+                if left.stat().st_mtime < now_s - DAY_S:
+                    shutil.rmtree(left)
 
     def _said(self, file_id: str) -> Path:
         return self._directory / f"{file_id}.json"

@@ -43,6 +43,7 @@ class BatchRunner:
         self.dispatcher = Dispatcher(gateway, settings.per_engine, self._works)
         self._look = asyncio.Event()
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._unreadable: dict[str, str] = {}  # why, by id
         self._clean_at_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -56,7 +57,7 @@ class BatchRunner:
         await asyncio.gather(*self._ending.values(), return_exceptions=True)
         await self.dispatcher.stop()
         for work in self._works.values():
-            work.release()
+            self._release(work)
         self._works.clear()
         await asyncio.to_thread(self._peers.leave)
 
@@ -80,21 +81,38 @@ class BatchRunner:
             if not self._gateway.draining:
                 for batch in await asyncio.to_thread(self._store.open):
                     if batch["id"] not in self._works:
-                        await self._claim(batch["id"])
+                        await self._try_to_claim(batch["id"])
                 await self._clean()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), SCAN_S)
+
+    async def _try_to_claim(self, batch_id: str) -> None:
+        """One that cannot be read keeps no other from being run."""
+        try:
+            await self._claim(batch_id)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if self._unreadable.get(batch_id) != text:  # once, not every two seconds
+                _log.exception("batch %s cannot be taken up; it is tried again", batch_id)
+            self._unreadable[batch_id] = text
+        else:
+            self._unreadable.pop(batch_id, None)
 
     async def _claim(self, batch_id: str) -> None:
         """Run this batch, unless another gateway does."""
         lock = await asyncio.to_thread(self._store.lock, batch_id)
         if lock is None:
             return
-        batch = await asyncio.to_thread(self._store.read_own, batch_id)
-        if batch is None or batch["status"] in FINAL:
+        try:
+            batch = await asyncio.to_thread(self._store.read_own, batch_id)
+            is_open = batch is not None and batch["status"] not in FINAL
+            work = BatchWork(self._store, self._files, batch, lock) if batch is not None and is_open else None
+        except BaseException:
+            unlock(lock)
+            raise
+        if work is None:
             unlock(lock)
             return
-        work = BatchWork(self._store, self._files, batch, lock)
         try:
             await self._load(work)
         except BaseException:
@@ -170,5 +188,12 @@ class BatchRunner:
         except Exception:
             _log.exception("batch %s could not be ended and is tried again", work.id)
         finally:
-            work.release()
             del self._works[work.id], self._ending[work.id]
+            self._release(work)
+
+    @staticmethod
+    def _release(work: BatchWork) -> None:
+        try:
+            work.release()
+        except OSError as error:
+            _log.error("batch %s: what was answered last may be lost: %s", work.id, error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from andes_api.settings import GatewaySettings
 __all__ = ["Upload", "receive_upload"]
 
 MAX_FORM_BYTES = 64 << 10
-"""Bytes of a form beside its file."""
+"""Bytes of a form beside its file, and of a file before it goes to the disk."""
+MAX_MEMORY_BYTES = 3 * MAX_FORM_BYTES
+"""Bytes of a form that are not on the disk: both, and what is on its way there."""
 
 
 @dataclass
@@ -33,6 +36,10 @@ class Upload:
 
     def discard(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def in_memory(self, came: int) -> int:
+        """Of ``came`` bytes, those that are not on the disk."""
+        return came - sum(entry.stat().st_size for entry in os.scandir(self.folder))
 
     def take(self, file: File) -> None:
         if file.field_name == b"file":
@@ -75,6 +82,13 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
                 if came > most + MAX_FORM_BYTES:
                     raise _too_long(most)
                 await asyncio.to_thread(parser.write, part)
+                if upload.in_memory(came) > MAX_MEMORY_BYTES:
+                    raise ApiError(
+                        413,
+                        f"beside its file the form is longer than {MAX_FORM_BYTES} bytes",
+                        reason="body",
+                        retry=False,
+                    )
             await asyncio.to_thread(parser.finalize)
     except TimeoutError:
         raise ApiError(408, "the file did not arrive in time", reason="body") from None

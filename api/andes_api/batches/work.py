@@ -7,6 +7,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,11 @@ class BatchWork:
         self._counts = batch["request_counts"]
         self._saved = dict(self._counts)
         folder = store.folder(batch["id"])
-        self._outputs, self._errors = Journal(folder / "output.jsonl"), Journal(folder / "error.jsonl")
+        with ExitStack() as opened:
+            self._outputs, self._errors = (
+                opened.enter_context(closing(Journal(folder / f"{name}.jsonl"))) for name in ("output", "error")
+            )
+            self._opened = opened.pop_all()
 
     @property
     def id(self) -> str:
@@ -72,6 +77,7 @@ class BatchWork:
         try:
             lines, faults = read_input(read_lines(path), self.endpoint, check if first else _accept, max_requests)
             self._input = os.open(path, os.O_RDONLY)
+            self._opened.callback(os.close, self._input)
         except (ApiError, OSError) as error:
             self.fail(getattr(error, "code", None) or "invalid_file", str(getattr(error, "message", error)))
             return
@@ -246,12 +252,11 @@ class BatchWork:
         )  # fmt: skip
 
     def release(self) -> None:
-        """Let another gateway have it."""
-        self._outputs.close()
-        self._errors.close()
-        if self._input is not None:
-            os.close(self._input)
-        unlock(self._lock)
+        """Let another gateway have it, even where the disk takes nothing more."""
+        try:
+            self._opened.close()
+        finally:
+            unlock(self._lock)
 
 
 def _accept(_: Mapping[str, Any]) -> None:

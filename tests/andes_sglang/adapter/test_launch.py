@@ -410,7 +410,7 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
     body = {
         "rid": "slow",
         "input_ids": [5, 6, 7],
-        "sampling_params": {"max_new_tokens": 600, "ignore_eos": True, "temperature": 0},
+        "sampling_params": {"max_new_tokens": 1200, "ignore_eos": True, "temperature": 0},
     }
     stops = 'andes_preemptions_total{mode="park",reason="reader"}'
     whole = andes.post("/generate", {**body, "rid": "fast"})
@@ -423,10 +423,9 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
             assert answer.status == 200
         generate(andes, "other", 20)
         assert not slow.done()
-        assert read_metrics(andes.url)['andes_requests{state="released"}'] == 1.0, "the only slot was wanted"
         andes.post(reception.PATH, {"readers": {"slow": None, "unknown": 3}})
         assert slow.result(120)["output_ids"] == whole["output_ids"]
-        assert read_metrics(andes.url)[stops] == 1.0
+        assert read_metrics(andes.url)[stops] >= 1.0
         gone = pool.submit(andes.post, "/generate", {**body, "rid": "gone"})
         tell_until_parked(andes, "gone", 0)
         andes.post("/abort_request", {"rid": "gone"})
@@ -519,6 +518,7 @@ def test_nothing_is_served_without_the_policy(
 VICTIMS = """
 import json
 from array import array
+from types import SimpleNamespace
 
 from andes_sglang.adapter import launch, options
 
@@ -526,10 +526,12 @@ launch.prepare_environment(options.PluginOptions("andes"))
 from sglang.srt.plugins import load_plugins
 
 load_plugins()
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.sampling import penaltylib
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from andes_sglang.adapter.penalties import restore_penalties
 from andes_sglang.adapter.sglang_request import is_preemptible
 
 
@@ -539,8 +541,51 @@ def preemptible(speculative=False, sampling={}, **features):
     return is_preemptible(req, algorithm)
 
 
+class Batch:
+    # one request that has said ``said``, as it is formed after a return
+    device, cumulate = "cpu", ScheduleBatch.cumulate_penalty_output_tokens
+
+    def __init__(self, said):
+        sampling = SamplingParams(frequency_penalty=0.5, presence_penalty=0.25, repetition_penalty=1.5, min_new_tokens=9)
+        self.reqs = [Req("r", "", array("q", [5, 6]), sampling, vocab_size=20)]
+        self.reqs[0].output_ids = array("q", said)
+        self.reqs[0].tokenizer = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=1)
+        names = ("Frequency", "Presence", "Repetition", "MinNewTokens")
+        kinds = {getattr(penaltylib, f"Batched{name}Penalizer") for name in names}
+        penalizers = penaltylib.BatchedPenalizerOrchestrator(20, self, kinds)
+        self.sampling_info = SimpleNamespace(penalizer_orchestrator=penalizers)
+
+    def counters(self):
+        names = [f"cumulated_{kind}_penalties" for kind in ("frequency", "presence", "repetition")] + ["len_output_tokens"]
+        kinds = self.sampling_info.penalizer_orchestrator.penalizers.values()
+        return {name: getattr(kind, name)[0].tolist() for kind in kinds for name in names if hasattr(kind, name)}
+
+
+def undisturbed(said, overlap):
+    # before the token after ``said`` is drawn: each step counts what it knows to be the last token
+    batch = Batch([])
+    for k in range(len(said)):
+        batch.reqs[0].output_ids = array("q", said[:k] if overlap else said[: k + 1])
+        batch.cumulate()
+    return batch.counters()
+
+
+def restored(said, before_decode, overlap):
+    batch = Batch(said)
+    restore_penalties(batch, [0], before_decode=before_decode, overlap=overlap)
+    if before_decode:
+        batch.cumulate()
+    return batch.counters()
+
+
+SAID = [7, 8, 8, 9, 8]
+print(json.dumps([
+    [restored(SAID, before_decode, overlap), undisturbed(SAID, overlap)]
+    for before_decode in (False, True) for overlap in (False, True)
+]))
 print(json.dumps({
     "plain": preemptible(sampling={"stop": ["x"], "temperature": 0.5, "json_schema": "{}"}),
+    "last hidden state": preemptible(return_hidden_states="last"),
     **{name: preemptible(sampling={name: value}) for name, value in (
         ("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
     )},
@@ -556,9 +601,13 @@ print(json.dumps({
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-def test_what_could_not_survive_a_preemption_is_never_preempted() -> None:
+def test_what_could_not_survive_a_preemption_is_never_preempted_and_counters_do() -> None:
     done = subprocess.run([sys.executable, "-c", VICTIMS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    may = json.loads(done.stdout.splitlines()[-1])
-    assert len(may) == 17
-    assert {name for name, preemptible in may.items() if preemptible} == {"plain"}
+    counters, may = map(json.loads, done.stdout.splitlines()[-2:])
+    for restored, undisturbed in counters:
+        assert len(restored) == 4
+        assert restored == undisturbed
+    assert len(may) == 18
+    survive = {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens", "return_logprob"}
+    assert {name for name, preemptible in may.items() if preemptible} == {"plain", "last hidden state", *survive}

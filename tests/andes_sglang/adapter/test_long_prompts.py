@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 FLAGS = (
     "--max-total-tokens", "1500", "--max-running-requests", "16", "--enable-mixed-chunk", "--chunked-prefill-size", "32",
+    "--enable-return-hidden-states",
 )  # fmt: skip
 ENGINES = {
     "andes": ("andes",),
@@ -43,9 +44,9 @@ def engine(
 
 
 def generate(engine: Engine, k: int, prompt: int, tokens: int, **more: Any) -> list[int]:
-    sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0, **more}
+    sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
     ids = [7 + (31 * k + 13 * j) % 900 for j in range(prompt)]
-    answer: Any = engine.post("/generate", {"input_ids": ids, "sampling_params": sampling})
+    answer: Any = engine.post("/generate", {"input_ids": ids, "sampling_params": sampling, **more})
     return list(answer["output_ids"])
 
 
@@ -69,12 +70,11 @@ def test_every_request_is_served(engine: Engine, lengths: list[tuple[int, int]])
 
 
 def test_a_prompt_waits_for_those_that_cannot_be_stopped(engine: Engine) -> None:
-    """Streams with penalties keep their KV: what has been computed of the prompt makes room for them."""
+    """Streams that return hidden states keep their KV: what has been computed of the prompt makes room for them."""
     lengths = [(20, 120)] * 14 + [(900, 20)]
     with ThreadPoolExecutor(15) as pool:
         pending = [
-            pool.submit(generate, engine, k, *size, **{"frequency_penalty": 0.5} if k < 14 else {})
-            for k, size in enumerate(lengths)
+            pool.submit(generate, engine, k, *size, return_hidden_states=k < 14) for k, size in enumerate(lengths)
         ]
         answers = [future.result() for future in pending]
     wait_until_idle(engine)

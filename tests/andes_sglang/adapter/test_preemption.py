@@ -11,10 +11,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from andes_sglang.adapter.options import OFFLOAD_PARTS
@@ -25,7 +26,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 ENDLESS_TOKENS = 6000
 """Longer than a test takes to look at an engine on a slow machine: 30 s at 5 ms a step."""
-BASE = ("--max-total-tokens", "65536", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6")
+BASE = (
+    "--max-total-tokens", "65536", "--enable-metrics", "--max-running-requests", "8", "--max-queued-requests", "6",
+    "--enable-return-hidden-states",
+)  # fmt: skip
 PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}}, "required": ["a", "b"]}
 
@@ -75,6 +79,38 @@ def conversation(engine: Engine) -> list[list[int]]:
     return said
 
 
+RANKS = {"top_logprobs_num": 3, "token_ids_logprob": [5, 6]}
+EARLY_STOP = {"stop_token_ids": list(range(0, 1000, 2)), "min_new_tokens": 15}
+"""Every other token ends the answer, once it may."""
+
+
+def generate(engine: Engine, prompt: list[int], sampling: dict[str, Any], **more: Any) -> Any:
+    return engine.post("/generate", {"input_ids": prompt, "sampling_params": sampling, **more})
+
+
+def logprobs_of(answer: Any) -> list[float]:
+    """Of prompt and answer, each token's, and those of the best ranks and of the tokens asked for."""
+    told, found = answer["meta_info"], []
+    for side in ("input", "output"):
+        found += [value or 0.0 for value, _, _ in told[f"{side}_token_logprobs"]]
+        for kind in ("top_logprobs", "token_ids_logprobs"):
+            found += [value for row in told[f"{side}_{kind}"] if row for value, _, _ in row]
+    assert len(found) == (len(PROMPTS[4]) - 5 + 24) * 6 - 5, "the first of the prompt's has no ranks"
+    return found
+
+
+def hidden_state(answer: Any) -> list[float]:
+    (last,) = np.atleast_2d(answer["meta_info"]["hidden_states"])
+    assert len(last) == 64
+    return [float(value) for value in last]
+
+
+def check_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.pop("figures") == pytest.approx(expected["figures"], abs=1e-3)
+    assert found == {name: value for name, value in expected.items() if name in found}
+    assert len(found) >= len(expected) - 3
+
+
 def answers(engine: Engine) -> dict[str, Any]:
     """What this engine says to a fixed set of requests sent at once."""
     with ThreadPoolExecutor(8) as pool:
@@ -104,6 +140,12 @@ def answers(engine: Engine) -> dict[str, Any]:
             {"model": "m", "prompt": PROMPTS[1], "max_tokens": 24, "temperature": 0, "n": 2, "ignore_eos": True},
         )
         choice: Any = logprobs.result()["choices"]
+        wait([grammar, session, penalized, several])  # more at once, and the queue is full of those that were released
+        asked = {"temperature": 0, "max_new_tokens": 24, "ignore_eos": True}
+        prompt = pool.submit(generate, engine, PROMPTS[4], asked, return_logprob=True, logprob_start_len=5, **RANKS)
+        repeated = pool.submit(generate, engine, PROMPTS[2], {**asked, "repetition_penalty": 1.4})
+        minimum = pool.submit(generate, engine, PROMPTS[1], {**asked, "ignore_eos": False, **EARLY_STOP})
+        hidden = pool.submit(generate, engine, PROMPTS[5], asked, return_hidden_states="last")
         cut = texts[2][20:23]
         stopped = stream(engine, PROMPTS[2], stop=[cut])
         return {
@@ -114,6 +156,10 @@ def answers(engine: Engine) -> dict[str, Any]:
             "n": [c["text"] for c in several.result()["choices"]],  # type: ignore[attr-defined]
             "session": session.result(),
             "penalty": "".join(penalized.result()[0]),
+            "repetition": repeated.result()["output_ids"],
+            "min_tokens": minimum.result()["output_ids"],
+            "prompt": [token for _, token, _ in prompt.result()["meta_info"]["input_token_logprobs"]],
+            "figures": [*logprobs_of(prompt.result()), *hidden_state(hidden.result())],
             "stop": ("".join(stopped[0]), stopped[2]),
         }
 
@@ -182,8 +228,8 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
     found = answers(server)
     if "--disable-overlap-schedule" not in server.flags:
         assert found.pop("penalty")
-        expected = {key: value for key, value in expected.items() if key != "penalty"}
-    assert found == expected
+        assert len(found.pop("repetition")) == 24
+    check_same(found, expected)
     assert preemptions(server, mode) > 60
     if mode == "offload":
         check_load(server, evicting=440)
@@ -219,7 +265,7 @@ def test_without_a_part_of_it_offload_is_only_slower(
         until(engine, lambda told: told[HITS] > 130)
         until(engine, lambda told: (told[USED] < 300) == (part == "write-through"))
         until(engine, lambda told: again_tokens(told) > 130 if part == "increments" else again_tokens(told) == 0)
-        assert answers(engine) == expected
+        check_same(answers(engine), expected)
         assert preemptions(engine, "offload") > 60
         wait_until_idle(engine)
         until(engine, lambda told: told[USED] == 0)
