@@ -60,7 +60,7 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
 
 def prepare(out: Path, *, force: bool) -> None:
     """Make ``out``, or empty it of an earlier run where ``force`` says so. Raises :class:`UsageError` for one that holds a
-    run otherwise, and for one that cannot be: call it before anything runs."""
+    run otherwise, and for one that cannot be: call it before anything runs, and after all else that can be refused."""
     directory(out)
     if force:
         for file in (file for pattern in FILES for file in out.glob(pattern)):

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from andes_sglang import results
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError
 from andes_sglang.policy import SchedulingPolicy
-from andes_sglang.results import Progress
 from andes_sglang.routing.learned import Array, RungRouter
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
@@ -150,7 +150,9 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
 
 
 def _rung(text: str) -> tuple[EngineModel, Callable[[], SchedulingPolicy | None]]:
-    name, _, quality = text.rpartition("=")
+    name, given, quality = text.rpartition("=")
+    if not given:
+        raise UsageError(f"--rung {text}: expected PROFILE=QUALITY")
     engine, policy = configure(profiles.load(name).engine, Arm("andes", ("--enable-mixed-chunk",)))
     try:
         return replace(engine, quality=float(quality)), policy
@@ -163,6 +165,9 @@ def _run(args: argparse.Namespace, passed: Sequence[str]) -> int:
         raise UsageError(f"unknown argument {passed[0]!r}")
     if args.episodes < 1:
         raise UsageError(f"--episodes must be >= 1, got {args.episodes}")
+    results.directory(args.out.parent)
+    if args.out.is_dir():
+        raise UsageError(f"--out {args.out}: is a directory, and weights are a file")
     pairs = sorted((_rung(text) for text in args.rung), key=lambda pair: -pair[0].quality)
     rungs = [engine for engine, _ in pairs]
     if len({rung.quality for rung in rungs}) < max(2, len(rungs)):
@@ -171,9 +176,9 @@ def _run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     rate_rps = sustained_tokens_per_s(stock, args.prompt, args.output, args.seed) / mean_length(args.output)
     training = Training(rungs, pairs[0][1], rate_rps, args.prompt, args.output, args.episodes, args.seed)
     try:
-        weights = train(training, Progress("train-router"))
+        weights = train(training, results.Progress("train-router"))
     except ModuleNotFoundError as error:
         raise UsageError(f"train-router needs {error.name}: install andes-sglang[router]") from None
-    args.out.write_text(json.dumps({"weights": weights}))
+    results.save(args.out.parent, {args.out.name: json.dumps({"weights": weights})})
     print(f"written: {args.out}")
     return 0

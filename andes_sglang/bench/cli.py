@@ -92,8 +92,8 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UsageError(f"--name {args.name!r}: it names files, so it must be a word without /")
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
-    results.prepare(args.out, force=args.force)
     url = base_url(args.url)
+    results.prepare(args.out, force=args.force)
     records, figures, samples = measure({args.name: url}, workload, options)[args.name]
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
@@ -117,9 +117,9 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_arms(arms, passed)
     check_model(args.model)
     check_run(args)
-    results.prepare(args.out, force=args.force)
     _options(args, args.seed)  # an invalid one, or an invalid workload, is refused before an engine starts
     from_arguments(args, args.seed)
+    results.prepare(args.out, force=args.force)
     return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
 
 

@@ -162,10 +162,12 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         stock, _ = configure(profile.engine, Arm("stock"), passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)
+    first = from_arguments(args, args.seed)
+    check_requests(first, [engine for engine, _ in engines.values()])
     results.prepare(args.out, force=args.force)
     repeats = _Repeats({name: [] for name in arms})
     try:
-        _serve(args, engines, routing, repeats)
+        _serve(args, engines, routing, repeats, first)
     except KeyboardInterrupt:
         repeats.interrupted = True
         print("\ninterrupted: reporting what was computed", file=sys.stderr)
@@ -197,12 +199,14 @@ def _serve(
     engines: Mapping[str, tuple[EngineModel, Callable[[], SchedulingPolicy | None]]],
     routing: Callable[[], RoutingPolicy],
     repeats: _Repeats,
+    first: Workload | SyntheticWorkload,
 ) -> None:
-    """Every repeat under every policy. KeyboardInterrupt: what was served until then is kept."""
+    """Every repeat under every policy; ``first`` is the workload of the first. KeyboardInterrupt: what was served is kept."""
     for repeat in range(1, args.repeats + 1):
         seed = args.seed + repeat - 1
-        workload = from_arguments(args, seed)
-        check_requests(workload, [engine for engine, _ in engines.values()])
+        workload = first if repeat == 1 else from_arguments(args, seed)
+        if repeat > 1:
+            check_requests(workload, [engine for engine, _ in engines.values()])
         repeats.workload = repeats.workload or workload.describe()
         repeats.seeds.append(seed)
         for name, (engine, policy) in engines.items():

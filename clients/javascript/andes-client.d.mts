@@ -1,5 +1,6 @@
 export const DEFAULT_FIRST_TOKEN_S: number;
 export const DEFAULT_READING_SPEED: number;
+export const DEFAULT_THINKING_SPEED: number;
 
 export class InterruptedAnswerError extends Error {
   readonly text: string;
@@ -20,6 +21,8 @@ export interface Expectations {
   first_token_s?: number | null;
   klass?: string | null;
   expected_tokens?: number | null;
+  /** tokens/s of a thought that is not shown; Infinity: it is granted no time */
+  thinking_speed?: number | null;
 }
 
 export class Reader implements Expectations {
@@ -28,6 +31,7 @@ export class Reader implements Expectations {
   readonly first_token_s: number | null;
   readonly klass: string | null;
   readonly expected_tokens: number | null;
+  readonly thinking_speed: number | null;
   headers(): Record<string, string>;
   told(headers: Headers): Reader;
 }

@@ -156,6 +156,7 @@ export class Answer {
   #pacer;
   #reports;
   #characters = 0;
+  #thoughts = 0;
 
   constructor(response, reader, {asked_s, pace, clock, stop, signal, report_to}) {
     this.reader = reader.told(response.headers);
@@ -178,7 +179,8 @@ export class Answer {
 
   /** What the reader got; while the answer comes, so far. */
   get experience() {
-    const {first_token_s, reading_speed} = this.reader;
+    const {reading_speed, thinking_speed} = this.reader;
+    const first_token_s = this.reader.first_token_s + (this.#thought_by_server() || this.#thoughts) / thinking_speed;
     return this.#timeline.experience({first_token_s, reading_speed, tokens: this.finish_reason && this.#counted_by_server()});
   }
 
@@ -224,15 +226,22 @@ export class Answer {
     for (const choice of chunk.choices) {
       this.finish_reason = choice.finish_reason ?? this.finish_reason;
       text += choice.delta.content ?? "";
+      if (choice.delta.reasoning_content) this.#thoughts += count_tokens(choice.delta.reasoning_content);
     }
     if (this.#pacer) return text.match(WORDS) ?? [];
     return text ? [text] : [];
   }
 
-  /** Tokens of the text; those of a hidden thought are not read. */
+  /** Tokens of the text; those of a hidden thought are not read. null: no count, or one that does not tell them apart. */
   #counted_by_server() {
-    if (this.usage === null) return null;
-    return Math.max(1, this.usage.completion_tokens - (this.usage.completion_tokens_details?.reasoning_tokens ?? 0));
+    const thought = this.#thought_by_server();
+    if (this.usage === null || (this.#thoughts && !thought)) return null;
+    return Math.max(1, this.usage.completion_tokens - thought);
+  }
+
+  /** Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's. */
+  #thought_by_server() {
+    return this.usage?.completion_tokens_details?.reasoning_tokens ?? this.usage?.reasoning_tokens ?? 0;
   }
 }
 
@@ -248,15 +257,15 @@ export class AndesClient {
   }
 
   /** Ask, and get the Answer as it comes. `messages`: as OpenAI has them, or the question. `reading_speed`, `first_token_s`,
-   * `klass`, `expected_tokens`: of the Reader. `pace`: show the text at `reading_speed`, whatever the server does, and only
+   * `klass`, `expected_tokens`, `thinking_speed`: of the Reader. `pace`: show the text at `reading_speed`, whatever the server does, and only
    * while the page is visible. `report_every_s`: tell a gateway that takes reports so often what has been shown; by default
    * every 2 s where there is a page, null (never) elsewhere. `on_wait(seconds, reason)`: the service is full and the
    * question is asked again. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
    * what makes no sense, StatusError for a refusal, TypeError for a server that cannot be reached. */
   async stream(messages, {pace = false, report_every_s, on_wait, signal, ...rest} = {}) {
     const every_s = this.#checked(report_every_s);
-    const {reading_speed, first_token_s, klass, expected_tokens, ...options} = rest;
-    const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens});
+    const {reading_speed, first_token_s, klass, expected_tokens, thinking_speed, ...options} = rest;
+    const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens, thinking_speed});
     for (const name of RESERVED) {
       if (name in options) throw new RangeError(`${name} cannot be given: stream() streams one answer`);
     }

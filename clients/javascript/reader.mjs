@@ -4,7 +4,7 @@
  */
 
 /** Seconds and tokens/s, where neither caller nor gateway says otherwise: the gateway's class `reading`. */
-export const DEFAULT_FIRST_TOKEN_S = 1, DEFAULT_READING_SPEED = 4.8;
+export const DEFAULT_FIRST_TOKEN_S = 1, DEFAULT_READING_SPEED = 4.8, DEFAULT_THINKING_SPEED = 25;
 /** Seconds: text is shown this long before its reader has read what came before it. */
 const LEAD_S = 0.25;
 /** Seconds: shorter waits are rounding of the clock. */
@@ -38,12 +38,16 @@ export function count_tokens(text) {
   return characters <= LONGEST_TOKEN ? 1 : Math.round(characters / CHARACTERS_PER_TOKEN);
 }
 
+/** For a thought, in `x-andes-think-tds`. */
+const NO_TIME = "none";
+
 const number = text => (text === null || text.trim() === "" || Number.isNaN(Number(text)) ? null : Number(text));
 const significant = value => String(Number(value.toPrecision(6)));
 
-/** What the reader of one answer expects. Throws `RangeError` naming field and value. */
+/** What the reader of one answer expects; `thinking_speed`: tokens/s at which a model may think, unseen, before its reader
+ * waits, Infinity: no time is granted to a thought. Throws `RangeError` naming field and value. */
 export class Reader {
-  constructor({reading_speed = null, first_token_s = null, klass = null, expected_tokens = null} = {}) {
+  constructor({reading_speed = null, first_token_s = null, klass = null, expected_tokens = null, thinking_speed = null} = {}) {
     const within = (value, low, high) => typeof value === "number" && value >= low && value <= high;
     const check = (name, value, right, must) => {
       if (value !== null && !right) throw new RangeError(`${name} must be ${must}, got ${JSON.stringify(value) ?? value}`);
@@ -53,7 +57,9 @@ export class Reader {
     const whole = Number.isInteger(expected_tokens) && expected_tokens >= 1;
     check("expected_tokens", expected_tokens, whole, "a whole number from 1");
     check("klass", klass, typeof klass === "string" && /^[ -~]*[!-~][ -~]*$/.test(klass), "the name of a class");
-    Object.assign(this, {reading_speed, first_token_s, klass, expected_tokens});
+    const thinks = within(thinking_speed, 1e-3, 1e9) || thinking_speed === Infinity;
+    check("thinking_speed", thinking_speed, thinks, "tokens/s from 0.001 to 1e9, or Infinity");
+    Object.assign(this, {reading_speed, first_token_s, klass, expected_tokens, thinking_speed});
   }
 
   /** For the request. `x-andes-report` asks for what the gateway saw of the reader. */
@@ -63,6 +69,7 @@ export class Reader {
       "x-andes-tds": this.reading_speed && significant(this.reading_speed),
       "x-andes-ttft-ms": this.first_token_s === null ? null : significant(1000 * this.first_token_s),
       "x-andes-expected-tokens": this.expected_tokens && String(this.expected_tokens),
+      "x-andes-think-tds": this.thinking_speed && (this.thinking_speed === Infinity ? NO_TIME : significant(this.thinking_speed)),
       "x-andes-report": "usage",
     };
     return Object.fromEntries(Object.entries(said).filter(([, value]) => value !== null));
@@ -71,8 +78,11 @@ export class Reader {
   /** With what the answer's headers say that holds, else the defaults, in the place of what is null. */
   told(headers) {
     const first_ms = number(headers.get("x-andes-ttft-ms"));
+    const think_tds = headers.get("x-andes-think-tds");
+    const thinking_speed = think_tds === NO_TIME ? Infinity : number(think_tds) || DEFAULT_THINKING_SPEED;
     return new Reader({
       ...this,
+      thinking_speed: this.thinking_speed ?? thinking_speed,
       reading_speed: this.reading_speed ?? (number(headers.get("x-andes-tds")) || DEFAULT_READING_SPEED),
       first_token_s: this.first_token_s ?? (first_ms === null ? DEFAULT_FIRST_TOKEN_S : first_ms / 1000),
     });

@@ -71,7 +71,7 @@ class OfflineWork:
 
     def part(self, of: float) -> OfflineWork:
         """The share ``of`` it."""
-        batches = tuple(PendingBatch(b.deadline_s, of * b.tokens, b.requests) for b in self.batches)
+        batches = tuple(PendingBatch(b.deadline_s, of * b.tokens, math.ceil(of * b.requests)) for b in self.batches)
         return replace(self, batches=batches, tokens_per_s=of * self.tokens_per_s)
 
     @property

@@ -241,3 +241,16 @@ def test_a_wrong_report_says_what_is_wrong(body: dict[str, Any], param: str, sai
 
 def test_the_limits_of_a_lack_are_seconds_of_reading() -> None:
     assert MIN_LACK_S * TARGET.tds == 5
+
+
+def test_the_clock_of_who_serves_stands_still_while_nothing_can_be_received() -> None:
+    """The engine has paused after five tokens of which none has arrived; it goes on when the link does."""
+    receipt = Receipt(0.0, TARGET)
+    for now_s in range(1, 41):
+        if now_s == 1 or now_s > 30:
+            receipt.wrote(5 * EVENT)
+            receipt.delivered(float(now_s), 5)
+        owed = receipt.written_bytes if now_s < 30 else 0
+        receipt.sample(float(now_s), owed)
+    assert receipt.written.final_qoe() > 0.8
+    assert receipt.reader.final_qoe() < 0.5

@@ -9,6 +9,7 @@ import pytest
 from cases import pod, request_at
 
 from andes_operator.observe import FleetReplica, GatewayReport
+from andes_operator.offline import OfflineWork, PendingBatch
 from andes_operator.pool import Share, addresses, known_models, model_of, part, share
 
 NOW_S = 1_795_251_720.0
@@ -22,7 +23,8 @@ def report(
     *replicas: FleetReplica, requests: int = 10, held: int = 0, models: tuple[str, ...] = ("llama",)
 ) -> GatewayReport:
     times = tuple(request_at(NOW_S - 100 + i) for i in range(requests))
-    return GatewayReport("g", NOW_S, NOW_S, NOW_S - 600, times, {}, {}, replicas, held, models=models)
+    offline = OfflineWork((PendingBatch(NOW_S + 3600, 9000.0, 90),))
+    return GatewayReport("g", NOW_S, NOW_S, NOW_S - 600, times, {}, {}, replicas, held, models=models, offline=offline)
 
 
 OWN = frozenset({"10.0.0.1", "10.0.0.2", "fd00::1"})
@@ -73,6 +75,9 @@ def test_the_parts_of_all_pools_add_up(of: float) -> None:
     assert len(mine.requests) + len(theirs.requests) == pytest.approx(1000, abs=1)
     assert len(mine.requests) == pytest.approx(1000 * of, abs=1)
     assert mine.held + theirs.held == 10
+    assert mine.offline.tokens + theirs.offline.tokens == pytest.approx(9000.0)
+    assert 0 <= mine.offline.requests + theirs.offline.requests - 90 <= 1
+    assert mine.offline.requests == pytest.approx(90 * of, abs=1)
     assert [r.name for r in mine.replicas] == ["10.0.0.1:80"]
     gaps = [b.arrival_s - a.arrival_s for a, b in zip(mine.requests, mine.requests[1:])]
     assert not gaps or max(gaps) <= 1.0 / of + 1.0, "taken evenly"

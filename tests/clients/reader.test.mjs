@@ -1,8 +1,9 @@
 // The pure part of the JavaScript client against the rules that it shares with the Python client.
 import assert from "node:assert/strict";
 import {readFileSync} from "node:fs";
+import {createServer} from "node:http";
 import {test} from "node:test";
-import {Pacer, Reader, Retries, StatusError, Timeline, count_tokens} from "../../clients/javascript/andes-client.mjs";
+import {AndesClient, Pacer, Reader, Retries, StatusError, Timeline, count_tokens} from "../../clients/javascript/andes-client.mjs";
 
 const rules = JSON.parse(readFileSync(new URL("../fixtures/reader.json", import.meta.url)));
 
@@ -43,6 +44,35 @@ test("what goes out and what comes back", () => {
     const {reading_speed, first_token_s} = new Reader(reader).told(new Headers(headers));
     assert.deepEqual({reading_speed, first_token_s}, holds);
   }
+  const thinking = (said, reader = {}) => new Reader(reader).told(new Headers(said)).thinking_speed;
+  const header = "x-andes-think-tds";
+  assert.deepEqual([thinking({}), thinking({[header]: "50"}), thinking({[header]: "none"})], [25, 50, Infinity]);
+  assert.equal(thinking({[header]: "50"}, {thinking_speed: 7}), 7);
+  assert.equal(new Reader({thinking_speed: Infinity}).headers()[header], "none");
+});
+
+test("a thought is not read, and its reader has patience for it", async () => {
+  const event = (delta, more = {}) => `data: ${JSON.stringify({choices: [{index: 0, delta, finish_reason: null}], ...more})}\n\n`;
+  const answered = event({reasoning_content: "x".repeat(400)}) + event({content: "so"}) + event({content: "it"});
+  const told = async (usage, thinking_speed) => {
+    const last = event({}, {usage}).replace('"finish_reason":null', '"finish_reason":"stop"');
+    const server = createServer((_request, response) => response.end(answered + last));
+    await new Promise(resolve => server.listen(0, "127.0.0.1", resolve));
+    try {
+      const client = new AndesClient({base_url: `http://127.0.0.1:${server.address().port}/v1`});
+      const answer = await client.stream("x", {model: "m", first_token_s: 0, thinking_speed});
+      for await (const _text of answer);
+      return answer.experience;
+    } finally {
+      server.close();
+    }
+  };
+  const counts = [{reasoning_tokens: 50}, {completion_tokens_details: {reasoning_tokens: 50}}, {}];
+  for (const count of counts) {
+    const {tokens, qoe} = await told({completion_tokens: 52, ...count}, 0.001);
+    assert.deepEqual({tokens, qoe}, {tokens: 2, qoe: 1}, JSON.stringify(count));
+  }
+  assert.ok((await told({completion_tokens: 52, ...counts[0]}, Infinity)).qoe < 1, "no time for the thought");
 });
 
 test("when a question is asked again", () => {

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
 import andes_client
 from andes_client import AndesClient, Experience, Pacer, Reader, Timeline
 from andes_client.answer import _Reception
 from andes_client.experience import count_tokens
+from andes_client.reports import Reports
 from andes_client.retries import Retries
 from andes_sglang.qoe import QoETarget, ReaderStream
 
@@ -199,8 +202,25 @@ def test_a_thought_is_not_read_and_the_reader_has_patience_for_it() -> None:
     seen.take(ChatCompletionChunk.model_validate(last))
     assert seen.experience.tokens == 2
     assert seen.experience.qoe < 0.7, "the server's count: patience for 50"
-    with pytest.raises(ValueError, match=r"thinking_speed must be tokens/s from 0\.001 to 1e9, got 0"):
+    with pytest.raises(ValueError, match=r"thinking_speed must be tokens/s from 0\.001 to 1e9, or infinite, got 0"):
         Reader(thinking_speed=0)
+    seen.usage = CompletionUsage(prompt_tokens=1, completion_tokens=52, total_tokens=53)
+    assert seen.experience.tokens == 2, "a count that does not tell thought and answer apart is none of the answer"
+
+
+def test_what_holds_of_thoughts_goes_out_and_comes_back() -> None:
+    header = "x-andes-think-tds"
+    holds = {said: Reader().told({header: said}).thinking_speed for said in ("50", "none", "")}
+    assert holds == {"50": 50.0, "none": math.inf, "": 25.0}
+    assert Reader(thinking_speed=7).told({header: "none"}).thinking_speed == 7
+    assert Reader(thinking_speed=math.inf).headers()[header] == "none"
+
+
+def test_reports_of_an_answer_that_is_never_read_take_no_thread() -> None:
+    before = threading.active_count()
+    reports = Reports(openai.OpenAI(base_url="http://127.0.0.1:9", api_key="x"), "0" * 32, 1.0, dict)
+    assert threading.active_count() == before
+    reports.end()
 
 
 def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:

@@ -10,13 +10,15 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from andes_client import AsyncAndesClient, InterruptedAnswerError, Part, Race, RacedAnswer, race
+from andes_client import AsyncAndesClient, InterruptedAnswerError, Part, Race, RacedAnswer, Reader, race
 from andes_client.race_history import Plan
+from andes_client.writers import Request, writer_of
 from andes_sglang.bench.engine import Engine, free_port
 
 pytestmark = pytest.mark.server
@@ -234,6 +236,19 @@ async def test_a_model_in_this_process_may_block_and_is_stopped_when_it_is_not_w
     assert answer.parts[0].model == "generate"
     of = raced(generate, sdk(engines[0]), wait_s=0)
     assert (await read(of))[0].finish_reason in ("stop", "length")
+
+
+@in_a_loop
+async def test_a_thought_is_no_text_that_a_reader_has_left(tmp_path: Path) -> None:
+    """Else a writer that falls silent after a thought would not be replaced before the thought had been read."""
+    flags = ("--engine", "sim", "--speed", "20", "--thought-tokens", "4000")
+    options = {"max_tokens": 80, **COUNTED, "extra_body": {"custom_params": {"thinking_budget": 50}}}
+    with Engine("simulated", "andes", flags, log=tmp_path / "thinks.log") as engine:
+        writer = writer_of(sdk(engine.url), "simulated", "remote", 0.0)
+        asked = [{"role": "user", "content": "Tell me."}]
+        request = Request(asked, "", 0, Reader(), options, lambda *_: None, lambda _: None)
+        pieces = [piece async for piece in writer.write(request)]
+    assert sum(piece.tokens for piece in pieces) == 30
 
 
 @in_a_loop

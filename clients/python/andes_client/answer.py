@@ -66,7 +66,7 @@ class _Reception:
         return self._timeline.experience(
             first_token_s=first_s + (self._thought_by_server() or self._thoughts) / thinking,
             reading_speed=speed,
-            tokens=self._counted_by_server() if self.finish_reason else None,
+            tokens=self.counted_by_server() if self.finish_reason else None,
         )
 
     @property
@@ -119,11 +119,12 @@ class _Reception:
         if self.finish_reason is None:
             raise InterruptedAnswerError("the stream ended without a finish reason", self.text, self.request_id)
 
-    def _counted_by_server(self) -> int | None:
-        """Tokens of the text; those of a hidden thought are not read."""
-        if self.usage is None:
+    def counted_by_server(self) -> int | None:
+        """Tokens of the text; those of a hidden thought are not read. None: no count, or none that tells them apart."""
+        thought = self._thought_by_server()
+        if self.usage is None or (self._thoughts and not thought):
             return None
-        return max(1, self.usage.completion_tokens - self._thought_by_server())
+        return max(1, self.usage.completion_tokens - thought)
 
     def _thought_by_server(self) -> int:
         """Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's."""

@@ -95,18 +95,20 @@ class AndesClient(_Asking):
         pace: bool = False,
         on_wait: OnWait | None = None,
         report_every_s: float | None = None,
+        thinking_speed: float | None = None,
         **options: Any,
     ) -> Answer:
         """Ask, and get the answer as it comes.
 
-        messages: as OpenAI has them, or the question. reading_speed, first_token_s, klass, expected_tokens: of the
-        :class:`~andes_client.reader.Reader`. pace: show the text at ``reading_speed``, whatever the server does. on_wait: is
-        told when the server is full and the question is asked again. report_every_s: tell the gateway so often what has been
-        shown, so that it does not take what a proxy or this program has read ahead for read; None: never. options: all else
-        that chat completions take.
+        messages: as OpenAI has them, or the question. reading_speed, first_token_s, klass, expected_tokens, thinking_speed:
+        of the :class:`~andes_client.reader.Reader`. pace: show the text at ``reading_speed``, whatever the server does.
+        on_wait: is told when the server is full and the question is asked again. report_every_s: tell the gateway so often
+        what has been shown, so that it does not take what a proxy or this program has read ahead for read; None: never.
+        options: all else that chat completions take.
         Raises ``ValueError`` for what makes no sense, and ``openai``'s errors once it gives up.
         """
-        reader, every_s = Reader(reading_speed, first_token_s, klass, expected_tokens), _checked(report_every_s)
+        reader = Reader(reading_speed, first_token_s, klass, expected_tokens, thinking_speed)
+        every_s = _checked(report_every_s)
         request, retries, asked_s = self._request(messages, model, reader, options), self._retries(), time.monotonic()
         while True:
             try:
@@ -147,10 +149,12 @@ class AsyncAndesClient(_Asking):
         pace: bool = False,
         on_wait: OnWait | None = None,
         report_every_s: float | None = None,
+        thinking_speed: float | None = None,
         **options: Any,
     ) -> AsyncAnswer:
         """As :meth:`AndesClient.stream`: ``answer = await client.stream(...)``, then ``async for text in answer``."""
-        reader, every_s = Reader(reading_speed, first_token_s, klass, expected_tokens), _checked(report_every_s)
+        reader = Reader(reading_speed, first_token_s, klass, expected_tokens, thinking_speed)
+        every_s = _checked(report_every_s)
         request, retries, asked_s = self._request(messages, model, reader, options), self._retries(), time.monotonic()
         while True:
             try:

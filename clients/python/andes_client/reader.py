@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,16 @@ DEFAULT_READING_SPEED = 4.8
 DEFAULT_THINKING_SPEED = 25.0
 """Tokens/s, likewise: how fast a thought that is not shown has to go on; the gateway's ``think_tds``."""
 
+NO_TIME = "none"
+"""For a thought, in ``x-andes-think-tds``."""
+
 
 @dataclass(frozen=True)
 class Reader:
     """reading_speed: tokens/s; first_token_s: seconds to the first token; klass: one of the gateway's classes, which says
     both; expected_tokens: length of the whole answer, where the caller knows it. thinking_speed: tokens/s at which a model
-    may think, unseen, before the reader waits for its answer. None: as the class says.
+    may think, unseen, before the reader waits for its answer; infinite: no time is granted to a thought. None: as the class
+    says.
 
     Raises ``ValueError`` naming field and value.
     """
@@ -35,8 +40,11 @@ class Reader:
             raise ValueError(f"reading_speed must be tokens/s from 0.001 to 1e9, got {self.reading_speed!r}")
         if self.first_token_s is not None and not _is_in(self.first_token_s, 0.0, 1e6):
             raise ValueError(f"first_token_s must be seconds from 0 to 1e6, got {self.first_token_s!r}")
-        if self.thinking_speed is not None and not _is_in(self.thinking_speed, 1e-3, 1e9):
-            raise ValueError(f"thinking_speed must be tokens/s from 0.001 to 1e9, got {self.thinking_speed!r}")
+        thinking = self.thinking_speed
+        if thinking not in (None, math.inf) and not _is_in(thinking, 1e-3, 1e9):
+            raise ValueError(
+                f"thinking_speed must be tokens/s from 0.001 to 1e9, or infinite, got {self.thinking_speed!r}"
+            )
         tokens = self.expected_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(f"expected_tokens must be a whole number from 1, got {tokens!r}")
@@ -50,10 +58,16 @@ class Reader:
             "x-andes-tds": None if self.reading_speed is None else f"{self.reading_speed:.6g}",
             "x-andes-ttft-ms": None if self.first_token_s is None else f"{1000 * self.first_token_s:.6g}",
             "x-andes-expected-tokens": None if self.expected_tokens is None else str(self.expected_tokens),
-            "x-andes-think-tds": None if self.thinking_speed is None else f"{self.thinking_speed:.6g}",
+            "x-andes-think-tds": self._think_tds,
             "x-andes-report": "usage",
         }
         return {name: value for name, value in said.items() if value is not None}
+
+    @property
+    def _think_tds(self) -> str | None:
+        if self.thinking_speed is None:
+            return None
+        return NO_TIME if self.thinking_speed == math.inf else f"{self.thinking_speed:.6g}"
 
     def told(self, headers: Mapping[str, str]) -> Reader:
         """With what the answer's headers say that holds, else the defaults, in the place of what is None."""
@@ -62,7 +76,9 @@ class Reader:
         if first_s is None:
             first_ms = _number(headers.get("x-andes-ttft-ms"))
             first_s = DEFAULT_FIRST_TOKEN_S if first_ms is None else first_ms / 1000
-        thinking = self.thinking_speed or _number(headers.get("x-andes-think-tds")) or DEFAULT_THINKING_SPEED
+        said = headers.get("x-andes-think-tds")
+        thinking = math.inf if said == NO_TIME else _number(said)
+        thinking = self.thinking_speed or thinking or DEFAULT_THINKING_SPEED
         return replace(self, reading_speed=speed, first_token_s=first_s, thinking_speed=thinking)
 
 

@@ -24,19 +24,18 @@ class Reports:
     def __init__(self, client: openai.OpenAI, stream_id: str, every_s: float, shown: _Shown) -> None:
         self._client, self._path = client, f"/streams/{stream_id}/reader"
         self._every_s, self._shown = every_s, shown
-        self._begun, self._over = threading.Event(), threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
+        self._begun, self._over = False, threading.Event()
 
     def begin(self) -> None:
         """Text is shown."""
-        self._begun.set()
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._run, daemon=True, name="andes reader reports").start()
 
     def end(self) -> None:
         self._over.set()
-        self._begun.set()
 
     def _run(self) -> None:
-        self._begun.wait()
         while not self._over.is_set():
             try:
                 self._client.post(self._path, cast_to=type(None), body=self._shown(), options={"timeout": TIMEOUT_S})

@@ -103,7 +103,7 @@ class _Server:
         counted = 0
         async with answer:
             async for text in answer:
-                said = answer.usage.completion_tokens - counted if answer.usage else 0  # of continuous_usage_stats
+                said = (answer.counted_by_server() or 0) - counted  # of continuous_usage_stats
                 tokens = said if said > 0 else count_tokens(text)
                 counted += tokens
                 yield Piece(text, tokens)

@@ -22,7 +22,7 @@ from andes_sglang.cli import main
         ("--seed -1", "--seed must be >= 0, got -1"),
         ("--shape square", "--shape 'square': choose poisson, gamma or burst"),
         ("--trace nowhere.csv", "nowhere.csv: cannot be read"),
-        ("--out /dev/null/x", "--out /dev/null/x: cannot be made (Not a directory)"),
+        ("--url http://127.0.0.1:9 --out /dev/null/x", "--out /dev/null/x: cannot be made (Not a directory)"),
         ("--duration 2", "--url nonsense: say http:// or https:// first, as in http://nonsense"),
         ("--url http://127.0.0.1:9 --duration 2", "--url http://127.0.0.1:9: nothing answers there"),
         ("--trace nowhere.csv --rate 3", "--rate 3.0: not with --trace, whose arrivals are played"),
@@ -66,9 +66,13 @@ def test_compare(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    assert main(["compare", "--model", str(tmp_path), *arguments.split()]) == 2
+    (earlier := tmp_path / "out" / "summary.json").parent.mkdir()
+    earlier.write_text("{}")
+    out = ("--out", str(earlier.parent), "--force")
+    assert main(["compare", "--model", str(tmp_path), *out, *arguments.split()]) == 2
     assert says in capsys.readouterr().err
-    assert not list(tmp_path.glob("out/bench/engine-*"))
+    assert earlier.exists(), "what is refused costs no earlier results"
+    assert not list(tmp_path.glob("out/engine-*"))
 
 
 def test_report_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

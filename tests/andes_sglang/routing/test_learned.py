@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from andes_sglang.cli import main
 from andes_sglang.qoe import QoETarget
 from andes_sglang.routing import IncomingStream, ReplicaView, make_routing_policy
 from andes_sglang.routing.learned import Learned, RungRouter
@@ -67,6 +68,23 @@ def test_what_is_no_router_is_said(changed: dict[str, Any], said: str) -> None:
         Learned({**WEIGHTS, **changed})
     with pytest.raises(ValueError, match=r"weights: not those of a router"):
         Learned("router.json")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--rung h100-llama-3.1-8b", "--rung h100-llama-3.1-8b: expected PROFILE=QUALITY"),
+        ("--rung h100-llama-3.1-8b=2", "quality must be in (0, 1], got 2.0"),
+        ("--rung h100-llama-3.1-8b=1", "--rung: two models or more, of different quality"),
+        ("--rung h100-llama-3.1-8b=1 --out .", "--out .: is a directory, and weights are a file"),
+        ("--rung h100-llama-3.1-8b=1 --out /dev/null/x/y.json", "--out /dev/null/x: cannot be made"),
+    ],
+)
+def test_what_cannot_be_trained_or_written_is_said_before(
+    flags: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train-router", *flags.split()]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_training_is_repeatable_and_learns_what_is_always_better() -> None:

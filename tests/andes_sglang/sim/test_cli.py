@@ -23,6 +23,15 @@ def simulate(out: Path, *flags: str) -> dict[str, Any]:
     return dict(json.loads((out / "summary.json").read_text()))
 
 
+def test_what_is_refused_costs_no_earlier_results(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text("{}")
+    simulated = ["simulate", *SHORT, "--out", str(tmp_path), "--force"]
+    for wrong in (["--rate", "-1"], ["--rate", "2", "--prompt", "1000000"]):
+        assert main([*simulated, *wrong]) == 2
+    assert main(["bench", "--url", "here:1", "--rate", "1", "--out", str(tmp_path), "--force"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
 def test_it_leaves_what_compare_leaves_and_says_that_it_is_simulated(tmp_path: Path) -> None:
     result = simulate(tmp_path, "--repeats", "2")
     assert list(result["policies"]) == ["stock", "stock-mixed", "andes"]
