@@ -264,6 +264,8 @@ def test_files_that_are_none(gateway: Gateway) -> None:
     assert httpx.post(gateway.url + "/v1/files", content=b"x", headers=headers).status_code == 415
     cut = {**headers, "content-type": "multipart/form-data; boundary=b"}
     assert httpx.post(gateway.url + "/v1/files", content=b"--b\r\nnonsense", headers=cut).status_code == 400
+    wide = {**headers, "content-type": f"multipart/form-data; boundary={400 * 'b'}"}
+    assert httpx.post(gateway.url + "/v1/files", content=b"x", headers=wide).status_code == 400
     assert (
         httpx.post(
             gateway.url + "/v1/files", data={"purpose": "batch"}, files={"other": b""}, headers=headers

@@ -252,5 +252,5 @@ def test_the_clock_of_who_serves_stands_still_while_nothing_can_be_received() ->
             receipt.delivered(float(now_s), 5)
         owed = receipt.written_bytes if now_s < 30 else 0
         receipt.sample(float(now_s), owed)
-    assert receipt.written.final_qoe() > 0.95
+    assert receipt.written.final_qoe() > 0.8
     assert receipt.reader.final_qoe() < 0.5
