@@ -65,9 +65,11 @@ class Relay:
                 await self._reply.end()
                 self.stream.shed(error)
         finally:
-            if self._tools is not None:
-                await self._tools.close()
-            await self._reply.stop()
+            try:  # each, though it is cancelled once more while it waits for the other
+                await self._reply.stop()
+            finally:
+                if self._tools is not None:
+                    await self._tools.close()
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""
