@@ -42,13 +42,15 @@ def call(name: str, arguments: str, *, number: int = 0, characters: int = 4) -> 
 
 class ScriptedEngine:
     """token_s: seconds between tokens. bodies: what it was asked for. holds: before token k of round r it waits for the event
-    of ``(r, k)``; deaths: there it breaks the connection, once each. cancelled: a client has left."""
+    of ``(r, k)``; deaths: there it breaks the connection, once each.
+    says_role: first of all, in an event of its own. cancelled: a client has left."""
 
     def __init__(self, rounds: Sequence[Sequence[Delta]], token_s: float = 0.0) -> None:
         self.rounds, self.token_s = rounds, token_s
         self.bodies: list[dict[str, Any]] = []
         self.holds: dict[tuple[int, int], threading.Event] = {}
         self.deaths: set[tuple[int, int]] = set()
+        self.says_role = True
         self.cancelled = threading.Event()
         self.url = ""
         self._ids = itertools.count()
@@ -107,7 +109,8 @@ class ScriptedEngine:
         deltas, most = self.rounds[min(number, len(self.rounds) - 1)], body.get("max_tokens") or 1 << 30
         began_s = time.monotonic()
         try:
-            await chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], 0)
+            if self.says_role:
+                await chunk([{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}], 0)
             for k, delta in enumerate(deltas[:most]):
                 await asyncio.sleep(max(0.0, began_s + (k + 1) * self.token_s - time.monotonic()))
                 if not await self._lives(number, k):

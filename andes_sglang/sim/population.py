@@ -152,7 +152,7 @@ class Population:
         """It has just left the batch, or its half computed prompt waits again: parked with its KV, or waiting without,
         ``cached_tokens`` of it in the cache."""
         c = self._columns
-        if c[PHASE, slot] != Phase.WAITING:
+        if c[PHASE, slot] == Phase.RUNNING:  # what was parked has been counted
             _count(c[:, slot], clock.steps - self._joined_step[slot])
         c[PHASE, slot], c[SINCE, slot], c[CACHED, slot] = phase, clock.now_s, cached_tokens
         c[PREEMPTIONS, slot] += 1

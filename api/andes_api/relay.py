@@ -65,9 +65,11 @@ class Relay:
                 await self._reply.end()
                 self.stream.shed(error)
         finally:
-            if self._tools is not None:
-                await self._tools.close()
-            await self._reply.stop()
+            try:  # each, though it is cancelled once more while it waits for the other
+                await self._reply.stop()
+            finally:
+                if self._tools is not None:
+                    await self._tools.close()
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""
@@ -272,7 +274,7 @@ class Relay:
         if self._deaths >= MAX_DEATHS:
             self._context.fatal.add(self.stream.body, now_s)
             fault, event, answer = admission.fatal(self._deaths, MEMORY_S), b"", None
-        if begun or (event and self._reply.started):  # say it in the stream, and end without a finish reason
+        if self._reply.started and (begun or event):  # say it in the stream, and end without a finish reason
             await self.writer.write([(event or self.stream.endpoint.error_event(fault.status, fault.body), 0)])
         elif answer is not None:
             await self._reply.whole(*answer)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.server
 CHAT = "/v1/chat/completions"
 LIMIT_S = 120.0
 """Seconds for what takes about one, however slow the machine is."""
-KEYS = {"acme": "sk-acme", "other": "sk-other", "small": "sk-small"}
+KEYS = {"acme": "sk-acme", "other": "sk-other", "small": "sk-small", "crowd": "sk-crowd"}
 
 
 def until(found: Callable[[], Any], what: str) -> Any:
@@ -111,7 +112,7 @@ Start = Callable[..., Gateway]
 def start(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     tenants = [
         {"name": name, "key_sha256": hashlib.sha256(key.encode()).hexdigest()}
-        | ({"batches": {"files": 2, "requests": 3}} if name == "small" else {})
+        | ({"batches": {"files": 2, "requests": 3}} if name in ("small", "crowd") else {})
         for name, key in KEYS.items()
     ]
     log = tmp_path_factory.mktemp("gateways") / "gateway.log"
@@ -264,6 +265,8 @@ def test_files_that_are_none(gateway: Gateway) -> None:
     assert httpx.post(gateway.url + "/v1/files", content=b"x", headers=headers).status_code == 415
     cut = {**headers, "content-type": "multipart/form-data; boundary=b"}
     assert httpx.post(gateway.url + "/v1/files", content=b"--b\r\nnonsense", headers=cut).status_code == 400
+    wide = {**headers, "content-type": f"multipart/form-data; boundary={400 * 'b'}"}
+    assert httpx.post(gateway.url + "/v1/files", content=b"x", headers=wide).status_code == 400
     assert (
         httpx.post(
             gateway.url + "/v1/files", data={"purpose": "batch"}, files={"other": b""}, headers=headers
@@ -314,6 +317,16 @@ def test_a_tenant_has_so_much(gateway: Gateway) -> None:
         sdk.files.create(file=("a", b"{}"), purpose="batch")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=gateway.url + "/v1", api_key="sk-none", max_retries=0).batches.list()
+
+
+def test_a_tenant_has_no_more_by_asking_many_times_at_once(gateway: Gateway) -> None:
+    def upload(_: int) -> int:
+        form, file = {"purpose": "batch"}, {"file": ("a", lines(line(0)))}
+        headers = {"authorization": f"Bearer {KEYS['crowd']}"}
+        return httpx.post(gateway.url + "/v1/files", data=form, files=file, headers=headers, timeout=120).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        assert Counter(pool.map(upload, range(12))) == {200: 2, 400: 10}
 
 
 def test_cancelling_and_a_window_that_ends(gateway: Gateway) -> None:

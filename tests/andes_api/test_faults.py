@@ -392,7 +392,8 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
 def test_a_thousand_streams_at_once_leave_nothing_behind(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.fault, upstream.after = "stall", 1
-    server = gateway(upstream.url, admission=False, stream_idle_s=500)
+    slow_machine = dict.fromkeys(("stream_idle_s", "health_interval_s", "load_interval_s", "connect_timeout_s"), 500)
+    server = gateway(upstream.url, admission=False, **slow_machine)
     count = 1000
 
     async def one(client: httpx.AsyncClient) -> str:

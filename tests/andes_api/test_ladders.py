@@ -138,13 +138,19 @@ def test_a_weaker_answer_in_time_is_worth_more_than_a_good_one_that_comes_late(
     one.fault, one.after = "stall", 0
     server = gateway(
         models={"big": {"upstreams": [one.url]}, "small": {"upstreams": [other.url]}},
-        ladders=LADDER,
+        ladders={**LADDER, "deep": [BIG, {"model": "small", "quality": 0.1}]},
+        classes={"code": {"shed_below": 0.9}},
         otlp_endpoint=backend.url,
     )
     with ThreadPoolExecutor() as pool:
         first = pool.submit(ask, server, prompt="word " * 200_000)
         assert one.stalled.wait(120)
         assert ask(server).headers["x-andes-model"] == "small"
+        strict = {"x-andes-class": "code"}
+        passed_over = ask(server, "deep", **strict)  # late at the better model is worth more, but that would refuse it
+        assert (passed_over.headers["x-andes-model"], passed_over.headers["x-andes-quality"]) == ("small", "0.1")
+        refused = ask(server, "deep", **strict, **{"x-andes-degrade": "off"})
+        assert (refused.status_code, refused.headers["x-andes-reason"]) == (429, "predicted_qoe")
         one.fault = None
         assert ask(server, **{"x-andes-degrade": "off"}).headers["x-andes-model"] == "big"
         one.release.set()

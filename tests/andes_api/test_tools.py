@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -13,12 +14,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
-from andes_api.tool_rounds import added
+from andes_api.tool_rounds import ToolRounds, added
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
 
 pytestmark = pytest.mark.server
@@ -219,6 +221,34 @@ def test_a_caller_who_leaves_takes_the_tool_with_him(
     wait_for(lambda: not server.gateway.open)
 
 
+def test_a_stream_that_is_cut_off_twice_says_nothing_more(
+    engine: Any, gateway: Any, tools: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second time while its tools take long to end."""
+    closing, close = threading.Event(), ToolRounds.close
+
+    async def slowly(rounds: ToolRounds) -> None:
+        await close(rounds)
+        closing.set()
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(ToolRounds, "close", slowly)
+    scripted = engine([*say("a b"), *call("hangs", "{}")], say("never"))
+    server = gateway(scripted.url, tools={"hangs": tools["hangs"] | {"timeout_s": 600}}, keepalive_s=60)
+    body = {"model": "scripted", "stream": True, "messages": [{"role": "user", "content": "go"}]}
+    body["tools"] = [function("hangs")]
+    with httpx.stream(
+        "POST", f"{server.url}/v1/chat/completions", json=body, headers={"x-andes-tools": "run"}, timeout=120
+    ):
+        ((stream, task),) = server.gateway.open.items()
+        timer = server.gateway._relays[stream]._reply._timer
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        assert closing.wait(120)
+        task.get_loop().call_soon_threadsafe(task.cancel)
+        wait_for(lambda: not server.gateway.open)
+    assert timer.cancelled()
+
+
 def test_a_gateway_that_stops_says_so_and_ends_the_tool(engine: Any, gateway: Any, tools: dict[str, Any]) -> None:
     scripted = engine([*say("a b"), *call("hangs", "{}")], say("never"))
     server = gateway(scripted.url, tools={"hangs": tools["hangs"] | {"timeout_s": 600}})
@@ -252,6 +282,20 @@ def test_a_call_starts_once_though_its_engine_dies(
     assert log.read_text() == "started "
     assert engines[1].bodies[-1]["messages"][-1]["content"] == "ran\n"
     assert chunks[-1].usage.completion_tokens == len(calling) + 1
+
+
+def test_an_engine_that_dies_in_a_call_before_anything_was_shown(
+    engine: Any, gateway: Any, tools: dict[str, Any]
+) -> None:
+    """A status can still say it, and no event has come before."""
+    calling = call("echo", '{"a": 1}')
+    scripted = engine(calling)
+    scripted.deaths.add((0, len(calling) - 1))
+    scripted.says_role = False
+    server = gateway(scripted.url, tools=tools)
+    with pytest.raises(openai.InternalServerError, match="the engine failed") as error:
+        ask(server.url)
+    assert error.value.status_code == 502
 
 
 def test_tools_see_nothing_of_the_gateways_environment(

@@ -7,12 +7,13 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-__all__ = ["Journal", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json"]
+__all__ = ["Journal", "alone", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json"]
 
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
 
@@ -121,6 +122,17 @@ def lock(path: Path) -> int | None:
         os.close(file)
         raise
     return file
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Nothing else is in here, of all threads and gateways; for a moment, in a thread."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o640)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def unlock(file: int) -> None:

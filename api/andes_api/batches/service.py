@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from andes_api.batches.disk import alone
 from andes_api.batches.files import FileStore, no_file
 from andes_api.batches.peers import Peers
 from andes_api.batches.runner import BatchRunner
@@ -26,6 +27,7 @@ class Batches:
 
     def __init__(self, gateway: Gateway, settings: BatchSettings, directory: Path) -> None:
         self._settings = settings
+        self._quota = directory / "quota"  # locked from the look at what a tenant has until it has more
         self.files = FileStore(directory / "files", settings.file_days)
         self.store = BatchStore(directory / "batches")
         peers = Peers(directory / "gateways", gateway.instance)
@@ -46,8 +48,9 @@ class Batches:
     ) -> dict[str, Any]:
         """Take over an uploaded file. Raises a 400 where the tenant has too much."""
         owner = tenant.name if tenant is not None else None
-        self.files.check_room(owner, self._limits(tenant), content.stat().st_size)
-        return self.files.add(content, name, tenant=owner, purpose="batch", seconds=seconds)
+        with alone(self._quota):
+            self.files.check_room(owner, self._limits(tenant), content.stat().st_size)
+            return self.files.add(content, name, tenant=owner, purpose="batch", seconds=seconds)
 
     def delete_file(self, file_id: str, tenant: str | None) -> None:
         """Raises a 404, or a 400 where a batch still reads it."""
@@ -69,7 +72,15 @@ class Batches:
             raise ApiError(
                 400, no_file(file_id, "input_file_id").message, param="input_file_id", reason="file", retry=False
             ) from None
-        most, total = self._limits(tenant).requests, self._count(file_id)
+        total = self._count(file_id)
+        with alone(self._quota):
+            self._check_requests(owner, total, self._limits(tenant).requests)
+            batch = self.store.create(owner, **asked, request_counts={"total": total, "completed": 0, "failed": 0})
+        self.runner.look_soon()
+        return batch
+
+    def _check_requests(self, owner: str | None, total: int, most: int) -> None:
+        """Raise a 429 where ``total`` more are too many."""
         waiting = sum(
             batch["request_counts"]["total"] - batch["request_counts"]["completed"] - batch["request_counts"]["failed"]
             for batch in self.store.open()
@@ -80,9 +91,6 @@ class Batches:
                 429, f"{waiting} requests of batches are to be done, and these are {total} more; {most} are allowed",
                 "rate_limit_error", code="batch_quota_exceeded", reason="batch_requests", retry=False,
             )  # fmt: skip
-        batch = self.store.create(owner, **asked, request_counts={"total": total, "completed": 0, "failed": 0})
-        self.runner.look_soon()
-        return batch
 
     def _count(self, file_id: str) -> int:
         """Lines of a file, about."""

@@ -73,7 +73,11 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > most + MAX_FORM_BYTES:
         raise _too_long(most)
-    parser, came = _parser(request, upload), 0
+    came = 0
+    try:
+        parser = _parser(request, upload)
+    except FormParserError as error:  # its boundary
+        raise _no_form(error) from None
     try:
         async with asyncio.timeout(settings.body_timeout_s) as timeout:
             async for part in request.stream():
@@ -99,7 +103,7 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
             507, f"the file cannot be kept: {error.strerror}", "server_error", reason="disk", retry=False
         ) from None
     except FormParserError as error:
-        raise ApiError(400, f"the body is no form: {error}", reason="body", retry=False) from None
+        raise _no_form(error) from None
     finally:
         parser.close()
     if upload.path is not None and upload.path.stat().st_size > most:
@@ -115,6 +119,10 @@ def _parser(request: Request, upload: Upload) -> FormParser:
         upload.fields[(name or b"").decode(errors="replace")] = (value or b"").decode(errors="replace")
 
     return create_form_parser(headers, on_field, upload.take, config=config)
+
+
+def _no_form(error: FormParserError) -> ApiError:
+    return ApiError(400, f"the body is no form: {error}", reason="body", retry=False)
 
 
 def _too_long(most: int) -> ApiError:

@@ -202,6 +202,11 @@ def test_a_parked_request_can_be_released() -> None:
     replica._preemptor.park(job)
     replica._preemptor.release(job)
     assert (list(replica.parked), replica.waiting, job.preemptions) == ([], [job], 2)
+    shown = replica._seam.state().requests  # type: ignore[union-attr]
+    row = shown.rids.index(job.rid)
+    assert job.generated > 1
+    assert (shown.output_tokens[row], shown.readers.delivered[row]) == (job.generated, job.generated)
+    assert shown.context_tokens[row] == job.context_tokens
 
 
 def test_settling_sends_what_is_in_flight_now() -> None:
