@@ -5,7 +5,7 @@ BIN := .venv/bin
 UNIT := -m "not engine and not server and not cluster"
 # Two at a time, a file in one process: most of what they take is waiting. Fewer or more: make test WORKERS=1.
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \

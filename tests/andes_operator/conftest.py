@@ -23,6 +23,7 @@ def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     for crd, path in zip(crds, paths):
         control_plane.kubectl("apply", "--validate=false", "-f", str(crd))
         until(f"{crd.stem} are served", lambda path=path: "items" in control_plane("GET", path))
+    control_plane.wait_until_served("andes.dev/v1alpha1")
     yield control_plane
     for crd in crds:
         control_plane.kubectl("delete", "--timeout=280s", "-f", str(crd))

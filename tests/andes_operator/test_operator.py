@@ -423,6 +423,7 @@ def test_anything_with_a_scale_subresource(site: Site) -> None:
     }  # fmt: skip
     site.plane.kubectl("apply", "--validate=false", "-f", "-", stdin=json.dumps(gangs))
     site.plane.serve("parts.example/v1")
+    site.plane.wait_until_served("parts.example/v1")
     path = f"/apis/parts.example/v1/namespaces/{site.namespace}/gangs"
     until("gangs are served", lambda: "items" in site.plane("GET", path))
     gang = {"apiVersion": "parts.example/v1", "kind": "Gang", "metadata": {"name": "g"}, "spec": {"replicas": 1}}

@@ -116,6 +116,7 @@ def test_monitors_come_once_the_cluster_knows_them(control_plane: ControlPlane, 
         for kind in ("ServiceMonitor", "PrometheusRule"):
             control_plane("POST", CRDS, definition(kind))
         control_plane.serve(MONITORING)
+        control_plane.wait_until_served(MONITORING)
         for kinds in ("servicemonitors", "prometheusrules"):
             until(f"{kinds} are known", lambda kinds=kinds: kinds in known(control_plane))
             until(f"{kinds} are served", lambda kinds=kinds: "items" in control_plane("GET", f"{MONITORS}/{kinds}"))

@@ -250,6 +250,20 @@ class ControlPlane:
                 raise
             self("POST", SERVICES, {"metadata": {"name": name}, "spec": spec})
 
+    def wait_until_served(self, group_version: str) -> None:
+        """Until CRDs of this group, which are there, are served where they stay. For a moment after :meth:`serve` the
+        API server may still answer for them itself, from a store of its own: what is created there is lost."""
+        found = self._is_handed_on if self._crd_server else self.serves
+        until(f"{group_version} is served", lambda: found(group_version))
+
+    def _is_handed_on(self, group_version: str) -> bool:
+        """Whether the CRD server has answered for this group."""
+        group, _, version = group_version.partition("/")
+        service = self("GET", f"{SERVICES}/{version}.{group}")
+        conditions = service.get("status", {}).get("conditions", [])
+        passed = any((c["type"], c["status"], c["reason"]) == ("Available", "True", "Passed") for c in conditions)
+        return "service" in service["spec"] and passed and self.serves(group_version)
+
     def unserve(self, group_version: str) -> None:
         """The opposite: once its CRDs are gone, so that no client waits for the group."""
         if self._crd_server:
@@ -323,14 +337,7 @@ class ControlPlane:
         spec = {"type": "ExternalName", "externalName": self.address, "ports": [{"port": CRDS}]}
         self("POST", "/api/v1/namespaces/kube-system/services", {"metadata": {"name": "crd-server"}, "spec": spec})
         self.serve("apiextensions.k8s.io/v1")
-        service = f"{SERVICES}/v1.apiextensions.k8s.io"
-
-        def available() -> bool:
-            conditions = self("GET", service).get("status", {}).get("conditions", [])
-            remote = "service" in self("GET", service)["spec"]
-            return remote and any(c["type"] == "Available" and c["status"] == "True" for c in conditions)
-
-        self._wait("the CRD server", lambda: available() and self.serves("apiextensions.k8s.io/v1"))
+        self._wait("the CRD server", lambda: self._is_handed_on("apiextensions.k8s.io/v1"))
 
     def _start_controllers(self, config: dict[str, Path]) -> None:
         for program, port, more in (

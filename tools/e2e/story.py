@@ -159,6 +159,7 @@ class _Stage:
         self.say("helm install: two gateways, one simulated engine, the operator")
         helm.install(CHART, RELEASE, VALUES)
         self.plane.serve(GROUP_VERSION)
+        self.plane.wait_until_served(GROUP_VERSION)
         parts = ("gateway", "engine", "operator")
         until("everything is available", lambda: all(map(self.available, parts)), PATIENCE_S)
         for kind in ("qoeclasses", "qoetargets"):
