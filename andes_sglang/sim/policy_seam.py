@@ -85,7 +85,8 @@ class PolicySeam:
 
     def waits_for_readers(self) -> bool:
         """Whether all that is off the engine is there because its reader cannot receive."""
-        return not any(map(self.can_receive, (*self._queue.waiting, *self._batch.parked)))
+        off = (*self._queue.waiting, *self._batch.parked)
+        return bool(off) and not any(map(self.can_receive, off))
 
     def resume_rather_than_idle(self, decision: Decision) -> None:
         """No prefill follows ``decision``."""

@@ -439,12 +439,12 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
-    """Two streams wait for the one slot, which a request holds that cannot be preempted; ``heavy`` has eight times the weight
+    """Two streams wait for the one slot, which a far heavier request holds; ``heavy`` has eight times the weight
     of the other. Were weights ignored, one of the two cases would fail. One token each: served first, ended first."""
     with ThreadPoolExecutor(3) as pool:
-        holder = pool.submit(generate, andes, "holder", 3500, return_logprob=True)
+        urgent = {"custom_params": {"qoe": {"ttft": 0, "tds": 100_000, "weight": 1000}}}
+        holder = pool.submit(generate, andes, "holder", 3500, sampling_params=urgent)
         wait_until_waiting(andes, 0)
-        assert read_metrics(andes.url)["andes_unpreemptible_requests"] == 1
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}

@@ -28,7 +28,7 @@ PREEMPTING = (*BASE, "--enable-mixed-chunk", "--enable-metrics", "--policy-optio
 ROOM = ("--max-total-tokens", "4096")
 NO_ROOM = ("--max-total-tokens", "600")
 """KV tokens: for less than half of what :func:`words` asks for at once."""
-PATIENCE_S = 120.0
+PATIENCE_S = 400.0
 ENDLESS_TOKENS = 3000
 *_OLDER, NEWEST = RELEASES
 
