@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
-from andes_operator.explain import SpecError, shown
+from andes_operator.explain import SpecError, required, shown
 
 __all__ = ["Allowance", "Bounds", "Budget", "Pause", "Period", "parse_allowance"]
 
@@ -119,24 +119,24 @@ def parse_allowance(spec: Mapping[str, Any], minimum: int, maximum: int, gpus_pe
 
 
 def _period(of: Mapping[str, Any], where: str, maximum: int) -> Period:
-    _require(of, ("start", "end", "minReplicas"), where)
+    start, end = (str(required(of, name, where)) for name in ("start", "end"))
+    replicas = int(required(of, "minReplicas", where))
     zone = str(of.get("timeZone", "UTC"))
     try:
         ZoneInfo(zone)
     except (KeyError, OSError, ValueError):
         raise SpecError(f"{where}.timeZone {shown(zone)} is not known: give a name like Europe/Berlin or UTC") from None
-    for name in ("start", "end"):
+    for name, cron in (("start", start), ("end", end)):
         try:
-            next(CronSim(str(of[name]), datetime.now(UTC), reverse=True))
+            next(CronSim(cron, datetime.now(UTC), reverse=True))
         except (CronSimError, StopIteration) as error:
             why = str(error) or "it names no time"
             raise SpecError(
                 f"{where}.{name} {shown(of[name])} is no cron expression of minute, hour, day, month and weekday: {why}"
             ) from None
-    replicas = int(of["minReplicas"])
     if not 0 <= replicas <= maximum:
         raise SpecError(f"{where}.minReplicas {replicas} must be between 0 and spec.maxReplicas {maximum}")
-    return Period(str(of["start"]), str(of["end"]), replicas, zone)
+    return Period(start, end, replicas, zone)
 
 
 def _budget(of: Mapping[str, Any], minimum: int, gpus_per_replica: float) -> Budget:
@@ -158,22 +158,14 @@ def _budget(of: Mapping[str, Any], minimum: int, gpus_per_replica: float) -> Bud
 
 
 def _pause(of: Mapping[str, Any]) -> Pause:
-    _require(of, ("until",), "spec.pause")
+    given = required(of, "until", "spec.pause")
     try:
-        until = datetime.fromisoformat(str(of["until"]))
+        until = datetime.fromisoformat(str(given))
     except ValueError:
         until = None
     if until is None or until.tzinfo is None:
-        raise SpecError(
-            f"spec.pause.until must be a time with its zone like 2026-12-01T06:00:00Z, got {shown(of['until'])}"
-        )
+        raise SpecError(f"spec.pause.until must be a time with its zone like 2026-12-01T06:00:00Z, got {shown(given)}")
     return Pause(until.timestamp(), str(of.get("reason", "")))
-
-
-def _require(of: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    for name in names:
-        if name not in of:
-            raise SpecError(f"{where}.{name} is missing")
 
 
 def _positive(of: Mapping[str, Any], name: str, where: str) -> float | None:

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 
-__all__ = ["SpecError", "explain", "shown"]
+__all__ = ["SpecError", "explain", "required", "shown"]
 
 URL = re.compile(r"https?://[^\s'\"),;]+")
 
@@ -49,3 +50,10 @@ def explain(error: BaseException) -> str:
 def shown(value: Any) -> str:
     """A value of the resource as it is written there."""
     return json.dumps(value, default=str)
+
+
+def required(of: Mapping[str, Any], key: str, where: str = "spec") -> Any:
+    """The field ``key`` of the resource's part ``of``. Raises :class:`SpecError` naming it."""
+    if key not in of:
+        raise SpecError(f"{where}.{key} is missing")
+    return of[key]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from andes_operator.allowance import Allowance, parse_allowance
-from andes_operator.explain import SpecError, shown
+from andes_operator.explain import SpecError, required, shown
 from andes_operator.names import ALL_CLASSES, Mode
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import Sketch
@@ -154,18 +154,18 @@ class TargetSpec:
 def parse(spec: Mapping[str, Any]) -> TargetSpec:
     """The ``spec`` of a QoETarget. Raises :class:`SpecError` naming field and value."""
     what_if = spec.get("whatIf") or {}
-    ref = _required(spec, "scaleTargetRef")
-    minimum, maximum = int(spec.get("minReplicas", 1)), int(_required(spec, "maxReplicas"))
+    ref = required(spec, "scaleTargetRef")
+    minimum, maximum = int(spec.get("minReplicas", 1)), int(required(spec, "maxReplicas"))
     if not 0 <= minimum <= maximum:
         raise SpecError(f"spec.minReplicas {minimum} must be between 0 and spec.maxReplicas {maximum}")
-    objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(_required(spec, "objectives")))
+    objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(required(spec, "objectives")))
     if not objectives:
         raise SpecError("spec.objectives is empty: name at least one")
     mode = spec.get("mode", Mode.AUTO)
     if mode not in list(Mode):
         raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {shown(mode)}")
     gpus_per_replica = float(spec.get("gpusPerReplica", 1))
-    api_version, kind, name = (str(_required(ref, k, "spec.scaleTargetRef")) for k in ("apiVersion", "kind", "name"))
+    api_version, kind, name = (str(required(ref, k, "spec.scaleTargetRef")) for k in ("apiVersion", "kind", "name"))
     return TargetSpec(
         ref=ScaleTargetRef(api_version, kind, name),
         objectives=objectives,
@@ -173,7 +173,7 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
         max_replicas=maximum,
         mode=Mode(mode),
         demand=_demand(spec.get("demand") or {}),
-        profile=str(_required(what_if, "profile", "spec.whatIf")),
+        profile=str(required(what_if, "profile", "spec.whatIf")),
         policy=str(what_if.get("policy", "")),
         policy_options=_policy_options(what_if.get("policyOptions") or {}),
         gpus_per_replica=gpus_per_replica,
@@ -221,25 +221,19 @@ def _policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 
 def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
-    statistic = _required(of, "statistic", where)
+    statistic = required(of, "statistic", where)
     if statistic not in list(Statistic):
         raise SpecError(f"{where}.statistic must be one of {', '.join(Statistic)}, got {shown(statistic)}")
     field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(Statistic(statistic))
-    at = None if field is None else float(_required(of, field, where))
+    at = None if field is None else float(required(of, field, where))
     try:
-        objective = QoEObjective(Statistic(statistic), float(_required(of, "value", where)), at)
+        objective = QoEObjective(Statistic(statistic), float(required(of, "value", where)), at)
     except SpecError:
         raise
     except ValueError as error:
         said = str(error)
         raise SpecError(f"{where}.{said.replace('at ', f'{field} ', 1) if said.startswith('at ') else said}") from None
     return ClassObjective(str(of.get("class", ALL_CLASSES)), objective)
-
-
-def _required(of: Mapping[str, Any], key: str, where: str = "spec") -> Any:
-    if key not in of:
-        raise SpecError(f"{where}.{key} is missing")
-    return of[key]
 
 
 def _seconds(of: Mapping[str, Any], key: str, default: float) -> float:
