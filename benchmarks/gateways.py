@@ -14,10 +14,15 @@ from andes_api.settings import GatewaySettings
 __all__ = ["running_gateway"]
 
 
+START_S = 60.0
+"""Seconds to start, and to end; it takes one."""
+
+
 @contextmanager
 def running_gateway(*upstreams: str, **settings: Any) -> Iterator[str]:
     """Until the block ends; its address."""
-    server = Server(GatewaySettings(upstreams=upstreams, port=0, drain_s=1, access_log=False, **settings))
+    given = {"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings}
+    server = Server(GatewaySettings(**given))
     ready, startup = threading.Event(), server.startup
 
     async def started(sockets: Any = None) -> None:
@@ -27,7 +32,10 @@ def running_gateway(*upstreams: str, **settings: Any) -> Iterator[str]:
     server.startup = started  # type: ignore[method-assign]
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
-    ready.wait()
-    yield f"http://127.0.0.1:{server.port}"
-    server.should_exit = True
-    thread.join()
+    try:
+        if not ready.wait(START_S):
+            raise TimeoutError(f"the gateway has not started in {START_S:g} s")
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.should_exit = True
+        thread.join(START_S)

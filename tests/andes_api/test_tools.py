@@ -22,21 +22,10 @@ from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
 from andes_api.tool_rounds import ToolRounds, added
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
+from benchmarks.tool_overlap import PYTHON
 
 pytestmark = pytest.mark.server
 
-PYTHON = """
-import contextlib, io
-from andes_client import serve
-
-class Python:
-    def __init__(self): self.names, self.out = {}, io.StringIO()
-    def process_new_data(self, text):
-        with contextlib.redirect_stdout(self.out): exec(text, self.names)
-    def finish(self, arguments): return self.out.getvalue()
-
-serve(Python)
-"""
 NAMES = ("python", "echo", "dies", "hangs")
 Ask = Callable[..., Any]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from andes_api.server import Server
-from andes_api.settings import GatewaySettings
 from andes_sglang.bench.engine import Engine
+from benchmarks.gateways import running_gateway
 
 
 @pytest.fixture
@@ -36,21 +33,6 @@ def gateway() -> Iterator[Callable[..., str]]:
     with ExitStack() as stack:
 
         def start(*upstreams: str, **settings: Any) -> str:
-            server = Server(
-                GatewaySettings(**{"upstreams": upstreams, "port": 0, "drain_s": 1, "access_log": False, **settings})
-            )
-            ready, startup = threading.Event(), server.startup
-
-            async def started(sockets: Any = None) -> None:
-                await startup(sockets)
-                ready.set()
-
-            server.startup = started  # type: ignore[method-assign]
-            thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-            thread.start()
-            stack.callback(thread.join, 60)
-            stack.callback(setattr, server, "should_exit", True)
-            assert ready.wait(60)
-            return f"http://127.0.0.1:{server.port}"
+            return stack.enter_context(running_gateway(*upstreams, **settings))
 
         yield start
