@@ -174,7 +174,7 @@ def test_a_report_is_forgotten_after_a_while() -> None:
     assert not link.receipt.behind
 
 
-def test_while_a_page_is_hidden_time_counts_against_nobody() -> None:
+def test_while_a_page_is_hidden_no_time_is_held_against_a_stream() -> None:
     link = Link()
     receipt = link.receipt
     for second in range(1, 5):

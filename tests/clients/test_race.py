@@ -186,7 +186,7 @@ async def test_a_server_that_dies_inside_an_answer_is_gone_on_for(
 
 
 @in_a_loop
-async def test_a_paced_answer_is_paced_whoever_writes(engines: tuple[str, str], whole: str) -> None:
+async def test_a_paced_answer_is_paced_whichever_device_writes(engines: tuple[str, str], whole: str) -> None:
     answer, text = await read(raced(sdk(engines[0]), sdk(engines[1]), wait_s=0), reading_speed=200, pace=True)
     assert text == whole
     assert (answer.experience.tokens, answer.text) == (80, whole)

@@ -30,7 +30,7 @@ class Side:
 
 @dataclass
 class World:
-    """Plays one answer of ``length`` tokens, the n-th of which is ``"n "`` whoever of the two writes it."""
+    """Plays one answer of ``length`` tokens, the n-th of which is ``"n "`` whichever of the two writes it."""
 
     rules: RaceRules
     sides: dict[str, Side]
