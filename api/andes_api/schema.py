@@ -6,7 +6,7 @@ from typing import Any
 
 from andes_sglang.expectations import MAX_EXPECTED_TOKENS, MAX_WEIGHT, MIN_WEIGHT, REASONING
 
-__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "READER_REPORT", "REQUEST_HEADERS"]
+__all__ = ["ERROR", "MAX_CHOICES", "OPERATIONS", "READER_REPORT", "REQUEST_HEADERS", "required_body"]
 
 MAX_CHOICES = 128
 """Answers that ``n`` may ask for: OpenAI's own bound."""
@@ -106,11 +106,16 @@ _HEADERS = [
 REQUEST_HEADERS = tuple(name for name, _, _ in _HEADERS)
 
 
+def required_body(properties: dict[str, Any], media: str = "application/json", **more: Any) -> dict[str, Any]:
+    """A request body that has to be there, of these properties; more: of their schema."""
+    schema = {"type": "object", "properties": properties, **more}
+    return {"requestBody": {"required": True, "content": {media: {"schema": schema}}}}
+
+
 def _operation(kind: str = "application/json", common: dict[str, Any] = _COMMON, **fields: Any) -> dict[str, Any]:
     """Of an endpoint that streams; ``fields``: those that a request has to have."""
-    schema = {"type": "object", "properties": {**common, **fields}, "required": [*fields]}
     return {
-        "requestBody": {"required": True, "content": {kind: {"schema": schema}}},
+        **required_body({**common, **fields}, kind, required=[*fields]),
         "parameters": [
             {"name": name, "in": "header", "required": False, "description": what, "schema": kind}
             for name, what, kind in _HEADERS
@@ -126,9 +131,7 @@ def _operation(kind: str = "application/json", common: dict[str, Any] = _COMMON,
 
 def _whole(**fields: Any) -> dict[str, Any]:
     """Of an endpoint that answers in one piece."""
-    properties = {"model": _COMMON["model"], **fields}
-    schema = {"type": "object", "properties": properties, "required": [*fields]}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return required_body({"model": _COMMON["model"], **fields}, required=[*fields])
 
 
 _STRING = {"type": "string"}
@@ -155,26 +158,16 @@ OPERATIONS = {
 }  # fmt: skip
 """By path."""
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 1_000_000_000}
-READER_REPORT: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "tokens": {**_COUNT, "description": "of the answer, shown since it began"},
-                        "characters": {**_COUNT, "description": "the same, where tokens are not known"},
-                        "visible": {"type": "boolean", "description": "whether the page is in sight"},
-                        "at_s": {"type": "number", "description": "seconds on the client's clock"},
-                    },
-                    "additionalProperties": False,
-                    "minProperties": 1,
-                }
-            }
-        },
-    }
-}
+READER_REPORT: dict[str, Any] = required_body(
+    {
+        "tokens": {**_COUNT, "description": "of the answer, shown since it began"},
+        "characters": {**_COUNT, "description": "the same, where tokens are not known"},
+        "visible": {"type": "boolean", "description": "whether the page is in sight"},
+        "at_s": {"type": "number", "description": "seconds on the client's clock"},
+    },
+    additionalProperties=False,
+    minProperties=1,
+)
 ERROR: dict[str, Any] = {
     "description": "An error as OpenAI clients read it.",
     "content": {

@@ -19,6 +19,7 @@ from andes_api.batches.upload import Upload, receive_upload
 from andes_api.errors import ApiError
 from andes_api.expectations import tenant_of
 from andes_api.request_body import read_json
+from andes_api.schema import required_body
 from andes_api.settings import GatewaySettings, TenantSettings
 
 __all__ = ["add_batches"]
@@ -27,39 +28,20 @@ MIN_KEPT_S, MAX_KEPT_S = 3600, 2_592_000
 """Seconds that a file may be kept for: OpenAI's bounds."""
 MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512
 """Of ``metadata``: OpenAI's bounds."""
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["batch"]}},
-                    "required": ["file", "purpose"],
-                }
-            }
-        },
-    }
-}
-_BATCH = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "input_file_id": {"type": "string"},
-                        "endpoint": {"enum": [*ENDPOINTS]},
-                        "completion_window": {"type": "string"},
-                        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
-                    },
-                    "required": ["input_file_id", "endpoint", "completion_window"],
-                }
-            }
-        },
-    }
-}
+_FORM = required_body(
+    {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": ["batch"]}},
+    "multipart/form-data",
+    required=["file", "purpose"],
+)
+_BATCH = required_body(
+    {
+        "input_file_id": {"type": "string"},
+        "endpoint": {"enum": [*ENDPOINTS]},
+        "completion_window": {"type": "string"},
+        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+    required=["input_file_id", "endpoint", "completion_window"],
+)
 After = Annotated[str | None, Query(max_length=100)]
 
 
