@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -42,28 +42,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from andes_api.server import Server
 from andes_api.settings import GatewaySettings
 from andes_sglang.bench.engine import Engine
-
-
-@contextmanager
-def running(server: uvicorn.Server) -> Iterator[uvicorn.Server]:
-    """``server`` in a thread of its own until the block ends."""
-    ready = threading.Event()
-    startup = server.startup
-
-    async def started(sockets: Any = None) -> None:
-        await startup(sockets)
-        ready.set()
-
-    server.startup = started  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    assert ready.wait(60)
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
+from benchmarks.gateways import running
 
 
 def wait_until_probed(server: Server) -> None:
