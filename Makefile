@@ -101,10 +101,10 @@ bench-slack: setup ## offline work beside readers on a simulated engine: what it
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
 bench-slow-readers: setup ## readers who cannot follow, simulated: what they cost the others
-	$(BIN)/python benchmarks/slow_readers.py others $(ARGS)
+	$(BIN)/python benchmarks/slow_readers.py $(ARGS)
 
-bench-slow-links: setup ## the gateway's scores of readers on shaped links against their own (a minute; Linux, tc)
-	$(BIN)/python benchmarks/slow_readers.py scores $(ARGS)
+bench-slow-links: setup ## readers on links that are slow, lose packets or stand still (Linux, namespaces); ARGS="others" (15 minutes)
+	$(BIN)/python benchmarks/slow_links.py $(or $(ARGS),scores)
 
 bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
 	$(BIN)/python benchmarks/slack_day.py $(ARGS)

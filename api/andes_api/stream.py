@@ -201,7 +201,7 @@ class Stream:
             self.thinking_s = now_s
         self.tokens += tokens
         self.thought += tokens
-        self.reader.think(tokens)
+        self.receipt.think(tokens)
         self.record.reason_tokens = self.thought
 
     def answered_by(self, route: ModelRoute, quality: float | None) -> None:
@@ -262,6 +262,7 @@ class Stream:
             "qoe": round(reader.final_qoe(), 4) if self.streams else None,
             "served_qoe": round(self.reader.final_qoe(), 4) if self.streams else None,
             "behind_s": round(self.receipt.behind_s, 4),
+            "round_trip_s": round(self.receipt.round_trip_s, 4),
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
