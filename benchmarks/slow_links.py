@@ -171,7 +171,7 @@ def scores(args: argparse.Namespace) -> Lines:
     """The table."""
     kinds = [LINKS[name] for name in args.links]
     target = QoETarget(args.ttft_s, args.tds)
-    with Network(args.each * len(kinds)) as network, served("--speed", "0.2") as port:
+    with Network(args.each * len(kinds)) as network, served("--speed", f"{args.speed:g}") as port:
         readers = [
             # a slow link takes twice as long for half as much
             Reader(kind, network, k, target, args.tokens // (2 if "rate" in kind.of else 1), stall_s=args.stall_s)
@@ -247,6 +247,9 @@ def main() -> None:
     parser.add_argument("--ttft-s", type=float, default=0.2, help="that readers of `scores` expect")
     parser.add_argument("--tds", type=float, default=4.8, help="of readers of `scores`")
     parser.add_argument("--stall-s", type=float, default=STALL_S, help="for which links of `scores` stand still")
+    parser.add_argument(
+        "--speed", type=float, default=0.1, help="of the engine of `scores`: 12 tokens/s a stream at 0.1"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="draws of arrivals and lengths of `others`")
     parser.add_argument("--out", type=Path, default=Path("out/simulated"), help="where `others` keeps capacities")
     args = parser.parse_args()
