@@ -15,6 +15,7 @@ from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, arms_of
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
+from andes_sglang.sim import search_cli
 from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
 from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded
 from andes_sglang.sim.engine import EngineModel
@@ -48,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
         "--max-replicas", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
     )
     parser.add_argument("--most", dest="max_replicas", type=int, action=_OldFlag, new="--max-replicas")
+    parser.add_argument(
+        "--search", action="store_true",
+        help="instead of a fleet, flags and options for one engine: those under which it holds most requests/s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--setups", type=int, default=32, metavar="N", help="search: drawn at first; default: %(default)s"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of the workload; default: %(default)s")
     add_simulation_arguments(parser, router="qoe", interval_s=0.1, out="out/plan")
     parser.set_defaults(run=_plan)
@@ -82,6 +90,8 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     routing = router_of(args)
     arms = arms_of(args)
     chosen = _profiles(args.profile)
+    if args.search:
+        return _searched(args, chosen, objective, passed)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
     workloads = [from_arguments(args, args.seed + k) for k in range(args.seeds)]
     for workload in workloads:
@@ -132,6 +142,14 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
+def _searched(args: argparse.Namespace, chosen: Sequence[Profile], objective: Objective, passed: Sequence[str]) -> int:
+    if len(chosen) > 1:
+        raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
+    if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
+        raise UsageError("--search: chooses flags and options of andes itself; not with --policies or --arm")
+    return search_cli.run(args, chosen[0], objective, passed)
+
+
 def _of_one_model(plans: Sequence[ArmPlan], arms: Iterable[str]) -> Iterator[list[ArmPlan]]:
     """Plans with a price of two or more profiles of one model, under the same arm."""
     for name in arms:
@@ -152,7 +170,7 @@ def _serve_flags(profile: Profile, arm: Arm, passed: Sequence[str]) -> str:
 
 def _checked_objective(args: argparse.Namespace) -> Objective:
     """The objective, after all numbers were checked."""
-    for flag in ("max_replicas", "seeds"):
+    for flag in ("max_replicas", "seeds", "setups"):
         if getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} must be >= 1, got {getattr(args, flag)}")
     check_interval(args)
