@@ -38,7 +38,7 @@ def test_a_mix_is_as_strong_as_the_programme_says(mix: list[int], strength: floa
     assert (programme().strength(mix) > 0) == (sum(mix) > 0)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.lists(st.floats(0.3, 4.0), min_size=3, max_size=3), min_size=3, max_size=3),
     st.lists(st.floats(0.5, 4.0), min_size=3, max_size=3),
