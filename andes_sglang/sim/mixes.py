@@ -108,47 +108,62 @@ def cheapest_mix(
     since more replicas never harm, about none that is part of a mix that fails. First the programme's proposals, from weak to
     strong, by bisection; then the neighbours of the cheapest that holds, until none of them does.
     """
-    needed = [n for n in alone if n is not None]
-    if not needed or len(alone) < 2:
-        return None if not needed else (needed[0],)
-    factors = [None if n is None else n / max(row.sum(), 1e-9) for n, row in zip(alone, load, strict=True)]
-    usual = float(np.mean([factor for factor in factors if factor is not None]))
-    factor = np.array([usual if factor is None else factor for factor in factors])
-    programme = Programme(load, factor, np.array(prices, dtype=np.float64))
-    singles = [tuple(n if g == k else 0 for g in range(len(alone))) for k, n in enumerate(alone) if n is not None]
-    best = min(singles, key=programme.price)
-    failed: list[Mix] = [
-        tuple((max_replicas if n is None else n - 1) if g == k else 0 for g in range(len(alone)))
-        for k, n in enumerate(alone)
-    ]
+    if all(n is None for n in alone):
+        return None
+    search = _Search(holds, _calibrated(load, alone, prices), alone, max_replicas)
+    if len(alone) > 1:
+        search.bisect(_proposals(search.programme, max_replicas, below=search.programme.price(search.best)))
+        while search.improve():
+            pass
+    return search.best
 
-    def asks(mix: Mix) -> bool:
-        """Whether play has anything to say about ``mix`` that is not known."""
-        known = any(all(a <= b for a, b in zip(mix, other, strict=True)) for other in failed)
-        return not known and programme.price(mix) < programme.price(best) - _CENT
 
-    def played(mix: Mix) -> bool:
-        nonlocal best
-        if holds(mix):
-            best = mix
+def _calibrated(load: Array, alone: Sequence[int | None], prices: Sequence[float]) -> Programme:
+    """By what each kind needs alone; one that never holds alone is taken to need as much more than its load as the others."""
+    factors = np.array([np.nan if n is None else n / max(row.sum(), 1e-9) for n, row in zip(alone, load, strict=True)])
+    factors[np.isnan(factors)] = np.nanmean(factors)
+    return Programme(load, factors, np.array(prices, dtype=np.float64))
+
+
+class _Search:
+    """best: the cheapest mix that holds so far. failed: mixes that do not, and so no part of them."""
+
+    def __init__(
+        self, holds: Callable[[Mix], bool], programme: Programme, alone: Sequence[int | None], max_replicas: int
+    ) -> None:
+        def only(kind: int, replicas: int) -> Mix:
+            return tuple(replicas if k == kind else 0 for k in range(len(alone)))
+
+        self.holds, self.programme, self.max_replicas = holds, programme, max_replicas
+        self.best = min((only(k, n) for k, n in enumerate(alone) if n is not None), key=programme.price)
+        self.failed = [only(k, max_replicas if n is None else n - 1) for k, n in enumerate(alone)]
+
+    def plays(self, mix: Mix) -> bool:
+        """Whether ``mix`` holds, and is cheaper than the best: then it is the best. Not asked where that is known."""
+        known = any(all(a <= b for a, b in zip(mix, other, strict=True)) for other in self.failed)
+        if known or self.programme.price(mix) >= self.programme.price(self.best) - _CENT:
+            return False
+        if self.holds(mix):
+            self.best = mix
             return True
-        failed.append(mix)
+        self.failed.append(mix)
         return False
 
-    low, proposals = 0, _proposals(programme, max_replicas, below=programme.price(best))
-    high = len(proposals)
-    while low < high:
-        middle = (low + high) // 2
-        if asks(proposals[middle]) and played(proposals[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    moved = True
-    while moved:
-        near = sorted(_neighbours(programme, best, max_replicas), key=programme.strength, reverse=True)
-        enough = WEAKEST_NEIGHBOUR * programme.strength(best)
-        moved = any(asks(mix) and played(mix) for mix in near if programme.strength(mix) >= enough)
-    return best
+    def bisect(self, proposals: Sequence[Mix]) -> None:
+        """The first of ``proposals``, weakest first, that holds."""
+        low, high = 0, len(proposals)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.plays(proposals[middle]) else (middle + 1, high)
+
+    def improve(self) -> bool:
+        """Whether a neighbour of the best, the strongest first, is better."""
+        strength = {
+            mix: self.programme.strength(mix) for mix in _neighbours(self.programme, self.best, self.max_replicas)
+        }
+        enough = WEAKEST_NEIGHBOUR * self.programme.strength(self.best)
+        near = sorted((mix for mix in strength if strength[mix] >= enough), key=strength.__getitem__, reverse=True)
+        return any(self.plays(mix) for mix in near)
 
 
 def _proposals(programme: Programme, max_replicas: int, *, below: float) -> list[Mix]:

@@ -21,9 +21,9 @@ from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expande
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.objectives import Objective, parse_objective
 from andes_sglang.sim.plan_table import ArmPlan, MixPlan, model_of, notes, page, table
-from andes_sglang.sim.planner import Planner, Saving
+from andes_sglang.sim.planner import FleetPlan, Planner, Saving
 from andes_sglang.sim.profile import Profile
-from andes_sglang.workload import from_arguments
+from andes_sglang.workload import SyntheticWorkload, Workload, from_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
@@ -87,15 +87,13 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     under each policy; everything is simulated, over several seeds."""
     passed = [flag for flag in passed if flag != "--"]
     objective = _checked_objective(args)
+    if args.search:
+        return _searched(args, objective, passed)
     routing = router_of(args)
     arms = arms_of(args)
     chosen = _profiles(args.profile)
-    if args.search:
-        return _searched(args, chosen, objective, passed)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
-    workloads = [from_arguments(args, args.seed + k) for k in range(args.seeds)]
-    for workload in workloads:
-        check_requests(workload, [engine for engine, _ in engines.values()])
+    workloads = _draws(args, [engine for engine, _ in engines.values()])
     results.prepare(args.out, force=args.force)
     planner = Planner(
         objective,
@@ -110,12 +108,8 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     try:
         for profile, name in itertools.product(chosen, arms):
             planner.progress = results.Progress(f"{profile.name}, {name}")
-            engine, policy = engines[profile.name, name]
-            fleet = planner.smallest_fleet(engine, policy)
-            plans.append(ArmPlan(profile, name, fleet, _serve_flags(profile, arms[name], passed)))
-            if fleet.replicas is not None:
-                fleet.used = planner.used([engine] * fleet.replicas)
-                fleet.headroom = planner.headroom([engine] * fleet.replicas, policy)
+            flags = _serve_flags(profile, arms[name], passed)
+            plans.append(ArmPlan(profile, name, _fleet(planner, *engines[profile.name, name]), flags))
         for kinds in _of_one_model(plans, arms):
             mixes += _mix(planner, kinds, engines)
     except KeyboardInterrupt:
@@ -142,7 +136,25 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _searched(args: argparse.Namespace, chosen: Sequence[Profile], objective: Objective, passed: Sequence[str]) -> int:
+def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:
+    """The workload once for each seed, of requests that each of ``engines`` can hold."""
+    workloads = [from_arguments(args, args.seed + k) for k in range(args.seeds)]
+    for workload in workloads:
+        check_requests(workload, engines)
+    return workloads
+
+
+def _fleet(planner: Planner, engine: EngineModel, policy: Callable[[], SchedulingPolicy | None]) -> FleetPlan:
+    """The smallest that holds, with how much of it is used and what more it would carry."""
+    fleet = planner.smallest_fleet(engine, policy)
+    if fleet.replicas is not None:
+        fleet.used = planner.used([engine] * fleet.replicas)
+        fleet.headroom = planner.headroom([engine] * fleet.replicas, policy)
+    return fleet
+
+
+def _searched(args: argparse.Namespace, objective: Objective, passed: Sequence[str]) -> int:
+    chosen = _profiles(args.profile)
     if len(chosen) > 1:
         raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
     if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
