@@ -20,7 +20,6 @@ import math
 from collections import deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -155,10 +154,9 @@ class FirstTokens:
         if len(recent) < MIN_STREAMS:
             return WaitView(len(self._waiting), rate)
         waits = [sent.seen(now_s) for sent in recent]
-        of_queue, of_usual = zip(*self._judged, strict=True) if self._judged else ((), ())
-        queues = not self._judged or median(of_queue) <= median(of_usual)
+        by_queue, by_usual = np.median(self._judged or [(0.0, 0.0)], axis=0)
         usual = UsualWaits(np.array([sent.forecast.alone_s for sent in recent]), waits)
-        view = WaitView(len(self._waiting), rate, usual, queues)
+        view = WaitView(len(self._waiting), rate, usual, bool(by_queue <= by_usual))
         errors = [
             (wait / sent.forecast.ttft_s, known) for (wait, known), sent in zip(waits[:CALIBRATION_STREAMS], recent)
         ]
