@@ -18,6 +18,7 @@ from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim import whatif
 from andes_sglang.sim.engine import EngineModel
+from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, cheapest_mix, score_fleet, smallest_feasible
 from andes_sglang.workload import SyntheticWorkload, Workload
 
@@ -113,7 +114,7 @@ class Planner:
         """Where to begin: the what-if's answer where that is much cheaper than one fleet, else arithmetic."""
         workload = self.workloads[0]
         if WHATIF_PAYS * whatif.MAX_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS:
-            goals = [whatif.Goal(self.objective)]
+            goals = [Goal(self.objective)]
             question = whatif.WhatIf(
                 engine, policy, workload.requests, workload.duration_s, goals, routing_policy=self.routing
             )
