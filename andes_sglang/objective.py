@@ -1,7 +1,7 @@
 """What readers should get: a statistic of QoE of at least a value, or a percentile of seconds of at most a value.
 
 ``QoEObjective.parse("share(0.95)>=0.9")`` on the command line; built from a custom resource in the operator, as is a
-:class:`LatencyObjective`. Evaluate it on exact values (:meth:`QoEObjective.of`) or on a sketch of them
+:class:`LatencyPercentile`. Evaluate it on exact values (:meth:`QoEObjective.of`) or on a sketch of them
 (:meth:`QoEObjective.of_sketch`).
 """
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from andes_sglang.sketch import Sketch
 
-__all__ = ["LatencyObjective", "Metric", "Objective", "QoEObjective", "Statistic"]
+__all__ = ["LatencyPercentile", "Metric", "Objective", "QoEObjective", "Statistic"]
 
 _TEXT = re.compile(r"\s*(?:(mean)|p(\d+(?:\.\d+)?)|share\((\d*\.?\d+)\))\s*>=\s*(\d*\.?\d+)\s*")
 
@@ -113,7 +113,7 @@ class QoEObjective:
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyObjective:
+class LatencyPercentile:
     """The percentile ``at``, in (0, 100), of ``metric`` (TTFT or STALL) is to be at most ``value`` seconds. Raises
     ``ValueError`` naming field and value."""
 
@@ -149,4 +149,4 @@ class LatencyObjective:
         return seconds.quantile(self.at / 100.0)
 
 
-Objective = QoEObjective | LatencyObjective
+Objective = QoEObjective | LatencyPercentile

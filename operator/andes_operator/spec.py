@@ -14,7 +14,7 @@ from typing import Any
 from andes_operator.allowance import Allowance, parse_allowance
 from andes_operator.explain import SpecError, required, shown
 from andes_operator.names import ALL_CLASSES, Mode
-from andes_sglang.objective import LatencyObjective, Metric, Objective, QoEObjective, Statistic
+from andes_sglang.objective import LatencyPercentile, Metric, Objective, QoEObjective, Statistic
 from andes_sglang.sketch import DurationSketch, Sketch
 
 __all__ = [
@@ -264,7 +264,7 @@ def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
             return ClassObjective(class_name, QoEObjective(Statistic(statistic), wanted, at))
         if statistic != Statistic.PERCENTILE or at is None:
             raise SpecError(f"{where}.statistic of {metric} must be {Statistic.PERCENTILE}, got {shown(statistic)}")
-        return ClassObjective(class_name, LatencyObjective(Metric(metric), wanted, at))
+        return ClassObjective(class_name, LatencyPercentile(Metric(metric), wanted, at))
     except SpecError:
         raise
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from andes_sglang.objective import LatencyObjective, Metric, QoEObjective, Statistic
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
 from andes_sglang.sketch import DurationSketch, Sketch
 
 
@@ -61,7 +61,7 @@ def test_fields_out_of_range_are_refused(statistic: Statistic, value: float, at:
 
 @pytest.mark.parametrize("metric", [Metric.TTFT, Metric.STALL])
 def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(metric: Metric) -> None:
-    objective = LatencyObjective(metric, 2.0, 90.0)
+    objective = LatencyPercentile(metric, 2.0, 90.0)
     seconds = np.array([0.1 * k for k in range(1, 22)])
     sketch = DurationSketch()
     for each in seconds:
@@ -84,4 +84,4 @@ def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(me
 )
 def test_latency_fields_out_of_range_are_refused(metric: Metric, value: float, at: float, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        LatencyObjective(metric, value, at)
+        LatencyPercentile(metric, value, at)
