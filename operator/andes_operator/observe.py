@@ -114,6 +114,8 @@ def merge(
     since_s = max(now_s - window_s, complete_since_s)
     streams, counts = _streams(replicas), _own_counts(replicas)
     held = sum(report.held for report in reports)
+    ended, running = _readers_scores(reports, requests)
+    ttft, stall = _readers_seconds(reports, requests)
     return Observation(
         now_s=now_s,
         pods=pods,
@@ -122,10 +124,10 @@ def merge(
         open_streams=sum(streams.values()) + held,
         engine_requests=max(0, sum((streams | counts).values()) + held - _offline(replicas, counts, requests)),
         waiting=sum(r.waiting for r in replicas) + held,
-        ended=_of_readers(add_up((r.ended for r in reports), Sketch), requests),
-        running=_of_readers(add_up((r.running for r in reports), Sketch), requests),
-        ttft=_of_readers(add_up((r.ttft for r in reports), DurationSketch), requests),
-        stall=_of_readers(add_up((r.stall for r in reports), DurationSketch), requests),
+        ended=ended,
+        running=running,
+        ttft=ttft,
+        stall=stall,
         recent=tuple(requests),
         streams_by_replica=streams,
         policy=_engine_policy(replicas),
@@ -180,11 +182,27 @@ def _offline(replicas: Sequence[FleetReplica], counts: Mapping[str, int], reques
     return sum(bool(r.yields) and not r.done and not r.refused for r in requests)
 
 
-def _of_readers(by_class: dict[str, Merged], requests: Sequence[ObservedRequest]) -> dict[str, Merged]:
-    """Without classes whose requests all yield: they have no reader, and run on what readers leave over."""
+def _readers_scores(reports: Sequence[GatewayReport], requests: Sequence[ObservedRequest]) -> list[dict[str, Sketch]]:
+    """QoE by class, of what ended and of what is open."""
+    parts = [r.ended for r in reports], [r.running for r in reports]
+    return [_of_readers(part, Sketch, requests) for part in parts]
+
+
+def _readers_seconds(
+    reports: Sequence[GatewayReport], requests: Sequence[ObservedRequest]
+) -> list[dict[str, DurationSketch]]:
+    """By class, seconds to first tokens and of stalls."""
+    parts = [r.ttft for r in reports], [r.stall for r in reports]
+    return [_of_readers(part, DurationSketch, requests) for part in parts]
+
+
+def _of_readers(
+    parts: Iterable[Mapping[str, Merged]], kind: type[Merged], requests: Sequence[ObservedRequest]
+) -> dict[str, Merged]:
+    """All ``parts`` without classes whose requests all yield: they have no reader, and run on what readers leave over."""
     readers = {request.class_name for request in requests if not request.yields}
     offline = {request.class_name for request in requests} - readers
-    return {name: sketch for name, sketch in by_class.items() if name not in offline}
+    return {name: sketch for name, sketch in add_up(parts, kind).items() if name not in offline}
 
 
 def _unread(reports: Sequence[GatewayReport], missing: Sequence[str], broken: Sequence[str]) -> DataFault | None:
