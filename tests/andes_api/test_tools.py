@@ -23,6 +23,7 @@ import pytest
 from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
 from andes_api.tool_rounds import ToolRounds, added
+from andes_api.tool_times import UNKNOWN_S, ToolTimes
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
 from benchmarks.tool_overlap import PYTHON
 
@@ -382,3 +383,32 @@ def test_usage_adds_up() -> None:
     both = {"prompt_tokens": 8, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}, "other": "b"}
     assert added(one, two) == both
     assert added({}, two) == added(two, {}) == added(two, {"prompt_tokens_details": None}) == two
+
+
+def test_engines_are_told_when_a_conversation_returns(engine: Any, gateway: Any, tools: dict[str, Any]) -> None:
+    """Where another round may come, by what the tools that it may call have taken."""
+    scripted = engine(call("echo", '{"a": 1}'), call("echo", '{"a": 2}'), say("done"))
+    server = gateway(scripted.url, tools=tools, tool_rounds=3)
+    ask(server.url, names=("echo",))
+
+    def told() -> list[float | None]:
+        return [body["custom_params"]["qoe"].get("returns") for body in scripted.bodies]
+
+    first, second, last = told()
+    assert first == UNKNOWN_S
+    assert second is not None
+    assert 0 <= second != UNKNOWN_S
+    assert last is None, "it may call no more"
+    ask(server.url, names=("echo",), tool_choice="none")
+    assert told()[3] is None
+
+
+def test_a_tools_time_is_a_mean_that_follows_and_the_longest_counts() -> None:
+    times = ToolTimes()
+    assert times.expected_s(["slow"]) == UNKNOWN_S
+    times.learn(["slow", "quick"], 10.0)
+    times.learn(["quick"], 5.0)
+    assert (times.expected_s(["quick"]), times.expected_s(["quick", "slow"])) == (9.0, 10.0)
+    assert times.expected_s(["quick", "new"]) == 9.0
+    times.learn(["slow"], 1e6)
+    assert times.expected_s(["slow"]) == 600.0
