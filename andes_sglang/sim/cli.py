@@ -14,9 +14,9 @@ from typing import Any
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, add_run_arguments, arms_of, check_run
-from andes_sglang.policy.base import SchedulingPolicy
+from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.request import RequestRecord
-from andes_sglang.routing import ROUTING_POLICIES, RoutingPolicy, make_routing_policy
+from andes_sglang.routing import ROUTING_POLICIES, RoutingError, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
@@ -30,7 +30,7 @@ from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments", "add_simulation_arguments", "check_interval", "check_requests", "router_of"]
 
-USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
+USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError, PolicyError, RoutingError)
 MAX_RECORDS = 4000
 """Requests of a run whose records are written, evenly picked; figures are of all."""
 SAMPLES = 400
