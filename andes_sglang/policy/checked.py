@@ -110,5 +110,6 @@ def _shown(value: Any) -> str:
 
 def _place(error: Exception) -> str:
     """What was raised, and the line of the policy that did."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f"{what} ({frames[-1].filename}, line {frames[-1].lineno})"
