@@ -101,6 +101,8 @@ def write(out: Path, result: dict[str, Any]) -> None:
     """Print the table, then write the summary, with what it was made by, and the report. Raises :class:`UsageError` where
     they cannot be written: the table has been seen by then."""
     print(summary.table(result["policies"]))
+    if rows := summary.group_rows(result["policies"]):
+        print(f"\n{summary.aligned(rows)}")
     if why := summary.failures(result["policies"]):
         print(f"\n{why}")
     sys.stdout.flush()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from andes_sglang.report.charts import COLOURS, Series, plot
 from andes_sglang.request import RequestRecord
-from andes_sglang.summary import cells, host_line
+from andes_sglang.summary import cells, group_rows, host_line
 
 __all__ = ["Figure", "render", "render_page"]
 
@@ -64,6 +64,7 @@ def render(summary: Mapping[str, Any], records: Records, samples: Mapping[str, S
         engine=summary["engine"],
         columns=[title for title, _ in cells(next(iter(policies.values())))],
         rows={name: [text for _, text in cells(figures)] for name, figures in policies.items()},
+        groups=group_rows(policies),
         host={name: line for name, figures in policies.items() if (line := host_line(figures)) is not None},
         colours=colours,
         overall=_overall(records, colours) if records else [],

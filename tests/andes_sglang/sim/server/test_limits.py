@@ -186,7 +186,7 @@ def test_a_policy_that_fails_ends_the_engine() -> None:
         live.submit("x", lambda now_s: [RequestSpec(now_s, 5, 5)], stream=True)
         await asyncio.wait_for(live.run(), 60)
 
-    with pytest.raises(PolicyError, match="policy 'broken'.* raised ZeroDivisionError"):
+    with pytest.raises(PolicyError, match=r"policy 'broken'.* raised ZeroDivisionError"):
         asyncio.run(serve())
 
 
