@@ -30,6 +30,7 @@ COMMANDS = {
     "batch": ("andes_sglang.batch.cli", "send a file of requests that no reader waits for"),
     "bench": ("andes_sglang.bench.cli", "replay a workload against an endpoint"),
     "compare": ("andes_sglang.bench.cli", "replay one workload under several policies"),
+    "score": ("andes_sglang.bench.cli", "score what another benchmark has measured"),
     "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),
     "simulate": ("andes_sglang.sim.cli", "simulate one workload under several policies"),
     "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
