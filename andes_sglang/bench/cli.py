@@ -38,9 +38,10 @@ USER_ERRORS = (WorkloadError, EndpointError, EngineError, RecordsError)
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
     """Add the flags of ``bench``, ``compare``, ``score`` or ``report``."""
-    {"bench": _bench_arguments, "compare": _compare_arguments, "score": _score_arguments, "report": _report_arguments}[
-        command
-    ](parser)
+    adds = {
+        "bench": _bench_arguments, "compare": _compare_arguments, "score": _score_arguments, "report": _report_arguments,
+    }  # fmt: skip
+    adds[command](parser)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
