@@ -86,6 +86,8 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _report.__doc__
     parser.add_argument("directory", type=Path, help="of a finished run: --out of bench, compare or simulate")
+    parser.add_argument("--figures", action="store_true",
+                        help="also its charts as SVG files with captions, in figures/: for a paper")  # fmt: skip
     parser.set_defaults(run=_report)
 
 
@@ -116,6 +118,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     results.write(
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
+        as_json=args.json,
     )
     if figures["interrupted"]:
         return 130
@@ -168,15 +171,16 @@ def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
         "workload": first.workload().describe(),
         "engine": {"what": what, "files": [str(file) for file in args.files]},
         "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
-    })  # fmt: skip
+    }, as_json=args.json)  # fmt: skip
     return 0
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Make report.html again from the records and the summary in a directory."""
     _refuse(rest)
-    results.render(args.directory)
-    print(args.directory / "report.html")
+    print(results.render(args.directory))
+    for file in results.draw(args.directory) if args.figures else ():
+        print(file)
     return 0
 
 

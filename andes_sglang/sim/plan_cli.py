@@ -167,11 +167,10 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json() for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    print(summary.aligned(table))
-    print("\n" + "\n".join(_notes(chosen, plans)), flush=True)
+    results.say("\n".join([summary.aligned(table), "", *_notes(chosen, plans)]), result, as_json=args.json)
     page = _page(result, plans, table, objective)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page})
-    print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}")
+    print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
     return 130 if interrupted else 0
 
 
