@@ -70,7 +70,7 @@ def test_an_option_of_a_policy_is_filled_in(tmp_path: Path, capsys: pytest.Captu
     status = cli.main(["sweep", *BASE, "--arm", arm, "--over", "q=50,no", "--out", str(tmp_path / "o")])
     said = capsys.readouterr()
     assert status == 1, "one of two points failed"
-    assert "q=no: policy 'round_robin': option slice_tokens" in said.err
+    assert "q=no: policy round_robin: slice_tokens must be an integer" in said.err
     assert [p["at"]["q"] for p in json.loads((tmp_path / "o" / "sweep.json").read_text())["points"]] == ["50"]
 
 
