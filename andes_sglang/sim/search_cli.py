@@ -124,8 +124,8 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
         "predicted": predicted, "plays": rig.plays,
     }  # fmt: skip
     better = (
-        f"On {len(fresh)} draws that the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} requests/s "
-        f"and device, {gain:.0%} more than the defaults; steps of {LADDER - 1:.0%}."
+        f"On {len(fresh)} draws that the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} "
+        f"requests/s and device, {gain:.0%} more than the defaults; steps of {LADDER - 1:.0%}."
     )
     told = (
         f"Predicted there: mean QoE {predicted['qoe']['mean']:.3f}, TTFT p90 {predicted['ttft_s']['p90']:.2f} s, "
