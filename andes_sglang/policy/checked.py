@@ -7,8 +7,6 @@ says so.
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Sequence
 from typing import Any
 
 from andes_sglang.latency import LatencyModel
@@ -111,5 +109,7 @@ def _shown(value: Any) -> str:
 def _place(error: Exception) -> str:
     """What was raised, and the line of the policy that did."""
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
-    return f"{what} ({frames[-1].filename}, line {frames[-1].lineno})"
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return what if last is None else f"{what} ({last.tb_frame.f_code.co_filename}, line {last.tb_lineno})"
