@@ -1,9 +1,10 @@
-"""One client's connection, below ASGI: what it has acknowledged, and a short way for the pieces of an answer. Linux says what
-is acknowledged (``SIOCOUTQ``); elsewhere only what this process holds back is known."""
+"""One client's connection, below ASGI: what it has acknowledged, how far away it is, and a short way for pieces of an answer.
+Linux says what is acknowledged (``SIOCOUTQ``, ``TCP_INFO``); elsewhere only what this process holds back is known."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,12 @@ if sys.platform == "linux":
     import termios
 
     _UNACKNOWLEDGED = termios.TIOCOUTQ  # SIOCOUTQ, of a socket: bytes sent and not acknowledged, or not sent yet
+
+_MIN_RTT_AT, _TCP_INFO_BYTES = 148, 152
+"""Of ``struct tcp_info``: ``tcpi_min_rtt``, microseconds, and what there is up to its end (Linux 4.6)."""
+
+_UNKNOWN_US = 0xFFFFFFFF
+"""Before the first acknowledgement."""
 
 CONNECTION = "andes.connection"
 """Where ASGI's scope has uvicorn's protocol of the connection."""
@@ -43,8 +50,8 @@ class Connection:
         return cls(protocol.transport, cycle if cycle.scope is scope else None)
 
     def write(self, piece: bytes) -> bool:
-        """Write a piece of an answer whose head is out as uvicorn's ``send`` does, past every layer that passes it on: a
-        tenth of what a token costs. False where that cannot be, because the client does not take it now, say."""
+        """Write a piece of an answer whose head is out as uvicorn's ``send`` does, past every layer that passes it on:
+        6 % of what a token costs. False where that cannot be, because the client does not take it now, say."""
         cycle = self._cycle
         if (
             cycle is None
@@ -70,3 +77,15 @@ class Connection:
         except OSError:  # no TCP socket, or gone
             return held
         return held + int.from_bytes(self._count, sys.byteorder)
+
+    def round_trip_s(self) -> float:
+        """Seconds to the client and back, the least that acknowledgements took lately; 0 where it is not known."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or not ACKNOWLEDGED_IS_KNOWN or self._socket is None:
+            return 0.0
+        try:
+            said = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:  # no TCP socket, or gone
+            return 0.0
+        round_trip_us = int.from_bytes(said[_MIN_RTT_AT:_TCP_INFO_BYTES], sys.byteorder)
+        return 0.0 if round_trip_us == _UNKNOWN_US else round_trip_us / 1e6
