@@ -235,11 +235,10 @@ class Attempt:
         held: list[Event] = []  # the end of an answer that has no token so far
         try:
             while not self._is_over(events):
-                complete = events.ends and self._is_complete(events)
-                data = await (self._read_rest(answer) if complete else answer.content.readany())
+                data = await self._read(answer, events)
+                if not data and self._is_complete(events):
+                    break
                 if not data:
-                    if complete:
-                        break
                     raise UpstreamError("ended early")
                 self.heard_s = time.monotonic()
                 batch = events.feed(data)
@@ -284,6 +283,10 @@ class Attempt:
     def _is_complete(self, events: EventStream) -> bool:
         """Whether every answer has said why it finished: then nothing is missing, whatever becomes of the engine."""
         return bool(events.finish_reasons) and len(events.finish_reasons) >= count_answers(self._stream.body)
+
+    def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> Awaitable[bytes]:
+        """What comes next; empty when nothing does."""
+        return self._read_rest(answer) if events.ends and self._is_complete(events) else answer.content.readany()
 
     async def _read_rest(self, answer: aiohttp.ClientResponse) -> bytes:
         """What follows a complete answer; empty when nothing does."""
