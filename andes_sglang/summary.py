@@ -120,8 +120,8 @@ class Figures:
                 self._count_gaps()
         counts = record.preemptions, record.recomputed_tokens, record.retractions
         self._engine_known &= None not in counts
-        for groups, name in zip(self._groups.values(), (record.reader_class, record.tenant)):
-            groups.add(name, qoe, record.ttft_s, failed=record.error is not None)
+        self._groups["by_class"].add(record.reader_class, qoe, record.ttft_s, failed=record.error is not None)
+        self._groups["by_tenant"].add(record.tenant, qoe, record.ttft_s, failed=record.error is not None)
         if counts != (0, 0, 0):
             self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), counts)}
 
@@ -235,10 +235,7 @@ def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | No
     out: Summary = {}
     for key, value in runs[0].items():
         if key in BY_GROUP:
-            names = sorted({name for run in runs for name in run.get(key, {})})
-            out[key] = {
-                name: _over([run[key][name] for run in runs if name in run.get(key, {})], statistic) for name in names
-            }
+            out[key] = _over_groups([run.get(key, {}) for run in runs], statistic)
         elif key == "failures":
             reasons = sum((Counter(run.get(key, {})) for run in runs), Counter[str]())
             out[key] = dict(reasons.most_common(MAX_REASONS))
@@ -247,10 +244,20 @@ def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | No
         else:
             values = [run[key] for run in runs if run[key] is not None]
             out[key] = statistic(values) if values else None
+    _sum_counts(out, runs)
+    return out
+
+
+def _over_groups(runs: Sequence[Summary], statistic: Callable[[list[float]], float | None]) -> Summary:
+    """Of each group over the runs that have it."""
+    names = sorted({name for run in runs for name in run})
+    return {name: _over([run[name] for run in runs if name in run], statistic) for name in names}
+
+
+def _sum_counts(out: Summary, runs: Sequence[Summary]) -> None:
     for key in ("requests", "failed", "interrupted"):
         if key in out and out[key] is not None and all(isinstance(run[key], int) for run in runs):
             out[key] = sum(run[key] for run in runs)
-    return out
 
 
 _COLUMNS = (

@@ -267,16 +267,19 @@ def _chart(
     lines: list[Series] = []
     bands: list[Band] = []
     for name, colour in colours.items():
-        found = [(places[p.at[option]], (p.policies or {})[name]) for p in points if name in (p.policies or {})]
-        known = sorted(
-            (x, y, _at(f.get("std") or {}, path) or 0.0) for x, f in found if (y := _at(f, path)) is not None
-        )
-        xs, ys = [x for x, _, _ in known], [y for _, y, _ in known]
-        lines.append((name, colour, xs, ys))
-        bands.append((colour, xs, [max(0.0, y - std) for _, y, std in known], [y + std for _, y, std in known]))
+        found = [(places[p.at[option]], p.policies[name]) for p in points if p.policies and name in p.policies]
+        xs, ys, stds = np.array(sorted(map(partial(_place, path), found))).reshape(-1, 3).T
+        lines.append((name, colour, xs.tolist(), ys.tolist()))
+        bands.append((colour, xs.tolist(), np.maximum(0.0, ys - stds).tolist(), (ys + stds).tolist()))
     numbered = "" if _numbers(values) else f" ({', '.join(f'{k}: {value}' for k, value in enumerate(values))})"
     caption = f"{title} by {option}{numbered}. Band: a standard deviation over repeats."
     return Figure(report.plot(lines, option, title, y_max, bands=bands), caption)
+
+
+def _place(path: Sequence[str], found: tuple[float, Mapping[str, Any]]) -> tuple[float, float, float]:
+    """On the x axis, the figure there, and its spread."""
+    x, figures = found
+    return x, _at(figures, path) or 0.0, _at(figures.get("std") or {}, path) or 0.0
 
 
 def _numbers(values: Sequence[str]) -> list[float]:

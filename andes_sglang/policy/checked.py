@@ -7,6 +7,7 @@ says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from andes_sglang.latency import LatencyModel
@@ -74,21 +75,25 @@ def _wrong(policy: SchedulingPolicy, what: str) -> PolicyError:
 
 def _fault(decision: Decision, t: RequestTable) -> str | None:
     """What is wrong with ``decision``; None: nothing that can be seen without carrying it out."""
+    return _wrong_type(decision) or _wrong_name(decision, t)
+
+
+def _wrong_type(decision: Decision) -> str | None:
     for name, kind in (("admit", str), ("resume", str), ("preempt", Preemption)):
         named = getattr(decision, name)
         if not isinstance(named, list | tuple):
             return f"returned {name}={_shown(named)}"
         if other := [entry for entry in named if not isinstance(entry, kind)]:
             return f"returned {name} with {_shown(other[0])} in it, not a {kind.__name__}"
+    if other := [p.mode for p in decision.preempt if not isinstance(p.mode, PreemptionMode)]:
+        return f"returned preempt with mode {_shown(other[0])}, not a PreemptionMode"
+    return None
+
+
+def _wrong_name(decision: Decision, t: RequestTable) -> str | None:
     row = {rid: k for k, rid in enumerate(t.rids)}
     seen: set[str] = set()
-    wishes: list[tuple[str, str, tuple[Phase, ...]]] = [("admit", rid, (Phase.WAITING,)) for rid in decision.admit]
-    wishes += [("resume", rid, (Phase.PARKED,)) for rid in decision.resume]
-    for preemption in decision.preempt:
-        if not isinstance(preemption.mode, PreemptionMode):
-            return f"returned preempt with mode {_shown(preemption.mode)}, not a PreemptionMode"
-        wishes.append(("preempt", preemption.rid, PREEMPTIBLE_PHASES[preemption.mode]))
-    for name, rid, phases in wishes:
+    for name, rid, phases in _wishes(decision):
         if rid not in row:
             return f"named the request {rid!r} in {name}, which is not in state.requests.rids"
         if rid in seen:
@@ -96,8 +101,16 @@ def _fault(decision: Decision, t: RequestTable) -> str | None:
         seen.add(rid)
         if t.phase[row[rid]] not in phases:
             return f"named the request {rid!r} in {name}, which is {Phase(int(t.phase[row[rid]])).name}"
-    held = [p.rid for p in decision.preempt if not t.preemptible[row[p.rid]]]
-    return f"named the request {held[0]!r} in preempt, which is not preemptible" if held else None
+        if name == "preempt" and not t.preemptible[row[rid]]:
+            return f"named the request {rid!r} in preempt, which is not preemptible"
+    return None
+
+
+def _wishes(decision: Decision) -> Iterator[tuple[str, str, tuple[Phase, ...]]]:
+    """Where each request is named, and the phases in which it can be."""
+    yield from (("admit", rid, (Phase.WAITING,)) for rid in decision.admit)
+    yield from (("resume", rid, (Phase.PARKED,)) for rid in decision.resume)
+    yield from (("preempt", p.rid, PREEMPTIBLE_PHASES[p.mode]) for p in decision.preempt)
 
 
 def _shown(value: Any) -> str:

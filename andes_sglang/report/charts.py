@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -47,6 +47,21 @@ def _polyline(name: str, style: str, at: Iterable[tuple[float, float]]) -> str:
     )
 
 
+def _polygon(band: Band, px: Callable[[float], float], py: Callable[[float], float]) -> str:
+    colour, xs, low, high = band
+    stride = max(1, len(xs) // MAX_POINTS)
+    edge = [*zip(xs[::stride], low[::stride]), *reversed([*zip(xs[::stride], high[::stride])])]
+    points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in edge)
+    return f'<polygon points="{points}" fill="{colour}" fill-opacity="0.15" stroke="none"/>'
+
+
+def _range(series: Sequence[Series], bands: Sequence[Band]) -> tuple[list[float], list[float]]:
+    """All x values, and all y values and upper ends."""
+    xs = [x for _, _, a, _ in series for x in a]
+    ys = [y for _, _, _, b in series for y in b] + [y for *_, high in bands for y in high]
+    return xs or [0.0, 1.0], ys or [0.0, 1.0]
+
+
 def plot(
     series: Sequence[Series],
     x_title: str,
@@ -58,8 +73,7 @@ def plot(
 ) -> str:
     """Lines as an SVG, over ``bands``; both axes start at 0 (x lower where a value is negative). y_max, x_max: ends of the
     axes, which cut what lies beyond; None: as far as the values go."""
-    xs = [x for _, _, a, _ in series for x in a] or [0.0, 1.0]
-    ys = [y for _, _, _, b in series for y in b] + [y for *_, high in bands for y in high] or [0.0, 1.0]
+    xs, ys = _range(series, bands)
     x0, x1 = min(0.0, min(xs)), x_max or (max(xs) if max(xs) > 1e-6 else 1.0)
     y1 = y_max or max(max(ys) * 1.05, 1e-9)
 
@@ -81,11 +95,7 @@ def plot(
         f'<text x="{px(t):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{t:g}</text>' for t in ticks(x0, x1)
     ]
     out.append(f'<line x1="{LEFT}" x2="{end}" y1="{py(0):.1f}" y2="{py(0):.1f}" stroke="#888"/>')
-    for colour, a, low, high in bands:
-        stride = max(1, len(a) // MAX_POINTS)
-        edge = [*zip(a[::stride], low[::stride]), *reversed([*zip(a[::stride], high[::stride])])]
-        points = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in edge)
-        out.append(f'<polygon points="{points}" fill="{colour}" fill-opacity="0.15" stroke="none"/>')
+    out += [_polygon(band, px, py) for band in bands]
     for name, style, a, b in series:
         stride = max(1, len(a) // MAX_POINTS)
         out.append(_polyline(name, style, zip(map(px, list(a)[::stride]), map(py, list(b)[::stride]), strict=True)))

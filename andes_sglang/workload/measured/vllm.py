@@ -26,16 +26,17 @@ def answers(document: Any) -> list[Answer] | None:
     if missing := [name for name in NEEDED if name not in run]:
         raise ValueError(f"no {missing[0]}; run it with --save-detailed (vLLM) or --output-details (SGLang)")
     count = len(run["input_lens"])
-    if any(len(run[name]) != count for name in NEEDED):
+    if {len(run[name]) for name in NEEDED} != {count}:
         raise ValueError(f"{', '.join(NEEDED)} are not equally long")
-    starts_s = run.get("start_times") or _evenly(run, count)
-    errors = run.get("errors") or [""] * count
-    rows = zip(starts_s, run["input_lens"], run["output_lens"], run["ttfts"], run["itls"], errors, strict=True)
-    return [
-        Answer(float(start), int(prompt), int(output), float(ttft) if output else None, [float(gap) for gap in gaps],
-               error=_last_line(error) or (None if output else "no answer"))
-        for start, prompt, output, ttft, gaps, error in rows
-    ]  # fmt: skip
+    starts_s, errors = run.get("start_times") or _evenly(run, count), run.get("errors") or [""] * count
+    return [_answer(*row) for row in zip(starts_s, *(run[name] for name in NEEDED), errors, strict=True)]
+
+
+def _answer(start_s: float, prompt: int, output: int, ttft_s: float, *rest: Any) -> Answer:
+    gaps_s, error = rest
+    failed = _last_line(error) or (None if output else "no answer")
+    return Answer(float(start_s), int(prompt), int(output), float(ttft_s) if output else None,
+                  [float(gap) for gap in gaps_s], error=failed)  # fmt: skip
 
 
 def _evenly(run: dict[str, Any], count: int) -> list[float]:
