@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from andes_sglang import report, results, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.report import Figure
