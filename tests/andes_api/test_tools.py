@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +25,7 @@ from andes_api.tool_rounds import ToolRounds, added
 from andes_api.tool_times import UNKNOWN_S, ToolTimes
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
 from benchmarks.tool_overlap import PYTHON
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -83,13 +83,6 @@ def code(text: str) -> list[Delta]:
     return call("python", json.dumps({"code": text}))
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
-
-
 def test_an_answer_goes_on_with_the_results_as_one_stream_on_the_same_engine(
     engine: Any, gateway: Any, tools: dict[str, Any]
 ) -> None:
@@ -130,7 +123,7 @@ def test_a_tool_starts_while_the_model_writes_and_the_report_says_what_ran(
     scripted = engine(calling, say("done"))
     scripted.holds[(0, len(calling) - 4)] = written = threading.Event()
     url = gateway(scripted.url, tools=tools).url
-    threading.Thread(target=lambda: (wait_for(seen.exists), written.set()), daemon=True).start()
+    threading.Thread(target=lambda: (until(seen.exists), written.set()), daemon=True).start()
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
     chunks = list(
         client.chat.completions.create(
@@ -172,7 +165,7 @@ def test_a_tenant_pays_for_the_prompts_of_all_rounds_and_may_have_fewer_tools(
     with pytest.raises(openai.BadRequestError, match="no tool 'python' runs here; there are echo"):
         ask(server.url)
     usage = ask(server.url, names=("echo",))[-1].usage
-    wait_for(lambda: not server.gateway.open)
+    until(lambda: not server.gateway.open)
     assert charged[-1] == (usage.prompt_tokens, usage.completion_tokens)
 
 
@@ -206,11 +199,11 @@ def test_a_caller_who_leaves_takes_the_tool_with_him(
         extra_headers={"x-andes-tools": "run"},
     )  # fmt: skip
     next(iter(answer))
-    wait_for(lambda: file.exists() and file.read_text() != "")
+    until(lambda: file.exists() and file.read_text() != "")
     pid = int(file.read_text())
     answer.close()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists())
-    wait_for(lambda: not server.gateway.open)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not server.gateway.open)
 
 
 def test_a_stream_that_is_cut_off_twice_says_nothing_more(
@@ -237,7 +230,7 @@ def test_a_stream_that_is_cut_off_twice_says_nothing_more(
         task.get_loop().call_soon_threadsafe(task.cancel)
         assert closing.wait(120)
         task.get_loop().call_soon_threadsafe(task.cancel)
-        wait_for(lambda: not server.gateway.open)
+        until(lambda: not server.gateway.open)
     assert timer.cancelled()
 
 
@@ -246,7 +239,7 @@ def test_a_gateway_that_stops_says_so_and_ends_the_tool(engine: Any, gateway: An
     server = gateway(scripted.url, tools={"hangs": tools["hangs"] | {"timeout_s": 600}})
 
     def stop() -> None:
-        wait_for(lambda: any(stream.tokens > 2 for stream in server.gateway.open))
+        until(lambda: any(stream.tokens > 2 for stream in server.gateway.open))
         server.gateway.cut_streams()
 
     threading.Thread(target=stop, daemon=True).start()
@@ -264,7 +257,7 @@ def test_a_call_starts_once_though_its_engine_dies(
     for scripted in engines:
         scripted.deaths.add((0, len(calling) - 3))
         scripted.holds[(0, len(calling) - 3)] = died = threading.Event()
-        threading.Thread(target=lambda e=died: (wait_for(log.exists), e.set()), daemon=True).start()
+        threading.Thread(target=lambda e=died: (until(log.exists), e.set()), daemon=True).start()
     engines[1].deaths.clear()
     server = gateway(engines[0].url, engines[1].url, tools=tools, policy="round_robin")
     while not engines[0].bodies:  # until one goes to the engine that dies
