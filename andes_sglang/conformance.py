@@ -124,7 +124,8 @@ class PolicyConformance:
     @_inherited
     @given(schedulable_states())
     def test_a_decision_is_consistent(self, state: SchedulerState) -> None:
-        """Each request is named once, in a phase that allows it; only preemptible requests that hold KV are preempted."""
+        """Each request is named once, in a phase that allows it; only preemptible requests that hold KV are preempted, and
+        only what runs is parked."""
         t, decision = state.requests, self.decide(state)
         row = {rid: k for k, rid in enumerate(t.rids)}
         preempted = [p.rid for p in decision.preempt]
@@ -134,6 +135,8 @@ class PolicyConformance:
         assert all(t.phase[row[rid]] == Phase.PARKED for rid in decision.resume)
         assert all(t.preemptible[row[rid]] for rid in preempted), "only the preemptible are preempted"
         assert all(t.kv_tokens[row[rid]] > 0 for rid in preempted)
+        parked = [p.rid for p in decision.preempt if p.mode is PreemptionMode.PARK]
+        assert all(t.phase[row[rid]] == Phase.RUNNING for rid in parked), "only what runs is parked"
         assert all(p.reason for p in decision.preempt), "a preemption has a reason, for metrics"
 
     @_inherited
