@@ -1,9 +1,10 @@
-"""What the client of one connection has acknowledged. Linux says it (``SIOCOUTQ``); elsewhere only what this process holds
-back is known."""
+"""What the client of one connection has acknowledged, and how far away it is. Linux says it (``SIOCOUTQ``, ``TCP_INFO``);
+elsewhere only what this process holds back is known."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from typing import Any
 
@@ -14,6 +15,12 @@ if sys.platform == "linux":
     import termios
 
     _UNACKNOWLEDGED = termios.TIOCOUTQ  # SIOCOUTQ, of a socket: bytes sent and not acknowledged, or not sent yet
+
+_MIN_RTT_AT, _TCP_INFO_BYTES = 148, 152
+"""Of ``struct tcp_info``: ``tcpi_min_rtt``, microseconds, and what there is up to its end (Linux 4.6)."""
+
+_UNKNOWN_US = 0xFFFFFFFF
+"""Before the first acknowledgement."""
 
 CONNECTION = "andes.connection"
 """Where ASGI's scope has the transport of a request."""
@@ -42,3 +49,15 @@ class Connection:
         except OSError:  # no TCP socket, or gone
             return held
         return held + int.from_bytes(self._count, sys.byteorder)
+
+    def round_trip_s(self) -> float:
+        """Seconds to the client and back, the least that acknowledgements took lately; 0 where it is not known."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or not ACKNOWLEDGED_IS_KNOWN or self._socket is None:
+            return 0.0
+        try:
+            said = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:  # no TCP socket, or gone
+            return 0.0
+        round_trip_us = int.from_bytes(said[_MIN_RTT_AT:_TCP_INFO_BYTES], sys.byteorder)
+        return 0.0 if round_trip_us == _UNKNOWN_US else round_trip_us / 1e6

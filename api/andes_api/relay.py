@@ -34,6 +34,7 @@ class Relay:
     ) -> None:
         self.stream = stream
         self._connection = connection
+        stream.receipt.comes_over(connection.round_trip_s())
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()

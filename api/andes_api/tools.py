@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pwd
+import subprocess
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -54,11 +54,15 @@ def tool_faults(tools: Mapping[str, ToolSettings]) -> list[str]:
         if tool.user is None:
             continue
         try:
-            pwd.getpwnam(tool.user)
+            group = pwd.getpwnam(tool.user).pw_gid
+            subprocess.run(["true"], user=tool.user, group=group, extra_groups=[], check=False)  # noqa: S607 - found as the tool's own command is
         except KeyError:
             faults.append(f"tools.{name}.user: there is no user {tool.user!r}")
-        if os.geteuid() != 0:
-            faults.append(f"tools.{name}.user: only a gateway that runs as root can run tools as {tool.user!r}")
+        except PermissionError:
+            faults.append(
+                f"tools.{name}.user: this process may not become {tool.user!r}: run the gateway as root, with the "
+                f"capabilities SETUID and SETGID, or leave 'user' out"
+            )
     return faults
 
 

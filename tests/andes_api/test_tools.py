@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -352,11 +354,25 @@ def test_a_gateway_without_the_package_says_what_to_install(monkeypatch: pytest.
     load(upstreams=["http://127.0.0.1:1"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can run tools as another user")
+@pytest.mark.parametrize("capability", ["setuid", "setgid"])
+def test_a_gateway_that_may_not_become_a_tools_user_says_so(capability: str) -> None:
+    if os.geteuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root needs setpriv to drop a capability")
+    drop = ["setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}"] if os.geteuid() == 0 else []
+    start = "from andes_api.tools import *; print(tool_faults({'f': ToolSettings(command=['true'], user='nobody')}))"
+    done = subprocess.run([*drop, sys.executable, "-c", start], capture_output=True, text=True, timeout=600, check=True)
+    assert "tools.f.user: this process may not become 'nobody': run the gateway as root" in done.stdout
+
+
 def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, tmp_path: Path) -> None:
     script = 'read start; read finish; printf \'{"result": "%s"}\\n\' "$(id -un)$(id -Gn)"'
+    tools = {"who": {"command": ["sh", "-c", script], "user": "nobody"}}
+    try:
+        load(upstreams=["http://127.0.0.1:1"], tools=tools)
+    except GatewaySettingsError as error:
+        pytest.skip(str(error))
     scripted = engine(call("who", "{}"), say("done"))
-    ask(gateway(scripted.url, tools={"who": {"command": ["sh", "-c", script], "user": "nobody"}}).url, names=("who",))
+    ask(gateway(scripted.url, tools=tools).url, names=("who",))
     assert scripted.bodies[1]["messages"][-1]["content"].startswith("nobodynogroup")
 
 

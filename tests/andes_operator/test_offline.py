@@ -13,10 +13,11 @@ from cases import SPEC, predicted, request_at, seen
 
 from andes_operator.decide import ScaleDecision, decide
 from andes_operator.demand import expected_demand
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.gateways import Gateways
 from andes_operator.memory import Memory
 from andes_operator.names import Reason
-from andes_operator.observe import DataFault, FleetReplica, GatewayReport, ObservedRequest, PodCounts, merge
+from andes_operator.observe import DataFault, PodCounts, merge
 from andes_operator.offline import MARGIN, OfflineWork, PendingBatch, Slack, replicas_for
 from andes_operator.pool import part
 from andes_operator.prediction import offline_tps
@@ -276,7 +277,7 @@ def test_offline_work_is_in_no_signal_of_readers() -> None:
         "engine_requests",
         "waiting",
         "reader_arrivals_s",
-        "qoe",
+        "figures",
         "fault",
         "streams_by_replica",
     ):

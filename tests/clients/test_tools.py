@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -254,3 +256,42 @@ def test_a_tool_that_makes_no_sense_is_named(field: str, value: Any) -> None:
     more = {"argument": "code"} if field == "statements" else {}
     with pytest.raises(ValueError, match=field):
         Tool(**{"command": ["true"], **more, field: value})
+
+
+def may_become_nobody() -> bool:
+    try:
+        subprocess.run(["true"], user="nobody", extra_groups=[], check=True)
+    except (OSError, LookupError):
+        return False
+    return True
+
+
+UNPRIVILEGED = """
+import asyncio, os, sys
+from andes_client import Tool
+from andes_client.process import ToolCall
+from andes_client.toolstream import Started
+
+async def main():
+    script = 'read start; read finish; printf \\'{"result": "%s"}\\n\\' $$; ' + sys.argv[1]
+    call = ToolCall(Started((0, 0), "one", "lingers"), Tool(["sh", "-c", script], user="nobody"))
+    call.finish({})
+    result = await call.result
+    assert result.error is None, result
+    try:
+        os.kill(int(result.text), 0)
+    except ProcessLookupError:
+        print("ended")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    not (may_become_nobody() and shutil.which("setpriv")), reason="needs the right to become nobody, and setpriv"
+)
+@pytest.mark.parametrize("lingers", ["sleep 600", "sleep 600 & wait"])
+def test_a_tool_of_another_user_is_ended_without_the_right_to_kill_it(lingers: str) -> None:
+    command = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", sys.executable, "-c", UNPRIVILEGED, lingers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout == "ended\n", done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from andes_client.toolstream import Started
 from andes_client.units import SPLITTERS
 
 __all__ = ["Tool", "ToolCall", "ToolResult"]
+
+_log = logging.getLogger(__name__)
 
 ABORT_S = 0.2
 """Seconds that a tool has to end by itself when its call is aborted."""
@@ -253,10 +256,10 @@ class ToolCall:
         try:
             return await self._talk(process, tool)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(_drain(process), DRAIN_S)
+            try:
+                await asyncio.wait_for(_end(process, tool), DRAIN_S)
+            except (asyncio.TimeoutError, OSError) as error:  # noqa: UP041 - another class in Python 3.10
+                _log.warning("process %d of tool %r may still run: %r", process.pid, self.started.name, error)
 
     async def _talk(self, process: asyncio.subprocess.Process, tool: Tool) -> ToolResult:
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101
@@ -323,6 +326,19 @@ async def _read_line(stdout: asyncio.StreamReader, most_bytes: int) -> bytes:
         if len(text) > most_bytes:
             raise ValueError
     return text.split(b"\n")[0]
+
+
+async def _end(process: asyncio.subprocess.Process, tool: Tool) -> None:
+    """Kill the process and its group, and wait for their end. Where this process may become the tool's user but not kill
+    what that user runs (no CAP_KILL), one of that user does it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        killer = await asyncio.create_subprocess_exec("sh", "-c", f"kill -s KILL -- -{process.pid}", **_as_user(tool))
+        await killer.wait()
+    await _drain(process)
 
 
 async def _drain(process: asyncio.subprocess.Process) -> None:
