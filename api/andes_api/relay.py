@@ -71,6 +71,7 @@ class Relay:
             finally:
                 if self._tools is not None:
                     await self._tools.close()
+                self._attempt = None  # which refers to this: nothing is left for the collector
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""
