@@ -234,8 +234,8 @@ class StreamRecords:
         record.number = self._added
 
     def end(self, req: Any, metrics: EngineMetrics) -> None:
-        """``req`` has finished. A health check is no answer: it neither counts nor teaches a length. What yields teaches none:
-        readers' answers are not as long."""
+        """``req`` has finished. A health check is no answer: it neither counts nor teaches a length; nor does what yields
+        teach those of readers."""
         if not protocol.is_health_check(req.rid):
             metrics.finished(self._by_rid[req.rid].reader.final_qoe())
             if not self.yields(req):
