@@ -11,7 +11,7 @@ from typing import Any
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy import SchedulingPolicy, ask
 from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.engine import EngineModel
@@ -106,7 +106,7 @@ class PolicySeam:
         """Ask the policy."""
         self.decisions += 1
         self._look_up_prefixes()
-        decision = decide_readers_first(self.policy, self.state())
+        decision = decide_readers_first(self.policy, self.state(), ask=ask)
         self._metrics.decision(self._decision_s)
         return decision
 

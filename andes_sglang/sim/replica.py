@@ -30,7 +30,7 @@ import numpy as np
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.batch import Batch
@@ -267,7 +267,7 @@ class Replica:
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
             spec.target.tds, TokenTimes(shown_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
-            job.holds or None,
+            job.holds or None, spec.reader_class, spec.tenant,
         )  # fmt: skip
         if not spec.yields:
             self._population.learn(spec)
@@ -328,7 +328,10 @@ class Replica:
         self._idle_decisions += 1
         if self._idle_decisions > MAX_IDLE_DECISIONS:
             name = self.policy.name if self.policy is not None else "stock"
-            raise RuntimeError(f"policy {name} leaves the engine idle with {self.open_requests} requests")
+            raise PolicyError(
+                f"policy {name!r} leaves the engine idle with {self.open_requests} requests: "
+                "it must admit or resume what fits"
+            )
 
     def _plan_prefill(self) -> list[PrefillChunk]:
         """The next prefill: in order of arrival, or from those that the policy admits."""
