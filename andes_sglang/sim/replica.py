@@ -277,7 +277,8 @@ class Replica:
             job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
             job.holds or None, spec.reader_class, spec.tenant,
         )  # fmt: skip
-        self._population.learn(spec)
+        if not spec.yields:
+            self._population.learn(spec)
         self._forget(job)
         self.sink(record)
 
@@ -396,7 +397,7 @@ class Replica:
             recomputed = protocol.recomputed_tokens(job.resuming_tokens)
             job.recomputed_tokens += recomputed
             self.metrics.resume(job.stopped, recomputed)
-            if job.stopped == "offload":
+            if job.stopped == "offload" and not job.spec.yields:  # whose copies are the first to go
                 self.latency.observe_return(job.context_tokens, recomputed)
         job.generated += 1
         sent = self._clock.record_first(job, end_s)
