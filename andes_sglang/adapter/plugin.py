@@ -48,7 +48,7 @@ def _to_its_worker(_sender: Any, output: Any, recv_obj: Any = None) -> None:
 
 def _nothing_but_a_call(schema: Any, *_: Any, **__: Any) -> None:
     """Of the grammar for ``tool_choice: required``: a call is a name and arguments. llguidance, by the letter of JSON Schema,
-    lets a model that comes to no end go on with members that nobody asked for, until ``max_tokens``; xgrammar does not."""
+    lets a model that comes to no end go on with members of its own, until ``max_tokens``; xgrammar does not."""
     schema["additionalProperties"] = False
 
 
