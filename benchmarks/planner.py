@@ -62,7 +62,7 @@ SEARCHED: dict[str, tuple[Lengths, float]] = {
     "l4-llama-3.1-8b": (LENGTHS, 150.0),
 }
 """Lengths, and seconds of a burst of twice the average for 35 % of them, by profile."""
-SEARCH_SEEDS = 2
+SEARCH_SEEDS, SETUPS = 2, 16
 
 
 LOOPING_RATES = ((60.0, 9.8), (120.0, 29.5), (120.0, 9.8))
@@ -157,6 +157,7 @@ def searched(out: Path, names: Sequence[str]) -> Lines:
         folder = out / f"search-{name}"
         if not (folder / "plan.json").exists():
             flags = ["--profile", name, "--prompt", prompt, "--output", output, "--duration", str(duration_s)]
+            flags += ["--setups", str(SETUPS)]
             code = cli.main(["plan", "--search", *flags, "--seeds", str(SEARCH_SEEDS), "--out", str(folder)])
             assert code == 0
         found = json.loads((folder / "plan.json").read_text())
