@@ -35,6 +35,7 @@ from andes_client.race_history import LOCAL, REMOTE
 from andes_sglang.bench.engine import Engine, read_metrics
 from andes_sglang.report.charts import COLOURS, Series, plot
 from andes_sglang.sim import profile as profiles
+from benchmarks.arguments import listed
 from benchmarks.markdown import header, row
 from benchmarks.on_device import SmallModel
 
@@ -266,24 +267,12 @@ def played(args: argparse.Namespace, out: Path) -> Iterator[tuple[str, str, list
             yield policy, arm, got, run.lag_s
 
 
-def _listed(known: Sequence[str]) -> Any:
-    def read(text: str) -> list[str]:
-        given = text.split(",")
-        if wrong := [name for name in given if name not in known]:
-            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not known; choose of {', '.join(known)}")
-        return given
-
-    return read
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument(
-        "--policies", type=_listed(("stock", "andes")), default=["stock", "andes"], help="of the server"
-    )
-    parser.add_argument("--arms", type=_listed(ARMS), default=list(ARMS), help="how the answers are asked for")
+    parser.add_argument("--policies", type=listed(("stock", "andes")), default=["stock", "andes"], help="of the server")
+    parser.add_argument("--arms", type=listed(ARMS), default=list(ARMS), help="how the answers are asked for")
     parser.add_argument("--requests", type=int, default=150, help="of each run")
     parser.add_argument("--load", type=float, default=1.25, help="of what the server sustains")
     parser.add_argument("--answer", type=int, default=120, help="tokens, the median of answers")

@@ -21,6 +21,7 @@ from andes_sglang.sim import whatif
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.mixes import Mix, bucket_loads, cheapest_mix
 from andes_sglang.sim.objectives import Objective, QoEOf, Served, certainty
+from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, play_fleet, smallest_feasible
 from andes_sglang.workload import SyntheticWorkload, Workload
 
@@ -186,7 +187,7 @@ class Planner:
         workload = self.workloads[0]
         many = WHATIF_PAYS * whatif.MAX_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS
         if many and isinstance(self.objective, QoEOf):
-            goals = [whatif.Goal(self.objective.qoe)]
+            goals = [Goal(self.objective.qoe)]
             question = whatif.WhatIf(
                 engine, policy, workload.requests, workload.duration_s, goals, routing_policy=self.routing
             )

@@ -11,7 +11,7 @@ from typing import Any
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy import SchedulingPolicy, ask
 from andes_sglang.policy.drafting import with_drafts
 from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.sim.batch import Batch
@@ -114,7 +114,7 @@ class PolicySeam:
         self.decisions += 1
         self._look_up_prefixes()
         state = self.state()
-        decision = with_drafts(state, decide_readers_first(self.policy, state))
+        decision = with_drafts(state, decide_readers_first(self.policy, state, ask=ask))
         if self._drafter is not None:
             self._drafter.decided(decision)
         self._metrics.decision(self._decision_s)

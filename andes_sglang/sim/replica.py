@@ -30,7 +30,7 @@ import numpy as np
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.policy import SchedulingPolicy
+from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.batch import Batch
@@ -272,9 +272,10 @@ class Replica:
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
             spec.target.tds, TokenTimes(shown_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
-            job.holds or None,
+            job.holds or None, spec.reader_class, spec.tenant,
         )  # fmt: skip
-        self._population.learn(spec)
+        if not spec.yields:
+            self._population.learn(spec)
         self._forget(job)
         self.sink(record)
 
@@ -332,7 +333,10 @@ class Replica:
         self._idle_decisions += 1
         if self._idle_decisions > MAX_IDLE_DECISIONS:
             name = self.policy.name if self.policy is not None else "stock"
-            raise RuntimeError(f"policy {name} leaves the engine idle with {self.open_requests} requests")
+            raise PolicyError(
+                f"policy {name!r} leaves the engine idle with {self.open_requests} requests: "
+                "it must admit or resume what fits"
+            )
 
     def _plan_prefill(self) -> list[PrefillChunk]:
         """The next prefill: in order of arrival, or from those that the policy admits."""
@@ -390,7 +394,7 @@ class Replica:
             recomputed = protocol.recomputed_tokens(job.resuming_tokens)
             job.recomputed_tokens += recomputed
             self.metrics.resume(job.stopped, recomputed)
-            if job.stopped == "offload":
+            if job.stopped == "offload" and not job.spec.yields:  # whose copies are the first to go
                 self.latency.observe_return(job.context_tokens, recomputed)
         job.generated += 1
         sent = self._clock.record_first(job, end_s)

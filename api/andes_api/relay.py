@@ -34,6 +34,7 @@ class Relay:
     ) -> None:
         self.stream = stream
         self._connection = connection
+        stream.receipt.comes_over(connection.round_trip_s())
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()
@@ -70,6 +71,7 @@ class Relay:
             finally:
                 if self._tools is not None:
                     await self._tools.close()
+                self._attempt = None  # which refers to this: nothing is left for the collector
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""

@@ -78,7 +78,7 @@ class ToolRounds:
         choice, delta = _first(payload)
         changed = self._withhold_calls(choice, delta)
         if self._calling or (choice and not self._shows(choice, delta)):
-            self._stream.reader.think(tokens)  # its clock waits for what comes before the first word
+            self._stream.receipt.think(tokens)  # its clock waits for what comes before the first word
             return b"", 0
         changed |= self._as_one(payload)
         return (b"data: " + orjson.dumps(payload) + b"\n\n" if changed else event), tokens

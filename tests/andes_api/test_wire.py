@@ -368,3 +368,14 @@ def test_sigterm(streams: int, status: int, faulty: Any) -> None:
         _, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     assert "Traceback" not in err
+
+
+def test_requests_behind_each_other_are_answered_in_turn(faulty: Any, gateway: Any) -> None:
+    """The second is read while the first is being answered: its pieces stay its own."""
+    server = gateway(faulty().url)
+    first, second = (json.dumps({**BODY, "prompt": name}).encode() for name in "ab")
+    answers = said(server, post(first) + post(second, b"connection: close\r\n")).split(b"HTTP/1.1 200")[1:]
+    assert len(answers) == 2
+    for answer in answers:
+        assert answer.count(b"data: [DONE]\n\n") == 1
+        assert answer.endswith(b"\r\n0\r\n\r\n")

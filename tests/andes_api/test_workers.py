@@ -157,6 +157,7 @@ def test_figures_add_up_whichever_worker_answers(gateway: Gateway) -> None:
         assert arrivals == sorted(arrivals)
         assert (demand["models"], demand["complete_since_s"]) == (["m"], None)
         assert qoe["all"]["count"] == qoe["models"]["m"]["all"]["count"] == before + 32
+        assert qoe["ttft_s"]["all"]["count"] == qoe["models"]["m"]["stall_s"]["all"]["count"] == before + 32
         assert gateway.counts("andes_gateway_requests_total") == counted + 32
         assert gateway.counts("andes_gateway_time_to_first_token_seconds_count") == counted + 32
         replicas = gateway.get("/fleet/replicas")["replicas"]

@@ -21,9 +21,10 @@ from andes_sglang.routing import IncomingStream, LeastLoad, ReplicaView
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.objectives import parse_objective
+from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible, sustained_tokens_per_s
 from andes_sglang.sim.planner import MORE, FleetPlan, Planner, Saving, Trial, denser
-from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.sim.whatif import WhatIf
 from andes_sglang.workload import SyntheticWorkload, Workload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
