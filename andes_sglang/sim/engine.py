@@ -117,16 +117,20 @@ class EngineModel:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be >= 0, got {value!r}")
-        if self.drafts and self.speculation is None:
-            raise ValueError("draft_tokens, drafts_by_reader: the engine has no speculation")
-        if self.drafts and self.overlap is Overlap.SYNC:
-            raise ValueError("draft_tokens, drafts_by_reader: not modelled with overlap sync")
-        if self.draft_tokens and (self.drafts_by_reader or not self.draft_tokens > 0):
-            raise ValueError(f"draft_tokens must be >= 0, and 0 with drafts_by_reader, got {self.draft_tokens!r}")
+        if self.drafts:
+            self._check_drafts()
         if not 0 < self.quality <= 1:
             raise ValueError(f"quality must be in (0, 1], got {self.quality!r}")
         if self.host_capacity_tokens and not self.host_tokens_per_s > 0:
             raise ValueError(f"host_tokens_per_s must be > 0 with a host tier, got {self.host_tokens_per_s!r}")
+
+    def _check_drafts(self) -> None:
+        if self.speculation is None:
+            raise ValueError("draft_tokens, drafts_by_reader: the engine has no speculation")
+        if self.overlap is Overlap.SYNC:
+            raise ValueError("draft_tokens, drafts_by_reader: not modelled with overlap sync")
+        if self.draft_tokens < 0 or (self.draft_tokens and self.drafts_by_reader):
+            raise ValueError(f"draft_tokens must be >= 0, and 0 with drafts_by_reader, got {self.draft_tokens!r}")
 
     @property
     def drafts(self) -> bool:
