@@ -31,7 +31,7 @@ from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import PolicyError, SchedulingPolicy
-from andes_sglang.policy.eviction import EvictionOrder
+from andes_sglang.policy.eviction import EvictionOrder, Returns
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.batch import Batch
 from andes_sglang.sim.drafter import Drafter
@@ -43,7 +43,7 @@ from andes_sglang.sim.policy_seam import PolicySeam
 from andes_sglang.sim.population import NoPopulation, Population
 from andes_sglang.sim.preemption import Preemptor, paused_kv
 from andes_sglang.sim.prefill import Admission, PrefillChunk, PrefillWork
-from andes_sglang.sim.radix import RadixCache
+from andes_sglang.sim.radix import Node, RadixCache
 from andes_sglang.sim.step_clock import MAX_STEPS, StepClock
 from andes_sglang.state import Phase
 
@@ -94,9 +94,15 @@ class Replica:
         )
         self._batch = batch = Batch(clock, engine.max_running, leaves_late=engine.overlap is not Overlap.NONE)
         self._queue = queue = JobQueue()
-        protects = policy is not None and has_host
-        order = EvictionOrder((lambda: paused_kv(queue.waiting, population)) if protects else tuple)
-        self._pool = pool = KvPool(engine, clock, order)
+        returns = Returns()
+
+        def wanted() -> Iterator[tuple[Node, float]]:
+            """KV that will be needed again; without host memory a release gives it up, but for none that is needed later."""
+            yield from returns.expected()
+            if policy is not None and (has_host or returns):
+                yield from paused_kv(queue.waiting, population)
+
+        self._pool = pool = KvPool(engine, clock, EvictionOrder(wanted), returns)
         self._admission = Admission(engine, queue=queue, batch=batch, pool=pool, clock=clock)
         self._preemptor = Preemptor(
             queue=queue, batch=batch, pool=pool, clock=clock, population=population, metrics=self.metrics
@@ -267,6 +273,8 @@ class Replica:
         self._batch.leave(job)
         self._pool.give_up(job, keep=True)
         spec, times_s = job.spec, np.concatenate(job.times_s)
+        if spec.returns_s is not None and self.policy is not None:  # stock SGLang is not told
+            self._pool.expect(job.kept_node, spec.returns_s)
         shown_s = times_s[spec.reason_tokens :]
         record = RequestRecord(
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
