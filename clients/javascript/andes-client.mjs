@@ -240,7 +240,7 @@ export class Answer {
     return Math.max(1, this.usage.completion_tokens - thought);
   }
 
-  /** Where tools ran at the gateway: `usage` counts their calls, which nobody reads; the gateway tells them apart. */
+  /** Where tools ran at the gateway: `usage` counts their calls, which are not read; the gateway tells them apart. */
   #report_of_tools() {
     return this.gateway_report?.tools ? this.gateway_report : null;
   }

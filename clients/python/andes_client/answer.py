@@ -139,7 +139,7 @@ class _Reception:
         return told if isinstance(told, int) else 0
 
     def _report_of_tools(self) -> dict[str, Any] | None:
-        """Where tools ran at the gateway: usage counts their calls, which nobody reads; the gateway tells them apart."""
+        """Where tools ran at the gateway: usage counts their calls, which are not read; the gateway tells them apart."""
         report = self.gateway_report
         return report if report is not None and "tools" in report else None
 
