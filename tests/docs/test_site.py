@@ -76,6 +76,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     mkdocs = str(GENERATOR) if GENERATOR.exists() else shutil.which("mkdocs")
     if mkdocs is None:
         pytest.skip("NOT HERE: mkdocs with material and mkdocstrings; `make docs` installs them")
+    (site_source.ROOT / "out" / "site-source").mkdir(parents=True, exist_ok=True)
     command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     subprocess.run(command, cwd=site_source.ROOT, check=True, timeout=250)
     page = (tmp_path / "site" / "reference" / "andes_sglang.qoe.html").read_text()
