@@ -24,6 +24,7 @@ from andes_api.connection import Connection
 from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
+from andes_api.lateness import Lateness
 from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
@@ -514,6 +515,16 @@ def test_an_engine_that_cannot_be_reached_has_not_died_of_it() -> None:
     )
     case = Case(Answer([refused]), Answer([refused]), Answer([chunk("a", 1, "stop"), DONE])).run()
     assert (case.text, case.stream.attempts) == ("a", 3)
+
+
+@pytest.mark.parametrize("listened", [True, False])
+def test_an_engine_that_we_were_too_late_to_reach_is_not_down(listened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lateness, "asked", lambda _self: lambda: listened)
+    case = Case(Answer([aiohttp.ConnectionTimeoutError()]), Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert case.text == "a"
+    assert (case.replica("a").healthy, case.replica("a").fault) == (
+        (False, "unreachable") if listened else (None, None)
+    )
 
 
 def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:
