@@ -43,7 +43,7 @@ class Relay:
         self._tools: ToolRounds | None = None
         if stream.tools:
             most = context.settings.tool_rounds
-            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, most=most)
+            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, times=context.tool_times, most=most)
         seen = self._tools.take if self._tools else None
         self._reply = Reply(stream, send, connection, context.settings, seen=seen)
         self._attempt: Attempt | None = None
