@@ -490,6 +490,18 @@ def test_an_answer_in_one_piece_that_dies_late_has_not_killed_its_engine(monkeyp
     assert case.headers["x-andes-reason"] == "upstream"
 
 
+def test_an_answer_in_one_piece_has_its_time_for_all_of_it() -> None:
+    body, whole = {**GREEDY, "stream": False}, b'{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}'
+    case = Case(Answer([b"{", HANG], headers=JSON), Answer([whole], headers=JSON), body=body, answer_timeout_s=0.05)
+    assert json.loads(case.run().body) == json.loads(whole)
+    assert (case.stream.attempts, case.replica("a").fault) == (2, "silent")
+
+
+def test_an_error_that_never_ends_is_silence() -> None:
+    case = Case(Answer([b"{", HANG], 500, JSON), Answer([chunk("a", 1, "stop"), DONE]), stream_idle_s=0.05).run()
+    assert (case.text, case.replica("a").fault) == ("a", "silent")
+
+
 def test_a_stream_is_ended_for_the_first_reason_only() -> None:
     """A timeout that has expired cannot be moved: trying it ended the search for silent streams."""
     case = Case(Answer([HANG]), Answer([chunk("a", 1, "stop"), DONE]))
