@@ -115,6 +115,12 @@ bench-waits: setup ## the wait for a first token as a gateway tells it, on simul
 bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
 	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
 
+bench-admission: setup ## what refusing by forecast gains and costs, on simulated engines (20 minutes)
+	$(BIN)/python benchmarks/admission.py $(ARGS)
+
+bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
+	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
+
 bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
 	$(BIN)/python benchmarks/ladder.py $(ARGS)
 
