@@ -41,8 +41,9 @@ class Stream:
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
     others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
     first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
-    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
-    continued elsewhere. fallback: why another model than the one asked for answers.
+    tools: those that run here; ran: what did; returns_s: seconds from the end of this round to the next, should it call one.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere.
+    fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -73,6 +74,7 @@ class Stream:
     later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
+    returns_s: float | None = None
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -273,7 +275,7 @@ class Stream:
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
-            "thought_tokens": self.thought,
+            "thought_tokens": max(self.thought, reader.thought_tokens),  # calls before the first word, too
             "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),
