@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
 	bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
