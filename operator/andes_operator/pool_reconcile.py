@@ -12,9 +12,8 @@ from typing import Any
 from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.names import Condition, Reason
-from andes_operator.pooling import PoolSpec, member_of, parse_pool, pool_status
+from andes_operator.pooling import parse_pool, pool_status
 from andes_operator.reconcile import Key, Result
-from andes_operator.sharing import divide
 from andes_operator.status import conditions, timestamp
 from andes_operator.telemetry import OperatorMetrics
 
@@ -46,10 +45,14 @@ class PoolReconciler:
         try:
             spec = parse_pool(pool.get("spec") or {})
         except ValueError as error:
-            made = self._invalid(pool, str(error))
+            made, changed = self._invalid(pool, str(error)), list[str]()
         else:
-            made = await self._divided(pool, spec)
+            found = await self._cluster.list_all(names.TARGETS, namespace)
+            made, changed = pool_status(pool, spec, {t["metadata"]["name"]: t for t in found}, now_s=self._clock())
+            self._metrics.show_pool(namespace, name, made)
         await self._cluster.patch_status(names.POOLS, namespace, name, made)
+        for target in changed:
+            self._wake((namespace, target))
         return Result(TICK_S)
 
     def _invalid(self, pool: Mapping[str, Any], message: str) -> dict[str, Any]:
@@ -57,19 +60,3 @@ class PoolReconciler:
         finding = (Condition.READY, False, Reason.INVALID_SPEC, message)
         said = conditions([finding], old.get("conditions") or [], generation, self._clock())
         return {"observedGeneration": generation, "observedAt": timestamp(self._clock()), "conditions": said}
-
-    async def _divided(self, pool: Mapping[str, Any], spec: PoolSpec) -> dict[str, Any]:
-        """The status with the division; wakes the targets whose part has changed."""
-        namespace, name = pool["metadata"]["namespace"], pool["metadata"]["name"]
-        targets = {t["metadata"]["name"]: t for t in await self._cluster.list_all(names.TARGETS, namespace)}
-        found = {m.target: member_of(m, targets[m.target]) if m.target in targets else None for m in spec.members}
-        members = [member for member in found.values() if member is not None]
-        missing = [target for target, member in found.items() if member is None]
-        given = divide(spec.budget, members)
-        made = pool_status(pool, spec, members, given, missing, now_s=self._clock())
-        self._metrics.show_pool(namespace, name, made)
-        before = {said.get("target"): said.get("replicas") for said in (pool.get("status") or {}).get("members") or []}
-        for member in members:
-            if before.get(member.name) != given[member.name].replicas:
-                self._wake((namespace, member.name))
-        return made

@@ -12,15 +12,15 @@ from andes_operator.explain import SpecError, required, shown
 from andes_operator.forecast import DemandForecast
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation
-from andes_operator.sharing import Allotment, Member, PoolBudget
+from andes_operator.sharing import Allotment, Member, PoolBudget, divide
 from andes_operator.sizing import Headroom
 from andes_operator.spec import TargetSpec
-from andes_operator.status import conditions, timestamp
+from andes_operator.status import Finding, conditions, timestamp
 from andes_operator.whatif import Prediction
 
 __all__ = [
-    "Ask", "Membership", "PoolMember", "PoolSpec", "ask", "in_pool", "member_of", "membership", "parse_pool", "pool_part",
-    "pool_status", "pooled",
+    "Ask", "Grant", "Membership", "PoolMember", "PoolSpec", "ask", "in_pool", "member_of", "membership", "parse_pool",
+    "pool_part", "pool_status", "pooled",
 ]  # fmt: skip
 
 Resource = Mapping[str, Any]
@@ -47,12 +47,47 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A target's place in a pool. shares: whether another member serves its model. allotment: None: not given yet."""
+    """A target's place in a pool. shares: whether another member serves its model. given: None: nothing yet."""
 
     pool: str
     member: PoolMember
     shares: bool = False
-    allotment: Allotment | None = None
+    given: Grant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a pool's status says that a member may have. number: grows with every change, and is told back by the target once
+    no older one can still be acted on. reserved: the most that those which are not told back may have led to."""
+
+    replicas: int = 0
+    exact: bool = False
+    number: int = 0
+    reserved: int = 0
+
+    @classmethod
+    def of(cls, pool: Resource, target: str) -> Grant | None:
+        """As it was written last; None for what cannot be read."""
+        for said in (pool.get("status") or {}).get("members") or []:
+            if said.get("target") == target:
+                try:
+                    return cls(int(said["replicas"]), bool(said["exact"]), int(said["grant"]), int(said["reserved"]))
+                except (KeyError, TypeError, ValueError):
+                    return None
+        return None
+
+    def held(self, told_back: int | None) -> int:
+        """Replicas that may exist, or come, by it and those before."""
+        return self.replicas if told_back == self.number else max(self.reserved, self.replicas)
+
+    def next(self, allotment: Allotment, told_back: int | None) -> Grant:
+        """The one that follows it."""
+        held = self.held(told_back)
+        changed = allotment.replicas != self.replicas or allotment.exact != self.exact
+        return Grant(
+            allotment.replicas, allotment.exact, self.number + changed,
+            max(held, allotment.replicas) if changed else held,
+        )  # fmt: skip
 
 
 def parse_pool(spec: Mapping[str, Any]) -> PoolSpec:
@@ -101,8 +136,7 @@ def membership(target: Resource, pools: Iterable[Resource], targets: Iterable[Re
         if mine is not None:
             others = {m.target for m in members} - {name}
             shares = any(_model(t) == _model(target) for t in targets if t["metadata"]["name"] in others and _pooled(t))
-            given = (pool.get("status") or {}).get("members") or []
-            return Membership(pool["metadata"]["name"], mine, shares, _allotment(given, name))
+            return Membership(pool["metadata"]["name"], mine, shares, Grant.of(pool, name))
     return None
 
 
@@ -115,17 +149,6 @@ def _model(target: Resource) -> tuple[str, str]:
     gateway = ((target.get("spec") or {}).get("demand") or {}).get("gateway") or {}
     model = gateway.get("model") or ((target.get("status") or {}).get("demand") or {}).get("model")
     return (str(gateway.get("service")), str(model)) if model else ("", str(target["metadata"]["name"]))
-
-
-def _allotment(given: Iterable[Mapping[str, Any]], target: str) -> Allotment | None:
-    """As the pool's status says; None for what cannot be read."""
-    for said in given:
-        if said.get("target") == target:
-            try:
-                return Allotment(int(said["replicas"]), bool(said["exact"]), int(said.get("wished", said["replicas"])))
-            except (KeyError, TypeError, ValueError):
-                return None
-    return None
 
 
 def in_pool(spec: TargetSpec, of: Membership | None) -> TargetSpec:
@@ -167,15 +190,16 @@ def pool_part(of: Membership | None, asks: Ask, seen: Observation) -> dict[str, 
     """Of a member's status, for its pool."""
     if of is None:
         return None
-    given = None if of.allotment is None else of.allotment.replicas
+    given, grant = (None, None) if of.given is None else (of.given.replicas, of.given.number)
     return {
         "name": of.pool, "asks": asks.replicas, "present": asks.present, "placeable": seen.pods.placeable, "given": given,
+        "grant": grant,
     }  # fmt: skip
 
 
 def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Membership) -> ScaleDecision:
     """``decision`` within what the pool gives; without an allotment the replicas stay."""
-    given, current = of.allotment, seen.pods.wanted
+    given, current = of.given, seen.pods.wanted
     if given is None:
         message = f"{decision.message}; the QoEPool {of.pool} has not divided its budget yet"
         return replace(decision, replicas=current, reason=Reason.POOL, message=message)
@@ -186,14 +210,17 @@ def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Mem
     return replace(decision, replicas=replicas, reason=Reason.POOL, message=message)
 
 
-def member_of(member: PoolMember, target: Resource) -> Member | None:
-    """As the pool sees a target by its spec and status; None where it is not in mode Pooled or was never reconciled."""
+def member_of(member: PoolMember, target: Resource, given: Grant | None = None) -> Member | None:
+    """As the pool sees a target by its spec and status, and by what it was given last; None where it is not in mode Pooled or
+    was never reconciled."""
     spec, status = target.get("spec") or {}, target.get("status") or {}
     said = status.get("pool") or {}
     if not _pooled(target) or not said:
         return None
     gpus = float(spec.get("gpusPerReplica", 1))
     existing, most = int(status.get("replicas", 0)), int(spec["maxReplicas"])
+    if given is not None:
+        existing = max(existing, given.held(said.get("grant")))
     if said.get("placeable") is not None:
         most = min(most, max(int(said["placeable"]), int(status.get("readyReplicas", 0))))
     asked, present = said.get("asks"), said.get("present")
@@ -204,33 +231,58 @@ def member_of(member: PoolMember, target: Resource) -> Member | None:
         min(int(spec.get("minReplicas", 1)), most), most, existing, int(status.get("readyReplicas", 0)),
         gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
+        granted=None if given is None else given.replicas,
     )  # fmt: skip
 
 
 def pool_status(
-    pool: Resource, spec: PoolSpec, members: Sequence[Member], given: Mapping[str, Allotment], missing: Sequence[str],
-    *, now_s: float,
-) -> dict[str, Any]:  # fmt: skip
-    """missing: members that are no QoETarget in mode Pooled."""
-    short = [m.name for m in members if given[m.name].wished > given[m.name].replicas]
-    fits = (Condition.ATTAINABLE, True, "Fits", "the budget is enough for what all members need")
-    if not spec.budget.holds(members, {name: allotment.wished for name, allotment in given.items()}):
-        said = f"the budget is too small for what {', '.join(short)} would need"
-        fits = (Condition.ATTAINABLE, False, "Budget", said)
-    ready = (Condition.READY, True, "AsExpected", "every member has its part")
-    if missing:
-        said = f"no QoETarget in mode Pooled that was reconciled: {', '.join(missing)}"
-        ready = (Condition.READY, False, str(Reason.MEMBER_MISSING), said)
+    pool: Resource, spec: PoolSpec, targets: Mapping[str, Resource], *, now_s: float
+) -> tuple[dict[str, Any], list[str]]:
+    """The status with a new division, and the members whose part has changed. targets: of the namespace, by name."""
+    before = {m.target: Grant.of(pool, m.target) for m in spec.members}
+    found = {
+        m.target: member_of(m, targets[m.target], before[m.target]) if m.target in targets else None
+        for m in spec.members
+    }
+    members = [member for member in found.values() if member is not None]
+    given = divide(spec.budget, members)
+    grants = {
+        m.name: (before[m.name] or Grant()).next(given[m.name], _told_back(targets[m.name])) for m in members
+    }  # fmt: skip
+    changed = [m.name for m in members if before[m.name] is None or grants[m.name].number != before[m.name].number]  # type: ignore[union-attr]
+    missing = [target for target, member in found.items() if member is None]
     generation, old = int(pool["metadata"]["generation"]), (pool.get("status") or {}).get("conditions") or []
+    findings = [_ready(missing), _fits(spec, members, given)]
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
         "gpus": round(sum(m.gpus * m.existing for m in members), 3),
         "pricePerHour": round(sum(m.price * m.existing for m in members), 3),
         "members": [
-            {"target": m.name, "replicas": given[m.name].replicas, "exact": given[m.name].exact,
-             "wished": given[m.name].wished, "existing": m.existing}
+            {"target": m.name, "replicas": grants[m.name].replicas, "exact": grants[m.name].exact,
+             "grant": grants[m.name].number, "reserved": grants[m.name].reserved, "wished": given[m.name].wished,
+             "existing": m.existing}
             for m in members
         ],
-        "conditions": conditions([ready, fits], old, generation, now_s),
-    }  # fmt: skip
+        "conditions": conditions(findings, old, generation, now_s),
+    }, changed  # fmt: skip
+
+
+def _told_back(target: Resource) -> int | None:
+    """The grant that the target had seen at its last reconcile."""
+    return ((target.get("status") or {}).get("pool") or {}).get("grant")
+
+
+def _ready(missing: Sequence[str]) -> Finding:
+    if missing:
+        said = f"no QoETarget in mode Pooled that was reconciled: {', '.join(missing)}"
+        return Condition.READY, False, Reason.MEMBER_MISSING, said
+    return Condition.READY, True, "AsExpected", "every member has its part"
+
+
+def _fits(spec: PoolSpec, members: Sequence[Member], given: Mapping[str, Allotment]) -> Finding:
+    if spec.budget.holds(members, {name: allotment.wished for name, allotment in given.items()}):
+        return Condition.ATTAINABLE, True, "Fits", "the budget is enough for what all members need"
+    short = [m.name for m in members if given[m.name].wished > given[m.name].replicas]
+    said = f"the budget is too small for what {', '.join(short) or 'the members'} would need"
+    return Condition.ATTAINABLE, False, "Budget", said

@@ -17,6 +17,8 @@ __all__ = ["Allotment", "Member", "PoolBudget", "divide"]
 
 HORIZON_S = 1800.0
 """Seconds for which a replica is likely to be needed; a cold start takes its share of them from what it is worth."""
+MOVE = 0.1
+"""What a replica that does not exist yet is worth less, at least, as a share: values waver, and replicas are not to."""
 RESERVE = 0.1
 """What being ready for more than the present demand is worth, as a share of what serving it is worth."""
 Counts = dict[str, int]
@@ -47,7 +49,7 @@ class Member:
     kind, with what may come; None: not known yet, and it stays as it is. present: of them, for the present demand; None:
     all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, draining ones included;
     ready: that serve. gpus, price: of a replica, price per hour. value: of its model's readers, their requests/s times their
-    priority. cold_s: until a new replica serves.
+    priority. cold_s: until a new replica serves. granted: what it was given last; None: nothing yet.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Member:
     value: float = 1.0
     cold_s: float = 0.0
     present: int | None = None
+    granted: int | None = None
 
     @property
     def serves(self) -> float:
@@ -73,9 +76,14 @@ class Member:
         """The share of its model's demand that a replica takes, with what may come."""
         return 1.0 / self.alone if self.alone else 0.0
 
+    @property
+    def floor(self) -> int:
+        """Replicas that it has before others have more than theirs."""
+        return self.least if self.alone is not None else min(self.most, max(self.least, self.existing))
+
     def fresh(self, replicas: int) -> float:
         """What the next replica beyond ``replicas`` loses of its worth to a cold start, as a share."""
-        return 0.0 if replicas < self.existing else min(1.0, self.cold_s / HORIZON_S)
+        return 0.0 if replicas < self.existing else min(1.0, max(MOVE, self.cold_s / HORIZON_S))
 
 
 class Allotment(NamedTuple):
@@ -103,7 +111,7 @@ def _model(member: Member) -> str:
 
 def _cheapest(kinds: Sequence[Member]) -> Counts:
     """The cheapest counts that carry all of the model's demand; as much as can be had where that is not enough."""
-    unknown = {m.name: min(m.most, max(m.least, m.existing)) for m in kinds if m.alone is None}
+    unknown = {m.name: m.floor for m in kinds if m.alone is None}
     known = sorted((m for m in kinds if m.alone is not None), key=lambda m: m.price * (m.alone or 0))
     return unknown | _cover(known, 1.0)[1]
 
@@ -140,11 +148,11 @@ def _ration(budget: PoolBudget, by_model: Sequence[Sequence[Member]]) -> Counts:
 def _least(budget: PoolBudget, members: Sequence[Member]) -> Counts:
     """The least of each, of those that are worth most first; what is not known yet stays as it is."""
     counts = dict.fromkeys((m.name for m in members), 0)
-    for member in sorted(members, key=lambda m: -m.value):
-        least = member.least if member.alone is not None else min(member.most, max(member.least, member.existing))
-        while counts[member.name] < least and budget.holds(members, _with_one(counts, member)):
-            counts = _with_one(counts, member)
-    return counts
+    while True:
+        short = [m for m in members if counts[m.name] < m.floor and budget.holds(members, _with_one(counts, m))]
+        if not short:
+            return counts
+        counts = _with_one(counts, max(short, key=lambda m: m.value * (1.0 - m.fresh(counts[m.name]))))
 
 
 def _with_one(counts: Mapping[str, int], member: Member) -> Counts:
@@ -183,10 +191,12 @@ def _kept(budget: PoolBudget, by_model: Sequence[Sequence[Member]], wanted: Coun
 
 def _with_room(budget: PoolBudget, members: Sequence[Member], counts: Counts) -> Counts:
     """No more than there is room for beside what still exists: what is taken from one is another's when it has gone."""
-    held = {m.name: max(m.existing, min(counts[m.name], m.existing)) for m in members}
-    given = {m.name: min(counts[m.name], m.existing) for m in members}
+    held = {m.name: m.existing for m in members}
+    given = {m.name: min(counts[m.name], m.existing if m.granted is None else m.granted) for m in members}
     for m in sorted(members, key=lambda m: -m.value / budget.cost(m)):
-        while given[m.name] < counts[m.name] and budget.holds(members, {**held, m.name: held[m.name] + 1}):
-            given[m.name] += 1
-            held[m.name] += 1
+        while given[m.name] < counts[m.name]:
+            beside = {**held, m.name: max(held[m.name], given[m.name] + 1)}
+            if not budget.holds(members, beside):
+                break
+            held, given[m.name] = beside, given[m.name] + 1
     return given

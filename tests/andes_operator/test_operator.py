@@ -476,13 +476,12 @@ def test_a_stateful_set_gives_up_its_highest_ordinal(site: Site) -> None:
 
 
 def test_two_targets_share_a_budget_and_what_is_worth_more_gets_more(site: Site) -> None:
-    """Each would have two replicas for itself."""
     site.deploy()
     site.deploy(name="second")
-    site.world.rate_rps, site.world.stay_s = BUSY_RPS, BUSY_STAY_S
+    site.world.rate_rps = 0.5
     for target, name in (("chat", "engine"), ("code", "second")):
         ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
-        site.aim(target, scaleTargetRef=ref, mode="Pooled")
+        site.aim(target, scaleTargetRef=ref, mode="Pooled", minReplicas=2)
 
     def both() -> tuple[int, int]:
         found = site.replicas(), site.replicas("second")

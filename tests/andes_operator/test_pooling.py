@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from andes_operator.names import Mode, Reason
 from andes_operator.observe import DataFault
 from andes_operator.pooling import (
     Ask,
+    Grant,
     Membership,
     PoolMember,
     ask,
@@ -26,7 +28,7 @@ from andes_operator.pooling import (
     pool_status,
     pooled,
 )
-from andes_operator.sharing import Allotment, PoolBudget, divide
+from andes_operator.sharing import Allotment, PoolBudget
 from andes_operator.spec import parse
 
 POOL: dict[str, Any] = {
@@ -101,15 +103,15 @@ def test_members_of_one_model_behind_one_gateway_share_its_demand() -> None:
 
 def test_a_target_is_in_the_oldest_pool_that_names_it() -> None:
     younger = {**POOL, "metadata": {**POOL["metadata"], "name": "a", "creationTimestamp": "2026-11-27T09:00:00Z"}}
-    given = {"members": [{"target": "chat", "replicas": 5, "exact": False, "wished": 6}]}
+    given = {"members": [{"target": "chat", "replicas": 5, "exact": False, "grant": 3, "reserved": 6}]}
     found = membership(target("chat"), [younger, {**POOL, "status": given}], [])
-    assert found == Membership("gpus", PoolMember("chat", "", 2.5, 1.0), False, Allotment(5, False, 6))
+    assert found == Membership("gpus", PoolMember("chat", "", 2.5, 1.0), False, Grant(5, False, 3, 6))
     assert membership(target("other"), [POOL], []) is None
     assert membership(target("chat"), [{**POOL, "spec": {}}], []) is None, "that cannot be read"
     broken = {**POOL, "status": {"members": [{"target": "chat", "replicas": "many"}]}}
     unread = membership(target("chat"), [broken], [])
     assert unread is not None
-    assert unread.allotment is None
+    assert unread.given is None
 
 
 PREDICTION = DemandForecast(5.0, 315.0, "trend"), predicted(3)
@@ -118,14 +120,14 @@ MEMBER = Membership("gpus", PoolMember("chat", "l4-llama-3.1-8b"))
 
 
 def test_what_is_decided_stays_within_what_is_given() -> None:
-    def given(allotment: Allotment | None) -> ScaleDecision:
-        return pooled(SPEC, seen(1e6, 4), DECISION, replace(MEMBER, allotment=allotment))
+    def given(grant: Grant | None) -> ScaleDecision:
+        return pooled(SPEC, seen(1e6, 4), DECISION, replace(MEMBER, given=grant))
 
-    assert given(Allotment(8, False, 8)) == DECISION
-    less = given(Allotment(5, False, 6))
+    assert given(Grant(8)) == DECISION
+    less = given(Grant(5))
     assert (less.replicas, less.reason) == (5, Reason.POOL)
     assert less.message == "the QoEPool gpus gives 5; six survive"
-    assert given(Allotment(8, True, 8)).replicas == 8, "another member has the rest of its model"
+    assert given(Grant(8, True)).replicas == 8, "another member has the rest of its model"
     waits = given(None)
     assert (waits.replicas, waits.message) == (4, "six survive; the QoEPool gpus has not divided its budget yet")
 
@@ -152,17 +154,61 @@ def test_what_a_member_asks_for() -> None:
 
 def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
     spec = parse_pool(POOL["spec"])
-    members = [m for m in (member_of(spec.members[0], target("chat", asks=5)),) if m is not None]
-    made = pool_status(POOL, spec, members, divide(spec.budget, members), ["code"], now_s=1_795_251_720.0)
-    assert (made["gpus"], made["pricePerHour"], made["observedGeneration"]) == (4.0, 5.0, 2)
-    assert made["members"] == [{"target": "chat", "replicas": 4, "exact": False, "wished": 5, "existing": 2}]
+    made, changed = pool_status(POOL, spec, {"chat": target("chat", asks=5)}, now_s=1_795_251_720.0)
+    assert (made["gpus"], made["pricePerHour"], made["observedGeneration"], changed) == (4.0, 5.0, 2, ["chat"])
+    assert made["members"] == [
+        {"target": "chat", "replicas": 4, "exact": False, "grant": 1, "reserved": 4, "wished": 5, "existing": 2}]  # fmt: skip
     said = {c["type"]: (c["status"], c["reason"], c["message"]) for c in made["conditions"]}
     assert said["Ready"] == ("False", "MemberMissing", "no QoETarget in mode Pooled that was reconciled: code")
     assert said["Attainable"] == ("False", "Budget", "the budget is too small for what chat would need")
-    enough = pool_status(
-        POOL, replace(spec, budget=PoolBudget(10)), members, divide(PoolBudget(10), members), [], now_s=0.0
+    enough = replace(spec, budget=PoolBudget(10), members=spec.members[:1])
+    made, changed = pool_status({**POOL, "status": made}, enough, {"chat": target("chat", asks=5)}, now_s=0.0)
+    assert [c["status"] for c in made["conditions"]] == ["True", "True"]
+    assert changed == ["chat"]
+
+
+def test_what_was_given_counts_until_the_target_has_told_that_it_knows_of_less() -> None:
+    first = Grant().next(Allotment(2, False, 2), None)
+    assert (first, first.held(None), first.held(1)) == (Grant(2, False, 1, 2), 2, 2)
+    less = first.next(Allotment(1, False, 2), None)
+    assert less == Grant(1, False, 2, 2)
+    assert (less.held(0), less.held(1), less.held(2)) == (2, 2, 1), (
+        "it may still act on the first, until it tells the second"
     )
-    assert [c["status"] for c in enough["conditions"]] == ["True", "True"]
+    assert less.next(Allotment(1, False, 2), 1) == less
+    assert less.next(Allotment(1, False, 2), 2) == Grant(1, False, 2, 1)
+    held = member_of(PoolMember("chat"), target("chat", replicas=1), less)
+    assert held is not None
+    assert held.existing == 2
+
+
+def test_members_that_act_late_never_exceed_the_budget_together() -> None:
+    """A target acts on what it read some looks ago, and its status is as old; the pool's wishes change at every look."""
+    spec = parse_pool({"budget": {"gpus": 6}, "members": [{"target": "chat"}, {"target": "code"}]})
+    pool, chance = {**POOL}, random.Random(3)  # noqa: S311
+    scales, statuses = (
+        {"chat": 1, "code": 1},
+        {name: target(name, replicas=1, pool={"asks": 2}) for name in ("chat", "code")},
+    )
+    read: dict[str, Any] = {}
+    for look in range(400):
+        for said in statuses.values():
+            said["status"]["pool"]["asks"] = chance.choice((1, 2, 3))
+        made, _ = pool_status(pool, spec, statuses, now_s=float(look))
+        pool = {**pool, "status": made}
+        for name in scales:
+            if name not in read and chance.random() < 0.5:
+                read[name] = membership(target(name), [pool], [])  # a reconcile begins
+            elif name in read and chance.random() < 0.5:
+                given = read.pop(name).given
+                there = scales[name]
+                scales[name] = min(statuses[name]["status"]["pool"]["asks"], given.replicas)
+                seen_before = {"replicas": there, "readyReplicas": there}
+                statuses[name] = target(
+                    name, pool={"asks": 2, "given": given.replicas, "grant": given.number}, **seen_before
+                )
+        assert 2 * sum(scales.values()) <= 6
+    assert max(scales.values()) >= 1
 
 
 def test_mode_pooled_is_read() -> None:

@@ -28,7 +28,7 @@ def run(budget: PoolBudget, members: list[Member], steps: int = 40) -> list[Memb
         held = [max(m.existing, given[m.name]) for m in members]
         assert sum(m.gpus * n for m, n in zip(members, held)) <= budget.gpus + 1e-9, "also while they change places"
         members = [
-            replace(m, existing=given[m.name], ready=min(m.existing, given[m.name])) for m in members
+            replace(m, existing=given[m.name], ready=min(m.existing, given[m.name]), granted=given[m.name]) for m in members
         ]  # fmt: skip
     return members
 
@@ -76,7 +76,16 @@ def test_a_cold_start_is_a_price() -> None:
     assert counts(PoolBudget(9), chat, code) == {"chat": 5, "code": 4}, (
         "a little more is not worth five minutes without"
     )
-    assert counts(PoolBudget(9), replace(chat, cold_s=0.0), replace(code, cold_s=0.0))["chat"] == 4
+    assert counts(PoolBudget(9), replace(chat, cold_s=0.0), replace(code, cold_s=0.0, value=13.0))["chat"] == 4
+
+
+def test_values_that_waver_move_nothing() -> None:
+    chat, code = replace(CHAT, least=2, existing=2), replace(CODE, least=2, existing=1)
+    for worth in (9.5, 10.5):
+        assert counts(PoolBudget(3), chat, replace(code, value=worth)) == {"chat": 2, "code": 1}
+    assert counts(PoolBudget(3), chat, replace(code, value=20.0))["chat"] == 1
+    short = [replace(CHAT, alone=8, cold_s=0.0), replace(CODE, alone=8, cold_s=0.0, value=10.5)]
+    assert counts(PoolBudget(8), *short) == {"chat": 4, "code": 4}
 
 
 def test_cheap_hardware_goes_first_where_it_carries_what_the_dear_one_does() -> None:
@@ -125,6 +134,11 @@ def test_no_division_exceeds_budget_or_bounds(made: list[Member], gpus: int, pri
     grown = [m.name for m in members if after[m.name] > before[m.name]]
     assert not grown or budget.holds(members, held), "what begins fits beside what still exists"
     assert divide(budget, members) == given
+    again = [replace(m, granted=after[m.name], existing=held[m.name]) for m in members]
+    then = {name: allotment.replicas for name, allotment in divide(budget, again).items()}
+    may = {m.name: max(held[m.name], then[m.name]) for m in members}
+    grown = [m.name for m in members if then[m.name] > after[m.name]]
+    assert not grown or budget.holds(members, may), "and what was given may still come about"
 
 
 @pytest.mark.parametrize("kinds", [2, 3])

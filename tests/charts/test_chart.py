@@ -224,7 +224,9 @@ def test_an_upgrade_of_the_chart_does_not_restart_engines() -> None:
 
 
 def test_gpus_come_beside_the_other_resources() -> None:
-    resources = pod_specs({"engine.gpu.count": 4, "engine.args": ["--tp=4"]})["demo-andes-engine"]["containers"][0]["resources"]
+    resources = pod_specs({"engine.gpu.count": 4, "engine.args": ["--tp=4"]})["demo-andes-engine"]["containers"][0][
+        "resources"
+    ]
     assert resources["limits"] == {"nvidia.com/gpu": "4", "memory": "48Gi"}
     assert resources["requests"] == {"nvidia.com/gpu": "4", "cpu": "4", "memory": "24Gi"}
 
