@@ -240,32 +240,36 @@ def pool_status(
 ) -> tuple[dict[str, Any], list[str]]:
     """The status with a new division, and the members whose part has changed. targets: of the namespace, by name."""
     before = {m.target: Grant.of(pool, m.target) for m in spec.members}
-    found = {
-        m.target: member_of(m, targets[m.target], before[m.target]) if m.target in targets else None
-        for m in spec.members
-    }
-    members = [member for member in found.values() if member is not None]
+    members = _members(spec, targets, before)
     given = divide(spec.budget, members)
-    grants = {
-        m.name: (before[m.name] or Grant()).next(given[m.name], _told_back(targets[m.name])) for m in members
-    }  # fmt: skip
-    changed = [m.name for m in members if before[m.name] is None or grants[m.name].number != before[m.name].number]  # type: ignore[union-attr]
-    missing = [target for target, member in found.items() if member is None]
-    generation, old = int(pool["metadata"]["generation"]), (pool.get("status") or {}).get("conditions") or []
+    rows, changed = list[dict[str, Any]](), list[str]()
+    for m in members:
+        old = before[m.name] or Grant()
+        grant = old.next(given[m.name], _told_back(targets[m.name]))
+        if before[m.name] is None or grant.number != old.number:
+            changed.append(m.name)
+        rows.append({
+            "target": m.name, "replicas": grant.replicas, "exact": grant.exact, "grant": grant.number,
+            "reserved": grant.reserved, "wished": given[m.name].wished, "existing": m.existing,
+        })  # fmt: skip
+    missing = sorted({m.target for m in spec.members} - given.keys())
+    generation, conditions_before = int(pool["metadata"]["generation"]), (pool.get("status") or {}).get("conditions")
     findings = [_ready(missing), _fits(spec, members, given)]
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
         "gpus": round(sum(m.gpus * m.existing for m in members), 3),
         "pricePerHour": round(sum(m.price * m.existing for m in members), 3),
-        "members": [
-            {"target": m.name, "replicas": grants[m.name].replicas, "exact": grants[m.name].exact,
-             "grant": grants[m.name].number, "reserved": grants[m.name].reserved, "wished": given[m.name].wished,
-             "existing": m.existing}
-            for m in members
-        ],
-        "conditions": conditions(findings, old, generation, now_s),
-    }, changed  # fmt: skip
+        "members": rows,
+        "conditions": conditions(findings, conditions_before or [], generation, now_s),
+    }, changed
+
+
+def _members(spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]) -> list[Member]:
+    """Those that are there."""
+    there = [m for m in spec.members if m.target in targets]
+    found = (member_of(m, targets[m.target], before[m.target]) for m in there)
+    return [member for member in found if member is not None]
 
 
 def _told_back(target: Resource) -> int | None:
