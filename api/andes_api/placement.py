@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from andes_api import admission
@@ -16,7 +17,7 @@ from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
-from andes_sglang.routing import make_routing_policy
+from andes_sglang.routing import RoutingError, make_routing_policy, ordered
 from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
 __all__ = ["Placement"]
@@ -74,6 +75,9 @@ class Placement:
             return {stream.route: None}
         if stream.attempts:
             return {stream.route: stream.record.quality}
+        return self._rungs_for(stream, ladder)
+
+    def _rungs_for(self, stream: Stream, ladder: str) -> Offers:
         stream.record.ladder = ladder
         least = stream.expectation.settings.least_quality
         rungs = usable_rungs(
@@ -116,6 +120,17 @@ class Placement:
             replicas[0].opened(stream)
             replicas[0].awaits(stream, now_s)
         return replicas
+
+    def place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute], now_s: float) -> list[Upstream]:
+        """Replicas of a model other than those ``tried``, all of whose engines have failed this stream before it began: of
+        another rung of its ladder, else of the class's fallback. Empty where there are none."""
+        ladder = self._upstreams.catalog.ladder_of(stream.body.get("model"))
+        replicas: list[Upstream] = []
+        if ladder is not None and stream.fallback is None:
+            with suppress(ApiError):  # none of them may or will take it
+                rungs = self._rungs_for(stream, ladder).items()
+                replicas = self._place_on(stream, {route: q for route, q in rungs if route not in tried}, now_s)
+        return replicas or self._fall_back(stream, "engine_failed", now_s)
 
     def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
         """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
@@ -172,7 +187,12 @@ class Placement:
             for replica, route in found.values()
         ]
         policy = self._routing_policy if None in offers.values() else self._ladder_policy
-        order = sorted(policy.order(new, views, now_s), key=lambda view: found[view.name][0].is_full(now_s))
+        try:
+            order = ordered(policy, new, views, now_s)
+        except RoutingError as error:
+            _log.error("%s", error)
+            raise ApiError(500, str(error), "server_error", reason="routing_policy") from error
+        order = sorted(order, key=lambda view: found[view.name][0].is_full(now_s))
         by_route: dict[ModelRoute, list[ReplicaView]] = {}
         for view in order:
             by_route.setdefault(found[view.name][1], []).append(view)

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,6 +24,7 @@ from andes_api.connection import Connection
 from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
+from andes_api.lateness import Lateness
 from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
@@ -50,7 +54,7 @@ class Content:
             await self.closed.wait()
             raise aiohttp.ClientConnectionError("closed")
         if isinstance(step, Exception):
-            raise step
+            raise copy.copy(step)  # whose traceback is not kept here
         assert isinstance(step, bytes)
         return step
 
@@ -155,7 +159,7 @@ class Case:
         context = RelayContext(
             self.settings, self.upstreams, self.metrics, Telemetry(None, "test"), self._wait_for_place
         )
-        self.relay = Relay(context, self.stream, self.order, self._send, Connection(None))
+        self.relay = Relay(context, self.stream, self.order, self._send, Connection())
         return self.relay
 
     def run(self) -> Case:
@@ -192,6 +196,26 @@ class Case:
             for sample in family.samples
             if sample.name == f"andes_gateway_{name}_total"
         )
+
+
+def test_what_is_over_is_gone_at_once() -> None:
+    """A stream that refers to itself waits for the collector, which then stops all others for tens of milliseconds."""
+    cases = [
+        Case(Answer([chunk("a", 1, "stop"), DONE])),
+        Case(Answer([chunk("a", 1), ConnectionResetError()]), Answer([chunk("b", 1, "stop"), DONE])),
+        Case(*[Answer([], status=500)] * 3, retries=2),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for case in cases:
+            case.run()
+            relay, attempts = weakref.ref(case.relay), case.stream.attempts
+            case.relay = None
+            assert attempts
+            assert relay() is None
+    finally:
+        gc.enable()
 
 
 def test_events_pass_and_are_counted() -> None:
@@ -466,6 +490,18 @@ def test_an_answer_in_one_piece_that_dies_late_has_not_killed_its_engine(monkeyp
     assert case.headers["x-andes-reason"] == "upstream"
 
 
+def test_an_answer_in_one_piece_has_its_time_for_all_of_it() -> None:
+    body, whole = {**GREEDY, "stream": False}, b'{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}'
+    case = Case(Answer([b"{", HANG], headers=JSON), Answer([whole], headers=JSON), body=body, answer_timeout_s=0.05)
+    assert json.loads(case.run().body) == json.loads(whole)
+    assert (case.stream.attempts, case.replica("a").fault) == (2, "silent")
+
+
+def test_an_error_that_never_ends_is_silence() -> None:
+    case = Case(Answer([b"{", HANG], 500, JSON), Answer([chunk("a", 1, "stop"), DONE]), stream_idle_s=0.05).run()
+    assert (case.text, case.replica("a").fault) == ("a", "silent")
+
+
 def test_a_stream_is_ended_for_the_first_reason_only() -> None:
     """A timeout that has expired cannot be moved: trying it ended the search for silent streams."""
     case = Case(Answer([HANG]), Answer([chunk("a", 1, "stop"), DONE]))
@@ -479,7 +515,7 @@ def test_a_stream_is_ended_for_the_first_reason_only() -> None:
         first.end("dead")
         await asyncio.wait_for(task, 5)
         first.end("silent")
-        case.relay._attempt.end("late")
+        case.relay.cut()  # too late
 
     asyncio.run(main())
     assert (case.text, case.replica("a").fault) == ("a", "dead")
@@ -491,6 +527,16 @@ def test_an_engine_that_cannot_be_reached_has_not_died_of_it() -> None:
     )
     case = Case(Answer([refused]), Answer([refused]), Answer([chunk("a", 1, "stop"), DONE])).run()
     assert (case.text, case.stream.attempts) == ("a", 3)
+
+
+@pytest.mark.parametrize("listened", [True, False])
+def test_an_engine_that_we_were_too_late_to_reach_is_not_down(listened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lateness, "asked", lambda _self: lambda: listened)
+    case = Case(Answer([aiohttp.ConnectionTimeoutError()]), Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert case.text == "a"
+    assert (case.replica("a").healthy, case.replica("a").fault) == (
+        (False, "unreachable") if listened else (None, None)
+    )
 
 
 def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:
