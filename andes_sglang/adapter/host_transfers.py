@@ -60,7 +60,7 @@ class HostTransfers:
         if self.tier is None:
             return
         self.tier.look_again()
-        for tokens, seconds in self.tier.take_loads():
+        for tokens, seconds in self.tier.counts.take_loads():
             self._latency.observe_load(tokens, seconds)
         if not self.tier.writes_through:
             return

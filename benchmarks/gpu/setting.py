@@ -92,7 +92,7 @@ GPU = Setting(
 
 REHEARSAL = Setting(
     hardware="a CPU, in place of a GPU",
-    flags=("--sleep-on-idle",),
+    flags=("--sleep-on-idle", "--grammar-backend", "none"),
     small=_TINY_CPU, large=_LESS_TINY_CPU,
     pool_tokens=4096, chunk_tokens=256, max_running=32, host_gib=0.1,
     prompt="100-300", output="40-60", surge_s=12.0, flood_requests=40, profile_s=10.0,
