@@ -33,6 +33,8 @@ PROMPT_TOKENS = (5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610)
 ANSWER_TOKENS = 160
 WAVE_REQUESTS = 24
 ABORTED_SHARE = 0.1
+PAGE_TOKENS = 16
+"""Of some engines; SGLang takes no chunk then that is no whole number of pages."""
 RANKS_SHARE = 0.15
 """Of the engines that have two tensor-parallel ranks."""
 PATIENCE_S = 90.0
@@ -57,9 +59,10 @@ def draw(index: int, seed: int) -> Drawn:
     mode = MODES[index // 2 % len(MODES)] if forced else rng.choice(("release", "release", "offload"))
     room_tokens = rng.choice((700, 900, 1200, 1500, 2400))
     flags = ["--max-total-tokens", str(room_tokens), "--max-running-requests", str(rng.choice((4, 8, 12, 16, 24)))]
-    flags += ["--chunked-prefill-size", str(rng.choice((16, 24, 32, 48, 64, 8192)))]
+    chunk_tokens = rng.choice((16, 24, 32, 48, 64, 8192))
+    flags += ["--chunked-prefill-size", str(chunk_tokens)]
     flags += ["--enable-mixed-chunk"] if rng.random() < 0.7 else []
-    flags += ["--page-size", "16"] if rng.random() < 0.3 else []
+    flags += ["--page-size", str(PAGE_TOKENS)] if rng.random() < 0.3 and chunk_tokens % PAGE_TOKENS == 0 else []
     flags += ["--disable-overlap-schedule"] if rng.random() < 0.3 else []
     flags += ["--tp", "2"] if rng.random() < RANKS_SHARE and can_have_ranks(mode) else []
     if mode == "offload":

@@ -1,5 +1,5 @@
-"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap: the tokens of an engine that neither
-speculates nor preempts."""
+"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap: the tokens that the model says to
+transformers."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ BASE = ("--max-total-tokens", str(POOL_TOKENS), "--max-running-requests", "8", "
 FORCED = ("--policy-option", "mode=alternate", "--policy-option", "every_tokens=3", "--enable-metrics")
 PROMPTS = [[7 + (31 * k + 13 * j) % 900 for j in range(20 + 17 * k)] for k in range(6)]
 TOKENS = 60
+STOPS = list(range(0, 1000, 40))
 
 
 def generate(engine: Engine, prompt: list[int], more: dict[str, Any], **asked: Any) -> Any:
@@ -39,7 +40,7 @@ def answers(engine: Engine) -> tuple[dict[str, Any], list[float]]:
     with ThreadPoolExecutor(8) as pool:
         plain = [pool.submit(generate, engine, prompt, {}) for prompt in PROMPTS]
         logprobs = pool.submit(generate, engine, PROMPTS[1], {}, return_logprob=True)
-        stopped = pool.submit(generate, engine, PROMPTS[0], {"stop_token_ids": list(range(0, 1000, 9))})
+        stopped = pool.submit(generate, engine, PROMPTS[0], {"stop_token_ids": STOPS, "ignore_eos": False})
         said = {f"plain {k}": told.result()["output_ids"] for k, told in enumerate(plain)}
         said["logprobs"] = [token for _, token, _ in logprobs.result()["meta_info"]["output_token_logprobs"]]
         said["stopped"] = stopped.result()["output_ids"]
@@ -48,10 +49,17 @@ def answers(engine: Engine) -> tuple[dict[str, Any], list[float]]:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    log = tmp_path_factory.mktemp("stock") / "log"
-    with Engine(tiny_model, "stock", ("--max-total-tokens", "4096"), log=log) as engine:
-        return answers(engine)[0]
+def expected(tiny_model: Path) -> dict[str, Any]:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model: Any = LlamaForCausalLM.from_pretrained(tiny_model)
+    endless = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        whole = [model.generate(torch.tensor([prompt]), do_sample=False, **endless)[0].tolist() for prompt in PROMPTS]
+    said = {f"plain {k}": tokens[len(PROMPTS[k]) :] for k, tokens in enumerate(whole)}
+    last = next(k for k, token in enumerate(said["plain 0"]) if token in STOPS)
+    return said | {"logprobs": said["plain 1"], "stopped": said["plain 0"][: last + 1]}
 
 
 @pytest.fixture(scope="module", params=["Speculating", "Overlapping"])
