@@ -168,7 +168,7 @@ class EnginePreemptor:
         if record.stopped is not None:
             again = protocol.recomputed_tokens(record.prefilled_tokens)
             self._metrics.resume(record.stopped, again)
-            if record.stopped == "offload":
+            if record.stopped == "offload" and not record.expectation.yields:  # whose copies are the first to go
                 self._latency.observe_return(record.context_tokens, again)
             record.req.time_stats.trace_ctx.trace_event("andes.resumed", 1)
         record.start(time.perf_counter())

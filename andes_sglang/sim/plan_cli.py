@@ -128,11 +128,11 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    print(summary.aligned(rows))
-    print("\n" + "\n".join(notes(chosen, plans, mixes, args.seeds)), flush=True)
+    said = "\n".join([summary.aligned(rows), "", *notes(chosen, plans, mixes, args.seeds)])
+    results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
     results.save(args.out, files)
-    print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}")
+    print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
     return 130 if interrupted else 0
 
 

@@ -123,21 +123,19 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
         "chosen": {"flags": chosen.setup.serve_flags(), "chart": chart},
         "predicted": predicted, "plays": rig.plays,
     }  # fmt: skip
-    print(summary.aligned(rows))
-    if gain > 0.0:
-        print(f"\nOn {len(fresh)} draws that the search has not seen, the best holds {rig.objective} at "
-              f"{chosen.held_rps:.3g} requests/s and device, {gain:.0%} more than the defaults; steps of "
-              f"{LADDER - 1:.0%}.")  # fmt: skip
-    else:
-        print("\nNothing better than the defaults was found.")
-    print(f"Predicted there: mean QoE {predicted['qoe']['mean']:.3f}, TTFT p90 {predicted['ttft_s']['p90']:.2f} s, "
-          f"{predicted['tokens_per_s']:.0f} tokens/s; everything is simulated.")  # fmt: skip
-    print(
-        f"\nandes serve --model MODEL {chosen.setup.serve_flags()}\n\n{chart}",
-        flush=True,
+    better = (
+        f"On {len(fresh)} draws that the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} "
+        f"requests/s and device, {gain:.0%} more than the defaults; steps of {LADDER - 1:.0%}."
     )
+    told = (
+        f"Predicted there: mean QoE {predicted['qoe']['mean']:.3f}, TTFT p90 {predicted['ttft_s']['p90']:.2f} s, "
+        f"{predicted['tokens_per_s']:.0f} tokens/s; everything is simulated."
+    )
+    serve = f"andes serve --model MODEL {chosen.setup.serve_flags()}"
+    verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
+    results.say("\n".join([summary.aligned(rows), "", verdict, told, "", serve, "", chart]), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
-    print(f"\n{args.out / 'plan.json'}")
+    print(f"\n{args.out / 'plan.json'}", file=sys.stderr if args.json else sys.stdout)
 
 
 def _name(setup: Setup, defaults: Setup) -> str:

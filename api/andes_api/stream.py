@@ -40,8 +40,9 @@ class Stream:
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
     others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
     first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
-    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
-    continued elsewhere. fallback: why another model than the one asked for answers.
+    tools: those that run here; ran: what did; returns_s: seconds from the end of this round to the next, should it call one.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere.
+    fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -71,6 +72,7 @@ class Stream:
     later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
+    returns_s: float | None = None
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -201,7 +203,7 @@ class Stream:
             self.thinking_s = now_s
         self.tokens += tokens
         self.thought += tokens
-        self.reader.think(tokens)
+        self.receipt.think(tokens)
         self.record.reason_tokens = self.thought
 
     def answered_by(self, route: ModelRoute, quality: float | None) -> None:
@@ -262,10 +264,11 @@ class Stream:
             "qoe": round(reader.final_qoe(), 4) if self.streams else None,
             "served_qoe": round(self.reader.final_qoe(), 4) if self.streams else None,
             "behind_s": round(self.receipt.behind_s, 4),
+            "round_trip_s": round(self.receipt.round_trip_s, 4),
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
-            "thought_tokens": self.thought,
+            "thought_tokens": max(self.thought, reader.thought_tokens),  # calls before the first word, too
             "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),

@@ -19,8 +19,9 @@ FRAMED = EVENT + len(b"12c\r\n\r\n")
 class Link:
     """Tokens are written at ``rate`` per second from the first second on, and of them ``acknowledged(t)`` are acknowledged."""
 
-    def __init__(self, rate: float = 20.0) -> None:
+    def __init__(self, rate: float = 20.0, round_trip_s: float = 0.0) -> None:
         self.receipt = Receipt(0.0, TARGET)
+        self.receipt.comes_over(round_trip_s)
         self.now_s, self.rate, self.ends_s = 0.0, rate, float("inf")
 
     def run(self, until_s: float, acknowledged: Any, sample_s: float = 0.5) -> Receipt:
@@ -104,6 +105,50 @@ def test_a_reader_who_has_caught_up_is_as_others_again() -> None:
     assert receipt.told_tokens is None
     assert receipt.received.delivered == receipt.written.delivered
     assert receipt.idle_s(26.0) == 0.0
+
+
+@pytest.mark.parametrize("round_trip_s", [0.4, 1.5])
+@pytest.mark.parametrize("falls_behind", [False, True])
+def test_a_reader_who_is_far_away_has_waited_for_both_ways(round_trip_s: float, falls_behind: bool) -> None:
+    """Its own clock begins half a round trip before the request comes, and each token is there half a one after it was sent."""
+    link = Link(4.0, round_trip_s)
+    link.ends_s = 10.0
+    own = ReaderStream(-round_trip_s / 2, TARGET)
+    link.receipt.think(25)
+    own.think(25)
+    for k in range(1, 41):
+        own.deliver(k / 4 + round_trip_s / 2 if not falls_behind or k <= 12 else 20.0)
+    receipt = link.run(40.0, lambda t: (t - round_trip_s) * 4 if not falls_behind else 12 if t < 20 else 1e9)
+    assert receipt.reader.final_qoe() == pytest.approx(own.final_qoe(), abs=0.02)
+    near = ReaderStream(0.0, TARGET)
+    near.think(25)
+    for k in range(1, 41):
+        near.deliver(k / 4)
+    assert receipt.written.final_qoe() == pytest.approx(near.final_qoe(), abs=0.02), "what engines can change"
+
+
+@pytest.mark.parametrize(("delivered", "granted_s"), [(0, 4.0), (5, 3.0), (40, 0.0), (1, 3.8)])
+def test_a_tool_that_runs_is_waited_for_by_the_reader_and_no_fault_of_engines(delivered: int, granted_s: float) -> None:
+    """It runs from 1 s to 5 s; the reader, who may begin after 1 s, has text for a fifth of a second a token."""
+    receipt = Receipt(0.0, TARGET)
+    served, own = ReaderStream(0.0, TARGET), ReaderStream(0.0, TARGET)
+    for at_s in [0.9] * delivered:
+        for timeline in (receipt, own, served):
+            timeline.delivered(at_s, 1) if isinstance(timeline, Receipt) else timeline.deliver(at_s)
+    receipt.tool_ran(1.0, 5.0)
+    served.start_s += granted_s
+    for timeline in (own, served):
+        timeline.deliver(5.1, 10)
+    receipt.delivered(5.1, 10)
+    assert receipt.reader.final_qoe() == pytest.approx(own.final_qoe())
+    assert receipt.written.final_qoe() == pytest.approx(served.final_qoe())
+    assert receipt.reader.delivered == receipt.written.delivered == delivered + 10
+
+
+def test_a_reader_next_door_has_no_timeline_of_its_own() -> None:
+    link = Link(round_trip_s=0.003)
+    assert link.receipt.round_trip_s == 0.0
+    assert link.run(5.0, lambda _: 1e9).reader is link.receipt.written
 
 
 def test_a_client_that_acknowledges_nothing_is_idle() -> None:

@@ -175,7 +175,7 @@ def test_a_third_partys_policy_that_cannot_decide_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     theirs = ("--model", model, "--policy", "their_policy:Theirs")
     said = refusal(*theirs, "--policy-option", "patience_s=long")
-    assert "--policy their_policy:Theirs: decide() fails with options {'patience_s': 'long'}" in said
+    assert "--policy their_policy:Theirs, options {'patience_s': 'long'}: policy 'theirs': decide(state) raised" in said
     assert "TypeError" in said
     assert "unknown option 'patiens_s'; its options are patience_s" in refusal(
         *theirs, "--policy-option", "patiens_s=3"
@@ -190,8 +190,8 @@ def test_a_third_partys_policy_that_returns_no_decision_is_refused(
     )
     monkeypatch.syspath_prepend(tmp_path)
     said = refusal("--model", model, "--policy", "their_draft:Draft")
-    assert "--policy their_draft:Draft: decide() fails" in said
-    assert "returned a list, not a Decision" in said
+    assert "--policy their_draft:Draft" in said
+    assert "policy 'draft': decide(state) returned ['probe-waiting'] (a list)" in said
 
 
 def test_an_old_option_name_reaches_the_engine_as_the_new_one(model: str) -> None:
