@@ -24,7 +24,6 @@ except ImportError:  # since 0.5.22
 __all__ = [
     "BLANK",
     "HICACHE_EVENTS_APART",
-    "allocated_tokens",
     "computed_tokens",
     "device_hit_tokens",
     "extend_tokens",
@@ -77,8 +76,3 @@ def extend_tokens(req: Any) -> int:
 def computed_tokens(req: Any) -> int:
     """Tokens of ``req``, of which some chunks have been computed, whose KV is there."""
     return int(req.prefix_len) if hasattr(req, "prefix_len") else len(req.prefix_indices)
-
-
-def allocated_tokens(req: Any) -> int:
-    """KV tokens that ``req`` holds. Under speculative decoding they are more than it has said: drafts need room."""
-    return int(req.kv.kv_allocated_len) if req.kv is not None else 0

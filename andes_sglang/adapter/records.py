@@ -11,7 +11,6 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from andes_sglang import expectations, protocol, reception
-from andes_sglang.adapter.compat import allocated_tokens
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.lengths import EngineLengths
@@ -69,6 +68,11 @@ class StreamRecord:
     @property
     def context_tokens(self) -> int:
         return len(self.req.origin_input_ids) + len(self.req.output_ids)
+
+    @property
+    def held_tokens(self) -> int:
+        """KV tokens of one that is not waiting. Under speculative decoding more than it has said: drafts need room."""
+        return self.context_tokens if self.req.kv is None else max(self.context_tokens, self.req.kv.kv_allocated_len)
 
     @property
     def has_begun(self) -> bool:
@@ -141,7 +145,7 @@ class StreamRecord:
             reader=self.reader,
             prompt_tokens=prompt,
             output_tokens=output,
-            kv_tokens=0 if waits else max(prompt + output, allocated_tokens(self.req)),
+            kv_tokens=0 if waits else self.held_tokens,
             cached_tokens=min(self.cached_tokens, protocol.max_prefix_hit_tokens(prompt + output)) if waits else 0,
             host_tokens=self.host_tokens if waits else kept_tokens,
             remaining_tokens=max(0, self.req.sampling_params.max_new_tokens - output),
