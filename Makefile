@@ -10,8 +10,8 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
-	bench-surges bench-answer-lengths soak small-model chart lock clean
+	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,16 +101,22 @@ bench-slack: setup ## offline work beside readers on a simulated engine: what it
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
 bench-slow-readers: setup ## readers who cannot follow, simulated: what they cost the others
-	$(BIN)/python benchmarks/slow_readers.py others $(ARGS)
+	$(BIN)/python benchmarks/slow_readers.py $(ARGS)
 
-bench-slow-links: setup ## the gateway's scores of readers on shaped links against their own (a minute; Linux, tc)
-	$(BIN)/python benchmarks/slow_readers.py scores $(ARGS)
+bench-slow-links: setup ## readers on links that are slow, lose packets or stand still (Linux, namespaces); ARGS="others" (15 minutes)
+	$(BIN)/python benchmarks/slow_links.py $(or $(ARGS),scores)
 
 bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
 	$(BIN)/python benchmarks/slack_day.py $(ARGS)
 
 bench-waits: setup ## the wait for a first token as a gateway tells it, on simulated engines (2 minutes)
 	$(BIN)/python benchmarks/waits.py $(ARGS)
+
+bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
+	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
+
+bench-speculation: setup ## drafts for readers, agents and a 70B, simulated (5 minutes)
+	$(BIN)/python benchmarks/speculation.py $(ARGS)
 
 bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
 	$(BIN)/python benchmarks/ladder.py $(ARGS)
@@ -136,6 +142,12 @@ bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="
 
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)
+
+bench-gpu-rehearsal: setup ## the run on a GPU (docs/benchmarks/engine-gpu.md) with small models on this CPU, up to the GPU's kernels (5 minutes)
+	$(BIN)/python -m benchmarks.gpu.measure --rehearse --out out/gpu-rehearsal $(ARGS)
+
+gpu-kit: setup ## in .kit, what a GPU machine without network needs for benchmarks/gpu/run.sh (needs a package index); ARGS="FOLDER OF THE KIT"
+	benchmarks/gpu/pack.sh $(ARGS)
 
 soak: setup ## small real engines under preemptions, one after the other, each answer compared; ARGS="OUT --seconds 200"
 	$(BIN)/python benchmarks/soak.py $(or $(ARGS),out/soak)

@@ -30,13 +30,19 @@ COMMANDS = {
     "batch": ("andes_sglang.batch.cli", "send a file of requests that no reader waits for"),
     "bench": ("andes_sglang.bench.cli", "replay a workload against an endpoint"),
     "compare": ("andes_sglang.bench.cli", "replay one workload under several policies"),
+    "score": ("andes_sglang.bench.cli", "score what another benchmark has measured"),
     "report": ("andes_sglang.bench.cli", "make the report of a finished run again"),
     "simulate": ("andes_sglang.sim.cli", "simulate one workload under several policies"),
-    "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas that hold a QoE objective"),
+    "sweep": ("andes_sglang.sweep", "simulate over a range of loads, or of any option, in parallel"),
+    "diff": ("andes_sglang.diff", "what changed from one run to another"),
+    "export": ("andes_sglang.export", "the requests and figures of a run as CSV or Parquet"),
+    "plan": ("andes_sglang.sim.plan_cli", "the fewest replicas, or the cheapest mix of them, that hold an objective"),
     "train-router": ("andes_sglang.train_router", "learn to choose between models of a ladder, in simulated fleets"),
     "profile": ("andes_sglang.profiling", "measure an engine and write its profile"),
 }
 """By name: the module with the command's ``add_arguments`` and ``USER_ERRORS``, and what it does."""
+EXTRAS = {"plan": "plan"}
+"""By command: the extra that it needs, if not ``bench``."""
 
 
 def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[type[Exception], ...]]:
@@ -58,7 +64,8 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     for name, (module_name, text) in COMMANDS.items():
         chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
         if name == command:
-            module = _import(module_name, f"{command} needs {{}}: install andes-sglang[bench]")
+            extra = EXTRAS.get(command, "bench")
+            module = _import(module_name, f"{command} needs {{}}: install andes-sglang[{extra}]")
             module.add_arguments(chosen, command)
             user_errors += module.USER_ERRORS
     return parser, user_errors

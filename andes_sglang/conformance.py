@@ -138,6 +138,14 @@ class PolicyConformance:
 
     @_inherited
     @given(schedulable_states())
+    def test_only_what_runs_is_parked(self, state: SchedulerState) -> None:
+        """A parked request may be released."""
+        running = set(state.requests.names(state.requests.rows(Phase.RUNNING)))
+        parked = {p.rid for p in self.decide(state).preempt if p.mode is PreemptionMode.PARK}
+        assert parked <= running
+
+    @_inherited
+    @given(schedulable_states())
     def test_kv_and_batch_bounds_hold(self, state: SchedulerState) -> None:
         """What is admitted fits in the KV pool and the batch once what is preempted has gone; a single request on an empty
         engine may need more."""

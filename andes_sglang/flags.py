@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.arms import Arm, parse_arms, policy_options
-from andes_sglang.policy import SchedulingPolicy, make_policy
+from andes_sglang.policy import PolicyError, SchedulingPolicy, make_policy, try_out
 from andes_sglang.qoe import QoETarget
 from andes_sglang.usage import UsageError
 
@@ -46,16 +46,21 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
-    """The policy; None for ``stock``."""
+    """The policy, which has answered once; None for ``stock``."""
     options = options_of(args)
     if args.policy == "stock":
         if options:
             raise UsageError(f"--policy-option {args.policy_option[0]!r}: policy stock has no options")
         return None
     try:
-        return make_policy(args.policy, options)
+        policy = make_policy(args.policy, options)
     except ValueError as error:
         raise UsageError(f"--policy {args.policy}: {error}; stock leaves SGLang untouched") from None
+    try:
+        try_out(policy)
+    except PolicyError as error:
+        raise UsageError(f"--policy {args.policy}, options {options}: {error}") from error
+    return policy
 
 
 def base_url(text: str) -> str:

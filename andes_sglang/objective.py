@@ -1,7 +1,8 @@
-"""The one objective of the product: a statistic of QoE that is to be at least a value.
+"""What readers should get: a statistic of QoE of at least a value, or a percentile of seconds of at most a value.
 
-``QoEObjective.parse("share(0.95)>=0.9")`` on the command line; built from a custom resource in the operator. Evaluate it on
-exact scores (:meth:`QoEObjective.of`) or on a sketch of them (:meth:`QoEObjective.of_sketch`).
+``QoEObjective.parse("share(0.95)>=0.9")`` on the command line; built from a custom resource in the operator, as is a
+:class:`LatencyPercentile`. Evaluate it on exact values (:meth:`QoEObjective.of`) or on a sketch of them
+(:meth:`QoEObjective.of_sketch`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from andes_sglang.sketch import Sketch
 
-__all__ = ["QoEObjective", "Statistic"]
+__all__ = ["LatencyPercentile", "Metric", "Objective", "QoEObjective", "Statistic"]
 
 _TEXT = re.compile(r"\s*(?:(mean)|p(\d+(?:\.\d+)?)|share\((\d*\.?\d+)\))\s*>=\s*(\d*\.?\d+)\s*")
 
@@ -26,6 +27,15 @@ class Statistic(StrEnum):
     MEAN = "Mean"
     PERCENTILE = "Percentile"
     SHARE_ABOVE = "ShareAbove"
+
+
+class Metric(StrEnum):
+    """What is measured of a stream; the values are the custom resource's words. TTFT: seconds to the first token that is
+    shown. STALL: seconds that the reader waits inside the answer, in all."""
+
+    QOE = "QoE"
+    TTFT = "TTFT"
+    STALL = "Stall"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,14 @@ class QoEObjective:
             return float(np.percentile(scores, self.at))
         return float((scores >= self.at).mean())
 
+    @property
+    def metric(self) -> Metric:
+        return Metric.QOE
+
+    def met(self, value: float, margin: float = 0.0) -> bool:
+        """Whether ``value`` of the statistic is enough, exceeding it by ``margin`` as far as QoE can go."""
+        return value >= min(1.0, self.value + margin)
+
     def of_sketch(self, scores: Sketch) -> float | None:
         """The statistic of the scores in a sketch; None where there are none."""
         if self.at is None:
@@ -92,3 +110,43 @@ class QoEObjective:
         if self.statistic is Statistic.PERCENTILE:
             return scores.quantile(self.at / 100.0)
         return scores.share_at_least(self.at)
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyPercentile:
+    """The percentile ``at``, in (0, 100), of ``metric`` (TTFT or STALL) is to be at most ``value`` seconds. Raises
+    ``ValueError`` naming field and value."""
+
+    metric: Metric
+    value: float
+    at: float
+
+    def __post_init__(self) -> None:
+        if self.metric is Metric.QOE:
+            raise ValueError(f"metric must be {Metric.TTFT} or {Metric.STALL}, got {self.metric}")
+        if not 0.0 < self.value < float("inf"):
+            raise ValueError(f"value must be seconds > 0, got {self.value!r}")
+        if not 0.0 < self.at < 100.0:
+            raise ValueError(f"at must be between 0 and 100, got {self.at!r}")
+
+    @property
+    def statistic(self) -> Statistic:
+        return Statistic.PERCENTILE
+
+    def __str__(self) -> str:
+        return f"{self.metric} p{self.at:g}<={self.value:g}s"
+
+    def met(self, value: float, margin: float = 0.0) -> bool:
+        """Whether ``value`` seconds are few enough, ``margin`` being a share of the objective."""
+        return value <= self.value * (1.0 - margin)
+
+    def of(self, seconds: npt.NDArray[np.float64]) -> float:
+        """The percentile of durations, shape (n,); 0 where there are none."""
+        return float(np.percentile(seconds, self.at)) if len(seconds) else 0.0
+
+    def of_sketch(self, seconds: Sketch) -> float | None:
+        """The percentile of the durations in a sketch, at most 2 % above the exact one; None where there are none."""
+        return seconds.quantile(self.at / 100.0)
+
+
+Objective = QoEObjective | LatencyPercentile

@@ -145,6 +145,10 @@ class ReaderStream:
         """Delivered tokens that the reader has not digested yet at ``now_s``."""
         return min(float(self.delivered), max(0.0, self.end_s - (now_s - self.start_s)) * self.tds)
 
+    def stalled_s(self, now_s: float) -> float:
+        """Seconds that the reader has waited inside the answer, at ``now_s`` of a running stream."""
+        return self.stall_s + (max(0.0, now_s - self.start_s - self.end_s) if self.delivered else 0.0)
+
     def qoe_at(self, now_s: float) -> float:
         """QoE in [0, 1] of the running stream at ``now_s``; the expected curve is not capped by a length."""
         u = now_s - self.start_s

@@ -39,8 +39,8 @@ class RequestSpec:
 
     max_tokens: the most the client allows, which is all that the engine knows of the answer's length beforehand; None:
     exactly ``output_tokens``, as the benchmark asks for. reason_tokens: the first of ``output_tokens``, a thought that the
-    reader is not shown. weight, yields, expected_tokens, reasoning: as in
-    :class:`~andes_sglang.expectations.ReaderExpectation`.
+    reader is not shown. weight, yields, expected_tokens, reasoning, returns_s: as in
+    :class:`~andes_sglang.expectations.ReaderExpectation`. reader_class, tenant: groups that figures are told by.
     """
 
     arrival_s: float
@@ -55,11 +55,16 @@ class RequestSpec:
     expected_tokens: int | None = None
     reason_tokens: int = 0
     reasoning: str = "hidden"
+    returns_s: float | None = None
+    reader_class: str | None = None
+    tenant: str | None = None
 
     @property
     def expectation(self) -> ReaderExpectation:
         """What the request says of its reader. Raises ``ValueError`` naming field and value."""
-        return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens, self.reasoning)
+        return ReaderExpectation(
+            self.target, self.weight, self.yields, self.expected_tokens, self.reasoning, self.returns_s
+        )
 
 
 class RecordsError(ValueError):
@@ -142,6 +147,7 @@ class TokenTimes(Sequence[tuple[float, int]]):
 class RequestRecord:
     """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens), of those
     that were shown. output_tokens: of all; reason_tokens of them were generated before the first that was shown.
+    reader_class, tenant: as in :class:`RequestSpec`.
 
     What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
     prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced;
@@ -166,6 +172,8 @@ class RequestRecord:
     reason_tokens: int = 0
     think_tds: float = THINK_TDS
     holds: Sequence[tuple[float, float]] | None = None
+    reader_class: str | None = None
+    tenant: str | None = None
 
     @property
     def target(self) -> QoETarget:

@@ -7,6 +7,7 @@ that is full costs files, never the table.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -17,21 +18,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from andes_sglang import report, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records, write_records
 
-__all__ = ["Progress", "add_out", "directory", "keep", "made_by", "prepare", "render", "save", "write"]
+__all__ = [
+    "Progress", "Run", "add_out", "directory", "draw", "keep", "made_by", "prepare", "read", "render", "save", "say", "write",
+]  # fmt: skip
 
 LOG_EVERY_S = 10.0
 """Between two lines of progress in a log: a minute of benchmark is half a screen."""
 
 
-RESULTS = ("summary.json", "plan.json")
-"""Either says that a directory holds a run."""
-FILES = (*RESULTS, "report.html", "plan.html", "records-*.jsonl.gz", "samples-*.json")
+RESULTS = ("summary.json", "plan.json", "sweep.json")
+"""Each says that a directory holds a run."""
+FILES = (*RESULTS, "report.html", "plan.html", "sweep.html", "records-*.jsonl.gz", "samples-*.json")
 """Of a run; what else is there stays."""
 
 
@@ -56,6 +59,17 @@ def add_out(parser: argparse.ArgumentParser, default: str) -> None:
         "--out", type=Path, default=Path(default), help="directory for the results; default: %(default)s"
     )
     parser.add_argument("--force", action="store_true", help="replace the results of an earlier run in --out")
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as JSON, and the table to standard error"
+    )
+
+
+def say(text: str, result: Any, *, as_json: bool) -> None:
+    """Print ``text``, or ``result`` as JSON to standard output and ``text`` beside it."""
+    print(text, file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    sys.stdout.flush()
 
 
 def prepare(out: Path, *, force: bool) -> None:
@@ -97,19 +111,20 @@ def keep(
         print(f"\nwarning: --out {out}: no records of {name} there ({error.strerror})", file=sys.stderr)
 
 
-def write(out: Path, result: dict[str, Any]) -> None:
+def write(out: Path, result: dict[str, Any], *, as_json: bool = False) -> None:
     """Print the table, then write the summary, with what it was made by, and the report. Raises :class:`UsageError` where
     they cannot be written: the table has been seen by then."""
-    print(summary.table(result["policies"]))
-    if why := summary.failures(result["policies"]):
-        print(f"\n{why}")
-    sys.stdout.flush()
-    save(out, {"summary.json": json.dumps({**result, "made_by": made_by()}, indent=1) + "\n"})
+    result = {**result, "made_by": made_by()}
+    policies = result["policies"]
+    groups = summary.group_rows(policies)
+    parts = [summary.table(policies), summary.aligned(groups) if groups else "", summary.failures(policies)]
+    say("\n\n".join(filter(None, parts)), result, as_json=as_json)
+    save(out, {"summary.json": json.dumps(result, indent=1) + "\n"})
     try:
         render(out)
     except OSError as error:
         raise _unwritten(out, error) from None
-    print(f"\n{out / 'summary.json'}\n{out / 'report.html'}")
+    print(f"\n{out / 'summary.json'}\n{out / 'report.html'}", file=sys.stderr if as_json else sys.stdout)
 
 
 def save(out: Path, files: Mapping[str, str]) -> None:
@@ -137,20 +152,60 @@ def made_by() -> dict[str, Any]:
     }
 
 
-def render(out: Path) -> None:
-    """Make ``report.html`` from the summary and the first repeat of each policy. Raises :class:`UsageError` for a directory
-    without a run, :class:`~andes_sglang.request.RecordsError` for damaged records."""
+class Run(NamedTuple):
+    """What a directory holds. repeats: records of each repeat of each policy; samples: the gauges of the first."""
+
+    summary: dict[str, Any]
+    repeats: dict[str, list[list[RequestRecord]]]
+    samples: dict[str, list[dict[str, float]]]
+
+    @property
+    def records(self) -> dict[str, list[RequestRecord]]:
+        """Of the first repeat."""
+        return {name: runs[0] for name, runs in self.repeats.items()}
+
+
+def read(out: Path) -> Run:
+    """Raises :class:`UsageError` for a directory without a run, :class:`~andes_sglang.request.RecordsError` for damaged
+    records."""
     result = _read_json(out / "summary.json")
     if not (isinstance(result, dict) and result.get("policies") and {"workload", "engine"} <= result.keys()):
         raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
-    records, samples = {}, {}
+    repeats, samples = {}, {}
     for name in result["policies"]:
-        file = out / f"records-{name}-1.jsonl.gz"
-        if file.exists():
-            records[name] = read_records(file)
+        files = itertools.takewhile(Path.exists, (out / f"records-{name}-{k}.jsonl.gz" for k in itertools.count(1)))
+        if runs := [read_records(file) for file in files]:
+            repeats[name] = runs
         points = out / f"samples-{name}-1.json"
         samples[name] = _read_json(points) if points.exists() else []
-    (out / "report.html").write_text(report.render(result, records, samples))
+    return Run(result, repeats, samples)
+
+
+def render(out: Path) -> Path:
+    """Make ``report.html`` of the run in ``out``; where it lies. Raises as :func:`read` does."""
+    run = read(out)
+    page = out / "report.html"
+    page.write_text(report.render(run.summary, run.records, run.samples, repeats=run.repeats))
+    return page
+
+
+def draw(out: Path) -> list[Path]:
+    """Make the charts of the report as files of their own, ``figures/*.svg``, with their captions in ``captions.md``; where
+    they lie. Raises as :func:`read` does."""
+    run = read(out)
+    key, source = report.colours_of(run.records), report.made_by(run.summary)
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    files, captions = [], []
+    for part, drawn in report.figures(run.records, run.samples, repeats=run.repeats).items():
+        for number, figure in enumerate(drawn, start=1):
+            files.append(folder / f"{part.replace('_', '-')}-{number}.svg")
+            files[-1].write_text(report.standalone(figure.svg, {} if part == "timeline" else key))
+            captions.append(
+                f"- `{files[-1].name}`: {figure.caption} {run.summary['workload']['name']}. Made by: `{source}`."
+            )
+    (folder / "captions.md").write_text("\n".join(captions) + "\n")
+    return [*files, folder / "captions.md"]
 
 
 def _read_json(path: Path) -> Any:

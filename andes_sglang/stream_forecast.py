@@ -162,18 +162,17 @@ class _Pace(NamedTuple):
     shared_s: float
     gap_s: float
     ttft_s: float
-    wait: WaitForecast
 
 
 def forecast_stream(new: IncomingStream, view: ReplicaView, now_s: float, horizon_s: float) -> StreamForecast:
     """The new stream on this replica from ``now_s`` (clock seconds) over ``horizon_s`` seconds."""
-    return forecast_streams(new, [view], now_s, horizon_s)[0]
+    return forecast_streams(new, [view], now_s, horizon_s)[0]._replace(wait=forecast_wait(new, view))
 
 
 def forecast_streams(
     new: IncomingStream, views: Sequence[ReplicaView], now_s: float, horizon_s: float
 ) -> list[StreamForecast]:
-    """:func:`forecast_stream` for each of ``views``, in their order; all readers in one array expression."""
+    """:func:`forecast_stream` for each of ``views``, in order, without ``wait``; all readers in one array expression."""
     paces = [_pace(new, view) for view in views]
     qoes = _own_qoe(new, paces, horizon_s)
     losses = [0.0] * len(views)
@@ -183,14 +182,16 @@ def forecast_streams(
         for i, loss in zip(touched, lost):
             losses[i] = loss
     return [
-        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s, p.wait)
+        StreamForecast(p.ttft_s, p.shared_s, qoe, loss, new.thought_tokens * p.shared_s)
         for p, qoe, loss in zip(paces, qoes, losses)
     ]
 
 
 def forecast_wait(new: IncomingStream, view: ReplicaView) -> WaitForecast:
     """The new stream's first token on this replica."""
-    return _pace(new, view).wait
+    pace = _pace(new, view)
+    alone_s = pace.gap_s - pace.shared_s + view.latency.decode_s(1, new.prompt_tokens)
+    return view.waits.forecast(pace.ttft_s, alone_s)
 
 
 def project_qoe(target: QoETarget, ttft_s: float, interval_s: float, horizon_s: float) -> float:
@@ -214,8 +215,7 @@ def _pace(new: IncomingStream, view: ReplicaView) -> _Pace:
     alone_s = _interval_s(view, view.load, 0.0)
     shared_s = _interval_s(view, view.load + 1, new.prompt_tokens)
     ttft_s = view.late_ratio * (queue_s + prefill_s) + shared_s
-    wait = view.waits.forecast(ttft_s, prefill_s + shared_s)
-    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s, wait)
+    return _Pace(queue_s, alone_s, shared_s, prefill_s + shared_s, ttft_s)
 
 
 def _interval_s(view: ReplicaView, streams: int, more_context: float) -> float:

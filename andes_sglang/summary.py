@@ -17,9 +17,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from andes_sglang.group_figures import GroupFigures
 from andes_sglang.request import RequestRecord
 
-__all__ = ["INTERRUPTED", "Figures", "aligned", "cells", "combine", "failures", "host_line", "summarise", "table"]
+__all__ = [
+    "INTERRUPTED",
+    "Figures",
+    "aligned",
+    "cells",
+    "combine",
+    "failures",
+    "group_rows",
+    "host_line",
+    "summarise",
+    "table",
+]
 
 Summary = dict[str, Any]
 MAX_ROWS = 100_000
@@ -71,6 +83,7 @@ class Figures:
         self._engine = dict.fromkeys(("preemptions", "recomputed_tokens", "retractions"), 0)
         self._engine_known = True
         self._failures: Counter[str] = Counter()
+        self._groups = {"by_class": GroupFigures(), "by_tenant": GroupFigures()}
 
     def add(self, record: RequestRecord) -> None:
         """Count one finished request."""
@@ -107,6 +120,8 @@ class Figures:
                 self._count_gaps()
         counts = record.preemptions, record.recomputed_tokens, record.retractions
         self._engine_known &= None not in counts
+        self._groups["by_class"].add(record.reader_class, qoe, record.ttft_s, failed=record.error is not None)
+        self._groups["by_tenant"].add(record.tenant, qoe, record.ttft_s, failed=record.error is not None)
         if counts != (0, 0, 0):
             self._engine = {name: n + (more or 0) for (name, n), more in zip(self._engine.items(), counts)}
 
@@ -159,6 +174,7 @@ class Figures:
             "recomputed_tokens": self._engine["recomputed_tokens"] if known else None,
             "retractions": self._engine["retractions"] if known else None,
             "client_lag_s": {"max": self._lag_s},
+            **{key: groups.summary() for key, groups in self._groups.items() if len(groups)},
         }
 
 
@@ -168,6 +184,10 @@ def _by_prompt_length(columns: Mapping[str, npt.NDArray[np.float64]]) -> dict[st
     short, long = columns["prompt_tokens"] <= half, columns["prompt_tokens"] >= most
     groups = {"shortest_half": short & ~long, "middle": ~short & ~long, "longest_tenth": long}
     return {name: float(columns["qoe"][rows].mean()) if rows.any() else None for name, rows in groups.items()}
+
+
+BY_GROUP = {"by_class": "class", "by_tenant": "tenant"}
+"""Figures by group in a summary, and what a group is called."""
 
 
 def summarise(
@@ -214,7 +234,9 @@ def combine(runs: Sequence[Summary]) -> Summary:
 def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | None]) -> Summary:
     out: Summary = {}
     for key, value in runs[0].items():
-        if key == "failures":
+        if key in BY_GROUP:
+            out[key] = _over_groups([run.get(key, {}) for run in runs], statistic)
+        elif key == "failures":
             reasons = sum((Counter(run.get(key, {})) for run in runs), Counter[str]())
             out[key] = dict(reasons.most_common(MAX_REASONS))
         elif isinstance(value, dict):
@@ -222,10 +244,20 @@ def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | No
         else:
             values = [run[key] for run in runs if run[key] is not None]
             out[key] = statistic(values) if values else None
+    _sum_counts(out, runs)
+    return out
+
+
+def _over_groups(runs: Sequence[Summary], statistic: Callable[[list[float]], float | None]) -> Summary:
+    """Of each group over the runs that have it."""
+    names = sorted({name for run in runs for name in run})
+    return {name: _over([run[name] for run in runs if name in run], statistic) for name in names}
+
+
+def _sum_counts(out: Summary, runs: Sequence[Summary]) -> None:
     for key in ("requests", "failed", "interrupted"):
         if key in out and out[key] is not None and all(isinstance(run[key], int) for run in runs):
             out[key] = sum(run[key] for run in runs)
-    return out
 
 
 _COLUMNS = (
@@ -248,14 +280,19 @@ _COLUMNS = (
 
 def cells(summary: Summary) -> list[tuple[str, str]]:
     """Heading and text of every column of the table, with the spread over repeats where there is one."""
-    out = []
-    for title, path, form in _COLUMNS:
-        value, spread = _at(summary, path), _at(summary.get("std", {}), path)
+    texts = _texts(_COLUMNS, summary, summary.get("std", {}))
+    return [(title, text) for (title, _, _), text in zip(_COLUMNS, texts, strict=True)]
+
+
+def _texts(columns: Sequence[tuple[str, tuple[str, ...], str]], summary: Summary, std: Summary) -> list[str]:
+    texts = []
+    for title, path, form in columns:
+        value, spread = _at(summary, path), _at(std, path)
         text = "-" if value is None else format(value, form)
-        if spread is not None and title != "failed" and value is not None:
+        if spread is not None and title not in ("failed", "requests") and value is not None:
             text += f" ±{format(spread, form)}"
-        out.append((title, text))
-    return out
+        texts.append(text)
+    return texts
 
 
 def _at(summary: Summary, path: Sequence[str]) -> Any:
@@ -279,6 +316,29 @@ def host_line(summary: Summary) -> str | None:
         f"{hidden_s:.2f} s beside the engine and {host['wait_seconds']:.2f} s of it; host memory {host['fill']:.0%} full at "
         f"the end, {host['refused_tokens']:.0f} tokens found no room."
     )
+
+
+_GROUP_COLUMNS = (
+    ("requests", ("requests",), ".0f"),
+    ("QoE mean", ("qoe", "mean"), ".3f"),
+    ("p5", ("qoe", "p5"), ".3f"),
+    ("TTFT p50 s", ("ttft_s", "p50"), ".2f"),
+    ("p90 s", ("ttft_s", "p90"), ".2f"),
+    ("failed", ("failed",), ".0f"),
+)
+
+
+def group_rows(policies: Mapping[str, Summary]) -> list[list[str]]:
+    """A heading, then a row for each class and tenant under each policy; empty where requests have neither."""
+    rows = []
+    for key, noun in BY_GROUP.items():
+        for group in sorted({name for summary in policies.values() for name in summary.get(key, {})}):
+            for policy, summary in policies.items():
+                if group in summary.get(key, {}):
+                    figures = summary[key][group]
+                    spread = _at(summary, ("std", key, group)) or {}
+                    rows.append([f"{noun} {group}", policy, *_texts(_GROUP_COLUMNS, figures, spread)])
+    return [["", "policy", *(title for title, _, _ in _GROUP_COLUMNS)], *rows] if rows else []
 
 
 def table(policies: Mapping[str, Summary]) -> str:

@@ -7,10 +7,11 @@
 
 Two explanations of a wait, of which the one that lately fitted better is believed. *Queue*: those ahead without a first token
 over the measured rate of first tokens, as in an engine that serves in order (QLM, arXiv 2407.00047, counts tokens ahead over
-their rate; requests over theirs hold slots, KV and prefill at once). *Usual*: what the streams sent last had, as a multiple
-of what each would take alone; so it is where a policy lets newcomers in at once and takes others off. Those still waiting
-count by their age: a wait is at least that long (Kaplan and Meier 1958). The bounds are the quantiles of what came of earlier
-forecasts (conformal prediction), so that they hold whatever the engine does, as long as it goes on as it did.
+their rate; requests over theirs hold slots, KV and prefill at once). *Usual*: what those of the streams sent last had whose
+prompts take about as long; so it is where a policy serves short prompts first, lets newcomers in at once and takes others
+off. Those still waiting count by their age: a wait is at least that long (Kaplan and Meier 1958). The bounds are the
+quantiles of what came of earlier forecasts (conformal prediction), so that they hold whatever the engine does, as long as it
+goes on as it did.
 """
 
 from __future__ import annotations
@@ -18,16 +19,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-__all__ = ["FirstTokens", "WaitForecast", "WaitView"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FirstTokens", "UsualWaits", "WaitForecast", "WaitView"]
 
 RATE_WINDOW_S = 30.0
 """Seconds over which the rate of first tokens is measured (chosen; 15 and 60 differ by hundredths)."""
-USUAL_STREAMS, CALIBRATION_STREAMS = 40, 80
-"""Streams sent last that tell what is usual, and how good forecasts are."""
+USUAL_STREAMS, ALIKE_STREAMS = 120, 16
+"""Streams sent last that tell what is usual, and how many of them, the nearest by time alone, tell it of a new one (60
+to 200, and 10 to 20, differ by hundredths of the error)."""
+JUDGED_STREAMS, CALIBRATION_STREAMS = 40, 80
+"""First tokens that tell which explanation fits, and streams sent last that tell how good forecasts are."""
 MIN_STREAMS = 8
 """Of them known, before anything is learned."""
 UNKNOWN_FACTOR = 3.0
@@ -49,15 +55,29 @@ class WaitForecast(NamedTuple):
     alone_s: float
 
 
+class UsualWaits:
+    """Waits of the streams sent last, the last first, shape (N,): seconds alone; seconds waited, and whether that is all."""
+
+    __slots__ = ("_alone_s", "_waits")
+
+    def __init__(self, alone_s: npt.NDArray[np.float64], waits: list[tuple[float, bool]]) -> None:
+        self._alone_s, self._waits = np.log(alone_s), waits
+
+    def wait_s(self, alone_s: float) -> float:
+        """The median of those that would take about as long alone."""
+        alike = np.argsort(np.abs(self._alone_s - math.log(alone_s)), kind="stable")[:ALIKE_STREAMS]
+        return quantile([self._waits[int(k)] for k in alike], 0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class WaitView:
-    """waiting: streams without a first token; rate_rps: first tokens per second, None: too few to tell. usual: the wait of
-    the streams sent last over what each would take alone, None likewise. queues: whether the queue explains waits better.
-    low, high: of what came of the forecasts, over the forecast."""
+    """waiting: streams without a first token; rate_rps: first tokens per second, None: too few to tell. usual: waits of the
+    streams sent last, None likewise. queues: whether the queue explains waits better. low, high: of what came of the
+    forecasts, over the forecast."""
 
     waiting: int = 0
     rate_rps: float | None = None
-    usual: float | None = None
+    usual: UsualWaits | None = None
     queues: bool = True
     low: float = 1.0 / UNKNOWN_FACTOR
     high: float = UNKNOWN_FACTOR
@@ -65,7 +85,7 @@ class WaitView:
     def forecast(self, base_s: float, alone_s: float) -> WaitForecast:
         """Of a new stream. base_s: seconds to its first token by the engine's costs, what waits to be computed included."""
         queue_s = max(base_s, self.waiting / self.rate_rps) if self.waiting and self.rate_rps else base_s
-        usual_s = base_s if self.usual is None else self.usual * alone_s
+        usual_s = base_s if self.usual is None else self.usual.wait_s(alone_s)
         ttft_s = queue_s if self.queues else usual_s
         return WaitForecast(ttft_s, self.low * ttft_s, self.high * ttft_s, queue_s, usual_s, alone_s)
 
@@ -85,9 +105,10 @@ class FirstTokens:
     """Of the streams sent to one replica. Clock seconds, never decreasing."""
 
     def __init__(self) -> None:
-        self._last: deque[_Sent] = deque(maxlen=CALIBRATION_STREAMS)
+        self._last: deque[_Sent] = deque(maxlen=USUAL_STREAMS)
         self._waiting: dict[Hashable, _Sent] = {}
         self._firsts: deque[float] = deque()
+        self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED_STREAMS)
         self._since_s: float | None = None
         self._view, self._viewed_s, self._changed = WaitView(), -math.inf, False
 
@@ -103,6 +124,8 @@ class FirstTokens:
         """Its first token has come."""
         if (sent := self._waiting.pop(stream, None)) is not None:
             sent.waited_s = max(MIN_WAIT_S, now_s - sent.sent_s)
+            queue_s, usual_s = sent.forecast.queue_s, sent.forecast.usual_s
+            self._judged.append((_miss(sent.waited_s, queue_s), _miss(sent.waited_s, usual_s)))
             self._firsts.append(now_s)
             self._changed = True
 
@@ -127,19 +150,19 @@ class FirstTokens:
             self._firsts.popleft()
         span_s = min(RATE_WINDOW_S, now_s - (now_s if self._since_s is None else self._since_s))
         rate = len(self._firsts) / span_s if len(self._firsts) >= 3 and span_s > 0 else None
-        recent = list(islice(reversed(self._last), USUAL_STREAMS))
+        recent = list(reversed(self._last))
         if len(recent) < MIN_STREAMS:
             return WaitView(len(self._waiting), rate)
         waits = [sent.seen(now_s) for sent in recent]
-        relative = [(wait / sent.forecast.alone_s, known) for (wait, known), sent in zip(waits, recent)]
-        misses = [[_miss(wait, known, sent.forecast[which]) for (wait, known), sent in zip(waits, recent)]
-                  for which in (3, 4)]  # fmt: skip
-        queues = _median(misses[0]) <= _median(misses[1])
-        errors = [(wait / sent.forecast.ttft_s, known) for sent in self._last for wait, known in [sent.seen(now_s)]]
-        view = WaitView(len(self._waiting), rate, quantile(relative, 0.5), queues)
+        by_queue, by_usual = np.median(self._judged or [(0.0, 0.0)], axis=0)
+        usual = UsualWaits(np.array([sent.forecast.alone_s for sent in recent]), waits)
+        view = WaitView(len(self._waiting), rate, usual, bool(by_queue <= by_usual))
+        errors = [
+            (wait / sent.forecast.ttft_s, known) for (wait, known), sent in zip(waits[:CALIBRATION_STREAMS], recent)
+        ]
         if sum(known for _, known in errors) < MIN_STREAMS:
             return view
-        return WaitView(view.waiting, rate, view.usual, queues, quantile(errors, 0.05), quantile(errors, 0.95))
+        return replace(view, low=quantile(errors, 0.05), high=quantile(errors, 0.95))
 
 
 def quantile(values: Iterable[tuple[float, bool]], share: float) -> float:
@@ -156,12 +179,6 @@ def quantile(values: Iterable[tuple[float, bool]], share: float) -> float:
     return 1.5 * ordered[-1][0]
 
 
-def _miss(wait_s: float, known: bool, forecast_s: float) -> float | None:
-    """By how much a forecast was wrong, as a logarithm; None while that cannot be told."""
-    error = math.log(max(wait_s, MIN_WAIT_S) / max(forecast_s, MIN_WAIT_S))
-    return abs(error) if known or error > 0.0 else None
-
-
-def _median(values: Iterable[float | None]) -> float:
-    told = sorted(value for value in values if value is not None)
-    return told[len(told) // 2] if told else math.inf
+def _miss(wait_s: float, forecast_s: float) -> float:
+    """By how much a forecast was wrong, as a logarithm."""
+    return abs(math.log(wait_s / max(forecast_s, MIN_WAIT_S)))

@@ -276,7 +276,9 @@ def start(source_port: int, rivals: list[str], workers: list[int], stack: ExitSt
         else:
             print(f"{name} is not installed: left out", file=sys.stderr)
     settings = {"ADMISSION": "false", "ACCESS_LOG": "false", "MAX_STREAMS_PER_REPLICA": "4096"}
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"} | {
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"  # else it checks keys, which the others do not
+    }
     environment |= {f"ANDES_GATEWAY_{name}": value for name, value in settings.items()}
     paths: dict[str, tuple[str, int]] = {}
     for k, (name, command) in enumerate(commands.items()):

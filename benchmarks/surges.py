@@ -8,6 +8,7 @@ are those of recorded requests of the file ``--lengths`` in TRACES.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,12 @@ from andes_sglang.arms import Arm
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.autoscaling import (
+    ClairvoyantAutoscaler,
     FinishedRequests,
     MetricAutoscaler,
+    RatePlanner,
     Scenario,
+    kv_utilisation,
     open_requests,
     simulate_scenario,
 )
@@ -49,9 +53,16 @@ SCHEDULERS = {
     "stock": Arm("stock-mixed"),
     "andes": Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload")),
 }
-STATIC, KEDA, OURS = "static, hindsight", "KEDA, running", "ours"
-SETTINGS = {KEDA: (0.5, 0.7, 1.0, 1.5), OURS: (0.0,)}
-"""KEDA's targets are shares of the batch that the KV pool holds."""
+STATIC, KEDA, HPA, PLANNER = "static, hindsight", "KEDA, running", "HPA, KV", "TTFT planner"
+OURS, CLAIRVOYANT = "ours", "clairvoyant"
+SETTINGS = {
+    HPA: (0.5, 0.7, 0.85), KEDA: (0.3, 0.5, 0.7, 1.0, 1.5, 3.0), PLANNER: (0.6, 0.75, 0.9), OURS: (0.0,),
+    CLAIRVOYANT: (0.85, 1.0, 1.15),
+}  # fmt: skip
+"""KEDA's are shares of the batch that the KV pool holds; the planner's and the clairvoyant's of what a replica takes."""
+OFFSET_S = 86_400.0
+"""Seconds from one day of ``--days`` to the next."""
+LENGTHS = "servegen_r1_surge_rt.jsonl.gz"
 MEAN, SHARE = 0.95, 0.9
 """Objectives in every window: of the mean QoE, and of the share of readers with a QoE of at least 0.95."""
 WINDOW_S, MIN_REQUESTS = 300.0, 20
@@ -81,6 +92,19 @@ MOST_BUSY = 24.0
 """Busy replicas that no minute exceeds: arrivals are drawn at this rate and thinned."""
 
 
+def rival(arm: str, value: float, scenario: Scenario, engine: EngineModel, finished: FinishedRequests) -> Autoscaler:
+    """One of the others, at one of its settings."""
+    if arm == KEDA:
+        context = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in scenario.requests]))
+        batch = min(engine.max_running, engine.kv_capacity_tokens / context)
+        return MetricAutoscaler(value * batch, open_requests, max_replicas=MAX_REPLICAS)
+    if arm == HPA:
+        return MetricAutoscaler(value, kv_utilisation, max_replicas=MAX_REPLICAS)
+    if arm == PLANNER:
+        return RatePlanner(scenario, finished, value, max_replicas=MAX_REPLICAS)
+    return ClairvoyantAutoscaler(scenario, value, max_replicas=MAX_REPLICAS)
+
+
 class Runs:
     """Results by shape, scheduler, autoscaler, setting and seed, kept in files."""
 
@@ -95,12 +119,29 @@ class Runs:
                 raise SystemExit("TRACES: give the directory with the traces")
             recorded = load_trace(self.args.folder / self.args.lengths, seed=1)
             recorded = recorded.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
-            self._pool = recorded.with_readers(1, ttft_s=None, tds=None, population="reading").requests
+            read = recorded.with_readers(1, ttft_s=None, tds=None, population="reading").requests
+            self._pool = [replace(r, reason_tokens=int(self.args.hidden * r.output_tokens)) for r in read]
         requests = requests_of(SHAPES[shape], self._pool, self.engine, seed)
-        return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start)
+        past = tuple(rate for day in range(self.args.days) for rate in self._day(shape, seed, day))
+        return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start, past=past)
+
+    def _day(self, shape: str, seed: int, day: int) -> Iterator[tuple[float, float]]:
+        """Rates by the minute of a day that begins as ``shape`` does and is calm from its end on; of another draw."""
+        calm = SHAPES[shape][0][1]
+        lasts_s = sum(seconds for seconds, _ in SHAPES[shape])
+        whole = (*SHAPES[shape], (OFFSET_S - lasts_s, calm))
+        drawn = requests_of(whole, self._pool, self.engine, 1000 * seed + day)
+        counts, _ = np.histogram([r.arrival_s for r in drawn], np.arange(0.0, OFFSET_S + 60.0, 60.0))
+        yield from ((60.0, float(count) / 60.0) for count in counts)
 
     def path(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> Path:
-        words = f"{self.args.profile} {shape} {self.args.cold_start:g}s {scheduler} {arm} {value:g} seed{seed}"
+        arm_words = (
+            arm if arm != OURS else " ".join([arm, *self.args.set, *[f"{self.args.days}days"] * bool(self.args.days)])
+        )
+        lengths = "" if self.args.lengths == LENGTHS else f" {self.args.lengths.partition('.')[0]}"
+        hidden = f" hidden{self.args.hidden:g}" if self.args.hidden else ""
+        engine = f"{self.args.profile}{lengths}{hidden}"
+        words = f"{engine} {shape} {self.args.cold_start:g}s {scheduler} {arm_words} {value:g} seed{seed}"
         return Path(self.args.out) / f"{words.replace(',', '').replace(' ', '_')}.json"
 
     def get(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
@@ -120,10 +161,8 @@ class Runs:
             scaler = FleetAutoscaler(
                 scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0
             )
-        elif arm == KEDA:
-            context = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in scenario.requests]))
-            batch = min(engine.max_running, engine.kv_capacity_tokens / context)
-            scaler = MetricAutoscaler(value * batch, open_requests, max_replicas=MAX_REPLICAS)
+        elif arm != STATIC:
+            scaler = rival(arm, value, scenario, engine, finished)
         run = simulate_scenario(
             scenario, policy, scaler, replicas=round(value) if arm == STATIC else START_REPLICAS, engine=engine,
             finished=finished, decision_interval_s=decision_interval(engine),
@@ -175,7 +214,7 @@ def table(runs: Runs, shape: str, seed: int) -> Iterator[str]:
         "scheduler", "autoscaler", "setting", "replica-hours", "worst window: mean / share", "holds", "most replicas"
     )
     for scheduler in SCHEDULERS:
-        for arm in (STATIC, KEDA, OURS):
+        for arm in (STATIC, *SETTINGS):
             found = list(runs.all(shape, scheduler, arm, seed))
             for bar in (holds_mean, holds_both) if arm == STATIC else (holds_mean,):
                 holding = [f for f in found if bar(f[1])]
@@ -193,16 +232,24 @@ def table(runs: Runs, shape: str, seed: int) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", metavar="TRACES", help="the directory with the traces")
-    parser.add_argument("--lengths", default="servegen_r1_surge_rt.jsonl.gz", help="file in it; default: %(default)s")
+    parser.add_argument("--lengths", default=LENGTHS, help="file in it; default: %(default)s")
+    parser.add_argument("--hidden", type=float, default=0.0, help="share of each answer that is thought and not shown")
     parser.add_argument("--profile", default="l4-llama-3.1-8b", help="default: %(default)s")
     parser.add_argument("--shapes", default="flash,ramp", help=f"of {', '.join(SHAPES)}; default: %(default)s")
     parser.add_argument("--schedulers", default=",".join(SCHEDULERS), help="default: %(default)s")
     parser.add_argument(
-        "--arms", default=";".join((STATIC, KEDA, OURS)), help="separated by semicolons; default: %(default)s"
+        "--arms", default=";".join((STATIC, *SETTINGS)), help="separated by semicolons; default: %(default)s"
     )
     parser.add_argument("--settings", type=float, nargs="*", help="instead of those of the arm")
     parser.add_argument("--cold-start", type=float, default=300.0, help="seconds; default: %(default)s")
     parser.add_argument("--seeds", default="1,2", help="of arrivals; default: %(default)s")
+    parser.add_argument(
+        "--days", type=int, default=0, help="that ours has as history, of the same shape; default: %(default)s"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="MODULE.NAME=NUMBER",
+        help="of ours, a constant of andes_operator, as table.MAX_PUT_OFF=1; repeat it",
+    )  # fmt: skip
     parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
     parser.add_argument("--report", action="store_true", help="run nothing: the table of what is there")
     args = parser.parse_args()
@@ -213,6 +260,11 @@ def main() -> None:
         for name in given:
             if name not in known:
                 parser.error(f"{flag}: {name!r} is not known; choose of {', '.join(known)}")
+    for constant in args.set:
+        where, _, number = constant.partition("=")
+        module, _, name = where.rpartition(".")
+        of = importlib.import_module(f"andes_operator.{module}")
+        setattr(of, name, type(getattr(of, name))(float(number)))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     runs, seeds = Runs(args), [int(seed) for seed in args.seeds.split(",")]
     for shape in shapes:

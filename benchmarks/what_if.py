@@ -14,8 +14,9 @@ from andes_sglang.arms import Arm
 from andes_sglang.objective import QoEObjective
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
+from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible
-from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.sim.whatif import WhatIf
 from andes_sglang.workload import SyntheticWorkload, mean_length, readers_of
 from benchmarks.lengths import CHAT, LONG_ANSWERS
 from benchmarks.markdown import header, row

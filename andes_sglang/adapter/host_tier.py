@@ -68,12 +68,12 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         """Whether all that enters the tree is copied at once; otherwise only what is handed to :meth:`save`."""
         return self._without != "write-through"
 
-    def follow(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
-        """Evict as :class:`andes_sglang.policy.eviction.EvictionOrder` says of the ``paused`` streams."""
-        self.eviction_strategy = EvictionOrder(paused)
+    def follow(self, wanted: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+        """Evict as :class:`andes_sglang.policy.eviction.EvictionOrder` says of what is ``wanted`` again."""
+        self.eviction_strategy = EvictionOrder(wanted)
 
     def look_again(self) -> None:
-        """Once an iteration: who is paused may have changed."""
+        """Once an iteration: what is wanted may have changed."""
         self.eviction_strategy.look_again()
 
     def is_copied(self, node: Any) -> bool:

@@ -21,10 +21,7 @@ from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
 from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
-from andes_sglang.latency import LatencyModel
 from andes_sglang.policy import effective_options
-from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.state import Decision, Phase, RequestTable, RequestView, SchedulerState
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
 
@@ -117,24 +114,7 @@ def _check_policy(args: argparse.Namespace) -> dict[str, Any]:
             policy = make_engine_policy(args.policy, options_of(args))
         except ValueError as error:
             raise UsageError(f"--policy-option: {error}") from None
-    if policy is None:
-        return {}
-    views = [
-        RequestView("probe-waiting", Phase.WAITING, 0.0, ReaderStream(0.0, QoETarget()), 100),
-        RequestView("probe-running", Phase.RUNNING, 0.0, ReaderStream(0.0, QoETarget()), 100, 10, kv_tokens=110),
-    ]
-    state = SchedulerState(10.0, RequestTable.of(views), kv_capacity_tokens=4096, max_running=1, latency=LatencyModel())
-    try:
-        decision = policy.decide(state)
-        if not isinstance(decision, Decision):
-            raise TypeError(f"returned a {type(decision).__name__}, not a Decision")
-    except Exception as error:  # a third party's policy may raise anything
-        fault = f"{type(error).__name__}: {error}"
-        raise UsageError(
-            f"--policy {args.policy}: decide() fails with options {options_of(args)} on one waiting and one running request "
-            f"({fault}); correct the policy or its options"
-        ) from error
-    return effective_options(policy, options_of(args))
+    return {} if policy is None else effective_options(policy, options_of(args))
 
 
 def _check_offload(options: PluginOptions) -> None:

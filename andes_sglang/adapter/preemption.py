@@ -1,6 +1,7 @@
 """Taking requests off the engine and putting them back.
 
-- park: the request moves to a batch of its own and keeps its KV and its slot of the request pool.
+- park: the request moves to a batch of its own and keeps its KV and its slot of the request pool. Where an engine serves LoRA
+  adapters, all are released instead: a batch holds only so many adapters, and only an admission counts them.
 - release: its KV goes into the radix tree unlocked and it joins the waiting queue; SGLang's prefill brings it back, with a
   prefix hit for what is still there.
 - offload: a release on an engine with a host tier; without room in host memory it is a plain release, and counted as one.
@@ -58,8 +59,9 @@ class EnginePreemptor:
         preempt = decision.preempt_for_slots(
             len(running_batch.reqs), self._scheduler.max_running_requests, free_slots, parked
         )
-        park = {p.rid: p.reason for p in preempt if p.mode is PreemptionMode.PARK}
-        release = {p.rid: p.reason for p in preempt if p.mode is not PreemptionMode.PARK}
+        may_park = not self._scheduler.enable_lora
+        park = {p.rid: p.reason for p in preempt if may_park and p.mode is PreemptionMode.PARK}
+        release = {p.rid: p.reason for p in preempt if p.rid not in park}
         if release:
             self.settle()
         for req in self._parked.take_from(running_batch, park):
@@ -166,7 +168,7 @@ class EnginePreemptor:
         if record.stopped is not None:
             again = protocol.recomputed_tokens(record.prefilled_tokens)
             self._metrics.resume(record.stopped, again)
-            if record.stopped == "offload":
+            if record.stopped == "offload" and not record.expectation.yields:  # whose copies are the first to go
                 self._latency.observe_return(record.context_tokens, again)
             record.req.time_stats.trace_ctx.trace_event("andes.resumed", 1)
         record.start(time.perf_counter())

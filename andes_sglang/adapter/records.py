@@ -234,10 +234,12 @@ class StreamRecords:
         record.number = self._added
 
     def end(self, req: Any, metrics: EngineMetrics) -> None:
-        """``req`` has finished. A health check is no answer: it neither counts nor teaches a length."""
+        """``req`` has finished. A health check is no answer: it neither counts nor teaches a length; nor does what yields
+        teach those of readers."""
         if not protocol.is_health_check(req.rid):
             metrics.finished(self._by_rid[req.rid].reader.final_qoe())
-            self.learn_length(req)
+            if not self.yields(req):
+                self.learn_length(req)
         self.forget(req.rid)
 
     def learn_length(self, req: Any) -> None:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor, DisallowedTokensLogitsProcessor
+
 from andes_sglang.adapter.compat import computed_tokens, device_hit_tokens, match_prefix, release_kv
 
 __all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node", "uncomputed_tokens"]
 
-_NONE_IF_PREEMPTIBLE = (
-    "lora_id", "session", "session_id", "multimodal_inputs", "input_embeds", "positional_embed_overrides",
-)  # fmt: skip
-_FALSE_IF_PREEMPTIBLE = (
-    "custom_logit_processor", "return_sampling_mask", "return_routed_experts", "return_indexer_topk",
-)  # fmt: skip
+_NONE_IF_PREEMPTIBLE = ("session_generation", "multimodal_inputs", "input_embeds", "positional_embed_overrides")
+_FALSE_IF_PREEMPTIBLE = ("return_sampling_mask", "return_routed_experts", "return_indexer_topk")
 """Attributes of ``Req`` that ask for what does not survive a preemption."""
+STATELESS = "andes_stateless"
+"""The class attribute with which a custom logit processor says that it looks at nothing but logits and ``custom_params``."""
 
 
 class PrefixHit(NamedTuple):
@@ -65,12 +65,20 @@ def uncomputed_tokens(req: Any) -> int:
 def is_preemptible(req: Any, spec_algorithm: Any) -> bool:
     """Whether ``req`` can be stopped and go on unchanged. Otherwise it runs to its end.
 
-    It cannot with LoRA, sessions, multimodal input, input embeddings, custom logit processors, sampling masks, hidden states
-    but the last, routed experts, or under speculative decoding.
+    It cannot with a session that keeps its KV between turns, multimodal input, input embeddings, a custom logit processor
+    that may have a state, sampling masks, hidden states but the last, routed experts, or under speculative decoding.
     """
     return bool(
         spec_algorithm.is_none()
         and all(getattr(req, name) is None for name in _NONE_IF_PREEMPTIBLE)
         and not any(getattr(req, name) for name in _FALSE_IF_PREEMPTIBLE)
+        and (req.session is None or not req.session.streaming)
         and req.return_hidden_states in (False, None, "last")
+        and (not req.custom_logit_processor or _is_stateless(req.custom_logit_processor))
     )
+
+
+def _is_stateless(code: str) -> bool:
+    """Of a custom logit processor that SGLang has loaded already, and keeps."""
+    kind = type(CustomLogitProcessor.from_str(code))
+    return kind is DisallowedTokensLogitsProcessor or getattr(kind, STATELESS, False) is True

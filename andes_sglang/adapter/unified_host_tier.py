@@ -58,7 +58,7 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
             super().init_hicache(server_args, params)
         self.load_back_threshold = 1  # token; SGLang's default of 10 computes a shorter hit again, which is no cheaper
 
-    def follow(self, paused: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+    def follow(self, wanted: Callable[[], Iterable[tuple[Any, float]]]) -> None:
         """Not here: see the module."""
 
     def look_again(self) -> None:

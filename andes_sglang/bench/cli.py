@@ -1,4 +1,4 @@
-"""``andes bench``, ``andes compare`` and ``andes report``."""
+"""``andes bench``, ``andes compare``, ``andes score`` and ``andes report``."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ from andes_sglang.flags import (
     check_model,
     check_run,
 )
+from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RecordsError
-from andes_sglang.workload import WorkloadError, from_arguments
+from andes_sglang.workload import Measured, WorkloadError, from_arguments, load_measured
 from andes_sglang.workload import add_arguments as add_workload_arguments
+from andes_sglang.workload.measured import TOOLS
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
@@ -35,8 +37,11 @@ USER_ERRORS = (WorkloadError, EndpointError, EngineError, RecordsError)
 
 
 def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
-    """Add the flags of ``bench``, ``compare`` or ``report``."""
-    {"bench": _bench_arguments, "compare": _compare_arguments, "report": _report_arguments}[command](parser)
+    """Add the flags of ``bench``, ``compare``, ``score`` or ``report``."""
+    adds = {
+        "bench": _bench_arguments, "compare": _compare_arguments, "score": _score_arguments, "report": _report_arguments,
+    }  # fmt: skip
+    adds[command](parser)
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +72,22 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_compare)
 
 
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _score.__doc__
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help=f"results of {', '.join(TOOLS)}; docs/traces.md"
+    )
+    parser.add_argument("--ttft", type=float, default=1.0, metavar="S", help="expected seconds to first token")
+    parser.add_argument("--tds", type=float, default=4.8, metavar="T", help="reading speed, tokens/s")
+    results.add_out(parser, "out/score")
+    parser.set_defaults(run=_score)
+
+
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _report.__doc__
     parser.add_argument("directory", type=Path, help="of a finished run: --out of bench, compare or simulate")
+    parser.add_argument("--figures", action="store_true",
+                        help="also its charts as SVG files with captions, in figures/: for a paper")  # fmt: skip
     parser.set_defaults(run=_report)
 
 
@@ -100,6 +118,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     results.write(
         args.out,
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
+        as_json=args.json,
     )
     if figures["interrupted"]:
         return 130
@@ -123,11 +142,45 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
 
 
+def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Score what readers got in results of other benchmarks: a file is a row of the table."""
+    _refuse(rest)
+    try:
+        target = QoETarget(args.ttft, args.tds)
+    except ValueError as error:
+        raise UsageError(f"--ttft / --tds: {error}") from None
+    runs: dict[str, Measured] = {}
+    for file in args.files:
+        measured = load_measured(file, target)
+        if measured is None:
+            raise UsageError(
+                f"{file}: no results of {', '.join(TOOLS)}; docs/traces.md says how each is made to write them"
+            )
+        if file.stem in runs:
+            raise UsageError(f"{file}: a second file called {file.stem}, which names its row; rename it")
+        runs[file.stem] = measured
+    results.prepare(args.out, force=args.force)
+    for name, run in runs.items():
+        results.keep(args.out, name, 1, run.records, ())
+        if not run.exact:
+            print(f"{name}: {run.tool} says only when the first and the last token came: stalls between are not seen",
+                  file=sys.stderr)  # fmt: skip
+    first = next(iter(runs.values()))
+    what = f"measured by {', '.join(sorted({run.tool for run in runs.values()}))}; ttft {args.ttft:g} s, tds {args.tds:g}/s"
+    results.write(args.out, {
+        "workload": first.workload().describe(),
+        "engine": {"what": what, "files": [str(file) for file in args.files]},
+        "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
+    }, as_json=args.json)  # fmt: skip
+    return 0
+
+
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Make report.html again from the records and the summary in a directory."""
     _refuse(rest)
-    results.render(args.directory)
-    print(args.directory / "report.html")
+    print(results.render(args.directory))
+    for file in results.draw(args.directory) if args.figures else ():
+        print(file)
     return 0
 
 

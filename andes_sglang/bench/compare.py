@@ -66,7 +66,7 @@ class Comparison:
             status = 130
             if not self.result:
                 return status
-        results.write(self.args.out, self.result)
+        results.write(self.args.out, self.result, as_json=self.args.json)
         return status
 
     def _repeat(self, repeat: int) -> None:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from andes_sglang.policy.base import SchedulingPolicy
+from andes_sglang.policy.base import PolicyError, SchedulingPolicy
+from andes_sglang.policy.checked import ask, try_out
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.registry import (
@@ -19,6 +20,6 @@ from andes_sglang.policy.registry import (
 )
 
 __all__ = [
-    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyOptions", "SchedulingPolicy", "check_policy",
-    "effective_options", "find_policy", "make", "make_policy", "option", "pack",
+    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyError", "PolicyOptions", "SchedulingPolicy", "ask", "check_policy",
+    "effective_options", "find_policy", "make", "make_policy", "option", "pack", "try_out",
 ]  # fmt: skip

@@ -11,7 +11,11 @@ from typing import Protocol, runtime_checkable
 
 from andes_sglang.state import Decision, SchedulerState
 
-__all__ = ["SchedulingPolicy"]
+__all__ = ["PolicyError", "SchedulingPolicy"]
+
+
+class PolicyError(RuntimeError):
+    """A policy that raised, decided what cannot be, or left the engine idle; the text names the policy and what to do."""
 
 
 @runtime_checkable

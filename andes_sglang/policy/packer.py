@@ -193,7 +193,8 @@ class Packer:
                 continue
             if not self.outranks(row, victim):
                 return []
-            if slots >= 1 and not self.held[victim]:
+            helps = (slots < 1 and self.running[victim]) or (tokens < self.need[row] and self.held[victim])
+            if not helps:
                 continue
             out.append(victim)
             tokens += float(self.held[victim] + self.growing[victim])

@@ -23,6 +23,7 @@ nothing is parked, and a reader who arrives finds it running.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -52,16 +53,24 @@ REASONS = ("yield", "reader")
 """Of these preemptions, in ``andes_preemptions_total``: without a reader, or with one who cannot receive."""
 
 
-def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState) -> Decision:
-    """The decision of ``policy`` for those with readers who can receive, and what it leaves to the others."""
+Ask = Callable[[SchedulingPolicy, SchedulerState], Decision]
+
+
+def _ask(policy: SchedulingPolicy, state: SchedulerState) -> Decision:
+    return policy.decide(state)
+
+
+def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState, *, ask: Ask = _ask) -> Decision:
+    """The decision of ``policy`` for those with readers who can receive, and what it leaves to the others. ask: how the
+    policy is asked; a live engine passes over unknown names, a simulation checks (:mod:`andes_sglang.policy.checked`)."""
     state = _as_received(state)
     t = state.requests
     blocked = _blocked(state)
     aside = (t.yields > 0) | blocked
     if not aside.any():
-        return policy.decide(state)
+        return ask(policy, state)
     readers = replace(state, requests=t.only(~aside))
-    decision = policy.decide(readers)
+    decision = ask(policy, readers)
     others = _beside(readers, decision, replace(state, requests=t.only(aside)), blocked[aside])
     return Decision(
         admit=decision.admit + others.admit,

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from andes_sglang.report.charts import COLOURS, Series, plot
+from andes_sglang.qoe import MIN_STALL_S
+from andes_sglang.report.charts import COLOURS, Bar, Series, bars, plot
+from andes_sglang.report.distribution import BAND, cdf_with_band
 from andes_sglang.request import RequestRecord
-from andes_sglang.summary import cells, host_line
+from andes_sglang.summary import cells, group_rows, host_line
 
-__all__ = ["Figure", "render", "render_page"]
+__all__ = ["Figure", "colours_of", "figures", "made_by", "render", "render_page"]
 
 Records = Mapping[str, Sequence[RequestRecord]]
+Repeats = Mapping[str, Sequence[Sequence[RequestRecord]]]
+Samples = Mapping[str, Sequence[Mapping[str, float]]]
+TIMELINE_ROWS = 40
+"""Requests, evenly picked in order of arrival."""
+WAITS, READS, STALLS = "#f1a340", "#92c5de", "#b2182b"
+"""Colours of a timeline (ColorBrewer PuOr and RdBu)."""
 READER_SHARES = (0.05, 0.35, 0.65)
 """Which readers are shown one by one: at these shares of the first policy's requests in order of QoE."""
 GAUGES = (("queue", "waiting requests"), ("running", "running requests"), ("open", "open requests"))
@@ -50,12 +59,13 @@ def render_page(template: str, **context: Any) -> str:
     return _TEMPLATES.get_template(f"{template}.html.jinja").render(context)
 
 
-def render(summary: Mapping[str, Any], records: Records, samples: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def render(summary: Mapping[str, Any], records: Records, samples: Samples, *, repeats: Repeats | None = None) -> str:
     """The page of a run. records: one run of each policy over the same workload, where there are any; samples: the engine's
-    gauges about once a second."""
+    gauges about once a second; repeats: all runs of each policy, the first among them."""
     policies = summary["policies"]
     rival = rival_of(policies, summary["engine"].get("arms", {}))
-    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(records)}
+    colours = colours_of(records)
+    drawn = figures(records, samples, repeats=repeats)
     return render_page(
         "report",
         title=headline(policies, rival),
@@ -64,13 +74,43 @@ def render(summary: Mapping[str, Any], records: Records, samples: Mapping[str, S
         engine=summary["engine"],
         columns=[title for title, _ in cells(next(iter(policies.values())))],
         rows={name: [text for _, text in cells(figures)] for name, figures in policies.items()},
+        groups=group_rows(policies),
         host={name: line for name, figures in policies.items() if (line := host_line(figures)) is not None},
         colours=colours,
-        overall=_overall(records, colours) if records else [],
-        over_time=_over_time(samples, colours),
-        readers=_readers(records, colours),
+        overall=drawn["overall"],
+        timelines=drawn["timeline"],
+        over_time=drawn["over_time"],
+        readers=drawn["reader"],
         first=next(iter(records), ""),
+        made_by=made_by(summary),
     )
+
+
+def colours_of(records: Records) -> dict[str, str]:
+    """By policy."""
+    return {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(records)}
+
+
+def figures(records: Records, samples: Samples, *, repeats: Repeats | None = None) -> dict[str, list[Figure]]:
+    """The charts of :func:`render`, by the part of the page that they stand in."""
+    colours = colours_of(records)
+    records = {name: run for name, run in records.items() if run}
+    all_runs = {name: [run for run in (repeats or {}).get(name, ()) if run] or [run] for name, run in records.items()}
+    return {
+        "overall": _overall(all_runs, colours) if records else [],
+        "timeline": _timelines(records),
+        "over_time": _over_time(samples, colours),
+        "reader": _readers(records, colours),
+    }
+
+
+def made_by(summary: Mapping[str, Any]) -> str:
+    """Command, seeds, version and date, for captions; empty for a summary that does not know."""
+    made, seeds = summary.get("made_by"), summary["workload"].get("seeds", ())
+    if not made:
+        return ""
+    drawn = f"; seed{'s'[: len(seeds) > 1]} {', '.join(map(str, seeds))}" if seeds else ""
+    return f"{shlex.join(made['command'])}{drawn}; andes {made['version']}, {made['at'][:10]}"
 
 
 def headline(policies: Mapping[str, Any], rival: str) -> str:
@@ -109,49 +149,71 @@ def _spread(figures: Mapping[str, Any], path: tuple[str, str], form: str) -> str
     return format(figures[group][name], form) + ("" if over is None else f" ±{format(over, form)}")
 
 
-def cdf(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Values in order, and the share of them that are at most that."""
-    ordered = sorted(values)
-    return ordered, [(k + 1) / len(ordered) for k in range(len(ordered))]
-
-
 def _by_arrival(run: Sequence[RequestRecord]) -> tuple[list[float], list[float]]:
     ordered = sorted(run, key=lambda r: r.arrival_s)
     return [r.arrival_s for r in ordered], [r.qoe for r in ordered]
 
 
-def _overall(records: Records, colours: Mapping[str, str]) -> list[Figure]:
-    def lines(of: Callable[[Sequence[RequestRecord]], tuple[list[float], list[float]]]) -> list[Series]:
-        return [(name, colours[name], *of(run)) for name, run in records.items()]
+def _overall(repeats: Repeats, colours: Mapping[str, str]) -> list[Figure]:
+    def shares(of: Callable[[RequestRecord], float], title: str, x_max: float | None, caption: str) -> Figure:
+        drawn = [
+            cdf_with_band(name, colours[name], [[of(r) for r in run] for run in runs]) for name, runs in repeats.items()
+        ]
+        lines, bands = [line for line, _ in drawn], [band for _, band in drawn]
+        return Figure(plot(lines, title, "share of requests", 1.0, x_max, bands=bands), f"{caption} {BAND}")
 
-    share = "share of requests"
+    by_arrival: list[Series] = [(name, colours[name], *_by_arrival(runs[0])) for name, runs in repeats.items()]
     return [
-        Figure(
-            plot(lines(lambda run: cdf([r.qoe for r in run])), "QoE of a request", share, 1.0, 1.0),
+        shares(
+            lambda r: r.qoe, "QoE of a request", 1.0,
             "Share of requests with at most this QoE: the lower the line, the better.",
         ),
-        Figure(
-            plot(lines(lambda run: cdf([r.ttft_s for r in run])), "time to first token, s", share, 1.0),
+        shares(
+            lambda r: r.ttft_s, "time to first token, s", None,
             "How soon the first token came: the further left, the better.",
         ),
-        Figure(
-            plot(
-                lines(lambda run: cdf([r.score().longest_stall_s for r in run])),
-                "longest stall inside the answer, s",
-                share,
-                1.0,
-            ),
+        shares(
+            lambda r: r.score().longest_stall_s, "longest stall inside the answer, s", None,
             "How long readers had to wait in mid-answer, at worst.",
         ),
         Figure(
-            plot(lines(_by_arrival), "arrival, s", "QoE", 1.0),
+            plot(by_arrival, "arrival, s", "QoE", 1.0),
             "QoE of each request by when it arrived: who pays for the surge.",
         ),
-    ]
+    ]  # fmt: skip
 
 
-def _over_time(samples: Mapping[str, Sequence[Mapping[str, float]]], colours: Mapping[str, str]) -> list[Figure]:
-    figures = []
+def _timelines(records: Records) -> list[Figure]:
+    """What each of some requests waited for, under each policy, on one axis."""
+    first = sorted(next(iter(records.values()), ()), key=lambda r: r.arrival_s)
+    every = max(1, len(first) // TIMELINE_ROWS)
+    chosen = {r.index for r in first[::every]}
+    ends_s = [r.end_s or r.arrival_s for run in records.values() for r in run if r.index in chosen]
+    return [
+        Figure(
+            bars([_stretches(r) for r in sorted(run, key=lambda r: r.arrival_s) if r.index in chosen], "time, s",
+                 "requests by arrival", max(ends_s, default=1.0)),
+            f"A row is a request under {name}: orange waits for its first token, blue is read, red waits in mid-answer.",
+        )
+        for name, run in records.items()
+    ]  # fmt: skip
+
+
+def _stretches(record: RequestRecord) -> list[Bar]:
+    """From the arrival on: waiting, read, and stalled wherever its reader had read all that was there."""
+    first_s = record.arrival_s + record.ttft_s
+    found: list[Bar] = [(record.arrival_s, first_s, WAITS)]
+    since_s, read_s = first_s, max(first_s, record.arrival_s + record.ttft_target_s)
+    for at_s, tokens in record.deliveries:
+        if at_s > read_s + MIN_STALL_S:
+            found += [(since_s, read_s, READS), (read_s, at_s, STALLS)]
+            read_s = since_s = at_s
+        read_s = max(read_s, at_s) + tokens / record.tds
+    return [*found, (since_s, read_s, READS)] if record.deliveries else found
+
+
+def _over_time(samples: Samples, colours: Mapping[str, str]) -> list[Figure]:
+    found = []
     for gauge, title in GAUGES:
         series: list[Series] = [
             (name, colours[name], [p["at_s"] for p in points if gauge in p], [p[gauge] for p in points if gauge in p])
@@ -159,18 +221,18 @@ def _over_time(samples: Mapping[str, Sequence[Mapping[str, float]]], colours: Ma
             if name in colours
         ]
         if any(len(ys) for _, _, _, ys in series):
-            figures.append(Figure(plot(series, "time, s", title), f"{title.capitalize()} over the run."))
-    return figures
+            found.append(Figure(plot(series, "time, s", title), f"{title.capitalize()} over the run."))
+    return found
 
 
 def _readers(records: Records, colours: Mapping[str, str]) -> list[Figure]:
     """The same few requests under each policy, chosen by what the first policy gave them."""
-    figures: list[Figure] = []
+    found: list[Figure] = []
     reference = sorted(next(iter(records.values()), ()), key=lambda r: r.qoe)
     chosen = [reference[int(share * (len(reference) - 1))].index for share in READER_SHARES if reference]
     for index in dict.fromkeys(chosen):
-        figures += _one_reader(index, records, colours)
-    return figures
+        found += _one_reader(index, records, colours)
+    return found
 
 
 def _one_reader(index: int, records: Records, colours: Mapping[str, str]) -> list[Figure]:

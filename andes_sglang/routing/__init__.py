@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from andes_sglang.extensions import find_class
-from andes_sglang.routing.base import RoutingPolicy
+from andes_sglang.routing.base import RoutingError, RoutingPolicy, ordered
 from andes_sglang.routing.least_load import LeastLoad
 from andes_sglang.routing.least_tokens import LeastTokens
 from andes_sglang.routing.prefix import PrefixAffinity, PrefixTracker
@@ -25,8 +25,8 @@ from andes_sglang.stream_forecast import IncomingStream, ReplicaView
 
 __all__ = [
     "ENTRY_POINT_GROUP", "ROUTING_POLICIES", "IncomingStream", "LeastLoad", "LeastTokens", "PrefixAffinity",
-    "PrefixTracker", "QoE", "ReplicaView", "RoundRobinRouting", "RoutingPolicy", "Value", "current_name",
-    "find_routing_policy", "make_routing_policy", "worth",
+    "PrefixTracker", "QoE", "ReplicaView", "RoundRobinRouting", "RoutingError", "RoutingPolicy", "Value", "current_name",
+    "find_routing_policy", "make_routing_policy", "ordered", "worth",
 ]  # fmt: skip
 
 ENTRY_POINT_GROUP = "andes_sglang.routing_policies"

@@ -20,7 +20,8 @@ from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
-from andes_sglang.sim.whatif import CHECKS, DRAIN_STEP_S, Goal, at_best, decision_interval, warmup_s, work_s
+from andes_sglang.sim.outcomes import Goal, Outcomes
+from andes_sglang.sim.whatif import CHECKS, DRAIN_STEP_S, decision_interval, warmup_s, work_s
 
 __all__ = ["Buffer", "buffer"]
 
@@ -181,21 +182,16 @@ class _Table(NamedTuple):
         """Whether the goals hold in every window of what arrives from ``since_s`` on, and in all of it."""
         cell = self.replicas
         picked, at_s, _ = self._arrivals(phases, cell)
-        scores = np.ones(len(at_s))
-
-        def keep(record: RequestRecord) -> None:
-            scores[record.index] = record.qoe
-
-        fleet = self._fleet(cell, keep)
+        outcomes = Outcomes.none(len(at_s))
+        fleet = self._fleet(cell, outcomes.keep)
         kinds = self.kinds[picked]
         starts_s = np.arange(max(0.0, since_s), max(since_s + 1.0, at_s[-1] - 0.5 * WINDOW_S), STRIDE_S)
         windows = [(at_s >= start) & (at_s < start + WINDOW_S) for start in starts_s]
 
         def holds() -> bool:
-            best = at_best(fleet, scores)
-            if not all(self._met(best[window], kinds[window], MIN_SCORED) for window in windows):
-                return False
-            return self._met(best[at_s >= since_s], kinds[at_s >= since_s], 1)
+            best = outcomes.at_best(fleet)
+            scored = [(window, MIN_SCORED) for window in windows] + [(at_s >= since_s, 1)]
+            return all(self._met(best.values(self.goals, kinds, of, least=least)) for of, least in scored)
 
         every = max(10, len(at_s) // CHECKS)
         for number in range(len(at_s)):
@@ -208,13 +204,8 @@ class _Table(NamedTuple):
                 return False
         return holds()
 
-    def _met(self, scores: Array, kinds: npt.NDArray[np.int64], least: int) -> bool:
-        for goal in self.goals:
-            those = scores if goal.kind is None else scores[kinds == goal.kind]
-            value = goal.objective.of(those) if len(those) >= least else None
-            if value is not None and value < goal.value:
-                return False
-        return True
+    def _met(self, values: Sequence[float | None]) -> bool:
+        return all(goal.met(value) for goal, value in zip(self.goals, values))
 
     def _arrivals(self, phases: Phases, cell: int) -> tuple[npt.NDArray[np.int64], Array, Array]:
         """Which requests arrive in ``phases``, when, and the work of each. As much work arrives in a phase as it says, to

@@ -14,9 +14,9 @@ from typing import Any
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, add_run_arguments, arms_of, check_run
-from andes_sglang.policy.base import SchedulingPolicy
+from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.request import RequestRecord
-from andes_sglang.routing import ROUTING_POLICIES, RoutingPolicy, make_routing_policy
+from andes_sglang.routing import ROUTING_POLICIES, RoutingError, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
@@ -28,9 +28,11 @@ from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
-__all__ = ["USER_ERRORS", "add_arguments", "add_simulation_arguments", "check_interval", "check_requests", "router_of"]
+__all__ = [
+    "USER_ERRORS", "add_arguments", "add_simulation_arguments", "check_interval", "check_requests", "router_of", "run",
+]  # fmt: skip
 
-USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError)
+USER_ERRORS = (WorkloadError, profiles.ProfileError, RefusedError, PolicyError, RoutingError)
 MAX_RECORDS = 4000
 """Requests of a run whose records are written, evenly picked; figures are of all."""
 SAMPLES = 400
@@ -39,7 +41,7 @@ PROGRESS_EVERY_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
-    parser.description = _simulate.__doc__
+    parser.description = run.__doc__
     parser.epilog = (
         "Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
         "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule. "
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     add_run_arguments(parser, sustained="the replicas sustain under stock")
     parser.add_argument("--replicas", type=int, default=1, help="engines behind one router")
     add_simulation_arguments(parser, router="least_load", interval_s=0.0, out="out/simulate")
-    parser.set_defaults(run=_simulate)
+    parser.set_defaults(run=run)
 
 
 def add_simulation_arguments(parser: argparse.ArgumentParser, *, router: str, interval_s: float, out: str) -> None:
@@ -145,7 +147,7 @@ class _Run:
             self.progress(f"{at_s:7.0f} of {duration_s:.0f} s, {done.requests} done, {open_requests} open{mean}")
 
 
-def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
+def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     """Replay one workload in virtual time under several policies, on the engines that a profile describes."""
     passed = [flag for flag in passed if flag != "--"]
     check_run(args)
@@ -180,7 +182,7 @@ def _simulate(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "engine": _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained},
         "policies": policies,
     }
-    results.write(args.out, result | ({"interrupted": True} if interrupted else {}))
+    results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
     return 130 if interrupted else 0
 
 
@@ -212,13 +214,13 @@ def _serve(
         for name, (engine, policy) in engines.items():
             fleet = Fleet(engine, policy, replicas=args.replicas, routing_policy=routing(),
                           decision_interval_s=args.decision_interval)  # fmt: skip
-            run = _Run(fleet, workload, results.Progress(f"{name}, seed {seed}"))
+            one = _Run(fleet, workload, results.Progress(f"{name}, seed {seed}"))
             try:
-                run.serve()
+                one.serve()
             finally:
-                if run.figures.requests:
-                    results.keep(args.out, name, repeat, run.records, run.samples)
-                    repeats.figures[name].append(run.figures.summary())
+                if one.figures.requests:
+                    results.keep(args.out, name, repeat, one.records, one.samples)
+                    repeats.figures[name].append(one.figures.summary())
 
 
 def _describe(

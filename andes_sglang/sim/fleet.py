@@ -13,7 +13,7 @@ from typing import Protocol
 
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.routing import LeastLoad, RoutingPolicy
+from andes_sglang.routing import LeastLoad, RoutingPolicy, ordered
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.gateway_view import GatewayView, incoming_stream
 from andes_sglang.sim.replica import Replica
@@ -103,9 +103,8 @@ class Fleet:
             return replicas[0]
         views = {replica.name: replica for replica in (self._views[replica] for replica in replicas)}
         new = incoming_stream(spec, self.submitted)
-        order = self.routing_policy.order(
-            new, [view.at(spec.arrival_s, spec) for view in views.values()], spec.arrival_s
-        )
+        shown = [view.at(spec.arrival_s, spec) for view in views.values()]
+        order = ordered(self.routing_policy, new, shown, spec.arrival_s)
         return views[order[0].name].replica
 
     def advance(self, until_s: float = math.inf) -> None:

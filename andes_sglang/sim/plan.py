@@ -1,4 +1,4 @@
-"""The searches of the planner: the smallest fleet that holds an objective, and the cheapest mix of two kinds of replica.
+"""What planning is made of: a fleet played to its end, what an engine carries by arithmetic, and the smallest that holds.
 
 Pure functions of their arguments: no clock, no file, no random source.
 """
@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestSpec
+from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.replica import simulate
 from andes_sglang.workload import mean_length, parse_lengths
 
-__all__ = ["capacity_rps", "cheapest_mix", "score_fleet", "smallest_feasible", "sustained_tokens_per_s"]
+__all__ = ["capacity_rps", "play_fleet", "score_fleet", "smallest_feasible", "sustained_tokens_per_s"]
 
 Array = npt.NDArray[np.float64]
 
@@ -34,15 +34,33 @@ def score_fleet(
 ) -> tuple[Array, int]:
     """QoE of each request in order of its end, all served to the end, and how many were open when the last one arrived."""
     scores: list[float] = []
+    backlog = play_fleet(
+        engines, policy, requests, lambda record: scores.append(record.qoe),
+        routing_policy=routing_policy, decision_interval_s=decision_interval_s,
+    )  # fmt: skip
+    return np.array(scores), backlog
+
+
+def play_fleet(
+    engines: Sequence[EngineModel],
+    policy: Callable[[], SchedulingPolicy | None],
+    requests: Iterable[RequestSpec],
+    sink: Callable[[RequestRecord], None],
+    *,
+    routing_policy: RoutingPolicy | None = None,
+    decision_interval_s: float = 0.0,
+) -> int:
+    """Serve ``requests`` to the end, one replica of each of ``engines``; how many were open when the last one arrived. A
+    record of each goes to ``sink`` when it ends."""
     fleet = Fleet(
         engines[0], policy, engines=engines, routing_policy=routing_policy or QoE(), decision_interval_s=decision_interval_s,
-        sink=lambda record: scores.append(record.qoe),
+        sink=sink,
     )  # fmt: skip
     for spec in requests:
         fleet.submit(spec)
     backlog = fleet.open_requests
     fleet.advance()
-    return np.array(scores), backlog
+    return backlog
 
 
 def capacity_rps(engine: EngineModel, prompt_tokens: float, output_tokens: float) -> float:
@@ -89,20 +107,3 @@ def smallest_feasible(holds: Callable[[int], bool], guess: int, maximum: int, st
         else:
             n = (low + high) // 2
     return high if high <= maximum else None
-
-
-def cheapest_mix(
-    holds: Callable[[int, int], bool], alone: tuple[int, int], prices: tuple[float, float]
-) -> tuple[int, int]:
-    """The cheapest (a, b) that holds. alone: the smallest a and the smallest b that hold without the other. ``holds`` is
-    monotone in both, and asked only about mixes that are cheaper than the best so far."""
-    best = min((alone[0], 0), (0, alone[1]), key=lambda mix: mix[0] * prices[0] + mix[1] * prices[1])
-    b = alone[1]
-    for a in range(1, alone[0]):
-        budget = best[0] * prices[0] + best[1] * prices[1]
-        while b > 0 and a * prices[0] + (b - 1) * prices[1] >= budget:
-            b -= 1
-        while b > 1 and holds(a, b - 1):  # (a, 0) does not hold: a is less than it takes alone
-            b -= 1
-            best = (a, b)
-    return best

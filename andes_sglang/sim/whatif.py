@@ -18,16 +18,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.objective import QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
+from andes_sglang.sim.outcomes import Goal, Outcomes
 from andes_sglang.sim.plan import smallest_feasible
-from andes_sglang.state import Phase
 
-__all__ = ["Goal", "SimulatedFleet", "WhatIf", "at_best", "decision_interval", "warmup_s", "work_s"]
+__all__ = ["SimulatedFleet", "WhatIf", "decision_interval", "warmup_s", "work_s"]
 
 Array = npt.NDArray[np.float64]
 MAX_REQUESTS = 600
@@ -41,18 +40,6 @@ CHECKS = 30
 """How often it is checked, while simulating, whether the goals can still be met."""
 DRAIN_STEP_S = 5.0
 """Simulated seconds between these checks after the last arrival."""
-
-
-class Goal(NamedTuple):
-    """An objective for the requests of one kind, None: for all. With ``margin``, as far as QoE can go."""
-
-    objective: QoEObjective
-    kind: int | None = None
-    margin: float = 0.0
-
-    @property
-    def value(self) -> float:
-        return min(1.0, self.objective.value + self.margin)
 
 
 class SimulatedFleet(NamedTuple):
@@ -173,10 +160,11 @@ class WhatIf:
         """A cell of a fleet of ``replicas``, to the end or until the goals are out of reach."""
         cell = self._cell(replicas)
         requests, scored = cell.requests, slice(cell.warmup_requests, None)
-        scores, residence_s = np.ones(len(requests)), np.zeros(len(requests))
+        outcomes, residence_s = Outcomes.none(len(requests)), np.zeros(len(requests))
 
         def keep(record: RequestRecord) -> None:
-            scores[record.index], residence_s[record.index] = record.qoe, record.end_s - record.arrival_s
+            outcomes.keep(record)
+            residence_s[record.index] = record.end_s - record.arrival_s
 
         fleet = Fleet(
             self.engine, self.policy, replicas=cell.replicas, routing_policy=self.routing_policy(),
@@ -184,7 +172,7 @@ class WhatIf:
         )  # fmt: skip
 
         def best() -> tuple[float | None, ...]:
-            return self._values(at_best(fleet, scores)[scored], cell.kinds[scored])
+            return outcomes.at_best(fleet).values(self.goals, cell.kinds, scored)
 
         every = max(10, len(requests) // CHECKS)
         for number, spec in enumerate(requests, start=1):
@@ -195,7 +183,7 @@ class WhatIf:
             fleet.advance(fleet.now_s + DRAIN_STEP_S)
             if not self._met(values := best()):
                 return SimulatedFleet(values, None)
-        return SimulatedFleet(self._values(scores[scored], cell.kinds[scored]), residence_s[scored])
+        return SimulatedFleet(outcomes.values(self.goals, cell.kinds, scored), residence_s[scored])
 
     def _cell(self, replicas: int) -> _Cell:
         """The part of a fleet of ``replicas`` that is simulated. Its clock is stretched so that the work in a second is the
@@ -222,26 +210,5 @@ class WhatIf:
         requests = [replace(self.requests[i], arrival_s=at) for i, at in zip(picked.tolist(), times_s.tolist())]
         return _Cell(requests, self._kinds[picked], cell, int(np.count_nonzero(every < first)))
 
-    def _values(self, scores: Array, kinds: npt.NDArray[np.int64]) -> tuple[float | None, ...]:
-        of = (scores if goal.kind is None else scores[kinds == goal.kind] for goal in self.goals)
-        return tuple(goal.objective.of(those) if len(those) else None for goal, those in zip(self.goals, of))
-
     def _met(self, values: Sequence[float | None]) -> bool:
-        return all(value is None or value >= goal.value for goal, value in zip(self.goals, values))
-
-
-def at_best(fleet: Fleet, scores: Array) -> Array:
-    """Scores of finished requests, and of open ones what they would be if they got the rest now; of running ones, if they had
-    got everything with their first token."""
-    best = scores.copy()
-    for replica in fleet.replicas:
-        for job in replica.by_rid.values():
-            spec = job.spec
-            if job.phase is Phase.RUNNING:
-                had, until_s = 0, float(job.times_s[0][0])
-            else:
-                had, until_s = max(0, job.generated - spec.reason_tokens), replica.now_s
-            late_s = until_s - spec.target.start_s(spec.arrival_s, spec.reason_tokens) - had / spec.target.tds
-            if late_s > 0.0 and (tokens := spec.output_tokens - spec.reason_tokens):
-                best[job.index] = 1.0 - (1 - had / tokens) * late_s / (late_s + 0.5 * tokens / spec.target.tds)
-    return best
+        return all(goal.met(value) for goal, value in zip(self.goals, values))

@@ -10,7 +10,9 @@ from pathlib import Path
 from andes_sglang.expectations import REASONING
 from andes_sglang.qoe import QoETarget
 from andes_sglang.workload.base import Workload, WorkloadError
+from andes_sglang.workload.datasets import CHARACTERS_PER_TOKEN, Dataset, load_dataset
 from andes_sglang.workload.lengths import parse_lengths
+from andes_sglang.workload.measured import load_measured
 from andes_sglang.workload.readers import POPULATIONS, readers_of
 from andes_sglang.workload.shapes import draw_shape
 from andes_sglang.workload.synthetic import Rates, SyntheticWorkload
@@ -30,10 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_argument_group("workload")
     source.add_argument(
         "--trace", type=Path,
-        help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz]; or a CSV of rates by window, for which lengths "
-        "are those of a shape; docs/traces.md has the columns",
+        help="a trace: Azure or BurstGPT CSV, Mooncake or andes jsonl[.gz], results of vLLM's, SGLang's, guidellm's or "
+        "AIPerf's benchmark; a CSV of rates by window, for which lengths are those of a shape; or a data set (ShareGPT, "
+        "prompts one a row), for which arrivals are; docs/traces.md has the columns",
     )  # fmt: skip
     source.add_argument("--format", help=f"its format, where it is not recognised: {', '.join(FORMATS)}")
+    source.add_argument("--characters-per-token", type=float, default=CHARACTERS_PER_TOKEN, metavar="N",
+                        help="data set: tokens of a text are estimated so; default: %(default)s")  # fmt: skip
     source.add_argument("--shape", help="without a trace: burst (default), poisson or gamma")
     source.add_argument("--rate", type=float, help="average requests/s of a shape; default 1.6")
     source.add_argument("--duration", type=float, default=None, help="seconds; default 180 for a shape, all of a trace")
@@ -63,35 +68,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:
     """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
     _check(args)
-    for flag in ("shape", "rate", "thought") if args.trace is not None else ():
-        if getattr(args, flag) is not None:
-            raise WorkloadError(
-                f"--{flag} {getattr(args, flag)}: not with --trace, whose arrivals are played; see --rate-scale"
-            )
+    dataset = None
     if args.trace is not None and args.format is None:
-        rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
-        if rates is not None:
-            return _drawn_at(rates, args, seed)
-    if args.trace is not None:
-        workload = load_trace(args.trace, form=args.format, seed=seed)
-        if workload.left_out and seed == args.seed:
-            print(f"{args.trace}: {workload.left_out} rows without tokens are left out", file=sys.stderr)
-        workload = workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
-                                   prompt_scale=args.prompt_scale, output_scale=args.output_scale,
-                                   max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+        dataset = load_dataset(args.trace, args.characters_per_token)
+    if args.trace is None or dataset is not None:
+        workload = _shaped(args, dataset, seed)
     else:
-        rate_rps = SHAPE_RATE_RPS if args.rate is None else args.rate
-        workload = draw_shape(args.shape or "burst", rate_rps=rate_rps, duration_s=args.duration or SHAPE_DURATION_S,
-                              prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
-                              width=args.width, cv=args.cv, thought=args.thought)  # fmt: skip
-        workload = workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+        rates = load_rates(args.trace, start_s=args.start, duration_s=args.duration, scale=args.rate_scale)
+        _check_no_shape(args)
+        if rates is not None and args.format is None:
+            return _drawn_at(rates, args, seed)
+        workload = _traced(args, seed)
+    if workload.left_out and seed == args.seed:
+        print(f"{args.trace}: {workload.left_out} rows without a request are left out", file=sys.stderr)
     if args.reasoning == "shown":
         workload = workload.with_reasoning_shown()
     return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
 
 
+def _shaped(args: argparse.Namespace, dataset: Dataset | None, seed: int) -> Workload:
+    """A shape, with the lengths of ``dataset`` where there is one."""
+    rate_rps = SHAPE_RATE_RPS if args.rate is None else args.rate
+    workload = draw_shape(args.shape or "burst", rate_rps=rate_rps, duration_s=args.duration or SHAPE_DURATION_S,
+                          prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
+                          width=args.width, cv=args.cv, thought=args.thought)  # fmt: skip
+    if dataset is not None:
+        workload = dataset.applied_to(workload, seed)
+        workload = workload.scaled(prompt_scale=args.prompt_scale, output_scale=args.output_scale)
+    return workload.scaled(limit=args.limit, max_prompt=args.max_prompt, max_output=args.max_output)
+
+
+def _traced(args: argparse.Namespace, seed: int) -> Workload:
+    """A trace, or what another benchmark has measured."""
+    measured = load_measured(args.trace, QoETarget()) if args.format is None else None
+    workload = load_trace(args.trace, form=args.format, seed=seed) if measured is None else measured.workload()
+    return workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
+                           prompt_scale=args.prompt_scale, output_scale=args.output_scale,
+                           max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+
+
+def _check_no_shape(args: argparse.Namespace) -> None:
+    for flag in ("shape", "rate", "thought"):
+        if getattr(args, flag) is not None:
+            raise WorkloadError(
+                f"--{flag} {getattr(args, flag)}: not with --trace, whose arrivals are played; see --rate-scale"
+            )
+
+
 def _check(args: argparse.Namespace) -> None:
-    for flag in ("rate_scale", "prompt_scale", "output_scale", "duration"):
+    for flag in ("rate_scale", "prompt_scale", "output_scale", "duration", "characters_per_token"):
         value = getattr(args, flag)
         if value is not None and not 0 < value < math.inf:
             raise WorkloadError(f"--{flag.replace('_', '-')} must be > 0, got {value!r}")

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from andes_api.batches.endpoints import add_batches
 from andes_api.batches.service import Batches
 from andes_api.board import Worker
-from andes_api.connection import CONNECTION, Connection
+from andes_api.connection import Connection
 from andes_api.endpoints import CHAT, ENDPOINTS, RESPONSES, Endpoint, at_path
 from andes_api.errors import ApiError
 from andes_api.expectations import ResolvedExpectation, resolve, tenant_of
@@ -71,7 +71,7 @@ class _Answer(Response):
         self._gateway, self._stream, self._order = gateway, stream, order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        connection = Connection(scope.get(CONNECTION))
+        connection = Connection.of(scope)
         await self._gateway.serve(self._stream, self._order, connection, receive, send)
 
 

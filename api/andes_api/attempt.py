@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -236,8 +236,10 @@ class Attempt:
         try:
             while not self._is_over(events):
                 data = await self._read(answer, events)
-                if not data:
+                if not data and self._is_complete(events):
                     break
+                if not data:
+                    raise UpstreamError("ended early")
                 self.heard_s = time.monotonic()
                 batch = events.feed(data)
                 self._think(events.thought)
@@ -282,14 +284,12 @@ class Attempt:
         """Whether every answer has said why it finished: then nothing is missing, whatever becomes of the engine."""
         return bool(events.finish_reasons) and len(events.finish_reasons) >= count_answers(self._stream.body)
 
-    async def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> bytes:
-        """What comes next; empty when nothing more comes to a complete answer. Raises :class:`UpstreamError` and aiohttp's
-        where it is not complete."""
-        if not (events.ends and self._is_complete(events)):
-            data = await answer.content.readany()
-            if not data:
-                raise UpstreamError("ended early")
-            return data
+    def _read(self, answer: aiohttp.ClientResponse, events: EventStream) -> Awaitable[bytes]:
+        """What comes next; empty when nothing does."""
+        return self._read_rest(answer) if events.ends and self._is_complete(events) else answer.content.readany()
+
+    async def _read_rest(self, answer: aiohttp.ClientResponse) -> bytes:
+        """What follows a complete answer; empty when nothing does."""
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 return await answer.content.readany()
@@ -330,9 +330,8 @@ class Attempt:
             return {**(usage or {}), **self._stream.own_usage()}
         return usage
 
-    async def _write(self, batch: list[Event]) -> None:
-        if batch:
-            await self._reply.events(self._take(batch))
+    def _write(self, batch: list[Event]) -> Awaitable[None]:
+        return self._reply.events(self._take(batch))
 
     def _take(self, batch: list[Event]) -> list[Event]:
         """Count what has come; as the reader should see it."""

@@ -99,7 +99,9 @@ class ClassSettings(Strict):
             tokens = min(tokens, max_tokens)
         target = QoETarget(ttft_s, tds, asked.target.think_tds)
         yields = asked.yields or self.yields
-        return ReaderExpectation(target, min(asked.weight, self.weight), yields, tokens, asked.reasoning)
+        return ReaderExpectation(
+            target, min(asked.weight, self.weight), yields, tokens, asked.reasoning, asked.returns_s
+        )
 
 
 class BatchLimits(Strict):

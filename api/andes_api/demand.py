@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.sketch import Sketch
+from andes_sglang.sketch import DurationSketch, Sketch
 
-__all__ = ["DemandLog", "DemandRecord", "QoEWindow"]
+__all__ = ["DemandLog", "DemandRecord", "Experience", "QoEWindow", "Served"]
 
 SLICE_S = 10.0
 """Seconds of a slice of the window: three per scrape of Prometheus at its usual 30 s."""
@@ -103,23 +104,61 @@ class DemandLog:
         return self._records[0].arrival_s if len(self._records) == self._records.maxlen else self._begins_s
 
 
+class Served(NamedTuple):
+    """What one reader got. ttft_s: to the first token that is shown, inf: it never comes, None: not known yet; stall_s: for
+    how long it waited inside the answer."""
+
+    qoe: float
+    ttft_s: float | None
+    stall_s: float
+
+
+class Experience(NamedTuple):
+    """What the readers of several streams got."""
+
+    qoe: Sketch
+    ttft_s: DurationSketch
+    stall_s: DurationSketch
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(Sketch(), DurationSketch(), DurationSketch())
+
+    def add(self, served: Served) -> None:
+        """One stream; its stalls are not known before its first token."""
+        self.qoe.add(served.qoe)
+        if served.ttft_s is not None:
+            self.ttft_s.add(served.ttft_s)
+            self.stall_s.add(served.stall_s)
+
+    @classmethod
+    def merged(cls, parts: Iterable[Experience]) -> Self:
+        found = list(parts)
+        return cls(
+            Sketch.merged(part.qoe for part in found),
+            DurationSketch.merged(part.ttft_s for part in found),
+            DurationSketch.merged(part.stall_s for part in found),
+        )
+
+
 class QoEWindow:
-    """QoE of the streams that ended in the last hour, per model and class, in slices of ten seconds."""
+    """What the streams that ended in the last hour gave their readers, per model and class, in slices of ten seconds."""
 
     def __init__(self) -> None:
-        self._slices: deque[tuple[float, dict[tuple[str | None, str], Sketch]]] = deque(maxlen=MAX_SLICES)
+        self._slices: deque[tuple[float, dict[tuple[str | None, str], Experience]]] = deque(maxlen=MAX_SLICES)
 
-    def add(self, now_s: float, model: str | None, class_name: str, qoe: float) -> None:
+    def add(self, now_s: float, model: str | None, class_name: str, served: Served) -> None:
+        """A stream ends now."""
         start_s = now_s - now_s % SLICE_S
         if not self._slices or self._slices[-1][0] < start_s:
             self._slices.append((start_s, {}))
-        self._slices[-1][1].setdefault((model, class_name), Sketch()).add(qoe)
+        self._slices[-1][1].setdefault((model, class_name), Experience.none()).add(served)
 
-    def of(self, now_s: float, window_s: float) -> dict[tuple[str | None, str], Sketch]:
-        """Per model and class, the QoE of what ended in the last ``window_s`` seconds (to the slice)."""
+    def of(self, now_s: float, window_s: float) -> dict[tuple[str | None, str], Experience]:
+        """Per model and class, of what ended in the last ``window_s`` seconds (to the slice)."""
         recent = [kinds for start_s, kinds in self._slices if start_s + SLICE_S > now_s - window_s]
-        found: dict[tuple[str | None, str], list[Sketch]] = {}
+        found: dict[tuple[str | None, str], list[Experience]] = {}
         for kinds in recent:
-            for kind, sketch in kinds.items():
-                found.setdefault(kind, []).append(sketch)
-        return {kind: Sketch.merged(sketches) for kind, sketches in found.items()}
+            for kind, experience in kinds.items():
+                found.setdefault(kind, []).append(experience)
+        return {kind: Experience.merged(parts) for kind, parts in found.items()}

@@ -12,21 +12,21 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
 from andes_api.batches.service import Batches
+from andes_api.demand import Experience
 from andes_api.errors import ApiError
 from andes_api.expectations import key_matches
 from andes_api.gateway import Gateway
 from andes_api.merged import merged_batches, merged_demand, merged_kinds, merged_names, merged_replicas
 from andes_api.models import ModelRoute
 from andes_api.settings import GatewaySettings
-from andes_sglang.sketch import Sketch
 
 __all__ = ["add_fleet", "json_response"]
 
 OneModel = Annotated[
     str | None, Query(description="one model, by its name in `/v1/models`; without adapters and aliases")
 ]
-Kinds = Mapping[tuple[str | None, str], Sketch]
-"""QoE by model and class."""
+Kinds = Mapping[tuple[str | None, str], Experience]
+"""By model and class."""
 
 
 def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
@@ -47,7 +47,9 @@ def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
     @app.get("/fleet/qoe", summary="Distribution of QoE per class")
     async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
         """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
-        for each. Merge several gateways by adding `counts` and `total`; the figures beside them are for reading only."""
+        for each. `ttft_s` and `stall_s`: likewise, of seconds to the first token that is shown, and of seconds that readers
+        waited inside their answers; bins of 2 %, a day for what never came. Merge several gateways by adding `counts` and
+        `total`; the figures beside them are for reading only."""
         return json_response(_qoe(gateway, await siblings.all("qoe", window_s), window_s, model))
 
     @app.get("/fleet/replicas", summary="The engines and what they hold")
@@ -92,18 +94,19 @@ def _demand(gateway: Gateway, since: float, model: str | None) -> dict[str, Any]
 def _qoe_part(gateway: Gateway, window_s: float) -> tuple[Kinds, Kinds, list[str]]:
     """Of this worker: what ended, what is open, the models it knows."""
     now_s = time.monotonic()
-    running: dict[tuple[str | None, str], Sketch] = {}
+    running: dict[tuple[str | None, str], Experience] = {}
     for stream in gateway.open:
-        if (score := stream.served(now_s)) is not None:
-            running.setdefault((stream.record.model, stream.record.class_name), Sketch()).add(score)
+        if (served := stream.served(now_s)) is not None:
+            kind = (stream.record.model, stream.record.class_name)
+            running.setdefault(kind, Experience.none()).add(served)
     return gateway.qoe.of(now_s, window_s), running, gateway.upstreams.catalog.models
 
 
 def _qoe(
     gateway: Gateway, parts: Sequence[tuple[Kinds, Kinds, list[str]]], window_s: float, model: str | None
 ) -> dict[str, Any]:
-    ended = merged_kinds((past for past, _, _ in parts), Sketch.merged)
-    running = merged_kinds((now for _, now, _ in parts), Sketch.merged)
+    ended = merged_kinds((past for past, _, _ in parts), Experience.merged)
+    running = merged_kinds((now for _, now, _ in parts), Experience.merged)
     known = merged_names(models for _, _, models in parts)
     return {
         "gateway": gateway.settings.name,
@@ -117,17 +120,21 @@ def _qoe(
 def _by_class(ended: Kinds, running: Kinds, model: str | None) -> dict[str, Any]:
     """Sketches per class of one model, or of all."""
 
-    def of(kinds: Kinds) -> dict[str, Sketch]:
-        chosen = {kind: sketch for kind, sketch in kinds.items() if model is None or kind[0] == model}
+    def of(kinds: Kinds) -> dict[str, Experience]:
+        chosen = {kind: experience for kind, experience in kinds.items() if model is None or kind[0] == model}
         classes = sorted({cls for _, cls in chosen})
-        return {name: Sketch.merged(sketch for (_, cls), sketch in chosen.items() if cls == name) for name in classes}
+        return {name: Experience.merged(one for (_, cls), one in chosen.items() if cls == name) for name in classes}
 
-    past = of(ended)
-    return {
-        "classes": {cls: sketch.to_dict() for cls, sketch in past.items()},
-        "running": {cls: sketch.to_dict() for cls, sketch in of(running).items()},
-        "all": Sketch.merged(past.values()).to_dict(),
-    }
+    past, now = of(ended), of(running)
+
+    def sketches(name: str) -> dict[str, Any]:
+        return {
+            "classes": {cls: getattr(experience, name).to_dict() for cls, experience in past.items()},
+            "running": {cls: getattr(experience, name).to_dict() for cls, experience in now.items()},
+            "all": getattr(Experience.merged(past.values()), name).to_dict(),
+        }
+
+    return {**sketches("qoe"), "ttft_s": sketches("ttft_s"), "stall_s": sketches("stall_s")}
 
 
 def _replicas_part(gateway: Gateway, model: str | None) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         scope: Any = self.scope
-        scope[CONNECTION] = self.transport
+        scope[CONNECTION] = self
         self._header_bytes, self._in_head = 0, True
         self._has_begun = True
 

@@ -16,7 +16,7 @@ from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
-from andes_sglang.routing import make_routing_policy
+from andes_sglang.routing import RoutingError, make_routing_policy, ordered
 from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
 __all__ = ["Placement"]
@@ -172,7 +172,12 @@ class Placement:
             for replica, route in found.values()
         ]
         policy = self._routing_policy if None in offers.values() else self._ladder_policy
-        order = sorted(policy.order(new, views, now_s), key=lambda view: found[view.name][0].is_full(now_s))
+        try:
+            order = ordered(policy, new, views, now_s)
+        except RoutingError as error:
+            _log.error("%s", error)
+            raise ApiError(500, str(error), "server_error", reason="routing_policy") from error
+        order = sorted(order, key=lambda view: found[view.name][0].is_full(now_s))
         by_route: dict[ModelRoute, list[ReplicaView]] = {}
         for view in order:
             by_route.setdefault(found[view.name][1], []).append(view)

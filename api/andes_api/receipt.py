@@ -6,7 +6,8 @@ to its socket. A reader has fallen behind when what was there at one sample is n
 timeline (``received``) is that of what was acknowledged, beginning with the last moment at which all was.
 
 The engine, and the forecast of this gateway, are told of a reader whom this leaves without text (``told_tokens``): such a
-reader's clock stands still in ``written``, so that no engine has to make up for it.
+reader's clock stands still in ``written``, so that no engine has to make up for it. Where the way is long, a reader has asked
+before the request came and has each token after it was written: seen from here, it has asked a round trip earlier.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["SAMPLE_INTERVAL_S", "Receipt"]
 
 SAMPLE_INTERVAL_S = 0.5
 """Seconds between looks at what is acknowledged: more than a round trip."""
+MIN_ROUND_TRIP_S = 0.01
+"""A shorter way to the reader and back is not worth a timeline of its own."""
 MAX_IN_FLIGHT_BYTES = 4096
 """What is acknowledged a moment later on any link that is not slow: at the end of a stream more is waited for."""
 MIN_LACK_S = 1.0
@@ -44,7 +47,8 @@ class _Point(NamedTuple):
 
 
 class Receipt:
-    """written: the timeline of what was written to the connection. written_bytes: with what is around each piece. received:
+    """written: the timeline of what was written to the connection. round_trip_s: to the reader and back; 0 where it is next
+    to nothing. written_bytes: with what is around each piece. received:
     the timeline of what has arrived, once the two differ. late: whether the client's kernel owes an acknowledgement. behind:
     whether the reader lacks something that was written, by what is known; behind_s: for how long in all. first_s: when the
     first token was received; of interest once ``received`` is there. told_tokens: how many a reader has who lacks text to
@@ -53,6 +57,8 @@ class Receipt:
     def __init__(self, arrival_s: float, target: QoETarget) -> None:
         self._asked = arrival_s, target
         self.written = ReaderStream(arrival_s, target)
+        self.round_trip_s = 0.0
+        self._far: ReaderStream | None = None
         self.received: ReaderStream | None = None
         self.written_bytes = 0
         self.late = self.behind = False
@@ -71,7 +77,16 @@ class Receipt:
     @property
     def reader(self) -> ReaderStream:
         """The timeline that counts."""
-        return self.received or self.written
+        return self.received or self._far or self.written
+
+    def comes_over(self, round_trip_s: float) -> None:
+        """The reader is so far away. To be said before anything is written."""
+        if round_trip_s >= MIN_ROUND_TRIP_S:
+            arrival_s, target = self._asked
+            self.round_trip_s = round_trip_s
+            self._asked = arrival_s - round_trip_s, target
+            self._far = ReaderStream(*self._asked)
+            self._points = deque([_Point(0, 0, self._far.copy())])
 
     @property
     def is_settled(self) -> bool:
@@ -81,8 +96,16 @@ class Receipt:
     def delivered(self, now_s: float, tokens: int) -> None:
         """``tokens`` more were written to the connection."""
         self.written.deliver(now_s, tokens)
+        if self._far is not None:
+            self._far.deliver(now_s, tokens)
         if self.received is not None and not self.behind:
             self.received.deliver(now_s, tokens)
+
+    def think(self, tokens: int) -> None:
+        """``tokens`` more were generated that are not shown."""
+        self.written.think(tokens)
+        if self._far is not None:
+            self._far.think(tokens)
 
     def wrote(self, size: int) -> None:
         """A piece of ``size`` bytes was written; around it are its length in hexadecimal digits and two line ends."""
@@ -106,7 +129,7 @@ class Receipt:
             return
         new = 0 if tokens is None else min(tokens, self.written.delivered) - shown.delivered
         since_s = self._shown_s if shown.delivered else at_s  # when the first were shown is not known better
-        _spread(shown, new, since_s, at_s)
+        _spread(shown, new, since_s - self.round_trip_s, at_s - self.round_trip_s)
         self._shown, self._shown_s, self._reported_s = shown, at_s, now_s
         if report.visible is not None:
             self._visible = report.visible
@@ -184,7 +207,7 @@ class Receipt:
             and (new := (tokens if self.behind else self.written.delivered) - received.delivered) > 0
         ):
             self.first_s = now_s if self.first_s is None else self.first_s
-            _spread(received, new, self._sampled_s, now_s)
+            _spread(received, new, self._sampled_s - self.round_trip_s, now_s - self.round_trip_s)
 
     def _fall_behind(self, now_s: float, since: ReaderStream) -> None:
         self.behind_s += now_s - self._sampled_s

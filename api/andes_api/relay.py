@@ -34,13 +34,14 @@ class Relay:
     ) -> None:
         self.stream = stream
         self._connection = connection
+        stream.receipt.comes_over(connection.round_trip_s())
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()
         self._tools: ToolRounds | None = None
         if stream.tools:
             most = context.settings.tool_rounds
-            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, most=most)
+            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, times=context.tool_times, most=most)
         seen = self._tools.take if self._tools else None
         self._reply = Reply(stream, send, connection, context.settings, seen=seen)
         self._attempt: Attempt | None = None
@@ -70,6 +71,7 @@ class Relay:
             finally:
                 if self._tools is not None:
                     await self._tools.close()
+                self._attempt = None  # which refers to this: nothing is left for the collector
 
     def client_is_gone(self, now_s: float) -> bool:
         """Whether the client's socket has taken nothing for too long."""

@@ -11,6 +11,7 @@ from andes_api.metrics import GatewayMetrics
 from andes_api.settings import GatewaySettings
 from andes_api.stream import Stream
 from andes_api.telemetry import Telemetry
+from andes_api.tool_times import ToolTimes
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
 
@@ -20,7 +21,7 @@ __all__ = ["RelayContext"]
 @dataclass(frozen=True)
 class RelayContext:
     """wait_for_place: replicas for a stream once one accepts it, or the error that
-    refuses it. tool_slots: of processes at a time."""
+    refuses it. tool_slots: of processes at a time. tool_times: of what runs here."""
 
     settings: GatewaySettings
     upstreams: Upstreams
@@ -29,3 +30,4 @@ class RelayContext:
     wait_for_place: Callable[[Stream], Awaitable[list[Upstream]]]
     fatal: FatalRequests = field(default_factory=FatalRequests)
     tool_slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    tool_times: ToolTimes = field(default_factory=ToolTimes)

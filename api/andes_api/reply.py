@@ -48,9 +48,11 @@ class Reply:
         self._last: list[Event] = []  # what is to come after the report, or with it
         if stream.streams and stream.expectation.pace:
             pacer = Pacer(stream.expectation.target.tds, settings.pace_interval_s)
-            self.writer: ResponseWriter = PacedResponseWriter(send, stream.delivered, stream.receipt, pacer)
+            self.writer: ResponseWriter = PacedResponseWriter(
+                send, stream.delivered, stream.receipt, pacer, connection=connection
+            )
         else:
-            self.writer = ResponseWriter(send, stream.delivered, stream.receipt)
+            self.writer = ResponseWriter(send, stream.delivered, stream.receipt, connection=connection)
 
     @property
     def started(self) -> bool:
@@ -114,8 +116,8 @@ class Reply:
             batch = self._seen(batch)
         if self._stream.expectation.report:
             batch = [event for event in batch if not self._hold_back(event)]
-            if not batch:
-                return
+        if not batch:
+            return
         if not self.started:
             if not any(event for event, _ in batch):
                 return

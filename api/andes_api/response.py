@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
+from andes_api.connection import Connection
 from andes_api.pacing import Pacer
 from andes_api.receipt import Receipt
 from andes_api.sse import Event
@@ -27,11 +28,15 @@ class ResponseWriter:
     """Passes on what it is given and calls ``delivered(now_s, tokens)`` (clock seconds) once the socket has taken it.
 
     writing: the relay waits for this writer; sending: this writer waits for the client's socket. written_s: when something
-    was last handed to it, clock seconds. receipt: counts what is written. hurried: there is no time left to wait.
+    was last handed to it, clock seconds. receipt: counts what is written. hurried: there is no time left to wait. connection:
+    takes pieces that ``send`` (ASGI's) need not see.
     """
 
-    def __init__(self, send: Send, delivered: Delivered, receipt: Receipt) -> None:
+    def __init__(
+        self, send: Send, delivered: Delivered, receipt: Receipt, *, connection: Connection | None = None
+    ) -> None:
         self._send = send
+        self._connection = Connection() if connection is None else connection
         self._delivered = delivered
         self._receipt = receipt
         self.hurried = False
@@ -53,10 +58,15 @@ class ResponseWriter:
         body, tokens = batch[0]
         if len(batch) > 1:
             body, tokens = b"".join([event for event, _ in batch]), sum([tokens for _, tokens in batch])
-        if body:
+        if body and not self._connection.write(body):
             await self._put(body)
+        elif body:
+            self._receipt.wrote(len(body))
+        now_s = time.monotonic()
+        if body:
+            self.written_s = now_s
         if tokens:
-            self._delivered(time.monotonic(), tokens)
+            self._delivered(now_s, tokens)
 
     async def comment(self) -> None:
         """Something that every reader of events passes over; nothing once the response has ended."""
@@ -89,8 +99,10 @@ class ResponseWriter:
 class PacedResponseWriter(ResponseWriter):
     """Passes on at the reader's speed; holds a bounded number of events, and when full holds the engine back."""
 
-    def __init__(self, send: Send, delivered: Delivered, receipt: Receipt, pacer: Pacer) -> None:
-        super().__init__(send, delivered, receipt)
+    def __init__(
+        self, send: Send, delivered: Delivered, receipt: Receipt, pacer: Pacer, *, connection: Connection | None = None
+    ) -> None:
+        super().__init__(send, delivered, receipt, connection=connection)
         self._pacer = pacer
         self._pending: deque[tuple[float, Event]] = deque()
         self._room = asyncio.Semaphore(MAX_PENDING_EVENTS)

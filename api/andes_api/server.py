@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -18,7 +19,7 @@ from andes_api.http_protocol import make_protocol
 from andes_api.logs import log_to_streams
 from andes_api.settings import GatewaySettings
 
-__all__ = ["Server", "serve", "status_of"]
+__all__ = ["Server", "run", "serve"]
 
 POLL_INTERVAL_S = 0.1
 """Seconds between looks at what is still open; uvicorn's own."""
@@ -81,11 +82,13 @@ class Server(uvicorn.Server):
 def serve(settings: GatewaySettings) -> int:
     """Run in this process until told to stop; its exit status."""
     log_to_streams()
-    server = Server(settings)
-    server.run()
-    return status_of(server)
+    return run(Server(settings))
 
 
-def status_of(server: Server) -> int:
-    """Of a process whose server has stopped: 0 where every stream has ended, 1 where some were cut, 3 without a start."""
+def run(server: Server, sockets: list[socket.socket] | None = None) -> int:
+    """Serve, as all that this process does, until told to stop; its exit status: 0 where every stream has ended, 1 where some
+    were cut, 3 without a start."""
+    gc.collect()
+    gc.freeze()  # what is there stays: a collector that goes through it again and again stops all streams for 0.1 s each time
+    server.run(sockets)
     return 3 if not server.started else 1 if server.cut else 0

@@ -11,7 +11,7 @@ from typing import Any
 from opentelemetry.trace import INVALID_SPAN, Span
 
 from andes_api import names
-from andes_api.demand import DemandRecord
+from andes_api.demand import DemandRecord, Served
 from andes_api.endpoints import CHAT, RESPONSES, Endpoint
 from andes_api.errors import ApiError
 from andes_api.expectations import ANONYMOUS, ResolvedExpectation
@@ -40,8 +40,9 @@ class Stream:
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
     others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
     first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
-    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
-    continued elsewhere. fallback: why another model than the one asked for answers.
+    tools: those that run here; ran: what did; returns_s: seconds from the end of this round to the next, should it call one.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere.
+    fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -71,6 +72,7 @@ class Stream:
     later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
+    returns_s: float | None = None
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -201,7 +203,7 @@ class Stream:
             self.thinking_s = now_s
         self.tokens += tokens
         self.thought += tokens
-        self.reader.think(tokens)
+        self.receipt.think(tokens)
         self.record.reason_tokens = self.thought
 
     def answered_by(self, route: ModelRoute, quality: float | None) -> None:
@@ -262,6 +264,7 @@ class Stream:
             "qoe": round(reader.final_qoe(), 4) if self.streams else None,
             "served_qoe": round(self.reader.final_qoe(), 4) if self.streams else None,
             "behind_s": round(self.receipt.behind_s, 4),
+            "round_trip_s": round(self.receipt.round_trip_s, 4),
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
@@ -325,9 +328,19 @@ class Stream:
         when the reader left; None where nothing was streamed."""
         return self._score(self.receipt.reader, now_s)
 
-    def served(self, now_s: float) -> float | None:
-        """The same without what lies between the socket and the reader: the QoE that engines can change."""
-        return self._score(self.receipt.written, now_s)
+    def served(self, now_s: float) -> Served | None:
+        """The same without what lies between the socket and the reader, and what it waited: what engines can change. A first
+        token that has not come counts once the reader expected it."""
+        written, outcome = self.receipt.written, self.record.outcome
+        qoe = self._score(written, now_s)
+        if qoe is None:
+            return None
+        ttft_s = self.record.ttft_s
+        if outcome in ("shed", "failed"):
+            ttft_s = math.inf
+        elif ttft_s is None and (outcome != "open" or now_s - self.arrival_s > self.expectation.target.ttft_s):
+            ttft_s = now_s - self.arrival_s
+        return Served(qoe, ttft_s, written.stalled_s(now_s) if outcome == "open" else written.stall_s)
 
     def _score(self, reader: ReaderStream, now_s: float) -> float | None:
         if not self.streams:

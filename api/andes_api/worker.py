@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from andes_api.board import READY, Worker
 from andes_api.logs import log_to_streams
-from andes_api.server import Server, status_of
+from andes_api.server import Server, run
 from andes_api.settings import GatewaySettings
 from andes_api.shared_port import bind
 
@@ -47,8 +47,7 @@ def _work(channel: BinaryIO) -> int:
     settings, worker = pickle.load(channel)  # noqa: S301 - from the process that started this one
     log_to_streams()
     server = _WorkerServer(settings, worker, socket.socket(fileno=os.dup(0)))
-    server.run(sockets=[bind(settings.host, settings.port)])
-    return status_of(server)
+    return run(server, [bind(settings.host, settings.port)])
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ FAR = 4.0
 
 
 def book(memory: Memory, seen: Observation, before_s: float | None, guess_tps: float | None) -> Memory:
-    """With what was made of the slack since ``before_s``, the last reconcile (Unix seconds). guess_tps: tokens/s of a replica
-    without readers, by the simulator."""
+    """With what was made of the slack since ``before_s``, the last reconcile (Unix seconds); of a time whose data may be
+    wrong nothing is. guess_tps: tokens/s of a replica without readers, by the simulator."""
+    if seen.fault is not None:
+        return memory
     elapsed_s = 0.0 if before_s is None else max(0.0, seen.now_s - before_s)
     work_s, ready = memory.ledger.work_s, seen.pods.ready
     busy = None if work_s is None else min(float(ready), seen.rate_rps * work_s)

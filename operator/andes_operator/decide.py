@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from andes_operator.deadline import Deadlines, book
 from andes_operator.memory import QUEUE_LENGTHS, RATE_PERIOD_S, Ask, Memory
-from andes_operator.names import ALL_CLASSES, Mode, Reason
+from andes_operator.names import ALL_CLASSES, Metric, Mode, Reason
 from andes_operator.observe import Observation
 from andes_operator.sizing import Headroom
-from andes_operator.spec import ClassObjective, TargetSpec
+from andes_operator.spec import ClassObjective, Figures, TargetSpec
 from andes_operator.whatif import Prediction
-from andes_sglang.sketch import Sketch
 
-__all__ = ["Failure", "ScaleDecision", "blind", "decide", "shortfall", "unseen"]
+__all__ = ["Failure", "ScaleDecision", "blind", "decide", "shortfall", "unmeasured", "unseen"]
 
 MIN_STREAMS = 10
 """Streams; of fewer, one bad stream moves a share by more than the usual distance to its objective."""
@@ -111,14 +109,14 @@ def decide(
     return replace(decision, attainable=attainable, failure=failure)
 
 
-def shortfall(objectives: tuple[ClassObjective, ...], qoe: Mapping[str, Sketch]) -> tuple[ClassObjective, float] | None:
-    """The objective that is missed by most, and its value, over the streams in ``qoe`` (by class name); None where all are
-    met or too few streams tell."""
+def shortfall(objectives: tuple[ClassObjective, ...], figures: Figures) -> tuple[ClassObjective, float] | None:
+    """The objective that is missed by most, and its value, by what readers got; None where all are met or too few streams
+    tell."""
     missed = []
     for objective in objectives:
-        value = objective.evaluate(qoe)
-        if value is not None and value < objective.value and objective.sketch(qoe).count >= MIN_STREAMS:
-            missed.append((value - objective.value, objective, value))
+        value = objective.evaluate(figures)
+        if value is not None and not objective.objective.met(value) and objective.sketch(figures).count >= MIN_STREAMS:
+            missed.append((objective.excess(value), objective, value))
     if not missed:
         return None
     _, objective, value = min(missed, key=lambda m: m[0])
@@ -133,8 +131,21 @@ def unseen(objectives: tuple[ClassObjective, ...], seen: Observation) -> list[Cl
     return [o for o in objectives if o.class_name not in there | {ALL_CLASSES}]
 
 
+def unmeasured(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | None:
+    """What is wrong where streams are scored and an objective is about what the gateways do not report; None: nothing is."""
+    figures = seen.figures
+    lacking = sorted({str(o.metric) for o in objectives if not figures[o.metric]})
+    if not figures[Metric.QOE] or not lacking:
+        return None
+    return (
+        f"the gateways report no {' and no '.join(lacking)}: they are of an earlier release, or have just been replaced"
+    )
+
+
 def blind(objectives: tuple[ClassObjective, ...], seen: Observation) -> str | None:
-    """What is wrong where requests come and no objective is about any of them: a name may be misspelt. None: nothing is."""
+    """What is wrong where requests come and no objective sees any of them: a class may be misspelt. None: nothing is."""
+    if all(not seen.figures[o.metric] for o in objectives) and (lacking := unmeasured(objectives, seen)) is not None:
+        return lacking
     names, readers = (
         {o.class_name for o in unseen(objectives, seen)},
         {r.class_name for r in seen.recent if not r.yields},
@@ -277,12 +288,11 @@ def _reactive_floor(spec: TargetSpec, seen: Observation, memory: Memory) -> Cand
     if _queue_grows(seen, memory):
         message = f"{seen.waiting} streams wait for their first token, and their number grows"
         return Candidate(more, Reason.QUEUE_GROWING, message)
-    missed = shortfall(spec.objectives, seen.qoe)
+    missed = shortfall(spec.objectives, seen.figures)
     settled = memory.settled_s is not None and seen.now_s - memory.settled_s >= spec.behavior.window_s
     if missed and settled:
         objective, value = missed
-        message = f"the {objective} is {value:.3f}, below {objective.value:g}"
-        return Candidate(more, Reason.QOE_BELOW_TARGET, message)
+        return Candidate(more, Reason.QOE_BELOW_TARGET, objective.missed(value))
     return None
 
 
@@ -350,7 +360,7 @@ def _objection(spec: TargetSpec, seen: Observation, memory: Memory) -> tuple[Rea
         return Reason.STABILIZING, "pods are still starting or leaving"
     if seen.pods.unready:
         return Reason.STABILIZING, "a pod has lost its readiness"
-    missed = shortfall(spec.objectives, seen.qoe)
+    missed = shortfall(spec.objectives, seen.figures)
     if missed:
-        return Reason.QOE_BELOW_TARGET, f"the {missed[0]} is {missed[1]:.3f}"
+        return Reason.QOE_BELOW_TARGET, missed[0].missed(missed[1])
     return None

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from andes_operator.observe import Observation, ObservedRequest
+from andes_operator.gateway_report import ObservedRequest
+from andes_operator.observe import Observation
 from andes_operator.spec import TargetSpec
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget

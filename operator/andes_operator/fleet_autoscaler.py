@@ -15,11 +15,12 @@ from dataclasses import replace
 from andes_operator.decide import ScaleDecision, decide
 from andes_operator.demand import ExpectedDemand, expected_demand
 from andes_operator.forecast import DemandHistory, forecast
+from andes_operator.gateway_report import ObservedRequest
 from andes_operator.growth import KEPT_MINUTES, GrowthHistory
 from andes_operator.ledger import MINUTE_S
 from andes_operator.memory import Memory
 from andes_operator.names import ALL_CLASSES
-from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.observe import Observation, PodCounts
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
 from andes_operator.table import MIN_REQUESTS as MIN_TABULATED

@@ -14,7 +14,7 @@ import aiohttp
 from andes_operator import prometheus
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.explain import explain
-from andes_operator.observe import GatewayReport
+from andes_operator.gateway_report import GatewayReport
 from andes_operator.spec import DemandSource, TargetSpec
 from andes_operator.supply import is_ready
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from andes_sglang.objective import Statistic
+from andes_sglang.objective import Metric, Statistic
 
-__all__ = ["Condition", "Mode", "Reason", "Statistic"]
+__all__ = ["Condition", "Metric", "Mode", "Reason", "Statistic"]
 
 GROUP = "andes.dev"
 VERSION = "v1alpha1"
@@ -67,6 +67,7 @@ class Reason(StrEnum):
     NOT_NEEDED = "NotNeeded"
     OFFLINE_DEADLINE = "OfflineDeadline"
     CLASS_UNSEEN = "ClassUnseen"
+    METRIC_UNSEEN = "MetricUnseen"
     NO_SELECTOR = "NoSelector"
     PAUSED = "Paused"
     OTHER_OPERATOR = "OtherOperator"

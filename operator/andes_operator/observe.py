@@ -1,6 +1,6 @@
 """What is known of a fleet at one reconcile: the reports of all gateways and the pods, merged and checked for trust.
 
-:meth:`GatewayReport.parse` reads one gateway's answers; :func:`merge` adds several up to an :class:`Observation`, which
+:func:`merge` adds up what the gateways report (:mod:`andes_operator.gateway_report`) to an :class:`Observation`, which
 carries a :class:`DataFault` where it must not be acted on. Pure.
 """
 
@@ -10,33 +10,28 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from andes_operator.explain import explain, shown
+from andes_operator.gateway_report import FleetReplica, GatewayReport, NamedPolicy, ObservedRequest, add_up
 from andes_operator.names import Reason
 from andes_operator.offline import OfflineWork
 from andes_operator.pods import PodCounts, PodFailure
-from andes_operator.spec import PolicyOptions
+from andes_operator.spec import Figures
 from andes_sglang.engine_flags import EngineFlags
-from andes_sglang.qoe import THINK_TDS, QoETarget
-from andes_sglang.sketch import Sketch
+from andes_sglang.objective import Metric
+from andes_sglang.sketch import DurationSketch, Sketch
 
 __all__ = [
-    "DataFault", "FleetReplica", "GatewayReport", "NamedPolicy", "Observation", "ObservedRequest", "PodCounts",
-    "PodFailure", "merge",
+    "DataFault", "Observation", "PodCounts", "PodFailure", "merge",
 ]  # fmt: skip
 
-NamedPolicy = tuple[str, PolicyOptions]
-"""A policy's name and its options."""
-
+Merged = TypeVar("Merged", bound=Sketch)
 Reported = TypeVar("Reported", bound=Hashable)
 
 CLOCK_TOLERANCE_S = 30.0
 """Seconds; a quarter of the default observation window: an error of that size still leaves most of it."""
 STALE_AFTER_S = 60.0
 """Seconds; four reconciles at the default interval."""
-REFUSED = ("shed", "failed")
-"""Outcomes of requests that no engine served (``andes_api.demand.DemandRecord.outcome``)."""
 MIN_FOREIGN, FOREIGN_SHARE = 10, 0.5
 """Requests that no gateway sent, and their share of the engines' load, above which the gateways' data says too little."""
 
@@ -47,162 +42,6 @@ class DataFault:
 
     reason: Reason
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class ObservedRequest:
-    """One request at a gateway. arrival_s: Unix seconds; lengths in tokens; done: ``output_tokens`` is final; refused: no
-    engine served it. reason_tokens: of them, thought before the answer and not shown.
-
-    target, weight, yields, expected_tokens: what the request says of its reader (``andes_sglang.expectations``); None where
-    the gateway does not report it: then its class says.
-    """
-
-    arrival_s: float
-    class_name: str
-    prompt_tokens: int
-    output_tokens: int
-    done: bool
-    refused: bool = False
-    target: QoETarget | None = None
-    weight: float | None = None
-    yields: bool | None = None
-    expected_tokens: int | None = None
-    reason_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FleetReplica:
-    """An engine as one gateway reports it.
-
-    streams: of readers that this gateway has there; waiting: of these, without a first token; offline: requests without a
-    reader that it has there, None: they are among the streams; others: requests that other clients sent.
-    policy, flags: the scheduling policy and the flags that the engine reports. requests: that the engine holds by its own
-    count. model: that it announces. None: not reported.
-    """
-
-    name: str
-    healthy: bool
-    draining: bool
-    streams: int
-    waiting: int
-    others: int
-    policy: NamedPolicy | None = None
-    requests: int | None = None
-    model: str | None = None
-    flags: EngineFlags | None = None
-    offline: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayReport:
-    """One gateway's answers.
-
-    now_s: its clock when it answered; received_s: the operator's. demand_since_s: ``requests`` is complete from then on.
-    ended, running: QoE by class of the streams that ended in the window, and of those open. held: requests that wait at the
-    gateway for an engine. routing_policy: None: not reported. models: that the gateway knows; empty: it does not say.
-    offline: batches that it runs.
-    """
-
-    gateway: str
-    now_s: float
-    received_s: float
-    demand_since_s: float
-    requests: tuple[ObservedRequest, ...]
-    ended: Mapping[str, Sketch]
-    running: Mapping[str, Sketch]
-    replicas: tuple[FleetReplica, ...]
-    held: int = 0
-    routing_policy: NamedPolicy | None = None
-    models: tuple[str, ...] = ()
-    offline: OfflineWork = field(default_factory=OfflineWork)
-
-    @classmethod
-    def parse(
-        cls,
-        gateway: str,
-        demand: Mapping[str, Any],
-        qoe: Mapping[str, Any],
-        replicas: Mapping[str, Any],
-        *,
-        since_s: float,
-        received_s: float,
-        batches: Mapping[str, Any] | None = None,
-    ) -> GatewayReport:
-        """From the answers of ``/fleet/demand?since=since_s``, ``/fleet/qoe``, ``/fleet/replicas`` and ``/fleet/batches``,
-        None where there is none. Raises ``ValueError`` naming gateway and field."""
-        try:
-            return cls(
-                gateway=gateway,
-                now_s=min(_number(demand["now_s"]), _number(qoe["now_s"])),
-                received_s=received_s,
-                demand_since_s=max(since_s, float(demand.get("complete_since_s") or since_s)),
-                requests=tuple(_request(record) for record in demand["records"]),
-                ended={name: Sketch.from_dict(sketch) for name, sketch in qoe["classes"].items()},
-                running={name: Sketch.from_dict(sketch) for name, sketch in qoe["running"].items()},
-                replicas=tuple(_replica(replica) for replica in replicas["replicas"]),
-                held=int(_number(demand.get("held", 0))),
-                routing_policy=_policy(replicas.get("routing")),
-                models=tuple(str(model) for model in replicas.get("models") or ()),
-                offline=OfflineWork.parse(batches) if batches is not None else OfflineWork(),
-            )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"gateway {gateway}: {explain(error)}") from None
-
-
-def _request(record: Mapping[str, Any]) -> ObservedRequest:
-    weight, yields, tokens = (record.get(key) for key in ("weight", "yield", "expected_tokens"))
-    return ObservedRequest(
-        arrival_s=_number(record["arrival_s"]),
-        class_name=str(record["class"]),
-        prompt_tokens=int(_number(record["prompt_tokens"])),
-        output_tokens=int(_number(record["output_tokens"])),
-        done=record["outcome"] == "done",
-        refused=record["outcome"] in REFUSED,
-        reason_tokens=int(_number(record.get("reason_tokens", 0))),
-        target=_target(record) if "tds" in record else None,
-        weight=None if weight is None else _number(weight),
-        yields=None if yields is None else bool(yields),
-        expected_tokens=None if tokens is None else int(_number(tokens)),
-    )
-
-
-def _target(record: Mapping[str, Any]) -> QoETarget:
-    think_tds = record.get("think_tds", THINK_TDS)
-    return QoETarget(
-        _number(record["ttft_target_s"]), _number(record["tds"]), math.inf if think_tds is None else _number(think_tds)
-    )
-
-
-def _replica(said: Mapping[str, Any]) -> FleetReplica:
-    return FleetReplica(
-        name=str(said["name"]),
-        healthy=bool(said["healthy"]),
-        draining=bool(said["draining"]),
-        streams=int(_number(said["streams"])),
-        waiting=int(_number(said["waiting"])),
-        others=int(_number(said["others"])),
-        policy=_policy(said.get("policy")),
-        requests=None if said.get("requests") is None else int(_number(said["requests"])),
-        model=None if said.get("model") is None else str(said["model"]),
-        flags=None if said.get("flags") is None else EngineFlags.from_dict(said["flags"]),
-        offline=None if said.get("offline") is None else int(_number(said["offline"])),
-    )
-
-
-def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
-    if not said:
-        return None
-    options = said.get("options") or {}
-    plain = {k: v if isinstance(v, str | int | float | None) else shown(v) for k, v in options.items()}
-    return str(said["name"]), tuple(sorted(plain.items()))
-
-
-def _number(value: Any) -> float:
-    number = float(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"expected a number >= 0, got {shown(value)}")
-    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +64,8 @@ class Observation:
     waiting: int = 0
     ended: Mapping[str, Sketch] = field(default_factory=dict)
     running: Mapping[str, Sketch] = field(default_factory=dict)
+    ttft: Mapping[str, DurationSketch] = field(default_factory=dict)
+    stall: Mapping[str, DurationSketch] = field(default_factory=dict)
     recent: Sequence[ObservedRequest] = ()
     streams_by_replica: Mapping[str, int] = field(default_factory=dict)
     policy: NamedPolicy | None = None
@@ -244,9 +85,13 @@ class Observation:
         return [r.arrival_s for r in self.recent if not r.yields]
 
     @property
-    def qoe(self) -> dict[str, Sketch]:
-        """By class, of the streams that ended in the window and of those open."""
-        return _add_up([self.ended, self.running])
+    def figures(self) -> Figures:
+        """What readers got, by class, of the streams that ended in the window and of those open."""
+        return {
+            Metric.QOE: add_up([self.ended, self.running], Sketch),
+            Metric.TTFT: self.ttft,
+            Metric.STALL: self.stall,
+        }
 
 
 def merge(
@@ -269,6 +114,8 @@ def merge(
     since_s = max(now_s - window_s, complete_since_s)
     streams, counts = _streams(replicas), _own_counts(replicas)
     held = sum(report.held for report in reports)
+    ended, running = _readers_scores(reports, requests)
+    ttft, stall = _readers_seconds(reports, requests)
     return Observation(
         now_s=now_s,
         pods=pods,
@@ -277,8 +124,10 @@ def merge(
         open_streams=sum(streams.values()) + held,
         engine_requests=max(0, sum((streams | counts).values()) + held - _offline(replicas, counts, requests)),
         waiting=sum(r.waiting for r in replicas) + held,
-        ended=_of_readers(_add_up(report.ended for report in reports), requests),
-        running=_of_readers(_add_up(report.running for report in reports), requests),
+        ended=ended,
+        running=running,
+        ttft=ttft,
+        stall=stall,
         recent=tuple(requests),
         streams_by_replica=streams,
         policy=_engine_policy(replicas),
@@ -326,13 +175,6 @@ def _most_common(reported: Iterable[Reported | None]) -> Reported | None:
     return max(counts, key=lambda one: counts[one], default=None)
 
 
-def _add_up(parts: Iterable[Mapping[str, Sketch]]) -> dict[str, Sketch]:
-    """Distributions by class; added, never averaged."""
-    parts = list(parts)
-    names = sorted({name for part in parts for name in part})
-    return {name: Sketch.merged(part[name] for part in parts if name in part) for name in names}
-
-
 def _offline(replicas: Sequence[FleetReplica], counts: Mapping[str, int], requests: Iterable[ObservedRequest]) -> int:
     """Requests without a reader among those that the engines hold: by the gateways' count, else by the record."""
     if all(r.offline is not None for r in replicas):
@@ -340,11 +182,27 @@ def _offline(replicas: Sequence[FleetReplica], counts: Mapping[str, int], reques
     return sum(bool(r.yields) and not r.done and not r.refused for r in requests)
 
 
-def _of_readers(by_class: dict[str, Sketch], requests: Sequence[ObservedRequest]) -> dict[str, Sketch]:
-    """Without classes whose requests all yield: they have no reader, and run on what readers leave over."""
+def _readers_scores(reports: Sequence[GatewayReport], requests: Sequence[ObservedRequest]) -> list[dict[str, Sketch]]:
+    """QoE by class, of what ended and of what is open."""
+    parts = [r.ended for r in reports], [r.running for r in reports]
+    return [_of_readers(part, Sketch, requests) for part in parts]
+
+
+def _readers_seconds(
+    reports: Sequence[GatewayReport], requests: Sequence[ObservedRequest]
+) -> list[dict[str, DurationSketch]]:
+    """By class, seconds to first tokens and of stalls."""
+    parts = [r.ttft for r in reports], [r.stall for r in reports]
+    return [_of_readers(part, DurationSketch, requests) for part in parts]
+
+
+def _of_readers(
+    parts: Iterable[Mapping[str, Merged]], kind: type[Merged], requests: Sequence[ObservedRequest]
+) -> dict[str, Merged]:
+    """All ``parts`` without classes whose requests all yield: they have no reader, and run on what readers leave over."""
     readers = {request.class_name for request in requests if not request.yields}
     offline = {request.class_name for request in requests} - readers
-    return {name: sketch for name, sketch in by_class.items() if name not in offline}
+    return {name: sketch for name, sketch in add_up(parts, kind).items() if name not in offline}
 
 
 def _unread(reports: Sequence[GatewayReport], missing: Sequence[str], broken: Sequence[str]) -> DataFault | None:

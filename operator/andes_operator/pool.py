@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from andes_operator.observe import FleetReplica, GatewayReport
+from andes_operator.gateway_report import FleetReplica, GatewayReport
 from andes_operator.supply import is_leaving
 
 __all__ = ["Share", "addresses", "known_models", "model_of", "part", "share"]

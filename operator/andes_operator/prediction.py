@@ -9,7 +9,8 @@ from functools import lru_cache
 from andes_operator.demand import expected_demand
 from andes_operator.explain import shown
 from andes_operator.forecast import DemandForecast, DemandHistory, forecast
-from andes_operator.observe import NamedPolicy, Observation
+from andes_operator.gateway_report import NamedPolicy
+from andes_operator.observe import Observation
 from andes_operator.spec import SpecError, TargetSpec
 from andes_operator.table import Table, tabulate
 from andes_operator.whatif import Prediction, predict_replicas

@@ -1,8 +1,9 @@
 """Demand and QoE from a Prometheus that scrapes the gateways, as one :class:`~andes_operator.observe.GatewayReport`:
 :func:`ask`.
 
-The gateway's histogram has an edge at each of the usual thresholds, so shares above those are exact, and so is the mean;
-percentiles are too low by up to a bucket. Lengths of requests are not in the metrics: the target gives their means.
+The gateway's histogram of QoE has an edge at each of the usual thresholds, so shares above those are exact, and so is the
+mean; percentiles are too low by up to a bucket, those of seconds too high. Lengths of requests are not in the metrics: the
+target gives their means.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 import aiohttp
 
 from andes_operator.explain import explain
-from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.spec import DemandSource
-from andes_sglang.sketch import BINS, Sketch
+from andes_sglang.sketch import BINS, DurationSketch, Sketch
 
-__all__ = ["NoSamplesError", "arrivals", "ask", "queries", "report", "sketches"]
+__all__ = ["NoSamplesError", "arrivals", "ask", "durations", "queries", "report", "sketches"]
 
 STEP_S = 30.0
 """Seconds between samples of the rate; the longest usual scrape interval."""
@@ -46,6 +47,8 @@ def queries(selector: str, window_s: float) -> dict[str, str]:
         "rate": f"sum by (class) (rate(andes_gateway_requests_total{where}[1m]))",
         "qoe": f"sum by (class, le) (increase(andes_gateway_request_qoe_ratio_bucket{where}{window}))",
         "qoe_sum": f"sum by (class) (increase(andes_gateway_request_qoe_ratio_sum{where}{window}))",
+        "ttft": f"sum by (class, le) (increase(andes_gateway_time_to_first_token_seconds_bucket{where}{window}))",
+        "stall": f"sum by (class, le) (increase(andes_gateway_stall_seconds_bucket{where}{window}))",
         "streams": f"sum by (replica) (andes_gateway_replica_streams{where})",
         "up": f"max by (replica) (andes_gateway_replica_up{where})",
         "held": f"sum(andes_gateway_held{where})",
@@ -90,6 +93,8 @@ def report(demand: DemandSource, found: Mapping[str, Sequence[Sample]], now_s: f
         requests=arrivals(demand, found["rate"], now_s),
         ended=sketches(found["qoe"], found["qoe_sum"]),
         running={},
+        ttft=durations(found.get("ttft", ())),
+        stall=durations(found.get("stall", ())),
         replicas=tuple(
             FleetReplica(name, _value(s) > 0, False, round(streams.get(name, 0.0)), 0, 0)
             for s in found["up"] for name in [s["metric"]["replica"]]
@@ -118,15 +123,11 @@ def arrivals(demand: DemandSource, rates: Sequence[Sample], now_s: float) -> tup
 
 def sketches(buckets: Sequence[Sample], sums: Sequence[Sample]) -> dict[str, Sketch]:
     """QoE by class from cumulative buckets: each stream at the lower edge of its bucket, the total exact."""
-    by_class: dict[str, list[tuple[float, float]]] = {}
-    for sample in buckets:
-        edge = float(sample["metric"]["le"])
-        by_class.setdefault(str(sample["metric"].get("class", "")), []).append((edge, _value(sample)))
     totals = {str(s["metric"].get("class", "")): _value(s) for s in sums}
     made = {}
-    for name, cumulative in by_class.items():
+    for name, cumulative in _cumulative(buckets).items():
         sketch, lower, before, exact = Sketch(), 0.0, 0, 0.0
-        for edge, count in sorted(cumulative):
+        for edge, count in cumulative:
             here = round(count)
             if here > before:
                 k = int(min(lower, 1.0) * BINS + 1e-9)
@@ -138,6 +139,29 @@ def sketches(buckets: Sequence[Sample], sums: Sequence[Sample]) -> dict[str, Ske
             sketch.total = min(float(before), totals.get(name, 0.0) * before / exact)
             made[name] = sketch
     return made
+
+
+def durations(buckets: Sequence[Sample]) -> dict[str, DurationSketch]:
+    """Seconds by class from cumulative buckets: each stream at the upper edge of its bucket."""
+    made = {}
+    for name, cumulative in _cumulative(buckets).items():
+        sketch, before = DurationSketch(), 0
+        for edge, count in cumulative:
+            for _ in range(round(count) - before):
+                sketch.add(edge)
+            before = max(before, round(count))
+        if before:
+            made[name] = sketch
+    return made
+
+
+def _cumulative(buckets: Sequence[Sample]) -> dict[str, list[tuple[float, float]]]:
+    """By class, ``(upper edge, streams up to it)`` in order."""
+    by_class: dict[str, list[tuple[float, float]]] = {}
+    for sample in buckets:
+        edge = float(sample["metric"]["le"])
+        by_class.setdefault(str(sample["metric"].get("class", "")), []).append((edge, _value(sample)))
+    return {name: sorted(edges) for name, edges in by_class.items()}
 
 
 def _value(sample: Sample) -> float:

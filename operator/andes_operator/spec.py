@@ -14,16 +14,19 @@ from typing import Any
 from andes_operator.allowance import Allowance, parse_allowance
 from andes_operator.explain import SpecError, required, shown
 from andes_operator.names import ALL_CLASSES, Mode
-from andes_sglang.objective import QoEObjective, Statistic
-from andes_sglang.sketch import Sketch
+from andes_sglang.objective import LatencyPercentile, Metric, Objective, QoEObjective, Statistic
+from andes_sglang.sketch import DurationSketch, Sketch
 
 __all__ = [
-    "ClassObjective", "DemandSource", "PolicyOptions", "ScaleTargetRef", "ScalingBehavior", "SpecError", "TargetSpec",
-    "parse",
+    "ClassObjective", "DemandSource", "Figures", "PolicyOptions", "ScaleTargetRef", "ScalingBehavior", "SpecError",
+    "TargetSpec", "parse",
 ]  # fmt: skip
 
 PolicyOptions = tuple[tuple[str, bool | int | float | str | None], ...]
 """Options of a scheduling or routing policy, sorted by name: hashable, so that observations can be counted by them."""
+
+Figures = Mapping[Metric, Mapping[str, Any]]
+"""What readers got: sketches by class name, :class:`Sketch` of scores, :class:`DurationSketch` of seconds."""
 
 DESCRIPTIONS = {
     Statistic.MEAN: "mean QoE",
@@ -47,23 +50,49 @@ class ClassObjective:
     """``objective`` for the streams of ``class_name``; of all classes together where that is ``*``."""
 
     class_name: str
-    objective: QoEObjective
+    objective: Objective
+
+    @property
+    def metric(self) -> Metric:
+        return self.objective.metric
 
     @property
     def value(self) -> float:
-        """What the statistic should at least be, in [0, 1]."""
+        """What the statistic of QoE should at least be, in [0, 1]; of a latency, at most, in seconds."""
         return self.objective.value
 
-    def sketch(self, classes: Mapping[str, Sketch]) -> Sketch:
-        """QoE of the streams that count, out of ``classes`` (QoE by class name)."""
-        return Sketch.merged(s for name, s in classes.items() if self.class_name in (ALL_CLASSES, name))
+    def sketch(self, figures: Figures) -> Sketch:
+        """Of the streams that count, what the objective is about."""
+        found = figures.get(self.metric, {})
+        kind = Sketch if self.metric is Metric.QOE else DurationSketch
+        return kind.merged(s for name, s in found.items() if self.class_name in (ALL_CLASSES, name))
 
-    def evaluate(self, classes: Mapping[str, Sketch]) -> float | None:
-        """The statistic over the streams that count, in [0, 1]; None without any."""
-        return self.objective.of_sketch(self.sketch(classes))
+    def evaluate(self, figures: Figures) -> float | None:
+        """The statistic over the streams that count; None without any."""
+        return self.objective.of_sketch(self.sketch(figures))
+
+    def excess(self, value: float) -> float:
+        """By how much ``value`` is better than it should be, of QoE or as a share of the seconds; below 0: it is missed."""
+        return value - self.value if self.metric is Metric.QOE else 1.0 - value / self.value
+
+    def shown(self, value: float) -> str:
+        """A value of the statistic, in words."""
+        return f"{value:.3f}" if self.metric is Metric.QOE else f"{value:.2f} s"
+
+    @property
+    def shown_target(self) -> str:
+        return f"{self.value:g}" if self.metric is Metric.QOE else f"{self.value:g} s"
+
+    def missed(self, value: float) -> str:
+        """That ``value`` is not enough, in words."""
+        side = "below" if self.metric is Metric.QOE else "above"
+        return f"the {self} is {self.shown(value)}, {side} {self.shown_target}"
 
     def __str__(self) -> str:
-        statistic = DESCRIPTIONS[self.objective.statistic].format(self.objective.at or 0.0)
+        if self.metric is Metric.QOE:
+            statistic = DESCRIPTIONS[self.objective.statistic].format(self.objective.at or 0.0)
+        else:
+            statistic = f"percentile {self.objective.at:g} of {self.metric}"
         return f"{statistic} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
 
 
@@ -221,19 +250,26 @@ def _policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 
 def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
-    statistic = required(of, "statistic", where)
-    if statistic not in list(Statistic):
-        raise SpecError(f"{where}.statistic must be one of {', '.join(Statistic)}, got {shown(statistic)}")
+    statistic, metric = required(of, "statistic", where), of.get("metric", Metric.QOE)
+    for name, said, known in (("statistic", statistic, Statistic), ("metric", metric, Metric)):
+        if said not in list(known):
+            raise SpecError(f"{where}.{name} must be one of {', '.join(known)}, got {shown(said)}")
     field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(Statistic(statistic))
     at = None if field is None else float(required(of, field, where))
+    value = "value" if metric == Metric.QOE else "seconds"
+    wanted = float(required(of, value, where))
+    class_name = str(of.get("class", ALL_CLASSES))
     try:
-        objective = QoEObjective(Statistic(statistic), float(required(of, "value", where)), at)
+        if metric == Metric.QOE:
+            return ClassObjective(class_name, QoEObjective(Statistic(statistic), wanted, at))
+        if statistic != Statistic.PERCENTILE or at is None:
+            raise SpecError(f"{where}.statistic of {metric} must be {Statistic.PERCENTILE}, got {shown(statistic)}")
+        return ClassObjective(class_name, LatencyPercentile(Metric(metric), wanted, at))
     except SpecError:
         raise
     except ValueError as error:
-        said = str(error)
-        raise SpecError(f"{where}.{said.replace('at ', f'{field} ', 1) if said.startswith('at ') else said}") from None
-    return ClassObjective(str(of.get("class", ALL_CLASSES)), objective)
+        name, _, said = str(error).partition(" ")
+        raise SpecError(f"{where}.{ {'at': field, 'value': value}.get(name, name) } {said}") from None
 
 
 def _seconds(of: Mapping[str, Any], key: str, default: float) -> float:

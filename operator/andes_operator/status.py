@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from andes_operator.decide import ScaleDecision, blind, shortfall, unseen
+from andes_operator.decide import ScaleDecision, blind, shortfall, unmeasured, unseen
 from andes_operator.forecast import DemandForecast
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import Observation
@@ -23,6 +23,8 @@ _STATUS = {True: "True", False: "False", None: "Unknown"}
 _BAD_IF_TRUE = (Condition.CONFLICT, Condition.ENGINES_FAILING)
 _FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
 """Reasons for which an unknown condition makes a target not ready."""
+_UNSEEN = (Reason.CLASS_UNSEEN, Reason.METRIC_UNSEEN)
+"""Reasons for which it makes it unknown whether a target is ready."""
 
 
 def timestamp(now_s: float) -> str:
@@ -64,7 +66,7 @@ def ready(findings: Sequence[Finding]) -> Finding:
         if (holds is True) if kind in _BAD_IF_TRUE else failed:
             return Condition.READY, False, reason, message
     for kind, holds, reason, message in findings:
-        if holds is None and (kind in (Condition.TARGET_FOUND, Condition.OBSERVED) or reason is Reason.CLASS_UNSEEN):
+        if holds is None and (kind in (Condition.TARGET_FOUND, Condition.OBSERVED) or reason in _UNSEEN):
             return Condition.READY, None, reason, message
     return (
         Condition.READY,
@@ -122,16 +124,19 @@ def _schedulable(seen: Observation) -> Finding:
 def _met(spec: TargetSpec, seen: Observation, classes: Collection[str]) -> Finding:
     if seen.fault is not None:
         return Condition.MET, None, seen.fault.reason, seen.fault.message
-    missed = shortfall(spec.objectives, seen.qoe)
+    missed = shortfall(spec.objectives, seen.figures)
     if missed is not None:
         objective, value = missed
-        return Condition.MET, False, "BelowTarget", f"the {objective} is {value:.3f}, below {objective.value:g}"
+        return Condition.MET, False, "BelowTarget", objective.missed(value)
+    lacking = unmeasured(spec.objectives, seen)
+    if lacking is not None:
+        return Condition.MET, None, Reason.METRIC_UNSEEN, lacking
     unaimed = blind(spec.objectives, seen) or _unknown_class(spec, seen, classes)
     if unaimed is not None:
         return Condition.MET, None, Reason.CLASS_UNSEEN, unaimed
-    if not seen.qoe:
+    if not any(seen.figures.values()):
         return Condition.MET, None, "NoStreams", "no streams in the window"
-    return Condition.MET, True, "Met", "the observed QoE meets the objectives"
+    return Condition.MET, True, "Met", "what readers got meets the objectives"
 
 
 def _unknown_class(spec: TargetSpec, seen: Observation, classes: Collection[str]) -> str | None:
@@ -182,7 +187,7 @@ def status(
         "observedGeneration": generation,
         "observedAt": timestamp(seen.now_s),
         "operator": operator,
-        "summary": summary(objectives),
+        "summary": summary(spec, seen),
         "reason": str(decision.reason),
         "message": decision.message,
         "replicas": seen.pods.existing,
@@ -270,22 +275,24 @@ def _objective(
     objective: ClassObjective, index: int, seen: Observation, decision: ScaleDecision, predicted: Prediction | None
 ) -> dict[str, Any]:
     values = predicted.at(decision.replicas) if predicted else None
-    current, then = objective.evaluate(seen.qoe), values[index] if values else None
+    current, then = objective.evaluate(seen.figures), values[index] if values else None
+    unknown = current is None or seen.fault is not None
     return {
         "class": objective.class_name,
+        "metric": str(objective.metric),
         "statistic": str(objective.objective.statistic),
         "target": objective.value,
-        "met": _STATUS[None if current is None or seen.fault is not None else current >= objective.value],
+        "met": _STATUS[None if unknown or current is None else objective.objective.met(current)],
         "current": None if current is None else round(current, 4),
         "predicted": None if then is None else round(then, 4),
-        "streams": objective.sketch(seen.qoe).count,
+        "streams": objective.sketch(seen.figures).count,
     }
 
 
-def summary(objectives: Sequence[Mapping[str, Any]]) -> str:
+def summary(spec: TargetSpec, seen: Observation) -> str:
     """Observed over objective, of the objective that is missed by most: the column QoE."""
-    known = [o for o in objectives if o["current"] is not None]
+    known = [(o, value) for o in spec.objectives if (value := o.evaluate(seen.figures)) is not None]
     if not known:
-        return f"-/{objectives[0]['target']:g}"
-    worst = min(known, key=lambda o: o["current"] - o["target"])
-    return f"{worst['current']:.3f}/{worst['target']:g}"
+        return f"-/{spec.objectives[0].shown_target}"
+    worst, value = min(known, key=lambda of: of[0].excess(of[1]))
+    return f"{worst.shown(value)}/{worst.shown_target}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from andes_operator.names import Condition
+from andes_operator.names import Condition, Metric
 from andes_sglang.telemetry import Otlp, connect_otlp
 
 __all__ = ["OperatorMetrics", "tracer"]
@@ -77,6 +77,10 @@ class OperatorMetrics:
         self.qoe = gauge(
             "andes_operator_objective_ratio", "statistic of an objective", *TARGET, "class", "statistic", "kind"
         )
+        self.latency = gauge(
+            "andes_operator_objective_seconds", "percentile of an objective about TTFT or stalls",
+            *TARGET, "class", "metric", "kind",
+        )  # fmt: skip
         self._series: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def count_reconcile(self, reason: str) -> None:
@@ -124,7 +128,10 @@ class OperatorMetrics:
         show(self.slack_filled, None if slack["filled"] is None else float(slack["filled"].rstrip(" %")) / 100)
         for objective in status["objectives"]:
             for kind in ("current", "predicted", "target"):
-                show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
+                if objective["metric"] == Metric.QOE:
+                    show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
+                else:
+                    show(self.latency, objective[kind], objective["class"], objective["metric"], kind)
 
     def exposition(self) -> bytes:
         return bytes(generate_latest(self.registry))

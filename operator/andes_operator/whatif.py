@@ -20,7 +20,8 @@ from andes_operator.spec import ClassObjective, TargetSpec
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.whatif import Goal, WhatIf, work_s
+from andes_sglang.sim.outcomes import Goal
+from andes_sglang.sim.whatif import WhatIf, work_s
 
 __all__ = ["MAX_LOAD_FACTOR", "Prediction", "goals_of", "predict_replicas"]
 
@@ -109,7 +110,7 @@ class Prediction:
         if values is None:
             return "nothing known"
         said = [
-            f"{objective} {value:.3f} (target {objective.value:g})"
+            f"{objective} {objective.shown(value)} (target {objective.shown_target})"
             for objective, value in zip(self.objectives, values) if value is not None
         ]  # fmt: skip
         return ", ".join(said) or "no requests to serve"
@@ -117,7 +118,7 @@ class Prediction:
 
 def _meet(objectives: Sequence[ClassObjective], values: Sequence[float | None], margin: float) -> bool:
     """All objectives, each with margin but at most 1. A class without requests meets its objective."""
-    return all(v is None or v >= min(1.0, o.value + margin) for o, v in zip(objectives, values))
+    return all(v is None or o.objective.met(v, margin) for o, v in zip(objectives, values))
 
 
 def predict_replicas(

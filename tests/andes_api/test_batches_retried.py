@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from andes_api.batches import order
 from andes_api.batches.dispatch import MAX_ENGINE_ERRORS
 from andes_api.batches.lines import Line
 from andes_api.batches.work import BatchWork
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -28,15 +27,6 @@ LINE = {
     "body": {"model": "m", "prompt": "x", "max_tokens": 3},
 }
 LIMIT_S = 120.0
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    until_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < until_s:
-        if value := found():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"no {what} in {LIMIT_S:g} s")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from andes_api.errors import ApiError
 from andes_api.models import ModelCatalog, ModelRoute, read_offers
 from andes_api.settings import GatewaySettings, GatewaySettingsError, load
 from andes_api.upstream import Upstream
+from andes_operator.gateway_report import GatewayReport
 from andes_operator.gateways import Gateways
-from andes_operator.observe import GatewayReport
 
 LISTED: dict[str, Any] = {
     "object": "list",

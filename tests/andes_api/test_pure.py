@@ -8,7 +8,7 @@ import pytest
 
 from andes_api.admission import TokenBucket
 from andes_api.breaker import CircuitBreaker
-from andes_api.demand import DemandLog, DemandRecord, QoEWindow
+from andes_api.demand import DemandLog, DemandRecord, QoEWindow, Served
 from andes_api.errors import ApiError
 from andes_api.media import check_media
 from andes_api.prompts import BLOCK, Prompt
@@ -51,10 +51,10 @@ def test_demand_is_bounded_and_says_so() -> None:
 def test_a_window_forgets() -> None:
     window = QoEWindow()
     for at in range(0, 7200, 5):
-        window.add(float(at), "m", "reading" if at % 10 else "code", 0.5)
+        window.add(float(at), "m", "reading" if at % 10 else "code", Served(0.5, 1.0, 0.0))
     of = window.of(7200.0, 60.0)
-    assert {kind: s.count for kind, s in of.items()} == {("m", "code"): 6, ("m", "reading"): 6}
-    assert window.of(7200.0, 1e9)["m", "code"].count == 360  # an hour
+    assert {kind: s.qoe.count for kind, s in of.items()} == {("m", "code"): 6, ("m", "reading"): 6}
+    assert window.of(7200.0, 1e9)["m", "code"].ttft_s.count == 360  # an hour
     assert window.of(99999.0, 60.0) == {}
 
 
@@ -75,9 +75,10 @@ def test_a_record_says_what_happened() -> None:
 def test_a_window_is_exact_to_the_slice() -> None:
     window = QoEWindow()
     for at in (109.9, 110.0, 119.9, 120.0):
-        window.add(at, "m", "reading", 0.5)
+        window.add(at, "m", "reading", Served(0.5, None, 0.0))
     counts = [window.of(125.0, window_s).get(("m", "reading")) for window_s in (1.0, 5.0, 6.0, 15.0, 16.0)]
-    assert [sketch.count if sketch else 0 for sketch in counts] == [1, 1, 3, 3, 4]
+    assert [got.qoe.count if got else 0 for got in counts] == [1, 1, 3, 3, 4]
+    assert all(got is None or not got.ttft_s.count for got in counts), "what is not known is not counted"
 
 
 def test_prompts_that_begin_alike_are_recognised() -> None:

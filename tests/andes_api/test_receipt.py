@@ -19,8 +19,9 @@ FRAMED = EVENT + len(b"12c\r\n\r\n")
 class Link:
     """Tokens are written at ``rate`` per second from the first second on, and of them ``acknowledged(t)`` are acknowledged."""
 
-    def __init__(self, rate: float = 20.0) -> None:
+    def __init__(self, rate: float = 20.0, round_trip_s: float = 0.0) -> None:
         self.receipt = Receipt(0.0, TARGET)
+        self.receipt.comes_over(round_trip_s)
         self.now_s, self.rate, self.ends_s = 0.0, rate, float("inf")
 
     def run(self, until_s: float, acknowledged: Any, sample_s: float = 0.5) -> Receipt:
@@ -104,6 +105,32 @@ def test_a_reader_who_has_caught_up_is_as_others_again() -> None:
     assert receipt.told_tokens is None
     assert receipt.received.delivered == receipt.written.delivered
     assert receipt.idle_s(26.0) == 0.0
+
+
+@pytest.mark.parametrize("round_trip_s", [0.4, 1.5])
+@pytest.mark.parametrize("falls_behind", [False, True])
+def test_a_reader_who_is_far_away_has_waited_for_both_ways(round_trip_s: float, falls_behind: bool) -> None:
+    """Its own clock begins half a round trip before the request comes, and each token is there half a one after it was sent."""
+    link = Link(4.0, round_trip_s)
+    link.ends_s = 10.0
+    own = ReaderStream(-round_trip_s / 2, TARGET)
+    link.receipt.think(25)
+    own.think(25)
+    for k in range(1, 41):
+        own.deliver(k / 4 + round_trip_s / 2 if not falls_behind or k <= 12 else 20.0)
+    receipt = link.run(40.0, lambda t: (t - round_trip_s) * 4 if not falls_behind else 12 if t < 20 else 1e9)
+    assert receipt.reader.final_qoe() == pytest.approx(own.final_qoe(), abs=0.02)
+    near = ReaderStream(0.0, TARGET)
+    near.think(25)
+    for k in range(1, 41):
+        near.deliver(k / 4)
+    assert receipt.written.final_qoe() == pytest.approx(near.final_qoe(), abs=0.02), "what engines can change"
+
+
+def test_a_reader_next_door_has_no_timeline_of_its_own() -> None:
+    link = Link(round_trip_s=0.003)
+    assert link.receipt.round_trip_s == 0.0
+    assert link.run(5.0, lambda _: 1e9).reader is link.receipt.written
 
 
 def test_a_client_that_acknowledges_nothing_is_idle() -> None:

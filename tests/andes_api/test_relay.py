@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -50,7 +53,7 @@ class Content:
             await self.closed.wait()
             raise aiohttp.ClientConnectionError("closed")
         if isinstance(step, Exception):
-            raise step
+            raise copy.copy(step)  # whose traceback is not kept here
         assert isinstance(step, bytes)
         return step
 
@@ -155,7 +158,7 @@ class Case:
         context = RelayContext(
             self.settings, self.upstreams, self.metrics, Telemetry(None, "test"), self._wait_for_place
         )
-        self.relay = Relay(context, self.stream, self.order, self._send, Connection(None))
+        self.relay = Relay(context, self.stream, self.order, self._send, Connection())
         return self.relay
 
     def run(self) -> Case:
@@ -192,6 +195,26 @@ class Case:
             for sample in family.samples
             if sample.name == f"andes_gateway_{name}_total"
         )
+
+
+def test_what_is_over_is_gone_at_once() -> None:
+    """A stream that refers to itself waits for the collector, which then stops all others for tens of milliseconds."""
+    cases = [
+        Case(Answer([chunk("a", 1, "stop"), DONE])),
+        Case(Answer([chunk("a", 1), ConnectionResetError()]), Answer([chunk("b", 1, "stop"), DONE])),
+        Case(*[Answer([], status=500)] * 3, retries=2),
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        for case in cases:
+            case.run()
+            relay, attempts = weakref.ref(case.relay), case.stream.attempts
+            case.relay = None
+            assert attempts
+            assert relay() is None
+    finally:
+        gc.enable()
 
 
 def test_events_pass_and_are_counted() -> None:
@@ -479,7 +502,7 @@ def test_a_stream_is_ended_for_the_first_reason_only() -> None:
         first.end("dead")
         await asyncio.wait_for(task, 5)
         first.end("silent")
-        case.relay._attempt.end("late")
+        case.relay.cut()  # too late
 
     asyncio.run(main())
     assert (case.text, case.replica("a").fault) == ("a", "dead")

@@ -19,12 +19,13 @@ import openai
 import pytest
 
 from andes_operator.decide import decide
+from andes_operator.gateway_report import GatewayReport
 from andes_operator.memory import Memory
-from andes_operator.observe import GatewayReport, PodCounts, merge
+from andes_operator.observe import PodCounts, merge
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, TargetSpec
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.objective import QoEObjective, Statistic
-from andes_sglang.sketch import Sketch
+from andes_sglang.sketch import DurationSketch, Sketch
 
 pytestmark = pytest.mark.server
 
@@ -140,6 +141,11 @@ def test_what_readers_got_is_measured_and_can_be_merged(simulated: Any, gateway:
     assert merged.count == 5
     assert merged.mean is not None
     assert merged.mean > 0.95
+    for seconds in ("ttft_s", "stall_s"):
+        waited = DurationSketch.merged(DurationSketch.from_dict(f[seconds]["classes"]["reading"]) for f in found)
+        assert waited.count == 5
+        assert waited.mean is not None
+        assert (waited.mean > 0.0) is (seconds == "ttft_s"), "an idle engine lets no reader run dry"
     demand = httpx.get(one.url + "/fleet/demand").json()
     assert demand["complete_since_s"] is None
     records = demand["records"]

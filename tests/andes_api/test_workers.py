@@ -27,6 +27,7 @@ import pytest
 from andes_api.board import COUNTS_FOLDER, READY, Worker
 from andes_api.settings import GatewaySettings, GatewaySettingsError, load
 from andes_api.workers import _Supervisor
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes share a port on Linux only")
 KEY, FOREIGN, LIMITED, SLOW = ({"authorization": f"Bearer {key}"} for key in ("o", "f", "k", "s"))
@@ -96,13 +97,6 @@ class Gateway:
         return self.process.wait(60)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def gateway(lasting_faulty: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     upstreams = [lasting_faulty(), lasting_faulty()]
@@ -157,6 +151,7 @@ def test_figures_add_up_whichever_worker_answers(gateway: Gateway) -> None:
         assert arrivals == sorted(arrivals)
         assert (demand["models"], demand["complete_since_s"]) == (["m"], None)
         assert qoe["all"]["count"] == qoe["models"]["m"]["all"]["count"] == before + 32
+        assert qoe["ttft_s"]["all"]["count"] == qoe["models"]["m"]["stall_s"]["all"]["count"] == before + 32
         assert gateway.counts("andes_gateway_requests_total") == counted + 32
         assert gateway.counts("andes_gateway_time_to_first_token_seconds_count") == counted + 32
         replicas = gateway.get("/fleet/replicas")["replicas"]

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 from andes_operator.decide import ScaleDecision, decide
+from andes_operator.gateway_report import ObservedRequest
 from andes_operator.memory import Memory
 from andes_operator.names import Mode
-from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.observe import Observation, PodCounts
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.objective import QoEObjective, Statistic
-from andes_sglang.sketch import Sketch
+from andes_sglang.sketch import DurationSketch, Sketch
 
 TARGET = ClassObjective("*", QoEObjective(Statistic.SHARE_ABOVE, 0.95, 0.95))
 SPEC = TargetSpec(
@@ -42,6 +43,13 @@ def sketch(*scores: float) -> Sketch:
 
 def scores(*values: float) -> dict[str, Sketch]:
     return {"reading": sketch(*values)}
+
+
+def seconds(*values: float) -> dict[str, DurationSketch]:
+    made = DurationSketch()
+    for value in values:
+        made.add(value)
+    return {"reading": made}
 
 
 def pod(

@@ -28,7 +28,7 @@ from aiohttp import web
 from e2e.control_plane import API, ApiError, ControlPlane
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from andes_sglang.sketch import Sketch
+from andes_sglang.sketch import DurationSketch, Sketch
 
 ROOT = Path(__file__).parent.parent.parent
 CHART_FILES = ROOT / "charts" / "andes" / "files"
@@ -120,6 +120,7 @@ class World:
     output_tokens: int = 100
     stay_s: float = 1.0  # about what an H100 takes for such an answer
     qoe: float = 1.0
+    ttft_s: float = 0.1
     waiting: int = 0
     skew_s: float = 0.0
     silent: bool = False
@@ -190,7 +191,13 @@ class Gateway(threading.Thread):
         for _ in range(50 if self.world.rate_rps else 0):
             sketch.add(self.world.qoe)
         classes = {"reading": sketch.to_dict()} if sketch.counts else {}
-        return web.json_response({"now_s": self._now_s(), "classes": classes, "running": {}})
+        waited = DurationSketch()
+        for _ in range(sketch.count):
+            waited.add(self.world.ttft_s)
+        ttft = {"classes": {"reading": waited.to_dict()} if sketch.counts else {}, "running": {}}
+        return web.json_response(
+            {"now_s": self._now_s(), "classes": classes, "running": {}, "ttft_s": ttft, "stall_s": ttft}
+        )
 
     async def _replicas(self, request: web.Request) -> web.Response:
         self._now_s()

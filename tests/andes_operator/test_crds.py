@@ -76,6 +76,14 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
         ("spec.objectives.0.statistic", "Mean", "threshold belongs to the statistic ShareAbove"),
         ("spec.objectives.0.threshold", None, "threshold belongs to the statistic ShareAbove"),
         ("spec.objectives.0.percentile", 5, "percentile belongs to the statistic Percentile"),
+        ("spec.objectives.0.value", None, "value belongs to the metric QoE"),
+        ("spec.objectives.0.seconds", 1.5, "seconds belong to the metrics TTFT and Stall"),
+        ("spec.objectives", [{"metric": "TTFT", "statistic": "Percentile", "percentile": 95}], "seconds belong to the metrics"),
+        ("spec.objectives", [{"metric": "TTFT", "statistic": "Mean", "seconds": 1}], "the statistic of TTFT and Stall is Percentile"),
+        ("spec.objectives", [{"metric": "Stall", "statistic": "Percentile", "percentile": 95, "seconds": 0}],
+         "spec.objectives[0].seconds"),
+        ("spec.objectives", [{"metric": "ITL", "statistic": "Percentile", "percentile": 95, "seconds": 1}],
+         "spec.objectives[0].metric"),
         ("spec.objectives.0.class", "No Good", "spec.objectives[0].class"),
         ("spec.demand.prometheus", {"url": "http://p:9090", "promptTokens": 1, "outputTokens": 1}, "exactly one of"),
         ("spec.demand", {}, "give exactly one of gateway and prometheus"),
@@ -117,6 +125,16 @@ def test_two_objectives_of_one_class_and_statistic_are_refused(plane: ControlPla
     assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives))
 
 
+def test_latencies_may_stand_beside_qoe(plane: ControlPlane) -> None:
+    latency = {"statistic": "Percentile", "percentile": 95, "seconds": 2}
+    beside = [{**latency, "class": "reading", "metric": metric} for metric in ("TTFT", "Stall")]
+    objectives = [*TARGET["spec"]["objectives"], *beside]
+    assert refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives)) == ""
+    assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", [*objectives, beside[0]]))
+    made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", TARGET)["spec"]
+    assert made["objectives"][0]["metric"] == "QoE", "as before it could be said"
+
+
 def test_kubectl_shows_columns_under_short_names(plane: ControlPlane) -> None:
     plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets", changed(TARGET, "metadata.name", "shown"))
     plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses", CLASS)
@@ -147,6 +165,8 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     )
     full = changed(full, "spec.schedule", [{"start": "0 8 * * *", "end": "0 20 * * *", "minReplicas": 2}])
     full = changed(full, "spec.budget", {"gpus": 24, "perHour": 40, "gpuPricePerHour": 2.5})
+    ttft = {"class": "reading", "metric": "TTFT", "statistic": "Percentile", "percentile": 95, "seconds": 1.5}
+    full = changed(full, "spec.objectives", [*full["spec"]["objectives"], ttft])
     full = changed(full, "spec.pause", {"until": "2026-12-01T06:00:00Z", "reason": "new drivers"})
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", full)["spec"]
     assert made["behavior"] == full["spec"]["behavior"]
@@ -154,6 +174,7 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     b = spec.behavior
     assert (b.tick_s, b.window_s, b.cold_start_s, b.up_stabilization_s, b.up_step) == (5, 60, 90, 1, 2)
     assert (b.down_stabilization_s, b.down_period_s, b.idle_s, b.margin) == (3, 4, 6, 0.02)
+    assert str(spec.objectives[1].objective) == "TTFT p95<=1.5s"
     assert (spec.profile, spec.policy) == ("p", "fcfs")
     assert repr(dict(spec.policy_options)) == "{'a': 1.5, 'b': True, 'c': 'x', 'd': 4}", "types as they were written"
     assert (spec.baseline_replicas, spec.gpus_per_replica) == (10, 1)

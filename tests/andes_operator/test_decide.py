@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cases import SPEC, TARGET, Run, predicted, request_at, scores, seen
+from cases import SPEC, TARGET, Run, predicted, request_at, scores, seconds, seen
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ from andes_operator.names import Mode, Reason
 from andes_operator.observe import DataFault, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, ScalingBehavior, TargetSpec
 from andes_operator.whatif import Prediction
-from andes_sglang.objective import QoEObjective, Statistic
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
 
 NOW_S = 1_000_000.0
 BAD = scores(*[0.5] * 50)
@@ -188,12 +188,45 @@ def test_open_streams_count_for_the_floor_too() -> None:
 def test_the_shortfall_is_of_the_objective_that_is_missed_by_most() -> None:
     mean, share = QoEObjective(Statistic.MEAN, 0.9), QoEObjective(Statistic.SHARE_ABOVE, 0.5, 0.95)
     objectives = (ClassObjective("code", mean), ClassObjective("reading", share), ClassObjective("*", mean))
-    qoe = {"code": scores(*[0.7] * 10)["reading"], "reading": scores(*[0.9] * 10)["reading"]}
+    qoe = {Metric.QOE: {"code": scores(*[0.7] * 10)["reading"], "reading": scores(*[0.9] * 10)["reading"]}}
     assert shortfall(objectives, qoe) == (objectives[1], 0.0)
     assert shortfall(objectives[:1], qoe) == (objectives[0], pytest.approx(0.7))
-    assert shortfall(objectives[:1], scores(*[0.1] * 50)) is None, "no stream of its class"
+    assert shortfall(objectives[:1], {Metric.QOE: scores(*[0.1] * 50)}) is None, "no stream of its class"
     half = ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.5))
-    assert shortfall((half,), scores(*[0.5] * 10)) is None, "exactly the objective"
+    assert shortfall((half,), {Metric.QOE: scores(*[0.5] * 10)}) is None, "exactly the objective"
+    late = ClassObjective("reading", LatencyPercentile(Metric.TTFT, 2.0, 95.0))
+    got = {**qoe, Metric.TTFT: seconds(*[4.0] * 10)}
+    assert shortfall((*objectives, late), got) == (late, pytest.approx(4.0, rel=0.02)), (
+        "twice the seconds is further off"
+    )
+    assert shortfall((late,), {**qoe, Metric.TTFT: seconds(*[1.9] * 10)}) is None
+    assert shortfall((late,), {**qoe, Metric.TTFT: seconds(*[9.0] * 9)}) is None, "nine streams tell too little"
+
+
+LATE = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyPercentile(Metric.TTFT, 2.0, 95.0))))
+
+
+def test_a_percentile_of_seconds_that_is_missed_adds_replicas_and_forbids_a_step_down() -> None:
+    def steps(waited_s: float, fewest: int) -> tuple[Run, Any]:
+        run = Run(4, LATE)
+        run.for_s(300, predicted(4), ended=scores(*[1.0] * 20), ttft=seconds(0.5))
+        return run, run.step(predicted(fewest), ended=scores(*[1.0] * 20), ttft=seconds(*[waited_s] * 20))
+
+    run, decision = steps(3.0, 4)
+    assert (decision.replicas, decision.reason) == (5, Reason.QOE_BELOW_TARGET)
+    assert decision.message == "the percentile 95 of TTFT of all classes is 3.04 s, above 2 s"
+    run, decision = steps(1.9, 4)
+    assert decision.replicas == 4
+    kept = run.for_s(600, predicted(1), ended=scores(*[1.0] * 9), ttft=seconds(*[1.9] * 9))
+    assert kept[-1] < 4, "and where it is met, they go"
+
+
+def test_where_the_gateways_report_no_seconds_nothing_is_removed_for_an_objective_of_seconds_alone() -> None:
+    alone = Run(4, replace(LATE, objectives=LATE.objectives[1:]))
+    assert alone.for_s(900, predicted(1), ended=scores(*[1.0] * 20))[-1] == 4
+    said = alone.step(predicted(1), ended=scores(*[1.0] * 20)).message
+    assert "the gateways report no TTFT" in said
+    assert Run(4, LATE).for_s(900, predicted(1), ended=scores(*[1.0] * 20))[-1] < 4, "QoE still tells"
 
 
 # Down
@@ -273,7 +306,7 @@ def test_bad_qoe_before_the_floor_acts_already_forbids_a_step_down() -> None:
     memory = replace(STABLE, settled_s=NOW_S - 10)
     decision = decide(SPEC, seen(NOW_S, 6, ended=BAD), predicted(3), memory)
     assert (decision.replicas, decision.reason) == (6, Reason.QOE_BELOW_TARGET)
-    assert decision.message == "3 replicas would do, but the share with QoE >= 0.95 of all classes is 0.000"
+    assert decision.message == "3 replicas would do, but the share with QoE >= 0.95 of all classes is 0.000, below 0.95"
 
 
 def test_a_short_dip_in_demand_removes_nothing() -> None:

@@ -20,7 +20,8 @@ from andes_operator.demand import (
     ExpectedDemand,
     expected_demand,
 )  # fmt: skip
-from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.gateway_report import ObservedRequest
+from andes_operator.observe import Observation, PodCounts
 from andes_operator.spec import DemandSource
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget

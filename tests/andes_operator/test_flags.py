@@ -17,7 +17,8 @@ from cases import SPEC
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_operator.demand import expected_demand
-from andes_operator.observe import GatewayReport, Observation, PodCounts, merge
+from andes_operator.gateway_report import GatewayReport
+from andes_operator.observe import Observation, PodCounts, merge
 from andes_operator.prediction import Inquiry, predict, simulated_engine, simulated_policy
 from andes_sglang.cli import main
 from andes_sglang.engine_flags import EngineFlags

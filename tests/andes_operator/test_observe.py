@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from cases import seconds
 
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.names import Reason
-from andes_operator.observe import FleetReplica, GatewayReport, Observation, ObservedRequest, PodCounts, merge
+from andes_operator.observe import Observation, PodCounts, merge
+from andes_sglang.objective import Metric
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sketch import Sketch
 
@@ -71,9 +75,9 @@ def test_gateways_are_added_up_not_averaged() -> None:
     assert seen.fault is None
     assert seen.rate_rps == pytest.approx(120 / 120)
     assert (seen.open_streams, seen.waiting, seen.last_arrival_s) == (6, 1, NOW_S - 1.0)
-    assert seen.qoe["reading"].count == 30 + 4 + 10 + 2
-    assert seen.qoe["reading"].mean == pytest.approx((30 + 3.6 + 5 + 1.6) / 46)
-    assert seen.qoe["code"].mean == pytest.approx(0.7)
+    assert seen.figures[Metric.QOE]["reading"].count == 30 + 4 + 10 + 2
+    assert seen.figures[Metric.QOE]["reading"].mean == pytest.approx((30 + 3.6 + 5 + 1.6) / 46)
+    assert seen.figures[Metric.QOE]["code"].mean == pytest.approx(0.7)
     assert seen.streams_by_replica == {"10.0.0.1:80": 5, "10.0.0.2:80": 1}
 
 
@@ -142,6 +146,14 @@ def test_a_report_is_read_from_what_the_gateway_answers() -> None:
     )
     assert read.demand_since_s == NOW_S - 50
     assert read.ended["code"].mean == 0.5
+    assert (read.ttft, read.stall) == ({}, {}), "of a gateway that does not tell"
+    waited = {name: {"classes": seconds(1.0), "running": seconds(4.0, 4.0)} for name in ("ttft_s", "stall_s")}
+    said = json.loads(json.dumps(qoe | waited, default=lambda s: s.to_dict()))
+    read = GatewayReport.parse("a", demand, said, replicas, since_s=NOW_S - 600, received_s=NOW_S)
+    two = merged(read, read).figures
+    for metric in (Metric.TTFT, Metric.STALL):
+        assert two[metric]["reading"].count == 6
+        assert two[metric]["reading"].quantile(0.5) == pytest.approx(4.0, rel=0.02)
     assert read.replicas == (FleetReplica("x:1", False, False, 1, 1, 0),)
 
 
@@ -227,7 +239,7 @@ def test_what_has_no_reader_counts_in_no_objective() -> None:
     bad = Sketch()
     bad.add(0.0)
     one = replace(report(requests=requests), ended={"offline": bad, "reading": bad}, running={"offline": bad})
-    assert set(merged(one).qoe) == {"reading"}
+    assert set(merged(one).figures[Metric.QOE]) == {"reading"}
     still = replace(one, requests=(replace(requests[0], done=False), requests[1]))
     assert merged(one).engine_requests - merged(still).engine_requests == 1, "what it holds is no load of readers"
 
@@ -236,7 +248,8 @@ def test_without_reports_nothing_is_known() -> None:
     empty = Observation(NOW_S, PodCounts(2, 2, 2))
     assert (empty.open_streams, empty.engine_requests, empty.waiting, empty.rate_rps) == (0, 0, 0, 0.0)
     seen = merge([], PodCounts(2, 2, 2), NOW_S, 120.0)
-    assert (seen.rate_rps, seen.last_arrival_s, seen.complete_since_s, seen.qoe) == (0.0, None, NOW_S, {})
+    assert (seen.rate_rps, seen.last_arrival_s, seen.complete_since_s) == (0.0, None, NOW_S)
+    assert not any(seen.figures.values())
 
 
 def test_the_rate_is_of_the_window_or_of_as_much_as_is_known() -> None:

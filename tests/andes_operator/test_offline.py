@@ -13,10 +13,11 @@ from cases import SPEC, predicted, request_at, seen
 
 from andes_operator.decide import ScaleDecision, decide
 from andes_operator.demand import expected_demand
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.gateways import Gateways
 from andes_operator.memory import Memory
 from andes_operator.names import Reason
-from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest, PodCounts, merge
+from andes_operator.observe import DataFault, PodCounts, merge
 from andes_operator.offline import MARGIN, OfflineWork, PendingBatch, Slack, replicas_for
 from andes_operator.pool import part
 from andes_operator.prediction import offline_tps
@@ -206,6 +207,20 @@ def test_the_slack_is_booked_and_told() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("reason", [Reason.DATA_MISSING, Reason.DATA_STALE, Reason.DATA_CONTRADICTORY])
+def test_nothing_is_booked_of_data_that_may_be_wrong(reason: Reason) -> None:
+    """Neither what was filled nor the rate of a replica; what comes after the fault counts from its end."""
+    before = Memory(at_s=NOW_S - 100.0, replicas=4, slack=Slack(50.0, 20.0, 20.0, replica_tps=TPS))
+    before = replace(before, ledger=replace(before.ledger, work_s=0.5))
+    work = offline(PendingBatch(NOW_S + HOUR_S, 5e5, 7), tps=9e6)
+    look = seen(NOW_S, 4, rate_rps=4.0, offline=work, fault=DataFault(reason, "gateway b did not answer"))
+    held = decide(SPEC, look, predicted(4), before, cold_s=COLD_S).memory
+    assert held.slack == before.slack
+    look = seen(NOW_S + 10.0, 4, rate_rps=4.0, offline=replace(work, tokens_per_s=600.0))
+    slack = decide(SPEC, look, predicted(4), held, cold_s=COLD_S).memory.slack
+    assert slack.worth_s - before.slack.worth_s == pytest.approx(10.0 * 600.0 / 1000.0, rel=1e-3)
+
+
 def _status(look: Any, made: ScaleDecision, spec: TargetSpec) -> dict[str, Any]:
     return status(
         spec, look, made, expected=None, predicted=None, conflict=None, cold_start_s=None, old={}, generation=1
@@ -262,7 +277,7 @@ def test_offline_work_is_in_no_signal_of_readers() -> None:
         "engine_requests",
         "waiting",
         "reader_arrivals_s",
-        "qoe",
+        "figures",
         "fault",
         "streams_by_replica",
     ):

@@ -211,6 +211,26 @@ def test_a_surge_and_its_end(site: Site) -> None:
     assert operator.process.returncode == 0
 
 
+def test_first_tokens_that_come_late_bring_replicas_though_qoe_is_met(site: Site) -> None:
+    site.deploy(replicas=2)
+    site.world.ttft_s = 5.0
+    ttft = {"metric": "TTFT", "statistic": "Percentile", "percentile": 95, "seconds": 2}
+    site.aim(objectives=[{"statistic": "Mean", "value": 0.9}, ttft], maxReplicas=5)
+    with running(site.operator()) as operator:
+        until("more replicas", lambda: site.replicas() > 2)
+        status = site.status()
+        until("it is said", lambda: site.condition("ObjectiveMet") == ("False", "BelowTarget"))
+        mean, late = status["objectives"]
+        assert (mean["metric"], mean["met"], late["metric"], late["met"]) == ("QoE", "True", "TTFT", "False")
+        assert status["summary"].endswith("s/2 s")
+        shown = (
+            f'objective_seconds{{class="*",kind="target",metric="TTFT",namespace="{site.namespace}",target="chat"}} 2.0'
+        )
+        until("a metric to alert on", lambda: shown in get(operator, "/metrics")[1])
+        site.world.ttft_s = 0.5
+        until("it is met", lambda: site.condition("ObjectiveMet") == ("True", "Met"))
+
+
 def test_without_data_the_scale_is_held_and_it_says_so(site: Site) -> None:
     site.deploy(replicas=3)
     site.world.silent = True

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from cases import pod, request_at
 
-from andes_operator.observe import FleetReplica, GatewayReport
+from andes_operator.gateway_report import FleetReplica, GatewayReport
 from andes_operator.offline import OfflineWork, PendingBatch
 from andes_operator.pool import Share, addresses, known_models, model_of, part, share
 

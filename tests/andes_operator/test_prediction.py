@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.gateway_report import ObservedRequest
+from andes_operator.observe import Observation, PodCounts
 from andes_operator.prediction import Inquiry, check_options, cold_start_s, predict, simulated_policy
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, SpecError, TargetSpec
 from andes_operator.whatif import Prediction

@@ -24,6 +24,7 @@ from andes_operator.observe import Observation, PodCounts, merge
 from andes_operator.prometheus import NoSamplesError, arrivals, queries, report, sketches
 from andes_operator.spec import DemandSource
 from andes_sglang.bench.engine import free_port
+from andes_sglang.sketch import LONGEST_S
 
 NOW_S = 1_000_000.0
 DEMAND = DemandSource(
@@ -43,6 +44,8 @@ FOUND = {
     "rate": [{"metric": {"class": "reading"}, "values": [[NOW_S - 30, "2"], [NOW_S, "1"]]}],
     "qoe": buckets("reading", {"0.5": 0, "0.9": 10.2, "0.95": 20.1, "1.0": 100.3, "+Inf": 100.3}),
     "qoe_sum": [sample(95.5, **{"class": "reading"})],
+    "ttft": buckets("reading", {"0.5": 50.2, "1.0": 90.4, "+Inf": 100.3}),
+    "stall": buckets("reading", {"0.5": 100.3, "+Inf": 100.3}),
     "streams": [sample(3, replica="10.0.0.1:80")],
     "up": [sample(1, replica="10.0.0.1:80"), sample(0, replica="10.0.0.2:80")],
     "held": [sample(2)],
@@ -88,6 +91,15 @@ def test_shares_at_the_edges_and_the_mean_are_exact() -> None:
     assert reading.share_at_least(0.9) == pytest.approx(0.9)
     assert reading.mean == pytest.approx(95.5 / 100.3)
     assert reading.quantile(0.05) == 0.5, "a percentile errs downwards"
+
+
+def test_seconds_err_upwards() -> None:
+    read = report(DEMAND, FOUND, NOW_S)
+    ttft = read.ttft["reading"]
+    assert ttft.count == 100
+    assert [ttft.quantile(q) for q in (0.4, 0.85, 0.95)] == [
+        pytest.approx(0.5, rel=0.02), pytest.approx(1.0, rel=0.02), LONGEST_S]  # fmt: skip
+    assert read.stall["reading"].quantile(0.99) == pytest.approx(0.5, rel=0.02)
 
 
 def test_no_samples_is_missing_data() -> None:

@@ -16,9 +16,9 @@ from andes_operator import names
 from andes_operator.cluster import ClusterError, Scale
 from andes_operator.demand import Lengths
 from andes_operator.forecast import DemandForecast
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.gateways import Answers
 from andes_operator.growth import GrowthHistory
-from andes_operator.observe import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result

@@ -10,11 +10,12 @@ import pytest
 from cases import SPEC, Run, predicted, scores, seen
 
 from andes_operator.decide import decide
+from andes_operator.gateway_report import ObservedRequest
 from andes_operator.growth import GrowthHistory
 from andes_operator.ledger import Ledger
 from andes_operator.memory import Change, Memory
 from andes_operator.names import Reason
-from andes_operator.observe import Observation, ObservedRequest
+from andes_operator.observe import Observation
 from andes_operator.sizing import headroom, ready_at_s
 from andes_sglang.sim.buffer import Buffer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from andes_operator.spec import (
     TargetSpec,
     parse,
 )  # fmt: skip
-from andes_sglang.objective import QoEObjective, Statistic
-from andes_sglang.sketch import Sketch
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.sketch import DurationSketch, Sketch
 
 SPEC: dict[str, Any] = {
     "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "engine"},
@@ -46,6 +47,16 @@ def test_what_is_not_said_has_a_default() -> None:
             "spec.objectives[0].statistic must be one of Mean, Percentile, ShareAbove, got \"Median\"",
         ),
         ({"objectives": [{"statistic": "Mean", "value": 2}]}, "spec.objectives[0].value must be in [0, 1], got 2.0"),
+        ({"objectives": [{"statistic": "Mean", "threshold": 1}]}, "spec.objectives[0].value is missing"),
+        ({"objectives": [{"metric": "TTFT", "statistic": "Percentile", "percentile": 95}]}, "spec.objectives[0].seconds is missing"),
+        ({"objectives": [{"metric": "TTFT", "statistic": "Percentile", "percentile": 95, "seconds": 0}]},
+         "spec.objectives[0].seconds must be seconds > 0, got 0.0"),
+        ({"objectives": [{"metric": "Stall", "statistic": "Percentile", "percentile": 100, "seconds": 1}]},
+         "spec.objectives[0].percentile must be between 0 and 100, got 100.0"),
+        ({"objectives": [{"metric": "Stall", "statistic": "Mean", "seconds": 1}]},
+         "spec.objectives[0].statistic of Stall must be Percentile, got \"Mean\""),
+        ({"objectives": [{"metric": "ITL", "statistic": "Mean", "value": 1}]},
+         "spec.objectives[0].metric must be one of QoE, TTFT, Stall, got \"ITL\""),
         ({"demand": {}}, "exactly one of gateway and prometheus"),
         ({"scaleTargetRef": {"kind": "Deployment"}}, "spec.scaleTargetRef.apiVersion is missing"),
         ({"whatIf": {}}, "spec.whatIf.profile is missing"),
@@ -70,16 +81,33 @@ def test_each_statistic_is_of_its_class() -> None:
     for score in (1.0, 1.0, 1.0, 0.5):
         good.add(score)
     bad.add(0.0)
-    classes = {"reading": good, "code": bad}
-    assert ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) == pytest.approx(0.875)
-    assert ClassObjective("reading", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)).evaluate(classes) == pytest.approx(
-        0.75
+    got = {Metric.QOE: {"reading": good, "code": bad}}
+
+    def value(name: str, statistic: Statistic, at: float | None = None) -> float | None:
+        return ClassObjective(name, QoEObjective(statistic, 0.9, at)).evaluate(got)
+
+    assert value("reading", Statistic.MEAN) == pytest.approx(0.875)
+    assert value("reading", Statistic.SHARE_ABOVE, 0.95) == pytest.approx(0.75)
+    assert value("reading", Statistic.PERCENTILE, 5.0) == pytest.approx(0.5, abs=0.01)
+    assert value("*", Statistic.MEAN) == pytest.approx(0.7)
+    assert value("batch", Statistic.MEAN) is None
+
+
+def test_a_latency_is_of_its_class_and_metric() -> None:
+    quick, slow = DurationSketch(), DurationSketch()
+    for k in range(1, 101):
+        quick.add(0.01 * k)
+        slow.add(1.0 * k)
+    got = {Metric.TTFT: {"reading": quick, "code": slow}, Metric.STALL: {"reading": slow}}
+    objective = ClassObjective("reading", LatencyPercentile(Metric.TTFT, 0.8, 95.0))
+    assert objective.evaluate(got) == pytest.approx(0.95, rel=0.021)
+    assert replace(objective, class_name="code").evaluate(got) == pytest.approx(95.0, rel=0.021)
+    assert replace(objective, class_name="*").evaluate(got) == pytest.approx(90.0, rel=0.03)
+    assert replace(objective, objective=LatencyPercentile(Metric.STALL, 1.0, 50.0)).evaluate(got) == pytest.approx(
+        50.0, rel=0.03
     )
-    assert ClassObjective("reading", QoEObjective(Statistic.PERCENTILE, 0.9, 5.0)).evaluate(classes) == pytest.approx(
-        0.5, abs=0.01
-    )
-    assert ClassObjective("*", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) == pytest.approx(0.7)
-    assert ClassObjective("batch", QoEObjective(Statistic.MEAN, 0.9)).evaluate(classes) is None
+    assert objective.missed(0.961) == "the percentile 95 of TTFT of reading is 0.96 s, above 0.8 s"
+    assert (objective.excess(0.4), objective.excess(1.2)) == (pytest.approx(0.5), pytest.approx(-0.5))
 
 
 def test_every_field_is_read() -> None:

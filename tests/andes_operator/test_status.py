@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from cases import SPEC, TARGET, Run, predicted, scores, seen
+from cases import SPEC, TARGET, Run, predicted, scores, seconds, seen
 
 from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.forecast import DemandForecast
@@ -15,8 +15,9 @@ from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import DataFault, Observation, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
+from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
-from andes_sglang.objective import QoEObjective, Statistic
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
 
 NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
 GOOD = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
@@ -51,6 +52,7 @@ def test_all_is_well() -> None:
     assert found["objectives"] == [
         {
             "class": "*",
+            "metric": "QoE",
             "statistic": "ShareAbove",
             "target": 0.95,
             "met": "True",
@@ -237,6 +239,41 @@ def test_gpu_hours_and_what_was_saved() -> None:
 
 
 def test_the_summary_is_of_the_objective_that_is_missed_by_most() -> None:
-    objectives = [{"current": 0.9, "target": 0.9}, {"current": 0.8, "target": 0.95}, {"current": None, "target": 1.0}]
-    assert summary(objectives) == "0.800/0.95"
-    assert summary(objectives[2:]) == "-/1"
+    mean = ClassObjective("code", QoEObjective(Statistic.MEAN, 0.9))
+    late = ClassObjective("*", LatencyPercentile(Metric.STALL, 2.0, 99.0))
+    spec = replace(SPEC, objectives=(mean, late))
+    look = replace(GOOD, ended={"code": scores(*[0.8] * 20)["reading"]}, stall=seconds(*[2.1] * 20))
+    assert summary(spec, look) == "0.800/0.9"
+    assert summary(spec, replace(look, stall=seconds(*[3.0] * 20))) == "3.04 s/2 s"
+    assert summary(replace(spec, objectives=(late,)), GOOD) == "-/2 s"
+
+
+def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
+    late = ClassObjective("*", LatencyPercentile(Metric.TTFT, 2.0, 95.0))
+    spec = replace(SPEC, objectives=(TARGET, late))
+    prediction = replace(predicted(2), objectives=spec.objectives, values={2: (0.97, 1.5)})
+    for waited_s, met in ((1.0, "True"), (3.0, "False")):
+        found = made(replace(GOOD, ttft=seconds(*[waited_s] * 20)), prediction, spec=spec)
+        assert found["objectives"][1] == {
+            "class": "*", "metric": "TTFT", "statistic": "Percentile", "target": 2.0, "met": met,
+            "current": pytest.approx(waited_s, rel=0.02), "predicted": 1.5, "streams": 20,
+        }  # fmt: skip
+        assert by_type(found)["ObjectiveMet"][0] == met
+    assert [c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet"] == [
+        "the percentile 95 of TTFT of all classes is 3.04 s, above 2 s"
+    ]
+    metrics = OperatorMetrics()
+    metrics.show("n", "t", found)
+    shown = metrics.exposition().decode()
+    for kind, value in (("target", 2.0), ("predicted", 1.5)):
+        labels = f'class="*",kind="{kind}",metric="TTFT",namespace="n",target="t"'
+        assert f"andes_operator_objective_seconds{{{labels}}} {value}" in shown
+    assert shown.count("andes_operator_objective_ratio{") == 3, "of QoE alone"
+
+
+def test_gateways_that_do_not_report_seconds_are_named() -> None:
+    spec = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyPercentile(Metric.STALL, 2.0, 95.0))))
+    found = made(GOOD, replace(predicted(2), values={}), spec=spec)
+    assert by_type(found)["ObjectiveMet"] == by_type(found)["Ready"] == ("Unknown", "MetricUnseen")
+    (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")
+    assert said.startswith("the gateways report no Stall")

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from andes_operator.demand import ExpectedDemand
-from andes_operator.observe import Observation, ObservedRequest, PodCounts
+from andes_operator.gateway_report import ObservedRequest
+from andes_operator.observe import Observation, PodCounts
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, TargetSpec
 from andes_operator.whatif import MAX_LOAD_FACTOR, QUANTILES, Prediction, predict_replicas
 from andes_sglang.objective import QoEObjective, Statistic

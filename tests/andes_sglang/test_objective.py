@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from andes_sglang.objective import QoEObjective, Statistic
-from andes_sglang.sketch import Sketch
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.sketch import DurationSketch, Sketch
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,31 @@ def test_text_that_names_no_objective_is_refused_by_name(text: str) -> None:
 def test_fields_out_of_range_are_refused(statistic: Statistic, value: float, at: float | None, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         QoEObjective(statistic, value, at)
+
+
+@pytest.mark.parametrize("metric", [Metric.TTFT, Metric.STALL])
+def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(metric: Metric) -> None:
+    objective = LatencyPercentile(metric, 2.0, 90.0)
+    seconds = np.array([0.1 * k for k in range(1, 22)])
+    sketch = DurationSketch()
+    for each in seconds:
+        sketch.add(float(each))
+    assert objective.of(seconds) == pytest.approx(1.9)
+    assert objective.of_sketch(sketch) == pytest.approx(1.9, rel=0.021)
+    assert (objective.met(2.0), objective.met(2.01), objective.met(1.95, margin=0.05)) == (True, False, False)
+    assert (objective.of(np.array([])), objective.of_sketch(DurationSketch())) == (0.0, None)
+    assert str(objective) == f"{metric} p90<=2s"
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "at", "text"),
+    [
+        (Metric.QOE, 1.0, 95.0, "metric must be TTFT or Stall, got QoE"),
+        (Metric.TTFT, 0.0, 95.0, "value must be seconds > 0, got 0.0"),
+        (Metric.TTFT, float("nan"), 95.0, "value must be seconds > 0, got nan"),
+        (Metric.STALL, 1.0, 100.0, "at must be between 0 and 100, got 100.0"),
+    ],
+)
+def test_latency_fields_out_of_range_are_refused(metric: Metric, value: float, at: float, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        LatencyPercentile(metric, value, at)

@@ -137,12 +137,18 @@ def test_the_page_of_the_layout_names_every_module_of_the_core() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "command"), [("jinja2", "report"), ("aiohttp", "bench"), ("prometheus_client", "compare")]
+    ("package", "command", "extra"),
+    [
+        ("jinja2", "report", "bench"),
+        ("aiohttp", "bench", "bench"),
+        ("prometheus_client", "compare", "bench"),
+        ("scipy", "plan", "plan"),
+    ],
 )
-def test_a_command_whose_extra_is_missing_says_what_to_install(package: str, command: str) -> None:
+def test_a_command_whose_extra_is_missing_says_what_to_install(package: str, command: str, extra: str) -> None:
     code = (
         f"import sys; sys.modules[{package!r}] = None; from andes_sglang.cli import main; sys.exit(main([{command!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"andes {command}: {command} needs {package}: install andes-sglang[bench]" in done.stderr
+    assert f"andes {command}: {command} needs {package}: install andes-sglang[{extra}]" in done.stderr

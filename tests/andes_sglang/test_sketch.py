@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andes_sglang.sketch import BINS, Sketch
+from andes_sglang.sketch import BINS, LONGEST_S, DurationSketch, Sketch
 
 SCORES = st.lists(st.floats(0, 1), max_size=200)
 
@@ -126,3 +126,37 @@ def test_what_is_just_a_sketch_is_read() -> None:
 def test_scores_outside_are_refused(score: float) -> None:
     with pytest.raises(ValueError, match="score must be in"):
         Sketch().add(score)
+
+
+@given(st.lists(st.floats(0, 80_000), min_size=1, max_size=200), st.floats(0, 1))
+def test_durations_are_told_two_per_cent_too_long_at_most(seconds: list[float], q: float) -> None:
+    sketch = DurationSketch()
+    for each in seconds:
+        sketch.add(each)
+    exact = float(np.quantile(seconds, q, method="lower"))
+    found = sketch.quantile(q)
+    assert found is not None
+    assert exact - 1e-3 <= found <= 1.0201 * max(exact, 1e-3)
+    assert sketch.mean == pytest.approx(float(np.mean(seconds)))
+
+
+def test_what_never_came_is_a_day_and_nothing_is_no_time() -> None:
+    sketch = DurationSketch()
+    for each in (0.0, 0.0, float("inf")):
+        sketch.add(each)
+    assert (sketch.quantile(0.5), sketch.quantile(1.0)) == (0.0, LONGEST_S)
+    again = DurationSketch.from_dict(json.loads(json.dumps(sketch.to_dict())))
+    assert DurationSketch.merged([again, sketch]).counts == {k: 2 * n for k, n in sketch.counts.items()}
+
+
+@pytest.mark.parametrize("seconds", [-0.1, float("nan")])
+def test_what_is_no_duration_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="duration must be seconds >= 0"):
+        DurationSketch().add(seconds)
+
+
+def test_bins_beyond_the_last_are_refused_by_either() -> None:
+    for kind in (Sketch, DurationSketch):
+        kind.from_dict({"counts": {str(kind.last): 1}, "total": 1.0})
+        with pytest.raises(ValueError, match="counts"):
+            kind.from_dict({"counts": {str(kind.last + 1): 1}, "total": 1.0})

@@ -25,7 +25,7 @@ from andes_sglang.stream_forecast import (
     project_qoe,
     usable_slots,
 )
-from andes_sglang.waits import WaitView
+from andes_sglang.waits import UsualWaits, WaitView
 
 COSTS = Costs(
     decode_fixed_s=0.01, decode_request_s=0.001, decode_context_s=1e-6, prefill_fixed_s=0.02, prefill_token_s=1e-4,
@@ -177,7 +177,7 @@ def test_many_replicas_at_once_are_each_by_itself(replicas: list[Any], prompt_to
     together = forecast_streams(new, views, NOW_S, HORIZON_S)
     for one, alone in zip(together, (forecast(new, v) for v in views), strict=True):
         assert one[:5] == pytest.approx(alone[:5], abs=1e-9)
-        assert one.wait == pytest.approx(alone.wait, abs=1e-9)
+        assert one.wait is None, "routers do not pay for it"
         assert 0.0 <= one.qoe <= 1.0
         assert one.loss >= 0.0
 
@@ -247,8 +247,9 @@ def test_what_streams_tell_of_the_wait_goes_beside_the_forecast_and_routes_nothi
     """40 streams of which 16 decode at a time: those ahead over the rate, or as usual."""
     crowded = view(streams=40, slots=16, pending_tokens=2000.0)
     plain = forecast(NEW, crowded)
-    queued = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, 50.0, queues=True, low=0.5, high=2.0)))
+    usual_waits = UsualWaits(np.array([0.2]), [(3.0, True)])
+    queued = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, usual_waits, queues=True, low=0.5, high=2.0)))
     assert queued.wait[:3] == (12.0, 6.0, 24.0)
-    usual = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, 3.0, queues=False)))
-    assert usual.wait.ttft_s == pytest.approx(3.0 * usual.wait.alone_s)
+    usual = forecast(NEW, replace(crowded, waits=WaitView(24, 2.0, usual_waits, queues=False)))
+    assert usual.wait.ttft_s == 3.0
     assert queued[:5] == usual[:5] == plain[:5]

@@ -251,3 +251,40 @@ def test_the_mean_before_anything_is_counted_is_nought() -> None:
     assert figures.mean_qoe == 0.0
     figures.add(record(0, 0.0, [0.5, 0.6]))
     assert figures.mean_qoe == 1.0
+
+
+def test_classes_and_tenants_have_figures_of_their_own() -> None:
+    records = [
+        record(0, 0.0, [1.0, 1.2], reader_class="chat", tenant="a"),
+        record(1, 0.0, [9.0, 9.2], reader_class="batch", tenant="a"),
+        record(2, 0.0, [3.0, 3.2], reader_class="chat"),
+        record(3, 0.0, [0.5], reader_class="chat", tenant="b", error="HTTP 500"),
+    ]
+    figures = summarise(records)
+    chat = [records[0], records[2], records[3]]
+    assert figures["by_class"]["chat"]["requests"] == 3
+    assert figures["by_class"]["chat"]["failed"] == 1
+    assert figures["by_class"]["chat"]["qoe"]["mean"] == pytest.approx(np.mean([r.qoe for r in chat]))
+    assert figures["by_class"]["chat"]["ttft_s"]["p50"] == 1.0
+    assert {name: group["requests"] for name, group in figures["by_tenant"].items()} == {"a": 2, "b": 1}
+    assert "by_class" not in summarise(random_records(5))
+
+
+def test_groups_are_combined_over_repeats_where_they_are_there() -> None:
+    first = summarise([record(0, 0.0, [1.0], reader_class="chat"), record(1, 0.0, [3.0], reader_class="rare")])
+    second = summarise([record(0, 0.0, [2.0], reader_class="chat")])
+    both = summary.combine([second, first])
+    assert both["by_class"]["chat"]["ttft_s"]["p50"] == pytest.approx(1.5)
+    assert both["by_class"]["rare"]["requests"] == 1
+    rows = summary.group_rows({"andes": both, "stock": summary.combine([first])})
+    assert [row[:3] for row in rows[1:]] == [
+        ["class chat", "andes", "2"], ["class chat", "stock", "1"], ["class rare", "andes", "1"], ["class rare", "stock", "1"],
+    ]  # fmt: skip
+    assert "±" in rows[1][3]
+    assert summary.group_rows({"stock": summary.combine([summarise(random_records(3))])}) == []
+
+
+def test_beyond_fifty_groups_the_others_are_one() -> None:
+    groups = summarise([record(k, 0.0, [1.0], tenant=f"t{k}") for k in range(60)])["by_tenant"]
+    assert len(groups) == 51
+    assert groups["(others)"]["requests"] == 10

@@ -57,6 +57,24 @@ def test_where_newcomers_come_first_those_who_starve_do_not_count() -> None:
     assert forecast.high_s > 10.0, "those that wait still tell how bad it can be"
 
 
+def test_where_short_prompts_come_first_each_is_told_the_wait_of_those_alike() -> None:
+    """Prompts that take 0.1 s alone are served after 0.4 s, those that take 1 s after 20 s, those of 3 s never."""
+    waits, served_after_s = FirstTokens(), {0.1: 0.4, 1.0: 20.0}
+    due: list[tuple[float, int]] = []
+    for k in range(240):
+        now_s, alone_s = 0.5 * k, (0.1, 1.0, 3.0)[k % 3]
+        for at_s, stream in sorted(one for one in due if one[0] <= now_s):
+            waits.first(stream, at_s)
+        due = [one for one in due if one[0] > now_s]
+        waits.sent(k, now_s, waits.view(now_s).forecast(2.0, alone_s))
+        if alone_s in served_after_s:
+            due.append((now_s + served_after_s[alone_s], k))
+    view = waits.view(120.0)
+    told = [view.forecast(2.0, alone_s).ttft_s for alone_s in (0.1, 0.12, 0.9, 1.0, 3.0)]
+    assert told == pytest.approx([0.4, 0.4, 20.0, 20.0, told[-1]])
+    assert told[-1] > 30.0, "as long as those that wait have waited"
+
+
 def test_what_goes_without_a_first_token_is_forgotten() -> None:
     waits = FirstTokens()
     for k in range(20):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from andes_sglang import flags
 from andes_sglang.flags import UsageError
-from andes_sglang.policy import effective_options
+from andes_sglang.policy import PolicyError, effective_options
 from andes_sglang.sim import overrides, profile
 from andes_sglang.sim.engine import EngineModel, Overlap
 from andes_sglang.sim.server.bodies import Limits
@@ -136,10 +136,13 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         f"andes: simulated engine ({chosen.model} on {chosen.hardware}, policy {args.policy}) "
         f"listens on http://{shown}:{bound.getsockname()[1]}"
     )
-    run(
-        bound, info, engine, policy, greeting=greeting, traces_url=traces_url, speed=args.speed,
-        max_queued=args.max_queued_requests,
-    )  # fmt: skip
+    try:
+        run(
+            bound, info, engine, policy, greeting=greeting, traces_url=traces_url, speed=args.speed,
+            max_queued=args.max_queued_requests,
+        )  # fmt: skip
+    except PolicyError as error:
+        raise UsageError(f"the engine ends: {error}") from error
     return 0
 
 

@@ -1,9 +1,9 @@
 """Our own format: JSON lines or CSV, one request a row, the only one that says what its readers expect.
 
 Required: ``arrival_s``, ``prompt_tokens``, ``output_tokens``. Optional: ``ttft_s``, ``tds``, ``weight``, ``yield``,
-``expected_tokens``, ``max_tokens``, ``session_id``, ``blocks``, ``reason_tokens`` (the first of ``output_tokens``, which are
-not shown). Descriptive columns, not replayed: ``turn``, ``client``, ``src_row`` and every name that starts with ``x_``; any
-other column is an error.
+``expected_tokens``, ``max_tokens``, ``session_id``, ``blocks``, ``class``, ``tenant``, ``reason_tokens`` (the first of
+``output_tokens``, which are not shown). Descriptive columns, not replayed: ``turn``, ``client``, ``src_row`` and every name
+that starts with ``x_``; any other column is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ANDES"]
 
 REPLAYED = frozenset(
     ("arrival_s", "prompt_tokens", "output_tokens", "ttft_s", "tds", "weight", "yield", "expected_tokens", "max_tokens",
-     "session_id", "blocks", "reason_tokens")
+     "session_id", "blocks", "reason_tokens", "class", "tenant")
 )  # fmt: skip
 DESCRIPTIVE = frozenset(("turn", "client", "src_row"))
 WIRE_NAMES = {"ttft": "ttft_s", "tokens": "expected_tokens"}
@@ -44,6 +44,8 @@ def _parse(row: Row) -> TracedRequest:
             yields=reader.yields,
             expected_tokens=reader.expected_tokens,
             reason_tokens=_reason_tokens(row),
+            reader_class=str(row.fields["class"]) if row.states("class") else None,
+            tenant=str(row.fields["tenant"]) if row.states("tenant") else None,
         ),
         stated,
     )

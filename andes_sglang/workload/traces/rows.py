@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from andes_sglang.request import RequestSpec
 from andes_sglang.workload.base import StatedTarget, WorkloadError
 
-__all__ = ["Row", "TraceFormat", "TracedRequest", "read_rows"]
+__all__ = ["Row", "TraceFormat", "TracedRequest", "read_document", "read_rows", "rows_of"]
 
 
 class Row:
@@ -90,8 +90,9 @@ class TraceFormat:
     tick_s: float = 0.0
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV with a header line, or of JSON objects one a line. Raises :class:`WorkloadError`."""
+def read_document(path: Path) -> Any:
+    """A JSON document: its value, a list or an object; of any other file, JSON lines among them, the text. Raises
+    :class:`WorkloadError`."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
@@ -101,11 +102,30 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise WorkloadError(f"{path}: a damaged gzip file ({error})") from None
     except UnicodeDecodeError:
         raise WorkloadError(f"{path}: not a text file") from None
-    if text.lstrip().startswith("["):
+    start = text.lstrip()[:1]
+    try:
+        return json.loads(text) if start in ("[", "{") else text
+    except json.JSONDecodeError as error:
+        if start == "[":
+            raise WorkloadError(f"{path}: not JSON ({error})") from None
+        return text
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a CSV with a header line, or of JSON objects one a line. Raises :class:`WorkloadError`."""
+    document = read_document(path)
+    if isinstance(document, list):
         raise WorkloadError(
-            f"{path}: a JSON array (ShareGPT's conversations?) says neither when requests arrive nor how long they are; "
-            "docs/traces.md has the formats"
+            f"{path}: a JSON array that is no data set of conversations; docs/traces.md has the formats"
         )
+    return rows_of(path, document)
+
+
+def rows_of(path: Path, text: str | dict[str, Any]) -> Iterator[Row]:
+    """Rows of what :func:`read_document` has read: a text, or the object of the only line."""
+    if isinstance(text, dict):
+        yield Row(f"{path}, row 1", text)
+        return
     if not text.lstrip().startswith("{"):
         for number, fields in enumerate(csv.DictReader(io.StringIO(text)), start=2):
             yield Row(f"{path}, row {number}", fields)

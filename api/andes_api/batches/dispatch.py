@@ -184,7 +184,7 @@ class Dispatcher:
             got.status, got.content = error.status, orjson.dumps(error.body)
             return self._settle(work, line, got, stream)
         try:
-            await self._gateway.serve(stream, [replica], Connection(None), got.receive, got.send)
+            await self._gateway.serve(stream, [replica], Connection(), got.receive, got.send)
             return self._settle(work, line, got, stream)
         except Exception:  # a fault of ours: it is on record, and the others go on
             _log.exception("batch %s, line %d", work.id, line.number)

@@ -175,7 +175,7 @@ def test_a_third_partys_policy_that_cannot_decide_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     theirs = ("--model", model, "--policy", "their_policy:Theirs")
     said = refusal(*theirs, "--policy-option", "patience_s=long")
-    assert "--policy their_policy:Theirs: decide() fails with options {'patience_s': 'long'}" in said
+    assert "--policy their_policy:Theirs, options {'patience_s': 'long'}: policy 'theirs': decide(state) raised" in said
     assert "TypeError" in said
     assert "unknown option 'patiens_s'; its options are patience_s" in refusal(
         *theirs, "--policy-option", "patiens_s=3"
@@ -190,8 +190,8 @@ def test_a_third_partys_policy_that_returns_no_decision_is_refused(
     )
     monkeypatch.syspath_prepend(tmp_path)
     said = refusal("--model", model, "--policy", "their_draft:Draft")
-    assert "--policy their_draft:Draft: decide() fails" in said
-    assert "returned a list, not a Decision" in said
+    assert "--policy their_draft:Draft" in said
+    assert "policy 'draft': decide(state) returned ['probe-waiting'] (a list)" in said
 
 
 def test_an_old_option_name_reaches_the_engine_as_the_new_one(model: str) -> None:
@@ -527,6 +527,7 @@ from sglang.srt.plugins import load_plugins
 
 load_plugins()
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor, DisallowedTokensLogitsProcessor
 from sglang.srt.sampling import penaltylib
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -535,10 +536,24 @@ from andes_sglang.adapter.penalties import restore_penalties
 from andes_sglang.adapter.sglang_request import is_preemptible
 
 
-def preemptible(speculative=False, sampling={}, **features):
+def preemptible(speculative=False, sampling={}, generation=None, **features):
     algorithm = SpeculativeAlgorithm.EAGLE if speculative else SpeculativeAlgorithm.NONE
     req = Req("r", "", array("q", [5, 6]), SamplingParams(**sampling), vocab_size=100, **features)
+    req.session_generation = generation
     return is_preemptible(req, algorithm)
+
+
+class Stateful(CustomLogitProcessor):
+    def __call__(self, logits, custom_param_list=None):
+        return logits
+
+
+class Stateless(Stateful):
+    andes_stateless = True
+
+
+class SaysOtherwise(Stateless):
+    andes_stateless = "no"
 
 
 class Batch:
@@ -590,10 +605,15 @@ print(json.dumps({
         ("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
     )},
     **{name: preemptible(**{name: value}) for name, value in (
-        ("speculative", True), ("lora_id", "a"), ("session", object()), ("session_id", "s"), ("return_logprob", True),
-        ("input_embeds", [[0.1]]), ("positional_embed_overrides", object()), ("custom_logit_processor", "p"),
+        ("speculative", True), ("lora_id", "a"), ("session_id", "s"), ("generation", 1), ("return_logprob", True),
+        ("input_embeds", [[0.1]]), ("positional_embed_overrides", object()),
         ("return_sampling_mask", True), ("return_hidden_states", True), ("return_routed_experts", True),
         ("return_indexer_topk", True),
+    )},
+    "session": preemptible(session=SimpleNamespace(streaming=False)),
+    "streaming session": preemptible(session=SimpleNamespace(streaming=True)),
+    **{kind.__name__: preemptible(custom_logit_processor=kind.to_str()) for kind in (
+        Stateful, Stateless, SaysOtherwise, DisallowedTokensLogitsProcessor,
     )},
 }))
 """
@@ -608,6 +628,7 @@ def test_what_could_not_survive_a_preemption_is_never_preempted_and_counters_do(
     for restored, undisturbed in counters:
         assert len(restored) == 4
         assert restored == undisturbed
-    assert len(may) == 18
+    assert len(may) == 23
     survive = {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens", "return_logprob"}
+    survive |= {"lora_id", "session", "session_id", "Stateless", "DisallowedTokensLogitsProcessor"}
     assert {name for name, preemptible in may.items() if preemptible} == {"plain", "last hidden state", *survive}

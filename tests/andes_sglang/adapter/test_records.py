@@ -216,13 +216,25 @@ def test_records_learn_how_long_answers_are(reason: str, ignore_eos: bool, expec
         assert records["b"].expected_tokens == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.parametrize("yields", [True, False])
+def test_what_has_no_reader_teaches_no_length(yields: bool) -> None:
+    records, told = StreamRecords(), Finished()
+    for k in range(40):
+        ended = request(f"x{k}", prompt=10, output=30)
+        ended.finished_reason = SimpleNamespace(to_json=lambda: {"type": "stop"})
+        records.add(record(ended, expectation=ReaderExpectation(yields=yields)))
+        records.end(ended, told)
+    records.add(record(request("next"), expectation=ReaderExpectation()))
+    assert (records["next"].expected_tokens < 100) is not yields
+
+
 @pytest.mark.parametrize(("rid", "answers"), [("a", 1), (f"{protocol.HEALTH_CHECK_RID_PREFIX}_a", 0)])
 def test_a_health_check_is_no_answer(rid: str, answers: int) -> None:
     """An idle engine gets one every few seconds: what was learned from answers would be forgotten overnight."""
     records, told = StreamRecords(), Finished()
     ended = request(rid, prompt=10, output=30)
     ended.finished_reason = SimpleNamespace(to_json=lambda: {"type": "stop"})
-    records.add(record(ended))
+    records.add(record(ended, expectation=ReaderExpectation()))
     records[rid].deliver(1.0)
     records.end(ended, told)
     assert len(told.qoe) == answers

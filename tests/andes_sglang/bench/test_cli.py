@@ -25,8 +25,8 @@ from andes_sglang.cli import main
         ("--url http://127.0.0.1:9 --out /dev/null/x", "--out /dev/null/x: cannot be made (Not a directory)"),
         ("--duration 2", "--url nonsense: say http:// or https:// first, as in http://nonsense"),
         ("--url http://127.0.0.1:9 --duration 2", "--url http://127.0.0.1:9: nothing answers there"),
-        ("--trace nowhere.csv --rate 3", "--rate 3.0: not with --trace, whose arrivals are played"),
-        ("--trace nowhere.csv --shape gamma", "--shape gamma: not with --trace"),
+        ("--trace one.csv --rate 3", "--rate 3.0: not with --trace, whose arrivals are played"),
+        ("--trace one.csv --shape gamma", "--shape gamma: not with --trace"),
         ("--oops", "unknown argument '--oops'"),
         ("--name a/b", "--name 'a/b': it names files, so it must be a word without /"),
         ("--vocabulary 9-3", "--vocabulary '9-3': expected LOW-HIGH token ids"),
@@ -36,6 +36,7 @@ def test_bench(
     arguments: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("one.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,10,10\n")
     assert main(["bench", "--url", "nonsense", *arguments.split()]) == 2
     assert says in capsys.readouterr().err
 

@@ -314,6 +314,13 @@ def test_a_parked_request_gives_its_kv_but_no_place() -> None:
     assert packed(rows, pool=110, slots=1, displacers="c", victims="b") == ""
 
 
+def test_a_parked_request_is_passed_over_where_only_a_place_is_missing() -> None:
+    rows: list[Row] = [("a", R, 50, 2), ("b", P, 50, 1), ("c", W, 50, 3)]
+    assert packed(rows, slots=1, displacers="c", victims="ab") == "pa +c"
+    assert packed(rows, slots=1, displacers="c", victims="b") == ""
+    assert packed(rows, slots=1, pool=149, displacers="c", victims="ab") == "-b pa +c", "both are"
+
+
 def test_a_parked_request_is_not_its_own_victim_nor_one_that_was_resumed() -> None:
     assert packed([("a", R, 50, 9), ("b", P, 50, 1)], pool=104, growth_tokens=5, displacers="b", victims="b") == ""
     rows: list[Row] = [("a", R, 50, 9), ("b", P, 50, 5), ("c", W, 50, 4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import math
 import re
 from html.parser import HTMLParser
 
@@ -12,7 +14,8 @@ from jinja2 import UndefinedError
 from andes_sglang import summary
 from andes_sglang.report import COLOURS, Figure, plot, render, render_page
 from andes_sglang.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
-from andes_sglang.report.page import cdf, reader_curves
+from andes_sglang.report.distribution import cdf, cdf_with_band
+from andes_sglang.report.page import READS, STALLS, WAITS, _stretches, reader_curves
 from andes_sglang.request import RequestRecord
 
 
@@ -256,3 +259,63 @@ def test_ticks_are_round_numbers(low: float, high: float, expected: list[float])
 
 def test_the_share_of_values_that_are_at_most_that() -> None:
     assert cdf([3.0, 1.0, 2.0, 2.0]) == ([1.0, 2.0, 2.0, 3.0], [0.25, 0.5, 0.75, 1.0])
+
+
+def test_the_band_of_one_run_is_the_inequality_of_dvoretzky_kiefer_and_wolfowitz() -> None:
+    (_, _, xs, ys), (colour, at, low, high) = cdf_with_band("a", "#1", [[float(k) for k in range(100)]])
+    half = math.sqrt(math.log(40) / 200)
+    assert (colour, at) == ("#1", xs)
+    assert low == pytest.approx([max(0.0, y - half) for y in ys])
+    assert high == pytest.approx([min(1.0, y + half) for y in ys])
+
+
+def test_the_band_over_repeats_is_students() -> None:
+    runs = [[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 3.0, 4.0], [2.0, 2.0, 3.0, 4.0]]
+    (_, _, xs, ys), (_, _, low, high) = cdf_with_band("a", "#1", runs)
+    at = xs.index(1.0)
+    shares = [0.25, 0.5, 0.0]
+    assert ys[at] == pytest.approx(np.mean(shares))
+    half = 4.303 * np.std(shares, ddof=1) / math.sqrt(3)
+    assert (low[at], high[at]) == (max(0.0, ys[at] - half), pytest.approx(ys[at] + half))
+    assert (low[-1], ys[-1], high[-1]) == (1.0, 1.0, 1.0)
+
+
+def test_bands_lie_under_the_lines_and_are_cut_with_them() -> None:
+    text = plot(
+        [("a", "#123", [0.0, 10.0], [0.5, 0.5])],
+        "x",
+        "y",
+        1.0,
+        10.0,
+        bands=[("#123", [0.0, 10.0], [0.0, 0.0], [1.0, 9.0])],
+    )
+    polygon = re.search(r'<polygon points="(.+?)"', text)
+    assert polygon is not None
+    assert text.index("<polygon") < text.index("<polyline")
+    assert polygon[1].split() == [
+        f"{LEFT:.1f},{HEIGHT - BOTTOM:.1f}", f"{WIDTH - RIGHT:.1f},{HEIGHT - BOTTOM:.1f}",
+        f"{WIDTH - RIGHT:.1f},{TOP:.1f}", f"{LEFT:.1f},{TOP:.1f}",
+    ]  # fmt: skip
+
+
+def test_a_timeline_tells_waiting_reading_and_stalls_apart() -> None:
+    late = RequestRecord(0, 1.0, 1.0, 9, 4, 1.0, 2.0, [(3.0, 2), (7.0, 2)], 7.0)
+    assert _stretches(late) == [(1.0, 3.0, WAITS), (3.0, 4.0, READS), (4.0, 7.0, STALLS), (7.0, 8.0, READS)]
+    soon = RequestRecord(0, 1.0, 1.0, 9, 2, 1.0, 2.0, [(1.5, 1), (2.4, 1)], 2.4)
+    assert _stretches(soon) == [(1.0, 1.5, WAITS), (1.5, 3.0, READS)], "a reader reads no sooner than they expected"
+    assert _stretches(RequestRecord(0, 1.0, 1.0, 9, 0, 1.0, 2.0, [], 5.0, "HTTP 500")) == [(1.0, 5.0, WAITS)]
+
+
+def test_the_report_says_how_it_was_made() -> None:
+    figures = {"x": figures_of(4.0, 20)}
+    made = {"version": "1.2", "command": ["andes", "simulate", "--arm", "a b"], "at": "2026-01-02T03:04:05+00:00"}
+    result = {"workload": {"name": "w", "requests": 20, "seeds": [7, 8]}, "engine": {"what": "e"}, "policies": figures}
+    text = render({**result, "made_by": made}, {"x": run(4.0)}, {})
+    assert (
+        html.escape("andes simulate --arm 'a b'; seeds 7, 8; andes 1.2, 2026-01-02", quote=True).replace(
+            "&#x27;", "&#39;"
+        )
+        in text
+    )
+    assert text.count("A row is a request under x") == 1
+    assert text.count("<polygon") == 3

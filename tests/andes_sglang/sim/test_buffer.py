@@ -8,14 +8,15 @@ from functools import cache
 import numpy as np
 import pytest
 
-from andes_sglang.objective import QoEObjective
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import QoE
 from andes_sglang.sim import buffer as module
 from andes_sglang.sim.buffer import Buffer, _highest, _Table, buffer
 from andes_sglang.sim.engine import Costs, EngineModel
-from andes_sglang.sim.whatif import Goal, work_s
+from andes_sglang.sim.outcomes import Goal
+from andes_sglang.sim.whatif import work_s
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
 ENGINE = EngineModel(Costs(0.09, 0.002, 1e-6, 0.06, 1e-4), 2000, 8, 4096, mixed=True)
@@ -48,6 +49,14 @@ def test_a_preempting_scheduler_carries_as_much_and_puts_off_more() -> None:
 
 def test_load_is_counted_in_the_engine_s_own_work() -> None:
     assert found("stock", 1.25).rho == pytest.approx(found("stock").rho, rel=0.15)
+
+
+@pytest.mark.parametrize(("metric", "name"), [(Metric.TTFT, "stock"), (Metric.STALL, "andes")])
+def test_readers_who_may_wait_longer_let_more_be_put_off(metric: Metric, name: str) -> None:
+    short, long = (found(name, 1.0, Goal(LatencyPercentile(metric, seconds, 90.0))) for seconds in (1.0, 30.0))
+    carried = [table.rho * (1.0 + table.seconds / 60.0) for table in (short, long)]
+    assert short.rho <= long.rho
+    assert carried[1] > 1.03 * carried[0], "in a surge of a minute"
 
 
 def test_a_goal_that_nothing_meets_leaves_nothing_to_put_off() -> None:

@@ -20,22 +20,18 @@ from andes_sglang.request import RequestSpec
 from andes_sglang.routing import IncomingStream, LeastLoad, ReplicaView
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.plan import (
-    capacity_rps,
-    cheapest_mix,
-    score_fleet,
-    smallest_feasible,
-    sustained_tokens_per_s,
-)
-from andes_sglang.sim.planner import FleetPlan, Planner, Trial, saving_over
-from andes_sglang.sim.whatif import Goal, WhatIf
+from andes_sglang.sim.objectives import parse_objective
+from andes_sglang.sim.outcomes import Goal
+from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible, sustained_tokens_per_s
+from andes_sglang.sim.planner import MORE, FleetPlan, Planner, Saving, Trial, denser
+from andes_sglang.sim.whatif import WhatIf
 from andes_sglang.workload import SyntheticWorkload, Workload, readers_of
 
 CPU = EngineModel(Costs(4e-3, 5e-4, 1.2e-6, 5e-3, 30e-6, 3e-3), 8192, 64, 8192, overlap=Overlap.SYNC)
 SMALL = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
 TINY = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=900, chunk_tokens=500)
 READERS = readers_of("reading", tds=4.5)
-MEAN = QoEObjective.parse("mean>=0.95")
+MEAN = parse_objective("mean>=0.95")
 
 
 def demand(rate: float, duration_s: float = 60.0, **more: Any) -> SyntheticWorkload:
@@ -83,25 +79,6 @@ def test_a_good_guess_is_confirmed_by_two_questions() -> None:
 
     assert smallest_feasible(holds, 17, 64) == 17
     assert asked == [17, 16]
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 9), st.integers(1, 9))
-def test_the_cheapest_mix_is_the_cheapest_of_all(need: int, strength: int, price_a: int, price_b: int) -> None:
-    """a counts ``strength`` of ``need``, b counts one."""
-    asked: list[tuple[int, int]] = []
-
-    def holds(a: int, b: int) -> bool:
-        asked.append((a, b))
-        return a * strength + b >= need
-
-    alone = -(-need // strength), need
-    a, b = cheapest_mix(holds, alone, (price_a, price_b))
-    assert a * strength + b >= need
-    every = [x * price_a + y * price_b for x in range(13) for y in range(13) if x * strength + y >= need]
-    assert a * price_a + b * price_b == min(every)
-    cheapest_alone = min(alone[0] * price_a, alone[1] * price_b)
-    assert all(x and y and x * price_a + y * price_b < cheapest_alone for x, y in asked), "no dearer one is asked about"
-    assert len(asked) == len(set(asked))
 
 
 def test_capacity_is_about_what_a_flooded_engine_serves() -> None:
@@ -163,7 +140,9 @@ def test_the_search_begins_at_arithmetic_or_for_long_workloads_at_the_what_ifs_a
     long = Workload("busy, then calm", (*busy, *(replace(r, arrival_s=r.arrival_s + since_s) for r in calm)))
     told: list[str] = []
     guess = planner(long, progress=told.append).guess(SMALL, stock)
-    asked = WhatIf(SMALL, stock, long.requests, long.duration_s, [Goal(MEAN)], routing_policy=LeastLoad)
+    asked = WhatIf(
+        SMALL, stock, long.requests, long.duration_s, [Goal(QoEObjective.parse("mean>=0.95"))], routing_policy=LeastLoad
+    )
     assert guess == asked.fewest(9)
     assert guess >= 4, "the busy half decides; arithmetic over the whole says 2"
     assert not told, "without simulating a whole fleet"
@@ -182,32 +161,87 @@ def test_a_mix_is_no_dearer_than_either_alone_and_simulates_nothing_twice() -> N
     a, b = mix.replicas
     assert mix.price_per_hour == pytest.approx(a * prices[0] + b * prices[1])
     assert mix.trial.holds(MEAN)
-    assert mix.price_per_hour <= min(alone[0].replicas * prices[0], alone[1].replicas * prices[1])
+    assert both.trial([SMALL] * a + [TINY] * b, stock).values == mix.trial.values, "the answer holds when it is played"
     every = [
         (x * prices[0] + y * prices[1], x, y)
         for x in range(alone[0].replicas + 1) for y in range(alone[1].replicas + 1)
         if x + y and x * prices[0] + y * prices[1] < mix.price_per_hour - 1e-9
     ]  # fmt: skip
     assert not any(both.trial([SMALL] * x + [TINY] * y, stock).holds(MEAN) for _, x, y in every)
-    count = len(told)
     dear = both.cheapest_mix((SMALL, TINY), stock, alone, (1.0, 100.0))
     assert dear is not None
     assert dear.replicas == (alone[0].replicas, 0)
     assert dear.trial is alone[0].trials[alone[0].replicas]
-    assert len(told) == count, "no mix can be cheaper, so none was simulated"
+    assert dear.plays == 0, "no mix can be cheaper, so none was simulated"
 
 
 def test_a_saving_is_over_the_best_rival_that_has_a_plan() -> None:
-    assert saving_over(3, [8, 6, None]) == 0.5
-    assert saving_over(6, [4]) == -0.5
-    assert saving_over(3, [None]) is None
-    assert saving_over(None, [4]) is None
+    def fleet(replicas: int | None) -> FleetPlan:
+        return FleetPlan(
+            replicas, {n: Trial((0.99, 0.98) if replicas and n >= replicas else (0.5, 0.6), 0.0) for n in range(1, 9)}
+        )
+
+    def share(have: int | None, *needed: int | None) -> float | None:
+        saving = Saving.over(fleet(have), [fleet(n) for n in needed], MEAN)
+        return None if saving is None else saving.share
+
+    assert share(3, 8, 6, None) == 0.5
+    assert share(6, 4) == -0.5
+    assert share(3, None) is None
+    assert share(None, 4) is None
 
 
-def test_without_a_plan_for_both_there_is_no_mix() -> None:
-    fit, none = FleetPlan(1, {1: Trial((1.0,), 0.0)}), FleetPlan(None)
-    for alone in ((fit, none), (none, fit)):
-        assert planner(steady(1.0, 5.0)).cheapest_mix((SMALL, TINY), stock, alone, (1.0, 1.0)) is None
+def test_a_saving_that_is_a_coin_toss_is_none() -> None:
+    """Three against four replicas; the rival misses with three, by much or by chance."""
+    ours = FleetPlan(3, {3: Trial((0.99, 0.98, 0.99), 0.0)})
+
+    def saving(*with_three: float) -> Saving:
+        rival = FleetPlan(4, {4: Trial((0.99,) * 3, 0.0), 3: Trial(with_three, 0.0), 1: Trial((0.1,) * 3, 0.0)})
+        found = Saving.over(ours, [rival], MEAN)
+        assert found is not None
+        return found
+
+    assert saving(0.80, 0.82, 0.81).sure
+    assert not saving(0.99, 0.99, 0.80).sure, "0.927 on average, and two of three seeds hold"
+    unsure = Saving.over(
+        FleetPlan(3, {3: Trial((0.951, 0.949, 0.952), 0.0)}), [FleetPlan(4, {3: Trial((0.8, 0.8, 0.8), 0.0)})], MEAN
+    )
+    assert unsure is not None
+    assert not unsure.sure, "ours may not hold either"
+    one = Saving.over(FleetPlan(3, {3: Trial((0.99,), 0.0)}), [FleetPlan(4, {3: Trial((0.1,), 0.0)})], MEAN)
+    assert one is not None
+    assert one.certainty is None, "one seed tells nothing of chance"
+    assert not one.sure
+
+
+def test_without_a_plan_for_any_there_is_no_mix() -> None:
+    none = FleetPlan(None, {9: Trial((0.1,), 0.0)})
+    assert planner(steady(1.0, 5.0)).cheapest_mix((SMALL, TINY), stock, (none, none), (1.0, 1.0)) is None
+
+
+def test_denser_demand_has_more_requests_in_the_same_seconds() -> None:
+    calm = steady(4.0, 25.0)
+    for factor in MORE:
+        more = denser(calm, factor)
+        assert len(more) == round(100 * factor)
+        assert more.duration_s == calm.duration_s
+        times_s = [r.arrival_s for r in more]
+        assert times_s == sorted(times_s)
+        assert sum(t < 12.5 for t in times_s) == pytest.approx(len(more) / 2, abs=2), "evenly"
+    assert len(denser(demand(2.0), 1.5)) == 180
+
+
+def test_headroom_is_how_much_more_demand_is_held_and_use_how_much_of_the_fleet_works() -> None:
+    both = planner(steady(4.0, 8.0))
+    plan = both.smallest_fleet(SMALL, stock)
+    assert plan.replicas is not None
+    fleet = [SMALL] * plan.replicas
+    headroom = both.headroom(fleet, stock)
+    assert both.headroom([SMALL] * 4 * plan.replicas, stock) == MORE[-1]
+    more = planner(*(w for w in [denser(both.workloads[0], headroom)] if isinstance(w, Workload)))
+    assert more.trial(fleet, stock).holds(MEAN)
+    assert 0.1 < both.used(fleet) < 1.5
+    assert both.used(fleet * 2) == pytest.approx(both.used(fleet) / 2)
 
 
 class MostLoad(LeastLoad):
@@ -255,6 +289,8 @@ def test_plan_finds_the_least_fleet_and_its_saving(tmp_path: Path, capsys: pytes
     assert andes["replicas"] < better
     assert andes["saving_over_better_stock"] == pytest.approx(1 - andes["replicas"] / better)
     assert (result["objective"], result["router"]) == ("mean>=0.95", "qoe")
+    assert andes["used"] > 0.0
+    assert andes["headroom"] >= 1.0
     assert "seeds that hold" in capsys.readouterr().out
     page = (tmp_path / "plan.html").read_text()
     assert "SIMULATED" in page
@@ -308,6 +344,7 @@ def test_a_fleet_that_does_not_reach_is_said_to_be_larger_than_the_bound(
     ("flags", "text"),
     [
         (("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
+        (("--objective", "p90(ttft)<=0"), "--objective: objective 'p90(ttft)<=0': seconds must be > 0"),
         (("--profile", "a100-40gb-phi-3-mini@cheap"), "expected NAME@PRICE"),
         (("--profile", "a100-40gb-phi-3-mini@-1"), "expected NAME@PRICE, a price > 0"),
         (("--profile", "a100-40gb-phi-3-mini@nan"), "expected NAME@PRICE, a price > 0"),

@@ -228,3 +228,23 @@ def test_the_kv_of_those_that_are_to_come_back_is_named_with_the_time_their_read
     ((node, dry_s),) = paused_kv(replica.waiting, replica._population)
     read_s = [1.0 + k / 5.0 for k in range(job.generated)]
     assert (node, dry_s) == (job.kept_node, pytest.approx(read_s[-1] + 1 / 5.0))
+
+
+@pytest.mark.parametrize("yields", [True, False])
+def test_what_has_no_reader_teaches_nothing_of_those_with_one(yields: bool) -> None:
+    """Neither how long their answers are, nor that copies in host memory are lost: its own are the first to go."""
+    replica, _, _ = running("andes", host_capacity_tokens=10_000, host_tokens_per_s=1e5)
+    for k in range(40):
+        job = replica.submit(RequestSpec(replica.now_s, 100, 30, QoETarget(1.0, 5.0), yields=yields))
+        while job.phase is not Phase.RUNNING:
+            replica.advance(replica.now_s + 1e-9)
+        if k % 10 == 0:
+            replica._preemptor.release(job)
+            job.stopped, job.kept_node = "offload", replica.cache.root
+            replica.cache.evict(replica.cache.evictable)
+        replica.advance()
+    new = replica.submit(RequestSpec(replica.now_s, 100, 30, QoETarget(1.0, 5.0)))
+    replica.advance(replica.now_s + 1e-9)
+    expected_tokens = replica._population._columns[19, new.slot]
+    assert (expected_tokens < 100) is not yields
+    assert (replica.latency.kept_share < 1.0) is not yields

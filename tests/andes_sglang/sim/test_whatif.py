@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andes_sglang.objective import QoEObjective
+from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import QoE, RoundRobinRouting
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
+from andes_sglang.sim.outcomes import Goal, Outcomes
 from andes_sglang.sim.plan import score_fleet, smallest_feasible
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.sim.whatif import Goal, WhatIf, at_best, decision_interval, warmup_s, work_s
+from andes_sglang.sim.whatif import WhatIf, decision_interval, warmup_s, work_s
 from andes_sglang.state import Phase
 from andes_sglang.workload import SyntheticWorkload, readers_of
 
@@ -117,9 +118,26 @@ def test_one_objective_for_each_kind_of_reader() -> None:
     assert nobody.simulated[1].values == (None,)
 
 
+@pytest.mark.parametrize(("metric", "policy"), [(Metric.TTFT, "stock"), (Metric.STALL, "andes")])
+def test_fewer_seconds_take_more_replicas(metric: Metric, policy: str) -> None:
+    requests = demand(16.0, 40.0)
+    tight, loose = (
+        what_if(requests, policy, Goal(LatencyPercentile(metric, seconds, 95.0))) for seconds in (0.3, 1000.0)
+    )
+    most, least = tight.fewest(60), loose.fewest(60)
+    assert most is not None
+    assert least is not None
+    assert most > least
+    (got,) = tight.simulated[most].values
+    assert got is not None
+    assert got <= 0.3, "and with them it is met"
+
+
 def test_margin_is_on_top_as_far_as_qoe_goes() -> None:
-    assert Goal(MEAN, margin=0.02).value == pytest.approx(0.97)
-    assert Goal(MEAN, margin=0.2).value == 1.0
+    assert [Goal(MEAN, margin=0.02).met(value) for value in (0.969, 0.97, None)] == [False, True, True]
+    assert [Goal(MEAN, margin=0.2).met(value) for value in (0.999, 1.0)] == [False, True]
+    fast = Goal(LatencyPercentile(Metric.TTFT, 2.0, 95.0), margin=0.1)
+    assert [fast.met(value) for value in (1.8, 1.81, None)] == [True, False, True], "a tenth fewer seconds"
 
 
 def test_a_good_guess_is_cheap_and_bounds_are_kept() -> None:
@@ -214,6 +232,9 @@ def test_what_an_open_request_can_still_reach() -> None:
         job(4, Phase.RUNNING, 40, 3.0), job(5, Phase.WAITING, 100, 3.0),
     ]  # fmt: skip
     fleet: Any = SimpleNamespace(replicas=[SimpleNamespace(by_rid={j.index: j for j in jobs}, now_s=20.0)])
-    found = at_best(fleet, np.array([0.4, 1.0, 1.0, 1.0, 1.0, 1.0]))
+    before = Outcomes(np.array([0.4, 1.0, 1.0, 1.0, 1.0, 1.0]), np.full(6, 0.5), np.zeros(6))
+    found = before.at_best(fleet)
     late = [17 / 27, 0.6 * 9 / 19, 2 / 12, 0.0, 0.0]
-    assert found == pytest.approx([0.4, *(1 - x for x in late)])
+    assert found.qoe == pytest.approx([0.4, *(1 - x for x in late)])
+    assert found.ttft_s == pytest.approx([0.5, 18.0, 0.5, 3.0, 1.0, 0.5]), "waited so far, or to the first token"
+    assert before.qoe[1] == 1.0, "what has ended is kept apart"

@@ -238,5 +238,5 @@ def test_wrong_rows_are_named_up_to_ten(tmp_path: Path) -> None:
 
 def test_an_array_of_conversations_is_no_empty_trace(tmp_path: Path) -> None:
     path = write(tmp_path / "sharegpt.json", '[{"id": "a", "conversations": [{"from": "human", "value": "hi"}]}]')
-    with pytest.raises(WorkloadError, match=r"a JSON array .* says neither when requests arrive nor how long they are"):
+    with pytest.raises(WorkloadError, match=r"a JSON array .* docs/traces.md has the formats"):
         load_trace(path)

@@ -18,6 +18,7 @@ import pytest
 
 from andes_sglang.cli import main
 from andes_sglang.metrics import EngineMetrics
+from andes_sglang.policy import PolicyError
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
 from andes_sglang.sim.server.live import LiveReplica
@@ -185,7 +186,7 @@ def test_a_policy_that_fails_ends_the_engine() -> None:
         live.submit("x", lambda now_s: [RequestSpec(now_s, 5, 5)], stream=True)
         await asyncio.wait_for(live.run(), 60)
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(PolicyError, match=r"policy 'broken'.* raised ZeroDivisionError"):
         asyncio.run(serve())
 
 

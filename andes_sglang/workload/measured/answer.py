@@ -1,0 +1,49 @@
+"""One answer as a benchmark measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from andes_sglang.qoe import QoETarget
+from andes_sglang.request import RequestRecord
+
+__all__ = ["Answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """start_s: when it was asked for, on any clock. ttft_s: from then; None: there was no token. gaps_s: between its chunks
+    after the first, in order; exact: as measured, otherwise the mean of all that there were. error: None where it ended well.
+    """
+
+    start_s: float
+    prompt_tokens: int
+    output_tokens: int
+    ttft_s: float | None
+    gaps_s: Sequence[float] = ()
+    exact: bool = True
+    error: str | None = None
+    duration_s: float = 0.0
+
+    def record(self, index: int, origin_s: float, target: QoETarget) -> RequestRecord:
+        """On the clock whose second 0 is ``origin_s``."""
+        arrival_s = self.start_s - origin_s
+        deliveries: list[tuple[float, int]] = []
+        if self.ttft_s is not None and self.output_tokens > 0:
+            at_s = (
+                arrival_s + self.ttft_s + np.concatenate([[0.0], np.cumsum(np.asarray(self.gaps_s, dtype=np.float64))])
+            )
+            deliveries = [(float(at), tokens) for at, tokens in zip(at_s, self._tokens(len(at_s))) if tokens]
+        end_s = deliveries[-1][0] if deliveries else arrival_s + self.duration_s
+        return RequestRecord(
+            index, arrival_s, arrival_s, self.prompt_tokens, self.output_tokens, target.ttft_s, target.tds,
+            deliveries, end_s, self.error,
+        )  # fmt: skip
+
+    def _tokens(self, chunks: int) -> list[int]:
+        """Tokens of each of ``chunks``, as even as can be: benchmarks count chunks, and tokens only in all."""
+        share, more = divmod(self.output_tokens, chunks)
+        return [share + (k < more) for k in range(chunks)]

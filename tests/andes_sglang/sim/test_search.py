@@ -1,0 +1,157 @@
+"""``andes plan --search``: set-ups of one engine, halved until the best is left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from andes_sglang.cli import main
+from andes_sglang.sim import profile
+from andes_sglang.sim.configure import configure
+from andes_sglang.sim.search import LADDER, Found, Setup, Space, engine_of, held_rate, search
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_every_set_up_that_is_drawn_is_an_engine(name: str) -> None:
+    loaded = profile.load(name)
+    space = Space.of(loaded, 500.0)
+    drawn = space.draws(40, seed=3)
+    assert drawn[:2] == [space.defaults, space.deployed]
+    assert len(drawn) == len(set(drawn)) == 40
+    for setup in drawn:
+        engine, policy = configure(engine_of(loaded, setup), setup.arm)
+        assert engine.devices == setup.devices
+        assert engine.mixed == setup.mixed
+        assert setup.chunk_tokens in (None, engine.chunk_tokens)
+        assert policy() is not None
+    assert space.draws(40, seed=3) == drawn
+    assert space.draws(40, seed=4) != drawn
+
+
+def test_defaults_are_the_profiles_own_and_only_what_fits_is_tried() -> None:
+    big = profile.load("h100x4-llama-3.1-70b")
+    devices = Space.of(big, 500.0).choices["devices"]
+    assert devices[0] == 4
+    assert 1 not in devices, "70B does not fit one H100"
+    measured = Space.of(profile.load("cpu-tiny-llama"), 500.0)
+    assert measured.choices["devices"] == (1,), "what was measured on one device says nothing of two"
+    assert measured.defaults.serve_flags() == "--policy andes"
+    engine, _ = configure(big.engine, Space.of(big, 500.0).defaults.arm)
+    assert (engine.chunk_tokens, engine.mixed, engine.max_running) == (
+        big.engine.chunk_tokens,
+        False,
+        big.engine.max_running,
+    )
+    with pytest.raises(ValueError, match=r"devices 1: the profile h100x4-llama-3\.1-70b cannot tell"):
+        engine_of(big, Setup(1))
+
+
+def test_the_line_to_serve_with_and_the_charts_values_say_the_same() -> None:
+    setup = Setup(2, chunk_tokens=4096, mixed=True, offload=True, options=(("horizon_s", 30.0), ("length_guard", 2.0)))
+    assert setup.serve_flags() == (
+        "--policy andes --tp-size 2 --enable-mixed-chunk --preemption-mode offload --chunked-prefill-size 4096 "
+        "--policy-option horizon_s=30 --policy-option length_guard=2"
+    )
+    values = yaml.safe_load(setup.chart_values("mine"))
+    assert values == {"engine": {
+        "profile": "mine", "policy": "andes", "policyOptions": {"horizon_s": 30, "length_guard": 2}, "gpu": {"count": 2},
+        "args": ["--tp-size=2", "--enable-mixed-chunk", "--preemption-mode=offload", "--chunked-prefill-size=4096"],
+    }}  # fmt: skip
+    assert yaml.safe_load(Setup(1).chart_values("mine")) == {
+        "engine": {"profile": "mine", "policy": "andes", "args": []}
+    }
+
+
+SPACE = Space({
+    "devices": (1,), "chunk_tokens": (None, 512, 1024, 4096), "max_running": (None, 64), "mixed": (False, True),
+    "offload": (False, True),
+})  # fmt: skip
+
+
+def true_rate(setup: Setup) -> float:
+    """One set-up is the best by far, and what is near it is better than the rest."""
+    return (
+        10.0
+        * (1.3 if setup.mixed else 1.0)
+        * (1.2 if setup.chunk_tokens == 1024 else 1.0)
+        * (0.9 if setup.max_running else 1.0)
+    )
+
+
+def margin(setup: Setup, rate_rps: float, share: float) -> float:
+    return true_rate(setup) / rate_rps - 1.0
+
+
+@pytest.mark.parametrize("guess_rps", [1.5, 9.0, 60.0])
+def test_the_held_rate_is_found_wherever_the_search_begins(guess_rps: float) -> None:
+    held = held_rate(margin, SPACE.defaults, guess_rps)
+    assert 10.0 / LADDER < held <= 10.0
+    assert held_rate(lambda *_: -1.0, SPACE.defaults, guess_rps) == 0.0
+
+
+def test_halving_spends_little_on_most_and_finds_the_best() -> None:
+    played: list[tuple[Setup, float]] = []
+
+    def counted(setup: Setup, rate_rps: float, share: float) -> float:
+        played.append((setup, share))
+        return margin(setup, rate_rps, share)
+
+    found = search(counted, SPACE, count=30, seed=1, guess_rps=8.0)
+    assert found[0].setup == SPACE.defaults
+    best = max(found, key=lambda one: one.held_rps)
+    assert (best.setup.mixed, best.setup.chunk_tokens, best.setup.max_running) == (True, 1024, None)
+    assert best.held_rps == pytest.approx(15.6, rel=LADDER - 1)
+    assert all(
+        isinstance(one, Found) and true_rate(one.setup) / LADDER <= one.held_rps <= true_rate(one.setup)
+        for one in found
+    )
+    whole = {setup for setup, share in played if share == 1.0}
+    assert len(whole) <= 13, "most are played on a part only"
+
+
+BASE = (
+    "plan",
+    "--search",
+    "--profile",
+    "cpu-tiny-llama",
+    "--duration",
+    "10",
+    "--tds",
+    "4.5",
+    "--seeds",
+    "1",
+    "--setups",
+    "3",
+)
+
+
+def test_the_command_says_what_to_serve_with_and_how_much_more_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*BASE, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "plan.json").read_text())
+    said = capsys.readouterr().out
+    assert f"andes serve --model MODEL {result['chosen']['flags']}" in said
+    assert result["chosen"]["chart"] in said
+    assert result["chosen_held_rps_per_device"] >= result["default_held_rps_per_device"] > 0
+    assert result["found"][0]["flags"] == "--policy andes"
+    assert result["predicted"]["qoe"]["mean"] >= 0.95
+    assert "simulated" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--profile", "l4-llama-3.1-8b"), "--search: one --profile at a time, got 2"),
+        (("--policies", "stock"), "--search: chooses flags and options of andes itself; not with --policies or --arm"),
+        (("--setups", "0"), "--setups must be >= 1, got 0"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(
+    flags: tuple[str, ...], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*BASE, "--out", str(tmp_path), *flags]) == 2
+    assert text in capsys.readouterr().err

@@ -1,0 +1,194 @@
+"""``andes sweep`` is ``andes simulate`` at every point; ``diff`` and ``export`` read what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from andes_sglang import cli, export, results
+from andes_sglang.diff import paired_difference
+from andes_sglang.flags import UsageError
+from andes_sglang.request import RequestRecord
+from andes_sglang.sweep import parse_range
+
+BASE = ("--profile", "cpu-tiny-llama", "--policies", "fcfs", "--rate", "1", "--duration", "20", "--tds", "4.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("load=0.5:0.9:0.2", ("0.5", "0.7", "0.9")),
+        ("load=1:2:0.3", ("1", "1.3", "1.6", "1.9")),
+        ("shape=burst,poisson", ("burst", "poisson")),
+        ("prompt=200-400,p50=10", ("200-400", "p50=10")),
+        ("seed=1:1:1", ("1",)),
+    ],
+)
+def test_ranges(text: str, values: tuple[str, ...]) -> None:
+    assert parse_range(text) == (text.partition("=")[0], values)
+
+
+@pytest.mark.parametrize(
+    "text", ["load", "load=", "=1", "load=2:1:1", "load=1:2:0", "load=a:b:c", "load=1,1", "load=0:1:1e-9"]
+)
+def test_ranges_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--over"):
+        parse_range(text)
+
+
+def test_every_point_is_what_simulate_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swept, alone = tmp_path / "swept", tmp_path / "alone"
+    assert cli.main(["sweep", *BASE, "--over", "rate=0.5,1", "--over", "max-running-requests=1,8", "--jobs", "2",
+                     "--out", str(swept), "--json"]) == 0  # fmt: skip
+    said = json.loads(capsys.readouterr().out)
+    written = json.loads((swept / "sweep.json").read_text())
+    assert said == written
+    assert [point["at"] for point in written["points"]] == [
+        {"rate": rate, "max-running-requests": most} for rate in ("0.5", "1") for most in ("1", "8")
+    ]
+    assert cli.main(["simulate", *BASE, "--max-running-requests", "1", "--out", str(alone)]) == 0
+    capsys.readouterr()
+    expected = json.loads((alone / "summary.json").read_text())["policies"]["fcfs"]
+    point = written["points"][2]
+    assert point["policies"]["fcfs"]["qoe"] == expected["qoe"]
+    assert json.loads((swept / point["directory"] / "summary.json").read_text())["policies"]["fcfs"] == expected
+    page = (swept / "sweep.html").read_text()
+    assert page.count("<svg") == 4 * 2, "four charts for each value of the second option"
+    assert cli.main(["sweep", *BASE, "--over", "rate=1", "--out", str(swept)]) == 2, "holds results"
+    assert cli.main(["sweep", *BASE, "--over", "rate=1", "--out", str(swept), "--force"]) == 0
+    assert [path.name for path in (swept / "points").iterdir()] == ["rate=1"]
+
+
+def test_an_option_of_a_policy_is_filled_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arm = "cut=round_robin:--policy-option slice_tokens={q}"
+    status = cli.main(["sweep", *BASE, "--arm", arm, "--over", "q=50,no", "--out", str(tmp_path / "o")])
+    said = capsys.readouterr()
+    assert status == 1, "one of two points failed"
+    assert "q=no: policy round_robin: slice_tokens must be an integer" in said.err
+    assert [p["at"]["q"] for p in json.loads((tmp_path / "o" / "sweep.json").read_text())["points"]] == ["50"]
+
+
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (["load"], "--over 'load': expected NAME=A,B,C"),
+        (["rate=1", "rate=2"], "an option stands twice"),
+        (["replicas=x"], "--over replicas=x: invalid literal"),
+        (["population=birds"], "--over population=birds: choose from"),
+        (["out=a,b"], "--over out: --out takes no value of its own here"),
+        (["force=1"], "--over force: --force takes no value of its own here"),
+        (["nonsense=1"], "nonsense=1: unknown argument '--nonsense'"),
+    ],
+)
+def test_what_cannot_be_swept_is_named(
+    over: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [part for one in over for part in ("--over", one)]
+    assert cli.main(["sweep", *BASE, *flags, "--out", str(tmp_path / "o")]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of one workload, the second on an engine with less room, and one of another workload."""
+    out = tmp_path_factory.mktemp("runs")
+    busy = [*BASE[:4], "--rate", "1.6", "--duration", "60", "--tds", "4.5"]
+    for name, more in (("a", []), ("same", []), ("small", ["--max-running-requests", "2"]), ("other", ["--seed", "9"])):
+        assert cli.main(["simulate", *busy, *more, "--out", str(out / name)]) == 0
+    return out
+
+
+def diff(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    status = cli.main(["diff", *flags, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_diff_tells_a_loss_from_noise(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, same = diff(capsys, str(runs / "a"), str(runs / "same"), "--max-loss", "0")
+    assert status == 0
+    assert same["changed"] == {}
+    assert same["policies"]["fcfs"]["qoe_difference"]["mean"] == 0.0
+    assert same["policies"]["fcfs"]["qoe_difference"]["noise"]
+    status, less = diff(capsys, str(runs / "a"), str(runs / "small"), "--max-loss", "0.05")
+    assert status == 1
+    assert not less["policies"]["fcfs"]["qoe_difference"]["noise"]
+    before, after = less["policies"]["fcfs"]["figures"]["QoE mean"]
+    assert less["policies"]["fcfs"]["qoe_difference"]["mean"] == pytest.approx(after - before, abs=1e-3)
+    assert less["changed"]["engine.flags"] == [[], ["--max-running-requests", "2"]]
+    assert diff(capsys, str(runs / "small"), str(runs / "a"), "--max-loss", "0.05")[0] == 0, "a gain is no loss"
+
+
+def test_other_requests_are_not_paired(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, other = diff(capsys, str(runs / "a"), str(runs / "other"))
+    assert other["policies"]["fcfs"]["qoe_difference"] is None
+    assert cli.main(["diff", str(runs / "a"), str(runs / "other")]) == 0
+    assert "cannot be said request by request" in capsys.readouterr().out
+    assert cli.main(["diff", str(runs / "a"), str(runs)]) == 2
+    assert "no results there" in capsys.readouterr().err
+
+
+def record(index: int, late_s: float) -> RequestRecord:
+    return RequestRecord(index, float(index), float(index), 9, 3, 1.0, 5.0, [(index + late_s, 3)], index + late_s)
+
+
+def test_the_band_of_a_paired_difference_holds_the_truth() -> None:
+    """Of 200 pairs of runs that differ by chance alone, about 95 % are called noise."""
+    rng = np.random.default_rng(3)
+    noise = 0
+    for _ in range(200):
+        late = rng.uniform(0.5, 6.0, (2, 80))
+        one, other = ([record(k, float(s)) for k, s in enumerate(row)] for row in late)
+        found = paired_difference([one], [other])
+        assert found is not None
+        noise += found.is_noise
+    assert 180 <= noise <= 200
+    assert paired_difference([[record(k, 1.0) for k in range(39)]], [[record(k, 1.0) for k in range(39)]]) is None
+
+
+def test_requests_and_figures_are_tables(runs: Path, tmp_path: Path) -> None:
+    assert cli.main(["export", str(runs / "a"), "--out", str(tmp_path)]) == 0
+    with (tmp_path / "requests.csv").open() as text:
+        rows = list(csv.DictReader(text))
+    run = results.read(runs / "a")
+    records = run.records["fcfs"]
+    assert [int(row["index"]) for row in rows] == [r.index for r in records]
+    assert [float(row["qoe"]) for row in rows] == [r.qoe for r in records]
+    assert rows[0]["tenant"] == ""
+    with (tmp_path / "figures.csv").open() as text:
+        figures = {row["figure"]: float(row["value"]) for row in csv.DictReader(text)}
+    assert figures["qoe.mean"] == run.summary["policies"]["fcfs"]["qoe"]["mean"]
+
+
+def test_parquet_needs_pyarrow(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = importlib.util.find_spec("pyarrow") is not None
+    assert cli.main(["export", str(runs / "a"), "--format", "parquet", "--out", str(tmp_path)]) == (0 if there else 2)
+    if not there:
+        assert "--format parquet needs pyarrow: install andes-sglang[parquet]" in capsys.readouterr().err
+        return
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "requests.parquet")
+    assert table.column("qoe").to_pylist() == [row["qoe"] for row in export.request_rows(results.read(runs / "a"))]
+
+
+def test_charts_are_files_with_captions_that_say_how_they_were_made(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["report", str(runs / "a"), "--figures"]) == 0
+    files = [Path(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert {file.name for file in files} >= {"overall-1.svg", "timeline-1.svg", "captions.md", "reader-1.svg"}
+    for file in files:
+        if file.suffix == ".svg":
+            text = file.read_text()
+            assert text.startswith('<svg xmlns="http://www.w3.org/2000/svg"')
+            assert text.count("<svg") == 1
+    captions = (runs / "a" / "figures" / "captions.md").read_text()
+    assert captions.count("seed 1; andes ") == len(files) - 1
+    assert "95 % confidence" in captions
