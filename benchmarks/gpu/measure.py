@@ -29,6 +29,8 @@ SEEDS = (1, 2)
 SMOKE_POOL_TOKENS = 20_000
 NEEDS_S = {"start": 60.0, "smoke": 5.0, "profile": 40.0, "calibrate": 20.0, "copies": 10.0, "resumes": 30.0}
 """Seconds without which a step is not begun."""
+PROFILE_LOADS = 2.5
+"""Of the seconds of a profile's load: after these it is given up, for the time is the surges'. Its records stay."""
 RESERVE_S = 10.0
 """Kept for the last files and the end of the engines."""
 
@@ -85,8 +87,9 @@ class Run:
         return self.journal.step(step, NEEDS_S[step] if needs_s is None else needs_s, partial(work, engine))
 
     def _profile(self, out: Path, engine: Engine, entry: dict[str, Any]) -> None:
-        left_s, seconds = self.journal.left_s(), self.setting.profile_s
-        steps.take_profile(engine, seconds, self.hardware, out=out, timeout_s=left_s, entry=entry)
+        seconds = self.setting.profile_s
+        timeout_s = min(self.journal.left_s(), PROFILE_LOADS * seconds)
+        steps.take_profile(engine, seconds, self.hardware, out=out, timeout_s=timeout_s, entry=entry)
 
     def _calibrated(self) -> float | None:
         def work(engine: Engine, entry: dict[str, Any]) -> None:
