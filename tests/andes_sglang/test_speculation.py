@@ -51,7 +51,7 @@ def test_the_draft_that_a_reader_needs_is_the_shortest_that_does(needed: float, 
 
 def test_who_is_ahead_of_its_pace_needs_none_and_who_is_short_gets_it_first() -> None:
     """Verifying costs half a step, so nothing is worth drafting for its own sake."""
-    dear = Speculation(acceptance=0.8, draft_fixed_s=0.0, draft_token_s=0.0, verify_token_s=0.01, max_draft=5)
+    dear = Speculation(acceptance=0.8, draft_fixed_s=0.0, draft_token_s=0.0, verify_token_s=0.009, max_draft=5)
     short = np.array([True, False, False])
     drafts = draft_lengths(dear, 0.02, np.array([55.0, 55.0, 5.0]), short, np.full(3, 0.8))
     assert drafts[0] >= 1
