@@ -52,17 +52,17 @@ MAX_REPLICAS = 60
 FRESH_SEEDS = (101, 102)
 """Draws that no choice has seen."""
 SEARCHED: dict[str, tuple[Lengths, float]] = {
-    "cpu-tiny-llama": (("200-400", "150-250"), 100.0),
-    "a100-40gb-llama-2-13b": (SHORT_CHAT, 150.0),
-    "a100-40gb-phi-3-mini": (LENGTHS, 90.0),
-    "a100-80gb-llama-3.1-8b": (LENGTHS, 60.0),
-    "h100-llama-3.1-8b": (LENGTHS, 40.0),
-    "h100-qwen2.5-32b": (LENGTHS, 120.0),
-    "h100x4-llama-3.1-70b": (LENGTHS, 60.0),
-    "l4-llama-3.1-8b": (LENGTHS, 150.0),
+    "l4-llama-3.1-8b": (LENGTHS, 120.0),
+    "a100-40gb-llama-2-13b": (SHORT_CHAT, 100.0),
+    "h100-qwen2.5-32b": (LENGTHS, 60.0),
+    "cpu-tiny-llama": (("200-400", "150-250"), 60.0),
+    "a100-40gb-phi-3-mini": (LENGTHS, 45.0),
+    "h100x4-llama-3.1-70b": (LENGTHS, 40.0),
+    "a100-80gb-llama-3.1-8b": (LENGTHS, 40.0),
+    "h100-llama-3.1-8b": (LENGTHS, 30.0),
 }
 """Lengths, and seconds of a burst of twice the average for 35 % of them, by profile."""
-SEARCH_SEEDS, SETUPS = 2, 12
+SEARCH_SEEDS, SETUPS = 2, 10
 
 
 LOOPING_RATES = ((60.0, 9.8), (120.0, 29.5), (120.0, 9.8))
