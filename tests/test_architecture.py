@@ -111,7 +111,7 @@ def test_an_impurity_is_found(planted: str) -> None:
 
 
 def test_closures_are_exact_and_name_no_host() -> None:
-    for name in ("cpu.txt", "gpu.txt", "mutation.txt"):
+    for name in ("cpu.txt", "gpu.txt", "mutation.txt", "docs.txt"):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==[A-Za-z0-9.!]+( ; .*)?", line), f"{name}: {line}"
 

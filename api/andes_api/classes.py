@@ -115,13 +115,15 @@ class BatchLimits(Strict):
 
 class BatchSettings(Strict):
     """The batch API. directory: where files and batches lie, the same for all gateways; null: there is no batch API.
-    max_requests, max_file_bytes: of one batch. file_days: days that a file is kept. per_engine: requests of batches that one
-    engine has at a time, at most. limits: of each tenant that has none of its own."""
+    max_requests, max_file_bytes: of one batch. file_days: days that a file is kept; batch_days: those that a batch is kept
+    from its end on. per_engine: requests of batches that one engine has at a time, at most. limits: of each tenant that has
+    none of its own."""
 
     directory: Path | None = None
     max_requests: Count = 50_000
     max_file_bytes: Count = 200 << 20
     file_days: Seconds = 30.0
+    batch_days: Seconds = 30.0
     per_engine: Count = 256
     limits: BatchLimits = BatchLimits()
 

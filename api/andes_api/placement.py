@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from andes_api import admission
@@ -74,6 +75,9 @@ class Placement:
             return {stream.route: None}
         if stream.attempts:
             return {stream.route: stream.record.quality}
+        return self._rungs_for(stream, ladder)
+
+    def _rungs_for(self, stream: Stream, ladder: str) -> Offers:
         stream.record.ladder = ladder
         least = stream.expectation.settings.least_quality
         rungs = usable_rungs(
@@ -116,6 +120,17 @@ class Placement:
             replicas[0].opened(stream)
             replicas[0].awaits(stream, now_s)
         return replicas
+
+    def place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute], now_s: float) -> list[Upstream]:
+        """Replicas of a model other than those ``tried``, all of whose engines have failed this stream before it began: of
+        another rung of its ladder, else of the class's fallback. Empty where there are none."""
+        ladder = self._upstreams.catalog.ladder_of(stream.body.get("model"))
+        replicas: list[Upstream] = []
+        if ladder is not None and stream.fallback is None:
+            with suppress(ApiError):  # none of them may or will take it
+                rungs = self._rungs_for(stream, ladder).items()
+                replicas = self._place_on(stream, {route: q for route, q in rungs if route not in tried}, now_s)
+        return replicas or self._fall_back(stream, "engine_failed", now_s)
 
     def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
         """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""

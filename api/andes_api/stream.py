@@ -268,7 +268,7 @@ class Stream:
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
-            "thought_tokens": self.thought,
+            "thought_tokens": max(self.thought, reader.thought_tokens),  # calls before the first word, too
             "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),

@@ -145,7 +145,9 @@ class ToolRounds:
         results = await self._results()
         for result in results:
             self._note(result)
-        self._times.learn(stream.tools.keys() & {result.name for result in results}, time.monotonic() - ended_s)
+        now_s = time.monotonic()
+        self._times.learn(stream.tools.keys() & {result.name for result in results}, now_s - ended_s)
+        stream.receipt.tool_ran(ended_s, now_s)
         self._round += 1
         self.body = self._with_results(results)
         self._calls = self._calling = False

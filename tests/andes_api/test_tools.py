@@ -23,6 +23,7 @@ from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
 from andes_api.tool_rounds import ToolRounds, added
 from andes_api.tool_times import UNKNOWN_S, ToolTimes
+from andes_client import AndesClient
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
 from benchmarks.tool_overlap import PYTHON
 from benchmarks.waiting import until
@@ -376,6 +377,27 @@ def test_usage_adds_up() -> None:
     both = {"prompt_tokens": 8, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}, "other": "b"}
     assert added(one, two) == both
     assert added({}, two) == added(two, {}) == added(two, {"prompt_tokens_details": None}) == two
+
+
+def test_who_waits_for_a_tool_says_so_at_both_ends(engine: Any, gateway: Any, tmp_path: Path) -> None:
+    """The reader's score is the client's; what engines can change is not touched by a tool that takes two seconds."""
+    program = tmp_path / "slow.py"
+    program.write_text('import time\ninput()\ntime.sleep(2)\nprint(\'{"result": "done"}\', flush=True)\n')
+    scripted = engine([*say("Let me see"), *call("slow", "{}")], say("and so on " * 5))
+    server = gateway(scripted.url, tools={"slow": {"command": [sys.executable, str(program)]}})
+    client = AndesClient(base_url=server.url + "/v1", api_key="x")
+    with client.stream(
+        "go", model="scripted", reading_speed=5, first_token_s=0.2, tools=[function("slow")],
+        extra_headers={"x-andes-tools": "run"},
+    ) as answer:  # fmt: skip
+        text = "".join(answer)
+    report = answer.gateway_report
+    assert text.startswith("Let me see")
+    assert report is not None
+    assert report["tools"][0]["waited_s"] >= 1.5
+    assert answer.experience.tokens == report["tokens"]
+    assert answer.experience.qoe == pytest.approx(report["qoe"], abs=0.1)
+    assert report["served_qoe"] > report["qoe"] + 0.02
 
 
 def test_engines_are_told_when_a_conversation_returns(engine: Any, gateway: Any, tools: dict[str, Any]) -> None:
