@@ -93,7 +93,7 @@ def draft_lengths(
     step_s: of a step without drafts. tds: tokens/s that each reader takes. short: whose reader has no buffer to live on; the
     others need nothing. What each needs to keep its pace, which is more the longer the step gets by it, and of the likeliest
     further tokens as many as make most tokens per second of the step: none, where verifying costs more than they yield. Where
-    more readers keep their pace without the former, as in an overload, where nobody gets what is needed, the latter alone.
+    more readers keep their pace without the former, as in an overload, where needs cannot be met, the latter alone.
     """
     most = speculation.max_draft
     least = np.zeros(len(tds), dtype=np.int64)
