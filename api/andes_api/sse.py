@@ -17,7 +17,6 @@ from typing import Any
 
 import orjson
 
-from andes_api.usual_chunk import UsualChunk
 from andes_sglang.shown import ShownTokens
 
 __all__ = ["Event", "EventStream", "GarbageError", "first_of", "object_of", "payload_of"]
@@ -25,8 +24,6 @@ __all__ = ["Event", "EventStream", "GarbageError", "first_of", "object_of", "pay
 Event = tuple[bytes, int]
 MAX_EVENT_BYTES = 4 << 20
 """Bytes; the longest events seen are logprobs of a whole prompt, well below 1 MiB."""
-MAX_UNUSUAL = 8
-"""Chunks in a row that the next one is unlike, after which a stream's are all parsed; ``created`` changes once a second."""
 _ABORTED = {"message": "the engine has aborted this request", "type": "upstream_error", "param": None, "code": 503}
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
@@ -43,7 +40,7 @@ class EventStream:
     several prompts: tokens are counted per choice and summed. hides: the reader is not shown what a model thinks before it
     answers; those tokens count in ``thought``, and an event of them brings none.
 
-    ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that was parsed, that or a chunk's.
+    ``done``: the end has come. ``usage``: the whole stream's. ``usage_so_far``: the last that came, that or a chunk's.
     ``identity``: what it says of the whole answer, where an event does. ``finish_reasons``: by choice. ``said``: counts the
     tokens that came with more than space, ``characters`` those of the text. ``error``: what the engine said instead,
     ``error_event`` as it said it. ``garbage``: why what came is no such stream. After either of the two nothing more comes
@@ -54,9 +51,9 @@ class EventStream:
     """What ends a complete stream; None: what :func:`~andes_sglang.resume.ending` says."""
 
     __slots__ = (
-        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_unusual", "_usage",
-        "_usual", "characters", "done", "error", "error_event", "finish_reasons", "garbage", "identity", "said", "usage",
-        "usage_so_far",
+        "_asked_continuous", "_asked_final", "_chat", "_counts", "_rest", "_several", "_tokens", "_usage", "characters",
+        "done", "error",
+        "error_event", "finish_reasons", "garbage", "identity", "said", "usage", "usage_so_far",
     )  # fmt: skip
 
     def __init__(
@@ -70,8 +67,6 @@ class EventStream:
         self._several = several
         self._counts: dict[int, int] = {}
         self._rest = b""
-        self._usual: UsualChunk | None = None
-        self._unusual = 0  # chunks in a row that no other was like
         self.usage: dict[str, Any] | None = None
         self.usage_so_far: dict[str, Any] | None = None
         self.finish_reasons: dict[int, str] = {}
@@ -121,9 +116,6 @@ class EventStream:
 
     def _one(self, event: bytes) -> Event:
         """``event`` as the client should see it, empty where it should not, and the tokens that it brings."""
-        if self._usual is not None and (read := self._usual.read(event)) is not None:
-            text, total, event = read
-            return self._note(event, text, self._count(total, 0), usage=self.usage_so_far)
         if not event.startswith(b"data: {"):
             if not event.startswith(b"data:"):
                 if not event.startswith((b":", b"event:", b"id:", b"retry:")):
@@ -159,32 +151,18 @@ class EventStream:
             new = 1 if text and not (self._usage and text.isspace()) else 0  # uncounted space keeps a connection open
             self._counts[0] = self._counts.get(0, 0) + new
         else:
-            new = self._count(usage.get("completion_tokens"), index)
+            new = self._count(usage, index)
             if not self._asked_continuous:
-                without = self._without_usage(event, payload)
-                if not (thought or finish_reason):
-                    self._learn(event, text, without, len(choices))
-                event = without
-        return self._note(event, text, new, thought=thought, usage=usage)
-
-    def _learn(self, event: bytes, text: str, without: bytes, choices: int) -> None:
-        """Chunks after this one may be like it; of a stream where none ever is, it is not tried again and again."""
-        if not text or choices > 1 or self._several:
-            return
-        self._unusual = 0 if self._usual is not None and self._usual.used else self._unusual + 1
-        if self._unusual <= MAX_UNUSUAL:
-            self._usual = UsualChunk.of(event, text, self._counts.get(0, 0), without) or self._usual
-
-    def _note(
-        self, event: bytes, text: str, new: int, *, thought: bool = False, usage: dict[str, Any] | None = None
-    ) -> Event:
-        """Count what ``event`` brings."""
+                event = self._without_usage(event, payload)
         self.characters += 0 if thought else len(text)
         if new and not text.isspace():
             self.said += new
+        return event, self._shown(new, bool(text), thought, usage)
+
+    def _shown(self, new: int, text: bool, thought: bool, usage: dict[str, Any] | None) -> int:
         counted = usage.get("reasoning_tokens") if usage is not None and not self._several else None
         counted = counted if isinstance(counted, int) else None
-        return event, self._tokens.of(new, thought=thought, text=bool(text) and not thought, counted_thought=counted)
+        return self._tokens.of(new, thought=thought, text=text and not thought, counted_thought=counted)
 
     def _without_choice(self, event: bytes, payload: dict[str, Any], usage: dict[str, Any] | None) -> Event:
         """An error, or the usage of the whole stream. Where there is neither, some engines write null."""
@@ -202,8 +180,8 @@ class EventStream:
         self.error, self.error_event = error, event
         return b"", 0
 
-    def _count(self, total: Any, index: int) -> int:
-        """Of ``total`` tokens of a choice so far, those that are new."""
+    def _count(self, usage: dict[str, Any], index: int) -> int:
+        total = usage.get("completion_tokens")
         new = total - self._counts.get(index, 0) if isinstance(total, int) else 0
         if new <= 0:
             return 0

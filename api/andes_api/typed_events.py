@@ -102,7 +102,7 @@ class TypedEvents(EventStream):
             return 0
         self.usage = self.usage_so_far = {**(self.usage_so_far or {}), **usage}
         pieces = self._counts.get(0, 0)
-        new = self._count(usage.get("output_tokens"), 0)
+        new = self._count({"completion_tokens": usage.get("output_tokens")}, 0)
         details = usage.get("output_tokens_details")
         said = details.get("reasoning_tokens") if isinstance(details, dict) else None
         hidden = said - self.thought if isinstance(said, int) else new * self.thought // max(1, pieces)
