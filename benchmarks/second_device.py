@@ -206,7 +206,8 @@ def _source(device: Any) -> Any:
 
 COLUMNS = (
     "server", "arm", "answers", "failed", "TTFT mean, s", "p50", "p99", "p99 less than alone", "mean QoE", "device first",
-    "hand-overs", "gap above 1/tds", "longest, s", "rescues", "longest", "tokens by the fleet", "spared", "lag, s",
+    "hand-overs", "with a gap above 1/tds", "longest gap, s", "rescues", "longest, s", "tokens by the fleet", "spared",
+    "lag, s",
 )  # fmt: skip
 
 
@@ -225,6 +226,13 @@ def cells(
         len(rescued_s), f"{max(rescued_s):.2f}" if rescued_s else "",
         fleet, f"{1 - fleet / max(1, shown):.0%}", f"{lag_s:.1f}",
     )  # fmt: skip
+
+
+def table(rows: Sequence[Sequence[object]]) -> str:
+    """Without columns that say nothing of these runs."""
+    told = [k for k, name in enumerate(COLUMNS) if name == "failed" or any(cells[k] not in ("", 0) for cells in rows)]
+    lines = [*header(*(COLUMNS[k] for k in told)), *(row(*(cells[k] for k in told)) for cells in rows)]
+    return "\n".join(lines)
 
 
 def picture(kept: Mapping[str, Sequence[Got]]) -> str:
@@ -253,6 +261,9 @@ def played(args: argparse.Namespace, out: Path) -> Iterator[tuple[str, str, list
     asked = questions(args.requests, args.load, args.slots, args.seed, answer=args.answer, real=model is not None)
     for policy in args.policies:
         for arm in args.arms:
+            print(
+                f"{policy}, {arm}: {len(asked)} readers in {asked[-1].at_s / speed:.0f} s", file=sys.stderr, flush=True
+            )
             with ExitStack() as stack:
                 common = ("--engine", "sim", "--speed", str(speed))
                 slots = ("--max-running-requests", str(args.slots))
@@ -291,18 +302,20 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, list[Got]] = {}
     alone_p99_s: dict[str, float] = {}
-    print(*header(*COLUMNS), sep="\n", flush=True)
+    rows: list[Sequence[object]] = []
     for policy, arm, got, lag_s in played(args, args.out):
         if arm == "alone":
             alone_p99_s[policy] = float(
                 np.percentile([each.ttft_s for each in got if each.ttft_s is not None] or [math.nan], 99)
             )
         kept[f"{policy}, {arm}"] = got
-        print(row(*cells(policy, arm, got, alone_p99_s.get(policy), lag_s=lag_s, tds=args.tds)), flush=True)
+        rows.append(cells(policy, arm, got, alone_p99_s.get(policy), lag_s=lag_s, tds=args.tds))
         figures = {name: [asdict(each) for each in those] for name, those in kept.items()}
         (args.out / "readers.json").write_text(json.dumps(figures))
         (args.out / "first-words.svg").write_text(picture(kept))
-    print(f"picture: {args.out}/first-words.svg, every reader: {args.out}/readers.json", file=sys.stderr)
+        (args.out / "table.md").write_text(table(rows) + "\n")
+    print(table(rows))
+    print(f"table, picture (first-words.svg) and every reader (readers.json) in {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":
