@@ -25,8 +25,8 @@ from benchmarks.sources import source_of
 COMMANDS = [
     "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
     "policy_decision", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
-    "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
-    "waits", "what_if",
+    "slack_engine", "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing",
+    "tool_real_text", "waits", "what_if",
 ]  # fmt: skip
 
 
