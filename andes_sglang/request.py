@@ -39,7 +39,7 @@ class RequestSpec:
 
     max_tokens: the most the client allows, which is all that the engine knows of the answer's length beforehand; None:
     exactly ``output_tokens``, as the benchmark asks for. reason_tokens: the first of ``output_tokens``, a thought that the
-    reader is not shown. weight, yields, expected_tokens, reasoning: as in
+    reader is not shown. weight, yields, expected_tokens, reasoning, returns_s: as in
     :class:`~andes_sglang.expectations.ReaderExpectation`. reader_class, tenant: groups that figures are told by.
     """
 
@@ -55,13 +55,16 @@ class RequestSpec:
     expected_tokens: int | None = None
     reason_tokens: int = 0
     reasoning: str = "hidden"
+    returns_s: float | None = None
     reader_class: str | None = None
     tenant: str | None = None
 
     @property
     def expectation(self) -> ReaderExpectation:
         """What the request says of its reader. Raises ``ValueError`` naming field and value."""
-        return ReaderExpectation(self.target, self.weight, self.yields, self.expected_tokens, self.reasoning)
+        return ReaderExpectation(
+            self.target, self.weight, self.yields, self.expected_tokens, self.reasoning, self.returns_s
+        )
 
 
 class RecordsError(ValueError):

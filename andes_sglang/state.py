@@ -12,17 +12,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum, IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.qoe import Readers, ReaderStream
+from andes_sglang.speculation import Speculation
 
 __all__ = [
     "ROW_WIDTH",
     "Decision",
+    "Drafting",
     "Phase",
     "Preemption",
     "PreemptionMode",
@@ -204,6 +206,15 @@ class RequestTable:
         return tuple(self.rids[int(i)] for i in rows)
 
 
+class Drafting(NamedTuple):
+    """What drafts cost, how probable it is that a token drafted for each request is accepted, shape (N,), and how long a step
+    of the batch takes without any, in seconds."""
+
+    speculation: Speculation
+    acceptance: Array
+    step_s: float
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SchedulerState:
     """One engine at one moment.
@@ -211,7 +222,8 @@ class SchedulerState:
     now_s: clock seconds, the clock of arrivals and deliveries. kv_capacity_tokens: KV tokens of the whole pool.
     max_running: batch bound. latency: cost model of this engine. kv_reserved_tokens, running_reserved: KV tokens and places
     in the batch held by what is not in ``requests`` (a prefill in flight); yielding_reserved: places of those that are held
-    by what yields. chunk_tokens: prefill tokens of one iteration. page_tokens: KV is allotted in pages of so many.
+    by what yields. chunk_tokens: prefill tokens of one iteration. page_tokens: KV is allotted in pages of so many. drafting:
+    of an engine that decodes speculatively, by the decision's ``draft``.
     """
 
     now_s: float
@@ -224,6 +236,7 @@ class SchedulerState:
     yielding_reserved: int = 0
     chunk_tokens: int = 8192
     page_tokens: int = 1
+    drafting: Drafting | None = None
 
     @property
     def pool_tokens(self) -> int:
@@ -246,12 +259,15 @@ class Decision:
 
     preempt: RUNNING (or, with RELEASE, PARKED) requests to take off, applied first. resume: PARKED requests to put back
     into the batch. admit: WAITING requests to prefill, most urgent first; the engine takes from the front as many as
-    fit its prefill budget and leaves the others for the next decision. What is named nowhere stays as it is.
+    fit its prefill budget and leaves the others for the next decision. draft: of requests that run, how many tokens are
+    drafted for them in a step (:mod:`andes_sglang.speculation`); the simulator alone does so. What is named nowhere stays as
+    it is; what ``draft`` does not name has none.
     """
 
     admit: tuple[str, ...] = ()
     resume: tuple[str, ...] = ()
     preempt: tuple[Preemption, ...] = field(default=())
+    draft: tuple[tuple[str, int], ...] = ()
 
     def preempt_for_slots(
         self, running: int, max_running: int, free_slots: int, parked: Iterable[str]

@@ -1,7 +1,7 @@
 """A gateway under a thousand streams that come and go, before engines that die and stop: memory, sockets and tasks stay flat,
 and every answer that is read to its end is, to the letter, what an undisturbed engine says.
 
-    python benchmarks/gateway_soak.py [--streams 1000] [--minutes 60] [--engines 3] [--trouble-every 45]
+    python benchmarks/gateway_soak.py [--streams 1000] [--minutes 60] [--engines 3] [--trouble-every 45] [--speed 0.02]
 
 Engines are simulated ones in processes of their own, a fiftieth as fast as real ones so that one CPU core suffices. Ends with
 status 1 where something grows, is left behind or reads wrong. Prints the table of docs/benchmarks/soak.md.
@@ -36,8 +36,6 @@ from benchmarks.processes import cpu_s, rss_mb
 
 __all__ = ["Soak", "main"]
 
-SPEED = 0.02
-"""Simulated seconds a second: 1,000 streams get about as many tokens/s."""
 MIN_TOKENS, MAX_TOKENS = 10, 40
 LEAVES, WHOLE, WRONG = 0.10, 0.05, 0.05
 """Shares of clients that leave in the middle, that do not stream, and whose request is refused."""
@@ -195,10 +193,14 @@ def main() -> None:
     parser.add_argument(
         "--trouble-every", type=float, default=45.0, metavar="S", help="seconds between deaths of an engine"
     )
+    parser.add_argument(
+        "--speed", type=float, default=0.02, metavar="X",
+        help="simulated seconds a second: at 0.02, 1,000 streams get about as many tokens/s; default: %(default)s",
+    )  # fmt: skip
     args = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        flags = ("--engine", "sim", "--speed", str(SPEED))
+        flags = ("--engine", "sim", "--speed", str(args.speed))
         engines = [
             stack.enter_context(Engine("simulated", "andes", flags, log=folder / f"engine{k}.log"))
             for k in range(args.engines)

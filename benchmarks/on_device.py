@@ -22,7 +22,7 @@ class SmallModel:
         disable_progress_bar()
         torch.set_num_threads(1)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         self.__name__ = folder.name
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:

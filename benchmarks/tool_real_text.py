@@ -5,6 +5,9 @@ a search (``tool_choice: required``: the grammar holds the model to JSON, what i
 runners at once, one that feeds the tool as the arguments grow and one that waits for them (lazy); the tool looks its eight
 values up at an HTTP server on loopback that takes its time. With D seconds of writing and T of the lazy tool after it,
 ``min(D, T)`` is possible, and had is what the fed tool is done earlier.
+
+``--gateway`` asks a gateway before that engine instead, which runs the tool (``x-andes-tools: run``): the model calls, the
+search runs as a process of its own, and the answer goes on with what was found, in one stream.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import openai
 
 from andes_client import Tool, ToolRunner
 from andes_sglang.bench.engine import Engine
+from benchmarks.gateways import running_gateway
 from benchmarks.markdown import header, row
 from benchmarks.tool_overlap import SEARCH, slow_search
 
@@ -44,6 +48,23 @@ TOOL: dict[str, Any] = {
         },
     },
 }
+LOOK_UP: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "search",
+        "description": "Search the web",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "query": {"type": "string", "minLength": 3, "maxLength": 40},
+                "language": {"type": "string", "enum": ["en", "fr", "de"]},
+            },
+            "required": ["query", "language"],
+            "additionalProperties": False,
+        },
+    },
+}
+"""As a careful user writes it: every argument has an end, and there are no others."""
 SYSTEM = 'Answer with eight short search queries as one line of JSON: [{"name":"search","parameters":{"query0":"..."}}]'
 
 
@@ -80,6 +101,31 @@ async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[s
     return text, tokens, written_s - began_s, first[0].waited_s, second[0].waited_s
 
 
+async def by_gateway(url: str, question: str) -> list[str]:
+    """What one answer with a call in it looks like, as a table."""
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
+    body = asked(question, model="default", tools=[LOOK_UP], max_tokens=160)
+    body["messages"] = body["messages"][1:]
+    headers = {"x-andes-tools": "run", "x-andes-report": "usage"}
+    began_s = time.monotonic()
+    first_s, text, last = 0.0, "", None
+    async for chunk in await client.chat.completions.create(**body, extra_headers=headers):
+        last = chunk
+        for choice in chunk.choices:
+            if choice.delta.content:
+                first_s, text = first_s or time.monotonic() - began_s, text + choice.delta.content
+    if last is None or last.usage is None:
+        raise SystemExit("the answer has no end")
+    report = last.usage.andes
+    said = (
+        ("ran", json.dumps(report["tools"])),
+        ("first word after, s", f"{first_s:.1f}"),
+        ("tokens, shown", f"{last.usage.completion_tokens}, {report['tokens']}"),
+        ("answer", json.dumps(text)),
+    )
+    return [*header("", question), *(row(*cells) for cells in said)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -87,6 +133,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("out/smollm2"), help="made by `make small-model`")
     parser.add_argument("--unit-s", type=float, default=1.0, help="seconds that the search takes for each value")
     parser.add_argument("--questions", type=int, default=len(QUESTIONS), help="how many are asked")
+    parser.add_argument("--gateway", action="store_true", help="a gateway runs the tool, and the answer goes on")
     given = parser.parse_args()
     if not (given.model / "config.json").exists():
         parser.error(
@@ -104,6 +151,12 @@ def main() -> None:
         program.write_text(SEARCH.replace("ADDRESS", address))
         command = [sys.executable, str(program)]
         with Engine(given.model, "andes", flags, log=Path(folder) / "engine.log") as engine:
+            if given.gateway:
+                tools = {"search": {"command": command}}
+                with running_gateway(engine.url, tools=tools, tool_rounds=2) as url:
+                    for question in QUESTIONS[: given.questions]:
+                        print(*asyncio.run(by_gateway(url, question)), sep="\n", flush=True)
+                return
             client = openai.AsyncOpenAI(base_url=f"{engine.url}/v1", api_key="none")
             print(*header("call", "tokens", "writing, s", "tool, s", "fed: after it, s", "had of possible"), sep="\n")
             for question in QUESTIONS[: given.questions]:

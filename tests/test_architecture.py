@@ -15,7 +15,9 @@ from andes_sglang.policy import POLICIES
 
 ROOT = Path(__file__).parent.parent
 PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py", "protocol.py")]
-PURE += [ROOT / "andes_sglang" / name for name in ("stream_forecast.py", "resume.py", "shown.py", "waits.py")]
+PURE += [
+    ROOT / "andes_sglang" / name for name in ("admission.py", "stream_forecast.py", "resume.py", "shown.py", "waits.py")
+]
 PURE += sorted((ROOT / "andes_sglang" / "routing").glob("*.py"))
 PURE += sorted(
     set((ROOT / "andes_sglang" / "policy").glob("*.py")) - {ROOT / "andes_sglang" / "policy" / "registry.py"}
@@ -111,7 +113,7 @@ def test_an_impurity_is_found(planted: str) -> None:
 
 
 def test_closures_are_exact_and_name_no_host() -> None:
-    for name in ("cpu.txt", "gpu.txt", "mutation.txt"):
+    for name in ("cpu.txt", "gpu.txt", "mutation.txt", "docs.txt"):
         for line in (ROOT / "requirements" / name).read_text().splitlines():
             assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z0-9,]+\])?==[A-Za-z0-9.!]+( ; .*)?", line), f"{name}: {line}"
 

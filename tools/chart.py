@@ -19,7 +19,7 @@ from helm_python.chart import Chart
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts" / "andes"
 TESTS = ROOT / "tests" / "charts"
-EVERYTHING = ["monitoring.coreos.com/v1"]
+EVERYTHING = ["monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"]
 """APIs that clusters may have beside their own."""
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}

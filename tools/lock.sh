@@ -19,7 +19,9 @@ echo 'torch==2.13.0' >>"$overrides"
 # Goes into the same .venv as the CPU closure.
 "$tools/bin/uv" "${options[@]}" --python-version 3.11 -c requirements/cpu.txt.new requirements/mutation.in \
     >requirements/mutation.txt.new
-for name in cpu gpu mutation; do
+# The site of the documentation, in an environment of its own.
+"$tools/bin/uv" "${options[@]}" --python-version 3.11 requirements/docs.in >requirements/docs.txt.new
+for name in cpu gpu mutation docs; do
     mv "requirements/$name.txt.new" "requirements/$name.txt"
     echo "requirements/$name.txt: $(wc -l <"requirements/$name.txt") packages"
 done

@@ -8,16 +8,15 @@ says so and does nothing.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from andes_sglang import protocol
 from andes_sglang.adapter.compat import HICACHE_EVENTS_APART, protected_tokens
 from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
-from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
+from andes_sglang.adapter.sglang_request import prefix_hit
 from andes_sglang.latency import LatencyModel
-from andes_sglang.policy.eviction import NO_READER
 
 if TYPE_CHECKING:  # not every release of SGLang has what it extends
     from andes_sglang.adapter.host_tier import HostTier
@@ -51,16 +50,13 @@ class HostTransfers:
         self._records = records
         self._latency = latency
         self.tier = tier
-        if tier is not None:
-            tier.follow(self._paused_kv)
 
     def write_through(self, running_batch: Any, parked: Sequence[Any]) -> None:
         """Copy what running and parked streams have generated, in chunks, as much as one decode step hides; those first whose
         reader has most in store: the likeliest to be preempted. On several ranks, all of it."""
         if self.tier is None:
             return
-        self.tier.look_again()
-        for tokens, seconds in self.tier.take_loads():
+        for tokens, seconds in self.tier.counts.take_loads():
             self._latency.observe_load(tokens, seconds)
         if not self.tier.writes_through:
             return
@@ -133,12 +129,6 @@ class HostTransfers:
         """What SGLang does about finished copies when it looks for a prefill."""
         if self._scheduler.enable_hierarchical_cache and not HICACHE_EVENTS_APART:
             self._scheduler.tree_cache.check_hicache_events()
-
-    def _paused_kv(self) -> Iterator[tuple[Any, float]]:
-        """Where the KV of each stream that waits for its return ends in the tree, and when its reader runs dry."""
-        for record in self._records:
-            if record.stopped not in (None, "park") and (node := tree_node(record.req)) is not None:
-                yield node, NO_READER if record.expectation.yields else record.dry_at_s
 
 
 def _computed_tokens(record: StreamRecord) -> int:

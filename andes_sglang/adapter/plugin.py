@@ -46,6 +46,12 @@ def _to_its_worker(_sender: Any, output: Any, recv_obj: Any = None) -> None:
         output.http_worker_ipc = worker
 
 
+def _nothing_but_a_call(schema: Any, *_: Any, **__: Any) -> None:
+    """Of the grammar for ``tool_choice: required``: a call is a name and arguments. llguidance, by the letter of JSON Schema,
+    lets a model that comes to no end go on with members of its own, until ``max_tokens``; xgrammar does not."""
+    schema["additionalProperties"] = False
+
+
 def _no_logprobs_as_tensors(result: Any, logprobs: Any, *_: Any, no_copy_to_cpu: bool = False) -> None:
     """Of requests that ask for no token's logprobs beside some that do, SGLang 0.5.17 to 0.5.23 has a list where it takes a
     tensor, and its scheduler ends."""
@@ -83,6 +89,7 @@ def _register_policy(options: PluginOptions) -> None:
 
 def _register_safeguards() -> None:
     """One request must not end or freeze the engine, under any policy; and where it has ended, streams end with it."""
+    from sglang.srt.function_call import utils as calls
     from sglang.srt.managers import schedule_batch, tokenizer_manager
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -101,6 +108,8 @@ def _register_safeguards() -> None:
     def end_connections(manager: Any, *_: Any, **__: Any) -> None:
         endings.end_connections(manager.server_args.port)
 
+    if hasattr(calls, "_get_tool_schema"):
+        HookRegistry.register(f"{calls.__name__}._get_tool_schema", _nothing_but_a_call, HookType.AFTER)
     schedule_batch.re = stop_regex.LinearSearch
     tokenizer_manager.kill_process_tree = partial(endings.kill_children, tokenizer_manager.kill_process_tree)
     manager = "sglang.srt.managers.tokenizer_manager"

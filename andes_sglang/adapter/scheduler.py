@@ -3,7 +3,8 @@
 :class:`QoEScheduler` overrides methods of SGLang's ``Scheduler`` and says at each when SGLang calls it. What is done there is
 in the parts: ``records`` (what is known of each stream), ``snapshot`` (what the policy sees), ``preemption`` and ``parked``
 (park, release, resume, retract), ``prefill_room``, ``queue_limits``, ``host_transfers`` (copies to host memory),
-``iterations`` (what they cost) and ``reports``. The rules that the simulator shares are in :mod:`andes_sglang.protocol`.
+``wanted_kv`` (what is evicted last), ``iterations`` (what they cost) and ``reports``. The rules that the simulator shares are
+in :mod:`andes_sglang.protocol`.
 
 Once per iteration, after SGLang has merged the last prefill into the running batch and before it looks for a new one, the
 policy sees all requests and its decision is applied: preempt, resume, then admit; the waiting requests that it admits are
@@ -43,6 +44,7 @@ from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectatio
 from andes_sglang.adapter.reports import Reports
 from andes_sglang.adapter.sglang_request import is_preemptible
 from andes_sglang.adapter.snapshot import Snapshot
+from andes_sglang.adapter.wanted_kv import WantedKv
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
 from andes_sglang.policy import effective_options
@@ -97,6 +99,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._qoe_metrics = metrics
         self._records = records
         self._transfers = transfers
+        self._wanted_kv = WantedKv(self, records, tier)
         self._limits = QueueLimits(self, records, metrics)
         self._room = room = PrefillRoom(self)
         self._snapshot = Snapshot(self, records, parked, transfers, room=room, latency=latency)
@@ -214,6 +217,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._preemptor.released.clear()
         self._parked.drop_finished()
         self._send_reports(running_batch)
+        self._wanted_kv.look_again()
         self._transfers.write_through(running_batch, self._parked.reqs)
         if not self._asks_policy(running_batch):
             return self._form_prefill(running_batch, held_back=self.waiting_queue)
@@ -304,13 +308,12 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             return
         super().process_batch_result(batch, result)
         now_s = time.perf_counter()
-        self._iterations.ended(now_s)
+        told = [record.deliver(now_s) for req in batch.reqs if (record := self._records.find(req)) is not None]
+        self._iterations.ended(now_s, sum(told) / max(1, len(told)))
         for req in batch.reqs:
             record = self._records.find(req)
-            if record is None:
-                continue
-            record.deliver(now_s)
-            if req.finished():
+            if record is not None and req.finished():
+                self._wanted_kv.ended(record, now_s)
                 self._records.end(req, self._qoe_metrics)
 
     # Idle

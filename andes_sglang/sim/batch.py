@@ -69,6 +69,14 @@ class Batch:
             job.times_s.append(self._clock.ends_s(job.joined_step, job.joined_step + tokens).copy())
             job.generated += tokens
 
+    def add(self, job: Job, tokens: int, at_s: float) -> None:
+        """``tokens`` more than the one of the last step reach it at ``at_s``."""
+        self.leave(job)
+        job.times_s.append(np.full(tokens, at_s))
+        job.generated += tokens
+        job.uncached_tokens += tokens
+        self.join(job)
+
     def generated(self, job: Job) -> int:
         """Tokens that a running ``job`` has generated, one beyond its answer where it leaves late."""
         return job.generated + self._clock.steps - job.joined_step

@@ -17,6 +17,8 @@ __all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded"]
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
 
+BY_READER = -1
+"""Of ``--drafts``: as many as each reader needs. The flag is the simulator's alone."""
 DEPLOYED = "andes-deployed"
 """The name of andes with the flags that README recommends on a GPU: mixed chunks, and offload where there is host memory."""
 
@@ -35,7 +37,23 @@ def _engine_flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     overrides.add_arguments(parser)
     parser.add_argument("--policy-option", action="append", default=[])
+    parser.add_argument("--drafts", type=_drafts, default=0)
     return parser
+
+
+def _drafts(text: str) -> int:
+    """Tokens drafted for every request; :data:`BY_READER` for ``readers``."""
+    return BY_READER if text == "readers" else overrides.whole(text)
+
+
+def _speculating(engine: EngineModel, drafts: int) -> EngineModel:
+    if not drafts:
+        return engine
+    if engine.speculation is None:
+        raise ValueError("--drafts: the profile has no table [speculation]")
+    if drafts == BY_READER:
+        return replace(engine, drafts_by_reader=True)
+    return replace(engine, draft_tokens=drafts)
 
 
 def configure(
@@ -55,12 +73,14 @@ def configure(
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}")
     try:
-        engine = overrides.apply(engine, given)
+        engine = _speculating(overrides.apply(engine, given), given.drafts)
     except ValueError as error:
         raise UsageError(f"policy {arm.policy}: {error}") from None
     try:
         options = policy_options(given.policy_option)
         if policy == "stock":
+            if engine.drafts_by_reader:
+                raise ValueError("--drafts readers: is a policy's decision, and policy stock has none; give a number")
             if options:
                 raise ValueError(f"--policy-option {given.policy_option[0]!r}: policy stock has no options")
             return engine, lambda: None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 
 from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS
+from andes_sglang.speculation import Speculation
 
 __all__ = ["Costs", "EngineModel", "Overlap"]
 
@@ -85,8 +86,9 @@ class EngineModel:
     pads_prefix: attention is computed for a cached prefix too, as by SGLang's ``torch_native`` backend on a CPU.
     decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client
     to the scheduler and back, beside the iterations. quality: what an answer of its model is worth relative to the best
-    one's, in (0, 1]: the owner's figure, which only routing between unlike models reads. Raises ``ValueError`` naming field
-    and value.
+    one's, in (0, 1]: the owner's figure, which only routing between unlike models reads. speculation: what drafts cost and
+    yield; they are made where draft_tokens says how many for every request (0: none), or, drafts_by_reader, as the policy's
+    decision says. Raises ``ValueError`` naming field and value.
     """
 
     costs: Costs
@@ -103,6 +105,9 @@ class EngineModel:
     decision_s: float = 0.0
     entry_s: float = 0.0
     quality: float = 1.0
+    speculation: Speculation | None = None
+    draft_tokens: int = 0
+    drafts_by_reader: bool = False
 
     def __post_init__(self) -> None:
         for name in ("kv_capacity_tokens", "max_running", "chunk_tokens", "devices"):
@@ -112,10 +117,25 @@ class EngineModel:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be >= 0, got {value!r}")
+        if self.drafts:
+            self._check_drafts()
         if not 0 < self.quality <= 1:
             raise ValueError(f"quality must be in (0, 1], got {self.quality!r}")
         if self.host_capacity_tokens and not self.host_tokens_per_s > 0:
             raise ValueError(f"host_tokens_per_s must be > 0 with a host tier, got {self.host_tokens_per_s!r}")
+
+    def _check_drafts(self) -> None:
+        if self.speculation is None:
+            raise ValueError("draft_tokens, drafts_by_reader: the engine has no speculation")
+        if self.overlap is Overlap.SYNC:
+            raise ValueError("draft_tokens, drafts_by_reader: not modelled with overlap sync")
+        if self.draft_tokens < 0 or (self.draft_tokens and self.drafts_by_reader):
+            raise ValueError(f"draft_tokens must be >= 0, and 0 with drafts_by_reader, got {self.draft_tokens!r}")
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it decodes speculatively."""
+        return self.draft_tokens != 0 or self.drafts_by_reader
 
     @property
     def max_request_tokens(self) -> int:

@@ -24,11 +24,14 @@ class Job:
     it locks; kept_node: where its KV ended in the cache when it gave it up. protected_tokens: locked in the cache;
     uncached_tokens: generated beside it before its last leaving of the batch. times_s: delivery times in pieces.
     holds: when its reader's clock had stood still and for how long, both in seconds (:meth:`Replica.hear`).
+    drafted, accepted: tokens drafted for it up to the first that was refused, and those before it.
     stopped: how it was last taken off (park, release, offload, retracted). resuming_tokens: prefilled since then.
     """
 
     __slots__ = (
+        "accepted",
         "cache_node",
+        "drafted",
         "enters_s",
         "epoch",
         "generated",
@@ -80,6 +83,8 @@ class Job:
         self.retractions = 0
         self.recomputed_tokens = 0
         self.prefix_hit_tokens = 0
+        self.drafted = 0
+        self.accepted = 0
 
     @property
     def context_tokens(self) -> int:

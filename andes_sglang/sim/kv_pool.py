@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from andes_sglang.policy.eviction import EvictionOrder
+from andes_sglang.policy.eviction import EvictionOrder, Returns
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.radix import Node, RadixCache
@@ -13,12 +13,15 @@ __all__ = ["KvPool"]
 
 class KvPool:
     """Tokens of KV. capacity_tokens: the whole pool. uncached_tokens: held by requests beside the cache: generated, or being
-    prefilled."""
+    prefilled. returns: finished conversations that are to go on."""
 
-    def __init__(self, engine: EngineModel, clock: StepClock, order: EvictionOrder) -> None:
+    def __init__(
+        self, engine: EngineModel, clock: StepClock, order: EvictionOrder, returns: Returns | None = None
+    ) -> None:
         self.capacity_tokens = engine.kv_capacity_tokens
         self.cache = RadixCache(engine.host_capacity_tokens, order)
         self.uncached_tokens = 0
+        self._returns = Returns() if returns is None else returns
         self._clock = clock
         self._host_tokens_per_s = engine.host_tokens_per_s
         self._has_host = engine.host_capacity_tokens > 0
@@ -50,7 +53,16 @@ class KvPool:
     def make_free(self, tokens: int) -> None:
         """Evict until ``tokens`` are free, or nothing is left to evict."""
         if (short := tokens - self.free_tokens()) > 0:
+            if gone := self._returns.drop(self._clock.now_s):
+                self.cache.order.look_again()
+                for node in gone:
+                    self.cache.offer(node)
             self.cache.evict(short)
+
+    def expect(self, node: Node, returns_s: float) -> None:
+        """The conversation that ends with ``node`` is to go on in ``returns_s`` seconds."""
+        self._returns.ended(node, self._clock.now_s, returns_s)
+        self.cache.order.look_again()
 
     def cache_prefix(self, job: Job, tokens: int) -> None:
         """``tokens`` that were allocated for ``job`` enter the cache behind those it holds there, locked."""

@@ -4,15 +4,18 @@ Requests fall into buckets of prompt and answer length. ``load[g, b]`` is how ma
 b would keep busy, all of them, in batches of their own; ``factor[g]`` how many times as many it takes for the objective to
 hold, as play has shown of that kind alone. A mix ``y`` has strength s where the requests can be divided so that
 ``s * factor[g] * sum_b x[g, b] load[g, b] <= y[g]`` for every kind, with ``sum_g x[g, b] = 1`` for every bucket. What holds
-is then for play to say: bursts, routing and the reader's patience are in no programme.
+is then for play to say: bursts, routing and the reader's patience are in no programme. Of the mixes that the programme
+proposes the one is played that promises most: the probability that it holds, which grows with its strength and is learned
+from every play, times what it would save.
 
 Pure functions of their arguments. Needs SciPy (extra ``plan``).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +31,14 @@ __all__ = ["Mix", "Programme", "bucket_loads", "cheapest_mix"]
 Array = npt.NDArray[np.float64]
 Mix = tuple[int, ...]
 """Replicas of each kind."""
-STRENGTHS = np.arange(0.70, 1.61, 0.03)
-"""Of the mixes that are proposed, the cheapest of each: below, no fleet has held; above, a kind alone is cheaper."""
-WEAKEST_NEIGHBOUR = 0.85
-"""Neighbours of the best mix are played that have this share of its strength."""
+STRENGTHS = np.arange(0.6, 1.51, 0.05)
+"""Of the mixes that are proposed, the cheapest of each."""
+THRESHOLDS = np.linspace(0.5, 1.6, 111)
+"""Strengths from which on a mix may hold."""
+USUAL_THRESHOLD, THRESHOLD_SPREAD, WIDTH = 1.0, 0.15, 0.04
+"""What is believed of that strength before any mix is played: mean, standard deviation, and how sharp it is."""
+WORTH_A_PLAY = 0.01
+"""Of the best price: a mix is played that promises to save this, on average."""
 MAX_REMOVED = 2
 """Replicas of one kind that a neighbour lacks."""
 _CENT = 1e-6
@@ -105,28 +112,30 @@ def cheapest_mix(
 
     load: as :func:`bucket_loads` gives it. alone: the fewest replicas of each kind that hold without the others; None: not
     even ``max_replicas`` do. ``holds`` is asked about no mix twice, about none that is dearer than one known to hold, and,
-    since more replicas never harm, about none that is part of a mix that fails. First the programme's proposals, from weak to
-    strong, by bisection; then the neighbours of the cheapest that holds, until none of them does.
+    since more replicas never harm, about none that is part of a mix that fails.
     """
     if all(n is None for n in alone):
         return None
     search = _Search(holds, _calibrated(load, alone, prices), alone, max_replicas)
-    if len(alone) > 1:
-        search.bisect(_proposals(search.programme, max_replicas, below=search.programme.price(search.best)))
-        while search.improve():
-            pass
+    while search.play():
+        pass
     return search.best
 
 
 def _calibrated(load: Array, alone: Sequence[int | None], prices: Sequence[float]) -> Programme:
-    """By what each kind needs alone; one that never holds alone is taken to need as much more than its load as the others."""
-    factors = np.array([np.nan if n is None else n / max(row.sum(), 1e-9) for n, row in zip(alone, load, strict=True)])
-    factors[np.isnan(factors)] = np.nanmean(factors)
-    return Programme(load, factors, np.array(prices, dtype=np.float64))
+    """By what each kind needs alone. That n hold and n - 1 do not says little where n is small, so the factor of a kind is as
+    near to the others' as these bounds allow; one that never holds alone has the others'."""
+    busy = np.maximum(load.sum(axis=1), 1e-9)
+    most = np.array([np.inf if n is None else n for n in alone]) / busy
+    least = np.array([0.0 if n is None else n - 1 + 1e-3 for n in alone]) / busy
+    weights = np.array([0.0 if n is None else n for n in alone])
+    common = float(np.average(np.where(weights > 0, 0.5 * (least + np.minimum(most, 1e9)), 0.0), weights=weights))
+    return Programme(load, np.clip(common, least, most), np.array(prices, dtype=np.float64))
 
 
 class _Search:
-    """best: the cheapest mix that holds so far. failed: mixes that do not, and so no part of them."""
+    """best: the cheapest mix that holds so far. failed: mixes that do not, and so no part of them. pool: mixes that may be
+    played, with their strengths."""
 
     def __init__(
         self, holds: Callable[[Mix], bool], programme: Programme, alone: Sequence[int | None], max_replicas: int
@@ -137,39 +146,59 @@ class _Search:
         self.holds, self.programme, self.max_replicas = holds, programme, max_replicas
         self.best = min((only(k, n) for k, n in enumerate(alone) if n is not None), key=programme.price)
         self.failed = [only(k, max_replicas if n is None else n - 1) for k, n in enumerate(alone)]
+        self.pool: dict[Mix, float] = {}
+        self._belief = -0.5 * ((THRESHOLDS - USUAL_THRESHOLD) / THRESHOLD_SPREAD) ** 2
+        if len(alone) > 1:
+            self._consider(_proposals(programme, max_replicas, below=programme.price(self.best)))
+            self._consider(_neighbours(programme, self.best, max_replicas))
 
-    def plays(self, mix: Mix) -> bool:
-        """Whether ``mix`` holds, and is cheaper than the best: then it is the best. Not asked where that is known."""
-        known = any(all(a <= b for a, b in zip(mix, other, strict=True)) for other in self.failed)
-        if known or self.programme.price(mix) >= self.programme.price(self.best) - _CENT:
+    def _consider(self, mixes: Iterator[Mix]) -> None:
+        for mix in mixes:
+            if mix not in self.pool:
+                self.pool[mix] = self.programme.strength(mix)
+
+    def _promise(self, mix: Mix) -> float:
+        """What playing ``mix`` would save on average; 0 where nothing can come of it."""
+        if any(all(a <= b for a, b in zip(mix, other, strict=True)) for other in self.failed):
+            return 0.0
+        saved = self.programme.price(self.best) - self.programme.price(mix)
+        belief = np.exp(self._belief - self._belief.max())
+        return float(belief @ _sigmoid((self.pool[mix] - THRESHOLDS) / WIDTH)) / float(belief.sum()) * max(0.0, saved)
+
+    def play(self) -> bool:
+        """Play the mix that promises most; whether there was one worth it."""
+        mix = max(self.pool, key=self._promise, default=None)
+        if mix is None or self._promise(mix) < WORTH_A_PLAY * self.programme.price(self.best):
             return False
-        if self.holds(mix):
+        held = self.holds(mix)
+        away = (self.pool.pop(mix) - THRESHOLDS) / WIDTH
+        self._belief += np.log(_sigmoid(away if held else -away))
+        if held:
             self.best = mix
-            return True
-        self.failed.append(mix)
-        return False
-
-    def bisect(self, proposals: Sequence[Mix]) -> None:
-        """The first of ``proposals``, weakest first, that holds."""
-        low, high = 0, len(proposals)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.plays(proposals[middle]) else (middle + 1, high)
-
-    def improve(self) -> bool:
-        """Whether a neighbour of the best, the strongest first, is better."""
-        strength = {
-            mix: self.programme.strength(mix) for mix in _neighbours(self.programme, self.best, self.max_replicas)
-        }
-        enough = WEAKEST_NEIGHBOUR * self.programme.strength(self.best)
-        near = sorted((mix for mix in strength if strength[mix] >= enough), key=strength.__getitem__, reverse=True)
-        return any(self.plays(mix) for mix in near)
+            self._consider(_neighbours(self.programme, mix, self.max_replicas))
+        else:
+            self.failed.append(mix)
+        return True
 
 
-def _proposals(programme: Programme, max_replicas: int, *, below: float) -> list[Mix]:
-    """The cheapest mix of each strength, weakest first, without what is no cheaper than ``below``."""
-    found = dict.fromkeys(programme.cheapest(float(strength), max_replicas) for strength in STRENGTHS)
-    return [mix for mix in found if mix is not None and programme.price(mix) < below - _CENT]
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0))))
+
+
+def _proposals(programme: Programme, max_replicas: int, *, below: float) -> Iterator[Mix]:
+    """The cheapest mix of each strength, of all kinds and of every two, without what is no cheaper than ``below``."""
+    kinds = len(programme.prices)
+    choices = {tuple(range(kinds)), *itertools.combinations(range(kinds), 2)}
+    for chosen in sorted(choices):
+        rows = list(chosen)
+        some = replace(
+            programme, load=programme.load[rows], factor=programme.factor[rows], prices=programme.prices[rows]
+        )
+        for strength in STRENGTHS:
+            found = some.cheapest(float(strength), max_replicas)
+            if found is None or some.price(found) >= below - _CENT:
+                break  # stronger ones are dearer still
+            yield tuple(found[rows.index(k)] if k in rows else 0 for k in range(kinds))
 
 
 def _neighbours(programme: Programme, mix: Mix, max_replicas: int) -> Iterator[Mix]:

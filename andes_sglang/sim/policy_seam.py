@@ -5,15 +5,17 @@ As in the engine's adapter (:mod:`andes_sglang.protocol` holds the rules of both
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import SchedulingPolicy, ask
+from andes_sglang.policy.drafting import with_drafts
 from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.sim.batch import Batch
+from andes_sglang.sim.drafter import Drafter
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -22,7 +24,7 @@ from andes_sglang.sim.population import Population
 from andes_sglang.sim.preemption import Preemptor
 from andes_sglang.sim.prefill import Admission
 from andes_sglang.sim.step_clock import StepClock
-from andes_sglang.state import Decision, Phase, PreemptionMode, SchedulerState
+from andes_sglang.state import Decision, Drafting, Phase, PreemptionMode, SchedulerState
 
 __all__ = ["PolicySeam"]
 
@@ -47,6 +49,7 @@ class PolicySeam:
         latency: LatencyModel,
         metrics: EngineMetrics,
         interval_s: float,
+        drafter: Drafter | None = None,
     ) -> None:
         self.policy = policy
         self.decisions = 0
@@ -65,6 +68,8 @@ class PolicySeam:
         self._latency = latency
         self._metrics = metrics
         self._interval_s = interval_s
+        self._costs = engine.costs
+        self._drafter = drafter if engine.drafts_by_reader else None
         self._due_s = 0.0
         self._lookup_cursor = 0
 
@@ -77,6 +82,8 @@ class PolicySeam:
         waiting, parked, behind = len(self._queue.waiting), len(batch.parked), self._population.behind
         if behind:
             waiting, parked = sum(map(self.can_receive, self._queue.waiting)), sum(map(self.can_receive, batch.parked))
+        if self._drafter is not None and batch.running:
+            return True
         return protocol.asks_policy(waiting, parked, len(batch.running), spare_tokens, behind)
 
     def can_receive(self, job: Job) -> bool:
@@ -106,7 +113,10 @@ class PolicySeam:
         """Ask the policy."""
         self.decisions += 1
         self._look_up_prefixes()
-        decision = decide_readers_first(self.policy, self.state(), ask=ask)
+        state = self.state()
+        decision = with_drafts(state, decide_readers_first(self.policy, state, ask=ask))
+        if self._drafter is not None:
+            self._drafter.decided(decision)
         self._metrics.decision(self._decision_s)
         return decision
 
@@ -136,7 +146,15 @@ class PolicySeam:
             yielding_reserved=int(chunked is not None and chunked.spec.yields),
             latency=self._latency,
             chunk_tokens=self._chunk_tokens,
+            drafting=self._drafting(table.rids) if self._drafter is not None else None,
         )
+
+    def _drafting(self, rids: Sequence[str]) -> Drafting | None:
+        running = len(self._batch.running)
+        if self._drafter is None or not running:
+            return None
+        step_s = self._costs.decode_s(running, self._batch.context_tokens + running)
+        return self._drafter.drafting([self._by_rid[rid] for rid in rids], step_s)
 
     def apply(self, decision: Decision) -> list[Job]:
         """Preempt and resume as decided; the requests to admit, in order."""

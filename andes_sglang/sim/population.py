@@ -178,6 +178,23 @@ class Population:
             c[END, slot] = digest + 1.0 / c[TDS, slot]
         _count(c[:, slot], 1)
 
+    def add_tokens(self, slots: Sequence[int], tokens: Sequence[int], clock: StepClock, at_s: float) -> None:
+        """So many tokens more than that of the last step reach the readers of these, in the batch, at ``at_s``."""
+        rows, more = np.asarray(slots, dtype=np.intp), np.asarray(tokens, dtype=np.float64)
+        self.follow(rows, clock, clock.steps)
+        columns = self._columns[:, rows]
+        _count(columns, self._news(rows, clock.steps))
+        self._joined_step[rows] = self._seen_step[rows] = clock.steps
+        start, tds, delivered, end = columns[: END + 1]
+        thought = self._thought[0].take(rows)
+        read = np.maximum(delivered - thought, 0.0)
+        shown = np.clip(delivered + more - thought, 0.0, more)
+        digest = np.maximum(at_s - start, end)
+        columns[LATENESS] += shown * (digest - read / tds)
+        columns[END] = np.where(shown > 0, digest + shown / tds, end)
+        _count(columns, more)
+        self._columns[:, rows] = columns
+
     def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], clock: StepClock, step: int) -> Array:
         """The readers' columns of those in the batch, brought up to ``step`` of ``clock``; shape (READER_WIDTH, n).
 
@@ -277,6 +294,9 @@ class NoPopulation(Population):
         return 0.0
 
     def deliver(self, slot: int, at_s: float) -> None:
+        pass
+
+    def add_tokens(self, slots: Sequence[int], tokens: Sequence[int], clock: StepClock, at_s: float) -> None:
         pass
 
     def follow(self, slots: Sequence[int] | npt.NDArray[np.intp], clock: StepClock, step: int) -> Array:  # noqa: ARG002

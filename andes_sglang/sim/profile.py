@@ -2,7 +2,8 @@
 
 A file has ``hardware``, ``model``, ``source``, optionally ``price_per_hour`` and ``start_s``, a table ``[engine]`` (fields of
 :class:`~andes_sglang.sim.engine.EngineModel`) and either ``[costs]``, measured (:class:`~andes_sglang.sim.engine.Costs`), or
-``[roofline]``, derived (:class:`~andes_sglang.sim.roofline.Roofline`), which gives the sizes that ``[engine]`` leaves out.
+``[roofline]``, derived (:class:`~andes_sglang.sim.roofline.Roofline`), which gives the sizes that ``[engine]`` leaves out;
+and where it has a draft model ``[speculation]`` (:class:`~andes_sglang.speculation.Speculation`).
 Those of your own go by name too, before those of the package, from the folder that $ANDES_PROFILES names.
 """
 
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.roofline import Roofline
+from andes_sglang.speculation import Speculation
 
 __all__ = ["FOLDER_VARIABLE", "Profile", "ProfileError", "dump", "load", "names"]
 
@@ -61,7 +63,7 @@ class Profile:
 
     def on(self, devices: int) -> EngineModel | None:
         """The engine over ``devices`` tensor-parallel ranks; None where that cannot be said: it was measured on another
-        number, or the model does not fit."""
+        number, or the model does not fit. What drafts cost is known of the profile's own number only."""
         if devices == self.engine.devices:
             return self.engine
         try:
@@ -70,7 +72,8 @@ class Profile:
             return None
         if derived is None:
             return None
-        return replace(self.engine, costs=derived.costs(), **{size: getattr(derived, size) for size in _SIZES})
+        sizes = {size: getattr(derived, size) for size in _SIZES}
+        return replace(self.engine, costs=derived.costs(), speculation=None, **sizes)
 
 
 def names() -> list[str]:
@@ -108,13 +111,14 @@ def _profile(name: str, table: dict[str, Any]) -> Profile:
     measured = table.pop("costs", None)
     if (derived is None) == (measured is None):
         raise ValueError("needs one of the tables [costs] and [roofline]")
+    drafts = table.pop("speculation", None)
     if not isinstance(engine, dict):
         raise ValueError(f"needs a table [engine], got {engine!r}")
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"speculation": None if drafts is None else _read(Speculation, drafts, "speculation.")}
     roofline: Roofline | None = None
     if derived is not None:
         roofline = _read(Roofline, derived, "roofline.")
-        given = {size: getattr(roofline, size) for size in _SIZES if size not in engine}
+        given |= {size: getattr(roofline, size) for size in _SIZES if size not in engine}
         given["costs"] = roofline.costs()
     else:
         given["costs"] = _read(Costs, measured, "costs.")
@@ -160,9 +164,13 @@ def _value(kind: Any, value: Any, field: str) -> Any:
 def dump(profile: Profile) -> str:
     """The file of a measured profile: what :func:`load` reads back as an equal one."""
     head = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in ("name", "engine", "roofline")}
-    engine = {f.name: getattr(profile.engine, f.name) for f in fields(EngineModel) if f.name != "costs"}
-    costs = {f.name: getattr(profile.engine.costs, f.name) for f in fields(Costs)}
-    return "\n".join([*_lines(head), "\n[engine]", *_lines(engine), "\n[costs]", *_lines(costs), ""])
+    tables = "costs", "speculation"
+    engine = {f.name: getattr(profile.engine, f.name) for f in fields(EngineModel) if f.name not in tables}
+    lines = [*_lines(head), "\n[engine]", *_lines(engine)]
+    for name in tables:
+        if (table := getattr(profile.engine, name)) is not None:
+            lines += [f"\n[{name}]", *_lines({f.name: getattr(table, f.name) for f in fields(table)})]
+    return "\n".join([*lines, ""])
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:

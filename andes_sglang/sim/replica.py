@@ -23,7 +23,7 @@ works with has a file of its own.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -31,9 +31,10 @@ from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.policy import PolicyError, SchedulingPolicy
-from andes_sglang.policy.eviction import EvictionOrder
+from andes_sglang.policy.eviction import EvictionOrder, Returns
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.batch import Batch
+from andes_sglang.sim.drafter import Drafter
 from andes_sglang.sim.engine import EngineModel, Overlap
 from andes_sglang.sim.job import Job
 from andes_sglang.sim.job_queue import JobQueue
@@ -42,7 +43,7 @@ from andes_sglang.sim.policy_seam import PolicySeam
 from andes_sglang.sim.population import NoPopulation, Population
 from andes_sglang.sim.preemption import Preemptor, paused_kv
 from andes_sglang.sim.prefill import Admission, PrefillChunk, PrefillWork
-from andes_sglang.sim.radix import RadixCache
+from andes_sglang.sim.radix import Node, RadixCache
 from andes_sglang.sim.step_clock import MAX_STEPS, StepClock
 from andes_sglang.state import Phase
 
@@ -93,19 +94,28 @@ class Replica:
         )
         self._batch = batch = Batch(clock, engine.max_running, leaves_late=engine.overlap is not Overlap.NONE)
         self._queue = queue = JobQueue()
-        protects = policy is not None and has_host
-        order = EvictionOrder((lambda: paused_kv(queue.waiting, population)) if protects else tuple)
-        self._pool = pool = KvPool(engine, clock, order)
+        returns = Returns()
+
+        def wanted() -> Iterator[tuple[Node, float]]:
+            """KV that will be needed again; without host memory a release gives it up, but for none that is needed later."""
+            yield from returns.expected()
+            if policy is not None and (has_host or returns):
+                yield from paused_kv(queue.waiting, population)
+
+        self._pool = pool = KvPool(engine, clock, EvictionOrder(wanted), returns)
         self._admission = Admission(engine, queue=queue, batch=batch, pool=pool, clock=clock)
         self._preemptor = Preemptor(
             queue=queue, batch=batch, pool=pool, clock=clock, population=population, metrics=self.metrics
         )
+        self._drafter: Drafter | None = None
+        if engine.drafts and engine.speculation is not None:
+            self._drafter = Drafter(engine.speculation, engine.draft_tokens, batch, seed=index)
         self._seam: PolicySeam | None = None
         if policy is not None:
             self._seam = PolicySeam(
                 policy, engine, by_rid=self.by_rid, queue=queue, batch=batch, pool=pool, clock=clock,
                 population=population, admission=self._admission, preemptor=self._preemptor, latency=self.latency,
-                metrics=self.metrics, interval_s=decision_interval_s,
+                metrics=self.metrics, interval_s=decision_interval_s, drafter=self._drafter,
             )  # fmt: skip
         self._submitted = 0
         self._idle_decisions = 0
@@ -176,7 +186,8 @@ class Replica:
         if not self.by_rid:
             return float("inf")
         clock, batch = self._clock, self._batch
-        if self._queue or self._admission.chunked or batch.parked or not batch.running or self._population.behind:
+        moves = self._queue or self._admission.chunked or batch.parked or self._drafter or self._population.behind
+        if moves or not batch.running:
             return clock.now_s
         running, costs = len(batch.running), self.engine.costs
         to_pressure = protocol.steps_to_kv_pressure(self._pool.available_tokens(), running) - 1
@@ -262,6 +273,8 @@ class Replica:
         self._batch.leave(job)
         self._pool.give_up(job, keep=True)
         spec, times_s = job.spec, np.concatenate(job.times_s)
+        if spec.returns_s is not None and self.policy is not None:  # stock SGLang is not told
+            self._pool.expect(job.kept_node, spec.returns_s)
         shown_s = times_s[spec.reason_tokens :]
         record = RequestRecord(
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
@@ -407,6 +420,9 @@ class Replica:
             available_tokens = self._pool.available_tokens()
         if not (running := len(batch.running)):
             return
+        if self._drafter is not None and (drafts := self._drafter.lengths(available_tokens)):
+            self._decode_drafts(self._drafter, drafts)
+            return
         steps, until_s = self._steps_without_change(available_tokens, until_s)
         costs = self.engine.costs
         first_s = costs.decode_s(running, batch.context_tokens + running)
@@ -420,6 +436,25 @@ class Replica:
         clock.run_steps(ends_s)
         self._admission.new_token_ratio = protocol.decayed_new_token_ratio(self._admission.new_token_ratio, len(ends_s))
         batch.context_tokens += running * len(ends_s)
+
+    def _decode_drafts(self, drafter: Drafter, drafts: Mapping[Job, int]) -> None:
+        """One step that verifies ``drafts``: every running request gets a token, and what is accepted of its draft."""
+        batch, clock, running = self._batch, self._clock, len(self._batch.running)
+        plain_s = self.engine.costs.decode_s(running, batch.context_tokens + running)
+        step_s = plain_s + float(drafter.speculation.step_s(float(max(drafts.values())), float(sum(drafts.values()))))
+        end_s = clock.now_s + self._with_decision_s(step_s)
+        self._pool.allocate(running)
+        clock.run_steps(np.array([end_s]))
+        batch.context_tokens += running
+        self._admission.new_token_ratio = protocol.decayed_new_token_ratio(self._admission.new_token_ratio, 1)
+        jobs, counts = drafter.accept(drafts)
+        self._pool.allocate(sum(counts))
+        self._population.add_tokens([job.slot for job in jobs], counts, clock, end_s)
+        for job, tokens in zip(jobs, counts, strict=True):
+            batch.add(job, tokens, end_s)
+        if self.policy is not None:
+            self.latency.observe_decode(running, batch.context_tokens, step_s * running / (running + sum(counts)))
+            batch.changed = False
 
     def _steps_without_change(self, available_tokens: int, until_s: float) -> tuple[int, float]:
         """Most decode steps that can be taken at once, and the time after which no further one begins."""

@@ -39,7 +39,7 @@ BATCH_FACTORS = (0.6, 0.8, 1.0)
 """Times the profile's chunk; times the batch that KV holds."""
 MIN_CHUNK_TOKENS = 256
 MAX_DEVICES = 8
-RUNGS = ((0.5, 12), (1.0, 4))
+RUNGS = ((0.5, 8), (1.0, 3))
 """Share of the workload and how many are kept, rung by rung."""
 FASTER = 1.12
 """The rate grows by this from rung to rung while those kept hold."""

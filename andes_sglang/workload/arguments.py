@@ -58,11 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--max-output", type=int, help="clamp answers to this many tokens")
     source.add_argument("--limit", type=int, help="only the first N requests")
     source.add_argument("--tds", type=float, help="constant reading speed, tokens/s; default: a population")
-    source.add_argument("--population", choices=tuple(POPULATIONS), default="reading")
+    source.add_argument("--population", choices=tuple(POPULATIONS), default="reading",
+                        help="whose speeds of reading are drawn")  # fmt: skip
     source.add_argument("--ttft", type=float, default=1.0,
                         help="expected seconds to first token; 0: by prompt length. A trace's own ttft_s and tds win "
                         "over these flags")  # fmt: skip
-    source.add_argument("--seed", type=int, default=1)
+    source.add_argument("--seed", type=int, default=1, help="of everything random; each repeat takes the next")
 
 
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:

@@ -96,8 +96,8 @@ class Attempt:
             self._answered()
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
-            if stream.streams and stream.hides_thought:
-                upstreams.learn_thought(stream.route.model, stream.thought)
+            if stream.streams:
+                upstreams.learn_answer(stream.route.model, stream.tokens, stream.hidden_thought)
         except UpstreamError as error:
             error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))
@@ -149,15 +149,17 @@ class Attempt:
     async def _exchange(self, payload: bytes | aiohttp.FormData, headers: dict[str, str]) -> None:
         """Send the request and pass the answer on. Raises :class:`UpstreamError`."""
         session, url = self._context.upstreams.session, self.replica.url + self._stream.path
+        listened = self._context.upstreams.lateness.asked()
         try:
             async with (
                 asyncio.timeout(self._answer_timeout_s) as self._timeout,
                 session.post(url, data=payload, headers=headers, allow_redirects=False) as answer,
             ):
-                self._timeout.reschedule(None)
                 self._answer = answer
-                await self._pass_on(answer)
+                await self._pass_on(answer, self._timeout)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            if isinstance(error, TimeoutError) and not listened():
+                raise UpstreamError("unreachable", blame=Blame.NONE) from error
             self.replica.healthy = False  # until a probe finds it up again
             raise UpstreamError("unreachable") from error
         except GarbageError as error:
@@ -180,13 +182,12 @@ class Attempt:
 
     @property
     def _answer_timeout_s(self) -> float | None:
-        """Seconds for an answer to begin; one in one piece begins when it is complete. None: what yields may wait without
-        bound."""
+        """Seconds for a stream to begin, or an answer in one piece to be here. None: what yields may wait without bound."""
         if self._stream.yields:
             return None
         return self._settings.stream_idle_s if self._stream.streams else self._settings.answer_timeout_s
 
-    async def _pass_on(self, answer: aiohttp.ClientResponse) -> None:
+    async def _pass_on(self, answer: aiohttp.ClientResponse, timeout: asyncio.Timeout) -> None:
         kind = answer.headers.get("content-type", "")
         if answer.status != 200:
             content = await read_all(answer)
@@ -194,9 +195,11 @@ class Attempt:
         if self._stream.streams:
             if not kind.startswith("text/event-stream"):
                 raise UpstreamError("garbage")
+            timeout.reschedule(None)
             await self._pass_events(answer)
             return
         content = await read_all(answer)
+        timeout.reschedule(None)  # the client may take its time
         if self._stream.endpoint.chunks:
             self._read_whole(object_of(content))
         elif content.startswith(b"{"):  # no list, and no text
@@ -222,8 +225,6 @@ class Attempt:
         self._stream.unfinished = whole.get("status") in UNFINISHED
         self._stream.tokens = output_tokens_of(whole.get("usage"))
         self._count_prompt(whole.get("usage"))
-
-    # A stream of events
 
     async def _pass_events(self, answer: aiohttp.ClientResponse) -> None:
         stream = self._stream

@@ -55,4 +55,6 @@ def remaining_expectation(stream: Stream, now_s: float) -> ReaderExpectation:
     left_s = round(max(0.0, reader.target.ttft_s - (now_s - stream.arrival_s)), 2)
     tokens = reader.expected_tokens
     left_tokens = None if tokens is None else max(1, tokens - stream.tokens)
-    return replace(reader, target=replace(reader.target, ttft_s=left_s), expected_tokens=left_tokens)
+    returns_s = stream.returns_s if stream.tools else reader.returns_s
+    target = replace(reader.target, ttft_s=left_s)
+    return replace(reader, target=target, expected_tokens=left_tokens, returns_s=returns_s)

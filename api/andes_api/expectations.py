@@ -197,7 +197,7 @@ def _with_headers(asked: ReaderExpectation, said: Mapping[str, str]) -> ReaderEx
         think_tds = math.inf if text == "none" else min(max(_number(_THINK_TDS, text), 1e-3), 1e9)
     # Out of the bounds of what a reader can have; the class's bounds are narrower.
     target = QoETarget(min(ttft_s, 1e6), min(max(tds, 1e-3), 1e9), think_tds)
-    return ReaderExpectation(target, asked.weight, asked.yields, tokens, reasoning)
+    return ReaderExpectation(target, asked.weight, asked.yields, tokens, reasoning, asked.returns_s)
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:

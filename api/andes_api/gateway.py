@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
 from typing import Any
 
 from andes_api import admission, names
@@ -89,6 +89,7 @@ class Gateway:
             self.metrics,
             self.telemetry,
             self.wait_for_place,
+            self._place_elsewhere,
             self._fatal,
             tool_slots=asyncio.Semaphore(settings.max_tool_processes),
         )
@@ -176,6 +177,7 @@ class Gateway:
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None, batched=batched,
             expected_thought=self.upstreams.thought_tokens(route.model),
+            expected_answer=self.upstreams.answer_tokens(route.model),
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)
@@ -222,6 +224,12 @@ class Gateway:
             self.board.waiting.set(self.held)
             self.capacity.count()  # its model may be known now
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
+
+    def _place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute]) -> list[Upstream]:
+        """As :meth:`Placement.place_elsewhere`; the requests of batches stay where they are put."""
+        order = [] if stream.batched else self.placement.place_elsewhere(stream, tried, time.monotonic())
+        self.capacity.count()
+        return order
 
     async def recall(self, response_id: str) -> None:
         """Have :attr:`stored` know where a response is kept that went through another worker."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from andes_api import admission
 from andes_api.capacity import Capacity
 from andes_api.errors import ApiError
+from andes_api.fatal import content_hash
 from andes_api.ladders import Rung, usable_rungs
 from andes_api.models import ModelRoute, no_adapters, no_model
 from andes_api.settings import GatewaySettings, TenantSettings
@@ -16,6 +18,7 @@ from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
+from andes_sglang.admission import Admission
 from andes_sglang.routing import RoutingError, make_routing_policy, ordered
 from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
@@ -37,6 +40,7 @@ class Placement:
         self._settings, self._upstreams, self._stored, self._capacity = settings, upstreams, stored, capacity
         self._routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self._ladder_policy = make_routing_policy(settings.ladder_policy, **settings.ladder_options)
+        self._admission = Admission()
         self._warned: set[tuple[str, str]] = set()
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
@@ -74,6 +78,9 @@ class Placement:
             return {stream.route: None}
         if stream.attempts:
             return {stream.route: stream.record.quality}
+        return self._rungs_for(stream, ladder)
+
+    def _rungs_for(self, stream: Stream, ladder: str) -> Offers:
         stream.record.ladder = ladder
         least = stream.expectation.settings.least_quality
         rungs = usable_rungs(
@@ -116,6 +123,17 @@ class Placement:
             replicas[0].opened(stream)
             replicas[0].awaits(stream, now_s)
         return replicas
+
+    def place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute], now_s: float) -> list[Upstream]:
+        """Replicas of a model other than those ``tried``, all of whose engines have failed this stream before it began: of
+        another rung of its ladder, else of the class's fallback. Empty where there are none."""
+        ladder = self._upstreams.catalog.ladder_of(stream.body.get("model"))
+        replicas: list[Upstream] = []
+        if ladder is not None and stream.fallback is None:
+            with suppress(ApiError):  # none of them may or will take it
+                rungs = self._rungs_for(stream, ladder).items()
+                replicas = self._place_on(stream, {route: q for route, q in rungs if route not in tried}, now_s)
+        return replicas or self._fall_back(stream, "engine_failed", now_s)
 
     def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
         """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
@@ -183,7 +201,7 @@ class Placement:
             by_route.setdefault(found[view.name][1], []).append(view)
         for route, of_route in by_route.items():
             stream.expected = forecast_stream(new, of_route[0], now_s, self._settings.horizon_s)
-            refusal = self._overload(stream, of_route[0].load)
+            refusal = self._overload(stream, of_route[0], found[of_route[0].name][0], now_s)
             if refusal is None:
                 stream.answered_by(route, offers[route])
                 replicas = [found[view.name][0] for view in of_route]
@@ -199,12 +217,15 @@ class Placement:
         home = self._stored.home(earlier, tenant.name if tenant else None) if earlier else None
         return {home: found[home]} if home in found else found
 
-    def _overload(self, stream: Stream, load: int) -> ApiError | None:
-        """What refuses this stream by its forecast, on a replica that has ``load`` streams."""
-        settings, expectation = self._settings, stream.expectation
-        if not (settings.admission and stream.streams and load and stream.expected):
+    def _overload(self, stream: Stream, view: ReplicaView, replica: Upstream, now_s: float) -> ApiError | None:
+        """What refuses this stream by its forecast, on the best replica there is for it."""
+        if not (self._settings.admission and stream.streams and stream.expected):
             return None
-        return admission.overload(
-            stream.incoming, stream.expected, expectation.settings, class_name=expectation.class_name,
-            horizon_s=settings.horizon_s,
-        )  # fmt: skip
+        if not stream.yields:
+            replica.waits.offered(now_s)
+        if not view.load:
+            return None
+        wish = stream.expectation.settings.wish
+        ticket = (stream.tenant_name, content_hash(stream.body))
+        refusal = self._admission.refuse(stream.incoming, stream.expected, view, wish, now_s, ticket=ticket)
+        return None if refusal is None else admission.overload(refusal)

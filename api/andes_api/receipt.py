@@ -58,7 +58,7 @@ class Receipt:
         self._asked = arrival_s, target
         self.written = ReaderStream(arrival_s, target)
         self.round_trip_s = 0.0
-        self._far: ReaderStream | None = None
+        self._own: ReaderStream | None = None
         self.received: ReaderStream | None = None
         self.written_bytes = 0
         self.late = self.behind = False
@@ -77,7 +77,7 @@ class Receipt:
     @property
     def reader(self) -> ReaderStream:
         """The timeline that counts."""
-        return self.received or self._far or self.written
+        return self.received or self._own or self.written
 
     def comes_over(self, round_trip_s: float) -> None:
         """The reader is so far away. To be said before anything is written."""
@@ -85,8 +85,15 @@ class Receipt:
             arrival_s, target = self._asked
             self.round_trip_s = round_trip_s
             self._asked = arrival_s - round_trip_s, target
-            self._far = ReaderStream(*self._asked)
-            self._points = deque([_Point(0, 0, self._far.copy())])
+            self._own = ReaderStream(*self._asked)
+            self._points = deque([_Point(0, 0, self._own.copy())])
+
+    def tool_ran(self, since_s: float, until_s: float) -> None:
+        """No engine had this answer to write meanwhile. Its reader has waited; who serves it has not let it wait."""
+        if self._own is None and self.received is None:
+            self._own = self.written.copy()
+        dry_at_s = self.written.start_s + self.written.end_s
+        self.written.stand_still(dry_at_s + until_s - max(since_s, dry_at_s))
 
     @property
     def is_settled(self) -> bool:
@@ -96,16 +103,16 @@ class Receipt:
     def delivered(self, now_s: float, tokens: int) -> None:
         """``tokens`` more were written to the connection."""
         self.written.deliver(now_s, tokens)
-        if self._far is not None:
-            self._far.deliver(now_s, tokens)
+        if self._own is not None:
+            self._own.deliver(now_s, tokens)
         if self.received is not None and not self.behind:
             self.received.deliver(now_s, tokens)
 
     def think(self, tokens: int) -> None:
         """``tokens`` more were generated that are not shown."""
         self.written.think(tokens)
-        if self._far is not None:
-            self._far.think(tokens)
+        if self._own is not None:
+            self._own.think(tokens)
 
     def wrote(self, size: int) -> None:
         """A piece of ``size`` bytes was written; around it are its length in hexadecimal digits and two line ends."""

@@ -10,6 +10,7 @@ from andes_api.attempt import Attempt
 from andes_api.connection import Connection
 from andes_api.errors import ApiError
 from andes_api.fatal import MAX_DEATHS, MEMORY_S
+from andes_api.models import ModelRoute
 from andes_api.reader_report import ReaderReport
 from andes_api.relay_context import RelayContext
 from andes_api.reply import Reply
@@ -38,10 +39,11 @@ class Relay:
         self._context, self._settings = context, context.settings
         self._order = order
         self._tried: set[Upstream] = set()
+        self._tried_routes: set[ModelRoute] = set()
         self._tools: ToolRounds | None = None
         if stream.tools:
             most = context.settings.tool_rounds
-            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, most=most)
+            self._tools = ToolRounds(stream, context.metrics, context.tool_slots, times=context.tool_times, most=most)
         seen = self._tools.take if self._tools else None
         self._reply = Reply(stream, send, connection, context.settings, seen=seen)
         self._attempt: Attempt | None = None
@@ -141,6 +143,7 @@ class Relay:
                 self._order = left = await self._context.wait_for_place(self.stream)
             replica = left[0]
             self._tried.add(replica)
+            self._tried_routes.add(self.stream.route)
             last = self._refusals > 0 or len(left) == 1 or self._tries >= self._settings.retries
             self._attempt = Attempt(
                 self._context, self.stream, self._reply, replica, continuation, answered=self._blame_suspects,
@@ -210,14 +213,23 @@ class Relay:
         return bool(self._candidates(now_s))
 
     def _goes_on(self, error: UpstreamError, now_s: float) -> bool:
-        """Whether another replica is tried. A stream that has not begun waits for an engine while none accepts streams."""
+        """Whether another replica is tried. Where its model has none left, a stream that has not begun may get one of another
+        model, and waits for an engine while none accepts streams."""
         if self._tries > self._settings.retries or self._cut or self._deaths >= MAX_DEATHS:
             return False
         if error.refused and (self._refusals > 1 or (self._reply.begun and error.event)):
             return False
         if self._candidates(now_s):
             return True
+        if not (self._reply.started or error.refused) and (order := self._elsewhere()):
+            self._order = order
+            return True
         return not (self._reply.begun or error.refused or self._context.upstreams.accepting(now_s, self.stream.route))
+
+    def _elsewhere(self) -> list[Upstream]:
+        """Of another model, those that have not been tried."""
+        order = self._context.place_elsewhere(self.stream, self._tried_routes)
+        return [replica for replica in order if replica not in self._tried]
 
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, begun = self._context.metrics, self._reply.begun

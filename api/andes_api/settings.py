@@ -156,8 +156,8 @@ class GatewaySettings(BaseSettings):
     trust_anonymous: bool = Field(True, description="whether what requests without a key say of their readers counts")
     batches: BatchSettings = Field(
         BatchSettings(),
-        description="the batch API: `directory` turns it on; `max_requests`, `max_file_bytes`, `file_days`, `per_engine` and "
-        "`limits` bound it (see above)",
+        description="the batch API: `directory` turns it on; `max_requests`, `max_file_bytes`, `file_days`, `batch_days`, "
+        "`per_engine` and `limits` bound it (see above)",
     )
     media_hosts: tuple[str, ...] = Field(
         (), description="hosts that images may come from; none: any public one; private addresses never"

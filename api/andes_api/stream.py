@@ -21,6 +21,7 @@ from andes_api.prompts import Prompt
 from andes_api.receipt import Receipt
 from andes_api.settings import TenantSettings
 from andes_api.tools import ToolSettings
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
@@ -40,8 +41,9 @@ class Stream:
     tokens: what engines have produced for it, ``thought`` of them before the answer and not shown; ``receipt``: what of the
     others its reader has; earlier_tokens: in rounds before this one; later_prompt_tokens: of the prompts of rounds after the
     first. characters: of the answer, by the attempts that are over. report_id: by which its client reports of the reader.
-    tools: those that run here; ran: what did. log: events not yet turned into text; None where the answer could not be
-    continued elsewhere. fallback: why another model than the one asked for answers.
+    tools: those that run here; ran: what did; returns_s: seconds from the end of this round to the next, should it call one.
+    log: events not yet turned into text; None where the answer could not be continued elsewhere.
+    fallback: why another model than the one asked for answers.
     """
 
     endpoint: Endpoint
@@ -66,11 +68,13 @@ class Stream:
     report_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     thought: int = 0
     expected_thought: float = 0.0
+    expected_answer: float = PRIOR_MEDIAN_TOKENS
     thinking_s: float | None = None  # when the first token of a thought came
     earlier_tokens: int = 0
     later_prompt_tokens: int = 0
     tools: Mapping[str, ToolSettings] = field(default_factory=dict)
     ran: list[dict[str, Any]] = field(default_factory=list)
+    returns_s: float | None = None
     attempts: int = 0
     retries: int = 0  # attempts after the first, before it had begun
     moves: int = 0  # and after it had
@@ -128,6 +132,11 @@ class Stream:
         return self.expectation.reader.hides_reasoning
 
     @property
+    def hidden_thought(self) -> int | None:
+        """Tokens that were generated and not shown; None: nothing was to be hidden."""
+        return self.thought if self.hides_thought else None
+
+    @property
     def only_thinks(self) -> bool:
         """Whether all that has come is a thought that is not shown: another engine may start over."""
         return self.thought > 0 and self.thought == self.tokens
@@ -153,7 +162,7 @@ class Stream:
         expects = self.expectation
         return IncomingStream(
             self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
-            self.expected_thought if self.hides_thought else 0.0,
+            self.expected_thought if self.hides_thought else 0.0, expects.reader.expected_tokens or self.expected_answer,
         )  # fmt: skip
 
     def forecast_headers(self) -> dict[str, str]:
@@ -266,7 +275,7 @@ class Stream:
             "tokens": reader.delivered if self.streams else self.tokens,
             "duration_s": round(now_s - self.arrival_s, 4),
             "ttft_s": None if ttft_s is None else round(ttft_s, 4),
-            "thought_tokens": self.thought,
+            "thought_tokens": max(self.thought, reader.thought_tokens),  # calls before the first word, too
             "thinking_s": None if self.record.thinking_s is None else round(self.record.thinking_s, 4),
             "stalls": reader.stalls,
             "stall_s": round(reader.stall_s, 4),

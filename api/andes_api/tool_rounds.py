@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import orjson
 from andes_api.metrics import GatewayMetrics
 from andes_api.sse import Event, GarbageError, payload_of
 from andes_api.stream import Stream
+from andes_api.tool_times import ToolTimes
 from andes_api.tools import ToolSettings
 from andes_api.upstream_answer import count_of
 
@@ -36,14 +38,17 @@ _ENDS = ("tool_calls", "stop", "function_call")
 class ToolRounds:
     """Of one stream. A round is one request to an engine: ``take`` its events, then ask for the ``next_body``.
 
-    slots: of processes at a time, in the whole gateway. most: rounds; in the last one the model may call no more.
+    slots: of processes at a time, in the whole gateway. times: that tools have taken here. most: rounds; in the last one the
+    model may call no more.
     """
 
-    def __init__(self, stream: Stream, metrics: GatewayMetrics, slots: asyncio.Semaphore, *, most: int) -> None:
+    def __init__(
+        self, stream: Stream, metrics: GatewayMetrics, slots: asyncio.Semaphore, *, times: ToolTimes, most: int
+    ) -> None:
         self.body = stream.body
         self.restartable = True
         """Nothing of this round has been shown: another replica may write it once more."""
-        self._stream, self._metrics, self._slots, self._most = stream, metrics, slots, most
+        self._stream, self._metrics, self._slots, self._times, self._most = stream, metrics, slots, times, most
         self._round = 1
         self._usage: dict[str, Any] = {}  # of the rounds before
         self._calls = self._calling = False  # the model has begun a call; the round has ended with them
@@ -51,6 +56,7 @@ class ToolRounds:
         self._text = ""
         self._id: str | None = None
         self._cut = asyncio.Event()
+        self._expect_return()
         self._runner = self._new_runner()
 
     def _new_runner(self) -> ToolRunner:
@@ -58,6 +64,11 @@ class ToolRounds:
 
         tools = {name: _tool_of(settings) for name, settings in self._stream.tools.items()}
         return ToolRunner(tools, most_calls=MAX_CALLS, slots=self._slots)
+
+    def _expect_return(self) -> None:
+        """The engine of this round is told when the conversation goes on, should the model call a tool."""
+        calls = self._round < self._most and self.body.get("tool_choice") != "none"
+        self._stream.returns_s = self._times.expected_s(self._stream.tools) if calls else None
 
     def take(self, batch: list[Event]) -> list[Event]:
         """``batch`` as the caller should see it: one answer, without calls. Feeds the tools. Raises :class:`GarbageError`."""
@@ -130,13 +141,18 @@ class ToolRounds:
         stream.earlier_tokens = stream.tokens
         if not self._calling:
             return None
+        ended_s = time.monotonic()
         results = await self._results()
         for result in results:
             self._note(result)
+        now_s = time.monotonic()
+        self._times.learn(stream.tools.keys() & {result.name for result in results}, now_s - ended_s)
+        stream.receipt.tool_ran(ended_s, now_s)
         self._round += 1
         self.body = self._with_results(results)
         self._calls = self._calling = False
         self.restartable, self._text = True, ""
+        self._expect_return()
         self._runner = self._new_runner()
         return self.body
 

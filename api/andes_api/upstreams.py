@@ -16,11 +16,13 @@ from andes_api.background import Background
 from andes_api.board import Board
 from andes_api.discovery import make_resolver
 from andes_api.ladders import best_models
+from andes_api.lateness import Lateness
 from andes_api.models import ModelCatalog, ModelRoute, Offer, read_offers
 from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_sglang.engine_flags import EngineFlags
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 
 __all__ = ["ABSENT", "MAX_PROBE_INTERVAL_S", "Upstreams"]
 
@@ -63,9 +65,11 @@ class Upstreams:
         self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
         self._thoughts: dict[str | None, float] = {}
+        self._answers: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
+        self.lateness = Lateness(self._note_late)
         self._list(self._fixed)
 
     @property
@@ -76,6 +80,7 @@ class Upstreams:
     async def start(self) -> None:
         if self._session is None:
             self._session = self._open_session()
+        self.lateness.start()
         if self._names:
             await self._resolve()
             self._background.start("resolve", self._keep_resolving)
@@ -95,8 +100,15 @@ class Upstreams:
         )
 
     async def stop(self) -> None:
+        self.lateness.stop()
         if self._session is not None:
             await self._session.close()
+
+    def _note_late(self, late_s: float) -> None:
+        """For so long this process has not listened: that time does not count against a replica that owes an answer."""
+        for replica in self.replicas.values():
+            if replica.unanswered_since_s is not None:
+                replica.unanswered_since_s += late_s
 
     def accepting(self, now_s: float, route: ModelRoute | None = None) -> list[Upstream]:
         """Those that may get a new stream; of ``route``, where one is given."""
@@ -148,10 +160,18 @@ class Upstreams:
         """Tokens that an engine of ``model`` lately thought before an answer, on average."""
         return self._thoughts.get(model, 0.0)
 
-    def learn_thought(self, model: str | None, tokens: int) -> None:
-        """An engine of ``model`` thought for ``tokens``."""
-        known = self._thoughts.setdefault(model, float(tokens))
-        self._thoughts[model] = known + 0.05 * (tokens - known)
+    def answer_tokens(self, model: str | None) -> float:
+        """Tokens of answers of ``model`` that readers were lately shown, on average."""
+        return self._answers.get(model, PRIOR_MEDIAN_TOKENS)
+
+    def learn_answer(self, model: str | None, tokens: int, thought: int | None) -> None:
+        """An engine of ``model`` has ended an answer of ``tokens``, of which ``thought`` were not shown; None: nothing was to
+        be hidden."""
+        known = self._answers.get(model, PRIOR_MEDIAN_TOKENS)
+        self._answers[model] = known + 0.05 * (max(1, tokens - (thought or 0)) - known)
+        if thought is not None:
+            known = self._thoughts.setdefault(model, float(thought))
+            self._thoughts[model] = known + 0.05 * (thought - known)
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""
@@ -202,7 +222,8 @@ class Upstreams:
         while True:
             now_s = time.monotonic()
             if now_s >= next_health_s or not replica.healthy or replica.offers is None:
-                await self._health(replica)
+                if not await self._health(replica):
+                    continue
                 next_health_s = time.monotonic() + self._settings.health_interval_s
             if has_loads and replica.healthy:
                 has_loads = await self._load(replica)
@@ -213,16 +234,19 @@ class Upstreams:
             replica.observe_pace(time.monotonic())
             await asyncio.sleep(self._settings.load_interval_s if replica.healthy else MAX_PROBE_INTERVAL_S)
 
-    async def _health(self, replica: Upstream) -> None:
+    async def _health(self, replica: Upstream) -> bool:
+        """Whether this says anything: a probe that timed out while this process itself did not listen does not."""
         timeout = aiohttp.ClientTimeout(total=max(PROBE_TIMEOUT_S, 2 * self._settings.health_interval_s))
-        sent_s = time.monotonic()
+        sent_s, listened = time.monotonic(), self.lateness.asked()
         try:
             async with self.session.get(
                 replica.url + self._settings.health_path, timeout=timeout, allow_redirects=False
             ) as answer:
                 healthy = answer.status == 200
             replica.unanswered_since_s = None
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            if isinstance(error, TimeoutError) and not listened():
+                return False
             healthy = False
             replica.unanswered_since_s = replica.unanswered_since_s or sent_s
         if healthy and replica.healthy is False:
@@ -236,6 +260,7 @@ class Upstreams:
         if came_up:
             replica.takes_readers = True
             await self._probe_identity(replica)
+        return True
 
     async def _ask_models(self, replica: Upstream) -> None:
         """What it serves. One that has no such endpoint, or gives no list there, says nothing and answers every name; one
@@ -282,7 +307,7 @@ class Upstreams:
         """Ask for the engine's load; False where it has no such endpoint."""
         timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
         sent = replica.open_streams + len(replica.offline)
-        sent_s = time.monotonic()
+        sent_s, listened = time.monotonic(), self.lateness.asked()
         try:
             async with self.session.get(
                 replica.url + "/v1/loads?include=core", timeout=timeout, allow_redirects=False
@@ -293,8 +318,9 @@ class Upstreams:
                     replica.set_load((await answer.json())["loads"], sent)
         except (aiohttp.ContentTypeError, aiohttp.ClientPayloadError, ValueError, KeyError, TypeError, IndexError):
             pass  # not SGLang's
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            replica.unanswered_since_s = sent_s
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if not isinstance(error, TimeoutError) or listened():
+                replica.unanswered_since_s = sent_s
         return True
 
     async def _keep_resolving(self) -> None:

@@ -1,6 +1,7 @@
-# docker build -f charts/images/gateway.Dockerfile -t andes-gateway .
+# tools/images.sh builds it; or: docker build -f charts/images/gateway.Dockerfile -t andes-gateway .
 # The gateway, what it runs tools with, and the simulated engine (andes serve --engine sim), which needs nothing more.
-FROM python:3.12-slim AS build
+ARG BASE=python:3.12-slim
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY requirements requirements
@@ -8,13 +9,16 @@ COPY andes_sglang andes_sglang
 COPY api api
 COPY operator operator
 COPY clients/python clients/python
-# The versions that the tests run with.
-RUN python -m venv /opt/andes \
-    && /opt/andes/bin/pip install --no-cache-dir --constraint requirements/cpu.txt ".[gateway,sim]" ./clients/python
+# The versions that the tests run with; without what no program runs: tests of libraries, caches, pip itself.
+RUN python3 -m venv /opt/andes \
+    && /opt/andes/bin/pip install --no-cache-dir --no-compile --constraint requirements/cpu.txt ".[gateway,sim]" ./clients/python \
+    && /opt/andes/bin/pip uninstall --yes --quiet setuptools pip \
+    && find /opt/andes -depth -type d \( -name tests -o -name __pycache__ \) -exec rm -rf {} + \
+    && /opt/andes/bin/andes gateway --help >/dev/null && find /opt/andes -depth -name __pycache__ -exec rm -rf {} +
 
-FROM python:3.12-slim
-RUN apt-get update && apt-get install --yes --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp andes
+FROM ${BASE}
+RUN command -v tini >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*; }; useradd --uid 10001 --user-group --no-create-home --home-dir /tmp andes
 COPY --from=build /opt/andes /opt/andes
 ENV PATH=/opt/andes/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001

@@ -234,13 +234,21 @@ export class Answer {
 
   /** Tokens of the text; those of a hidden thought are not read. null: no count, or one that does not tell them apart. */
   #counted_by_server() {
-    const thought = this.#thought_by_server();
+    const thought = this.#thought_by_server(), report = this.#report_of_tools();
+    if (report) return Math.max(1, report.tokens);
     if (this.usage === null || (this.#thoughts && !thought)) return null;
     return Math.max(1, this.usage.completion_tokens - thought);
   }
 
+  /** Where tools ran at the gateway: `usage` counts their calls, which are not read; the gateway tells them apart. */
+  #report_of_tools() {
+    return this.gateway_report?.tools ? this.gateway_report : null;
+  }
+
   /** Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's. */
   #thought_by_server() {
+    const report = this.#report_of_tools();
+    if (report) return report.thought_tokens;
     return this.usage?.completion_tokens_details?.reasoning_tokens ?? this.usage?.reasoning_tokens ?? 0;
   }
 }

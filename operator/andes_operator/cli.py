@@ -9,12 +9,14 @@ import logging
 import signal
 import sys
 
+from andes_operator import names
 from andes_operator.class_publisher import ClassPublisher
 from andes_operator.cluster import Cluster, ClusterError, connect
 from andes_operator.controller import Controller
 from andes_operator.gateways import Gateways
 from andes_operator.health import ListenError, serve_health
 from andes_operator.lease import LeaseLostError, ReleasableLease, lead
+from andes_operator.pool_reconcile import PoolReconciler
 from andes_operator.predictor import Predictor, Tabulator
 from andes_operator.reconcile import Reconciler
 from andes_operator.settings import OperatorSettings, OperatorSettingsError, add_arguments, load
@@ -24,6 +26,9 @@ from andes_operator.watch import watch
 __all__ = ["main", "run"]
 
 log = logging.getLogger("andes_operator")
+
+POOLS_RESYNC_S = 15.0
+"""Seconds until a new QoEPool is found: there are few, and no watch of them."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,6 +91,14 @@ async def _operate(settings: OperatorSettings) -> None:
             namespaces=settings.namespace,
             resync_s=settings.resync_s,
         )
+        pools = Controller(
+            cluster,
+            PoolReconciler(cluster, controller.wake, metrics=metrics).reconcile,
+            metrics=metrics,
+            plural=names.POOLS,
+            namespaces=settings.namespace,
+            resync_s=min(POOLS_RESYNC_S, settings.resync_s),
+        )
         await stack.enter_async_context(serve_health(settings.host, settings.port, controller, metrics))
         predictor.start()
 
@@ -96,12 +109,14 @@ async def _operate(settings: OperatorSettings) -> None:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(controller.resync())
+                    tasks.create_task(pools.resync())
                     tasks.create_task(watch(
                         controller, cluster, namespaces=settings.namespace, watch_s=settings.watch_s
                     ))  # fmt: skip
             finally:
                 controller.leading = False
                 metrics.leading.set(0)
+                await pools.stop()
                 await controller.stop()
 
         lease = ReleasableLease(settings.lease, settings.lease_namespace, settings.identity, lease_api)

@@ -23,7 +23,7 @@ def other_writer(
             return f"HorizontalPodAutoscaler {autoscaler['metadata']['name']} scales {ref} too: remove one of them"
     for other in targets:
         spec = other.get("spec") or {}
-        writes = spec.get("mode", Mode.AUTO) == Mode.AUTO and _refers(spec.get("scaleTargetRef") or {}, ref)
+        writes = spec.get("mode", Mode.AUTO) != Mode.ADVISORY and _refers(spec.get("scaleTargetRef") or {}, ref)
         if writes and _age(other) < _age(target):
             return f"QoETarget {other['metadata']['name']} scales {ref} already: remove one of them"
     return None

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
@@ -47,20 +48,22 @@ class _Work:
 
 
 class Controller:
-    """reconcile: of one target; publish_classes: of one namespace. leading: set while the lease is held."""
+    """reconcile: of one target, or of another kind by its ``plural``; publish_classes: of one namespace, None: of none.
+    leading: set while the lease is held."""
 
     def __init__(
         self,
         cluster: Cluster,
         reconcile: Callable[[Key], Awaitable[Result]],
-        publish_classes: Callable[[str], Awaitable[None]],
+        publish_classes: Callable[[str], Awaitable[None]] | None = None,
         *,
         metrics: OperatorMetrics,
+        plural: str = names.TARGETS,
         namespaces: Sequence[str] = (),
         resync_s: float = RESYNC_S,
     ) -> None:
         self._cluster, self._reconcile, self._publish_classes = cluster, reconcile, publish_classes
-        self._metrics, self._resync_s = metrics, resync_s
+        self._metrics, self._resync_s, self._plural = metrics, resync_s, plural
         self._namespaces: Sequence[str | None] = namespaces or [None]
         self._targets: dict[Key, _Work] = {}
         self._classes: dict[str, asyncio.Event] = {}
@@ -80,10 +83,19 @@ class Controller:
         known = self._targets.get(key)
         if known is None or known.task.done():
             self._targets[key] = _Work(asyncio.create_task(self._run(key), name="/".join(key)), generation)
-            self._metrics.targets.set(len(self._targets))
+            self._count()
         elif known.generation != generation:
             known.generation = generation
             known.wake.set()
+
+    def _count(self) -> None:
+        if self._plural == names.TARGETS:
+            self._metrics.targets.set(len(self._targets))
+
+    def wake(self, key: Key) -> None:
+        """Reconcile it now, if it is known."""
+        if key in self._targets:
+            self._targets[key].wake.set()
 
     def deleted(self, key: Key) -> None:
         """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
@@ -92,7 +104,7 @@ class Controller:
             self._targets[key].wake.set()
 
     def classes_changed(self, namespace: str) -> None:
-        if self._stopped:
+        if self._stopped or self._publish_classes is None:
             return
         if namespace not in self._publishing:
             self._classes[namespace] = asyncio.Event()
@@ -125,7 +137,7 @@ class Controller:
         finally:
             if self._targets.get(key) is work:
                 del self._targets[key]
-                self._metrics.targets.set(len(self._targets))
+                self._count()
 
     def _log_failure(self, key: Key, error: Exception, delay_s: float) -> None:
         expected = isinstance(error, ClusterError)
@@ -139,7 +151,8 @@ class Controller:
             await self._classes[namespace].wait()
             self._classes[namespace].clear()
             try:
-                await self._publish_classes(namespace)
+                if self._publish_classes is not None:
+                    await self._publish_classes(namespace)
             except Exception as error:
                 expected = isinstance(error, ClusterError)
                 log.warning(
@@ -162,13 +175,22 @@ class Controller:
     async def _list(self) -> None:
         with_classes = set(self._publishing)  # also where the last class was deleted
         for namespace in self._namespaces:
-            for found in await self._cluster.list_all(names.TARGETS, namespace):
+            for found in await self._all(namespace):
                 metadata = found["metadata"]
                 self.changed((metadata["namespace"], metadata["name"]), metadata["generation"])
-            for found in await self._cluster.list_all(names.CLASSES, namespace):
+            for found in await self._cluster.list_all(names.CLASSES, namespace) if self._publish_classes else ():
                 with_classes.add(found["metadata"]["namespace"])
         for namespace in with_classes:
             self.classes_changed(namespace)
+
+    async def _all(self, namespace: str | None) -> list[dict[str, Any]]:
+        """None of a kind besides QoETargets whose CRD is not installed."""
+        try:
+            return await self._cluster.list_all(self._plural, namespace)
+        except ClusterError as error:
+            if error.status != 404 or self._plural == names.TARGETS:
+                raise
+            return []
 
     async def stop(self) -> None:
         """End all tasks, and begin no more."""

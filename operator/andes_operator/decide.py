@@ -335,7 +335,7 @@ def _down(
         idle_s = seen.now_s - (memory.idle_since_s or seen.now_s)
         return ScaleDecision(0, Reason.IDLE, f"no request for {idle_s:.0f} s", memory)
     step = max(1, int(DOWN_STEP * current))
-    fewer = max(1, spec.min_replicas, highest, current - step if spec.mode is Mode.AUTO else 1)
+    fewer = max(1, spec.min_replicas, highest, 1 if spec.mode is Mode.ADVISORY else current - step)
     if not predicted.meets(fewer):
         message = f"{fewer} replicas are predicted to give {predicted.describe(fewer)}: not enough"
         return ScaleDecision(current, Reason.STEADY, message, memory)

@@ -12,6 +12,7 @@ GROUP = "andes.dev"
 VERSION = "v1alpha1"
 TARGETS = "qoetargets"
 CLASSES = "qoeclasses"
+POOLS = "qoepools"
 
 OPERATOR = "andes-operator"
 DRAINING = "andes.dev/draining-since"
@@ -27,6 +28,7 @@ ALL_CLASSES = "*"
 class Mode(StrEnum):
     AUTO = "Auto"
     ADVISORY = "Advisory"
+    POOLED = "Pooled"
 
 
 class Condition(StrEnum):
@@ -70,5 +72,8 @@ class Reason(StrEnum):
     METRIC_UNSEEN = "MetricUnseen"
     NO_SELECTOR = "NoSelector"
     PAUSED = "Paused"
+    POOL = "Pool"
+    NO_POOL = "NoPool"
+    MEMBER_MISSING = "MemberMissing"
     OTHER_OPERATOR = "OtherOperator"
     RECONCILE_FAILED = "ReconcileFailed"

@@ -18,6 +18,7 @@ from andes_operator.gateways import Answers, Gateways
 from andes_operator.memory import Memory
 from andes_operator.names import Mode
 from andes_operator.observe import Observation, merge
+from andes_operator.pooling import Membership, membership
 from andes_operator.spec import TargetSpec
 from andes_operator.state import TargetState
 from andes_operator.supply import Patience, count_pods
@@ -66,10 +67,19 @@ class Observer:
     ) -> None:
         self._cluster, self._gateways, self._tracer, self._clock = cluster, gateways, tracer, clock
 
+    async def membership(self, target: Mapping[str, Any], spec: TargetSpec) -> Membership | None:
+        """Of a target in mode Pooled, where a QoEPool names it."""
+        if spec.mode is not Mode.POOLED:
+            return None
+        namespace = target["metadata"]["namespace"]
+        pools = await self._cluster.list_all(names.POOLS, namespace, LIST_TTL_S)
+        return membership(target, pools, await self._cluster.list_all(names.TARGETS, namespace, LIST_TTL_S))
+
     async def observe(
-        self, target: Mapping[str, Any], spec: TargetSpec, scale: Scale, state: TargetState
+        self, target: Mapping[str, Any], spec: TargetSpec, scale: Scale, state: TargetState, *, whole: bool = False
     ) -> ReconcileContext:
-        """Raises :class:`~andes_operator.cluster.ClusterError`."""
+        """whole: with all of its model's demand, which its pool divides. Raises
+        :class:`~andes_operator.cluster.ClusterError`."""
         namespace = target["metadata"]["namespace"]
         conflict = await self._conflict(target, spec)
         with self._tracer.start_as_current_span("andes.observe"):
@@ -85,7 +95,8 @@ class Observer:
         )
         own = pool.addresses(pods)
         share = state.share.update(pool.share(answers.reports, own), now_s, spec.behavior.window_s)
-        reports = answers.reports if state.share.value is None else pool.part(answers.reports, own, share)
+        mine = not whole and state.share.value is not None
+        reports = pool.part(answers.reports, own, share) if mine else answers.reports
         seen = merge(reports, counts, now_s, spec.behavior.window_s, missing=answers.missing, broken=answers.broken)
         found = await self._cluster.list_all(names.CLASSES, namespace, LIST_TTL_S)
         known = tuple(c["metadata"]["name"] for c in found)
@@ -124,7 +135,7 @@ class Observer:
         return answers
 
     async def _conflict(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
-        if spec.mode is not Mode.AUTO:
+        if spec.mode is Mode.ADVISORY:
             return None
         namespace = target["metadata"]["namespace"]
         autoscalers = await self._cluster.autoscalers(namespace)

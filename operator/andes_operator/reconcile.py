@@ -16,7 +16,7 @@ from typing import Any
 from opentelemetry import trace
 
 from andes_operator import classes, names
-from andes_operator.cluster import Cluster, ClusterError
+from andes_operator.cluster import Cluster, ClusterError, Scale
 from andes_operator.decide import Failure, ScaleDecision, decide
 from andes_operator.drain import Drainer
 from andes_operator.explain import explain
@@ -24,6 +24,7 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.gateways import Gateways
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
+from andes_operator.pooling import ask, in_pool, pool_part, pooled
 from andes_operator.prediction import Inquiry, check_options, cold_start_s, offline_tps
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
@@ -138,6 +139,30 @@ class Reconciler:
         if rival is not None:
             await self._yield_to(rival, target)
             return Result(spec.behavior.tick_s)
+        scale = await self._scale(target, spec)
+        if scale is None:
+            return Result(spec.behavior.tick_s)
+        member = await self._observer.membership(target, spec)
+        spec = in_pool(spec, member)
+        whole = member is not None and member.shares
+        context = await self._observer.observe(target, spec, scale, self._states.of(target), whole=whole)
+        prediction, failure = await self._predict(context)
+        context, found = self._size(context, prediction)
+        decision = self._decide(context, prediction, failure, span, found)
+        part = None
+        if member is not None:
+            asks = ask(spec, context.seen, decision, found, prediction, shares=whole)
+            decision, part = pooled(spec, context.seen, decision, member), pool_part(member, asks, context.seen)
+        if spec.mode is not Mode.ADVISORY and context.conflict is None and not await self._apply(context, decision):
+            return Result(CHANGED_S)
+        await self._report(context, decision, prediction, found, part)
+        if decision.reason is Reason.NO_PREDICTION and failure is None:
+            return Result(CHANGED_S)
+        at_zero = decision.replicas == 0 and spec.min_replicas == 0
+        return Result(min(AT_ZERO_S, spec.behavior.tick_s) if at_zero else spec.behavior.tick_s)
+
+    async def _scale(self, target: Mapping[str, Any], spec: TargetSpec) -> Scale | None:
+        """Of what is scaled; None where there is none that can be used, which is said."""
         try:
             scale = await self._cluster.scale(spec.ref, target["metadata"]["namespace"])
         except ClusterError as error:
@@ -145,24 +170,12 @@ class Reconciler:
                 raise
             reason = "NotFound" if error.status == 404 else "Forbidden"
             await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, reason, str(error)))
-            return Result(spec.behavior.tick_s)
+            return None
         if not scale.selector:
-            message = (
-                f"the scale of {spec.ref} names no selector, so its pods are not known; a CRD needs labelSelectorPath"
-            )
-            await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, Reason.NO_SELECTOR, message))
-            return Result(spec.behavior.tick_s)
-        context = await self._observer.observe(target, spec, scale, self._states.of(target))
-        prediction, failure = await self._predict(context)
-        context, found = self._size(context, prediction)
-        decision = self._decide(context, prediction, failure, span, found)
-        if spec.mode is Mode.AUTO and context.conflict is None and not await self._apply(context, decision):
-            return Result(CHANGED_S)
-        await self._report(context, decision, prediction, found)
-        if decision.reason is Reason.NO_PREDICTION and failure is None:
-            return Result(CHANGED_S)
-        at_zero = decision.replicas == 0 and spec.min_replicas == 0
-        return Result(min(AT_ZERO_S, spec.behavior.tick_s) if at_zero else spec.behavior.tick_s)
+            said = f"the scale of {spec.ref} names no selector, so its pods are not known: add labelSelectorPath"
+            await self._reporter.invalid(target, (Condition.TARGET_FOUND, False, Reason.NO_SELECTOR, said))
+            return None
+        return scale
 
     def _rival(self, target: Mapping[str, Any], spec: TargetSpec) -> str | None:
         """Another operator that has reconciled this target lately; None: there is none. Of two that find each other's
@@ -269,7 +282,14 @@ class Reconciler:
             or len(seen.reader_arrivals_s) < MIN_REQUESTS
         ):
             return
-        of = (context.generation, seen.policy, seen.routing_policy, seen.flags, round(surge_s / SURGE_STEP_S))
+        of = (
+            context.generation,
+            context.spec.profile,
+            seen.policy,
+            seen.routing_policy,
+            seen.flags,
+            round(surge_s / SURGE_STEP_S),
+        )
         if state.table is not None and of != state.table_of:
             state.table = None
         fresh = state.table is not None and state.table.holds(predicted.lengths, seen.now_s)
@@ -356,6 +376,7 @@ class Reconciler:
         decision: ScaleDecision,
         prediction: tuple[DemandForecast, Prediction] | None,
         found: Headroom | None,
+        pool: Mapping[str, Any] | None = None,
     ) -> None:
         expected, predicted = prediction if prediction is not None else (None, None)
         made = status(
@@ -371,6 +392,7 @@ class Reconciler:
             model=context.spec.demand.model or context.state.model,
             share=context.state.share.value,
             headroom=found,
+            pool=pool,
             old=context.target.get("status") or {},
             generation=context.generation,
         )

@@ -145,7 +145,8 @@ class DemandSource:
 class TargetSpec:
     """policy: to simulate in the what-if, empty: the one that the engines report; policy_options: of it.
     baseline_replicas: what would run without the operator, for the GPU-hours saved. allowance: what moves the bounds
-    and the mode; bounds_why, paused: what it did at the time that :meth:`at` was asked for, empty: nothing."""
+    and the mode; bounds_why, paused: what it did at the time that :meth:`at` was asked for, empty: nothing.
+    no_pool: no QoEPool names it, though its mode is Pooled."""
 
     ref: ScaleTargetRef
     objectives: tuple[ClassObjective, ...]
@@ -162,6 +163,7 @@ class TargetSpec:
     allowance: Allowance = field(default_factory=Allowance)
     bounds_why: str = ""
     paused: str = ""
+    no_pool: bool = False
 
     def at(self, now_s: float) -> TargetSpec:
         """With the bounds and the mode that hold at ``now_s`` (Unix seconds)."""

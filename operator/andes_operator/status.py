@@ -96,6 +96,8 @@ def _conflict(spec: TargetSpec, conflict: str | None) -> Finding:
         return Condition.CONFLICT, True, "OtherWriter", conflict
     if spec.paused:
         return Condition.CONFLICT, False, Reason.PAUSED, f"{spec.paused}; no scale is written"
+    if spec.no_pool:
+        return Condition.CONFLICT, False, Reason.NO_POOL, "no QoEPool names it; no scale is written"
     if spec.mode is Mode.ADVISORY:
         return Condition.CONFLICT, False, "Advisory", "mode Advisory writes no scale"
     return Condition.CONFLICT, False, "SoleWriter", f"nothing else scales {spec.ref}"
@@ -173,13 +175,14 @@ def status(
     model: str | None = None,
     share: float | None = None,
     headroom: Headroom | None = None,
+    pool: Mapping[str, Any] | None = None,
     old: Mapping[str, Any],
     generation: int,
 ) -> dict[str, Any]:
     """The whole status after a reconcile. conflict: message about another writer of the scale. cold_start_s: as learned from
     the pods. classes: names of the namespace's QoEClasses. operator: whose status this is.
     model, share: whose demand this is, and how much of it is this pool's; None: not known. headroom: what
-    the replicas survive; None: not known. old: the status before."""
+    the replicas survive; None: not known. pool: of a member, what its QoEPool asks for. old: the status before."""
     found = findings(spec, seen, decision, conflict, classes)
     objectives = [_objective(o, i, seen, decision, predicted) for i, o in enumerate(spec.objectives)]
     memory, gpus = decision.memory, spec.gpus_per_replica
@@ -205,6 +208,7 @@ def status(
         "gpuHours": f"{memory.replica_s * gpus / 3600.0:.2f}",
         "gpuHoursSaved": f"{(memory.baseline_s - memory.replica_s) * gpus / 3600.0:.2f}",
         "slack": _slack(seen, decision, gpus),
+        "pool": pool,
         "coldStartSeconds": None if cold_start_s is None else round(cold_start_s, 1),
         "memory": memory.to_dict(),
         "conditions": conditions([*found, ready(found)], old.get("conditions") or [], generation, seen.now_s),

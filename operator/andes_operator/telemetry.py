@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,10 @@ class OperatorMetrics:
             "andes_operator_objective_seconds", "percentile of an objective about TTFT or stalls",
             *TARGET, "class", "metric", "kind",
         )  # fmt: skip
+        self.pool_gpus = gauge(
+            "andes_operator_pool_gpus", "GPUs that the members of a QoEPool hold", "namespace", "pool"
+        )
+        self.pool_price = gauge("andes_operator_pool_price_per_hour", "what they cost", "namespace", "pool")
         self._series: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def count_reconcile(self, reason: str) -> None:
@@ -94,6 +99,17 @@ class OperatorMetrics:
     def time_reconcile(self, seconds: float) -> None:
         for each in self._reconcile_s:
             each.observe(seconds)
+
+    def show_pool(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+        """The figures of a QoEPool's status."""
+        self.pool_gpus.labels(namespace, name).set(status["gpus"])
+        self.pool_price.labels(namespace, name).set(status["pricePerHour"])
+
+    def forget_pool(self, namespace: str, name: str) -> None:
+        """Remove the series of a pool."""
+        for gauge in (self.pool_gpus, self.pool_price):
+            with contextlib.suppress(KeyError):
+                gauge.remove(namespace, name)
 
     def forget(self, namespace: str, name: str) -> None:
         """Remove the series of a target."""

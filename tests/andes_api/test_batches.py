@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ import pytest
 from andes_operator.offline import OfflineWork
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.cli import main
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -33,16 +33,6 @@ CHAT = "/v1/chat/completions"
 LIMIT_S = 120.0
 """Seconds for what takes about one, however slow the machine is."""
 KEYS = {"acme": "sk-acme", "other": "sk-other", "small": "sk-small", "crowd": "sk-crowd"}
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    """The first true value of ``found``, asked for again and again."""
-    until_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < until_s:
-        if value := found():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"no {what} in {LIMIT_S:g} s")
 
 
 def line(number: int, **more: Any) -> dict[str, Any]:
@@ -301,10 +291,12 @@ def test_a_batch_that_cannot_be_read_keeps_no_other_from_being_run(gateway: Gate
     said = json.loads((batches / sound.id / "batch.json").read_bytes())
     said |= {"id": torn.name, "status": "in_progress", "expires_at": said["expires_at"] - 3600}  # it comes first
     (torn / "batch.json").write_text(json.dumps(said))
-    try:
-        assert ended(sdk, submit(sdk, lines(line(0)))).status == "completed"
-    finally:
-        shutil.rmtree(torn, ignore_errors=True)  # the gateway may just look at it
+    assert ended(sdk, submit(sdk, lines(line(0)))).status == "completed"
+    failed = ended(sdk, sdk.batches.retrieve(torn.name))
+    assert (failed.status, failed.errors.data[0].code) == ("failed", "corrupt_journal")
+    (torn / "batch.json").write_bytes(b"\0")
+    assert ended(sdk, submit(sdk, lines(line(0)))).status == "completed"
+    shutil.rmtree(torn)
 
 
 def test_a_tenant_has_so_much(gateway: Gateway) -> None:

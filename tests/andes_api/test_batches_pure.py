@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andes_api.batches.disk import Journal, lock, read_lines, unlock
+from andes_api.batches import disk
+from andes_api.batches.disk import Journal, lock, read_json, read_lines, unlock, write_json
 from andes_api.batches.dispatch import room
 from andes_api.batches.files import FileStore
 from andes_api.batches.lines import Line, deadline_s, read_input
@@ -23,6 +24,7 @@ from andes_api.batches.order import MAX_BACKOFF_S, PrefixOrder
 from andes_api.batches.peers import STALE_S, Peers
 from andes_api.batches.rate import WINDOW_S, OfflineRate
 from andes_api.batches.store import BatchStore
+from andes_api.batches.upload import MIN_BYTES_PER_S, until_s
 from andes_api.batches.work import BatchWork
 from andes_api.classes import BatchLimits
 from andes_api.demand import DemandRecord
@@ -280,6 +282,107 @@ def test_files_go_when_their_time_is_over_unless_a_batch_reads_them(tmp_path: Pa
     with pytest.raises(ApiError, match="21 bytes of files, 20 are allowed"):
         files.check_room("a", BatchLimits(files=9, bytes=20), 11)
     files.check_room("b", BatchLimits(files=9, bytes=20), 11)
+
+
+def test_ended_batches_go_when_their_time_is_over(tmp_path: Path) -> None:
+    directory = Directory(tmp_path, 1)
+    store, now_s = directory.store, time.time()
+    ended = directory.work()
+    settle(ended)
+    ended.finish("completed")
+    ended.release()
+    opened = store.create(None, input_file_id="file-1", endpoint=CHAT.path, expires_at=int(now_s) - 10**9)["id"]
+    strange, fresh = (store.folder(f"batch_{digit * 32}") for digit in "01")
+    for folder in (strange, fresh):
+        folder.mkdir()
+    os.utime(strange, (0, 0))
+    (store.folder("else")).mkdir()
+    os.utime(store.folder("else"), (0, 0))
+    other = BatchStore(tmp_path / "batches")  # of another gateway, which knows it too
+    assert other.get(directory.id, None)["status"] == "completed"
+    store.remove_ended(now_s - 3600)
+    assert {folder.name for folder in (tmp_path / "batches").iterdir()} == {directory.id, opened, fresh.name, "else"}
+    store.remove_ended(now_s + 3600)
+    other.remove_ended(now_s - 3600)
+    for gateway in (store, other):
+        assert [batch["id"] for batch in gateway.of(None)] == [opened]
+        with pytest.raises(ApiError, match="no batch"):
+            gateway.get(directory.id, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("output", b"\0\0\n", "line 2 of its output"),
+        ("output", b'{"id": "batch_req_1_1"}\n', "line 2 of its output"),
+        ("error", b'["nothing"]\n', "line 1 of its error"),
+        ("error", b'{"id": "none"}\n', "line 1 of its error"),
+    ],
+)
+def test_a_batch_whose_journal_is_corrupt_ends_with_what_was_answered(
+    name: str, text: bytes, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = Directory(tmp_path, 3)
+    first = directory.work()
+    settle(first)
+    first.release()
+    with (directory.store.folder(directory.id) / f"{name}.jsonl").open("ab") as file:
+        file.write(text)
+    second = directory.work()
+    assert (second.is_done, second.good) == (True, 0), "nothing of it is run"
+    assert said in caplog.text
+    second.finish("failed")
+    second.release()
+    batch = directory.store.get(directory.id, None)
+    assert (batch["status"], batch["errors"]["data"][0]["code"]) == ("failed", "corrupt_journal")
+    assert said in batch["errors"]["data"][0]["message"]
+    written = directory.files.path(batch["output_file_id"]).read_bytes()
+    assert json.loads(written.splitlines()[0])["custom_id"] == "q0"
+    assert directory.store.open() == []
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 40, b"[]", b'{"id": "batch_1", "status": "in_progress"}'])
+def test_a_record_that_is_none_is_set_aside_and_stops_nothing(
+    text: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = Directory(tmp_path, 1)
+    torn = directory.store.create(None, input_file_id="x", endpoint=CHAT.path, expires_at=0)["id"]
+    record = directory.store.folder(torn) / "batch.json"
+    record.write_bytes(text)
+    said = directory.files.path(f"file-{'0' * 32}.json")
+    said.write_bytes(text)
+    assert [batch["id"] for batch in directory.store.open()] == [directory.id]
+    assert [file["filename"] for file in directory.files.of(None)] == ["in"]
+    assert directory.store.of(None) == directory.store.open()
+    for path in (record, said):
+        assert not path.exists()
+        assert path.with_name(path.name + ".corrupt").read_bytes() == text
+        assert caplog.text.count(f"{path} cannot be read") == 1, "once"
+    os.utime(said.with_name(said.name + ".corrupt"), (0, 0))
+    directory.files.remove_expired(set())
+    assert not said.with_name(said.name + ".corrupt").exists()
+
+
+def test_a_record_that_was_written_again_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "batch.json"
+    path.write_bytes(b"{")
+    loads = disk.orjson.loads
+
+    def late(text: bytes) -> Any:
+        write_json(path, {"id": 1})
+        return loads(text)
+
+    monkeypatch.setattr(disk.orjson, "loads", late)
+    assert read_json(path) is None
+    monkeypatch.undo()
+    assert read_json(path) == {"id": 1}
+
+
+def test_an_upload_has_to_come_at_some_speed() -> None:
+    assert until_s(100.0, 100.0, 0, 60.0) == 160.0
+    assert until_s(100.0, 150.0, 1, 60.0) == pytest.approx(160.0, abs=0.01), "a byte buys no time"
+    assert until_s(100.0, 150.0, 1_000 * MIN_BYTES_PER_S, 60.0) == 210.0, "silence ends what was fast as well"
+    assert until_s(100.0, 150.0, 20 * MIN_BYTES_PER_S, 60.0) == 180.0
 
 
 def stream() -> Stream:

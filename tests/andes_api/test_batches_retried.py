@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from andes_api.batches import order
 from andes_api.batches.dispatch import MAX_ENGINE_ERRORS
 from andes_api.batches.lines import Line
 from andes_api.batches.work import BatchWork
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -28,15 +30,6 @@ LINE = {
     "body": {"model": "m", "prompt": "x", "max_tokens": 3},
 }
 LIMIT_S = 120.0
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    until_s = time.monotonic() + LIMIT_S
-    while time.monotonic() < until_s:
-        if value := found():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"no {what} in {LIMIT_S:g} s")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +81,23 @@ def test_a_line_that_cannot_be_read_for_a_moment_is_not_lost(
     until(lambda: sdk.batches.retrieve(batch.id).status == "completed", "end of the batch")
     assert sdk.batches.retrieve(batch.id).output_file_id is not None
     assert not faults
+
+
+def test_an_upload_that_trickles_ends(faulty: Any, gateway: Any, tmp_path: Path) -> None:
+    """A byte every while is not silence, and no upload."""
+    server = gateway(faulty().url, batches={"directory": tmp_path}, body_timeout_s=0.5)
+    form = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    head = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head + b"content-length: 100000\r\n\r\n" + form)
+        client.settimeout(0.05)
+        answer, until_s = b"", time.monotonic() + LIMIT_S
+        while not answer and time.monotonic() < until_s:
+            with contextlib.suppress(TimeoutError):
+                client.sendall(b"x")
+                answer = client.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert not any((tmp_path / "files" / "incoming").iterdir())
 
 
 def test_without_a_directory_it_is_said_how_to_turn_it_on(faulty: Any, gateway: Any) -> None:

@@ -21,6 +21,7 @@ import openai
 import pytest
 
 from andes_sglang.bench.engine import free_port
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -97,13 +98,6 @@ def test_while_it_is_held_and_then_refused(gateway: Any) -> None:
     assert whole.status_code == 503  # an answer in one piece can still say it
 
 
-def wait_until(true: Any) -> None:
-    deadline_s = time.monotonic() + 60
-    while not true() and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert true()
-
-
 def test_an_engine_that_dies_or_refuses_after_the_first_comment(faulty: Any, gateway: Any) -> None:
     dying, sound = faulty(), faulty()
     dying.strike = threading.Event()
@@ -171,7 +165,7 @@ def nginx(tmp_path: Path) -> Iterator[Any]:
         )
         processes.append(subprocess.Popen([found, "-p", str(tmp_path), "-c", str(config)]))
         for port in ports:
-            wait_until(lambda port=port: answers(port))
+            until(lambda port=port: answers(port))
         return [f"http://127.0.0.1:{port}" for port in ports]
 
     yield start

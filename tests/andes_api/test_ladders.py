@@ -164,6 +164,50 @@ def test_a_weaker_answer_in_time_is_worth_more_than_a_good_one_that_comes_late(
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("fault", ["hang up", "die", "429", "500"])
+def test_where_the_only_engine_of_a_rung_fails_at_once_another_rung_answers(
+    fault: str, faulty: Any, gateway: Any
+) -> None:
+    one, other = faulty(), faulty()
+    one.fault, one.after = fault, 0
+    models = {"big": {"upstreams": [one.url]}, "small": {"upstreams": [other.url]}}
+    server = gateway(models=models, ladders=LADDER, classes={"code": {"fallback_model": "small"}}, breaker_failures=100)
+    answer = ask(server)
+    assert (answer.status_code, answer.headers["x-andes-model"], answer.headers["x-andes-quality"]) == (
+        200,
+        "small",
+        "0.86",
+    )
+    assert "w7 x" in answer.text
+    fallen = ask(server, "big", **{"x-andes-class": "code"})
+    assert (fallen.status_code, fallen.headers["x-andes-model"]) == (200, "small")
+    assert fallen.headers["x-andes-fallback"] == "engine_failed"
+    for model, headers in (("chat", {"x-andes-degrade": "off"}), ("big", {})):
+        alone = ask(server, model, **headers)
+        assert alone.status_code == (429 if fault == "429" else 500 if fault == "500" else 502)
+    record = httpx.get(server.url + "/fleet/demand").json()["records"][0]
+    assert (record["ladder"], record["model"], record["quality"]) == ("chat", "small", 0.86)
+
+
+@pytest.mark.server
+def test_where_the_better_engine_alone_is_left_it_answers(faulty: Any, gateway: Any) -> None:
+    """The weaker one was chosen, and dies of the request."""
+    one, other = faulty(), faulty()
+    one.fault, one.after, other.fault, other.after = "stall", 0, "hang up", 0
+    server = gateway(
+        models={"big": {"upstreams": [one.url], "max_streams": 2}, "small": {"upstreams": [other.url]}}, ladders=LADDER
+    )
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, server, prompt="word " * 200_000)
+        assert one.stalled.wait(120)
+        one.fault = None
+        assert ask(server).headers["x-andes-model"] == "big"
+        assert len(other.bodies) == 1
+        one.release.set()
+        assert first.result(60).status_code == 200
+
+
+@pytest.mark.server
 def test_an_answer_goes_on_with_the_model_that_began_it(faulty: Any, gateway: Any) -> None:
     one, twin, other = faulty(), faulty(), faulty()
     one.fault, one.after, one.strike = "die", 3, threading.Event()

@@ -46,20 +46,8 @@ def test_a_packet_goes_over_the_link_of_its_client() -> None:
 def test_the_score_of_a_reader_who_loses_packets_is_its_own() -> None:
     """A far link that loses every twentieth packet, and one on which all are lost for some seconds: with what the kernel has
     sent again, the gateway's score is much nearer the reader's than what its socket has taken would make it."""
-    asked = [
-        "--links",
-        "far-lossy,breaks",
-        "--each",
-        "2",
-        "--tokens",
-        "120",
-        "--tds",
-        "15",
-        "--stall-s",
-        "3",
-        "--speed",
-        "0.2",
-    ]
+    links = ["--links", "far-lossy,breaks", "--each", "2", "--speed", "0.2"]
+    asked = [*links, "--tokens", "120", "--tds", "12", "--stall-s", "5"]
     command = [sys.executable, str(Path(slow_links.__file__)), "scores", *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr

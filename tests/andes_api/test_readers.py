@@ -9,7 +9,6 @@ import re
 import socket
 import termios
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ import pytest
 from andes_api.connection import ACKNOWLEDGED_IS_KNOWN
 from andes_api.receipt import Receipt
 from andes_sglang.bench.engine import read_metrics
+from benchmarks.waiting import until
 
 pytestmark = [
     pytest.mark.server,
@@ -25,13 +25,6 @@ pytestmark = [
 ]
 BODY: dict[str, Any] = {"model": "simulated", "prompt": "Tell me more.", "max_tokens": 60, "stream": True}
 PARKED = 'andes_requests{state="parked"}'
-
-
-def wait_until(holds: Callable[[], Any]) -> None:
-    deadline_s = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 class SlowReader:
@@ -94,11 +87,11 @@ def test_a_reader_who_stops_is_known_and_waited_for(simulated: Any, gateway: Any
     whole = httpx.post(server.url + "/v1/completions", json={**BODY, "stream": False, "max_tokens": 100}, timeout=120)
     slow = SlowReader(server.port, 3000, **{"x-andes-ttft-ms": "0", "x-andes-tds": "10"})
     slow.read(1)
-    wait_until(lambda: read_metrics(engine.url).get(PARKED) == 1.0)
+    until(lambda: read_metrics(engine.url).get(PARKED) == 1.0)
     receipt = only_receipt(server)
     assert receipt.behind
     written = receipt.written_bytes
-    wait_until(lambda: receipt.written_bytes > written)  # comments go on
+    until(lambda: receipt.written_bytes > written)  # comments go on
     assert "andes_gateway_readers_behind 1.0" in httpx.get(server.url + "/metrics").text
     quick = httpx.post(server.url + "/v1/completions", json=BODY, headers={"x-andes-report": "usage"}, timeout=120).text
     others = json.loads(quick.split("data: ")[-2])["usage"]["andes"]
@@ -113,9 +106,9 @@ def test_a_reader_who_stops_is_known_and_waited_for(simulated: Any, gateway: Any
     assert slow.text.startswith(whole.json()["choices"][0]["text"])
     assert read_metrics(engine.url)['andes_preemptions_total{mode="park",reason="reader"}'] >= 1
     slow.socket.close()
-    wait_until(lambda: not server.gateway.open)
-    wait_until(lambda: read_metrics(engine.url)[PARKED] == 0.0)
-    wait_until(lambda: read_metrics(engine.url)["andes_request_qoe_count"] == 3.0)
+    until(lambda: not server.gateway.open)
+    until(lambda: read_metrics(engine.url)[PARKED] == 0.0)
+    until(lambda: read_metrics(engine.url)["andes_request_qoe_count"] == 3.0)
     assert read_metrics(engine.url)["andes_request_qoe_sum"] > 2.8, (
         "of three: what its reader could not receive is no fault"
     )
@@ -128,13 +121,13 @@ def test_what_a_slow_reader_got_is_said_when_it_has_got_it(faulty: Any, gateway:
     server = gateway(upstream.url, model_aliases={"*": "m"})
     slow = SlowReader(server.port, 150, **{"x-andes-report": "usage", "x-andes-ttft-ms": "0", "x-andes-tds": "50"})
     slow.read(1)
-    wait_until(lambda: any(s.receipt.behind and s.tokens == 150 for s in list(server.gateway.open)))
+    until(lambda: any(s.receipt.behind and s.tokens == 150 for s in list(server.gateway.open)))
     slow.read_to_end()
     report = slow.events[-1]["usage"]["andes"]
     assert report["tokens"] == 150
     assert report["behind_s"] > 0
     assert report["qoe"] < report["served_qoe"]
-    wait_until(lambda: not server.gateway.open)
+    until(lambda: not server.gateway.open)
     assert "andes_gateway_slow_readers_total 1.0" in httpx.get(server.url + "/metrics").text
 
 
@@ -144,9 +137,9 @@ def test_one_that_takes_nothing_more_is_dropped(simulated: Any, gateway: Any) ->
     server = gateway(engine.url, client_idle_s=6.0, keepalive_s=0.5)
     slow = SlowReader(server.port, 3000, **{"x-andes-ttft-ms": "0", "x-andes-tds": "10"})
     slow.read(1)
-    wait_until(lambda: read_metrics(engine.url).get(PARKED) == 1.0)
-    wait_until(lambda: not server.gateway.open)
-    wait_until(lambda: read_metrics(engine.url)[PARKED] == 0.0)
+    until(lambda: read_metrics(engine.url).get(PARKED) == 1.0)
+    until(lambda: not server.gateway.open)
+    until(lambda: read_metrics(engine.url)[PARKED] == 0.0)
 
 
 def test_only_who_has_opened_a_stream_may_report_of_it(faulty: Any, gateway: Any) -> None:
@@ -176,11 +169,11 @@ def test_only_who_has_opened_a_stream_may_report_of_it(faulty: Any, gateway: Any
         assert stream not in foreign.text
         assert say(stream, {}, tokens=2).status_code == 401
         receipt = only_receipt(server)
-        wait_until(lambda: receipt.told_tokens == 2)
+        until(lambda: receipt.told_tokens == 2)
         assert say(stream, own, characters=6, visible=True).status_code == 204
         upstream.release.set()
         assert b"[DONE]" in b"".join(chunks)
-    wait_until(lambda: not server.gateway.open)
+    until(lambda: not server.gateway.open)
     assert say(stream, own, tokens=2).status_code == 404
     open_to_all = gateway(upstream.url, model_aliases={"*": "m"})
     upstream.release.clear()

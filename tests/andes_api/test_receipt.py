@@ -127,6 +127,24 @@ def test_a_reader_who_is_far_away_has_waited_for_both_ways(round_trip_s: float, 
     assert receipt.written.final_qoe() == pytest.approx(near.final_qoe(), abs=0.02), "what engines can change"
 
 
+@pytest.mark.parametrize(("delivered", "granted_s"), [(0, 4.0), (5, 3.0), (40, 0.0), (1, 3.8)])
+def test_a_tool_that_runs_is_waited_for_by_the_reader_and_no_fault_of_engines(delivered: int, granted_s: float) -> None:
+    """It runs from 1 s to 5 s; the reader, who may begin after 1 s, has text for a fifth of a second a token."""
+    receipt = Receipt(0.0, TARGET)
+    served, own = ReaderStream(0.0, TARGET), ReaderStream(0.0, TARGET)
+    for at_s in [0.9] * delivered:
+        for timeline in (receipt, own, served):
+            timeline.delivered(at_s, 1) if isinstance(timeline, Receipt) else timeline.deliver(at_s)
+    receipt.tool_ran(1.0, 5.0)
+    served.start_s += granted_s
+    for timeline in (own, served):
+        timeline.deliver(5.1, 10)
+    receipt.delivered(5.1, 10)
+    assert receipt.reader.final_qoe() == pytest.approx(own.final_qoe())
+    assert receipt.written.final_qoe() == pytest.approx(served.final_qoe())
+    assert receipt.reader.delivered == receipt.written.delivered == delivered + 10
+
+
 def test_a_reader_next_door_has_no_timeline_of_its_own() -> None:
     link = Link(round_trip_s=0.003)
     assert link.receipt.round_trip_s == 0.0

@@ -24,6 +24,7 @@ from andes_api.connection import Connection
 from andes_api.demand import DemandRecord
 from andes_api.endpoints import CHAT
 from andes_api.expectations import resolve
+from andes_api.lateness import Lateness
 from andes_api.metrics import GatewayMetrics
 from andes_api.prompts import Prompt
 from andes_api.relay import Relay, RelayContext
@@ -489,6 +490,18 @@ def test_an_answer_in_one_piece_that_dies_late_has_not_killed_its_engine(monkeyp
     assert case.headers["x-andes-reason"] == "upstream"
 
 
+def test_an_answer_in_one_piece_has_its_time_for_all_of_it() -> None:
+    body, whole = {**GREEDY, "stream": False}, b'{"choices": [{"message": {"content": "a"}, "finish_reason": "stop"}]}'
+    case = Case(Answer([b"{", HANG], headers=JSON), Answer([whole], headers=JSON), body=body, answer_timeout_s=0.05)
+    assert json.loads(case.run().body) == json.loads(whole)
+    assert (case.stream.attempts, case.replica("a").fault) == (2, "silent")
+
+
+def test_an_error_that_never_ends_is_silence() -> None:
+    case = Case(Answer([b"{", HANG], 500, JSON), Answer([chunk("a", 1, "stop"), DONE]), stream_idle_s=0.05).run()
+    assert (case.text, case.replica("a").fault) == ("a", "silent")
+
+
 def test_a_stream_is_ended_for_the_first_reason_only() -> None:
     """A timeout that has expired cannot be moved: trying it ended the search for silent streams."""
     case = Case(Answer([HANG]), Answer([chunk("a", 1, "stop"), DONE]))
@@ -514,6 +527,16 @@ def test_an_engine_that_cannot_be_reached_has_not_died_of_it() -> None:
     )
     case = Case(Answer([refused]), Answer([refused]), Answer([chunk("a", 1, "stop"), DONE])).run()
     assert (case.text, case.stream.attempts) == ("a", 3)
+
+
+@pytest.mark.parametrize("listened", [True, False])
+def test_an_engine_that_we_were_too_late_to_reach_is_not_down(listened: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lateness, "asked", lambda _self: lambda: listened)
+    case = Case(Answer([aiohttp.ConnectionTimeoutError()]), Answer([chunk("a", 1, "stop"), DONE])).run()
+    assert case.text == "a"
+    assert (case.replica("a").healthy, case.replica("a").fault) == (
+        (False, "unreachable") if listened else (None, None)
+    )
 
 
 def test_when_all_fail_the_last_one_that_spoke_is_quoted() -> None:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,8 +22,11 @@ import pytest
 from andes_api.limits import TenantLimits
 from andes_api.settings import GatewaySettingsError, load
 from andes_api.tool_rounds import ToolRounds, added
+from andes_api.tool_times import UNKNOWN_S, ToolTimes
+from andes_client import AndesClient
 from benchmarks.scripted_engine import Delta, ScriptedEngine, call, say
 from benchmarks.tool_overlap import PYTHON
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -82,13 +84,6 @@ def code(text: str) -> list[Delta]:
     return call("python", json.dumps({"code": text}))
 
 
-def wait_for(reached: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + 120
-    while not reached():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
-
-
 def test_an_answer_goes_on_with_the_results_as_one_stream_on_the_same_engine(
     engine: Any, gateway: Any, tools: dict[str, Any]
 ) -> None:
@@ -129,7 +124,7 @@ def test_a_tool_starts_while_the_model_writes_and_the_report_says_what_ran(
     scripted = engine(calling, say("done"))
     scripted.holds[(0, len(calling) - 4)] = written = threading.Event()
     url = gateway(scripted.url, tools=tools).url
-    threading.Thread(target=lambda: (wait_for(seen.exists), written.set()), daemon=True).start()
+    threading.Thread(target=lambda: (until(seen.exists), written.set()), daemon=True).start()
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
     chunks = list(
         client.chat.completions.create(
@@ -171,7 +166,7 @@ def test_a_tenant_pays_for_the_prompts_of_all_rounds_and_may_have_fewer_tools(
     with pytest.raises(openai.BadRequestError, match="no tool 'python' runs here; there are echo"):
         ask(server.url)
     usage = ask(server.url, names=("echo",))[-1].usage
-    wait_for(lambda: not server.gateway.open)
+    until(lambda: not server.gateway.open)
     assert charged[-1] == (usage.prompt_tokens, usage.completion_tokens)
 
 
@@ -205,11 +200,11 @@ def test_a_caller_who_leaves_takes_the_tool_with_him(
         extra_headers={"x-andes-tools": "run"},
     )  # fmt: skip
     next(iter(answer))
-    wait_for(lambda: file.exists() and file.read_text() != "")
+    until(lambda: file.exists() and file.read_text() != "")
     pid = int(file.read_text())
     answer.close()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists())
-    wait_for(lambda: not server.gateway.open)
+    until(lambda: not Path(f"/proc/{pid}").exists())
+    until(lambda: not server.gateway.open)
 
 
 def test_a_stream_that_is_cut_off_twice_says_nothing_more(
@@ -236,7 +231,7 @@ def test_a_stream_that_is_cut_off_twice_says_nothing_more(
         task.get_loop().call_soon_threadsafe(task.cancel)
         assert closing.wait(120)
         task.get_loop().call_soon_threadsafe(task.cancel)
-        wait_for(lambda: not server.gateway.open)
+        until(lambda: not server.gateway.open)
     assert timer.cancelled()
 
 
@@ -245,7 +240,7 @@ def test_a_gateway_that_stops_says_so_and_ends_the_tool(engine: Any, gateway: An
     server = gateway(scripted.url, tools={"hangs": tools["hangs"] | {"timeout_s": 600}})
 
     def stop() -> None:
-        wait_for(lambda: any(stream.tokens > 2 for stream in server.gateway.open))
+        until(lambda: any(stream.tokens > 2 for stream in server.gateway.open))
         server.gateway.cut_streams()
 
     threading.Thread(target=stop, daemon=True).start()
@@ -263,7 +258,7 @@ def test_a_call_starts_once_though_its_engine_dies(
     for scripted in engines:
         scripted.deaths.add((0, len(calling) - 3))
         scripted.holds[(0, len(calling) - 3)] = died = threading.Event()
-        threading.Thread(target=lambda e=died: (wait_for(log.exists), e.set()), daemon=True).start()
+        threading.Thread(target=lambda e=died: (until(log.exists), e.set()), daemon=True).start()
     engines[1].deaths.clear()
     server = gateway(engines[0].url, engines[1].url, tools=tools, policy="round_robin")
     while not engines[0].bodies:  # until one goes to the engine that dies
@@ -382,3 +377,53 @@ def test_usage_adds_up() -> None:
     both = {"prompt_tokens": 8, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 6}, "other": "b"}
     assert added(one, two) == both
     assert added({}, two) == added(two, {}) == added(two, {"prompt_tokens_details": None}) == two
+
+
+def test_who_waits_for_a_tool_says_so_at_both_ends(engine: Any, gateway: Any, tmp_path: Path) -> None:
+    """The reader's score is the client's; what engines can change is not touched by a tool that takes two seconds."""
+    program = tmp_path / "slow.py"
+    program.write_text('import time\ninput()\ntime.sleep(2)\nprint(\'{"result": "done"}\', flush=True)\n')
+    scripted = engine([*say("Let me see"), *call("slow", "{}")], say("and so on " * 5))
+    server = gateway(scripted.url, tools={"slow": {"command": [sys.executable, str(program)]}})
+    client = AndesClient(base_url=server.url + "/v1", api_key="x")
+    with client.stream(
+        "go", model="scripted", reading_speed=5, first_token_s=0.2, tools=[function("slow")],
+        extra_headers={"x-andes-tools": "run"},
+    ) as answer:  # fmt: skip
+        text = "".join(answer)
+    report = answer.gateway_report
+    assert text.startswith("Let me see")
+    assert report is not None
+    assert report["tools"][0]["waited_s"] >= 1.5
+    assert answer.experience.tokens == report["tokens"]
+    assert answer.experience.qoe == pytest.approx(report["qoe"], abs=0.1)
+    assert report["served_qoe"] > report["qoe"] + 0.02
+
+
+def test_engines_are_told_when_a_conversation_returns(engine: Any, gateway: Any, tools: dict[str, Any]) -> None:
+    """Where another round may come, by what the tools that it may call have taken."""
+    scripted = engine(call("echo", '{"a": 1}'), call("echo", '{"a": 2}'), say("done"))
+    server = gateway(scripted.url, tools=tools, tool_rounds=3)
+    ask(server.url, names=("echo",))
+
+    def told() -> list[float | None]:
+        return [body["custom_params"]["qoe"].get("returns") for body in scripted.bodies]
+
+    first, second, last = told()
+    assert first == UNKNOWN_S
+    assert second is not None
+    assert 0 <= second != UNKNOWN_S
+    assert last is None, "it may call no more"
+    ask(server.url, names=("echo",), tool_choice="none")
+    assert told()[3] is None
+
+
+def test_a_tools_time_is_a_mean_that_follows_and_the_longest_counts() -> None:
+    times = ToolTimes()
+    assert times.expected_s(["slow"]) == UNKNOWN_S
+    times.learn(["slow", "quick"], 10.0)
+    times.learn(["quick"], 5.0)
+    assert (times.expected_s(["quick"]), times.expected_s(["quick", "slow"])) == (9.0, 10.0)
+    assert times.expected_s(["quick", "new"]) == 9.0
+    times.learn(["slow"], 1e6)
+    assert times.expected_s(["slow"]) == 600.0

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from andes_sglang.bench.engine import free_port
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
 
@@ -94,7 +95,7 @@ def test_sockets_that_say_nothing_or_half(sent: bytes, status: bytes, faulty: An
     assert (b"HTTP/1.1 408" in last) == (status == b"408")
     if status:
         assert error_of(b"HTTP/1.1 408" + last.partition(b"HTTP/1.1 408")[2])["message"]
-    wait_until(lambda: not server.server_state.connections)
+    until(lambda: not server.server_state.connections)
 
 
 def test_a_slow_stream_is_no_half_request(faulty: Any, gateway: Any) -> None:
@@ -142,12 +143,12 @@ def test_a_refusal_reaches_a_client_that_is_still_sending(faulty: Any, gateway: 
         answer = said(server, request)
         assert answer[:12] in (b"HTTP/1.1 431", b"HTTP/1.1 400", b"HTTP/1.1 404"), answer[:100]
         assert error_of(answer)["message"]
-    wait_until(lambda: not server.server_state.connections)
+    until(lambda: not server.server_state.connections)
     with connected(server) as client:  # it never stops sending
         client.sendall(post(b"", b"content-length: 900000000\r\nconnection: close\r\n"))
         with pytest.raises(ConnectionError):
             drip(client)
-    wait_until(lambda: not server.server_state.connections)
+    until(lambda: not server.server_state.connections)
 
 
 def drip(client: socket.socket) -> None:
@@ -314,17 +315,10 @@ def test_a_client_that_leaves_while_it_uploads(faulty: Any, gateway: Any, caplog
     for content in (b"", b'{"prompt": "', b"x" * 100_000):
         with connected(server) as client:
             client.sendall(post(content, b"content-length: 1000000\r\n"))
-            wait_until(lambda: tasks)
-        wait_until(lambda: not tasks)
+            until(lambda: tasks)
+        until(lambda: not tasks)
     assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
     assert httpx.get(server.url + "/livez").status_code == 200
-
-
-def wait_until(true: Any) -> None:
-    deadline_s = time.monotonic() + 60
-    while not true() and time.monotonic() < deadline_s:
-        time.sleep(0.005)
-    assert true()
 
 
 @pytest.mark.parametrize("fault", ["302", "303", "307"])
@@ -352,11 +346,11 @@ def test_sigterm(streams: int, status: int, faulty: Any) -> None:
         stack.callback(process.kill)
         assert process.stderr is not None
         next(line for line in process.stderr if "listens" in line)
-        wait_until(lambda: httpx.get(url + "/readyz").json()["engines"] == 1)
+        until(lambda: httpx.get(url + "/readyz").json()["engines"] == 1)
         held = [stack.enter_context(httpx.stream("POST", url + "/v1/completions", json=BODY)) for _ in range(streams)]
         process.send_signal(signal.SIGTERM)
         if streams == 1:
-            wait_until(lambda: httpx.get(url + "/readyz").status_code == 503)
+            until(lambda: httpx.get(url + "/readyz").status_code == 503)
             refused = httpx.post(url + "/v1/completions", json=BODY)  # on a new connection
             assert (refused.status_code, refused.headers["x-andes-reason"]) == (503, "draining")
             assert int(refused.headers["retry-after"]) >= 1

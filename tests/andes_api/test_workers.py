@@ -27,6 +27,7 @@ import pytest
 from andes_api.board import COUNTS_FOLDER, READY, Worker
 from andes_api.settings import GatewaySettings, GatewaySettingsError, load
 from andes_api.workers import _Supervisor
+from benchmarks.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="several processes share a port on Linux only")
 KEY, FOREIGN, LIMITED, SLOW = ({"authorization": f"Bearer {key}"} for key in ("o", "f", "k", "s"))
@@ -94,13 +95,6 @@ class Gateway:
         """SIGTERM; its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

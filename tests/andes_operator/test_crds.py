@@ -30,6 +30,14 @@ CLASS: dict[str, Any] = {
 }
 
 
+POOL: dict[str, Any] = {
+    "apiVersion": "andes.dev/v1alpha1",
+    "kind": "QoEPool",
+    "metadata": {"name": "gpus", "namespace": "default"},
+    "spec": {"budget": {"gpus": 24, "pricePerHour": 40}, "members": [{"target": "chat", "price": 2.5}]},
+}
+
+
 def refused(plane: ControlPlane, kind: str, body: dict[str, Any]) -> str:
     """What the API server says against ``body``; empty: nothing."""
     path = f"/apis/andes.dev/v1alpha1/namespaces/default/{kind}?dryRun=All"
@@ -118,6 +126,23 @@ def test_an_invalid_target_is_refused(plane: ControlPlane, where: str, value: An
 def test_an_invalid_class_is_refused(plane: ControlPlane, where: str, value: Any, said: str) -> None:
     assert refused(plane, "qoeclasses", CLASS) == ""
     assert said in refused(plane, "qoeclasses", changed(CLASS, where, value))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        ("spec.budget", {}, "give gpus, pricePerHour or both"),
+        ("spec.budget.gpus", 0, "spec.budget.gpus"),
+        ("spec.members", [], "spec.members"),
+        ("spec.members.0.price", None, "with pricePerHour every member needs a price"),
+        ("spec.members.0.priority", 0, "spec.members[0].priority"),
+        ("spec.members", [{"target": "a", "price": 1}, {"target": "a", "price": 2}], "Duplicate"),
+    ],
+)
+def test_an_invalid_pool_is_refused(plane: ControlPlane, where: str, value: Any, said: str) -> None:
+    assert refused(plane, "qoepools", POOL) == ""
+    assert said in refused(plane, "qoepools", changed(POOL, where, value))
+    assert refused(plane, "qoepools", {**POOL, "spec": {"budget": {"gpus": 2}, "members": [{"target": "a"}]}}) == ""
 
 
 def test_two_objectives_of_one_class_and_statistic_are_refused(plane: ControlPlane) -> None:

@@ -80,11 +80,11 @@ class Site:
         })  # fmt: skip
         until("the gateway runs", lambda: "podIP" in self.plane("GET", f"{self.core}/pods/gateway-0")["status"])
 
-    def deploy(self, replicas: int = 1, ready: int | None = None, **pod: Any) -> None:
+    def deploy(self, replicas: int = 1, ready: int | None = None, *, name: str = "engine", **pod: Any) -> None:
         """Engines, of which ``ready`` will be so; pod: more fields of their pods."""
-        labels = {"app": "engine"}
+        labels = {"app": "engine", "of": name}
         self.plane("POST", f"{self.apps}/deployments", {
-            "metadata": {"name": "engine"},
+            "metadata": {"name": name},
             "spec": {
                 "replicas": replicas, "selector": {"matchLabels": labels},
                 "template": {
@@ -93,7 +93,8 @@ class Site:
                 },
             },
         })  # fmt: skip
-        until("the engines are ready", lambda: len(self.engine_names()) == (replicas if ready is None else ready))
+        expected = len(self.engine_names()) + (replicas if ready is None else ready)
+        until("the engines are ready", lambda: len(self.engine_names()) >= expected)
 
     def pods(self) -> list[dict[str, Any]]:
         return self.plane.items(f"{self.core}/pods?labelSelector=app%3Dengine")
@@ -103,8 +104,8 @@ class Site:
         there = [p for p in self.pods() if "deletionTimestamp" not in p["metadata"]]
         return [f"{p['status']['podIP']}:8000" for p in there if "podIP" in p["status"]]
 
-    def replicas(self) -> int:
-        return int(self.plane("GET", f"{self.apps}/deployments/engine")["spec"]["replicas"])
+    def replicas(self, name: str = "engine") -> int:
+        return int(self.plane("GET", f"{self.apps}/deployments/{name}")["spec"]["replicas"])
 
     def aim(self, name: str = "chat", **spec: Any) -> None:
         """A QoETarget on the Deployment ``engine``, with these fields."""
@@ -474,6 +475,41 @@ def test_a_stateful_set_gives_up_its_highest_ordinal(site: Site) -> None:
         assert site.world.drained[0] == (last, True), "however many streams it has: it is the one that goes"
 
 
+def test_two_targets_share_a_budget_and_what_is_worth_more_gets_more(site: Site) -> None:
+    site.deploy()
+    site.deploy(name="second")
+    site.world.rate_rps = 0.5
+    for target, name in (("chat", "engine"), ("code", "second")):
+        ref = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        site.aim(target, scaleTargetRef=ref, mode="Pooled", minReplicas=2)
+
+    def both() -> tuple[int, int]:
+        found = site.replicas(), site.replicas("second")
+        assert sum(found) <= 3
+        return found
+
+    with running(site.operator()) as operator:
+        until("no pool yet", lambda: {site.condition("Conflict", t) for t in ("chat", "code")} == {("False", "NoPool")})
+        assert both() == (1, 1), "it only recommends"
+        members = [{"target": "chat"}, {"target": "code"}]
+        site.plane("POST", f"{site.own}/qoepools", {
+            "apiVersion": "andes.dev/v1alpha1", "kind": "QoEPool", "metadata": {"name": "gpus"},
+            "spec": {"budget": {"gpus": 3}, "members": members}})  # fmt: skip
+        until("all is given", lambda: sum(both()) == 3)
+        pool = site.plane("GET", f"{site.own}/qoepools/gpus")["status"]
+        assert {c["type"]: c["reason"] for c in pool["conditions"]} == {"Ready": "AsExpected", "Attainable": "Budget"}
+        until(
+            "it is said", lambda: "the QoEPool gpus gives" in site.status()["message"] + site.status("code")["message"]
+        )
+        members[1]["priority"] = 100
+        site.plane("PATCH", f"{site.own}/qoepools/gpus", {"spec": {"members": members}})
+        until("who is worth more has more", lambda: both() == (1, 2))
+        held = f'pool_gpus{{namespace="{site.namespace}",pool="gpus"}} 3.0'
+        until("a metric", lambda: held in get(operator, "/metrics")[1])
+        site.plane("DELETE", f"{site.own}/qoepools/gpus")
+        until("no pool any more", lambda: site.condition("Conflict") == ("False", "NoPool"))
+
+
 def test_the_role_is_the_least_that_works(site: Site) -> None:
     """All that the role allows is used, and nothing else is asked for: by what the API server's audit log says."""
     site.deploy(replicas=2)
@@ -481,6 +517,9 @@ def test_the_role_is_the_least_that_works(site: Site) -> None:
     site.plane("POST", f"{site.own}/qoeclasses", {
         "apiVersion": "andes.dev/v1alpha1", "kind": "QoEClass", "metadata": {"name": "reading"}, "spec": {}})  # fmt: skip
     site.aim()
+    site.plane("POST", f"{site.own}/qoepools", {
+        "apiVersion": "andes.dev/v1alpha1", "kind": "QoEPool", "metadata": {"name": "gpus"},
+        "spec": {"budget": {"gpus": 5}, "members": [{"target": "chat"}]}})  # fmt: skip
     role = site.plane("GET", f"/apis/rbac.authorization.k8s.io/v1/namespaces/{site.namespace}/roles/andes-operator")
     allowed = {
         (group, resource, verb)

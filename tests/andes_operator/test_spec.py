@@ -60,7 +60,7 @@ def test_what_is_not_said_has_a_default() -> None:
         ({"demand": {}}, "exactly one of gateway and prometheus"),
         ({"scaleTargetRef": {"kind": "Deployment"}}, "spec.scaleTargetRef.apiVersion is missing"),
         ({"whatIf": {}}, "spec.whatIf.profile is missing"),
-        ({"mode": "Sometimes"}, "spec.mode must be one of Auto, Advisory, got \"Sometimes\""),
+        ({"mode": "Sometimes"}, "spec.mode must be one of Auto, Advisory, Pooled, got \"Sometimes\""),
         ({"minReplicas": -1}, "spec.minReplicas -1 must be between 0 and spec.maxReplicas 4"),
         ({"objectives": [{"statistic": "Percentile", "percentile": 101, "value": 0.9}]},
          "spec.objectives[0].percentile must be in [0, 100] for Percentile, got 101.0"),

@@ -15,7 +15,7 @@ from andes_sglang.policy import CLAIRVOYANT
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
-from benchmarks import autoscaling, fidelity, simulated, tool_demo
+from benchmarks import autoscaling, fidelity, second_device, simulated, tool_demo
 from benchmarks.markdown import header, replace_table, row
 from benchmarks.oracles import make_oracle
 from benchmarks.processes import cpu_s, rss_mb
@@ -23,8 +23,8 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
-    "policy_decision", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
+    "admission", "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
+    "policy_decision", "pool", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
     "slack_engine", "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing",
     "tool_real_text", "waits", "what_if",
 ]  # fmt: skip
@@ -54,6 +54,7 @@ def test_each_says_how_it_is_used(
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
+        ("admission", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("autoscaling", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static peak"),
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
@@ -62,7 +63,7 @@ def test_each_says_how_it_is_used(
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
-        ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, KEDA"),
+        ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, HPA, KV, KEDA"),
         (
             "tool_real_text",
             ("--model", "/nowhere"),
@@ -173,3 +174,16 @@ def test_cpu_and_memory_of_a_process() -> None:
     sum(range(3_000_000))
     assert 0.0 < before_s <= cpu_s(os.getpid())
     assert 5.0 < rss_mb(os.getpid()) < 10_000.0
+
+
+def test_a_table_of_races_counts_gaps_and_leaves_out_what_no_run_has() -> None:
+    alone = second_device.cells("stock", "alone", [second_device.Got(1.0, 0.5)], 1.0, lag_s=0.0, tds=4.0)
+    columns, _, line = second_device.table([alone]).splitlines()
+    assert "hand-overs" not in columns
+    assert "| stock | alone | 1 | 0 |" in line
+    got = second_device.Got(0.5, 1.0, writers=["local", "remote"], gaps_s=[0.0, 0.24, 0.26], shown=9)
+    raced = second_device.cells("stock", "remote", [got], 1.0, lag_s=0.0, tds=4.0)
+    columns, _, *lines = second_device.table([alone, raced]).splitlines()
+    told = dict(zip(columns.split(" | "), lines[1].split(" | "), strict=True))
+    assert (told["hand-overs"], told["with a gap above 1/tds"], told["longest gap, s"]) == ("3", "1", "0.26")
+    assert told["p99 less than alone"] == "50%"

@@ -16,7 +16,7 @@ from helm_python.errors import HelmError
 
 KNOBS = list(chart.knobs())
 KUBERNETES = ["1.29", "1.37"]
-OTHERS = ("monitoring.coreos.com/v1",)
+OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
 EVERYTHING = {
     "commonLabels": {"team": "chat"},
     "gateway.ingress.enabled": True,
@@ -126,6 +126,13 @@ def check(rendered: dict[str, Any], version: str = KUBERNETES[-1]) -> None:
         ({"operator.namespaces": ["Not_One"]}, "/operator/namespaces/0"),
         ({"otel.endpoint": "collector:4317"}, "/otel/endpoint"),
         ({"engines.replicas": 3}, "engines"),
+        ({"models": [{"engine": {}}]}, "/models/0"),
+        ({"models": [{"name": "Qwen"}]}, "/models/0/name"),
+        ({"models": [{"name": "a", "engine": {"arg": []}}]}, "/models/0/engine"),
+        ({"engine.sharedMemory": "8 GB"}, "/engine/sharedMemory"),
+        ({"engine.cache.sizeLimit": "lots"}, "/engine/cache/sizeLimit"),
+        ({"fullnameOverride": "Not_A_Name"}, "/fullnameOverride"),
+        ({"gateway.httpRoute.parentRefs": []}, "/gateway/httpRoute/parentRefs"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> None:
@@ -138,6 +145,17 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> N
     [
         ({"engine.enabled": False}, "gateway.upstreams: no engine"),
         ({"gateway.settings": {"drain_s": 5}}, "gateway.settings.drain_s"),
+        (
+            {"engine.gpu.count": 4},
+            r"engine.gpu.count is 4, but its args use 1 \(--tp",
+        ),
+        ({"engine.args": ["--tp", "2"]}, "engine.gpu.count is 1, but its args use 2"),
+        ({"engine.args": ["--tp-size=2", "--pp-size=2"], "engine.gpu.count": 2}, "its args use 4"),
+        (
+            {"models": [{"name": "a"}, {"name": "b", "engine": {"args": ["--tp=8"]}}]},
+            "models: b: engine.gpu.count is 1, but its",
+        ),
+        ({"models": [{"name": "a"}, {"name": "a"}]}, "models: the name a is there twice"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], said: str) -> None:
@@ -146,10 +164,16 @@ def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], said
 
 
 @pytest.mark.parametrize(
-    "switch", ["monitoring.serviceMonitor.enabled", "monitoring.prometheusRule.enabled"], ids=["monitor", "rule"]
+    ("switch", "api"),
+    [
+        ("monitoring.serviceMonitor.enabled", "monitoring.coreos.com/v1"),
+        ("monitoring.podMonitor.enabled", "monitoring.coreos.com/v1"),
+        ("monitoring.prometheusRule.enabled", "monitoring.coreos.com/v1"),
+        ("gateway.httpRoute.enabled", "gateway.networking.k8s.io/v1"),
+    ],
 )
-def test_what_the_cluster_lacks_is_named(switch: str) -> None:
-    with pytest.raises(HelmError, match=rf"{switch}: this cluster has no monitoring\.coreos\.com/v1"):
+def test_what_the_cluster_lacks_is_named(switch: str, api: str) -> None:
+    with pytest.raises(HelmError, match=rf"{switch}: this cluster has no {api}"):
         chart.render({switch: True}, apis=[])
 
 
@@ -200,7 +224,9 @@ def test_an_upgrade_of_the_chart_does_not_restart_engines() -> None:
 
 
 def test_gpus_come_beside_the_other_resources() -> None:
-    resources = pod_specs({"engine.gpu.count": 4})["demo-andes-engine"]["containers"][0]["resources"]
+    resources = pod_specs({"engine.gpu.count": 4, "engine.args": ["--tp=4"]})["demo-andes-engine"]["containers"][0][
+        "resources"
+    ]
     assert resources["limits"] == {"nvidia.com/gpu": "4", "memory": "48Gi"}
     assert resources["requests"] == {"nvidia.com/gpu": "4", "cpu": "4", "memory": "24Gi"}
 
@@ -272,3 +298,81 @@ def test_the_admin_key_matches_its_hash() -> None:
 def test_the_schema_accepts_the_defaults_and_a_parent_chart() -> None:
     values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
     chart.render({**{k: v for k, v in values.items() if v}, "global": {"any": "thing"}})
+
+
+MODELS: dict[str, Any] = {"models": [
+    {"name": "chat", "engine": {"replicas": 2}},
+    {"name": "coder", "engine": {"model": {"name": "coder"}, "gpu": {"count": 2}, "args": ["--tp", "2"], "nodeSelector": {"gpu": "h100"}}},
+]}  # fmt: skip
+
+
+def test_each_model_has_engines_and_a_service_and_the_gateway_knows_all() -> None:
+    found = chart.objects(MODELS)
+    engines = {o["metadata"]["name"]: o for o in found["engine-deployment.yaml"]}
+    assert set(engines) == {"demo-andes-engine-chat", "demo-andes-engine-coder"}
+    config = yaml.safe_load(found["gateway-config.yaml"][0]["data"]["gateway.yaml"])
+    assert config["upstreams"] == [f"dns://{name}.chat.svc:30000" for name in engines]
+    selectors = [tuple(sorted(o["spec"]["selector"]["matchLabels"].items())) for o in engines.values()]
+    assert len(set(selectors)) == 2, "neither Deployment has the other's pods"
+    services = {o["metadata"]["name"]: o["spec"]["selector"] for o in found["engine-service.yaml"]}
+    for name, engine in engines.items():
+        assert services[name].items() <= engine["spec"]["template"]["metadata"]["labels"].items()
+    coder = engines["demo-andes-engine-coder"]["spec"]["template"]["spec"]
+    assert coder["nodeSelector"] == {"gpu": "h100"}
+    assert coder["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert "--model=coder" in coder["containers"][0]["args"]
+    chat = engines["demo-andes-engine-chat"]["spec"]
+    assert chat["replicas"] == 2
+    assert chat["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1", "as engine says"
+
+
+def test_one_model_is_called_as_ever() -> None:
+    (engine,) = chart.objects()["engine-deployment.yaml"]
+    assert engine["metadata"]["name"] == "demo-andes-engine"
+    assert engine["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] == "engine"
+
+
+def test_network_policies_let_the_gateway_reach_every_model() -> None:
+    found = chart.objects({**MODELS, "networkPolicy.enabled": True})["networkpolicy.yaml"]
+    policies = {o["metadata"]["name"].removeprefix("demo-andes-"): o["spec"] for o in found}
+    assert set(policies) == {"gateway", "operator", "engine-chat", "engine-coder"}
+    (to,) = [rule["to"] for rule in policies["gateway"]["egress"] if "to" in rule]
+    assert {peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in to} == {
+        "engine-chat",
+        "engine-coder",
+    }
+
+
+@pytest.mark.parametrize("component", ["gateway", "engine"])
+def test_variables_of_one_s_own_replace_the_chart_s(component: str) -> None:
+    name = {"gateway": "ANDES_GATEWAY_NAME", "engine": "HF_HOME"}[component]
+    (made,) = chart.objects({f"{component}.extraEnv": [{"name": name, "value": "mine"}]})[
+        f"{component}-deployment.yaml"
+    ]
+    env = made["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert [e for e in env if e["name"] == name] == [{"name": name, "value": "mine"}]
+    assert len({e["name"] for e in env}) == len(env) > 1
+
+
+@pytest.mark.parametrize("component", ["gateway", "engine"])
+def test_a_handler_of_one_s_own_replaces_the_chart_s(component: str) -> None:
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 3}
+    (made,) = chart.objects({f"{component}.probes.readiness": probe})[f"{component}-deployment.yaml"]
+    container = made["spec"]["template"]["spec"]["containers"][0]
+    assert container["readinessProbe"] == {**probe, "timeoutSeconds": 5, "failureThreshold": 3}
+    assert "httpGet" in container["livenessProbe"], "the others stay"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--tp=2"],
+        ["--tp", "2"],
+        ["--tensor-parallel-size=2"],
+        ["--pp-size", "2"],
+        ["--tp=2", "--dp-size=2", "--enable-dp-attention"],
+    ],
+)
+def test_gpus_that_the_flags_ask_for_are_accepted(args: list[str]) -> None:
+    assert chart.render({"engine.args": args, "engine.gpu.count": 2})
+    assert chart.render({"engine.args": args, "engine.kind": "sim"}), "a simulated engine has none"

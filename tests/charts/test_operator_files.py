@@ -40,7 +40,9 @@ def scale(resource: str, group: str) -> dict[str, list[str]]:
 def test_every_crd_is_installed_as_it_is() -> None:
     written = [yaml.safe_load(path.read_text()) for path in CRDS]
     assert [crd["spec"] for crd in crds()] == [crd["spec"] for crd in written]
-    assert {crd["metadata"]["name"] for crd in crds()} == {"qoetargets.andes.dev", "qoeclasses.andes.dev"}
+    assert {crd["metadata"]["name"] for crd in crds()} == {
+        f"{kind}.andes.dev" for kind in ("qoetargets", "qoeclasses", "qoepools")
+    }
 
 
 def test_older_servers_get_no_rules_that_they_would_refuse() -> None:

@@ -252,6 +252,19 @@ async def test_a_thought_is_no_text_that_a_reader_has_left(tmp_path: Path) -> No
 
 
 @in_a_loop
+async def test_a_reader_has_patience_for_a_thought_of_who_begins(tmp_path: Path) -> None:
+    flags = ("--engine", "sim", "--speed", "20", "--thought-tokens", "4000")
+    options = {"extra_body": {"custom_params": {"thinking_budget": 50}}}
+    with Engine("simulated", "andes", flags, log=tmp_path / "thinks.log") as engine:
+        of = raced(lambda _: iter(["never asked"]), sdk(engine.url), wait_s=600.0)
+        answer, _ = await read(of, first_token_s=0.0, reading_speed=2.0, **options)
+    assert answer._timeline is not None
+    impatient = answer._timeline.experience(first_token_s=0.0, reading_speed=2.0, tokens=answer.experience.tokens)
+    assert answer.experience.tokens == 30
+    assert impatient.qoe < answer.experience.qoe
+
+
+@in_a_loop
 async def test_both_gone_is_an_error_that_names_both() -> None:
     def broken(messages: Any) -> Iterator[str]:
         yield "Well, "

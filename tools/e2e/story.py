@@ -223,7 +223,7 @@ class _Stage:
         self.say("helm uninstall")
         helm.uninstall(RELEASE)
         crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        ours = {"qoetargets.andes.dev", "qoeclasses.andes.dev"}
+        ours = {f"{kind}.andes.dev" for kind in ("qoetargets", "qoeclasses", "qoepools")}
         until("the CRDs are gone", lambda: not ours & {crd["metadata"]["name"] for crd in self.plane.items(crds)})
         self.plane.unserve(GROUP_VERSION)
 

@@ -302,6 +302,7 @@ def _spec(choice: Choice, asked: AnswerRequest, now_s: float) -> RequestSpec:
         expected_tokens=asked.expectation.expected_tokens,
         reason_tokens=choice.hidden if asked.expectation.hides_reasoning else 0,
         reasoning=asked.expectation.reasoning,
+        returns_s=asked.expectation.returns_s,
     )
 
 

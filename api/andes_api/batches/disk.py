@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import orjson
 
 __all__ = ["Journal", "alone", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json"]
 
+_log = logging.getLogger("andes")
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
 
 
@@ -48,13 +50,28 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is none."""
+def read_json(path: Path, fields: Collection[str] = ()) -> dict[str, Any] | None:
+    """None where there is none. What is no object with ``fields`` becomes ``NAME.corrupt``, and the log tells of it: nothing
+    stumbles over it again."""
     try:
-        content = orjson.loads(path.read_bytes())
+        with path.open("rb") as file:
+            inode, text = os.fstat(file.fileno()).st_ino, file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return content if isinstance(content, dict) else None
+    try:
+        content = orjson.loads(text)
+        lacks = sorted(set(fields) - content.keys()) if isinstance(content, dict) else ["an object"]
+        if not lacks:
+            return dict(content)
+        why = f"it lacks {', '.join(lacks)}"
+    except ValueError as error:
+        why = str(error)
+    aside = path.with_name(path.name + ".corrupt")
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:  # else it has been written again
+            path.replace(aside)
+            _log.error("%s cannot be read (%s) and is passed over; it is %s now", path, why, aside.name)
+    return None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -17,6 +17,8 @@ __all__ = ["FileStore", "no_file"]
 
 PREFIX = "file-"
 DAY_S = 86_400.0
+_FIELDS = ("id", "bytes", "created_at", "expires_at", "filename", "purpose", "tenant")
+"""Without which a record is none."""
 
 
 class FileStore:
@@ -104,10 +106,20 @@ class FileStore:
             said = self._read(file_id) if name.endswith(".json") else None
             if said is not None and said["expires_at"] < now_s and file_id not in in_use:
                 self._remove(file_id)
+            elif said is None and not name.endswith(".json"):
+                self._remove_if_lost(name, now_s)
         for left in self.incoming.iterdir():  # folders of uploads whose gateway died
             with suppress(FileNotFoundError):  # another gateway removes them too
                 if left.stat().st_mtime < now_s - DAY_S:
                     shutil.rmtree(left)
+
+    def _remove_if_lost(self, name: str, now_s: float) -> None:
+        """What no record tells of goes when its time would be over."""
+        path = self._directory / name
+        with suppress(FileNotFoundError):
+            known = is_id(name, PREFIX) and self._said(name).exists()
+            if not known and path.is_file() and path.stat().st_mtime < now_s - self._file_days * DAY_S:
+                path.unlink()
 
     def _said(self, file_id: str) -> Path:
         return self._directory / f"{file_id}.json"
@@ -118,7 +130,7 @@ class FileStore:
             self._known.pop(file_id, None)
             return None
         if file_id not in self._known:
-            said = read_json(path)
+            said = read_json(path, _FIELDS)
             if said is None:
                 return None
             self._known[file_id] = said

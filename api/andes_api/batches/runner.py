@@ -11,7 +11,7 @@ from typing import Any
 
 from andes_api.batches.disk import unlock
 from andes_api.batches.dispatch import Dispatcher
-from andes_api.batches.files import FileStore
+from andes_api.batches.files import DAY_S, FileStore
 from andes_api.batches.peers import Peers
 from andes_api.batches.store import FINAL, BatchStore
 from andes_api.batches.work import BatchWork
@@ -27,7 +27,7 @@ SCAN_S = 2.0
 TICK_S = 0.5
 """Seconds between looks at what is running: engines' room, deadlines, cancellations."""
 CLEAN_S = 3600.0
-"""Seconds between removals of expired files."""
+"""Seconds between removals of expired files, and of batches that ended long ago."""
 _log = logging.getLogger("andes")
 
 
@@ -145,6 +145,7 @@ class BatchRunner:
             self._clean_at_s = now_s + CLEAN_S
             reading = {str(batch["input_file_id"]) for batch in await asyncio.to_thread(self._store.open)}
             await asyncio.to_thread(self._files.remove_expired, reading)
+            await asyncio.to_thread(self._store.remove_ended, time.time() - self._settings.batch_days * DAY_S)
 
     async def _work(self) -> None:
         next_s = 0.0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ __all__ = ["FINAL", "BatchStore", "shown"]
 PREFIX = "batch_"
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 """States that nothing follows."""
+_FIELDS = ("id", "status", "tenant", "endpoint", "input_file_id", "created_at", "expires_at", "request_counts")
+"""Without which a record is none."""
 _PRIVATE = ("tenant", "ends_as", "output_kept_s")
 
 
@@ -56,7 +61,7 @@ class BatchStore:
         """As its runner has written it, without what it has not seen yet."""
         if batch_id in self._final:
             return self._final[batch_id]
-        batch = read_json(self.folder(batch_id) / "batch.json")
+        batch = read_json(self.folder(batch_id) / "batch.json", _FIELDS)
         if batch is not None and batch["status"] in FINAL:
             self._final[batch_id] = batch
         return batch
@@ -86,6 +91,23 @@ class BatchStore:
             (batch for batch in self.all() if batch["status"] not in FINAL),
             key=lambda batch: float(batch["expires_at"]),
         )
+
+    def remove_ended(self, before_s: float) -> None:
+        """Forget batches that ended before that (Unix seconds), and folders that tell of none and are as old."""
+        names = [name for name in os.listdir(self._directory) if is_id(name, PREFIX)]
+        for name in names:
+            batch = self.read_own(name)
+            with suppress(FileNotFoundError):  # another gateway removes them too
+                if batch is None:
+                    ended_s = self.folder(name).stat().st_mtime
+                else:
+                    ended_s = batch.get(f"{batch['status']}_at") or batch["created_at"]
+                    ended_s = ended_s if batch["status"] in FINAL else math.inf
+                if ended_s < before_s:
+                    shutil.rmtree(self.folder(name))
+                    self._final.pop(name, None)
+        for name in self._final.keys() - names:
+            del self._final[name]
 
     def lock(self, batch_id: str) -> int | None:
         return lock(self.folder(batch_id) / "lock")

@@ -17,10 +17,12 @@ from starlette.requests import ClientDisconnect
 from andes_api.errors import ApiError
 from andes_api.settings import GatewaySettings
 
-__all__ = ["Upload", "receive_upload"]
+__all__ = ["Upload", "receive_upload", "until_s"]
 
 MAX_FORM_BYTES = 64 << 10
 """Bytes of a form beside its file, and of a file before it goes to the disk."""
+MIN_BYTES_PER_S = 8 << 10
+"""Bytes/s of an upload after its first ``body_timeout_s``: less is no link but a client that keeps us waiting."""
 MAX_MEMORY_BYTES = 3 * MAX_FORM_BYTES
 """Bytes of a form that are not on the disk: both, and what is on its way there."""
 
@@ -79,10 +81,12 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
     except FormParserError as error:  # its boundary
         raise _no_form(error) from None
     try:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         async with asyncio.timeout(settings.body_timeout_s) as timeout:
             async for part in request.stream():
-                timeout.reschedule(asyncio.get_running_loop().time() + settings.body_timeout_s)
                 came += len(part)
+                timeout.reschedule(until_s(began_s, loop.time(), came, settings.body_timeout_s))
                 if came > most + MAX_FORM_BYTES:
                     raise _too_long(most)
                 await asyncio.to_thread(parser.write, part)
@@ -108,6 +112,12 @@ async def _receive(request: Request, upload: Upload, settings: GatewaySettings) 
         parser.close()
     if upload.path is not None and upload.path.stat().st_size > most:
         raise _too_long(most)
+
+
+def until_s(began_s: float, now_s: float, came: int, timeout_s: float) -> float:
+    """When an upload is given up that began at ``began_s`` and has brought ``came`` bytes, if nothing more comes: after
+    ``timeout_s`` of silence, and where it is slower than :data:`MIN_BYTES_PER_S`. Seconds of one clock."""
+    return min(now_s + timeout_s, began_s + timeout_s + came / MIN_BYTES_PER_S)
 
 
 def _parser(request: Request, upload: Upload) -> FormParser:

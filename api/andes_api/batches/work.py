@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import defaultdict
@@ -23,6 +24,7 @@ from andes_api.errors import ApiError
 
 __all__ = ["BatchWork"]
 
+_log = logging.getLogger("andes")
 MAX_LISTED = 1_000
 """Faults that ``errors.data`` lists; the file of errors has all."""
 MIN_ANSWERED = 10
@@ -31,6 +33,10 @@ _WHY = {
     "expired": ("batch_expired", "its batch's completion window ended before it was answered"),
     "cancelled": ("batch_cancelled", "its batch was cancelled before it was answered"),
 }
+
+
+class _CorruptError(Exception):
+    """What an earlier run has written of a batch cannot be read."""
 
 
 class BatchWork:
@@ -81,7 +87,13 @@ class BatchWork:
         except (ApiError, OSError) as error:
             self.fail(getattr(error, "code", None) or "invalid_file", str(getattr(error, "message", error)))
             return
-        self.good, done = len(lines), self._read_done()
+        try:
+            done = self._read_done()
+        except _CorruptError as error:
+            _log.error("batch %s: %s; it ends as failed", self.id, error)
+            self.fail("corrupt_journal", f"{error}: what was answered is in the output; send the rest as a new batch")
+            return
+        self.good = len(lines)
         for fault in faults:
             if fault.number not in done:
                 self._errors.append(_failed(self.id, fault.number, fault.custom_id, fault.to_dict()))
@@ -125,14 +137,17 @@ class BatchWork:
         self._counts |= {"completed": 0, "failed": 0}
         folder = self._store.folder(self.id)
         for name, kind in (("output.jsonl", "completed"), ("error.jsonl", "failed")):
-            for _, content in read_lines(folder / name):
-                line = orjson.loads(content)
-                number = int(line["id"].rpartition("_")[2])
+            for at, (_, content) in enumerate(read_lines(folder / name), 1):
+                try:
+                    line = orjson.loads(content)
+                    number = int(line["id"].rpartition("_")[2])
+                    body = line["response"]["body"] if kind == "completed" else None
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    raise _CorruptError(f"line {at} of its {name} cannot be read ({error})") from None
                 if number not in numbers:
                     numbers.add(number)
                     self._counts[kind] += 1
-                    if kind == "completed":
-                        self._count_usage(line["response"]["body"])
+                    self._count_usage(body)
         return numbers
 
     @property

@@ -1,4 +1,4 @@
-"""`helm test`: one answer through the gateway, as a stream, with what its reader got."""
+"""`helm test`: one answer of each model through the gateway, as a stream."""
 
 import json
 import os
@@ -17,15 +17,20 @@ def get(path: str, body: object = None) -> list[str]:
         return [line for line in answer.read().decode().splitlines() if line]
 
 
+def streams(model: str) -> str | None:
+    """What is wrong with an answer of ``model``; None: nothing is."""
+    messages = [{"role": "user", "content": "Say hello."}]
+    events = get("/v1/chat/completions", {"model": model, "stream": True, "max_tokens": 16, "messages": messages})
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    faults = [chunk["error"] for chunk in chunks if "error" in chunk]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
+    if faults or events[-1] != "data: [DONE]" or not text:
+        return f"no proper answer from {model}: {faults or events[-1:]}"
+    print(f"{model} says {text!r} in {len(chunks)} chunks")
+    return None
+
+
 get("/readyz")
-model = json.loads("".join(get("/v1/models")))["data"][0]["id"]
-events = get(
-    "/v1/chat/completions",
-    {"model": model, "stream": True, "max_tokens": 16, "messages": [{"role": "user", "content": "Say hello."}]},
-)
-chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
-faults = [chunk["error"] for chunk in chunks if "error" in chunk]
-text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
-if faults or events[-1] != "data: [DONE]" or not text:
-    sys.exit(f"no proper answer from {model}: {faults or events[-1:]}")
-print(f"{model} says {text!r} in {len(chunks)} chunks")
+found = [streams(model["id"]) for model in json.loads("".join(get("/v1/models")))["data"]]
+if not found or any(found):
+    sys.exit("; ".join(filter(None, found)) or "no models")

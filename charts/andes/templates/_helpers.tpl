@@ -71,7 +71,7 @@ labels: # without the chart's version, which would restart every engine when it 
   {{- with mustMergeOverwrite dict $root.Values.commonLabels $values.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
-{{- $annotations := dict "kubectl.kubernetes.io/default-container" $component -}}
+{{- $annotations := dict "kubectl.kubernetes.io/default-container" (ternary "engine" $component (hasPrefix "engine-" $component)) -}}
 {{- if $root.Values.monitoring.scrapeAnnotations -}}
 {{- $scrape := dict "prometheus.io/scrape" "true" "prometheus.io/path" "/metrics" "prometheus.io/port" (toString (index . 2)) -}}
 {{- $annotations = merge $annotations $scrape -}}
@@ -137,17 +137,97 @@ topologySpreadConstraints:
   configMap: {name: {{ include "andes.component" (list . "profiles") }}}
 {{- end -}}
 
+{{- /* Address of one model's engines: list $ "engine-coder" */ -}}
 {{- define "andes.engineUrl" -}}
-dns://{{ include "andes.component" (list . "engine") }}.{{ .Release.Namespace }}.svc:30000
+dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30000
+{{- end -}}
+
+{{- /* JSON list of the engines' components: "engine", or "engine-NAME" of each model, whose values are then there by that name: . */ -}}
+{{- define "andes.engines" -}}
+{{- $found := list -}}
+{{- if .Values.engine.enabled -}}
+{{- range .Values.models -}}
+{{- $component := printf "engine-%s" .name -}}
+{{- if has $component $found -}}
+{{- fail (printf "models: the name %s is there twice" .name) -}}
+{{- end -}}
+{{- $_ := set $.Values $component (mergeOverwrite (deepCopy $.Values.engine) (deepCopy (default dict .engine))) -}}
+{{- if (index $.Values $component).enabled -}}
+{{- $found = append $found $component -}}
+{{- end -}}
+{{- else -}}
+{{- $found = list "engine" -}}
+{{- end -}}
+{{- end -}}
+{{- range $component := $found -}}
+{{- include "andes.checkGpus" (list $ $component) -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{- /* JSON list of all components that are installed: . */ -}}
+{{- define "andes.components" -}}
+{{- $found := include "andes.engines" . | fromJsonArray -}}
+{{- range $component := list "operator" "gateway" -}}
+{{- if (index $.Values $component).enabled -}}{{- $found = prepend $found $component -}}{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{- /* Stops where an engine's flags ask for other GPUs than it gets, which can only crash: list $ "engine" */ -}}
+{{- define "andes.checkGpus" -}}
+{{- $name := last . -}}
+{{- $engine := index (first .).Values $name -}}
+{{- if eq $engine.kind "sglang" -}}
+{{- $text := printf " %s " (join " " $engine.args) -}}
+{{- $asked := dict "tp" 1 "pp" 1 "dp" 1 "nnodes" 1 -}}
+{{- $forms := dict "tp" "tp|tp-size|tensor-parallel-size" "pp" "pp-size|pipeline-parallel-size" "dp" "dp|dp-size|data-parallel-size" "nnodes" "nnodes" -}}
+{{- range $flag, $names := $forms -}}
+{{- $match := regexFind (printf " --(%s)[= ]+[0-9]+ " $names) $text -}}
+{{- if $match -}}
+{{- $_ := set $asked $flag (regexFind "[0-9]+ $" $match | trim | int) -}}
+{{- end -}}
+{{- end -}}
+{{- if contains " --enable-dp-attention " $text -}}{{- $_ := set $asked "dp" 1 -}}{{- end -}}
+{{- $needs := div (mul $asked.tp $asked.pp $asked.dp) $asked.nnodes | int -}}
+{{- if ne $needs (int $engine.gpu.count) -}}
+{{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
+{{- fail (printf "%s.gpu.count is %d, but its args use %d (--tp, --pp-size, --dp-size): make them agree" $where (int $engine.gpu.count) $needs) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Environment without what extraEnv names, then extraEnv: list "YAML of a list" .extraEnv */ -}}
+{{- define "andes.env" -}}
+{{- $names := list -}}
+{{- range last . -}}{{- $names = append $names .name -}}{{- end -}}
+{{- $found := list -}}
+{{- range first . | fromYamlArray -}}
+{{- if not (has .name $names) -}}{{- $found = append $found . -}}{{- end -}}
+{{- end -}}
+{{- with concat $found (last .) -}}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end -}}
+{{- end -}}
+
+{{- /* A probe with fields of one's own, whose handler replaces the chart's: list "YAML of a probe" .probes.liveness */ -}}
+{{- define "andes.probe" -}}
+{{- $own := last . -}}
+{{- $probe := first . | fromYaml -}}
+{{- range list "httpGet" "tcpSocket" "exec" "grpc" -}}
+{{- if hasKey $own . -}}{{- $probe = omit $probe "httpGet" "tcpSocket" "exec" "grpc" -}}{{- end -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $probe (deepCopy $own)) -}}
 {{- end -}}
 
 {{- define "andes.adminSecret" -}}
 {{- default (include "andes.component" (list . "admin")) .Values.gateway.adminKey.existingSecret -}}
 {{- end -}}
 
-{{- /* The live number of engines, where an earlier revision has written it and this one leaves it out: . */ -}}
+{{- /* The live number of engines, where an earlier revision has written it and this one leaves it out: list $ "engine" */ -}}
 {{- define "andes.keptReplicas" -}}
-{{- $live := lookup "apps/v1" "Deployment" .Release.Namespace (include "andes.component" (list . "engine")) -}}
+{{- $live := lookup "apps/v1" "Deployment" (first .).Release.Namespace (include "andes.component" .) -}}
 {{- $written := and $live (hasKey (default dict $live.metadata.annotations) "andes.dev/replicas") -}}
 {{- toJson (ternary (dict "replicas" (dig "spec" "replicas" 1 $live | int)) dict (not (empty $written))) -}}
 {{- end -}}
@@ -156,3 +236,53 @@ dns://{{ include "andes.component" (list . "engine") }}.{{ .Release.Namespace }}
 {{- define "andes.batchClaim" -}}
 {{ include "andes.component" (list . "gateway") }}-batches
 {{- end }}
+
+{{- /* Environment of an engine, as a list: list $ its values */ -}}
+{{- define "andes.engineEnv" -}}
+{{- $root := first . -}}
+{{- with last . -}}
+{{- $sim := eq .kind "sim" -}}
+{{- if and $sim $root.Values.profiles }}
+{{- include "andes.profilesVariable" $root | nindent 0 }}
+{{- end }}
+{{- if not $sim }}
+- {name: HOME, value: /cache}
+- {name: HF_HOME, value: /cache/huggingface}
+- {name: XDG_CACHE_HOME, value: /cache}
+- {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/torchinductor}
+- {name: TRITON_CACHE_DIR, value: /cache/triton}
+- {name: FLASHINFER_WORKSPACE_BASE, value: /cache}
+{{- if .model.huggingFaceSecret }}
+- name: HF_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ .model.huggingFaceSecret }}, key: {{ .model.huggingFaceSecretKey }}}}
+{{- end }}
+{{- if .apiKeySecret }}
+- name: ANDES_ENGINE_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
+{{- end }}
+{{- if $root.Values.otel.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, value: http/protobuf}
+{{- end }}
+{{- end }}
+{{- end -}}
+{{- end -}}
+
+{{- /* Environment of the gateway, as a list: . */ -}}
+{{- define "andes.gatewayEnv" -}}
+- name: ANDES_GATEWAY_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: ANDES_GATEWAY_ADMIN_KEY_SHA256
+  valueFrom: {secretKeyRef: {name: {{ include "andes.adminSecret" . }}, key: sha256}}
+{{- with .Values.gateway.tenants }}
+{{- if .existingSecret }}
+- name: ANDES_GATEWAY_TENANTS
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
+{{- end }}
+{{- end }}
+{{- with .Values.engine }}
+{{- if .apiKeySecret }}
+- name: ANDES_GATEWAY_UPSTREAM_API_KEY
+  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -61,10 +61,10 @@ class _Reception:
     @property
     def experience(self) -> Experience:
         """What the reader got; while the answer comes, so far."""
-        first_s, speed, thinking = self.reader.first_token_s, self.reader.reading_speed, self.reader.thinking_speed
-        assert first_s is not None and speed is not None and thinking is not None  # noqa: PT018, S101
+        first_s, speed = self.reader.first_token_s, self.reader.reading_speed
+        assert first_s is not None and speed is not None  # noqa: PT018, S101
         return self._timeline.experience(
-            first_token_s=first_s + (self._thought_by_server() or self._thoughts) / thinking,
+            first_token_s=first_s + self.thought_s,
             reading_speed=speed,
             tokens=self.counted_by_server() if self.finish_reason else None,
         )
@@ -121,7 +121,9 @@ class _Reception:
 
     def counted_by_server(self) -> int | None:
         """Tokens of the text; those of a hidden thought are not read. None: no count, or none that tells them apart."""
-        thought = self._thought_by_server()
+        thought, report = self._thought_by_server(), self._report_of_tools()
+        if report is not None:
+            return max(1, int(report["tokens"]))
         if self.usage is None or (self._thoughts and not thought):
             return None
         return max(1, self.usage.completion_tokens - thought)
@@ -130,9 +132,23 @@ class _Reception:
         """Tokens of a hidden thought, where the server counts them: OpenAI's way or SGLang's."""
         if self.usage is None:
             return 0
+        if (report := self._report_of_tools()) is not None:
+            return int(report["thought_tokens"])
         details, extra = self.usage.completion_tokens_details, self.usage.model_extra or {}
         told = details.reasoning_tokens if details else extra.get("reasoning_tokens")
         return told if isinstance(told, int) else 0
+
+    def _report_of_tools(self) -> dict[str, Any] | None:
+        """Where tools ran at the gateway: usage counts their calls, which are not read; the gateway tells them apart."""
+        report = self.gateway_report
+        return report if report is not None and "tools" in report else None
+
+    @property
+    def thought_s(self) -> float:
+        """Seconds for which the reader is patient with what was thought, unseen, before the answer."""
+        thinking = self.reader.thinking_speed
+        assert thinking is not None  # noqa: S101
+        return (self._thought_by_server() or self._thoughts) / thinking
 
 
 class Answer(_Reception):

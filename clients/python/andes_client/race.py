@@ -180,6 +180,7 @@ class RacedAnswer:
         self._out: asyncio.Queue[Show | End | Fail] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
         self._pieces: list[str] = []
+        self._begun: dict[str, AsyncAnswer] = {}  # from the beginning, by writer
         self._timeline: Timeline | None = None
 
     @property
@@ -192,8 +193,10 @@ class RacedAnswer:
         """What the reader got; while the answer comes, so far."""
         if self._timeline is None:
             return Timeline(0.0).experience(first_token_s=0.0, reading_speed=self._speed)
+        begun = self._begun.get(self.parts[0].writer) if self.parts else None
+        thought_s = 0.0 if begun is None else begun.thought_s
         return self._timeline.experience(
-            first_token_s=self._first_token_s, reading_speed=self._speed,
+            first_token_s=self._first_token_s + thought_s, reading_speed=self._speed,
             tokens=self._rules.tokens if self.finish_reason else None,
         )  # fmt: skip
 
@@ -297,9 +300,11 @@ class RacedAnswer:
             start, began_s = opened
             self._race.history.first_words(start.writer, self._prompt_tokens + start.tokens, self._clock() - began_s)
 
-    def _opened(self, answer: AsyncAnswer) -> None:
-        """Its headers say what holds where the caller has said nothing."""
-        if not self._pieces:
+    def _opened(self, answer: AsyncAnswer, start: Start) -> None:
+        """The server's headers say what holds where the caller has said nothing."""
+        if not start.prefix:
+            self._begun[start.writer] = answer
+        if start.writer == REMOTE and not self._pieces:
             self.reader = answer.reader
             self._rules.reading_speed = self._speed
 
@@ -307,7 +312,7 @@ class RacedAnswer:
         request = Request(
             self._messages, start.prefix, start.tokens, self._asked, self._options,
             on_wait=lambda *_: self._do(self._rules.refused(start.run, self._clock())),
-            on_open=self._opened if start.writer == REMOTE else lambda _: None,
+            on_open=lambda answer: self._opened(answer, start),
         )  # fmt: skip
         if request.tokens_left is not None and request.tokens_left <= 0:
             self._do(self._rules.ended(start.run, "length", self._clock()))

@@ -122,7 +122,10 @@ REFUSED: list[tuple[tuple[str, dict[str, Any]], str]] = [
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    flags = ("--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "4")
+    flags = (
+        "--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "4", "--tool-call-parser", "pythonic",
+        "--constrained-json-disable-any-whitespace",
+    )  # fmt: skip
     with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("checks") / "log") as engine:
         yield engine
 
@@ -169,6 +172,26 @@ def test_a_pattern_still_ends_an_answer(engine: Engine) -> None:
     answer: Any = engine.post(path, body)
     assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": "[a-z]{3}"}
     assert len(answer["output_ids"]) < 200
+
+
+def test_a_call_that_is_required_comes_to_an_end(engine: Engine) -> None:
+    """Of a model whose words mean nothing, at a high temperature: whatever its arguments leave open it would go on with."""
+    parameters = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["n"],
+    }
+    function = {"name": "look", "parameters": {**parameters, "additionalProperties": False}}
+    tools = [{"type": "function", "function": function}]
+    for seed in range(8):
+        path, body = chat(
+            tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=120, temperature=2, seed=seed
+        )
+        answer: Any = engine.post(path, body)
+        (choice,) = answer["choices"]
+        assert choice["finish_reason"] == "tool_calls"
+        (call,) = choice["message"]["tool_calls"]
+        assert 0 <= json.loads(call["function"]["arguments"])["n"] <= 9
 
 
 @pytest.mark.parametrize("ask", [messages, responses, chat, completion])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from andes_sglang.policy.eviction import EvictionOrder
+from andes_sglang.policy.eviction import EvictionOrder, Returns
 
 
 @dataclass(eq=False)
@@ -59,3 +59,22 @@ def test_who_is_paused_is_asked_once_until_told_to_look_again() -> None:
     order.look_again()
     assert order.get_priority(node) == (1, -2.0)
     assert len(asked) == 2
+
+
+def test_a_conversation_that_returns_is_kept_as_long_as_it_is_expected() -> None:
+    root = Node(None, 0.0)
+    finished, soon, later = Node(root, 9.0), Node(root, 2.0), Node(root, 1.0)
+    returns = Returns()
+    order = EvictionOrder(returns.expected)
+    returns.ended(soon, 100.0, 5.0)
+    returns.ended(later, 100.0, 20.0)
+    assert sorted([soon, finished, later], key=order.get_priority) == [finished, later, soon]
+    assert order.get_priority(root) == order.get_priority(soon)
+    assert returns.drop(109.9) == []
+    assert returns.drop(110.0) == [soon], "twice as long as it was to stay away"
+    order.look_again()
+    assert sorted([soon, finished, later], key=order.get_priority) == [soon, finished, later]
+    returns.ended(soon, 110.0, 0.0)
+    assert returns.drop(110.9) == []
+    assert returns.drop(111.0) == [soon], "a second at least"
+    assert len(returns) == 1

@@ -416,3 +416,12 @@ def test_the_policy_is_shown_what_a_request_says_of_its_reader() -> None:
     assert table.weight.tolist() == [3.0, 1.0]
     assert table.expected_tokens[0] == 7.0
     assert table.expected_tokens[1] == pytest.approx(256)  # what is expected before any answer has ended
+
+
+@pytest.mark.parametrize(("returns_s", "hit"), [(5.0, 607), (None, 0), (2.0, 0), (0.0, 0)])
+def test_the_conversation_of_a_tool_that_runs_is_found_when_it_returns(returns_s: float | None, hit: int) -> None:
+    """Others that end meanwhile have used their KV later; and one that does not return in time is like them."""
+    others = [spec(1.0 + 0.9 * k, 400, 4) for k in range(7)]
+    first, second = spec(0.0, 600, 8, session_id="a", returns_s=returns_s), spec(8.0, 650, 4, session_id="a")
+    *_, last = run([first, *others, second], make("andes"))
+    assert last.prefix_hit_tokens == hit

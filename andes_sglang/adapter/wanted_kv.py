@@ -1,0 +1,64 @@
+"""KV that will be needed again, in the engine's order of eviction (:mod:`andes_sglang.policy.eviction`): that of paused
+streams, and of conversations whose tool runs.
+
+An engine with a host tier asks it all the time. Without one a release leaves KV to be evicted, the least recently used first,
+and SGLang's own order holds as long as no conversation is to return. It always holds where the tree is native code, where
+several ranks would evict by clocks of their own, and where ``--radix-eviction-policy`` asks for another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from andes_sglang.adapter.records import StreamRecord, StreamRecords
+from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
+from andes_sglang.policy.eviction import NO_READER, EvictionOrder, Returns
+
+if TYPE_CHECKING:
+    from andes_sglang.adapter.host_tier import HostTier
+    from andes_sglang.adapter.unified_host_tier import UnifiedHostTier
+
+__all__ = ["WantedKv"]
+
+
+class WantedKv:
+    """Of the streams of ``scheduler``, an SGLang scheduler."""
+
+    def __init__(self, scheduler: Any, records: StreamRecords, tier: HostTier | UnifiedHostTier | None) -> None:
+        tree, one_rank = scheduler.tree_cache, scheduler.attn_tp_group.world_size == 1
+        self._tree = tree
+        self._records = records
+        self._returns = Returns()
+        self._has_tier = tier is not None
+        self._order: EvictionOrder | HostTier | UnifiedHostTier | None = tier
+        if tier is not None:
+            tier.follow(self._wanted)
+        elif one_rank and getattr(tree, "eviction_policy", "") == "lru" and hasattr(tree, "eviction_strategy"):
+            self._order = tree.eviction_strategy = EvictionOrder(self._wanted)
+
+    def look_again(self) -> None:
+        """Once an iteration: what is wanted may have changed."""
+        if self._order is not None:
+            self._returns.drop(time.perf_counter())
+            self._order.look_again()
+
+    def ended(self, record: StreamRecord, now_s: float) -> None:
+        """An answer has ended: its KV is the tree's, and its conversation may be about to go on."""
+        returns_s, req = record.expectation.returns_s, record.req
+        if self._order is None or returns_s is None or req.finished_reason.to_json()["type"] == "abort":
+            return
+        hit = prefix_hit(self._tree, copy.copy(req))  # a look-up leaves its marks on a request
+        self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, returns_s)
+        self._order.look_again()
+
+    def _wanted(self) -> Iterator[tuple[Any, float]]:
+        """Where the KV of each ends in the tree, and when it is needed."""
+        yield from self._returns.expected()
+        if not (self._has_tier or self._returns):
+            return
+        for record in self._records:
+            if record.stopped not in (None, "park") and (node := tree_node(record.req)) is not None:
+                yield node, NO_READER if record.expectation.yields else record.dry_at_s

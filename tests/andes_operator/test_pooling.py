@@ -1,0 +1,218 @@
+"""A QoEPool and its members' statuses: what is read of them, and what is written."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cases import SPEC, predicted, seen
+
+from andes_operator.decide import ScaleDecision
+from andes_operator.explain import SpecError
+from andes_operator.forecast import DemandForecast
+from andes_operator.memory import Memory
+from andes_operator.names import Mode, Reason
+from andes_operator.observe import DataFault
+from andes_operator.pooling import (
+    Ask,
+    Grant,
+    Membership,
+    PoolMember,
+    ask,
+    in_pool,
+    member_of,
+    membership,
+    parse_pool,
+    pool_status,
+    pooled,
+)
+from andes_operator.sharing import Allotment, PoolBudget
+from andes_operator.spec import parse
+
+POOL: dict[str, Any] = {
+    "metadata": {"name": "gpus", "namespace": "n", "generation": 2, "creationTimestamp": "2026-11-27T08:00:00Z"},
+    "spec": {
+        "budget": {"gpus": 8, "pricePerHour": 40},
+        "members": [{"target": "chat", "price": 2.5}, {"target": "code", "price": 5, "priority": 2, "profile": "l4-llama-3.1-8b"}],
+    },
+}  # fmt: skip
+
+
+def target(
+    name: str, *, asks: int | None = 3, mode: str = "Pooled", model: str | None = None, **status: Any
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "n", "creationTimestamp": "2026-11-27T08:00:00Z"},
+        "spec": {"mode": mode, "minReplicas": 1, "maxReplicas": 10, "gpusPerReplica": 2, "demand": {"gateway": {"service": "g"}}},
+        "status": {"replicas": 2, "readyReplicas": 1, "coldStartSeconds": 60, "demand": {"requestsPerSecond": 4.0, "model": model},
+                   "pool": {"name": "gpus", "asks": asks, "placeable": None, "given": 2}, **status},
+    }  # fmt: skip
+
+
+def test_a_pool_is_read() -> None:
+    spec = parse_pool(POOL["spec"])
+    assert spec.budget == PoolBudget(8, 40)
+    assert spec.members == (PoolMember("chat", "", 2.5, 1.0), PoolMember("code", "l4-llama-3.1-8b", 5.0, 2.0))
+    assert parse_pool({"budget": {"gpus": 4}, "members": [{"target": "a"}]}).members[0].price is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"members": []}, "spec.budget is missing"),
+        ({"budget": {}, "members": []}, "spec.budget is empty: give gpus, pricePerHour or both"),
+        ({"budget": {"gpus": 0}, "members": []}, "spec.budget.gpus must be above 0, got 0.0"),
+        ({"budget": {"gpus": 1}}, "spec.members is missing"),
+        ({"budget": {"pricePerHour": 1}, "members": [{"target": "a"}]}, "spec.members[0].price is missing"),
+        ({"budget": {"gpus": 1}, "members": [{"target": "a"}, {"target": "a"}]}, 'spec.members[1].target "a" is a member already'),
+        ({"budget": {"gpus": 1}, "members": [{"price": 1}]}, "spec.members[0].target is missing"),
+        ({"budget": {"gpus": 1}, "members": [{"target": "a", "priority": -1}]}, "spec.members[0].priority must be above 0, got -1.0"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_named(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said.replace("[", r"\[").replace("]", r"\]")):
+        parse_pool(spec)
+
+
+def test_a_member_is_what_its_target_says() -> None:
+    found = member_of(PoolMember("chat", price=2.5, priority=3.0), target("chat"))
+    assert found is not None
+    assert (found.alone, found.least, found.most, found.existing, found.ready) == (3, 1, 10, 2, 1)
+    assert (found.gpus, found.price, found.value, found.cold_s) == (2.0, 2.5, 12.0, 60.0)
+    assert member_of(PoolMember("chat"), target("chat", mode="Auto")) is None
+    assert member_of(PoolMember("chat"), {**target("chat"), "status": {}}) is None, "never reconciled"
+    few = target("chat", pool={"asks": 9, "placeable": 4})
+    made = member_of(PoolMember("chat"), few)
+    assert made is not None
+    assert (made.most, made.price) == (4, 2.0), "what cannot be had; without a price its GPUs are its price"
+
+
+def test_members_of_one_model_behind_one_gateway_share_its_demand() -> None:
+    def shares(*models: str | None) -> bool:
+        targets = [target(name, model=model) for name, model in zip(("chat", "code"), models)]
+        found = membership(targets[0], [POOL], targets)
+        assert found is not None
+        return found.shares
+
+    assert shares("llama", "llama")
+    assert not shares("llama", "qwen")
+    assert not shares(None, None), "not known"
+
+
+def test_a_target_is_in_the_oldest_pool_that_names_it() -> None:
+    younger = {**POOL, "metadata": {**POOL["metadata"], "name": "a", "creationTimestamp": "2026-11-27T09:00:00Z"}}
+    given = {"members": [{"target": "chat", "replicas": 5, "exact": False, "grant": 3, "reserved": 6}]}
+    found = membership(target("chat"), [younger, {**POOL, "status": given}], [])
+    assert found == Membership("gpus", PoolMember("chat", "", 2.5, 1.0), False, Grant(5, False, 3, 6))
+    assert membership(target("other"), [POOL], []) is None
+    assert membership(target("chat"), [{**POOL, "spec": {}}], []) is None, "that cannot be read"
+    broken = {**POOL, "status": {"members": [{"target": "chat", "replicas": "many"}]}}
+    unread = membership(target("chat"), [broken], [])
+    assert unread is not None
+    assert unread.given is None
+
+
+PREDICTION = DemandForecast(5.0, 315.0, "trend"), predicted(3)
+DECISION = ScaleDecision(6, Reason.HEADROOM, "six survive", Memory())
+MEMBER = Membership("gpus", PoolMember("chat", "l4-llama-3.1-8b"))
+
+
+def test_what_is_decided_stays_within_what_is_given() -> None:
+    def given(grant: Grant | None) -> ScaleDecision:
+        return pooled(SPEC, seen(1e6, 4), DECISION, replace(MEMBER, given=grant))
+
+    assert given(Grant(8)) == DECISION
+    less = given(Grant(5))
+    assert (less.replicas, less.reason) == (5, Reason.POOL)
+    assert less.message == "the QoEPool gpus gives 5; six survive"
+    assert given(Grant(8, True)).replicas == 8, "another member has the rest of its model"
+    waits = given(None)
+    assert (waits.replicas, waits.message) == (4, "six survive; the QoEPool gpus has not divided its budget yet")
+
+
+def test_a_pool_s_profile_goes_before_the_target_s_and_without_a_pool_it_only_recommends() -> None:
+    spec = replace(SPEC, mode=Mode.POOLED)
+    assert in_pool(spec, MEMBER).profile == "l4-llama-3.1-8b"
+    assert in_pool(spec, replace(MEMBER, member=PoolMember("chat"))).profile == SPEC.profile
+    lonely = in_pool(spec, None)
+    assert (lonely.mode, lonely.no_pool) == (Mode.ADVISORY, True)
+    assert in_pool(SPEC, None) == SPEC
+
+
+def test_what_a_member_asks_for() -> None:
+    look = seen(1e6, 4)
+    assert ask(SPEC, look, DECISION, None, PREDICTION, shares=False) == Ask(6)
+    assert ask(SPEC, look, DECISION, None, PREDICTION, shares=True) == Ask(3), "of its kind for all of the model"
+    urgent = replace(DECISION, reason=Reason.QOE_BELOW_TARGET)
+    assert ask(SPEC, look, urgent, None, PREDICTION, shares=True) == Ask(4)
+    assert ask(SPEC, look, DECISION, None, None, shares=True) == Ask()
+    fault = replace(look, fault=DataFault(Reason.DATA_MISSING, "gone"))
+    assert ask(SPEC, fault, DECISION, None, PREDICTION, shares=False) == Ask()
+
+
+def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
+    spec = parse_pool(POOL["spec"])
+    made, changed = pool_status(POOL, spec, {"chat": target("chat", asks=5)}, now_s=1_795_251_720.0)
+    assert (made["gpus"], made["pricePerHour"], made["observedGeneration"], changed) == (4.0, 5.0, 2, ["chat"])
+    assert made["members"] == [
+        {"target": "chat", "replicas": 4, "exact": False, "grant": 1, "reserved": 4, "wished": 5, "existing": 2}]  # fmt: skip
+    said = {c["type"]: (c["status"], c["reason"], c["message"]) for c in made["conditions"]}
+    assert said["Ready"] == ("False", "MemberMissing", "no QoETarget in mode Pooled that was reconciled: code")
+    assert said["Attainable"] == ("False", "Budget", "the budget is too small for what chat would need")
+    enough = replace(spec, budget=PoolBudget(10), members=spec.members[:1])
+    made, changed = pool_status({**POOL, "status": made}, enough, {"chat": target("chat", asks=5)}, now_s=0.0)
+    assert [c["status"] for c in made["conditions"]] == ["True", "True"]
+    assert changed == ["chat"]
+
+
+def test_what_was_given_counts_until_the_target_has_told_that_it_knows_of_less() -> None:
+    first = Grant().next(Allotment(2, False, 2), None)
+    assert (first, first.held(None), first.held(1)) == (Grant(2, False, 1, 2), 2, 2)
+    less = first.next(Allotment(1, False, 2), None)
+    assert less == Grant(1, False, 2, 2)
+    assert (less.held(0), less.held(1), less.held(2)) == (2, 2, 1), (
+        "it may still act on the first, until it tells the second"
+    )
+    assert less.next(Allotment(1, False, 2), 1) == less
+    assert less.next(Allotment(1, False, 2), 2) == Grant(1, False, 2, 1)
+    held = member_of(PoolMember("chat"), target("chat", replicas=1), less)
+    assert held is not None
+    assert held.existing == 2
+
+
+def test_members_that_act_late_never_exceed_the_budget_together() -> None:
+    """A target acts on what it read some looks ago, and its status is as old; the pool's wishes change at every look."""
+    spec = parse_pool({"budget": {"gpus": 6}, "members": [{"target": "chat"}, {"target": "code"}]})
+    pool, chance = {**POOL}, random.Random(3)  # noqa: S311
+    scales, statuses = (
+        {"chat": 1, "code": 1},
+        {name: target(name, replicas=1, pool={"asks": 2}) for name in ("chat", "code")},
+    )
+    read: dict[str, Any] = {}
+    for look in range(400):
+        for said in statuses.values():
+            said["status"]["pool"]["asks"] = chance.choice((1, 2, 3))
+        made, _ = pool_status(pool, spec, statuses, now_s=float(look))
+        pool = {**pool, "status": made}
+        for name in scales:
+            if name not in read and chance.random() < 0.5:
+                read[name] = membership(target(name), [pool], [])  # a reconcile begins
+            elif name in read and chance.random() < 0.5:
+                given = read.pop(name).given
+                there = scales[name]
+                scales[name] = min(statuses[name]["status"]["pool"]["asks"], given.replicas)
+                seen_before = {"replicas": there, "readyReplicas": there}
+                statuses[name] = target(
+                    name, pool={"asks": 2, "given": given.replicas, "grant": given.number}, **seen_before
+                )
+        assert 2 * sum(scales.values()) <= 6
+    assert max(scales.values()) >= 1
+
+
+def test_mode_pooled_is_read() -> None:
+    made = {"scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "e"}, "maxReplicas": 4, "mode": "Pooled",
+            "objectives": [{"statistic": "Mean", "value": 0.9}], "demand": {"gateway": {"service": "g"}},
+            "whatIf": {"profile": "p"}}  # fmt: skip
+    assert parse(made).mode is Mode.POOLED
