@@ -24,9 +24,9 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "admission", "answer_lengths", "autoscaling", "fidelity", "gateway", "gateway_soak", "ladder", "llama_index",
-    "malformed", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated",
-    "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "surges", "tool_ahead",
-    "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "waits", "what_if",
+    "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated",
+    "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation",
+    "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "waits", "what_if",
 ]  # fmt: skip
 
 
