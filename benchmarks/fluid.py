@@ -21,7 +21,7 @@ from andes_operator.gateway_report import ObservedRequest
 from andes_operator.growth import KEPT_MINUTES, GrowthHistory
 from andes_operator.memory import Memory
 from andes_operator.observe import Observation, PodCounts
-from andes_operator.sizing import MIN_KNOWN_S, headroom, known_s
+from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
 from andes_operator.whatif import Prediction
 from andes_sglang.objective import QoEObjective
@@ -92,44 +92,71 @@ class Fleet:
         self.ready -= max(0, fewer) - gone
 
 
-def run(shape: Shape, seed: int, buffer: Buffer, *, cold_s: float, past_days: int, behavior: ScalingBehavior) -> Fleet:
-    """buffer: the true one, of which the operator counts on ``MAX_PUT_OFF``."""
-    at_s, origin_s = arrivals(shape, seed), 60.0 * DAY_MINUTES * past_days
-    records = [ObservedRequest(origin_s + t, "reader", 500, 700, True) for t in at_s.tolist()]
-    spec = TargetSpec(
-        ScaleTargetRef("apps/v1", "Deployment", "engine"),
-        (ClassObjective("*", QoEObjective.parse("mean>=0.95")),),
-        1, MAX_REPLICAS, DemandSource("gateway"), behavior=behavior,
-    )  # fmt: skip
-    growth, memory, fleet = days(shape, seed, past_days), Memory(), Fleet(START_REPLICAS, [])
-    assumed, now_s, span_s = buffer._replace(seconds=table.MAX_PUT_OFF * buffer.seconds), 0.0, sum(s for s, _ in shape)
+class Target:
+    """One target and its fleet. buffer: the true one, of which the operator counts on ``MAX_PUT_OFF``. came_s: work that has
+    come, in replica-seconds; timely_s: of it, what came while readers noticed nothing."""
 
-    def between(since_s: float) -> slice:
-        return slice(int(np.searchsorted(at_s, since_s)), int(np.searchsorted(at_s, now_s)))
-
-    while now_s < span_s + TAIL_S:
-        now_s += TICK_S
-        came = between(now_s - TICK_S)
-        fleet.step(now_s, WORK_S * (came.stop - came.start), buffer)
-        there, lately = fleet.ready + len(fleet.starting_s), between(now_s - WINDOW_S)
-        seen = Observation(
-            origin_s + now_s, PodCounts(there, there, fleet.ready, returnable=len(fleet.starting_s)),
-            (lately.stop - lately.start) / min(WINDOW_S, now_s), complete_since_s=origin_s + max(0.0, now_s - HISTORY_S),
-            open_streams=1, engine_requests=1, recent=tuple(records[between(now_s - HISTORY_S)]),
+    def __init__(
+        self, shape: Shape, seed: int, buffer: Buffer, behavior: ScalingBehavior, *, past_days: int = 0,
+        replicas: int = START_REPLICAS, max_replicas: int = MAX_REPLICAS,
+    ) -> None:  # fmt: skip
+        self.at_s, self.origin_s, self.buffer, self.behavior = (
+            arrivals(shape, seed), 60.0 * DAY_MINUTES * past_days, buffer, behavior)  # fmt: skip
+        self.span_s = sum(seconds for seconds, _ in shape) + TAIL_S
+        self.spec = TargetSpec(
+            ScaleTargetRef("apps/v1", "Deployment", "engine"),
+            (ClassObjective("*", QoEObjective.parse("mean>=0.95")),),
+            1, max_replicas, DemandSource("gateway"), behavior=behavior,
         )  # fmt: skip
-        known, before = known_s(seen, memory.ledger) >= MIN_KNOWN_S, memory.ledger.minute
-        memory = replace(memory, ledger=memory.ledger.enter(seen, WORK_S if known else None, buffer.rho))
-        if memory.ledger.minute != before:
-            growth.add(memory.ledger.minute, memory.ledger.minutes_rps)
-        found = headroom(
-            spec, seen, memory.ledger, growth, assumed if known else None, cold_s=cold_s, orders=memory.changes
-        )
-        if found is not None:
-            consent = Prediction(seen.rate_rps, spec.objectives, behavior.margin, 1, {})
-            decision = decide(spec, seen, consent, memory, headroom=found)
-            memory = decision.memory
-            fleet.scale(decision.replicas, now_s + cold_s)
-    return fleet
+        self.growth, self.memory, self.fleet = days(shape, seed, past_days), Memory(), Fleet(replicas, [])
+        self.found: Headroom | None = None
+        self.rate_rps = self.came_s = self.timely_s = 0.0
+        self._records = [ObservedRequest(self.origin_s + t, "reader", 500, 700, True) for t in self.at_s.tolist()]
+
+    def _between(self, since_s: float, until_s: float) -> slice:
+        return slice(int(np.searchsorted(self.at_s, since_s)), int(np.searchsorted(self.at_s, until_s)))
+
+    def look(self, now_s: float) -> int:
+        """``TICK_S`` until ``now_s`` pass; the replicas that are decided for."""
+        fleet, came = self.fleet, self._between(now_s - TICK_S, now_s)
+        work_s, over_s = WORK_S * (came.stop - came.start), fleet.over_s
+        fleet.step(now_s, work_s, self.buffer)
+        self.came_s += work_s
+        self.timely_s += work_s if fleet.over_s == over_s else 0.0
+        seen = self._observe(now_s)
+        ledger = self.memory.ledger
+        known, before = known_s(seen, ledger) >= MIN_KNOWN_S, ledger.minute
+        ledger = ledger.enter(seen, WORK_S if known else None, self.buffer.rho)
+        if ledger.minute != before:
+            self.growth.add(ledger.minute, ledger.minutes_rps)
+        self.memory = replace(self.memory, ledger=ledger)
+        counted = self.buffer._replace(seconds=table.MAX_PUT_OFF * self.buffer.seconds)
+        self.found = headroom(
+            self.spec, seen, ledger, self.growth, counted if known else None,
+            cold_s=self.behavior.cold_start_s or 0.0, orders=self.memory.changes,
+        )  # fmt: skip
+        if self.found is None:
+            return seen.pods.wanted
+        consent = Prediction(seen.rate_rps, self.spec.objectives, self.behavior.margin, 1, {})
+        decision = decide(self.spec, seen, consent, self.memory, headroom=self.found)
+        self.memory = decision.memory
+        return decision.replicas
+
+    def _observe(self, now_s: float) -> Observation:
+        there, lately = self.fleet.ready + len(self.fleet.starting_s), self._between(now_s - WINDOW_S, now_s)
+        self.rate_rps = (lately.stop - lately.start) / min(WINDOW_S, now_s)
+        return Observation(
+            self.origin_s + now_s, PodCounts(there, there, self.fleet.ready, returnable=len(self.fleet.starting_s)),
+            self.rate_rps, complete_since_s=self.origin_s + max(0.0, now_s - HISTORY_S), open_streams=1,
+            engine_requests=1, recent=tuple(self._records[self._between(now_s - HISTORY_S, now_s)]),
+        )  # fmt: skip
+
+
+def run(target: Target) -> Fleet:
+    """Alone, to its end."""
+    for now_s in np.arange(TICK_S, target.span_s + TICK_S, TICK_S).tolist():
+        target.fleet.scale(target.look(now_s), now_s + (target.behavior.cold_start_s or 0.0))
+    return target.fleet
 
 
 def main() -> None:
@@ -165,10 +192,8 @@ def main() -> None:
     )
     for name in args.shapes.split(","):
         for seed in map(int, args.seeds.split(",")):
-            fleet = run(
-                SHAPES[name], seed, Buffer(args.rho, args.buffer), cold_s=args.cold_start, past_days=args.days,
-                behavior=behavior,
-            )  # fmt: skip
+            target = Target(SHAPES[name], seed, Buffer(args.rho, args.buffer), behavior, past_days=args.days)
+            fleet = run(target)
             print(
                 row(name, seed, f"{fleet.hours:.2f}", f"{fleet.used:.0%}", f"{fleet.over_s:.0f}", fleet.most),
                 flush=True,

@@ -61,6 +61,8 @@ def test_each_says_how_it_is_used(
         ("second_device", ("--arms", "both"), "--arms: 'both' is not known; choose of alone, race, local, remote"),
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
+        ("fluid", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
+        ("pool", ("swap",), "TRACES: give the directory with the traces"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
         ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, HPA, KV, KEDA"),
         (
