@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.latency import LatencyModel
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.waits import WaitForecast, WaitView
 
@@ -44,13 +45,15 @@ class StepCosts(Protocol):
 @dataclass(frozen=True, slots=True)
 class IncomingStream:
     """A stream to place. prompt_tokens: estimated; target: what its reader expects; weight: value of its QoE relative to
-    others; prefix_key: equal for prompts that begin alike. thought_tokens: expected before the answer and not shown."""
+    others; prefix_key: equal for prompts that begin alike. thought_tokens: expected before the answer and not shown.
+    answer_tokens: expected of the answer."""
 
     prompt_tokens: float
     target: QoETarget
     weight: float = 1.0
     prefix_key: int | str = 0
     thought_tokens: float = 0.0
+    answer_tokens: float = PRIOR_MEDIAN_TOKENS
 
     @property
     def answer_target(self) -> QoETarget:

@@ -73,7 +73,8 @@ class UsualWaits:
 class WaitView:
     """waiting: streams without a first token; rate_rps: first tokens per second, None: too few to tell. usual: waits of the
     streams sent last, None likewise. queues: whether the queue explains waits better. low, high: of what came of the
-    forecasts, over the forecast."""
+    forecasts, over the forecast. offered, offered_rps: streams that lately asked for a place here, sent or not, and how many
+    a second."""
 
     waiting: int = 0
     rate_rps: float | None = None
@@ -81,6 +82,8 @@ class WaitView:
     queues: bool = True
     low: float = 1.0 / UNKNOWN_FACTOR
     high: float = UNKNOWN_FACTOR
+    offered: int = 0
+    offered_rps: float = 0.0
 
     def forecast(self, base_s: float, alone_s: float) -> WaitForecast:
         """Of a new stream. base_s: seconds to its first token by the engine's costs, what waits to be computed included."""
@@ -108,9 +111,15 @@ class FirstTokens:
         self._last: deque[_Sent] = deque(maxlen=USUAL_STREAMS)
         self._waiting: dict[Hashable, _Sent] = {}
         self._firsts: deque[float] = deque()
+        self._offered: deque[float] = deque()
         self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED_STREAMS)
         self._since_s: float | None = None
         self._view, self._viewed_s, self._changed = WaitView(), -math.inf, False
+
+    def offered(self, now_s: float) -> None:
+        """A stream asks for a place here, and may be refused."""
+        self._offered.append(now_s)
+        self._changed = True
 
     def sent(self, stream: Hashable, now_s: float, forecast: WaitForecast) -> None:
         """``stream`` is sent, of which ``forecast`` was said."""
@@ -143,20 +152,23 @@ class FirstTokens:
         view = self._view
         if view.waiting == len(self._waiting):
             return view
-        return WaitView(len(self._waiting), view.rate_rps, view.usual, view.queues, view.low, view.high)
+        return replace(view, waiting=len(self._waiting))
 
     def _learned(self, now_s: float) -> WaitView:
-        while self._firsts and self._firsts[0] <= now_s - RATE_WINDOW_S:
-            self._firsts.popleft()
+        for times_s in (self._firsts, self._offered):
+            while times_s and times_s[0] <= now_s - RATE_WINDOW_S:
+                times_s.popleft()
         span_s = min(RATE_WINDOW_S, now_s - (now_s if self._since_s is None else self._since_s))
         rate = len(self._firsts) / span_s if len(self._firsts) >= 3 and span_s > 0 else None
+        offered = len(self._offered)
+        view = WaitView(len(self._waiting), rate, offered=offered, offered_rps=offered / max(1.0, span_s))
         recent = list(reversed(self._last))
         if len(recent) < MIN_STREAMS:
-            return WaitView(len(self._waiting), rate)
+            return view
         waits = [sent.seen(now_s) for sent in recent]
         by_queue, by_usual = np.median(self._judged or [(0.0, 0.0)], axis=0)
         usual = UsualWaits(np.array([sent.forecast.alone_s for sent in recent]), waits)
-        view = WaitView(len(self._waiting), rate, usual, bool(by_queue <= by_usual))
+        view = replace(view, usual=usual, queues=bool(by_queue <= by_usual))
         errors = [
             (wait / sent.forecast.ttft_s, known) for (wait, known), sent in zip(waits[:CALIBRATION_STREAMS], recent)
         ]

@@ -1,15 +1,17 @@
 """Real engines under forced and real preemptions, for as long as one likes: each answer beside that of an engine left alone.
 
 ``python benchmarks/soak.py OUT --seconds 200`` draws one small engine after the other (policy, mode, KV pool, pages, chunk,
-batch, with and without overlap), sends it waves of requests, aborts some, and appends what it counted to
+batch, with and without overlap, one or two ranks), sends it waves of requests, aborts some, and appends what it counted to
 ``OUT/engines.jsonl``: a later call goes on with the next engine. ``--total`` adds up. An engine that ends, hangs, leaks, or
-says a wrong token keeps its log there.
+says a wrong token keeps its log there. Another release of SGLang than the one in .venv: its folder in PYTHONPATH
+(``tools/sglang_releases.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import json
 import os
 import random
@@ -31,6 +33,10 @@ PROMPT_TOKENS = (5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610)
 ANSWER_TOKENS = 160
 WAVE_REQUESTS = 24
 ABORTED_SHARE = 0.1
+PAGE_TOKENS = 16
+"""Of some engines; SGLang takes no chunk then that is no whole number of pages."""
+RANKS_SHARE = 0.15
+"""Of the engines that have two tensor-parallel ranks."""
 PATIENCE_S = 90.0
 """For an answer, and for an engine to become idle: many times what either takes on a busy machine."""
 POLICIES = ("andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs")
@@ -53,15 +59,22 @@ def draw(index: int, seed: int) -> Drawn:
     mode = MODES[index // 2 % len(MODES)] if forced else rng.choice(("release", "release", "offload"))
     room_tokens = rng.choice((700, 900, 1200, 1500, 2400))
     flags = ["--max-total-tokens", str(room_tokens), "--max-running-requests", str(rng.choice((4, 8, 12, 16, 24)))]
-    flags += ["--chunked-prefill-size", str(rng.choice((16, 24, 32, 48, 64, 8192)))]
+    chunk_tokens = rng.choice((16, 24, 32, 48, 64, 8192))
+    flags += ["--chunked-prefill-size", str(chunk_tokens)]
     flags += ["--enable-mixed-chunk"] if rng.random() < 0.7 else []
-    flags += ["--page-size", "16"] if rng.random() < 0.3 else []
+    flags += ["--page-size", str(PAGE_TOKENS)] if rng.random() < 0.3 and chunk_tokens % PAGE_TOKENS == 0 else []
     flags += ["--disable-overlap-schedule"] if rng.random() < 0.3 else []
+    flags += ["--tp", "2"] if rng.random() < RANKS_SHARE and can_have_ranks(mode) else []
     if mode == "offload":
         flags += ["--preemption-mode", "offload", "--host-kv-gib", rng.choice(("0.001", "0.01"))]
     if forced:
         flags += ["--policy-option", f"mode={mode}", "--policy-option", f"every_tokens={rng.choice((2, 3, 5))}"]
     return Drawn("forced" if forced else rng.choice(POLICIES), tuple(flags), room_tokens)
+
+
+def can_have_ranks(mode: str) -> bool:
+    """On 0.5.17 no offload over several ranks."""
+    return mode != "offload" or importlib.metadata.version("sglang") != "0.5.17"
 
 
 def prompt_of(k: int) -> list[int]:
@@ -173,8 +186,10 @@ def total(done: list[dict[str, Any]]) -> str:
     faults = [f"engine {engine['index']}: {fault}" for engine in done for fault in engine["faults"]]
     answers, aborted, tokens = (sum(engine[name] for engine in done) for name in ("answers", "aborted", "tokens"))
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(preemptions.items()))
+    releases = ", ".join(sorted({engine["sglang"] for engine in done}))
     lines = [
-        f"{len(done)} engines, {answers} answers ({aborted} cut by an abort), {tokens} tokens, each compared",
+        f"{len(done)} engines of SGLang {releases}",
+        f"{answers} answers ({aborted} cut by an abort), {tokens} tokens, each compared",
         f"{sum(preemptions.values())} preemptions: {kinds}",
         f"{len(faults)} faults (wrong tokens, leaks, hung, ended)",
     ]
@@ -193,6 +208,7 @@ def main() -> int:
     file = args.out / "engines.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     os.environ["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY"] = "1"
+    os.environ["SGLANG_ENABLE_RANK_CONSENSUS_CHECKER"] = "1"  # 0.5.17 has none
     end_s = time.monotonic() + args.seconds
     if not args.total:
         model = args.out / "model"
@@ -203,7 +219,9 @@ def main() -> int:
             index = len(done)
             drawn = draw(index, args.seed)
             counts = run(drawn, model, args.out / f"{index}.log", expected, args.each_s, f"{args.seed} {index}")
-            done.append({"index": index, "policy": drawn.policy, "flags": drawn.flags} | counts.__dict__)
+            release = importlib.metadata.version("sglang")
+            about = {"index": index, "sglang": release, "policy": drawn.policy, "flags": drawn.flags}
+            done.append(about | counts.__dict__)
             with file.open("a") as out:
                 out.write(json.dumps(done[-1]) + "\n")
             print(index, drawn.policy, *drawn.flags, counts.preemptions, *counts.faults, flush=True)

@@ -104,7 +104,7 @@ async def both(client: openai.AsyncOpenAI, tool: Tool, question: str) -> tuple[s
 async def by_gateway(url: str, question: str) -> list[str]:
     """What one answer with a call in it looks like, as a table."""
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=600)
-    body = asked(question, tools=[LOOK_UP], max_tokens=160)
+    body = asked(question, model="default", tools=[LOOK_UP], max_tokens=160)
     body["messages"] = body["messages"][1:]
     headers = {"x-andes-tools": "run", "x-andes-report": "usage"}
     began_s = time.monotonic()

@@ -15,7 +15,9 @@ from andes_sglang.policy import POLICIES
 
 ROOT = Path(__file__).parent.parent
 PURE = [ROOT / "andes_sglang" / name for name in ("qoe.py", "state.py", "latency.py", "protocol.py")]
-PURE += [ROOT / "andes_sglang" / name for name in ("stream_forecast.py", "resume.py", "shown.py", "waits.py")]
+PURE += [
+    ROOT / "andes_sglang" / name for name in ("admission.py", "stream_forecast.py", "resume.py", "shown.py", "waits.py")
+]
 PURE += sorted((ROOT / "andes_sglang" / "routing").glob("*.py"))
 PURE += sorted(
     set((ROOT / "andes_sglang" / "policy").glob("*.py")) - {ROOT / "andes_sglang" / "policy" / "registry.py"}

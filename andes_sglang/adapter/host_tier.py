@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 from sglang.srt.mem_cache.hiradix_cache import HiRadixCache
 
-from andes_sglang.adapter import copy_streams
+from andes_sglang.adapter.copy_counts import CopyCounts
 from andes_sglang.adapter.memory import pool_bytes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
@@ -43,14 +42,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     """Whether it holds the same on all ranks of an engine: its order of eviction follows from each rank's clock."""
 
     def __init__(self, params: Any, server_args: Any) -> None:
-        self._written_tokens = 0
-        self._refused_tokens = 0
-        self._loaded_tokens = 0
-        self._ahead_tokens = 0
-        self._load_s = 0.0
-        self._waited_s = 0.0
+        self.counts = CopyCounts()
         self._early_load = -1
-        self._loads: list[tuple[int, float]] = []
         self._outdated: list[Any] = []
         options = PluginOptions.from_env()
         self._without = options.offload_without
@@ -116,33 +109,26 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         it would still not fit."""
         fits = len(node.value) <= self.token_to_kv_pool_host.logical_size
         written = int(super().write_backup(node, write_back)) if fits else 0
-        self._written_tokens += written
-        self._refused_tokens += 0 if written else len(node.value)
+        self.counts.write(written or len(node.value), written=bool(written))
         if not self.overlaps:
-            self._wait(self.cache_controller.ack_write_queue)
+            self.counts.wait(self.cache_controller.ack_write_queue)
         return written
-
-    def _wait(self, copies: Iterable[Any]) -> None:
-        started_s = time.perf_counter()
-        for copied in copies:
-            copied.finish_event.synchronize()
-        self._waited_s += time.perf_counter() - started_s
 
     def finish_writes(self) -> None:
         """Wait for the copies under way: the KV that they read is locked and cannot be evicted before."""
-        self._wait(self.cache_controller.ack_write_queue)
+        self.counts.wait(self.cache_controller.ack_write_queue)
         self.writing_check()
 
     def load_back(self, node: Any, mem_quota: int | None = None) -> Any:
         """Counts what is loaded."""
         loaded = super().load_back(node, mem_quota)
-        self._loaded_tokens += 0 if loaded is None else len(loaded)
+        self.counts.loaded_tokens += 0 if loaded is None else len(loaded)
         return loaded
 
     def load_ahead(self, node: Any, room_tokens: int) -> bool:
         """Begin to load ``node`` and what is above it before its request is admitted; False: no room."""
         loaded = self.load_back(node, room_tokens)
-        self._ahead_tokens += 0 if loaded is None else len(loaded)
+        self.counts.ahead_tokens += 0 if loaded is None else len(loaded)
         return loaded is not None
 
     def begin_loads(self) -> None:
@@ -150,14 +136,10 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
 
     def loading_check(self, finish_count: int | None = None) -> None:
         """Measures the loads that have ended."""
-        for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
-            if ack.timing_enabled:
-                ack.finish_event.synchronize()
-                seconds = ack.start_event.elapsed_time(ack.finish_event) / 1e3
-                self._loads.append((ack.num_tokens, seconds))
-                self._load_s += seconds
-            if self._without == "increments":
-                self._outdated += [self.ongoing_load_back[node_id] for node_id in ack.node_ids]
+        ended = self.cache_controller.ack_load_queue[: finish_count or 0]
+        self.counts.measure(ended)
+        if self._without == "increments":
+            self._outdated += [self.ongoing_load_back[node_id] for ack in ended for node_id in ack.node_ids]
         super().loading_check(finish_count)
 
     def _give_up_copies(self) -> None:
@@ -188,11 +170,6 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
                 node = node.parent
         return tokens
 
-    def take_loads(self) -> list[tuple[int, float]]:
-        """Tokens and seconds of each load since the last call."""
-        loads, self._loads = self._loads, []
-        return loads
-
     def check_hicache_events(self) -> None:
         """Also starts a load that was queued for a batch which then was not formed (the next batch waits for it), and gives
         up copies while none is read or written."""
@@ -205,7 +182,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     def _start_loads(self) -> int:
         load = int(super().ready_to_load_host_cache())
         if not self.overlaps:
-            self._wait(self.cache_controller.ack_load_queue)
+            self.counts.wait(self.cache_controller.ack_load_queue)
         return load
 
     def ready_to_load_host_cache(self) -> int:
@@ -217,7 +194,7 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     def reset(self) -> None:
         """A flush, and the start. SGLang has made sure that nothing runs: host memory that the tree does not hold is lost."""
         if hasattr(self, "root_node"):
-            self._wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
+            self.counts.wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
             lost = self._used_tokens() - self._held_tokens()
             if lost:
                 logger.error("leak: %d tokens of host memory are in use, but not held by the radix tree", lost)
@@ -238,17 +215,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
 
     def use(self) -> HostUse:
         """What has been copied so far, and how full host memory is."""
-        token_bytes = self.token_to_kv_pool_host.size_per_token
-        write_stream = self.cache_controller.write_stream
-        return HostUse(
-            written_bytes=self._written_tokens * token_bytes,
-            loaded_bytes=self._loaded_tokens * token_bytes,
-            write_s=write_stream.busy_s if isinstance(write_stream, copy_streams.CopyStream) else 0.0,
-            load_s=self._load_s,
-            waited_s=self._waited_s + copy_streams.waited_s(),
-            hit_tokens=self._loaded_tokens,
-            ahead_tokens=self._ahead_tokens,
-            refused_tokens=self._refused_tokens,
-            used_tokens=self._used_tokens(),
-            capacity_tokens=int(self.token_to_kv_pool_host.logical_size),
-        )
+        pool = self.token_to_kv_pool_host
+        return self.counts.use(
+            pool.size_per_token, self.cache_controller.write_stream,
+            used_tokens=self._used_tokens(), capacity_tokens=int(pool.logical_size),
+        )  # fmt: skip

@@ -56,7 +56,7 @@ class HostTransfers:
         reader has most in store: the likeliest to be preempted. On several ranks, all of it."""
         if self.tier is None:
             return
-        for tokens, seconds in self.tier.take_loads():
+        for tokens, seconds in self.tier.counts.take_loads():
             self._latency.observe_load(tokens, seconds)
         if not self.tier.writes_through:
             return

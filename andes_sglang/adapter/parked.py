@@ -72,12 +72,14 @@ class ParkedRequests:
 def _split(batch: Any, rows: list[int]) -> Any:
     """Take ``rows`` out of ``batch`` into a batch of their own.
 
-    SGLang filters a batch in place, so each half is filtered out of a shallow copy of its own. The new batch gets penalizers
-    of its own, since a merge asks them for the requests of their batch; their counters are restored at the return.
+    SGLang filters a batch in place, and what it holds of samples and drafts, so each half has a shallow copy of its own. The
+    new batch gets penalizers of its own, since a merge asks them for the requests of their batch; their counters are restored
+    at the return.
     """
     gone = set(rows)
     other = copy.copy(batch)
     other.reqs = list(batch.reqs)
+    other.spec_info = copy.copy(batch.spec_info)
     other.sampling_info = copy.copy(batch.sampling_info)
     other.sampling_info.penalizer_orchestrator = penalizers = copy.copy(batch.sampling_info.penalizer_orchestrator)
     penalizers.is_required = False

@@ -70,6 +70,11 @@ class StreamRecord:
         return len(self.req.origin_input_ids) + len(self.req.output_ids)
 
     @property
+    def held_tokens(self) -> int:
+        """KV tokens of one that is not waiting. Under speculative decoding more than it has said: drafts need room."""
+        return self.context_tokens if self.req.kv is None else max(self.context_tokens, self.req.kv.kv_allocated_len)
+
+    @property
     def has_begun(self) -> bool:
         """Whether it ever ran."""
         return self.preemptions > 0 or self.seen_tokens > 0
@@ -99,8 +104,8 @@ class StreamRecord:
         """How long it has been on the engine in all."""
         return self.ran_s + (now_s - self.since_s if self.running else 0.0)
 
-    def deliver(self, now_s: float) -> None:
-        """Tell the reader of the tokens generated since the last call. SGLang counts those of a thought
+    def deliver(self, now_s: float) -> int:
+        """Tell the reader of the tokens generated since the last call; how many there are. SGLang counts those of a thought
         that its reasoning parser takes out of the answer, and none where it takes none out."""
         new = len(self.req.output_ids) - self.seen_tokens
         if new > 0:
@@ -109,6 +114,7 @@ class StreamRecord:
             self.reader.deliver(now_s, new - hidden)
             self.hidden_tokens += hidden
             self.seen_tokens += new
+        return max(0, new)
 
     def stop(self, mode: str, now_s: float) -> None:
         """It leaves the batch."""
@@ -139,7 +145,7 @@ class StreamRecord:
             reader=self.reader,
             prompt_tokens=prompt,
             output_tokens=output,
-            kv_tokens=0 if waits else prompt + output,
+            kv_tokens=0 if waits else self.held_tokens,
             cached_tokens=min(self.cached_tokens, protocol.max_prefix_hit_tokens(prompt + output)) if waits else 0,
             host_tokens=self.host_tokens if waits else kept_tokens,
             remaining_tokens=max(0, self.req.sampling_params.max_new_tokens - output),

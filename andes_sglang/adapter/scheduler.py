@@ -308,13 +308,11 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
             return
         super().process_batch_result(batch, result)
         now_s = time.perf_counter()
-        self._iterations.ended(now_s)
+        told = [record.deliver(now_s) for req in batch.reqs if (record := self._records.find(req)) is not None]
+        self._iterations.ended(now_s, sum(told) / max(1, len(told)))
         for req in batch.reqs:
             record = self._records.find(req)
-            if record is None:
-                continue
-            record.deliver(now_s)
-            if req.finished():
+            if record is not None and req.finished():
                 self._wanted_kv.ended(record, now_s)
                 self._records.end(req, self._qoe_metrics)
 

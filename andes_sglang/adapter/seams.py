@@ -173,7 +173,7 @@ ATTRIBUTES: dict[str, str] = {
     "grammar_manager idle_sleeper invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens "
     "max_running_requests max_total_num_tokens page_size policy req_to_token_pool result_queue running_batch server_args "
     "spec_algorithm token_to_kv_pool_allocator tree_cache waiting_queue",
-    _REQ: "cache_protected_len|kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
+    _REQ: "cache_protected_len|kv kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
     "hidden_states input_embeds last_node logprob logprob_start_len "
     "multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "prefix_len|prefix_indices reasoning_tokens return_hidden_states return_indexer_topk return_logprob "
@@ -181,7 +181,9 @@ ATTRIBUTES: dict[str, str] = {
     "session session_generation time_stats to_finish",
     "sglang.srt.session.session_controller.Session": "streaming",
     f"{_MANAGERS}.schedule_batch.ScheduleBatch": "batch_is_full decoding_reqs extend_num_tokens forward_mode is_empty "
-    "prefix_lens reqs sampling_info seq_lens_cpu",
+    "prefix_lens reqs sampling_info seq_lens_cpu spec_info",
+    f"{_MANAGERS}.schedule_batch.ReqKvInfo": "kv_allocated_len",
+    "sglang.srt.speculative.spec_info.SpeculativeAlgorithm": "is_ngram is_none",
     "sglang.srt.mem_cache.base_prefix_cache.MatchResult": "best_match_node device_prefix_len|device_indices host_hit_length "
     "last_device_node",
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": "check_hicache_events evictable_size",

@@ -66,10 +66,11 @@ def is_preemptible(req: Any, spec_algorithm: Any) -> bool:
     """Whether ``req`` can be stopped and go on unchanged. Otherwise it runs to its end.
 
     It cannot with a session that keeps its KV between turns, multimodal input, input embeddings, a custom logit processor
-    that may have a state, sampling masks, hidden states but the last, routed experts, or under speculative decoding.
+    that may have a state, sampling masks, hidden states but the last, routed experts, nor under a speculative decoding
+    of which more is kept than tokens.
     """
     return bool(
-        spec_algorithm.is_none()
+        _survives_drafts(req, spec_algorithm)
         and all(getattr(req, name) is None for name in _NONE_IF_PREEMPTIBLE)
         and not any(getattr(req, name) for name in _FALSE_IF_PREEMPTIBLE)
         and (req.session is None or not req.session.streaming)
@@ -82,3 +83,12 @@ def _is_stateless(code: str) -> bool:
     """Of a custom logit processor that SGLang has loaded already, and keeps."""
     kind = type(CustomLogitProcessor.from_str(code))
     return kind is DisallowedTokensLogitsProcessor or getattr(kind, STATELESS, False) is True
+
+
+def _survives_drafts(req: Any, algorithm: Any) -> bool:
+    """N-grams draft from tokens alone. But SGLang then counts penalties once a step, whatever was accepted, and counted again
+    they would come to more."""
+    params = req.sampling_params
+    counted = params.frequency_penalty or params.presence_penalty or params.min_new_tokens
+    plain = not counted and params.repetition_penalty == 1.0 and not req.return_hidden_states
+    return bool(algorithm.is_none() or (algorithm.is_ngram() and plain))

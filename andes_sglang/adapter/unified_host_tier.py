@@ -8,7 +8,6 @@ a finished one that was used later, and its return then computes again. And ``--
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.runtime_context import get_memory, get_parallel
 
-from andes_sglang.adapter import copy_streams
+from andes_sglang.adapter.copy_counts import CopyCounts
 from andes_sglang.adapter.memory import pool_bytes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
@@ -34,14 +33,8 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
     overlaps = True
 
     def __init__(self, params: Any) -> None:
-        self._written_tokens = 0
-        self._refused_tokens = 0
-        self._loaded_tokens = 0
-        self._ahead_tokens = 0
-        self._load_s = 0.0
-        self._waited_s = 0.0
+        self.counts = CopyCounts()
         self._early_load = -1
-        self._loads: list[tuple[int, float]] = []
         self._ahead: dict[int, int] = {}
         super().__init__(params)
 
@@ -89,36 +82,29 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
         tokens = len(device_value)
         fits = tokens <= self._host_pool.logical_size
         written = super()._execute_kv_backup(node_id, device_value, *transfers) if fits else None
-        self._written_tokens += 0 if written is None else tokens
-        self._refused_tokens += tokens if written is None else 0
+        self.counts.write(tokens, written=written is not None)
         return written
-
-    def _wait(self, copies: Iterable[Any]) -> None:
-        started_s = time.perf_counter()
-        for copied in copies:
-            copied.finish_event.synchronize()
-        self._waited_s += time.perf_counter() - started_s
 
     def finish_writes(self) -> None:
         """Wait for the copies under way: the KV that they read is locked and cannot be evicted before."""
         self.flush_pending_backups()
-        self._wait(self.cache_controller.ack_write_queue)
+        self.counts.wait(self.cache_controller.ack_write_queue)
         self.writing_check()
 
     def load_back(self, node_id: Any, mem_quota: int | None = None, req: Any = None) -> bool:
         """Counts what is loaded."""
         loaded = bool(super().load_back(node_id, mem_quota, req=req))
         if loaded:
-            self._loaded_tokens += len(self.cache_controller.load_queue[-1].device_indices)
+            self.counts.loaded_tokens += len(self.cache_controller.load_queue[-1].device_indices)
         return loaded
 
     def load_ahead(self, node: Any, room_tokens: int) -> bool:
         """Begin to load ``node`` and what is above it before its request is admitted; False: no room."""
-        before = self._loaded_tokens
+        before = self.counts.loaded_tokens
         if not self.load_back(node, room_tokens):
             return False
-        self._ahead[node] = self._loaded_tokens - before
-        self._ahead_tokens += self._ahead[node]
+        self._ahead[node] = self.counts.loaded_tokens - before
+        self.counts.ahead_tokens += self._ahead[node]
         return True
 
     def begin_loads(self) -> None:
@@ -128,23 +114,13 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
 
     def loading_check(self, finish_count: int | None = None) -> None:
         """Measures the loads that have ended."""
-        for ack in self.cache_controller.ack_load_queue[: finish_count or 0]:
-            if ack.timing_enabled:
-                ack.finish_event.synchronize()
-                seconds = ack.start_event.elapsed_time(ack.finish_event) / 1e3
-                self._loads.append((ack.num_tokens, seconds))
-                self._load_s += seconds
+        self.counts.measure(self.cache_controller.ack_load_queue[: finish_count or 0])
         super().loading_check(finish_count)
         self._ahead = {node: tokens for node, tokens in self._ahead.items() if node in self.ongoing_load_back}
 
     def loading_tokens(self) -> int:
         """KV tokens on the device that are locked for loads ahead: they belong to requests that wait."""
         return sum(self._ahead.values())
-
-    def take_loads(self) -> list[tuple[int, float]]:
-        """Tokens and seconds of each load since the last call."""
-        loads, self._loads = self._loads, []
-        return loads
 
     def check_hicache_events(self) -> None:
         """Also starts a load that was queued for a batch which then was not formed (the next batch waits for it)."""
@@ -160,23 +136,14 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
     def reset(self) -> None:
         """A flush, and the start. SGLang has made sure that nothing runs."""
         if getattr(self, "cache_controller", None) is not None:
-            self._wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
+            self.counts.wait([*self.cache_controller.ack_write_queue, *self.cache_controller.ack_load_queue])
         self._ahead.clear()
         super().reset()
 
     def use(self) -> HostUse:
         """What has been copied so far, and how full host memory is."""
-        token_bytes = self._host_pool.anchor_entry.host_pool.size_per_token
-        stream = self.cache_controller.l2_transfer_engine.device_to_host_stream
-        return HostUse(
-            written_bytes=self._written_tokens * token_bytes,
-            loaded_bytes=self._loaded_tokens * token_bytes,
-            write_s=stream.busy_s if isinstance(stream, copy_streams.CopyStream) else 0.0,
-            load_s=self._load_s,
-            waited_s=self._waited_s + copy_streams.waited_s(),
-            hit_tokens=self._loaded_tokens,
-            ahead_tokens=self._ahead_tokens,
-            refused_tokens=self._refused_tokens,
-            used_tokens=int(self._host_pool.logical_size - self._host_pool.available_size()),
-            capacity_tokens=int(self._host_pool.logical_size),
-        )
+        pool, copies = self._host_pool, self.cache_controller.l2_transfer_engine
+        return self.counts.use(
+            pool.anchor_entry.host_pool.size_per_token, copies.device_to_host_stream,
+            used_tokens=int(pool.logical_size - pool.available_size()), capacity_tokens=int(pool.logical_size),
+        )  # fmt: skip

@@ -36,7 +36,7 @@ def ordered(
     """``policy.order(new, views, now_s)``. Raises :class:`RoutingError` where the policy is another package's and raises, or
     returns no order of ``views``: each of them once."""
     if type(policy).__module__.startswith(OWN):
-        return policy.order(new, views, now_s)
+        return policy.order(new, views, now_s) if len(views) > 1 else views
     try:
         order: object = policy.order(new, list(views), now_s)
     except Exception as error:  # whatever another package's code raises

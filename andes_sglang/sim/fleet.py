@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from andes_sglang.admission import Admission, Refusal, Wish
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
 from andes_sglang.routing import LeastLoad, RoutingPolicy, ordered
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.gateway_view import GatewayView, incoming_stream
 from andes_sglang.sim.replica import Replica
+from andes_sglang.stream_forecast import forecast_stream
 
 __all__ = ["Autoscaler", "Fleet", "simulate_fleet"]
 
 Policy = Callable[[], SchedulingPolicy | None]
+HORIZON_S = 60.0
+"""Seconds over which admission forecasts QoE; a gateway's setting of that name."""
 
 
 class Autoscaler(Protocol):
@@ -37,7 +41,8 @@ class Fleet:
 
     Submit requests in order of arrival; :meth:`advance` without an end serves all of them to the end. start_s: cold start,
     from the decision to add a replica to its first request. A replica that is no longer wanted gets no new request and goes
-    when its last one has finished: those still starting first, then the one with the fewest requests.
+    when its last one has finished: those still starting first, then the one with the fewest requests. wish: of every reader's
+    class; with it a request may be refused, as a gateway refuses it.
     replica_s: replica-seconds paid for, starting and draining included. Raises ``ValueError`` naming field and value.
     """
 
@@ -52,6 +57,7 @@ class Fleet:
         autoscaler: Autoscaler | None = None,
         start_s: float = 0.0,
         decision_interval_s: float = 0.0,
+        wish: Wish | None = None,
         sink: Callable[[RequestRecord], None] = lambda _record: None,
     ) -> None:
         if replicas < 1:
@@ -62,6 +68,7 @@ class Fleet:
         self.routing_policy = routing_policy or LeastLoad()
         self.autoscaler, self.start_s = autoscaler, start_s
         self.decision_interval_s = decision_interval_s
+        self.wish, self._admission = wish, Admission()
         self.now_s = 0.0
         self.started = 0
         self.most = 0
@@ -89,14 +96,27 @@ class Fleet:
     def replica_s(self) -> float:
         return self._paid_s + sum(max(0.0, self.now_s - since) for since in self._since.values())
 
-    def submit(self, spec: RequestSpec) -> None:
-        """A request arrives, no earlier than the one before. Raises :class:`~andes_sglang.sim.replica.RefusedError`."""
+    def submit(self, spec: RequestSpec, ticket: Hashable | None = None) -> Refusal | None:
+        """A request arrives, no earlier than the one before. One that is refused is on record, and told when a place is kept
+        for its ``ticket``. Raises :class:`~andes_sglang.sim.replica.RefusedError` for one that no replica can hold."""
         self.advance(spec.arrival_s)
         chosen = self._route(spec, [r for r in self.serving if r.fits(spec)] or self.serving)
         chosen.advance(spec.arrival_s)
-        job = chosen.submit(spec, index=self.submitted)
-        self._views[chosen].sent(job)
-        self.submitted += 1
+        index, self.submitted = self.submitted, self.submitted + 1
+        if self.wish is not None and (refusal := self._refusal(spec, chosen, index, ticket)):
+            self._done(_refused(spec, index, refusal))
+            return refusal
+        self._views[chosen].sent(chosen.submit(spec, index=index))
+        return None
+
+    def _refusal(self, spec: RequestSpec, replica: Replica, index: int, ticket: Hashable | None) -> Refusal | None:
+        now_s, seen = spec.arrival_s, self._views[replica]
+        seen.offered(now_s)
+        view, new = seen.at(now_s, spec), incoming_stream(spec, index)
+        if not view.load or self.wish is None:
+            return None
+        expected = forecast_stream(new, view, now_s, HORIZON_S)
+        return self._admission.refuse(new, expected, view, self.wish, now_s, ticket=ticket)
 
     def _route(self, spec: RequestSpec, replicas: list[Replica]) -> Replica:
         if len(replicas) == 1:
@@ -163,6 +183,14 @@ class Fleet:
     def _pay(self, replica: Replica, until_s: float) -> None:
         self._paid_s += max(0.0, until_s - self._since.pop(replica))
         del self._views[replica]
+
+
+def _refused(spec: RequestSpec, index: int, refusal: Refusal) -> RequestRecord:
+    at_s, target = spec.arrival_s, spec.target
+    return RequestRecord(
+        index, at_s, at_s, spec.prompt_tokens, 0, target.ttft_s, target.tds, end_s=at_s, error=f"429 {refusal.reason}",
+        think_tds=target.think_tds,
+    )  # fmt: skip
 
 
 def simulate_fleet(fleet: Fleet, requests: Iterable[RequestSpec]) -> Iterator[RequestRecord]:

@@ -81,6 +81,10 @@ class GatewayView:
             Readers(*self._rows[:5, :count]), self._rows[5, :count], known.dry_at_s, max(known.max_tds, spec.target.tds)
         )
 
+    def offered(self, now_s: float) -> None:
+        """A stream asks for a place there."""
+        self._waits.offered(now_s)
+
     def at(self, now_s: float, spec: RequestSpec) -> ReplicaView:
         """The view for routing ``spec`` at ``now_s`` (clock seconds)."""
         replica, engine = self.replica, self.replica.engine

@@ -1,12 +1,11 @@
-"""Admission: limits, a forecast and the time go in; nothing or an error to send comes out. Pure."""
+"""Refusals as a caller reads them, and the limits of a rate. Pure."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from andes_api.errors import ApiError
-from andes_api.settings import ClassSettings
-from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
+from andes_sglang.admission import Refusal
 
 __all__ = [
     "TokenBucket",
@@ -19,12 +18,6 @@ __all__ = [
     "too_fast",
     "too_many_tokens",
 ]
-
-MAX_RETRY_AFTER_S = 120.0
-"""Seconds; the official clients obey no longer one."""
-MIN_LONG_QUEUE_RETRY_S = 5.0
-BISECTIONS = 20
-"""Halvings of at most 120 s: to a tenth of a millisecond."""
 
 
 class Cell(Protocol):
@@ -71,43 +64,12 @@ class TokenBucket:
         return (self._burst - self.left(now_s)) / self._rate
 
 
-def overload(
-    new: IncomingStream, expected: StreamForecast, cls: ClassSettings, *, class_name: str, horizon_s: float
-) -> ApiError | None:
-    """The refusal of a stream that would be served badly, or would cost others more than it gains, with the time to come
-    back; None for one to admit."""
-    if cls.shed_below <= 0.0:
-        return None
-    if expected.qoe < cls.shed_below:
-        reason = "predicted_qoe"
-        what = f"the predicted QoE of this stream, {expected.qoe:.2f}, is below the {cls.shed_below:g} of class {class_name}"
-    elif new.weight * expected.qoe < expected.loss:
-        reason = "predicted_loss"
-        what = "admitting this stream would cost the open streams more QoE than it would gain"
-    else:
-        return None
-    wait_s = retry_after_s(new, expected, cls.shed_below, horizon_s)
+def overload(refusal: Refusal) -> ApiError:
+    """A stream that its forecast refuses."""
     return ApiError(
-        429, f"overloaded: {what}", "overloaded_error", code="overloaded", reason=reason, retry_after_s=wait_s
-    )
-
-
-def retry_after_s(new: IncomingStream, expected: StreamForecast, wanted_qoe: float, horizon_s: float) -> float:
-    """Seconds until the queue ahead has drained so far that ``wanted_qoe`` is in reach, by bisection; 120 at most.
-
-    While a new stream waits outside, the first token it would get comes nearer by as much.
-    """
-    low_s, high_s = 0.0, min(MAX_RETRY_AFTER_S, expected.ttft_s)
-    target, answer_s = new.answer_target, expected.answer_s
-    if project_qoe(target, answer_s - high_s, expected.interval_s, horizon_s) < wanted_qoe:
-        return MAX_RETRY_AFTER_S if expected.ttft_s > MAX_RETRY_AFTER_S else max(MIN_LONG_QUEUE_RETRY_S, high_s)
-    for _ in range(BISECTIONS):
-        middle_s = 0.5 * (low_s + high_s)
-        if project_qoe(target, answer_s - middle_s, expected.interval_s, horizon_s) < wanted_qoe:
-            low_s = middle_s
-        else:
-            high_s = middle_s
-    return max(1.0, high_s)
+        429, f"overloaded: {refusal.message}", "overloaded_error", code="overloaded", reason=refusal.reason,
+        retry_after_s=refusal.retry_after_s,
+    )  # fmt: skip
 
 
 def model_full(model: str, limit: int, wait_s: float) -> ApiError:

@@ -96,8 +96,8 @@ class Attempt:
             self._answered()
             replica.succeeded()
             replica.prefixes.add(stream.prompt.blocks)
-            if stream.streams and stream.hides_thought:
-                upstreams.learn_thought(stream.route.model, stream.thought)
+            if stream.streams:
+                upstreams.learn_answer(stream.route.model, stream.tokens, stream.hidden_thought)
         except UpstreamError as error:
             error.died = error.kind in _BREAKS and self._is_before_first_token(time.monotonic())
             telemetry.failed(span, error.kind.removeprefix("http_"))

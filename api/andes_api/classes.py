@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from andes_sglang.admission import Wish
 from andes_sglang.expectations import MAX_WEIGHT, MIN_WEIGHT, ReaderExpectation
 from andes_sglang.qoe import THINK_TDS, QoETarget
 
@@ -53,7 +54,8 @@ class ClassSettings(Strict):
     may ask for less, not for more. yields: no reader waits for these answers; they give way to those that have one.
     reasoning: whether they are shown what a model thinks before it answers, and read it (shown), or not (hidden); think_tds:
     tokens/s at which a hidden thought may go on before they wait for the answer, null: ``ttft_s`` holds whatever is thought.
-    shed_below: a new stream whose predicted QoE is below this is refused rather than served badly. pace: release tokens
+    shed_below, max_wait_s: these readers would rather be told at once that their QoE would be less, or that the first token
+    would take longer, than be served so; ``shed_below`` 0: never refused by forecast. pace: release tokens
     at the reader's speed. fallback_model: who answers while the model asked for has no engine or would refuse the stream.
     least_quality: the least of a rung that may answer a request for a ladder.
     """
@@ -68,7 +70,8 @@ class ClassSettings(Strict):
     yields: bool = False
     reasoning: Literal["hidden", "shown"] = "hidden"
     think_tds: Annotated[float, Field(ge=1e-3, le=1e9)] | None = THINK_TDS
-    shed_below: Annotated[float, Field(ge=0, le=1)] = 0.25
+    shed_below: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_wait_s: Seconds | None = None
     pace: bool = False
     fallback_model: str | None = None
     least_quality: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -82,6 +85,10 @@ class ClassSettings(Strict):
         if not self.min_tds <= self.tds <= self.max_tds:
             raise ValueError(f"tds {self.tds:g} is outside {self.min_tds:g} to {self.max_tds:g}")
         return self
+
+    @property
+    def wish(self) -> Wish:
+        return Wish(self.shed_below, self.max_wait_s)
 
     @property
     def expectation(self) -> ReaderExpectation:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["MAX_DEATHS", "FatalRequests"]
+__all__ = ["MAX_DEATHS", "FatalRequests", "content_hash"]
 
 MAX_DEATHS = 2
 """Engines that may die of one request before it is refused: one may have died by chance."""
@@ -30,7 +30,7 @@ class FatalRequests:
 
     def add(self, body: Mapping[str, Any], now_s: float) -> None:
         """``MAX_DEATHS`` engines have died of ``body``."""
-        key, until_s = _hash(body), now_s + MEMORY_S
+        key, until_s = content_hash(body), now_s + MEMORY_S
         self.learn(key, until_s)
         if self._tell is not None:
             self._tell(key, until_s)
@@ -46,9 +46,10 @@ class FatalRequests:
         """Seconds for which ``body`` is still refused; 0 for one that is not."""
         while self._until_s and next(iter(self._until_s.values())) <= now_s:
             self._until_s.popitem(last=False)
-        return max(0.0, self._until_s.get(_hash(body), now_s) - now_s) if self._until_s else 0.0
+        return max(0.0, self._until_s.get(content_hash(body), now_s) - now_s) if self._until_s else 0.0
 
 
-def _hash(body: Mapping[str, Any]) -> bytes:
+def content_hash(body: Mapping[str, Any]) -> bytes:
+    """The same for requests of which an engine computes the same."""
     content = {name: value for name, value in body.items() if name not in _INCIDENTAL}
     return hashlib.blake2b(orjson.dumps(content, default=repr, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()

@@ -177,6 +177,7 @@ class Gateway:
             endpoint, body, expectation, tenant, headers, time.monotonic(), prompt, prompt_tokens, record,
             log=[] if can_resume else None, batched=batched,
             expected_thought=self.upstreams.thought_tokens(route.model),
+            expected_answer=self.upstreams.answer_tokens(route.model),
         )  # fmt: skip
         stream.routed(route)
         stream.span = self.telemetry.server_span(stream)

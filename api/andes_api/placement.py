@@ -10,6 +10,7 @@ from typing import Any
 from andes_api import admission
 from andes_api.capacity import Capacity
 from andes_api.errors import ApiError
+from andes_api.fatal import content_hash
 from andes_api.ladders import Rung, usable_rungs
 from andes_api.models import ModelRoute, no_adapters, no_model
 from andes_api.settings import GatewaySettings, TenantSettings
@@ -17,6 +18,7 @@ from andes_api.stored import StoredResponses
 from andes_api.stream import Stream
 from andes_api.upstream import Upstream
 from andes_api.upstreams import Upstreams
+from andes_sglang.admission import Admission
 from andes_sglang.routing import RoutingError, make_routing_policy, ordered
 from andes_sglang.stream_forecast import ReplicaView, forecast_stream
 
@@ -38,6 +40,7 @@ class Placement:
         self._settings, self._upstreams, self._stored, self._capacity = settings, upstreams, stored, capacity
         self._routing_policy = make_routing_policy(settings.policy, **settings.routing_options)
         self._ladder_policy = make_routing_policy(settings.ladder_policy, **settings.ladder_options)
+        self._admission = Admission()
         self._warned: set[tuple[str, str]] = set()
 
     def route_of(self, asked: Any, tenant: TenantSettings | None) -> ModelRoute:
@@ -198,7 +201,7 @@ class Placement:
             by_route.setdefault(found[view.name][1], []).append(view)
         for route, of_route in by_route.items():
             stream.expected = forecast_stream(new, of_route[0], now_s, self._settings.horizon_s)
-            refusal = self._overload(stream, of_route[0].load)
+            refusal = self._overload(stream, of_route[0], found[of_route[0].name][0], now_s)
             if refusal is None:
                 stream.answered_by(route, offers[route])
                 replicas = [found[view.name][0] for view in of_route]
@@ -214,12 +217,15 @@ class Placement:
         home = self._stored.home(earlier, tenant.name if tenant else None) if earlier else None
         return {home: found[home]} if home in found else found
 
-    def _overload(self, stream: Stream, load: int) -> ApiError | None:
-        """What refuses this stream by its forecast, on a replica that has ``load`` streams."""
-        settings, expectation = self._settings, stream.expectation
-        if not (settings.admission and stream.streams and load and stream.expected):
+    def _overload(self, stream: Stream, view: ReplicaView, replica: Upstream, now_s: float) -> ApiError | None:
+        """What refuses this stream by its forecast, on the best replica there is for it."""
+        if not (self._settings.admission and stream.streams and stream.expected):
             return None
-        return admission.overload(
-            stream.incoming, stream.expected, expectation.settings, class_name=expectation.class_name,
-            horizon_s=settings.horizon_s,
-        )  # fmt: skip
+        if not stream.yields:
+            replica.waits.offered(now_s)
+        if not view.load:
+            return None
+        wish = stream.expectation.settings.wish
+        ticket = (stream.tenant_name, content_hash(stream.body))
+        refusal = self._admission.refuse(stream.incoming, stream.expected, view, wish, now_s, ticket=ticket)
+        return None if refusal is None else admission.overload(refusal)

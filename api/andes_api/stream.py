@@ -21,6 +21,7 @@ from andes_api.prompts import Prompt
 from andes_api.receipt import Receipt
 from andes_api.settings import TenantSettings
 from andes_api.tools import ToolSettings
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 from andes_sglang.qoe import MAX_TDS, QoETarget, ReaderStream
 from andes_sglang.resume import text_of
 from andes_sglang.stream_forecast import IncomingStream, StreamForecast
@@ -67,6 +68,7 @@ class Stream:
     report_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     thought: int = 0
     expected_thought: float = 0.0
+    expected_answer: float = PRIOR_MEDIAN_TOKENS
     thinking_s: float | None = None  # when the first token of a thought came
     earlier_tokens: int = 0
     later_prompt_tokens: int = 0
@@ -130,6 +132,11 @@ class Stream:
         return self.expectation.reader.hides_reasoning
 
     @property
+    def hidden_thought(self) -> int | None:
+        """Tokens that were generated and not shown; None: nothing was to be hidden."""
+        return self.thought if self.hides_thought else None
+
+    @property
     def only_thinks(self) -> bool:
         """Whether all that has come is a thought that is not shown: another engine may start over."""
         return self.thought > 0 and self.thought == self.tokens
@@ -155,7 +162,7 @@ class Stream:
         expects = self.expectation
         return IncomingStream(
             self.prompt_tokens, expects.target, expects.weight, self.prompt.key,
-            self.expected_thought if self.hides_thought else 0.0,
+            self.expected_thought if self.hides_thought else 0.0, expects.reader.expected_tokens or self.expected_answer,
         )  # fmt: skip
 
     def forecast_headers(self) -> dict[str, str]:

@@ -22,6 +22,7 @@ from andes_api.prompts import Prompt
 from andes_api.settings import GatewaySettings
 from andes_api.upstream import Upstream
 from andes_sglang.engine_flags import EngineFlags
+from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 
 __all__ = ["ABSENT", "MAX_PROBE_INTERVAL_S", "Upstreams"]
 
@@ -64,6 +65,7 @@ class Upstreams:
         self.catalog = ModelCatalog(settings.models, settings.model_aliases, best_models(settings.ladders))
         self._chars_per_token: dict[str | None, float] = {}
         self._thoughts: dict[str | None, float] = {}
+        self._answers: dict[str | None, float] = {}
         self._lookup = make_resolver(settings.dns_server)
         self._resolved: dict[str, set[str]] = {}
         self._changed = asyncio.Event()
@@ -158,10 +160,18 @@ class Upstreams:
         """Tokens that an engine of ``model`` lately thought before an answer, on average."""
         return self._thoughts.get(model, 0.0)
 
-    def learn_thought(self, model: str | None, tokens: int) -> None:
-        """An engine of ``model`` thought for ``tokens``."""
-        known = self._thoughts.setdefault(model, float(tokens))
-        self._thoughts[model] = known + 0.05 * (tokens - known)
+    def answer_tokens(self, model: str | None) -> float:
+        """Tokens of answers of ``model`` that readers were lately shown, on average."""
+        return self._answers.get(model, PRIOR_MEDIAN_TOKENS)
+
+    def learn_answer(self, model: str | None, tokens: int, thought: int | None) -> None:
+        """An engine of ``model`` has ended an answer of ``tokens``, of which ``thought`` were not shown; None: nothing was to
+        be hidden."""
+        known = self._answers.get(model, PRIOR_MEDIAN_TOKENS)
+        self._answers[model] = known + 0.05 * (max(1, tokens - (thought or 0)) - known)
+        if thought is not None:
+            known = self._thoughts.setdefault(model, float(thought))
+            self._thoughts[model] = known + 0.05 * (thought - known)
 
     def forget(self, replica: Upstream) -> None:
         """Drop a replica that is no longer listed once it has no stream."""

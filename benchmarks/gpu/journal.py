@@ -78,7 +78,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
     """A line for each step and each of its rows."""
     lines = [f"{results['hardware']}, {results['seconds']:.0f} of {results['limit_s']:.0f} s", ""]
     for entry in results["steps"]:
-        lines.append(f"- {entry['step']}: {entry['state']}")
+        lines.append(f"- {entry['step']}: {entry['state'].splitlines()[0]}")
         lines += [
             "    " + ", ".join(f"{key} {_told(value)}" for key, value in row.items()) for row in entry.get("rows", ())
         ]

@@ -43,7 +43,8 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Setting:
     """flags: of every engine. small, large: models of the smoke and of everything else. pool_tokens, chunk_tokens,
-    max_running: of the large one's engines. host_gib: for copies of KV. resume_tokens: contexts that return."""
+    max_running: of the large one's engines. host_gib: for copies of KV. resume_tokens: contexts that return. link_bytes: of a
+    copy that measures the link to host memory."""
 
     hardware: str
     flags: tuple[str, ...]
@@ -60,6 +61,7 @@ class Setting:
     profile_s: float
     resume_tokens: tuple[int, ...]
     link_bytes: int
+    start_timeout_s: float
 
     @property
     def sizes(self) -> tuple[str, ...]:
@@ -87,16 +89,16 @@ GPU = Setting(
     small=_TINY_GPU, large=_LLAMA_8B,
     pool_tokens=36_000, chunk_tokens=2048, max_running=128, host_gib=16.0,
     prompt="500-2500", output="150-250", surge_s=36.0, flood_requests=90, profile_s=30.0,
-    resume_tokens=(1024, 8192, 32_768), link_bytes=1 << 30,
+    resume_tokens=(1024, 8192, 32_768), link_bytes=1 << 30, start_timeout_s=150.0,
 )  # fmt: skip
 
 REHEARSAL = Setting(
     hardware="a CPU, in place of a GPU",
-    flags=("--sleep-on-idle",),
+    flags=("--sleep-on-idle", "--grammar-backend", "none"),
     small=_TINY_CPU, large=_LESS_TINY_CPU,
     pool_tokens=4096, chunk_tokens=256, max_running=32, host_gib=0.1,
     prompt="100-300", output="40-60", surge_s=12.0, flood_requests=40, profile_s=10.0,
-    resume_tokens=(128, 512, 2048), link_bytes=1 << 24,
+    resume_tokens=(128, 512, 2048), link_bytes=1 << 24, start_timeout_s=400.0,
 )  # fmt: skip
 
 

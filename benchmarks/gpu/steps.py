@@ -40,7 +40,6 @@ WRITTEN_ANSWER_TOKENS = 100
 """Of a request that is to have a copy in host memory: a running stream is copied after its first 64."""
 FILLER_SHARE = 0.6
 """Of the pool: two prompts of that size leave nothing of what was there before."""
-START_TIMEOUT_S = 150.0
 PATIENCE_S = 60.0
 COPIES = 5
 """Of a block each way, after one that is not counted."""
@@ -52,7 +51,7 @@ KEPT = ("requests", "failed", "interrupted", "tokens_per_s", "effective_tokens_p
 def engine_of(setting: Setting, model: Path, policy: str, flags: tuple[str, ...], log: Path) -> Engine:
     """Not started yet."""
     common = ("--load-format", "dummy", "--enable-metrics", *setting.flags)
-    return Engine(model, policy, (*common, *flags), log=log, start_timeout_s=START_TIMEOUT_S)
+    return Engine(model, policy, (*common, *flags), log=log, start_timeout_s=setting.start_timeout_s)
 
 
 def smoke(engine: Engine, entry: Entry) -> None:

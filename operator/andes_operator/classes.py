@@ -23,6 +23,7 @@ FIELDS = {
     "thinkTokensPerSecond": "think_tds",
     "weight": "weight",
     "shedBelow": "shed_below",
+    "maxWaitSeconds": "max_wait_s",
     "pace": "pace",
 }
 """By the resource's field, the gateway's (``andes_api.settings.ClassSettings``)."""

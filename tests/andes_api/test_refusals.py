@@ -1,4 +1,4 @@
-"""What a refused client reads, word for word, and where exactly admission refuses."""
+"""What a refused client reads, word for word, and how limits of a rate count."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from andes_api.admission import TokenBucket, full, no_replica, overload, retry_after_s, tenant_streams, too_fast
+from andes_api.admission import TokenBucket, full, no_replica, overload, tenant_streams, too_fast
 from andes_api.errors import ApiError
-from andes_api.settings import ClassSettings
-from andes_sglang.qoe import QoETarget
-from andes_sglang.stream_forecast import IncomingStream, StreamForecast, project_qoe
-
-NEW = IncomingStream(100.0, QoETarget(1.0, 4.8), weight=2.0)
-HORIZON_S = 60.0
-
-
-def refusal(expected: StreamForecast, shed_below: float) -> ApiError | None:
-    cls = ClassSettings(shed_below=shed_below)
-    return overload(NEW, expected, cls, class_name="reading", horizon_s=HORIZON_S)
+from andes_sglang.admission import Refusal
 
 
 @pytest.mark.parametrize(
@@ -43,57 +33,10 @@ def test_a_refusal_says_what_is_taken_and_when_to_come_back(refuse: Callable[[],
     assert refuse() == expected
 
 
-def test_a_class_that_sheds_nothing_is_never_refused() -> None:
-    assert refusal(StreamForecast(100.0, 1.0, 0.0, 10.0), 0.0) is None
-    assert refusal(StreamForecast(100.0, 1.0, 0.5, 10.0), 0.25) is not None
-
-
-def test_below_the_class_it_is_refused_and_at_it_not() -> None:
-    assert refusal(StreamForecast(0.0, 0.1, 0.25, 0.0), 0.25) is None
-    error = refusal(StreamForecast(40.0, 0.1, 0.249, 0.0), 0.25)
-    assert error is not None
-    assert (error.status, error.type, error.code, error.reason) == (
-        429,
-        "overloaded_error",
-        "overloaded",
-        "predicted_qoe",
+def test_a_refusal_by_forecast_says_why_and_when_there_is_a_place() -> None:
+    assert overload(Refusal("predicted_loss", "it would cost too much", 12.2)) == ApiError(
+        429, "overloaded: it would cost too much", "overloaded_error", None, "overloaded", "predicted_loss", 12.2
     )
-    assert error.message == "overloaded: the predicted QoE of this stream, 0.25, is below the 0.25 of class reading"
-    assert error.retry_after_s == retry_after_s(NEW, StreamForecast(40.0, 0.1, 0.249, 0.0), 0.25, HORIZON_S)
-
-
-def test_what_costs_others_as_much_as_it_gains_is_admitted_and_more_is_not() -> None:
-    assert refusal(StreamForecast(0.0, 0.1, 0.5, 1.0), 0.25) is None, "weight 2: it gains 1"
-    error = refusal(StreamForecast(0.0, 0.1, 0.5, 1.001), 0.25)
-    assert error is not None
-    assert (error.status, error.type, error.code, error.reason) == (
-        429,
-        "overloaded_error",
-        "overloaded",
-        "predicted_loss",
-    )
-    assert error.message == "overloaded: admitting this stream would cost the open streams more QoE than it would gain"
-    assert error.retry_after_s == 1.0, "at once would do, but a second is the least"
-
-
-def test_the_wait_is_what_brings_the_wanted_qoe_into_reach() -> None:
-    expected = StreamForecast(50.0, 0.1, 0.1, 0.0)
-    wait_s = retry_after_s(NEW, expected, 0.9, HORIZON_S)
-    assert 1.0 < wait_s < 50.0
-    assert project_qoe(NEW.target, 50.0 - wait_s, 0.1, HORIZON_S) == pytest.approx(0.9, abs=1e-4)
-    assert project_qoe(NEW.target, 50.0 - wait_s, 0.1, HORIZON_S) >= 0.9
-
-
-def test_a_wait_that_cannot_help_is_the_queue_or_two_minutes() -> None:
-    slow = 10.0  # seconds a token: no wait makes that good
-    waits_s = [
-        retry_after_s(NEW, StreamForecast(ttft_s, slow, 0.0, 0.0), 0.9, HORIZON_S)
-        for ttft_s in (2.0, 30.0, 120.0, 121.0)
-    ]
-    assert waits_s == [5.0, 30.0, 120.0, 120.0]
-    far = StreamForecast(150.0, 0.01, 0.0, 0.0)
-    assert retry_after_s(NEW, far, 0.9, HORIZON_S) == 120.0
-    assert 119.0 < retry_after_s(NEW, far, project_qoe(NEW.target, 30.5, 0.01, HORIZON_S), HORIZON_S) < 120.0
 
 
 def test_headers_and_body_of_a_refusal() -> None:

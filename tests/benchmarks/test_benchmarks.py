@@ -23,7 +23,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "answer_lengths", "autoscaling", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
+    "admission", "answer_lengths", "autoscaling", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
     "policy_decision", "pool", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
     "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
     "waits", "what_if",
@@ -54,6 +54,7 @@ def test_each_says_how_it_is_used(
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
+        ("admission", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("autoscaling", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static peak"),
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from andes_sglang.adapter.iterations import IterationTimes
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
@@ -64,6 +65,20 @@ def test_in_overlap_mode_it_lasts_from_the_end_of_the_one_before() -> None:
     iterations.ended(2.0)
     iterations.ended(2.5)
     assert [seconds for *_, seconds in told] == [1.0, 0.5]
+
+
+def test_where_a_step_gives_several_tokens_the_time_of_one_is_learned() -> None:
+    """What is accepted differs from step to step: it is averaged, and no step counts as less than a token."""
+    steps = 400
+    iterations, told = times(*map(float, range(steps)))
+    for k in range(steps):
+        iterations.launched(DECODE)
+        iterations.ended(k + 0.9, tokens_each=2.0 + k % 3)
+    assert 0.9 / told[-1][-1] == pytest.approx(3.0, abs=0.05)
+    iterations, told = times(0.0)
+    iterations.launched(DECODE)
+    iterations.ended(0.5, tokens_each=0.2)
+    assert told == [("decode", 2, 70, 0.5)]
 
 
 def test_what_each_kind_of_iteration_teaches() -> None:

@@ -536,8 +536,8 @@ from andes_sglang.adapter.penalties import restore_penalties
 from andes_sglang.adapter.sglang_request import is_preemptible
 
 
-def preemptible(speculative=False, sampling={}, generation=None, **features):
-    algorithm = SpeculativeAlgorithm.EAGLE if speculative else SpeculativeAlgorithm.NONE
+def preemptible(speculative="NONE", sampling={}, generation=None, **features):
+    algorithm = SpeculativeAlgorithm.from_string(speculative)
     req = Req("r", "", array("q", [5, 6]), SamplingParams(**sampling), vocab_size=100, **features)
     req.session_generation = generation
     return is_preemptible(req, algorithm)
@@ -605,11 +605,16 @@ print(json.dumps({
         ("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
     )},
     **{name: preemptible(**{name: value}) for name, value in (
-        ("speculative", True), ("lora_id", "a"), ("session_id", "s"), ("generation", 1), ("return_logprob", True),
+        ("speculative", "EAGLE"), ("lora_id", "a"), ("session_id", "s"), ("generation", 1), ("return_logprob", True),
         ("input_embeds", [[0.1]]), ("positional_embed_overrides", object()),
         ("return_sampling_mask", True), ("return_hidden_states", True), ("return_routed_experts", True),
         ("return_indexer_topk", True),
     )},
+    "n-grams": preemptible("NGRAM"),
+    **{f"n-grams, {name}": preemptible("NGRAM", {name: value}) for name, value in (
+        ("frequency_penalty", 0.5), ("presence_penalty", 0.5), ("repetition_penalty", 1.1), ("min_new_tokens", 3),
+    )},
+    "n-grams, hidden state": preemptible("NGRAM", return_hidden_states="last"),
     "session": preemptible(session=SimpleNamespace(streaming=False)),
     "streaming session": preemptible(session=SimpleNamespace(streaming=True)),
     **{kind.__name__: preemptible(custom_logit_processor=kind.to_str()) for kind in (
@@ -628,7 +633,7 @@ def test_what_could_not_survive_a_preemption_is_never_preempted_and_counters_do(
     for restored, undisturbed in counters:
         assert len(restored) == 4
         assert restored == undisturbed
-    assert len(may) == 23
+    assert len(may) == 29
     survive = {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens", "return_logprob"}
-    survive |= {"lora_id", "session", "session_id", "Stateless", "DisallowedTokensLogitsProcessor"}
+    survive |= {"n-grams", "lora_id", "session", "session_id", "Stateless", "DisallowedTokensLogitsProcessor"}
     assert {name for name, preemptible in may.items() if preemptible} == {"plain", "last hidden state", *survive}

@@ -28,6 +28,7 @@ def request(rid: str = "a", prompt: int = 10, output: int = 0, most: int = 100, 
         sampling_params=SimpleNamespace(max_new_tokens=most),
         to_finish=None,
         reasoning_tokens=thought,
+        kv=None,
     )
 
 
@@ -51,6 +52,16 @@ def test_a_view_tells_what_the_request_said_of_its_reader() -> None:
     assert (view.reader.start_s, view.reader.tds) == (1.0, 5.0)
     assert view.phase_since_s == 0.5
     assert math.isnan(record(request(), expectation=ReaderExpectation()).view(Phase.WAITING).expected_tokens)
+
+
+def test_what_is_held_for_drafts_counts() -> None:
+    req = request(prompt=10, output=4)
+    assert record(req).view(Phase.RUNNING).kv_tokens == 14
+    req.kv = SimpleNamespace(kv_allocated_len=20)
+    assert record(req).view(Phase.PARKED).kv_tokens == 20
+    assert record(req).view(Phase.WAITING).kv_tokens == 0
+    req.kv = SimpleNamespace(kv_allocated_len=13)  # the last token has none yet
+    assert record(req).view(Phase.RUNNING).kv_tokens == 14
 
 
 def test_a_request_whose_expectation_is_malformed_ends_and_not_the_engine() -> None:
