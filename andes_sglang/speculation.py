@@ -91,9 +91,9 @@ def draft_lengths(
     """How long the draft of each request of a batch should be; shape (n,).
 
     step_s: of a step without drafts. tds: tokens/s that each reader takes. short: whose reader has no buffer to live on; the
-    others need nothing. First what each needs to keep its pace, which is more the longer the step gets by it; then, of the
-    likeliest further tokens, as many as make most tokens per second of the step: none, where verifying costs more than they
-    yield.
+    others need nothing. What each needs to keep its pace, which is more the longer the step gets by it, and of the likeliest
+    further tokens as many as make most tokens per second of the step: none, where verifying costs more than they yield. Where
+    more readers keep their pace without the former, as in an overload, where needs cannot be met, the latter alone.
     """
     most = speculation.max_draft
     least = np.zeros(len(tds), dtype=np.int64)
@@ -101,11 +101,25 @@ def draft_lengths(
     for _ in range(2):
         least = needed_drafts(np.where(short, longer_s * tds, 0.0), acceptance, most)
         longer_s = step_s + float(speculation.step_s(float(least.max(initial=0)), float(least.sum())))
-    order, depth, worth = _likeliest(least, acceptance, most)
+    choices = [_filled(speculation, step_s, least, acceptance)]
+    if least.any():
+        choices.append(_filled(speculation, step_s, np.zeros_like(least), acceptance))
+
+    def worth(drafts: Lengths) -> tuple[int, float]:
+        """Readers who were short and keep their pace; tokens per second."""
+        seconds = step_s + float(speculation.step_s(float(drafts.max(initial=0)), float(drafts.sum())))
+        rates = tokens_per_step(acceptance, drafts.astype(np.float64)) / seconds
+        return int(np.count_nonzero(short & (rates >= tds))), float(rates.sum())
+
+    return max(choices, key=worth)
+
+
+def _filled(speculation: Speculation, step_s: float, least: Lengths, acceptance: Array) -> Lengths:
+    """``least`` and as many of the likeliest tokens as make most tokens per second of the step."""
+    most = speculation.max_draft
+    _, depth, worth = _likeliest(least, acceptance, most)
     deepest = np.maximum.accumulate(np.concatenate([[least.max(initial=0)], depth]))
-    counts = np.arange(len(order) + 1)
-    yields = float(tokens_per_step(acceptance, least.astype(np.float64)).sum()) + np.concatenate(
-        [[0.0], np.cumsum(worth)]
-    )
-    seconds = step_s + np.asarray(speculation.step_s(deepest, least.sum() + counts))
+    further = np.concatenate([[0.0], np.cumsum(worth)])
+    yields = float(tokens_per_step(acceptance, least.astype(np.float64)).sum()) + further
+    seconds = step_s + np.asarray(speculation.step_s(deepest, least.sum() + np.arange(len(further))))
     return spend(least, acceptance, int(np.argmax(yields / seconds)), most)

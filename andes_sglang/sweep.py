@@ -74,7 +74,10 @@ def parse_range(text: str) -> tuple[str, tuple[str, ...]]:
     name, _, values = text.partition("=")
     if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not values:
         raise UsageError(f"--over {text!r}: expected NAME=A,B,C or NAME=LOW:HIGH:STEP, as in load=0.5:1.2:0.1")
-    found = tuple(_steps(text, values.split(":"))) if values.count(":") == 2 else tuple(filter(None, values.split(",")))
+    if values.count(":") == 2 and "," not in values:
+        found = tuple(_steps(text, values.split(":")))
+    else:
+        found = tuple(filter(None, values.split(",")))
     if len(set(found)) != len(found):
         raise UsageError(f"--over {text!r}: names a value twice")
     return name, found

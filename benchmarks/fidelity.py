@@ -102,6 +102,15 @@ def row_of(label: str, real: Summary, simulated: Summary) -> tuple[list[str], li
     return cells, outside
 
 
+def first_half(records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """What had been seen when half of the requests' arrivals were over."""
+    until_s = max(r.arrival_s for r in records) / 2
+    seen = (
+        replace(r, deliveries=[d for d in r.deliveries if d[0] <= until_s]) for r in records if r.arrival_s <= until_s
+    )
+    return [r for r in seen if r.deliveries]
+
+
 def order(means: dict[str, float]) -> set[tuple[str, str]]:
     """Pairs (better, worse) of arms whose mean QoE differs by ``TIED`` or more."""
     pairs = [(a, b) if means[a] > means[b] else (b, a) for a, b in combinations(means, 2)]
@@ -116,7 +125,9 @@ def costs_of(records: list[RequestRecord], engine: EngineModel) -> Costs:
         return engine.costs
 
 
-def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list[list[str]], list[str]]:
+def compare(
+    directory: Path, *, profile: str | None, steady: bool, half: bool = False
+) -> tuple[list[list[str]], list[str]]:
     """Rows of a table, and what lies outside the tolerances."""
     result = json.loads((directory / "summary.json").read_text())
     arms = {name: Arm(arm["policy"], tuple(arm["flags"])) for name, arm in result["engine"]["arms"].items()}
@@ -127,8 +138,9 @@ def compare(directory: Path, *, profile: str | None, steady: bool) -> tuple[list
     outside: list[str] = []
     for repeat in range(1, 1 + len(result["policies"][stock]["repeats"])):
         records = {name: read_records(directory / f"records-{name}-{repeat}.jsonl.gz") for name in arms}
-        costs = base.costs if profile else costs_of(records[stock], base)
-        _, hiccups = host_pace(records[stock], costs, sends_late=True, window_s=WINDOW_S)
+        fitted = first_half(records[stock]) if half else records[stock]
+        costs = base.costs if profile else costs_of(fitted, base)
+        _, hiccups = host_pace(fitted, costs, sends_late=True, window_s=WINDOW_S)
         means: tuple[dict[str, float], dict[str, float]] = ({}, {})
         for name, arm in arms.items():
             told = result["policies"][name]["repeats"][repeat - 1]
@@ -171,6 +183,7 @@ def main() -> int:
     parser.add_argument("directories", type=Path, nargs="*")
     parser.add_argument("--profile", help="its costs for every run")
     parser.add_argument("--steady", action="store_true", help="as if the host's speed did not move")
+    parser.add_argument("--first-half", action="store_true", help="costs of the first half of stock's run alone")
     parser.add_argument("--keep", metavar="NAME", help="make a fixture of this name of the one directory, then compare")
     parser.add_argument("--markdown", action="store_true")
     args = parser.parse_args()
@@ -181,7 +194,7 @@ def main() -> int:
     table = [["real / simulated", *(title for title, _, _, _ in FIGURES), "host"]]
     outside: list[str] = []
     for directory in args.directories or sorted(path.parent for path in FIXTURES.glob("*/summary.json")):
-        rows, missed = compare(directory, profile=args.profile, steady=args.steady)
+        rows, missed = compare(directory, profile=args.profile, steady=args.steady, half=args.first_half)
         table += rows
         outside += missed
     if args.markdown:

@@ -94,8 +94,10 @@ def _blocked(state: SchedulerState) -> npt.NDArray[np.bool_]:
     """Who is set aside because its reader cannot receive, shape (N,): none where there is not KV for all readers, and not
     what runs and cannot be taken off."""
     t = state.requests
+    if not t.unreceived_tokens.any():
+        return np.zeros(len(t), dtype=np.bool_)
     wanted_tokens = ((t.context_tokens + GROWTH_TOKENS + state.page_tokens) * (t.yields == 0)).sum()
-    if not t.unreceived_tokens.any() or wanted_tokens > state.pool_tokens:
+    if wanted_tokens > state.pool_tokens:
         return np.zeros(len(t), dtype=np.bool_)
     runs = t.is_in(Phase.RUNNING)
     full = cannot_receive(t.unreceived_tokens, t.readers.tds, runs)

@@ -13,8 +13,9 @@ from andes_sglang.state import Decision, Drafting
 
 __all__ = ["Drafter"]
 
-PRIOR_TOKENS = 20.0
-"""Drafted tokens that the profile's acceptance counts for beside what a request has shown."""
+PRIOR_TOKENS = 200.0
+"""Drafted tokens that the profile's acceptance counts for beside what a request has shown. With 20, which is what requests'
+differences would ask for, one that was unlucky at first gets no drafts and never shows better."""
 _GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, spread evenly: requests' own acceptances, without chance."""
 MAX_ACCEPTANCE = 0.99

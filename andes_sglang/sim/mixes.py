@@ -37,7 +37,7 @@ THRESHOLDS = np.linspace(0.5, 1.6, 111)
 """Strengths from which on a mix may hold."""
 USUAL_THRESHOLD, THRESHOLD_SPREAD, WIDTH = 1.0, 0.15, 0.04
 """What is believed of that strength before any mix is played: mean, standard deviation, and how sharp it is."""
-WORTH_A_PLAY = 0.01
+WORTH_A_PLAY = 0.004
 """Of the best price: a mix is played that promises to save this, on average."""
 MAX_REMOVED = 2
 """Replicas of one kind that a neighbour lacks."""

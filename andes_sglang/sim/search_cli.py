@@ -80,12 +80,11 @@ def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed
     space = Space.of(profile, rig.prompt + rig.output / 2)
     results.prepare(args.out, force=args.force)
     progress = results.Progress(profile.name)
-    seeds = [args.seed + k for k in range(min(2, args.seeds))]
     fresh = [args.seed + FRESH + k for k in range(args.seeds)]
     guess = capacity_rps(profile.engine, rig.prompt, rig.output) / profile.engine.devices
     try:
         found = search(
-            lambda setup, rate_rps, share: rig.margin(setup, rate_rps, share, seeds if share == 1.0 else seeds[:1]),
+            lambda setup, rate_rps, share: rig.margin(setup, rate_rps, share, [args.seed]),
             space, count=args.setups, seed=args.seed, guess_rps=guess, told=progress,
         )  # fmt: skip
         if not found[0].held_rps:

@@ -23,11 +23,14 @@ from benchmarks.gpu.setting import ARMS, GPU, REHEARSAL, Setting
 
 __all__ = ["main"]
 
-STOCK, OFFLOAD = "stock mixed", "andes mixed + offload"
+SMOKE, PLAIN, STOCK, OFFLOAD = "smoke", "plain", "stock mixed", "andes mixed + offload"
+"""Engines. The plain one has prefills of their own, without which there is nothing to fit their costs to."""
 SEEDS = (1, 2)
 SMOKE_POOL_TOKENS = 20_000
-NEEDS_S = {"smoke": 40.0, "start": 60.0, "profile": 40.0, "calibrate": 20.0, "copies": 10.0, "resumes": 30.0}
+NEEDS_S = {"start": 60.0, "smoke": 5.0, "profile": 40.0, "calibrate": 20.0, "copies": 10.0, "resumes": 30.0}
 """Seconds without which a step is not begun."""
+PROFILE_LOADS = 2.5
+"""Of the seconds of a profile's load: after these it is given up, for the time is the surges'. Its records stay."""
 RESERVE_S = 10.0
 """Kept for the last files and the end of the engines."""
 
@@ -45,18 +48,27 @@ class Run:
     def all(self) -> None:
         journal, setting, out = self.journal, self.setting, self.out
         small = write_model(self.work / "small", setting.small)
-        flags = ("--max-total-tokens", str(SMOKE_POOL_TOKENS))
-        engine = steps.engine_of(setting, small, "andes", flags, self.work / "smoke.log")
-        journal.step("smoke", NEEDS_S["smoke"], partial(steps.smoke, engine))
         large = write_model(self.work / "large", setting.large)
+        flags, profile = ("--max-total-tokens", str(SMOKE_POOL_TOKENS)), out / "profile.toml"
+        first = {
+            SMOKE: steps.engine_of(setting, small, "andes", flags, self.work / "smoke.log"),
+            PLAIN: steps.engine_of(setting, large, "stock", setting.sizes, self.work / "plain.log"),
+        }
+        self.engines.update(first)
+        try:
+            journal.step("start of two", NEEDS_S["start"], partial(steps.start_together, first))
+            self._on(SMOKE, "smoke", steps.smoke)
+            first[SMOKE].stop()
+            self._on(PLAIN, "profile", partial(self._profile, profile))
+        finally:
+            steps.stop_together(first)
         for name, arm in ARMS.items():
             host = ("--host-kv-gib", str(setting.host_gib)) if name == OFFLOAD else ()
             log = self.work / f"{name.replace(' ', '-')}.log"
             self.engines[name] = steps.engine_of(setting, large, arm.policy, (*setting.sizes, *arm.flags, *host), log)
         try:
-            journal.step("start", NEEDS_S["start"], partial(steps.start_together, self.engines))
-            profile = out / "profile.toml"
-            self._on(STOCK, "profile", partial(self._profile, profile))
+            arms = {name: self.engines[name] for name in ARMS}
+            journal.step("start of the arms", NEEDS_S["start"], partial(steps.start_together, arms))
             rate_rps = self._calibrated()
             self._surges(rate_rps, SEEDS[0])
             self._copies(profile)
@@ -75,8 +87,9 @@ class Run:
         return self.journal.step(step, NEEDS_S[step] if needs_s is None else needs_s, partial(work, engine))
 
     def _profile(self, out: Path, engine: Engine, entry: dict[str, Any]) -> None:
-        left_s, seconds = self.journal.left_s(), self.setting.profile_s
-        steps.take_profile(engine, seconds, self.hardware, out=out, timeout_s=left_s, entry=entry)
+        seconds = self.setting.profile_s
+        timeout_s = min(self.journal.left_s(), PROFILE_LOADS * seconds)
+        steps.take_profile(engine, seconds, self.hardware, out=out, timeout_s=timeout_s, entry=entry)
 
     def _calibrated(self) -> float | None:
         def work(engine: Engine, entry: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ GPU = Setting(
     ),
     small=_TINY_GPU, large=_LLAMA_8B,
     pool_tokens=36_000, chunk_tokens=2048, max_running=128, host_gib=16.0,
-    prompt="500-2500", output="150-250", surge_s=36.0, flood_requests=90, profile_s=30.0,
+    prompt="500-2500", output="150-250", surge_s=30.0, flood_requests=90, profile_s=30.0,
     resume_tokens=(1024, 8192, 32_768), link_bytes=1 << 30, start_timeout_s=150.0,
 )  # fmt: skip
 
@@ -97,7 +97,7 @@ REHEARSAL = Setting(
     flags=("--sleep-on-idle", "--grammar-backend", "none"),
     small=_TINY_CPU, large=_LESS_TINY_CPU,
     pool_tokens=4096, chunk_tokens=256, max_running=32, host_gib=0.1,
-    prompt="100-300", output="40-60", surge_s=12.0, flood_requests=40, profile_s=10.0,
+    prompt="100-300", output="40-60", surge_s=10.0, flood_requests=40, profile_s=10.0,
     resume_tokens=(128, 512, 2048), link_bytes=1 << 24, start_timeout_s=400.0,
 )  # fmt: skip
 

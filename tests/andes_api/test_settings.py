@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from andes_api import cli
 from andes_api.gateway import Gateway
 from andes_api.reference import references, settings_table
 from andes_api.settings import ClassSettings, GatewaySettings, GatewaySettingsError, load, with_classes
+from andes_sglang.admission import Wish
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
@@ -236,3 +238,11 @@ def test_grpc_without_its_package_is_said_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("andes_api.addresses.find_spec", lambda _name: None)
     with pytest.raises(GatewaySettingsError, match="needs the package opentelemetry-exporter-otlp-proto-grpc"):
         load(upstreams=[URL], otlp_endpoint="grpc://collector:4317")
+
+
+def test_what_a_class_would_rather_be_told_at_once() -> None:
+    assert ClassSettings().wish == Wish(shed_below=0.05, max_wait_s=None)
+    assert ClassSettings(shed_below=0.3, max_wait_s=8).wish == Wish(0.3, 8.0)
+    for value in (0, -1, float("inf"), "soon"):
+        with pytest.raises(ValidationError, match="max_wait_s"):
+            ClassSettings.model_validate({"max_wait_s": value})

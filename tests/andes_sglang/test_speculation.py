@@ -50,13 +50,24 @@ def test_the_draft_that_a_reader_needs_is_the_shortest_that_does(needed: float, 
 
 
 def test_who_is_ahead_of_its_pace_needs_none_and_who_is_short_gets_it_first() -> None:
-    """Verifying costs as much as a step, so nothing is worth drafting for its own sake."""
-    dear = Speculation(acceptance=0.8, draft_fixed_s=0.0, draft_token_s=0.0, verify_token_s=0.02, max_draft=5)
+    """Verifying three drafts costs more than a step, so nothing is worth drafting for its own sake."""
+    dear = Speculation(acceptance=0.8, draft_fixed_s=0.0, draft_token_s=0.0, verify_token_s=0.009, max_draft=5)
     short = np.array([True, False, False])
-    drafts = draft_lengths(dear, 0.02, np.array([60.0, 60.0, 5.0]), short, np.full(3, 0.8))
+    drafts = draft_lengths(dear, 0.02, np.array([55.0, 55.0, 5.0]), short, np.full(3, 0.8))
     assert drafts[0] >= 1
     assert drafts[1:].tolist() == [0, 0]
-    assert not draft_lengths(dear, 0.02, np.array([5.0]), np.array([True]), np.array([0.8])).any(), "a step is enough"
+    drafts = draft_lengths(dear, 0.02, np.array([5.0, 5.0, 5.0]), short, np.full(3, 0.8))
+    assert not drafts.any(), "a token a step is enough"
+
+
+def test_where_nobody_can_keep_pace_needs_are_no_reason_to_draft() -> None:
+    """Forty readers of a token a millisecond: all that drafts for their needs do is to make steps longer for everybody."""
+    dear = Speculation(acceptance=0.8, draft_fixed_s=0.001, draft_token_s=0.0, verify_token_s=0.005, max_draft=5)
+    all_short, acceptance = np.ones(40, dtype=bool), np.full(40, 0.8)
+    assert not draft_lengths(dear, 0.02, np.full(40, 1000.0), all_short, acceptance).any()
+    one = np.full(40, 1.0)
+    one[0] = 60.0
+    assert draft_lengths(dear, 0.02, one, all_short, acceptance)[0] >= 1, "one of them can, and is worth it"
 
 
 def test_where_verifying_is_nearly_free_the_likeliest_get_the_most() -> None:

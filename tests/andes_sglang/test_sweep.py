@@ -28,6 +28,7 @@ BASE = ("--profile", "cpu-tiny-llama", "--policies", "fcfs", "--rate", "1", "--d
         ("shape=burst,poisson", ("burst", "poisson")),
         ("prompt=200-400,p50=10", ("200-400", "p50=10")),
         ("seed=1:1:1", ("1",)),
+        ("router=a.b:C,d:E", ("a.b:C", "d:E")),
     ],
 )
 def test_ranges(text: str, values: tuple[str, ...]) -> None:
@@ -72,6 +73,25 @@ def test_an_option_of_a_policy_is_filled_in(tmp_path: Path, capsys: pytest.Captu
     assert status == 1, "one of two points failed"
     assert "q=no: policy round_robin: slice_tokens must be an integer" in said.err
     assert [p["at"]["q"] for p in json.loads((tmp_path / "o" / "sweep.json").read_text())["points"]] == ["50"]
+
+
+def test_policies_and_routers_of_your_own_are_swept_and_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from andes_sglang.policy.fcfs import Fcfs\nfrom andes_sglang.routing import LeastLoad\n"
+        "class Mine(Fcfs):\n    name = 'mine'\n"
+        "class Lost(LeastLoad):\n    name = 'lost'\n    def order(self, new, views, now_s):\n        return None\n"
+        "class Kept(LeastLoad):\n    name = 'kept'\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = ["--profile", "cpu-tiny-llama", "--policies", "theirs:Mine", "--limit", "20"]
+    swept = [*mine, "--replicas", "2", "--over", "router=theirs:Kept,theirs:Lost", "--out", str(tmp_path / "s")]
+    assert cli.main(["sweep", *swept]) == 1
+    assert "router=theirs:Lost: routing policy 'lost': order() returned None" in capsys.readouterr().err
+    plan = ["plan", *mine, "--router", "theirs:Kept", "--seeds", "1", "--max-replicas", "2", "--json"]
+    assert cli.main([*plan, "--out", str(tmp_path / "p")]) == 0
+    assert json.loads(capsys.readouterr().out)["router"] == "theirs:Kept"
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from benchmarks.sources import source_of
 
 COMMANDS = [
     "admission", "answer_lengths", "autoscaling", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "llama_index", "malformed",
-    "policy_decision", "pool", "rivals", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day",
-    "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
+    "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack",
+    "slack_day", "slow_links", "slow_readers", "soak", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text",
     "waits", "what_if",
 ]  # fmt: skip
 
@@ -58,6 +58,7 @@ def test_each_says_how_it_is_used(
         ("autoscaling", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static peak"),
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
+        ("routing", ("5 alike",), "fleet '5 alike': not known; choose of 4 alike"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
         ("second_device", ("--arms", "both"), "--arms: 'both' is not known; choose of alone, race, local, remote"),
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),

@@ -52,7 +52,7 @@ def test_every_answer_is_whole_and_in_order_and_the_pool_is_empty_at_the_end(
     """KV for a third of them, so that they are preempted or retracted in between."""
     if policy is None and engine.drafts_by_reader:
         engine = replace(FIXED, draft_tokens=1)
-    specs = requests(gap_s=0.02, tds=20.0)
+    specs = [replace(spec, max_tokens=4 * spec.output_tokens) for spec in requests(gap_s=0.02, tds=20.0)]
     records, replica = serve(
         replace(engine, overlap=overlap, kv_capacity_tokens=3000), make_policy(policy) if policy else None, specs
     )

@@ -29,6 +29,12 @@ def test_readers_get_what_the_simulator_says() -> None:
 
 
 @pytest.mark.timeout(300)
+def test_the_first_half_of_stocks_run_foretells_both_arms() -> None:
+    done = fidelity("--first-half", *(str(RECORDED / name) for name in ("burst", "overloaded", "unloaded")))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.timeout(300)
 def test_another_engine_would_be_told(tmp_path: Path) -> None:
     """The same requests on an engine with less memory than the recorded one."""
     run = tmp_path / "burst"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile
-from andes_sglang.sim.mixes import Mix, Programme, bucket_loads, cheapest_mix
+from andes_sglang.sim.mixes import Mix, Programme, _Search, bucket_loads, cheapest_mix
 
 SHORT_AND_LONG = np.array([[2.0, 6.0], [1.5, 2.0]])
 """The first kind is as good at short requests by price, and bad at long ones."""
@@ -73,17 +73,28 @@ def test_the_mix_found_costs_no_more_than_every_pair_tried(
     assert len(asked) == len(set(asked)) <= 30
 
 
-def test_what_is_part_of_a_mix_that_fails_is_not_asked_about() -> None:
+def test_what_is_part_of_a_mix_that_fails_or_no_cheaper_than_the_best_promises_nothing() -> None:
+    search = _Search(lambda _mix: False, programme(), [8, 4], 20)
+    assert search.best == (8, 0)
+    strong = {(3, 1): 5.0, (2, 2): 5.0, (7, 0): 5.0, (0, 3): 5.0, (1, 3): 5.0}
+    search.pool = dict(strong)
+    search.failed.append((3, 1))
+    assert {mix for mix in strong if search._promise(mix) > 0} == {(2, 2)}
+    search.pool = {(2, 1): 5.0}
+    assert not search.play(), "nothing is left to play"
+
+
+def test_each_play_teaches_how_strong_a_mix_must_be() -> None:
     asked: list[Mix] = []
 
     def holds(mix: Mix) -> bool:
         asked.append(mix)
         return False
 
-    assert cheapest_mix(holds, SHORT_AND_LONG, [8, 4], (1.0, 2.5), max_replicas=20) == (8, 0)
-    for later, mix in enumerate(asked):
-        assert not any(all(a <= b for a, b in zip(mix, before)) for before in asked[:later])
-        assert programme().price(mix) < 8.0
+    assert cheapest_mix(holds, 10 * SHORT_AND_LONG, [80, 35], (1.0, 2.5), max_replicas=200) == (80, 0)
+    strengths = [programme(load=10 * SHORT_AND_LONG).strength(mix) for mix in asked]
+    assert len(asked) == len(set(asked)) <= 12
+    assert max(strengths) > strengths[0], "what failed was too weak, so stronger ones came next"
 
 
 def test_a_kind_that_never_holds_alone_may_be_part_of_a_mix() -> None:
