@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-routing bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
+	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-routing bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling \
 	bench-pool bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
@@ -99,6 +99,9 @@ bench-rivals: setup ## every policy on one simulated engine and workload
 
 bench-slack: setup ## offline work beside readers on a simulated engine: what it costs them, how much it gets done
 	$(BIN)/python benchmarks/slack.py $(ARGS)
+
+bench-slack-engine: setup out/model/config.json ## offline work beside readers on the real engine (CPU), arms in pairs at once (20 minutes)
+	$(BIN)/python benchmarks/slack_engine.py --model out/model $(ARGS)
 
 bench-slow-readers: setup ## readers who cannot follow, simulated: what they cost the others
 	$(BIN)/python benchmarks/slow_readers.py $(ARGS)
