@@ -92,8 +92,20 @@ def on_config(config: Any) -> Any:
     """mkdocs calls it before it looks at files: the source is laid out, and folders of the navigation become their pages."""
     source = Path(config["docs_dir"])
     lay_out(source)
-    config["nav"] = [_expanded(entry, source) for entry in config["nav"]]
+    nav = [_expanded(entry, source) for entry in config["nav"]]
+    named = set(_names(nav))
+    more = [str(page) for page in pages() if str(page) not in named]
+    config["nav"] = [*nav, {"More": more}] if more else nav
     return config
+
+
+def _names(nav: Any) -> Iterator[str]:
+    """Every page of a navigation."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for entry in nav.values() if isinstance(nav, dict) else nav:
+            yield from _names(entry)
 
 
 def _expanded(entry: Any, source: Path) -> Any:
