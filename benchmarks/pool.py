@@ -21,14 +21,17 @@ import numpy as np
 from andes_operator.fleet_autoscaler import FleetAutoscaler
 from andes_operator.pooling import Ask, ask
 from andes_operator.sharing import Member, PoolBudget, divide
+from andes_operator.spec import ScalingBehavior
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.autoscaling import FinishedRequests, Scenario
+from andes_sglang.sim.buffer import Buffer
 from andes_sglang.sim.configure import configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.workload import load_trace
+from benchmarks.fluid import TICK_S, Target
 from benchmarks.markdown import header, row
 from benchmarks.surges import LENGTHS, MAX_OUTPUT_TOKENS, MAX_PROMPT_TOKENS, SCHEDULERS, Shape, requests_of
 
@@ -186,10 +189,37 @@ class Bench:
         return {"mean": mean, "share": share, "price": run.hours(prices), "most": [f.most for f in run.fleets]}
 
 
+def fluid(arm: str, seed: int, cold_s: float, peak: float = 6.0, gpus: int = 8) -> dict[str, Any]:
+    """``swap`` on fluid fleets (:mod:`benchmarks.fluid`): share: of the work, what came while readers noticed nothing."""
+    buffer, behavior = Buffer(1.08, 220.0), ScalingBehavior(tick_s=TICK_S, cold_start_s=cold_s)
+    shapes = [tuple((s, level * peak / HIGH) for s, level in shape) for shape in (DAY, NIGHT)]
+    targets = [
+        Target(shape, 10 * seed + i, buffer, behavior, replicas=gpus // 2, max_replicas=gpus)
+        for i, shape in enumerate(shapes)
+    ]  # fmt: skip
+    shared = Shared(PoolBudget(gpus))
+    for now_s in np.arange(TICK_S, targets[0].span_s + TICK_S, TICK_S).tolist():
+        for i, target in enumerate(targets):
+            wanted, found, fleet = target.look(now_s), target.found, target.fleet
+            if arm != "pool":
+                continue
+            there = fleet.ready + len(fleet.starting_s)
+            present = None if found is None else max(1, int(np.ceil(found.load.at / buffer.rho)))
+            member = Member(
+                f"m{i}", f"m{i}", None if found is None else wanted, 1, gpus, there, fleet.ready,
+                value=max(target.rate_rps, 1e-6), cold_s=cold_s, present=present,
+            )  # fmt: skip
+            fleet.scale(min(wanted, shared.given(member)[0]), now_s + cold_s)
+    each = [target.timely_s / target.came_s for target in targets]
+    whole = sum(target.timely_s for target in targets) / sum(target.came_s for target in targets)
+    return {"mean": float("nan"), "share": whole, "each": [(0.0, share) for share in each],
+            "hours": sum(target.fleet.hours for target in targets)}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("swap", "mix"))
-    parser.add_argument("folder", type=Path, metavar="TRACES", help="the directory with the traces")
+    parser.add_argument("what", choices=("swap", "mix", "fluid"))
+    parser.add_argument("folder", type=Path, nargs="?", metavar="TRACES", help="the directory with the traces")
     parser.add_argument("--lengths", default=LENGTHS, help="file in it; default: %(default)s")
     parser.add_argument("--profile", default="l4-llama-3.1-8b", help="of swap; default: %(default)s")
     parser.add_argument(
@@ -205,6 +235,15 @@ def main() -> None:
     for name in schedulers:
         if name not in SCHEDULERS:
             parser.error(f"--schedulers: {name!r} is not known; choose of {', '.join(SCHEDULERS)}")
+    if args.what == "fluid":
+        for seed in (int(s) for s in args.seeds.split(",")):
+            for arm in arms:
+                found = fluid(arm, seed, args.cold_start)
+                each = " / ".join(f"{share:.3f}" for _, share in found["each"])
+                print(row(seed, arm, f"{found['share']:.3f}", each, f"{found['hours']:.2f}"), flush=True)
+        return
+    if args.folder is None:
+        parser.error("TRACES: give the directory with the traces")
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args)
     print("\n".join(header("seed", "scheduler", "arm", "mean QoE", "share >= 0.95", "each share", "hours or price")))

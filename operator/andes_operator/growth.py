@@ -28,8 +28,10 @@ QUANTILE = 0.99
 MIN_COUNT = 20
 """Requests in five minutes; the growth of fewer is counting noise."""
 NEW_SURGE, MIN_SURGE = 3.0, 2.0
-"""Ratios. What a service is prepared for before it has a day of samples: of its base, and at most of the median of all its
-minutes, so that it does not order three times the crest of its first ramp. And the least ever."""
+"""Ratios. What a service is prepared for before it has a day of samples: of its base, and at most of what is usual for it, so
+that it does not order three times the crest of its first ramp. And the least ever."""
+USUAL_QUANTILE = 0.25
+"""Of all its minutes, what is usual: after an hour half of them may already be the ramp (docs/benchmarks/autoscaling.md)."""
 MIN_HIGH_SAMPLES = 300
 """Minutes of high load that its own growth is taken from."""
 CAP = 1.2
@@ -89,10 +91,10 @@ class GrowthHistory:
         )
 
     def _usual_rps(self) -> float:
-        """The median of the first day's minutes; inf for less than half an hour."""
+        """Of the first day's minutes, ``USUAL_QUANTILE``; inf for less than half an hour."""
         if self.levels.total() < KEPT_MINUTES:
             return math.inf
-        return float(BIN_RATIO ** float(np.median([*self.levels.elements()])))
+        return float(BIN_RATIO ** float(np.quantile([*self.levels.elements()], USUAL_QUANTILE)))
 
     def to_json(self) -> str:
         return json.dumps({

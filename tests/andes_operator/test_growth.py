@@ -33,6 +33,8 @@ def test_a_new_service_on_the_crest_of_its_first_ramp_is_prepared_for_three_time
     climbing = [*[2.0] * 40, *[2.0 + 0.1 * k for k in range(30)]]
     assert learned(climbing).growth().cap_rps == pytest.approx(NEW_SURGE * 2.0, rel=0.05)
     assert learned(climbing[:20]).growth().cap_rps == math.inf
+    mostly = [*[2.0] * 20, *[2.0 + 0.1 * k for k in range(1, 41)]]
+    assert learned(mostly).growth().cap_rps < 1.2 * NEW_SURGE * 2.0, "also where the ramp is most of what is known"
 
 
 def test_a_calm_service_is_prepared_for_the_least() -> None:

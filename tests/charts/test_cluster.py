@@ -96,6 +96,26 @@ def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) ->
     assert ours(control_plane) == set()
 
 
+def test_several_models_come_go_and_keep_their_replicas(control_plane: ControlPlane, helm: Config) -> None:
+    def upgraded(*models: dict[str, Any]) -> dict[str, int]:
+        helm.upgrade(chart.CHART, "demo", chart.nested({**WANTED, "models": list(models)}))
+        found = control_plane("GET", ENGINE.rpartition("/")[0])["items"]
+        replicas = {o["metadata"]["name"].removeprefix("demo-andes-"): o["spec"]["replicas"] for o in found}
+        return {name: n for name, n in replicas.items() if name.startswith("engine")}
+
+    helm.install(chart.CHART, "demo", chart.nested(WANTED))
+    both = [{"name": "chat"}, {"name": "coder", "engine": {"replicas": 2, "model": {"name": "coder"}}}]
+    assert upgraded(*both) == {"engine-chat": 1, "engine-coder": 2}, "and the engine of before is gone"
+    for name in ("chat", "coder"):
+        control_plane("PATCH", f"{ENGINE}-{name}/scale", {"spec": {"replicas": 5}})
+    assert upgraded({"name": "chat"}, {"name": "coder"}) == {"engine-chat": 5, "engine-coder": 5}
+    assert upgraded({"name": "coder"}) == {"engine-coder": 5}
+    helm.rollback("demo")
+    assert "deployments/demo-andes-engine-chat" in ours(control_plane)
+    helm.uninstall("demo")
+    assert ours(control_plane) == set()
+
+
 @pytest.mark.parametrize(
     ("api", "switch"), [("policy/v1", "gateway.pdb.enabled"), ("autoscaling/v2", "gateway.autoscaling.enabled")]
 )
