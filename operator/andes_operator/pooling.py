@@ -193,7 +193,7 @@ def pool_part(of: Membership | None, asks: Ask, seen: Observation) -> dict[str, 
     given, grant = (None, None) if of.given is None else (of.given.replicas, of.given.number)
     return {
         "name": of.pool, "asks": asks.replicas, "present": asks.present, "placeable": seen.pods.placeable, "given": given,
-        "grant": grant,
+        "grant": grant, "draining": seen.pods.terminating,
     }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None) 
         min(int(spec.get("minReplicas", 1)), most), most, existing, int(status.get("readyReplicas", 0)),
         gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
-        granted=None if given is None else given.replicas,
+        granted=None if given is None else given.replicas, draining=int(said.get("draining") or 0),
     )  # fmt: skip
 
 
@@ -258,8 +258,8 @@ def pool_status(
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
-        "gpus": round(sum(m.gpus * m.existing for m in members), 3),
-        "pricePerHour": round(sum(m.price * m.existing for m in members), 3),
+        "gpus": round(sum(m.gpus * (m.existing + m.draining) for m in members), 3),
+        "pricePerHour": round(sum(m.price * (m.existing + m.draining) for m in members), 3),
         "members": rows,
         "conditions": conditions(findings, conditions_before or [], generation, now_s),
     }, changed

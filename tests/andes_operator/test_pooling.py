@@ -83,6 +83,9 @@ def test_a_member_is_what_its_target_says() -> None:
     assert (found.gpus, found.price, found.value, found.cold_s) == (2.0, 2.5, 12.0, 60.0)
     assert member_of(PoolMember("chat"), target("chat", mode="Auto")) is None
     assert member_of(PoolMember("chat"), {**target("chat"), "status": {}}) is None, "never reconciled"
+    going = member_of(PoolMember("chat"), target("chat", pool={"name": "gpus", "draining": 3}))
+    assert going is not None
+    assert (going.existing, going.draining) == (2, 3)
     few = target("chat", pool={"asks": 9, "placeable": 4})
     made = member_of(PoolMember("chat"), few)
     assert made is not None
