@@ -47,9 +47,10 @@ class Member:
 
     model: members of one model share its demand. alone: replicas that the whole demand of its model would take of this
     kind, with what may come; None: not known yet, and it stays as it is. present: of them, for the present demand; None:
-    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, or may soon; draining: beside
-    them, that hold theirs until they have gone; ready: that serve. gpus, price: of a replica, price per hour. value: of its model's readers, their requests/s times their
-    priority. cold_s: until a new replica serves. granted: what it was given last; None: nothing yet.
+    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, or soon may; draining:
+    beside them, those that hold theirs until they have gone; ready: that serve. gpus, price: of a replica, price per hour.
+    value: of its model's readers, their requests/s times their priority. cold_s: until a new replica serves. granted: what
+    it was given last; None: nothing yet.
     """
 
     name: str
