@@ -5,8 +5,8 @@
 
 A refused stream scores 0, so it is refused only where letting it in would cost others more than it gains, or where its class
 would rather be told at once. What it costs depends on how the engine serves. Where newcomers come first, and an engine that
-knows its readers leaves out what would cost too much, a stream that is let in takes nothing that is worth more: any refusal
-lowers the sum (docs/benchmarks/admission.md). Where first tokens come in order, each stream puts off all that come after it,
+knows its readers leaves out what would cost too much, a stream that is let in takes nothing that is worth more: a refusal
+gains nothing (docs/benchmarks/admission.md). Where first tokens come in order, each stream puts off all that come after it,
 for as long as the queue lasts. Of every stream's final QoE,
 
     q(d) = half / (half + d)                  half: half the seconds in which its answer is read; d: seconds late

@@ -24,7 +24,7 @@ class IterationTimes:
     def __init__(self, latency: LatencyModel, clock: Callable[[], float] = time.perf_counter) -> None:
         self._latency = latency
         self._clock = clock
-        self._launched: deque[tuple[float, Callable[[float], None] | None]] = deque()
+        self._launched: deque[tuple[float, Callable[[float, float], None] | None]] = deque()
         self._last_end_s = 0.0
         self._tokens_each = 1.0
 
@@ -39,22 +39,24 @@ class IterationTimes:
         launched_s, observe = self._launched.popleft()
         seconds = now_s - max(launched_s, self._last_end_s)
         self._last_end_s = now_s
-        self._tokens_each += (max(1.0, tokens_each) - self._tokens_each) / ACCEPTED_MEMORY
         if observe is not None:
-            observe(seconds)
+            observe(seconds, tokens_each)
 
-    def _observation(self, batch: Any) -> Callable[[float], None] | None:
-        """What the duration of ``batch`` is to be told to; None: it teaches nothing."""
+    def _observation(self, batch: Any) -> Callable[[float, float], None] | None:
+        """What the duration of ``batch`` and the tokens of each are to be told to; None: it teaches nothing."""
         if batch.forward_mode.is_decode():
             return partial(self._decoded, len(batch.reqs), int(batch.seq_lens_cpu.sum()))
         if batch.forward_mode.is_mixed():
             decoding = len(batch.decoding_reqs)
             new, prefix = int(batch.extend_num_tokens) - decoding, int(sum(batch.prefix_lens[:-decoding]))
             context = int(batch.seq_lens_cpu[-decoding:].sum())
-            return partial(self._latency.observe_mixed, new, prefix, decoding, context)
+            mixed = partial(self._latency.observe_mixed, new, prefix, decoding, context)
+            return lambda seconds, _: mixed(seconds)
         if batch.forward_mode.is_extend():
-            return partial(self._latency.observe_prefill, int(batch.extend_num_tokens), int(sum(batch.prefix_lens)))
+            prefill = partial(self._latency.observe_prefill, int(batch.extend_num_tokens), int(sum(batch.prefix_lens)))
+            return lambda seconds, _: prefill(seconds)
         return None
 
-    def _decoded(self, batch: int, context_tokens: int, seconds: float) -> None:
+    def _decoded(self, batch: int, context_tokens: int, seconds: float, tokens_each: float) -> None:
+        self._tokens_each += (max(1.0, tokens_each) - self._tokens_each) / ACCEPTED_MEMORY
         self._latency.observe_decode(batch, context_tokens, seconds / self._tokens_each)

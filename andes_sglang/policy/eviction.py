@@ -17,6 +17,9 @@ NO_READER = float("inf")
 MAX_OVERDUE, MIN_OVERDUE_S = 1.0, 1.0
 """A conversation is expected for so many times as long again as it was to stay away, a second at least; then it is a finished
 one (our choice)."""
+MAX_EXPECTED = 4096
+"""Conversations, the last that have ended, that may be expected: every caller may say that his returns, and all are looked at
+when KV is given up (our choice; more than an engine has room for)."""
 
 
 class TreeNode(Protocol):
@@ -73,10 +76,12 @@ class Returns:
 
     def drop(self, now_s: float) -> list[Any]:
         """The last nodes of those that are expected no longer."""
-        gone = [node for until_s, _, node in self._expected if until_s <= now_s]
-        if gone:
-            self._expected = [expected for expected in self._expected if expected[0] > now_s]
-        return gone
+        gone: list[tuple[float, float, Any]] = []
+        left: list[tuple[float, float, Any]] = []
+        for at, expected in enumerate(self._expected, MAX_EXPECTED - len(self._expected)):
+            (left if at >= 0 and expected[0] > now_s else gone).append(expected)
+        self._expected = left
+        return [node for _, _, node in gone]
 
     def expected(self) -> Iterator[tuple[Any, float]]:
         """The last node of each, and when it is to return: as :class:`EvictionOrder` asks for them."""

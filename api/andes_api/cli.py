@@ -52,8 +52,11 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
             probe.bind((settings.host, settings.port))
         except OSError as error:
             raise GatewaySettingsError(f"host {settings.host}, port {settings.port}: {error.strerror}") from None
+    from andes_api.uvicorn_internals import check_uvicorn  # not for --help
+
+    check_uvicorn()
     if settings.workers > 1:
-        from andes_api.workers import supervise  # not for --help
+        from andes_api.workers import supervise
 
         return supervise(settings)
     from andes_api.server import serve

@@ -20,6 +20,7 @@ from andes_api.cors import cors_headers
 from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.unread import UnreadRequest
+from andes_api.uvicorn_internals import check_uvicorn
 
 __all__ = ["make_protocol"]
 
@@ -182,7 +183,8 @@ class Protocol(HttpToolsProtocol):
 
 
 def make_protocol(gateway: Gateway) -> type[Protocol]:
-    """The class that uvicorn makes one of per connection."""
+    """The class that uvicorn makes one of per connection. Raises ``UsageError`` for an uvicorn that is not as expected."""
+    check_uvicorn()
     return type("GatewayProtocol", (Protocol,), {"gateway": gateway})
 
 

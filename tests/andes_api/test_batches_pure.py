@@ -341,7 +341,16 @@ def test_a_batch_whose_journal_is_corrupt_ends_with_what_was_answered(
     assert directory.store.open() == []
 
 
-@pytest.mark.parametrize("text", [b"", b"\0" * 40, b"[]", b'{"id": "batch_1", "status": "in_progress"}'])
+WRONG = dict.fromkeys([
+    "id", "status", "tenant", "endpoint", "input_file_id", "created_at", "expires_at", "request_counts", "bytes", "filename",
+    "purpose",
+])  # fmt: skip
+"""A record of both kinds by its names."""
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\0" * 40, b"[]", b'{"id": "batch_1", "status": "in_progress"}', json.dumps(WRONG).encode()]
+)
 def test_a_record_that_is_none_is_set_aside_and_stops_nothing(
     text: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,16 +7,21 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-__all__ = ["Journal", "alone", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json"]
+__all__ = [
+    "NUMBER", "Journal", "Kinds", "alone", "is_id", "lock", "new_id", "read_json", "read_lines", "unlock", "write_json",
+]  # fmt: skip
 
 _log = logging.getLogger("andes")
+Kinds = type | tuple[type, ...]
+NUMBER = (int, float)
+_ABSENT = object()
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
 
 
@@ -50,9 +55,9 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def read_json(path: Path, fields: Collection[str] = ()) -> dict[str, Any] | None:
-    """None where there is none. What is no object with ``fields`` becomes ``NAME.corrupt``, and the log tells of it: nothing
-    stumbles over it again."""
+def read_json(path: Path, fields: Mapping[str, Kinds] | None = None) -> dict[str, Any] | None:
+    """None where there is none. What is no object with ``fields`` of these types becomes ``NAME.corrupt``, and the log tells
+    of it: nothing stumbles over it again."""
     try:
         with path.open("rb") as file:
             inode, text = os.fstat(file.fileno()).st_ino, file.read()
@@ -60,7 +65,11 @@ def read_json(path: Path, fields: Collection[str] = ()) -> dict[str, Any] | None
         return None
     try:
         content = orjson.loads(text)
-        lacks = sorted(set(fields) - content.keys()) if isinstance(content, dict) else ["an object"]
+        lacks = ["an object"]
+        if isinstance(content, dict):
+            lacks = [
+                name for name, kinds in (fields or {}).items() if not isinstance(content.get(name, _ABSENT), kinds)
+            ]
         if not lacks:
             return dict(content)
         why = f"it lacks {', '.join(lacks)}"

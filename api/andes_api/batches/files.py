@@ -7,9 +7,10 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from andes_api.batches.disk import is_id, new_id, read_json, sync_folder, write_json
+from andes_api.batches.disk import NUMBER, Kinds, is_id, new_id, read_json, sync_folder, write_json
 from andes_api.classes import BatchLimits
 from andes_api.errors import ApiError
 
@@ -17,7 +18,10 @@ __all__ = ["FileStore", "no_file"]
 
 PREFIX = "file-"
 DAY_S = 86_400.0
-_FIELDS = ("id", "bytes", "created_at", "expires_at", "filename", "purpose", "tenant")
+_FIELDS: dict[str, Kinds] = {
+    "id": str, "bytes": int, "created_at": NUMBER, "expires_at": NUMBER, "filename": str, "purpose": str,
+    "tenant": (str, NoneType),
+}  # fmt: skip
 """Without which a record is none."""
 
 

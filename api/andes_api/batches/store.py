@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from andes_api.batches.disk import is_id, lock, new_id, read_json, sync_folder, write_json
+from andes_api.batches.disk import NUMBER, Kinds, is_id, lock, new_id, read_json, sync_folder, write_json
 from andes_api.errors import ApiError
 
 __all__ = ["FINAL", "BatchStore", "shown"]
@@ -19,7 +20,10 @@ __all__ = ["FINAL", "BatchStore", "shown"]
 PREFIX = "batch_"
 FINAL = frozenset({"failed", "completed", "expired", "cancelled"})
 """States that nothing follows."""
-_FIELDS = ("id", "status", "tenant", "endpoint", "input_file_id", "created_at", "expires_at", "request_counts")
+_FIELDS: dict[str, Kinds] = {
+    "id": str, "status": str, "tenant": (str, NoneType), "endpoint": str, "input_file_id": str, "created_at": NUMBER,
+    "expires_at": NUMBER, "request_counts": dict,
+}  # fmt: skip
 """Without which a record is none."""
 _PRIVATE = ("tenant", "ends_as", "output_kept_s")
 

@@ -81,6 +81,17 @@ def test_where_a_step_gives_several_tokens_the_time_of_one_is_learned() -> None:
     assert told == [("decode", 2, 70, 0.5)]
 
 
+def test_what_a_prefill_gives_says_nothing_of_what_a_step_gives() -> None:
+    steps = 400
+    iterations, told = times(*map(float, range(2 * steps)))
+    for k in range(steps):
+        iterations.launched(batch("extend", extend_num_tokens=12, prefix_lens=[3]))
+        iterations.ended(2 * k + 0.9, tokens_each=1.0)
+        iterations.launched(DECODE)
+        iterations.ended(2 * k + 1.9, tokens_each=3.0)
+    assert told[-1] == ("decode", 2, 70, pytest.approx(0.9 / 3.0, rel=0.02))
+
+
 def test_what_each_kind_of_iteration_teaches() -> None:
     iterations, told = times(0.0, 0.0, 0.0, 0.0)
     iterations.launched(batch("extend", extend_num_tokens=12, prefix_lens=[3, 4]))

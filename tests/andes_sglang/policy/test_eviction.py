@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from andes_sglang.policy.eviction import EvictionOrder, Returns
+from andes_sglang.policy.eviction import MAX_EXPECTED, EvictionOrder, Returns
 
 
 @dataclass(eq=False)
@@ -78,3 +78,14 @@ def test_a_conversation_that_returns_is_kept_as_long_as_it_is_expected() -> None
     assert returns.drop(110.9) == []
     assert returns.drop(111.0) == [soon], "a second at least"
     assert len(returns) == 1
+
+
+def test_no_more_are_expected_than_an_engine_has_room_for() -> None:
+    """Every caller may say that his conversation returns."""
+    returns = Returns()
+    nodes = [Node(None, float(k)) for k in range(MAX_EXPECTED + 3)]
+    for node in nodes:
+        returns.ended(node, 0.0, 600.0)
+    assert returns.drop(1.0) == nodes[:3], "the last that have ended are"
+    assert [node for node, _ in returns.expected()] == nodes[3:]
+    assert returns.drop(1200.0) == nodes[3:]
