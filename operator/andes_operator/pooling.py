@@ -223,6 +223,7 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None) 
     existing, most = int(status.get("replicas", 0)), int(bounds.get("maxReplicas", spec["maxReplicas"]))
     if given is not None:
         existing = max(existing, given.held(said.get("grant")))
+    least = int(bounds.get("minReplicas", spec.get("minReplicas", 1)))
     if said.get("placeable") is not None:
         most = min(most, max(int(said["placeable"]), int(status.get("readyReplicas", 0))))
     asked, present = said.get("asks"), said.get("present")
@@ -230,7 +231,7 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None) 
     cold_s = float(status.get("coldStartSeconds") or 0.0)
     return Member(
         member.target, "/".join(_model(target)), None if asked is None else int(asked),
-        min(int(bounds.get("minReplicas", spec.get("minReplicas", 1))), most), most, existing, int(status.get("readyReplicas", 0)),
+        min(least, most), most, existing, int(status.get("readyReplicas", 0)),
         gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
         granted=None if given is None else given.replicas, draining=int(said.get("draining") or 0),
