@@ -216,26 +216,31 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None) 
     """As the pool sees a target by its spec and status, and by what it was given last; None where it is not in mode Pooled or
     was never reconciled."""
     spec, status = target.get("spec") or {}, target.get("status") or {}
-    said, bounds = status.get("pool") or {}, status.get("bounds") or {}
+    said = status.get("pool") or {}
     if not _pooled(target) or not said:
         return None
-    gpus = float(spec.get("gpusPerReplica", 1))
-    existing, most = int(status.get("replicas", 0)), int(bounds.get("maxReplicas", spec["maxReplicas"]))
+    gpus, (least, most) = float(spec.get("gpusPerReplica", 1)), _bounds(spec, status, said.get("placeable"))
+    existing = int(status.get("replicas", 0))
     if given is not None:
         existing = max(existing, given.held(said.get("grant")))
-    least = int(bounds.get("minReplicas", spec.get("minReplicas", 1)))
-    if said.get("placeable") is not None:
-        most = min(most, max(int(said["placeable"]), int(status.get("readyReplicas", 0))))
     asked, present = said.get("asks"), said.get("present")
     rate_rps = float((status.get("demand") or {}).get("requestsPerSecond") or 0.0)
     cold_s = float(status.get("coldStartSeconds") or 0.0)
     return Member(
-        member.target, "/".join(_model(target)), None if asked is None else int(asked),
-        min(least, most), most, existing, int(status.get("readyReplicas", 0)),
-        gpus=gpus, price=gpus if member.price is None else member.price,
+        member.target, "/".join(_model(target)), None if asked is None else int(asked), least, most, existing,
+        int(status.get("readyReplicas", 0)), gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
         granted=None if given is None else given.replicas, draining=int(said.get("draining") or 0),
     )  # fmt: skip
+
+
+def _bounds(spec: Resource, status: Resource, placeable: int | None) -> tuple[int, int]:
+    """Least and most replicas, as they held at the last reconcile, of those that can be had."""
+    said = status.get("bounds") or {"minReplicas": spec.get("minReplicas", 1), "maxReplicas": spec["maxReplicas"]}
+    least, most = int(said["minReplicas"]), int(said["maxReplicas"])
+    if placeable is not None:
+        most = min(most, max(int(placeable), int(status.get("readyReplicas", 0))))
+    return min(least, most), most
 
 
 def pool_status(
