@@ -161,6 +161,7 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- end -}}
 {{- range $component := $found -}}
 {{- include "andes.checkGpus" (list $ $component) -}}
+{{- include "andes.checkKey" (list $ $component) -}}
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}
@@ -194,6 +195,16 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
 {{- fail (printf "%s.gpu.count is %d, but its args use %d (--tp, --pp-size, --dp-size): make them agree" $where (int $engine.gpu.count) $needs) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Stops where an engine asks for a key that the gateway does not send: list $ "engine-coder" */ -}}
+{{- define "andes.checkKey" -}}
+{{- $values := (first .).Values -}}
+{{- $own := index $values (last .) -}}
+{{- $differs := or (ne $own.apiKeySecret $values.engine.apiKeySecret) (ne $own.apiKeySecretKey $values.engine.apiKeySecretKey) -}}
+{{- if and $values.gateway.enabled (eq $own.kind "sglang") $own.apiKeySecret $differs -}}
+{{- fail (printf "models: %s: engine.apiKeySecret is %s, key %s, but the gateway sends one key to all engines: name it in engine.apiKeySecret" (trimPrefix "engine-" (last .)) $own.apiKeySecret $own.apiKeySecretKey) -}}
 {{- end -}}
 {{- end -}}
 
