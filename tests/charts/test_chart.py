@@ -343,7 +343,9 @@ def test_a_service_account_that_models_share_is_there_once() -> None:
 
 
 def test_a_model_without_a_key_goes_with_one_that_has_the_gateway_s() -> None:
-    assert chart.render({"engine.apiKeySecret": "k", "models": [{"name": "a", "engine": {"apiKeySecret": ""}}, {"name": "b"}]})
+    assert chart.render(
+        {"engine.apiKeySecret": "k", "models": [{"name": "a", "engine": {"apiKeySecret": ""}}, {"name": "b"}]}
+    )
     other = [{"name": "a", "engine": {"apiKeySecret": "own"}}]
     assert chart.render({"gateway.enabled": False, "models": other}), "whose gateway it is, is not known"
 
@@ -401,6 +403,7 @@ def test_a_handler_of_one_s_own_replaces_the_chart_s(component: str) -> None:
         ["--tensor-parallel-size=2"],
         ["--pp-size", "2"],
         ["--tp=2", "--dp-size=2", "--enable-dp-attention"],
+        ["--config", "/models/engine.yaml"],
     ],
 )
 def test_gpus_that_the_flags_ask_for_are_accepted(args: list[str]) -> None:
