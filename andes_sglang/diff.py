@@ -90,6 +90,8 @@ def _diff(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Compare two runs policy by policy: figures of both, what else differs, and whether the change of QoE is noise."""
     if rest:
         raise UsageError(f"unknown argument {rest[0]!r}")
+    if args.max_loss is not None and not 0.0 <= args.max_loss <= 1.0:
+        raise UsageError(f"--max-loss must be from 0 to 1, as QoE is, got {args.max_loss}")
     a, b = results.read(args.a), results.read(args.b)
     compared = {}
     for title, one, other in _pairs(a, b):

@@ -159,8 +159,11 @@ def _converted(option: argparse.Action, name: str, value: str) -> Any:
     kind: Callable[[str], Any] = option.type if callable(option.type) else str
     try:
         converted = kind(value)
-    except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+    except argparse.ArgumentTypeError as error:
         raise UsageError(f"--over {name}={value}: {error}") from None
+    except (TypeError, ValueError):
+        what = {int: "a whole number", float: "a number"}.get(option.type, "a value")  # type: ignore[call-overload]
+        raise UsageError(f"--over {name}={value}: expected {what} of --{name}") from None
     if option.choices is not None and converted not in option.choices:
         raise UsageError(f"--over {name}={value}: choose from {', '.join(map(str, option.choices))}")
     return converted

@@ -47,9 +47,10 @@ class Member:
 
     model: members of one model share its demand. alone: replicas that the whole demand of its model would take of this
     kind, with what may come; None: not known yet, and it stays as it is. present: of them, for the present demand; None:
-    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, draining ones included;
-    ready: that serve. gpus, price: of a replica, price per hour. value: of its model's readers, their requests/s times their
-    priority. cold_s: until a new replica serves. granted: what it was given last; None: nothing yet.
+    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, or soon may; draining:
+    beside them, those that hold theirs until they have gone; ready: that serve. gpus, price: of a replica, price per hour.
+    value: of its model's readers, their requests/s times their priority. cold_s: until a new replica serves. granted: what
+    it was given last; None: nothing yet.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Member:
     cold_s: float = 0.0
     present: int | None = None
     granted: int | None = None
+    draining: int = 0
 
     @property
     def serves(self) -> float:
@@ -191,11 +193,11 @@ def _kept(budget: PoolBudget, by_model: Sequence[Sequence[Member]], wanted: Coun
 
 def _with_room(budget: PoolBudget, members: Sequence[Member], counts: Counts) -> Counts:
     """No more than there is room for beside what still exists: what is taken from one is another's when it has gone."""
-    held = {m.name: m.existing for m in members}
+    held = {m.name: m.existing + m.draining for m in members}
     given = {m.name: min(counts[m.name], m.existing if m.granted is None else m.granted) for m in members}
     for m in sorted(members, key=lambda m: -m.value / budget.cost(m)):
         while given[m.name] < counts[m.name]:
-            beside = {**held, m.name: max(held[m.name], given[m.name] + 1)}
+            beside = {**held, m.name: max(held[m.name], given[m.name] + 1 + m.draining)}
             if not budget.holds(members, beside):
                 break
             held, given[m.name] = beside, given[m.name] + 1

@@ -55,6 +55,14 @@ def test_nothing_begins_before_there_is_room_for_it() -> None:
     assert counts(PoolBudget(8), chat, replace(code, existing=1, ready=1)) == {"chat": 7, "code": 1}
 
 
+def test_what_drains_holds_its_part_until_it_has_gone() -> None:
+    chat, code = replace(CHAT, alone=8, existing=2, ready=2), replace(CODE, alone=1, existing=1, ready=1, draining=4)
+    assert counts(PoolBudget(8), chat, code) == {"chat": 3, "code": 1}
+    assert counts(PoolBudget(8), chat, replace(code, draining=0)) == {"chat": 7, "code": 1}
+    own = replace(CODE, alone=6, existing=2, ready=2, draining=4)
+    assert counts(PoolBudget(7), own) == {"code": 3}, "also what drains of its own"
+
+
 def test_too_little_goes_where_readers_gain_most() -> None:
     even = counts(PoolBudget(8), replace(CHAT, alone=8), replace(CODE, alone=8))
     assert even == {"chat": 4, "code": 4}

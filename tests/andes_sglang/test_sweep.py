@@ -99,7 +99,8 @@ def test_policies_and_routers_of_your_own_are_swept_and_planned_with(
     [
         (["load"], "--over 'load': expected NAME=A,B,C"),
         (["rate=1", "rate=2"], "an option stands twice"),
-        (["replicas=x"], "--over replicas=x: invalid literal"),
+        (["replicas=x"], "--over replicas=x: expected a whole number of --replicas"),
+        (["load=0.5:1"], "--over load=0.5:1: expected a number of --load"),
         (["population=birds"], "--over population=birds: choose from"),
         (["out=a,b"], "--over out: --out takes no value of its own here"),
         (["force=1"], "--over force: --force takes no value of its own here"),
@@ -143,6 +144,13 @@ def test_diff_tells_a_loss_from_noise(runs: Path, capsys: pytest.CaptureFixture[
     assert less["policies"]["fcfs"]["qoe_difference"]["mean"] == pytest.approx(after - before, abs=1e-3)
     assert less["changed"]["engine.flags"] == [[], ["--max-running-requests", "2"]]
     assert diff(capsys, str(runs / "small"), str(runs / "a"), "--max-loss", "0.05")[0] == 0, "a gain is no loss"
+
+
+@pytest.mark.parametrize("loss", ["nan", "-0.01", "5"])
+def test_a_loss_that_is_none_is_refused(loss: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``nan`` is less than nothing and more than nothing: every loss would pass."""
+    assert cli.main(["diff", str(runs / "a"), str(runs / "small"), "--max-loss", loss]) == 2
+    assert "--max-loss must be from 0 to 1" in capsys.readouterr().err
 
 
 def test_other_requests_are_not_paired(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,8 @@ TOOLS: dict[str, Callable[[Any], list[Answer] | None]] = {
     "vllm": vllm.answers, "guidellm": guidellm.answers, "aiperf": aiperf.answers,
 }  # fmt: skip
 """By name: the answers in a document, which is an object, or a list of the objects of its lines; None: of another tool.
-Raises ``ValueError``, ``KeyError`` or ``TypeError`` where it is this tool's and lacks what is needed."""
+Raises ``ValueError``, ``KeyError``, ``TypeError``, ``AttributeError`` or ``OverflowError`` where it is this tool's and lacks
+what is needed, or holds something else in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def load_measured(path: Path, target: QoETarget) -> Measured | None:
     for tool, answers in TOOLS.items():
         try:
             found = answers(document)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise WorkloadError(f"{path}: results of {tool} that cannot be read: {what}") from None
         if found is not None:

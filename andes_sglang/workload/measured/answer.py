@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,15 @@ from andes_sglang.request import RequestRecord
 
 __all__ = ["Answer"]
 
+MAX_WAIT_S = 1e6
+"""Eleven days: more is a unit that was mistaken."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """start_s: when it was asked for, on any clock. ttft_s: from then; None: there was no token. gaps_s: between its chunks
     after the first, in order; exact: as measured, otherwise the mean of all that there were. error: None where it ended well.
+    Raises ``ValueError`` for what no answer can be.
     """
 
     start_s: float
@@ -27,6 +32,15 @@ class Answer:
     exact: bool = True
     error: str | None = None
     duration_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.start_s) or not math.isfinite(self.duration_s):
+            raise ValueError(f"a request that began at {self.start_s} s and took {self.duration_s} s")
+        if min(self.prompt_tokens, self.output_tokens) < 0:
+            raise ValueError(f"a request of {self.prompt_tokens} and an answer of {self.output_tokens} tokens")
+        waits_s = (*(() if self.ttft_s is None else (self.ttft_s,)), *self.gaps_s)
+        if wrong := [wait_s for wait_s in waits_s if not 0.0 <= wait_s <= MAX_WAIT_S]:
+            raise ValueError(f"a wait of {wrong[0]} s for a token; expected 0 to {MAX_WAIT_S:g}")
 
     def record(self, index: int, origin_s: float, target: QoETarget) -> RequestRecord:
         """On the clock whose second 0 is ``origin_s``."""

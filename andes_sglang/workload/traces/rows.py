@@ -109,6 +109,8 @@ def read_document(path: Path) -> Any:
         if start == "[":
             raise WorkloadError(f"{path}: not JSON ({error})") from None
         return text
+    except RecursionError:
+        raise WorkloadError(f"{path}: JSON that is nested too deeply") from None
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def test_aiperf_says_when_each_chunk_came(tmp_path: Path) -> None:
         ("b.json", {"benchmarks": []}, "results of guidellm without a request"),
         ("a.jsonl", {"metadata": {}, "metrics": {}}, "results of aiperf that cannot be read: no 'request_start_ns'"),
         ("a.jsonl", aiperf_line(metrics={"time_to_first_token": {"value": 1, "unit": "weeks"}}), "the unit 'weeks'"),
+        ("run.json", {**VLLM, "ttfts": [math.nan, 1, 1]}, "vllm that cannot be read: a wait of nan s for a token"),
+        ("run.json", {**VLLM, "ttfts": [-0.5, 1, 1]}, "a wait of -0.5 s for a token"),
+        ("run.json", {**VLLM, "itls": [[0.1, math.inf], [0.1], []]}, "a wait of inf s for a token"),
+        ("run.json", {**VLLM, "ttfts": [5e8, 1, 1]}, "a wait of 500000000.0 s for a token; expected 0 to 1e.06"),
+        ("run.json", {**VLLM, "output_lens": [-3, 4, 0]}, "an answer of -3 tokens"),
+        ("run.json", {**VLLM, "output_lens": [math.inf, 4, 0]}, "vllm that cannot be read: cannot convert float infinity"),
+        ("run.json", {**VLLM, "start_times": [math.nan, 1, 2]}, "a request that began at nan s"),
+        ("b.json", {"benchmarks": [{"requests": [guidellm_request()]}]}, "results of guidellm that cannot be read"),
+        ("b.json", {"benchmarks": [{"requests": {"successful": [guidellm_request(info=5)]}}]}, "guidellm that cannot be read"),
+        ("a.jsonl", aiperf_line(metrics={"time_to_first_token": 5}), "results of aiperf that cannot be read"),
+        ("a.jsonl", aiperf_line(metadata="x"), "results of aiperf that cannot be read"),
+        ("deep.json", "[" * 100_000, "nested too deeply"),
+        ("deep.json", '{"a":' * 100_000, "nested too deeply"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(name: str, what: object, said: str, tmp_path: Path) -> None:
