@@ -139,6 +139,7 @@ class ReaderStream:
         ``until_s`` (clock seconds) and not before. The seconds for which it has; 0 where it had enough anyway."""
         stood_s = max(0.0, until_s - self.start_s - self.end_s)
         self.start_s += stood_s
+        self._arrival_s += stood_s  # for what is thought from now on
         return stood_s
 
     def buffered_tokens(self, now_s: float) -> float:

@@ -225,9 +225,11 @@ class Gateway:
             self.capacity.count()  # its model may be known now
         raise admission.no_replica(NO_ENGINE_RETRY_S, draining=self.draining)
 
-    def _place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute]) -> list[Upstream]:
+    def _place_elsewhere(
+        self, stream: Stream, tried: Collection[ModelRoute], failed: Collection[Upstream]
+    ) -> list[Upstream]:
         """As :meth:`Placement.place_elsewhere`; the requests of batches stay where they are put."""
-        order = [] if stream.batched else self.placement.place_elsewhere(stream, tried, time.monotonic())
+        order = [] if stream.batched else self.placement.place_elsewhere(stream, tried, failed, time.monotonic())
         self.capacity.count()
         return order
 

@@ -124,18 +124,20 @@ class Placement:
             replicas[0].awaits(stream, now_s)
         return replicas
 
-    def place_elsewhere(self, stream: Stream, tried: Collection[ModelRoute], now_s: float) -> list[Upstream]:
+    def place_elsewhere(
+        self, stream: Stream, tried: Collection[ModelRoute], failed: Collection[Upstream], now_s: float
+    ) -> list[Upstream]:
         """Replicas of a model other than those ``tried``, all of whose engines have failed this stream before it began: of
-        another rung of its ladder, else of the class's fallback. Empty where there are none."""
+        another rung of its ladder, else of the class's fallback; none of ``failed``. Empty where there are none."""
         ladder = self._upstreams.catalog.ladder_of(stream.body.get("model"))
         replicas: list[Upstream] = []
         if ladder is not None and stream.fallback is None:
             with suppress(ApiError):  # none of them may or will take it
                 rungs = self._rungs_for(stream, ladder).items()
-                replicas = self._place_on(stream, {route: q for route, q in rungs if route not in tried}, now_s)
-        return replicas or self._fall_back(stream, "engine_failed", now_s)
+                replicas = self._place_on(stream, {route: q for route, q in rungs if route not in tried}, now_s, failed)
+        return replicas or self._fall_back(stream, "engine_failed", now_s, failed)
 
-    def _fall_back(self, stream: Stream, why: str, now_s: float) -> list[Upstream]:
+    def _fall_back(self, stream: Stream, why: str, now_s: float, failed: Collection[Upstream] = ()) -> list[Upstream]:
         """Replicas of the class's fallback model; none where it has none, or cannot take the stream either."""
         name = stream.expectation.settings.fallback_model
         if name is None or stream.fallback is not None:
@@ -143,7 +145,7 @@ class Placement:
         try:
             route = self.route_of(name, stream.tenant)
             other = route not in (stream.route, ModelRoute())
-            replicas = self._place_on(stream, {route: None}, now_s) if other else []
+            replicas = self._place_on(stream, {route: None}, now_s, failed) if other else []
         except ApiError:
             self._warn_if_missing(name, f"fallback_model of class {stream.expectation.class_name}")
             return []
@@ -161,14 +163,17 @@ class Placement:
             raise no_model(stream.body.get("model"), tenant.models)  # whose these are cannot be told
         return {replica.name: (replica, route) for replica in accepting}
 
-    def _place_on(self, stream: Stream, offers: Offers, now_s: float) -> list[Upstream]:
-        """Replicas for this stream, best first, all of one model of ``offers``: the best that does not refuse it. Raises the
-        error that refuses it."""
+    def _place_on(
+        self, stream: Stream, offers: Offers, now_s: float, failed: Collection[Upstream] = ()
+    ) -> list[Upstream]:
+        """Replicas for this stream, best first, all of one model of ``offers``: the best that does not refuse it; none of
+        ``failed``. Raises the error that refuses it."""
         found: _Found = {}
         refusals: list[ApiError] = []
         for route in offers:
             try:
-                found = self._accepting(stream, route, now_s) | found
+                accepting = self._accepting(stream, route, now_s)
+                found = {name: (r, of) for name, (r, of) in accepting.items() if r not in failed} | found
             except ApiError as error:
                 refusals.append(error)
         if found:

@@ -221,15 +221,12 @@ class Relay:
             return False
         if self._candidates(now_s):
             return True
-        if not (self._reply.started or error.refused) and (order := self._elsewhere()):
-            self._order = order
-            return True
+        if not (self._reply.started or error.refused):
+            order = self._context.place_elsewhere(self.stream, self._tried_routes, self._tried)
+            if order:
+                self._order = order
+                return True
         return not (self._reply.begun or error.refused or self._context.upstreams.accepting(now_s, self.stream.route))
-
-    def _elsewhere(self) -> list[Upstream]:
-        """Of another model, those that have not been tried."""
-        order = self._context.place_elsewhere(self.stream, self._tried_routes)
-        return [replica for replica in order if replica not in self._tried]
 
     def _note_next_try(self, error: UpstreamError) -> None:
         metrics, begun = self._context.metrics, self._reply.begun

@@ -265,10 +265,19 @@ class Cluster:
         what = f"read {name} of the {plural} of {namespace}"
         return await self._send(what, method, names.GROUP, names.VERSION, namespace, plural, name)
 
-    async def patch_status(self, plural: str, namespace: str, name: str, status: Mapping[str, Any]) -> None:
+    async def patch_status(
+        self, plural: str, namespace: str, name: str, status: Mapping[str, Any], *, resource_version: str | None = None
+    ) -> None:
+        """Status 409 where the resource is not of ``resource_version`` any more; None: of any."""
         method = self._custom.patch_namespaced_custom_object_status_without_preload_content
-        what = f"write the status of {name} of the {plural} of {namespace}"
-        await self._send(what, method, names.GROUP, names.VERSION, namespace, plural, name, {"status": dict(status)})
+        what, body = f"write the status of {name} of the {plural} of {namespace}", {"status": dict(status)}
+        if resource_version is not None:
+            body["metadata"] = {"resourceVersion": resource_version}
+        await self._send(what, method, names.GROUP, names.VERSION, namespace, plural, name, body)
+
+    def forget_list(self, plural: str, namespace: str) -> None:
+        """The next :meth:`list_all` of a namespace asks the API server."""
+        self._cached.pop(f"{plural}/{namespace}", None)
 
     async def config_map(self, namespace: str, name: str) -> dict[str, str]:
         """Its data; empty where there is none."""

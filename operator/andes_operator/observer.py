@@ -68,8 +68,8 @@ class Observer:
         self._cluster, self._gateways, self._tracer, self._clock = cluster, gateways, tracer, clock
 
     async def membership(self, target: Mapping[str, Any], spec: TargetSpec) -> Membership | None:
-        """Of a target in mode Pooled, where a QoEPool names it."""
-        if spec.mode is not Mode.POOLED:
+        """Of a target whose mode is Pooled, also while it is paused, where a QoEPool names it."""
+        if spec.mode is not Mode.POOLED and not (spec.paused and target["spec"].get("mode") == Mode.POOLED):
             return None
         namespace = target["metadata"]["namespace"]
         pools = await self._cluster.list_all(names.POOLS, namespace, LIST_TTL_S)

@@ -13,7 +13,7 @@ from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.names import Condition, Reason
 from andes_operator.pooling import parse_pool, pool_status
-from andes_operator.reconcile import Key, Result
+from andes_operator.reconcile import CHANGED_S, Key, Result
 from andes_operator.status import conditions, timestamp
 from andes_operator.telemetry import OperatorMetrics
 
@@ -50,7 +50,16 @@ class PoolReconciler:
             found = await self._cluster.list_all(names.TARGETS, namespace)
             made, changed = pool_status(pool, spec, {t["metadata"]["name"]: t for t in found}, now_s=self._clock())
             self._metrics.show_pool(namespace, name, made)
-        await self._cluster.patch_status(names.POOLS, namespace, name, made)
+        try:
+            version = str(pool["metadata"]["resourceVersion"])
+            await self._cluster.patch_status(names.POOLS, namespace, name, made, resource_version=version)
+        except ClusterError as error:
+            if error.status not in (404, 409):
+                raise
+            return Result(
+                CHANGED_S
+            )  # deleted, edited, or divided by another operator meanwhile: what was given is to be read
+        self._cluster.forget_list(names.POOLS, namespace)
         for target in changed:
             self._wake((namespace, target))
         return Result(TICK_S)

@@ -170,7 +170,7 @@ def ask(
     prediction: tuple[DemandForecast, Prediction] | None, *, shares: bool,
 ) -> Ask:  # fmt: skip
     """What the target would have for itself; of one that shares its model, of its kind for all of the model's demand."""
-    if seen.fault is not None:
+    if seen.fault is not None or spec.paused:
         return Ask()
     present = None if found is None else max(1, math.ceil(found.load.at / found.buffer.rho - 1e-9))
     if not shares:
@@ -193,17 +193,19 @@ def pool_part(of: Membership | None, asks: Ask, seen: Observation) -> dict[str, 
     given, grant = (None, None) if of.given is None else (of.given.replicas, of.given.number)
     return {
         "name": of.pool, "asks": asks.replicas, "present": asks.present, "placeable": seen.pods.placeable, "given": given,
-        "grant": grant,
+        "grant": grant, "draining": seen.pods.terminating,
     }  # fmt: skip
 
 
 def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Membership) -> ScaleDecision:
-    """``decision`` within what the pool gives; without an allotment the replicas stay."""
+    """``decision`` within what the pool gives; without an allotment the replicas stay. A paused target only recommends."""
+    if spec.paused:
+        return decision
     given, current = of.given, seen.pods.wanted
     if given is None:
         message = f"{decision.message}; the QoEPool {of.pool} has not divided its budget yet"
         return replace(decision, replicas=current, reason=Reason.POOL, message=message)
-    replicas = spec.clamp(given.replicas) if given.exact else min(decision.replicas, given.replicas)
+    replicas = min(given.replicas, spec.max_replicas) if given.exact else min(decision.replicas, given.replicas)
     if replicas == decision.replicas:
         return decision
     message = f"the QoEPool {of.pool} gives {replicas}; {decision.message}"
@@ -217,22 +219,28 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None) 
     said = status.get("pool") or {}
     if not _pooled(target) or not said:
         return None
-    gpus = float(spec.get("gpusPerReplica", 1))
-    existing, most = int(status.get("replicas", 0)), int(spec["maxReplicas"])
+    gpus, (least, most) = float(spec.get("gpusPerReplica", 1)), _bounds(spec, status, said.get("placeable"))
+    existing = int(status.get("replicas", 0))
     if given is not None:
         existing = max(existing, given.held(said.get("grant")))
-    if said.get("placeable") is not None:
-        most = min(most, max(int(said["placeable"]), int(status.get("readyReplicas", 0))))
     asked, present = said.get("asks"), said.get("present")
     rate_rps = float((status.get("demand") or {}).get("requestsPerSecond") or 0.0)
     cold_s = float(status.get("coldStartSeconds") or 0.0)
     return Member(
-        member.target, "/".join(_model(target)), None if asked is None else int(asked),
-        min(int(spec.get("minReplicas", 1)), most), most, existing, int(status.get("readyReplicas", 0)),
-        gpus=gpus, price=gpus if member.price is None else member.price,
+        member.target, "/".join(_model(target)), None if asked is None else int(asked), least, most, existing,
+        int(status.get("readyReplicas", 0)), gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
-        granted=None if given is None else given.replicas,
+        granted=None if given is None else given.replicas, draining=int(said.get("draining") or 0),
     )  # fmt: skip
+
+
+def _bounds(spec: Resource, status: Resource, placeable: int | None) -> tuple[int, int]:
+    """Least and most replicas, as they held at the last reconcile, of those that can be had."""
+    said = status.get("bounds") or {"minReplicas": spec.get("minReplicas", 1), "maxReplicas": spec["maxReplicas"]}
+    least, most = int(said["minReplicas"]), int(said["maxReplicas"])
+    if placeable is not None:
+        most = min(most, max(int(placeable), int(status.get("readyReplicas", 0))))
+    return min(least, most), most
 
 
 def pool_status(
@@ -240,7 +248,8 @@ def pool_status(
 ) -> tuple[dict[str, Any], list[str]]:
     """The status with a new division, and the members whose part has changed. targets: of the namespace, by name."""
     before = {m.target: Grant.of(pool, m.target) for m in spec.members}
-    members = _members(spec, targets, before)
+    name = pool["metadata"]["name"]
+    members = _members(name, spec, targets, before)
     given = divide(spec.budget, members)
     rows, changed = list[dict[str, Any]](), list[str]()
     for m in members:
@@ -252,24 +261,32 @@ def pool_status(
             "target": m.name, "replicas": grant.replicas, "exact": grant.exact, "grant": grant.number,
             "reserved": grant.reserved, "wished": given[m.name].wished, "existing": m.existing,
         })  # fmt: skip
-    missing = sorted({m.target for m in spec.members} - given.keys())
+    missing = {m.target: _pool_of(targets.get(m.target)) for m in spec.members if m.target not in given}
     generation, conditions_before = int(pool["metadata"]["generation"]), (pool.get("status") or {}).get("conditions")
-    findings = [_ready(missing), _fits(spec, members, given)]
+    findings = [_ready(name, missing), _fits(spec, members, given)]
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
-        "gpus": round(sum(m.gpus * m.existing for m in members), 3),
-        "pricePerHour": round(sum(m.price * m.existing for m in members), 3),
+        "gpus": round(sum(m.gpus * (m.existing + m.draining) for m in members), 3),
+        "pricePerHour": round(sum(m.price * (m.existing + m.draining) for m in members), 3),
         "members": rows,
         "conditions": conditions(findings, conditions_before or [], generation, now_s),
     }, changed
 
 
-def _members(spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]) -> list[Member]:
-    """Those that are there."""
-    there = [m for m in spec.members if m.target in targets]
+def _members(
+    pool: str, spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]
+) -> list[Member]:
+    """Those that are there, and say that they are in ``pool``."""
+    there = [m for m in spec.members if _pool_of(targets.get(m.target)) == pool]
     found = (member_of(m, targets[m.target], before[m.target]) for m in there)
     return [member for member in found if member is not None]
+
+
+def _pool_of(target: Resource | None) -> str | None:
+    """The pool that a target said it is in; None: it is not there, or said nothing yet."""
+    said = ((target or {}).get("status") or {}).get("pool") or {}
+    return said.get("name") if target is not None and _pooled(target) else None
 
 
 def _told_back(target: Resource) -> int | None:
@@ -277,10 +294,13 @@ def _told_back(target: Resource) -> int | None:
     return ((target.get("status") or {}).get("pool") or {}).get("grant")
 
 
-def _ready(missing: Sequence[str]) -> Finding:
+def _ready(name: str, missing: Mapping[str, str | None]) -> Finding:
+    """missing: with the pools that they are in."""
+    nowhere = sorted(target for target, pool in missing.items() if pool in (None, name))
+    elsewhere = [f"{target} is in the QoEPool {missing[target]}" for target in sorted(missing.keys() - set(nowhere))]
     if missing:
-        said = f"no QoETarget in mode Pooled that was reconciled: {', '.join(missing)}"
-        return Condition.READY, False, Reason.MEMBER_MISSING, said
+        said = [f"no QoETarget in mode Pooled that was reconciled: {', '.join(nowhere)}"] if nowhere else []
+        return Condition.READY, False, Reason.MEMBER_MISSING, "; ".join(said + elsewhere)
     return Condition.READY, True, "AsExpected", "every member has its part"
 
 

@@ -21,6 +21,9 @@ MOVE = 0.1
 """What a replica that does not exist yet is worth less, at least, as a share: values waver, and replicas are not to."""
 RESERVE = 0.1
 """What being ready for more than the present demand is worth, as a share of what serving it is worth."""
+TRIES = 300_000
+"""Counts of kinds that are tried for one model, in less than a second: all mixes of three kinds of a hundred; of more, those
+of the kinds that carry demand at the least price."""
 Counts = dict[str, int]
 
 
@@ -47,9 +50,10 @@ class Member:
 
     model: members of one model share its demand. alone: replicas that the whole demand of its model would take of this
     kind, with what may come; None: not known yet, and it stays as it is. present: of them, for the present demand; None:
-    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, draining ones included;
-    ready: that serve. gpus, price: of a replica, price per hour. value: of its model's readers, their requests/s times their
-    priority. cold_s: until a new replica serves. granted: what it was given last; None: nothing yet.
+    all. least, most: its bounds, with what can be scheduled. existing: replicas that hold GPUs, or soon may; draining:
+    beside them, those that hold theirs until they have gone; ready: that serve. gpus, price: of a replica, price per hour.
+    value: of its model's readers, their requests/s times their priority. cold_s: until a new replica serves. granted: what
+    it was given last; None: nothing yet.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Member:
     cold_s: float = 0.0
     present: int | None = None
     granted: int | None = None
+    draining: int = 0
 
     @property
     def serves(self) -> float:
@@ -113,20 +118,21 @@ def _cheapest(kinds: Sequence[Member]) -> Counts:
     """The cheapest counts that carry all of the model's demand; as much as can be had where that is not enough."""
     unknown = {m.name: m.floor for m in kinds if m.alone is None}
     known = sorted((m for m in kinds if m.alone is not None), key=lambda m: m.price * (m.alone or 0))
-    return unknown | _cover(known, 1.0)[1]
+    return unknown | _cover(known, 1.0, TRIES // max(1, len(known)))[1]
 
 
-def _cover(kinds: Sequence[Member], demand: float) -> tuple[tuple[float, float], Counts]:
-    """What is left of ``demand`` (a share of the model's), then the price, and the counts for which both are least."""
+def _cover(kinds: Sequence[Member], demand: float, tries: int) -> tuple[tuple[float, float], Counts]:
+    """What is left of ``demand`` (a share of the model's), then the price, and the counts for which both are least, of at
+    most ``tries``; beyond them each kind takes what it can."""
     if not kinds:
         return (round(max(0.0, demand), 9), 0.0), {}
     kind, rest = kinds[0], kinds[1:]
     enough = math.ceil(max(0.0, demand) * (kind.alone or 0) - 1e-9)
     highest = max(kind.least, min(kind.most, enough))
-    lowest = kind.least if rest else highest
+    lowest = kind.least if rest and tries > highest - kind.least else highest
     options = []
     for n in range(highest, lowest - 1, -1):
-        (left, price), counts = _cover(rest, demand - n * kind.carries)
+        (left, price), counts = _cover(rest, demand - n * kind.carries, tries // (highest - lowest + 1))
         fresh = sum(kind.fresh(k) for k in range(n))
         options.append(((left, price + kind.price * (n + fresh)), {kind.name: n, **counts}))
     return min(options, key=lambda option: option[0])
@@ -191,11 +197,11 @@ def _kept(budget: PoolBudget, by_model: Sequence[Sequence[Member]], wanted: Coun
 
 def _with_room(budget: PoolBudget, members: Sequence[Member], counts: Counts) -> Counts:
     """No more than there is room for beside what still exists: what is taken from one is another's when it has gone."""
-    held = {m.name: m.existing for m in members}
+    held = {m.name: m.existing + m.draining for m in members}
     given = {m.name: min(counts[m.name], m.existing if m.granted is None else m.granted) for m in members}
     for m in sorted(members, key=lambda m: -m.value / budget.cost(m)):
         while given[m.name] < counts[m.name]:
-            beside = {**held, m.name: max(held[m.name], given[m.name] + 1)}
+            beside = {**held, m.name: max(held[m.name], given[m.name] + 1 + m.draining)}
             if not budget.holds(members, beside):
                 break
             held, given[m.name] = beside, given[m.name] + 1

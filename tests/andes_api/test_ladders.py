@@ -208,6 +208,21 @@ def test_where_the_better_engine_alone_is_left_it_answers(faulty: Any, gateway: 
 
 
 @pytest.mark.server
+def test_an_engine_that_failed_is_not_asked_for_its_other_model(faulty: Any, gateway: Any) -> None:
+    """Then nobody has fallen back, and the failure is on the record of the model that was asked for."""
+    engine = faulty()
+    engine.models = (200, b'{"object":"list","data":[{"id":"big"},{"id":"small"}]}')
+    engine.fault = "hang up"
+    server = gateway(engine.url, classes={"code": {"fallback_model": "small"}}, breaker_failures=100)
+    answer = ask(server, "big", **{"x-andes-class": "code"})
+    assert (answer.status_code, answer.headers["x-andes-model"]) == (502, "big")
+    assert "x-andes-fallback" not in answer.headers
+    assert {body["model"] for body in engine.bodies} == {"big"}
+    record = httpx.get(server.url + "/fleet/demand").json()["records"][-1]
+    assert record["model"] == "big"
+
+
+@pytest.mark.server
 def test_an_answer_goes_on_with_the_model_that_began_it(faulty: Any, gateway: Any) -> None:
     one, twin, other = faulty(), faulty(), faulty()
     one.fault, one.after, one.strike = "die", 3, threading.Event()

@@ -145,6 +145,17 @@ def test_a_tool_that_runs_is_waited_for_by_the_reader_and_no_fault_of_engines(de
     assert receipt.reader.delivered == receipt.written.delivered == delivered + 10
 
 
+@pytest.mark.parametrize("thought", [0, 25])
+def test_what_is_thought_after_a_tool_ran_does_not_undo_that(thought: int) -> None:
+    """The next round begins with a role, or a thought: the first word is still to come, and no engine has made it late."""
+    receipt = Receipt(0.0, TARGET)
+    receipt.think(25)
+    receipt.tool_ran(10.0, 70.0)
+    receipt.think(thought)
+    for timeline, start_s in ((receipt.written, 60.0), (receipt.reader, 0.0)):
+        assert timeline.start_s == pytest.approx(TARGET.start_s(start_s, 25 + thought))
+
+
 def test_a_reader_next_door_has_no_timeline_of_its_own() -> None:
     link = Link(round_trip_s=0.003)
     assert link.receipt.round_trip_s == 0.0

@@ -379,11 +379,12 @@ def test_usage_adds_up() -> None:
     assert added({}, two) == added(two, {}) == added(two, {"prompt_tokens_details": None}) == two
 
 
-def test_who_waits_for_a_tool_says_so_at_both_ends(engine: Any, gateway: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["Let me see", ""])
+def test_who_waits_for_a_tool_says_so_at_both_ends(before: str, engine: Any, gateway: Any, tmp_path: Path) -> None:
     """The reader's score is the client's; what engines can change is not touched by a tool that takes two seconds."""
     program = tmp_path / "slow.py"
     program.write_text('import time\ninput()\ntime.sleep(2)\nprint(\'{"result": "done"}\', flush=True)\n')
-    scripted = engine([*say("Let me see"), *call("slow", "{}")], say("and so on " * 5))
+    scripted = engine([*(say(before) if before else []), *call("slow", "{}")], say("and so on " * 5))
     server = gateway(scripted.url, tools={"slow": {"command": [sys.executable, str(program)]}})
     client = AndesClient(base_url=server.url + "/v1", api_key="x")
     with client.stream(
@@ -392,7 +393,7 @@ def test_who_waits_for_a_tool_says_so_at_both_ends(engine: Any, gateway: Any, tm
     ) as answer:  # fmt: skip
         text = "".join(answer)
     report = answer.gateway_report
-    assert text.startswith("Let me see")
+    assert text.startswith(before + "and so on")
     assert report is not None
     assert report["tools"][0]["waited_s"] >= 1.5
     assert answer.experience.tokens == report["tokens"]

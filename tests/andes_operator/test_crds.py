@@ -68,7 +68,7 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
     assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "margin": 0.01}
     assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 120, "periodSeconds": 60, "idleSeconds": 600}
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses?dryRun=All", CLASS)["spec"]
-    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.25)
+    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_kubectl_shows_columns_under_short_names(plane: ControlPlane) -> None:
         assert head.split() == ["NAME", "TARGET", "MODE", "QOE", "REPLICAS", "WANTED", "READY", "REASON", "AGE"]
         assert row.split()[:3] == ["shown", "engine", "Auto"]
         assert {"SAVED", "WHY"} <= set(plane.kubectl("get", "qoetarget", "shown", "-o", "wide").splitlines()[0].split())
-        assert plane.kubectl("get", "qc", "reading").splitlines()[1].split()[:5] == ["reading", "1", "4.8", "1", "0.25"]
+        assert plane.kubectl("get", "qc", "reading").splitlines()[1].split()[:5] == ["reading", "1", "4.8", "1", "0.05"]
     finally:
         plane.kubectl("delete", "qt/shown", "qc/reading")
 

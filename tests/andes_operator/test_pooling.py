@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from cases import SPEC, predicted, seen
 
+from andes_operator.cluster import ClusterError
 from andes_operator.decide import ScaleDecision
 from andes_operator.explain import SpecError
 from andes_operator.forecast import DemandForecast
 from andes_operator.memory import Memory
 from andes_operator.names import Mode, Reason
 from andes_operator.observe import DataFault
+from andes_operator.pool_reconcile import PoolReconciler
 from andes_operator.pooling import (
     Ask,
     Grant,
@@ -30,6 +35,7 @@ from andes_operator.pooling import (
 )
 from andes_operator.sharing import Allotment, PoolBudget
 from andes_operator.spec import parse
+from andes_operator.telemetry import OperatorMetrics
 
 POOL: dict[str, Any] = {
     "metadata": {"name": "gpus", "namespace": "n", "generation": 2, "creationTimestamp": "2026-11-27T08:00:00Z"},
@@ -83,7 +89,10 @@ def test_a_member_is_what_its_target_says() -> None:
     assert (found.gpus, found.price, found.value, found.cold_s) == (2.0, 2.5, 12.0, 60.0)
     assert member_of(PoolMember("chat"), target("chat", mode="Auto")) is None
     assert member_of(PoolMember("chat"), {**target("chat"), "status": {}}) is None, "never reconciled"
-    few = target("chat", pool={"asks": 9, "placeable": 4})
+    going = member_of(PoolMember("chat"), target("chat", pool={"name": "gpus", "draining": 3}))
+    assert going is not None
+    assert (going.existing, going.draining) == (2, 3)
+    few = target("chat", pool={"name": "gpus", "asks": 9, "placeable": 4})
     made = member_of(PoolMember("chat"), few)
     assert made is not None
     assert (made.most, made.price) == (4, 2.0), "what cannot be had; without a price its GPUs are its price"
@@ -114,6 +123,21 @@ def test_a_target_is_in_the_oldest_pool_that_names_it() -> None:
     assert unread.given is None
 
 
+def test_a_pool_gives_nothing_to_a_target_of_another_pool() -> None:
+    spec = parse_pool(POOL["spec"])
+    chat, code = target("chat", pool={"name": "older", "asks": 3, "grant": 1}), target("code", pool={"asks": 3})
+    made, changed = pool_status(POOL, spec, {"chat": chat, "code": code}, now_s=0.0)
+    assert (made["members"], made["gpus"], changed) == ([], 0.0, [])
+    said = "no QoETarget in mode Pooled that was reconciled: code; chat is in the QoEPool older"
+    assert made["conditions"][0]["message"] == said
+
+
+def test_the_bounds_of_a_member_are_those_of_the_time() -> None:
+    found = member_of(PoolMember("chat"), target("chat", bounds={"minReplicas": 4, "maxReplicas": 6}))
+    assert found is not None
+    assert (found.least, found.most) == (4, 6)
+
+
 PREDICTION = DemandForecast(5.0, 315.0, "trend"), predicted(3)
 DECISION = ScaleDecision(6, Reason.HEADROOM, "six survive", Memory())
 MEMBER = Membership("gpus", PoolMember("chat", "l4-llama-3.1-8b"))
@@ -128,6 +152,10 @@ def test_what_is_decided_stays_within_what_is_given() -> None:
     assert (less.replicas, less.reason) == (5, Reason.POOL)
     assert less.message == "the QoEPool gpus gives 5; six survive"
     assert given(Grant(8, True)).replicas == 8, "another member has the rest of its model"
+    assert (
+        pooled(replace(SPEC, min_replicas=3), seen(1e6, 1), DECISION, replace(MEMBER, given=Grant(2, True))).replicas
+        == 2
+    ), "also where that is less than the least"
     waits = given(None)
     assert (waits.replicas, waits.message) == (4, "six survive; the QoEPool gpus has not divided its budget yet")
 
@@ -150,6 +178,54 @@ def test_what_a_member_asks_for() -> None:
     assert ask(SPEC, look, DECISION, None, None, shares=True) == Ask()
     fault = replace(look, fault=DataFault(Reason.DATA_MISSING, "gone"))
     assert ask(SPEC, fault, DECISION, None, PREDICTION, shares=False) == Ask()
+
+
+def test_a_paused_member_keeps_its_part_and_recommends_as_if_it_had_no_pool() -> None:
+    paused = replace(SPEC, mode=Mode.ADVISORY, paused="paused until tomorrow")
+    assert ask(paused, seen(1e6, 4), DECISION, None, PREDICTION, shares=True) == Ask(), "it stays as it is"
+    assert pooled(paused, seen(1e6, 4), DECISION, replace(MEMBER, given=Grant(2))) == DECISION
+
+
+class Store:
+    """One pool and its targets, with versions. meanwhile: runs between reading and writing."""
+
+    def __init__(self, pool: dict[str, Any], targets: list[dict[str, Any]]) -> None:
+        self.pool, self.targets, self.version, self.forgotten = pool, targets, 1, 0
+        self.meanwhile: Callable[[], Awaitable[Any]] | None = None
+
+    async def get(self, plural: str, namespace: str, name: str) -> dict[str, Any]:
+        pool = copy.deepcopy(self.pool)
+        pool["metadata"]["resourceVersion"] = str(self.version)
+        return pool
+
+    async def list_all(self, plural: str, namespace: str, ttl_s: float = 0.0) -> list[dict[str, Any]]:
+        if self.meanwhile is not None:
+            act, self.meanwhile = self.meanwhile, None
+            await act()
+        return self.targets
+
+    async def patch_status(
+        self, plural: str, namespace: str, name: str, status: dict[str, Any], *, resource_version: str | None = None
+    ) -> None:
+        if resource_version not in (None, str(self.version)):
+            raise ClusterError(409, "changed")
+        self.pool, self.version = {**self.pool, "status": status}, self.version + 1
+
+    def forget_list(self, plural: str, namespace: str) -> None:
+        self.forgotten += 1
+
+
+def test_of_two_operators_that_divide_at_once_one_writes_and_the_other_reads_it_first() -> None:
+    """Both would give the same number to different parts, and a target tells only the number."""
+    store, woken = Store(POOL, [target("chat"), target("code")]), list[tuple[str, str]]()
+    first, second = (PoolReconciler(store, woken.append, metrics=OperatorMetrics()) for _ in range(2))  # type: ignore[arg-type]
+    store.meanwhile = lambda: second.reconcile(("n", "gpus"))
+    again = asyncio.run(first.reconcile(("n", "gpus"))).requeue_after_s
+    assert again is not None
+    assert again <= 1.0
+    assert (store.version, woken, store.forgotten) == (2, [("n", "chat"), ("n", "code")], 1)
+    assert asyncio.run(first.reconcile(("n", "gpus"))).requeue_after_s == 5.0
+    assert [m["grant"] for m in store.pool["status"]["members"]] == [1, 1]
 
 
 def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
@@ -188,7 +264,7 @@ def test_members_that_act_late_never_exceed_the_budget_together() -> None:
     pool, chance = {**POOL}, random.Random(3)  # noqa: S311
     scales, statuses = (
         {"chat": 1, "code": 1},
-        {name: target(name, replicas=1, pool={"asks": 2}) for name in ("chat", "code")},
+        {name: target(name, replicas=1, pool={"name": "gpus", "asks": 2}) for name in ("chat", "code")},
     )
     read: dict[str, Any] = {}
     for look in range(400):
@@ -205,7 +281,9 @@ def test_members_that_act_late_never_exceed_the_budget_together() -> None:
                 scales[name] = min(statuses[name]["status"]["pool"]["asks"], given.replicas)
                 seen_before = {"replicas": there, "readyReplicas": there}
                 statuses[name] = target(
-                    name, pool={"asks": 2, "given": given.replicas, "grant": given.number}, **seen_before
+                    name,
+                    pool={"name": "gpus", "asks": 2, "given": given.replicas, "grant": given.number},
+                    **seen_before,
                 )
         assert 2 * sum(scales.values()) <= 6
     assert max(scales.values()) >= 1

@@ -67,6 +67,7 @@ class Site:
         self.asked: list[str | None] = []
         self.missing: tuple[str, ...] = ()
         self.hpas: list[dict[str, Any]] = []
+        self.pools: list[dict[str, Any]] = []
         self.errors: dict[str, Exception] = {}
         self.meanwhile: Any = None
         self.inquiries: list[Inquiry] = []
@@ -122,6 +123,8 @@ class Site:
         self._check(plural)
         if plural == names.CLASSES:
             return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
+        if plural == names.POOLS:
+            return self.pools
         return [] if self.resource is None else [self.resource] * self.targets
 
     async def patch_status(self, plural: str, namespace: str, name: str, status: dict[str, Any]) -> None:
@@ -252,6 +255,23 @@ def test_no_more_is_asked_for_than_the_budget_buys() -> None:
     assert site.written[0] == ("scale", 3)
     assert site.condition("Attainable") == ("False", "MaxReplicas")
     assert site.status["bounds"]["why"] == "at most 3: budget of 12 GPUs"
+
+
+def test_a_paused_member_holds_its_part_of_the_pool() -> None:
+    site = Site(mode="Pooled", pause={"until": "2026-11-21T09:03:00Z"})
+    site.fewest = 4
+    site.pools = [{
+        "metadata": {"name": "gpus", "creationTimestamp": "x"},
+        "spec": {"budget": {"gpus": 8}, "members": [{"target": "t"}]},
+        "status": {"members": [{"target": "t", "replicas": 2, "exact": False, "grant": 1, "reserved": 2}]},
+    }]  # fmt: skip
+    site.reconcile()
+    assert site.written == []
+    assert (site.status["pool"]["name"], site.status["pool"]["asks"], site.status["pool"]["grant"]) == ("gpus", None, 1)
+    assert (site.status["recommendedReplicas"], site.condition("Conflict")) == (4, ("False", "Paused"))
+    site.now_s += 120.0
+    site.reconcile()
+    assert (site.written, site.status["pool"]["asks"]) == ([], 4), "what it is given"
 
 
 def test_a_paused_target_recommends_until_the_pause_ends() -> None:
