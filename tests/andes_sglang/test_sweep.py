@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,19 @@ def test_charts_are_files_with_captions_that_say_how_they_were_made(
     captions = (runs / "a" / "figures" / "captions.md").read_text()
     assert captions.count("seed 1; andes ") == len(files) - 1
     assert "95 % confidence" in captions
+
+
+@pytest.mark.parametrize(
+    ("taken", "flags"), [("figures", ["--figures"]), ("report.html/x", []), ("figures/captions.md/x", ["--figures"])]
+)
+def test_what_cannot_be_written_is_a_sentence(
+    taken: str, flags: list[str], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(runs / "a", out, ignore=shutil.ignore_patterns("figures", "report.html"))
+    (out / taken).parent.mkdir(parents=True, exist_ok=True)
+    (out / taken).write_text("a file where a folder should be, or in a folder where a file should be")
+    assert cli.main(["report", str(out), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("andes report: ")
+    assert str(out) in said
