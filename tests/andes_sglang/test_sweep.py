@@ -43,7 +43,19 @@ def test_ranges(text: str, values: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["load", "load=", "=1", "load=2:1:1", "load=1:2:0", "load=a:b:c", "load=1,1", "load=0:1:1e-9"]
+    "text",
+    [
+        "load",
+        "load=",
+        "=1",
+        "load=2:1:1",
+        "load=1:2:0",
+        "load=a:b:c",
+        "load=1,1",
+        "load=0:1:1e-9",
+        "load=,",
+        "load=1:2:inf",
+    ],
 )
 def test_ranges_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--over"):
@@ -106,6 +118,11 @@ def test_policies_and_routers_of_your_own_are_swept_and_planned_with(
     [
         (["load"], "--over 'load': expected NAME=A,B,C"),
         (["rate=1", "rate=2"], "an option stands twice"),
+        (
+            [f"{name}=1:9000:1" for name in ("seed", "replicas", "limit")],
+            "729000000000 points: expected at least 1 job",
+        ),
+        (["trace=a/b.csv,a_b.csv"], "--over: trace=a_b.csv is the directory of two points"),
         (["replicas=x"], "--over replicas=x: expected a whole number of --replicas"),
         (["load=0.5:1"], "--over load=0.5:1: expected a number of --load"),
         (["population=birds"], "--over population=birds: choose from"),
