@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ RESULTS = ("summary.json", "plan.json", "sweep.json")
 """Each says that a directory holds a run."""
 FILES = (*RESULTS, "report.html", "plan.html", "sweep.html", "records-*.jsonl.gz", "samples-*.json")
 """Of a run; what else is there stays."""
+SECRET = re.compile(r"--[a-z-]*(api-key|password|secret)")
+"""Flags whose values are in no result."""
 
 
 class Progress:
@@ -78,7 +81,10 @@ def prepare(out: Path, *, force: bool) -> None:
     directory(out)
     if force:
         for file in (file for pattern in FILES for file in out.glob(pattern)):
-            file.unlink()
+            try:
+                file.unlink()
+            except OSError as error:
+                raise UsageError(f"{file}: cannot be removed ({error.strerror})") from None
     elif any((out / name).exists() for name in RESULTS):
         raise UsageError(f"--out {out}: holds the results of an earlier run; name another, or --force to replace them")
     if not os.access(out, os.W_OK):
@@ -143,13 +149,27 @@ def _unwritten(out: Path, error: OSError) -> UsageError:
 
 
 def made_by() -> dict[str, Any]:
-    """Version, command line, moment and machine."""
+    """Version, command line without its secrets, moment and machine."""
     return {
         "version": version("andes-sglang"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *_without_secrets(sys.argv[1:])],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()},
     }
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """Results are handed on: values of ``SECRET`` flags, and credentials in URLs, are left out."""
+    told = []
+    for before, word in zip(["", *words], words):
+        flag, is_set, _ = word.partition("=")
+        if SECRET.fullmatch(before):
+            told.append("...")
+        elif is_set and SECRET.fullmatch(flag):
+            told.append(f"{flag}=...")
+        else:
+            told.append(re.sub(r"//[^/@\s]+@", "//...@", word))
+    return told
 
 
 class Run(NamedTuple):
@@ -169,7 +189,9 @@ def read(out: Path) -> Run:
     """Raises :class:`UsageError` for a directory without a run, :class:`~andes_sglang.request.RecordsError` for damaged
     records."""
     result = _read_json(out / "summary.json")
-    if not (isinstance(result, dict) and result.get("policies") and {"workload", "engine"} <= result.keys()):
+    if not (
+        isinstance(result, dict) and {"workload", "engine"} <= result.keys() and _are_policies(result.get("policies"))
+    ):
         raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
     repeats, samples = {}, {}
     for name in result["policies"]:
@@ -206,6 +228,10 @@ def draw(out: Path) -> list[Path]:
             )
     (folder / "captions.md").write_text("\n".join(captions) + "\n")
     return [*files, folder / "captions.md"]
+
+
+def _are_policies(policies: Any) -> bool:
+    return isinstance(policies, dict) and bool(policies) and all(isinstance(one, dict) for one in policies.values())
 
 
 def _read_json(path: Path) -> Any:

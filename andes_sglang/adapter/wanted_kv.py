@@ -46,12 +46,15 @@ class WantedKv:
             self._order.look_again()
 
     def ended(self, record: StreamRecord, now_s: float) -> None:
-        """An answer has ended: its KV is the tree's, and its conversation may be about to go on."""
-        returns_s, req = record.expectation.returns_s, record.req
-        if self._order is None or returns_s is None or req.finished_reason.to_json()["type"] == "abort":
+        """An answer has ended: its KV is the tree's, and its conversation may be about to go on. One that yields has none who
+        waits for it: its KV does not outlive that of readers."""
+        expectation, req = record.expectation, record.req
+        if self._order is None or expectation.returns_s is None or expectation.yields:
+            return
+        if req.finished_reason.to_json()["type"] == "abort":
             return
         hit = prefix_hit(self._tree, copy.copy(req))  # a look-up leaves its marks on a request
-        self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, returns_s)
+        self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, expectation.returns_s)
         self._order.look_again()
 
     def _wanted(self) -> Iterator[tuple[Any, float]]:

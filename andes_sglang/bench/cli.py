@@ -178,9 +178,11 @@ def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Make report.html again from the records and the summary in a directory."""
     _refuse(rest)
-    print(results.render(args.directory))
-    for file in results.draw(args.directory) if args.figures else ():
-        print(file)
+    try:
+        files = [results.render(args.directory), *(results.draw(args.directory) if args.figures else ())]
+    except OSError as error:
+        raise UsageError(f"{error.filename or args.directory}: cannot be written ({error.strerror})") from None
+    print(*files, sep="\n")
     return 0
 
 

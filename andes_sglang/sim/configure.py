@@ -12,7 +12,7 @@ from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
-__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded"]
+__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded", "servable"]
 
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
@@ -39,6 +39,13 @@ def _engine_flags() -> argparse.ArgumentParser:
     parser.add_argument("--policy-option", action="append", default=[])
     parser.add_argument("--drafts", type=_drafts, default=0)
     return parser
+
+
+def servable(flags: Sequence[str]) -> list[str]:
+    """``flags`` without ``--drafts``, which ``andes serve`` does not take."""
+    drafts = [k for k, flag in enumerate(flags) if flag.partition("=")[0] == "--drafts"]
+    gone = {*drafts, *(k + 1 for k in drafts if "=" not in flags[k])}
+    return [flag for k, flag in enumerate(flags) if k not in gone]
 
 
 def _drafts(text: str) -> int:

@@ -17,7 +17,7 @@ from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import search_cli
 from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
-from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded, servable
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.objectives import Objective, parse_objective
 from andes_sglang.sim.plan_table import ArmPlan, MixPlan, model_of, notes, page, table
@@ -87,9 +87,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     under each policy; everything is simulated, over several seeds."""
     passed = [flag for flag in passed if flag != "--"]
     objective = _checked_objective(args)
+    routing = router_of(args)
     if args.search:
         return _searched(args, objective, passed)
-    routing = router_of(args)
     arms = arms_of(args)
     chosen = _profiles(args.profile)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
@@ -128,12 +128,18 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    said = "\n".join([summary.aligned(rows), "", *notes(chosen, plans, mixes, args.seeds)])
+    told = [*notes(chosen, plans, mixes, args.seeds), *_of_drafts(engines.values())]
+    said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
     results.save(args.out, files)
     print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
     return 130 if interrupted else 0
+
+
+def _of_drafts(engines: Iterable[Engine]) -> Iterator[str]:
+    if any(engine.drafts for engine, _ in engines):
+        yield "andes serve has no --drafts: an engine drafts by SGLang's flags, the same for every request"
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:
@@ -174,7 +180,7 @@ def _of_one_model(plans: Sequence[ArmPlan], arms: Iterable[str]) -> Iterator[lis
 def _serve_flags(profile: Profile, arm: Arm, passed: Sequence[str]) -> str:
     """What ``andes serve`` takes to be an engine of this plan."""
     arm = expanded(profile.engine, arm)
-    flags = [*passed, *arm.flags]
+    flags = servable([*passed, *arm.flags])
     if profile.engine.devices > 1:
         flags = ["--tp-size", str(profile.engine.devices), *flags]
     return " ".join(["--policy", arm.policy, *flags])

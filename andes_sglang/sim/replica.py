@@ -273,7 +273,7 @@ class Replica:
         self._batch.leave(job)
         self._pool.give_up(job, keep=True)
         spec, times_s = job.spec, np.concatenate(job.times_s)
-        if spec.returns_s is not None and self.policy is not None:  # stock SGLang is not told
+        if spec.returns_s is not None and not spec.yields and self.policy is not None:  # stock SGLang is not told
             self._pool.expect(job.kept_node, spec.returns_s)
         shown_s = times_s[spec.reason_tokens :]
         record = RequestRecord(

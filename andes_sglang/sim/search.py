@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from andes_sglang.arms import Arm
+from andes_sglang.sim.configure import servable
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.profile import Profile
@@ -37,6 +38,14 @@ OPTIONS: Mapping[str, tuple[float, ...]] = {
 CHUNK_FACTORS = (0.25, 0.5, 2.0, 4.0)
 BATCH_FACTORS = (0.6, 0.8, 1.0)
 """Times the profile's chunk; times the batch that KV holds."""
+FIXED_BY: Mapping[str, str] = {
+    "--chunked-prefill-size": "chunk_tokens",
+    "--max-running-requests": "max_running",
+    "--enable-mixed-chunk": "mixed",
+    "--preemption-mode": "offload",
+    "--drafts": "devices",
+}
+"""Choices that flags of every set-up make. What drafts cost is known on the profile's own devices only."""
 MIN_CHUNK_TOKENS = 256
 MAX_DEVICES = 8
 RUNGS = ((0.5, 8), (1.0, 3))
@@ -78,22 +87,27 @@ class Setup:
             flags += ["--policy-option", f"{name}={value:g}"]
         return Arm("andes", tuple(flags))
 
-    def serve_flags(self) -> str:
-        """As ``andes serve`` takes them."""
+    def serve_flags(self, passed: Sequence[str] = ()) -> str:
+        """As ``andes serve`` takes them. passed: flags of every set-up, before its own."""
         devices = ["--tp-size", str(self.devices)] if self.devices > 1 else []
-        return " ".join(["--policy", "andes", *devices, *self.arm.flags])
+        return " ".join(["--policy", "andes", *devices, *servable(passed), *self.arm.flags])
 
-    def chart_values(self, profile: str) -> str:
-        """As the chart takes them, YAML."""
-        flags, args = list(self.arm.flags), [f"--tp-size={self.devices}"] if self.devices > 1 else []
+    def chart_values(self, profile: str, passed: Sequence[str] = ()) -> str:
+        """As the chart takes them, YAML. passed: as of :meth:`serve_flags`."""
+        args = [f"--tp-size={self.devices}"] if self.devices > 1 else []
+        flags, options = [*servable(passed), *self.arm.flags], dict[str, str]()
         while flags:
-            flag = flags.pop(0)
-            value = "" if not flags or flags[0].startswith("--") else "=" + flags.pop(0)
-            if flag != "--policy-option":
-                args.append(flag + value)
+            flag, equals, value = flags.pop(0).partition("=")
+            if not equals and flags and not flags[0].startswith("--"):
+                equals, value = "=", flags.pop(0)
+            if flag == "--policy-option":
+                name, _, option = value.partition("=")
+                options[name] = option
+            else:
+                args.append(flag + equals + value)
         lines = ["engine:", f"  profile: {profile}", "  policy: andes"]
-        if self.options:
-            lines.append(f"  policyOptions: {{{', '.join(f'{name}: {value:g}' for name, value in self.options)}}}")
+        if options:
+            lines.append(f"  policyOptions: {{{', '.join(f'{name}: {value}' for name, value in options.items())}}}")
         lines.append(f"  args: {json.dumps(args)}")
         if self.devices > 1:
             lines.append(f"  gpu: {{count: {self.devices}}}")
@@ -122,6 +136,11 @@ class Space:
             "offload": (False, True) if engine.host_capacity_tokens else (False,),
         })  # fmt: skip
 
+    def under(self, passed: Sequence[str]) -> Space:
+        """Without the choices that ``passed``, flags of every set-up, have made."""
+        made = {FIXED_BY.get(flag.partition("=")[0]) for flag in passed}
+        return Space({name: values[:1] if name in made else values for name, values in self.choices.items()})
+
     @property
     def defaults(self) -> Setup:
         return Setup(**{name: values[0] for name, values in self.choices.items()})
@@ -129,7 +148,7 @@ class Space:
     @property
     def deployed(self) -> Setup:
         """Defaults with mixed chunks and, where there is host memory, offload."""
-        return replace(self.defaults, mixed=True, offload=self.choices["offload"][-1])
+        return replace(self.defaults, mixed=self.choices["mixed"][-1], offload=self.choices["offload"][-1])
 
     def draws(self, count: int, seed: int) -> list[Setup]:
         """``count`` different ones, or as many as there are: defaults, deployed, and draws around the latter."""

@@ -21,7 +21,7 @@ from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, changed, engine_of, held_rate, search
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, from_arguments
-from andes_sglang.workload.arguments import SHAPE_DURATION_S
+from andes_sglang.workload.arguments import SHAPE_DURATION_S, arrives_by_shape
 
 __all__ = ["run"]
 
@@ -37,6 +37,10 @@ class _Rig:
         self.plays = 0
         first = from_arguments(args, args.seed)
         check_requests(first, [profile.engine])
+        self.shaped, span_s = arrives_by_shape(args), first.duration_s
+        if isinstance(first, Workload) and not self.shaped:
+            span_s *= args.rate_scale  # --duration is of the trace's own clock
+        self.span_s = args.duration or (SHAPE_DURATION_S if self.shaped else span_s)
         described = first.describe()
         self.base_rps = float(described["rate_rps"] or 1.0)
         self.prompt = float(described["prompt_tokens"]["mean"])
@@ -45,12 +49,12 @@ class _Rig:
     def demand(self, rate_rps: float, share: float, seed: int) -> Workload | SyntheticWorkload:
         """The workload at another rate; share: of its seconds."""
         args = copy.copy(self.args)
-        if args.trace is None:
-            args.rate, args.duration = rate_rps, share * (args.duration or SHAPE_DURATION_S)
+        if self.shaped:
+            args.rate = rate_rps
         else:
             args.rate_scale *= rate_rps / self.base_rps
-            if share < 1.0:
-                args.duration = share * (args.duration or from_arguments(self.args, seed).duration_s)
+        if self.shaped or share < 1.0:
+            args.duration = share * self.span_s
         return from_arguments(args, seed)
 
     def margin(self, setup: Setup, rate_rps: float, share: float, seeds: Sequence[int]) -> float:
@@ -77,7 +81,8 @@ class _Rig:
 def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed: Sequence[str]) -> int:
     """Search set-ups of one profile for the one that holds the objective under most requests per second and device."""
     rig = _Rig(args, profile, objective, passed)
-    space = Space.of(profile, rig.prompt + rig.output / 2)
+    space = Space.of(profile, rig.prompt + rig.output / 2).under(passed)
+    configure(profile.engine, space.defaults.arm, passed)
     results.prepare(args.out, force=args.force)
     progress = results.Progress(profile.name)
     fresh = [args.seed + FRESH + k for k in range(args.seeds)]
@@ -95,6 +100,11 @@ def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed
             Found(one.setup, held_rate(lambda s, r, share: rig.margin(s, r, share, fresh), one.setup, one.held_rps))
             for one in (found[0], best)
         )
+        if not default.held_rps:
+            raise UsageError(
+                f"--objective {objective}: {profile.name} holds it with seed {args.seed}, but on {_draws(fresh)} at no rate "
+                "that was tried; a lower objective, or a longer --duration"
+            )
     except KeyboardInterrupt:
         print("\ninterrupted: nothing was chosen", file=sys.stderr)
         return 130
@@ -114,27 +124,32 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
         rows.append([_name(one.setup, found[0].setup), f"{one.held_rps:.3g}", f"{gain:+.0%}",
                      "-" if again is None else f"{again.held_rps:.3g}"])  # fmt: skip
     gain = chosen.held_rps / default.held_rps - 1.0
-    predicted, chart = rig.predicted(chosen, fresh[0]), chosen.setup.chart_values(profile.name)
+    predicted, flags = rig.predicted(chosen, fresh[0]), chosen.setup.serve_flags(rig.passed)
+    chart = chosen.setup.chart_values(profile.name, rig.passed)
     result = {
         "made_by": results.made_by(), "simulated": True, "objective": str(rig.objective), "profile": profile.name,
-        "found": [{"flags": one.setup.serve_flags(), "held_rps_per_device": one.held_rps} for one in found],
+        "found": [{"flags": one.setup.serve_flags(rig.passed), "held_rps_per_device": one.held_rps} for one in found],
         "default_held_rps_per_device": default.held_rps, "chosen_held_rps_per_device": chosen.held_rps, "gain": gain,
-        "chosen": {"flags": chosen.setup.serve_flags(), "chart": chart},
+        "chosen": {"flags": flags, "chart": chart},
         "predicted": predicted, "plays": rig.plays,
     }  # fmt: skip
     better = (
-        f"On {len(fresh)} draws that the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} "
+        f"On {_draws(fresh)}, which the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} "
         f"requests/s and device, {gain:.0%} more than the defaults; steps of {LADDER - 1:.0%}."
     )
     told = (
         f"Predicted there: mean QoE {predicted['qoe']['mean']:.3f}, TTFT p90 {predicted['ttft_s']['p90']:.2f} s, "
         f"{predicted['tokens_per_s']:.0f} tokens/s; everything is simulated."
     )
-    serve = f"andes serve --model MODEL {chosen.setup.serve_flags()}"
+    serve = f"andes serve --model MODEL {flags}"
     verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
     results.say("\n".join([summary.aligned(rows), "", verdict, told, "", serve, "", chart]), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
     print(f"\n{args.out / 'plan.json'}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _draws(seeds: Sequence[int]) -> str:
+    return "1 fresh draw" if len(seeds) == 1 else f"{len(seeds)} fresh draws"
 
 
 def _name(setup: Setup, defaults: Setup) -> str:

@@ -268,10 +268,17 @@ def pool_status(
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
         "gpus": round(sum(m.gpus * (m.existing + m.draining) for m in members), 3),
-        "pricePerHour": round(sum(m.price * (m.existing + m.draining) for m in members), 3),
+        "pricePerHour": _price(spec, members),
         "members": rows,
         "conditions": conditions(findings, conditions_before or [], generation, now_s),
     }, changed
+
+
+def _price(spec: PoolSpec, members: Sequence[Member]) -> float | None:
+    """Of what is held, an hour; None where a member has no price."""
+    if any(m.price is None for m in spec.members):
+        return None
+    return round(sum(m.price * (m.existing + m.draining) for m in members), 3)
 
 
 def _members(

@@ -21,6 +21,9 @@ MOVE = 0.1
 """What a replica that does not exist yet is worth less, at least, as a share: values waver, and replicas are not to."""
 RESERVE = 0.1
 """What being ready for more than the present demand is worth, as a share of what serving it is worth."""
+TRIES = 300_000
+"""Counts of kinds that are tried for one model, in less than a second: all mixes of three kinds of a hundred; of more, those
+of the kinds that carry demand at the least price."""
 Counts = dict[str, int]
 
 
@@ -115,20 +118,21 @@ def _cheapest(kinds: Sequence[Member]) -> Counts:
     """The cheapest counts that carry all of the model's demand; as much as can be had where that is not enough."""
     unknown = {m.name: m.floor for m in kinds if m.alone is None}
     known = sorted((m for m in kinds if m.alone is not None), key=lambda m: m.price * (m.alone or 0))
-    return unknown | _cover(known, 1.0)[1]
+    return unknown | _cover(known, 1.0, TRIES // max(1, len(known)))[1]
 
 
-def _cover(kinds: Sequence[Member], demand: float) -> tuple[tuple[float, float], Counts]:
-    """What is left of ``demand`` (a share of the model's), then the price, and the counts for which both are least."""
+def _cover(kinds: Sequence[Member], demand: float, tries: int) -> tuple[tuple[float, float], Counts]:
+    """What is left of ``demand`` (a share of the model's), then the price, and the counts for which both are least, of at
+    most ``tries``; beyond them each kind takes what it can."""
     if not kinds:
         return (round(max(0.0, demand), 9), 0.0), {}
     kind, rest = kinds[0], kinds[1:]
     enough = math.ceil(max(0.0, demand) * (kind.alone or 0) - 1e-9)
     highest = max(kind.least, min(kind.most, enough))
-    lowest = kind.least if rest else highest
+    lowest = kind.least if rest and tries > highest - kind.least else highest
     options = []
     for n in range(highest, lowest - 1, -1):
-        (left, price), counts = _cover(rest, demand - n * kind.carries)
+        (left, price), counts = _cover(rest, demand - n * kind.carries, tries // (highest - lowest + 1))
         fresh = sum(kind.fresh(k) for k in range(n))
         options.append(((left, price + kind.price * (n + fresh)), {kind.name: n, **counts}))
     return min(options, key=lambda option: option[0])

@@ -237,6 +237,14 @@ def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
     said = {c["type"]: (c["status"], c["reason"], c["message"]) for c in made["conditions"]}
     assert said["Ready"] == ("False", "MemberMissing", "no QoETarget in mode Pooled that was reconciled: code")
     assert said["Attainable"] == ("False", "Budget", "the budget is too small for what chat would need")
+    free = replace(spec, budget=PoolBudget(8), members=(PoolMember("chat"),))
+    priceless, _ = pool_status(POOL, free, {"chat": target("chat")}, now_s=0.0)
+    assert (priceless["gpus"], priceless["pricePerHour"]) == (4.0, None), "GPUs are no money"
+    metrics = OperatorMetrics()
+    for shown in (made, priceless):
+        metrics.show_pool("n", "gpus", shown)
+    assert b'andes_operator_pool_gpus{namespace="n",pool="gpus"} 4.0' in metrics.exposition()
+    assert b"andes_operator_pool_price_per_hour{" not in metrics.exposition()
     enough = replace(spec, budget=PoolBudget(10), members=spec.members[:1])
     made, changed = pool_status({**POOL, "status": made}, enough, {"chat": target("chat", asks=5)}, now_s=0.0)
     assert [c["status"] for c in made["conditions"]] == ["True", "True"]

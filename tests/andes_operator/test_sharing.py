@@ -55,6 +55,14 @@ def test_nothing_begins_before_there_is_room_for_it() -> None:
     assert counts(PoolBudget(8), chat, replace(code, existing=1, ready=1)) == {"chat": 7, "code": 1}
 
 
+def test_many_kinds_of_one_model_are_divided_too() -> None:
+    """All mixes of forty kinds would take longer than the universe has."""
+    kinds = [Member(f"kind-{i:02}", "llama", 60 + i, 0, 3, 0, 0, price=1.0 + i % 7, value=1.0) for i in range(40)]
+    wished = {name: given.wished for name, given in divide(PoolBudget(gpus=1000), kinds).items()}
+    assert 1.0 <= sum(wished[m.name] * m.carries for m in kinds) < 1.0 + kinds[0].carries
+    assert [wished[m.name] for m in kinds[:8:7]] == [3, 3], "the cheapest first"
+
+
 def test_what_drains_holds_its_part_until_it_has_gone() -> None:
     chat, code = replace(CHAT, alone=8, existing=2, ready=2), replace(CODE, alone=1, existing=1, ready=1, draining=4)
     assert counts(PoolBudget(8), chat, code) == {"chat": 3, "code": 1}

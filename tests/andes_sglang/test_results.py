@@ -122,3 +122,27 @@ def test_a_directory_that_holds_a_run_is_used_only_by_force(earlier: str, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "notes.txt"]
     with pytest.raises(UsageError, match="is a file, and results are a directory"):
         results.prepare(tmp_path / "notes.txt", force=True)
+
+
+def test_no_secret_of_the_command_line_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are handed on, and say the command."""
+    url = "http://user:pa55@host:80/v1"
+    monkeypatch.setattr(
+        sys, "argv", ["andes", "bench", "--api-key", "s3cret", "--api-key=s3cret", "--url", url, "--limit", "3"]
+    )
+    assert results.made_by()["command"] == [
+        "andes", "bench", "--api-key", "...", "--api-key=...", "--url", "http://...@host:80/v1", "--limit", "3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("policies", [{"x": 5}, [1], "x"])
+def test_policies_that_are_none_are_named(policies: object, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"workload": {}, "engine": {}, "policies": policies}))
+    with pytest.raises(UsageError, match="not a summary"):
+        results.read(tmp_path)
+
+
+def test_an_earlier_run_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").mkdir()
+    with pytest.raises(UsageError, match=r"sweep.json: cannot be removed \(Is a directory\)"):
+        results.prepare(tmp_path, force=True)

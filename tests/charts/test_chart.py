@@ -156,6 +156,18 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> N
             "models: b: engine.gpu.count is 1, but its",
         ),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "models: the name a is there twice"),
+        (
+            {"monitoring.podMonitor.enabled": True, "monitoring.serviceMonitor.enabled": True},
+            "monitoring.podMonitor.enabled and monitoring.serviceMonitor.enabled: every pod would be counted twice",
+        ),
+        (
+            {"models": [{"name": "a"}, {"name": "b", "engine": {"apiKeySecret": "own"}}]},
+            "models: b: engine.apiKeySecret is own, key key, but the gateway sends one key to all engines",
+        ),
+        (
+            {"engine.apiKeySecret": "k", "models": [{"name": "a", "engine": {"apiKeySecretKey": "own"}}]},
+            "models: a: engine.apiKeySecret is k, key own, but",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], said: str) -> None:
@@ -326,6 +338,30 @@ def test_each_model_has_engines_and_a_service_and_the_gateway_knows_all() -> Non
     assert chat["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1", "as engine says"
 
 
+def test_a_service_account_that_models_share_is_there_once() -> None:
+    found = chart.objects({**MODELS, "engine.serviceAccount.name": "engines"})
+    accounts = [o["metadata"]["name"] for o in found["serviceaccounts.yaml"]]
+    assert sorted(accounts) == ["demo-andes-gateway", "demo-andes-operator", "engines"]
+    for made in found["engine-deployment.yaml"]:
+        assert made["spec"]["template"]["spec"]["serviceAccountName"] == "engines"
+
+
+def test_a_model_without_a_key_goes_with_one_that_has_the_gateway_s() -> None:
+    assert chart.render(
+        {"engine.apiKeySecret": "k", "models": [{"name": "a", "engine": {"apiKeySecret": ""}}, {"name": "b"}]}
+    )
+    other = [{"name": "a", "engine": {"apiKeySecret": "own"}}]
+    assert chart.render({"gateway.enabled": False, "models": other}), "whose gateway it is, is not known"
+
+
+@pytest.mark.parametrize("kind", ["sglang", "sim"])
+def test_the_startup_limit_holds_at_any_period(kind: str) -> None:
+    values = {"engine.kind": kind, "engine.startupSeconds": 300, "engine.probes.startup": {"periodSeconds": 5}}
+    (made,) = chart.objects(values)["engine-deployment.yaml"]
+    probe = made["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 300
+
+
 def test_one_model_is_called_as_ever() -> None:
     (engine,) = chart.objects()["engine-deployment.yaml"]
     assert engine["metadata"]["name"] == "demo-andes-engine"
@@ -371,6 +407,7 @@ def test_a_handler_of_one_s_own_replaces_the_chart_s(component: str) -> None:
         ["--tensor-parallel-size=2"],
         ["--pp-size", "2"],
         ["--tp=2", "--dp-size=2", "--enable-dp-attention"],
+        ["--config", "/models/engine.yaml"],
     ],
 )
 def test_gpus_that_the_flags_ask_for_are_accepted(args: list[str]) -> None:

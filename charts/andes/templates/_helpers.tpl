@@ -161,6 +161,7 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- end -}}
 {{- range $component := $found -}}
 {{- include "andes.checkGpus" (list $ $component) -}}
+{{- include "andes.checkKey" (list $ $component) -}}
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}
@@ -174,7 +175,7 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- toJson $found -}}
 {{- end -}}
 
-{{- /* Stops where an engine's flags ask for other GPUs than it gets, which can only crash: list $ "engine" */ -}}
+{{- /* Stops where an engine's flags ask for other GPUs than it gets, which can only crash; what a --config file asks for is not known: list $ "engine" */ -}}
 {{- define "andes.checkGpus" -}}
 {{- $name := last . -}}
 {{- $engine := index (first .).Values $name -}}
@@ -190,10 +191,20 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- end -}}
 {{- if contains " --enable-dp-attention " $text -}}{{- $_ := set $asked "dp" 1 -}}{{- end -}}
 {{- $needs := div (mul $asked.tp $asked.pp $asked.dp) $asked.nnodes | int -}}
-{{- if ne $needs (int $engine.gpu.count) -}}
+{{- if and (ne $needs (int $engine.gpu.count)) (not (contains " --config " $text)) -}}
 {{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
 {{- fail (printf "%s.gpu.count is %d, but its args use %d (--tp, --pp-size, --dp-size): make them agree" $where (int $engine.gpu.count) $needs) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Stops where an engine asks for a key that the gateway does not send: list $ "engine-coder" */ -}}
+{{- define "andes.checkKey" -}}
+{{- $values := (first .).Values -}}
+{{- $own := index $values (last .) -}}
+{{- $differs := or (ne $own.apiKeySecret $values.engine.apiKeySecret) (ne $own.apiKeySecretKey $values.engine.apiKeySecretKey) -}}
+{{- if and $values.gateway.enabled (eq $own.kind "sglang") $own.apiKeySecret $differs -}}
+{{- fail (printf "models: %s: engine.apiKeySecret is %s, key %s, but the gateway sends one key to all engines: name it in engine.apiKeySecret" (trimPrefix "engine-" (last .)) $own.apiKeySecret $own.apiKeySecretKey) -}}
 {{- end -}}
 {{- end -}}
 

@@ -50,6 +50,7 @@ def test_a_conversation_that_returns_is_found_and_another_is_not(engine: Engine)
     assert cached_at_return(engine, 1, returns=600.0) >= PROMPT
     assert cached_at_return(engine, 2) < PROMPT // 2
     assert cached_at_return(engine, 3, returns=600.0) >= PROMPT
+    assert cached_at_return(engine, 4, returns=600.0, **{"yield": True}) < PROMPT // 2, "no reader waits for it"
 
 
 def test_more_that_return_than_there_is_room_for_is_no_fault(engine: Engine) -> None:

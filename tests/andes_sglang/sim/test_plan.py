@@ -340,6 +340,17 @@ def test_a_fleet_that_does_not_reach_is_said_to_be_larger_than_the_bound(
     assert "--most is now --max-replicas" in said.err
 
 
+@pytest.mark.parametrize("flags", [("--drafts", "3"), ("--arm", "drafted=andes:--drafts=readers")])
+def test_drafts_are_the_simulators_alone_and_no_flag_to_serve_with(
+    flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = plan(
+        tmp_path, "--profile", "h100-llama-3.1-8b", "--policies", "andes", "--duration", "4", "--seeds", "1", *flags
+    )
+    assert [p["flags"] for p in result["plans"]] == ["--policy andes"] * len(result["plans"])
+    assert "andes serve has no --drafts" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

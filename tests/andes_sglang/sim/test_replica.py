@@ -425,3 +425,11 @@ def test_the_conversation_of_a_tool_that_runs_is_found_when_it_returns(returns_s
     first, second = spec(0.0, 600, 8, session_id="a", returns_s=returns_s), spec(8.0, 650, 4, session_id="a")
     *_, last = run([first, *others, second], make("andes"))
     assert last.prefix_hit_tokens == hit
+
+
+def test_a_conversation_without_a_reader_is_kept_for_no_longer_than_others() -> None:
+    """What yields would else be kept before a paused stream whose reader waits."""
+    others = [spec(1.0 + 0.9 * k, 400, 4) for k in range(7)]
+    first = spec(0.0, 600, 8, session_id="a", returns_s=5.0, yields=True)
+    *_, last = run([first, *others, spec(8.0, 650, 4, session_id="a")], make("andes"))
+    assert last.prefix_hit_tokens == 0

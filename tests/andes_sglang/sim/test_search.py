@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from andes_sglang.cli import main
-from andes_sglang.sim import profile
+from andes_sglang.sim import plan_cli, profile, search_cli
 from andes_sglang.sim.configure import configure
+from andes_sglang.sim.objectives import parse_objective
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, engine_of, held_rate, search
 
 
@@ -142,9 +146,80 @@ def test_the_command_says_what_to_serve_with_and_how_much_more_it_holds(
     assert "simulated" in said
 
 
+def test_flags_for_all_set_ups_are_said_and_are_no_longer_a_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passed = ("--chunked-prefill-size=512", "--max-running-requests", "4", "--policy-option", "length_guard=2")
+    assert main([*BASE, "--duration", "4", "--out", str(tmp_path), *passed]) == 0
+    result = json.loads((tmp_path / "plan.json").read_text())
+    for one in [*result["found"], result["chosen"]]:
+        assert one["flags"].startswith(f"--policy andes {' '.join(passed)}")
+        assert one["flags"].count("--chunked-prefill-size") == one["flags"].count("--max-running-requests") == 1
+    chart = yaml.safe_load(result["chosen"]["chart"])["engine"]
+    assert chart["args"][:2] == ["--chunked-prefill-size=512", "--max-running-requests=4"]
+    assert chart["policyOptions"]["length_guard"] == 2
+    assert "On 1 fresh draw, which" in capsys.readouterr().out or result["gain"] == 0.0
+
+
+@pytest.mark.parametrize("passed", [("--drafts", "3"), ("--drafts=readers",)])
+def test_drafts_are_searched_on_the_profiles_own_devices_and_are_no_flag_of_an_engine(passed: tuple[str, ...]) -> None:
+    loaded = profile.load("h100-llama-3.1-8b")
+    space = Space.of(loaded, 500.0).under(passed)
+    assert space.choices["devices"] == (1,), "what drafts cost on others is not known"
+    for setup in space.draws(20, seed=1):
+        engine, _ = configure(engine_of(loaded, setup), setup.arm, passed)
+        assert engine.drafts
+        assert "drafts" not in setup.serve_flags(passed) + setup.chart_values("mine", passed)
+
+
+def rig(trace: Path, *flags: str) -> search_cli._Rig:
+    parser = argparse.ArgumentParser()
+    plan_cli.add_arguments(parser, "plan")
+    args = parser.parse_args(["--profile", "cpu-tiny-llama", "--trace", str(trace), *flags])
+    return search_cli._Rig(args, profile.load("cpu-tiny-llama"), parse_objective("mean>=0.9"), ())
+
+
+def test_texts_of_a_data_set_arrive_at_the_rate_that_is_asked_about(tmp_path: Path) -> None:
+    talk = {"conversations": [{"from": "human", "value": "what? " * 20}, {"from": "gpt", "value": "that. " * 30}]}
+    (tmp_path / "talks.json").write_text(json.dumps([talk] * 5))
+    about = rig(tmp_path / "talks.json", "--rate", "3", "--duration", "40")
+    few, many, half = about.demand(2.0, 1.0, 1), about.demand(8.0, 1.0, 1), about.demand(8.0, 0.5, 1)
+    assert len(many) > 3 * len(few)
+    assert 0.35 * len(many) < len(half) < 0.65 * len(many)
+
+
+@pytest.mark.parametrize("scale", [0.5, 10.0])
+def test_half_of_a_trace_is_half_of_its_requests_however_fast_it_is_played(scale: float, tmp_path: Path) -> None:
+    rows = ({"arrival_s": float(k), "prompt_tokens": 9, "output_tokens": 9} for k in range(100))
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = rig(tmp_path / "trace.jsonl", "--rate-scale", str(scale))
+    for rate_rps in (0.5, 4.0):
+        whole, half = about.demand(rate_rps, 1.0, 1), about.demand(rate_rps, 0.5, 1)
+        assert len(whole) == 100
+        assert len(half) == pytest.approx(50, abs=1)
+        assert float(half.describe()["rate_rps"] or 0.0) == pytest.approx(rate_rps, rel=0.05)
+
+
+def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    margins = search_cli._Rig.margin
+
+    def held_on_the_first(rig: Any, setup: Setup, rate_rps: float, share: float, seeds: Sequence[int]) -> float:
+        return margins(rig, setup, rate_rps, share, seeds) if max(seeds) < search_cli.FRESH else -1.0
+
+    monkeypatch.setattr(search_cli._Rig, "margin", held_on_the_first)
+    assert main([*BASE, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--objective mean>=0.95: cpu-tiny-llama holds it with seed 1, but on 1 fresh draw at no rate" in error
+    assert not (tmp_path / "plan.json").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
+        (("--router", "best"), "--router: unknown routing policy 'best'"),
+        (("--no-such-flag",), "unknown argument '--no-such-flag'"),
         (("--profile", "l4-llama-3.1-8b"), "--search: one --profile at a time, got 2"),
         (("--policies", "stock"), "--search: chooses flags and options of andes itself; not with --policies or --arm"),
         (("--setups", "0"), "--setups must be >= 1, got 0"),
