@@ -103,7 +103,7 @@ class Admission:
         return Refusal(reason, message, self._promise_s(view, late_s, now_s, ticket))
 
     def let_in(self, ticket: Hashable) -> None:
-        """Who was refused on one replica got a place on another, so that nobody was told: what was promised is free again."""
+        """Who was refused on one replica is let in on another, and is not told of it: what was promised is free again."""
         place = self._places.pop(ticket, None)
         if place is not None and self._last_s[place.replica] == place.at_s:
             self._last_s[place.replica] -= place.gap_s
