@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -195,15 +196,20 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
     progress = results.Progress("sweep")
     points: dict[int, Point] = {}
     interrupted = False
-    with ProcessPoolExecutor(min(at_a_time, len(jobs)), multiprocessing.get_context("fork")) as pool:
-        futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(
+        min(at_a_time, len(jobs)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         try:
+            futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
             for future in as_completed(futures):
                 job = futures[future]
                 points[job] = _result(future, jobs[job])
                 progress(f"{len(points)} of {len(jobs)} points")
         except KeyboardInterrupt:
             interrupted = True
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # what it has begun is in no result
             pool.shutdown(wait=True, cancel_futures=True)
             print("\ninterrupted: reporting the points that are done", file=sys.stderr)
     if sys.stderr.isatty():
@@ -228,8 +234,6 @@ def _simulate(at: Mapping[str, str], args: argparse.Namespace, passed: list[str]
         return Point(at, args.out, error=str(error))
     except OSError as error:
         return Point(at, args.out, error=f"{args.out} cannot be written ({error.strerror})")
-    except KeyboardInterrupt:
-        return Point(at, args.out)
     if status:
         return Point(at, args.out)
     policies = json.loads((args.out / "summary.json").read_text())["policies"]
