@@ -40,6 +40,8 @@ class _Rig:
         self.shaped, span_s = arrives_by_shape(args), first.duration_s
         if isinstance(first, Workload) and not self.shaped:
             span_s *= args.rate_scale  # --duration is of the trace's own clock
+        if not span_s:
+            raise UsageError(f"--search: all requests of {args.trace} arrive at once: they have no rate to search")
         self.span_s = args.duration or (SHAPE_DURATION_S if self.shaped else span_s)
         described = first.describe()
         self.base_rps = float(described["rate_rps"] or 1.0)
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed
             space, count=args.setups, seed=args.seed, guess_rps=guess, told=progress,
         )  # fmt: skip
         if not found[0].held_rps:
-            raise UsageError(f"--objective {objective}: {profile.name} does not hold it for a single reader")
+            raise UsageError(f"--objective {objective}: {profile.name} holds it at no rate that was tried")
         progress("defaults and the best on fresh draws")
         best = max(found, key=lambda one: one.held_rps)
         default, chosen = (

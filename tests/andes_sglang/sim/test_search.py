@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from andes_sglang.cli import main
+from andes_sglang.flags import UsageError
 from andes_sglang.sim import plan_cli, profile, search_cli
 from andes_sglang.sim.configure import configure
 from andes_sglang.sim.objectives import parse_objective
@@ -198,6 +199,13 @@ def test_half_of_a_trace_is_half_of_its_requests_however_fast_it_is_played(scale
         assert len(whole) == 100
         assert len(half) == pytest.approx(50, abs=1)
         assert float(half.describe()["rate_rps"] or 0.0) == pytest.approx(rate_rps, rel=0.05)
+
+
+def test_where_all_arrive_at_once_there_is_no_rate_to_search(tmp_path: Path) -> None:
+    row = json.dumps({"arrival_s": 0.0, "prompt_tokens": 9, "output_tokens": 9})
+    (tmp_path / "trace.jsonl").write_text(f"{row}\n{row}\n")
+    with pytest.raises(UsageError, match=r"--search: all requests of .*trace\.jsonl arrive at once: they have no rate"):
+        rig(tmp_path / "trace.jsonl")
 
 
 def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
