@@ -60,12 +60,20 @@ class Refusal(NamedTuple):
     retry_after_s: float
 
 
+class _Place(NamedTuple):
+    """at_s: clock seconds, gap_s after the one before it on ``replica``."""
+
+    at_s: float
+    replica: str
+    gap_s: float
+
+
 class Admission:
     """Of the streams of one gateway. Clock seconds, never decreasing."""
 
     def __init__(self) -> None:
         self._last_s: dict[str, float] = {}
-        self._places_s: dict[Hashable, float] = {}
+        self._places: dict[Hashable, _Place] = {}
         self._beyond = 0.0
 
     def refuse(
@@ -80,19 +88,25 @@ class Admission:
     ) -> Refusal | None:
         """The refusal of ``new``, which would get ``expected`` on the replica ``view``, the best there is for it. ticket:
         the same when it comes again; it is let in where a place was promised to it and the time has come."""
-        place_s = self._places_s.get(ticket) if ticket is not None else None
-        if place_s is not None and place_s <= now_s:
-            del self._places_s[ticket]
-            if now_s <= place_s + KEPT_S:
+        place = self._places.get(ticket) if ticket is not None else None
+        if place is not None and place.at_s <= now_s:
+            del self._places[ticket]
+            if now_s <= place.at_s + KEPT_S:
                 return None
-            place_s = None
+            place = None
         found = self._found(new, expected, view, wish)
         if found is None:
             return None
         reason, message, late_s = found
-        if place_s is not None:
-            return Refusal(reason, message, max(1.0, place_s - now_s))
+        if place is not None:
+            return Refusal(reason, message, max(1.0, place.at_s - now_s))
         return Refusal(reason, message, self._promise_s(view, late_s, now_s, ticket))
+
+    def let_in(self, ticket: Hashable) -> None:
+        """Who was refused on one replica is let in on another, and is not told of it: what was promised is free again."""
+        place = self._places.pop(ticket, None)
+        if place is not None and self._last_s[place.replica] == place.at_s:
+            self._last_s[place.replica] -= place.gap_s
 
     def _found(
         self, new: IncomingStream, expected: StreamForecast, view: ReplicaView, wish: Wish
@@ -129,9 +143,9 @@ class Admission:
             return MAX_RETRY_AFTER_S * (0.5 + 0.5 * self._beyond)
         self._last_s[view.name] = at_s
         if ticket is not None:
-            for old in list(itertools.takewhile(lambda key: self._places_s[key] + KEPT_S < now_s, self._places_s)):
-                del self._places_s[old]
-            self._places_s[ticket] = at_s
+            for old in list(itertools.takewhile(lambda key: self._places[key].at_s + KEPT_S < now_s, self._places)):
+                del self._places[old]
+            self._places[ticket] = _Place(at_s, view.name, gap_s)
         return at_s - now_s
 
 

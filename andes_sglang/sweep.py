@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, as_completed
 from functools import partial
@@ -78,6 +80,8 @@ def parse_range(text: str) -> tuple[str, tuple[str, ...]]:
         found = tuple(_steps(text, values.split(":")))
     else:
         found = tuple(filter(None, values.split(",")))
+    if not found:
+        raise UsageError(f"--over {text!r}: names no value")
     if len(set(found)) != len(found):
         raise UsageError(f"--over {text!r}: names a value twice")
     return name, found
@@ -88,7 +92,7 @@ def _steps(text: str, parts: Sequence[str]) -> Iterable[str]:
         low, high, step = map(float, parts)
     except ValueError:
         raise UsageError(f"--over {text!r}: LOW, HIGH and STEP must be numbers") from None
-    if not (step > 0 and low <= high and math.isfinite(high - low)) or (high - low) / step > MAX_POINTS:
+    if not (0 < step < math.inf and low <= high and math.isfinite(high - low)) or (high - low) / step > MAX_POINTS:
         raise UsageError(f"--over {text!r}: LOW must be at most HIGH, and STEP > 0")
     return (f"{low + k * step:.10g}" for k in range(int((high - low) / step + 1e-9) + 1))
 
@@ -96,14 +100,7 @@ def _steps(text: str, parts: Sequence[str]) -> Iterable[str]:
 def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, passed: Sequence[str]) -> int:
     """Replay one workload in virtual time under several policies at every value of an option, or at every combination of
     several, a simulation on each core; one table, one plot, and a directory of results for every point."""
-    over = dict(map(parse_range, args.over))
-    if len(over) < len(args.over):
-        raise UsageError("--over: an option stands twice")
-    grid = [dict(zip(over, values)) for values in itertools.product(*over.values())]
-    if args.jobs < 1 or len(grid) > MAX_POINTS:
-        raise UsageError(
-            f"--jobs {args.jobs}, {len(grid)} points: expected at least 1 job, and at most {MAX_POINTS} points"
-        )
+    over, grid = _grid(args)
     jobs = [(at, *at_point(parser, args, passed, at)) for at in grid]
     results.prepare(args.out, force=args.force)
     shutil.rmtree(args.out / POINTS, ignore_errors=True)
@@ -127,6 +124,23 @@ def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, passed: Se
     results.save(args.out, {"sweep.json": json.dumps(result, indent=1) + "\n", "sweep.html": page})
     print(f"\n{args.out / 'sweep.json'}\n{args.out / 'sweep.html'}", file=sys.stderr if args.json else sys.stdout)
     return 130 if interrupted else int(len(done) < len(grid))
+
+
+def _grid(args: argparse.Namespace) -> tuple[dict[str, tuple[str, ...]], list[dict[str, str]]]:
+    """Values by option, and every combination."""
+    over = dict(map(parse_range, args.over))
+    if len(over) < len(args.over):
+        raise UsageError("--over: an option stands twice")
+    count = math.prod(map(len, over.values()))
+    if args.jobs < 1 or count > MAX_POINTS:
+        raise UsageError(
+            f"--jobs {args.jobs}, {count} points: expected at least 1 job, and at most {MAX_POINTS} points"
+        )
+    grid = [dict(zip(over, values)) for values in itertools.product(*over.values())]
+    for name, points in Counter(map(_name, grid)).items():
+        if points > 1:
+            raise UsageError(f"--over: {name} is the directory of two points; give values other names")
+    return over, grid
 
 
 def at_point(
@@ -182,15 +196,20 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
     progress = results.Progress("sweep")
     points: dict[int, Point] = {}
     interrupted = False
-    with ProcessPoolExecutor(min(at_a_time, len(jobs)), multiprocessing.get_context("fork")) as pool:
-        futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(
+        min(at_a_time, len(jobs)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         try:
+            futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
             for future in as_completed(futures):
                 job = futures[future]
                 points[job] = _result(future, jobs[job])
                 progress(f"{len(points)} of {len(jobs)} points")
         except KeyboardInterrupt:
             interrupted = True
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # what it has begun is in no result
             pool.shutdown(wait=True, cancel_futures=True)
             print("\ninterrupted: reporting the points that are done", file=sys.stderr)
     if sys.stderr.isatty():
@@ -215,8 +234,6 @@ def _simulate(at: Mapping[str, str], args: argparse.Namespace, passed: list[str]
         return Point(at, args.out, error=str(error))
     except OSError as error:
         return Point(at, args.out, error=f"{args.out} cannot be written ({error.strerror})")
-    except KeyboardInterrupt:
-        return Point(at, args.out)
     if status:
         return Point(at, args.out)
     policies = json.loads((args.out / "summary.json").read_text())["policies"]

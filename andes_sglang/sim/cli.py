@@ -18,7 +18,7 @@ from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.request import RequestRecord
 from andes_sglang.routing import ROUTING_POLICIES, RoutingError, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.configure import STOCK_MIXED, configure
+from andes_sglang.sim.configure import STOCK_MIXED, configure, stock_engine
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import sustained_tokens_per_s
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     sustained = None
     if args.load is not None:
         from_arguments(args, args.seed)  # a workload that cannot be drawn is named before the capacity is measured
-        stock, _ = configure(profile.engine, Arm("stock"), passed)
+        stock = stock_engine(profile.engine, passed)
         sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
         args.rate = args.load * sustained / mean_length(args.output)
     first = from_arguments(args, args.seed)
@@ -226,7 +226,7 @@ def _serve(
 def _describe(
     args: argparse.Namespace, profile: Profile, passed: Sequence[str], arms: dict[str, Arm]
 ) -> dict[str, Any]:
-    engine = configure(profile.engine, Arm("stock"), passed)[0]
+    engine = stock_engine(profile.engine, passed)
     replicas = f"{args.replicas} replica{'s' * (args.replicas > 1)}"
     return {
         "what": f"SIMULATED: {replicas} of {' '.join([profile.model, 'on', profile.hardware, *passed])} "

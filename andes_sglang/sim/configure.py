@@ -12,7 +12,7 @@ from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
-__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded", "servable"]
+__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded", "servable", "stock_engine"]
 
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
@@ -43,8 +43,19 @@ def _engine_flags() -> argparse.ArgumentParser:
 
 def servable(flags: Sequence[str]) -> list[str]:
     """``flags`` without ``--drafts``, which ``andes serve`` does not take."""
-    drafts = [k for k, flag in enumerate(flags) if flag.partition("=")[0] == "--drafts"]
-    gone = {*drafts, *(k + 1 for k in drafts if "=" not in flags[k])}
+    return _without("--drafts", flags)
+
+
+def stock_engine(engine: EngineModel, passed: Sequence[str]) -> EngineModel:
+    """``engine`` with the flags of every arm as stock has it: options of policies, and drafts by reader, are theirs."""
+    given, _ = _engine_flags().parse_known_args(list(passed))
+    flags = _without("--policy-option", servable(passed) if given.drafts == BY_READER else passed)
+    return configure(engine, Arm("stock"), flags)[0]
+
+
+def _without(name: str, flags: Sequence[str]) -> list[str]:
+    named = [k for k, flag in enumerate(flags) if flag.partition("=")[0] == name]
+    gone = {*named, *(k + 1 for k in named if "=" not in flags[k])}
     return [flag for k, flag in enumerate(flags) if k not in gone]
 
 

@@ -21,7 +21,7 @@ from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, changed, engine_of, held_rate, search
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, from_arguments
-from andes_sglang.workload.arguments import SHAPE_DURATION_S
+from andes_sglang.workload.arguments import SHAPE_DURATION_S, arrives_by_shape
 
 __all__ = ["run"]
 
@@ -37,6 +37,12 @@ class _Rig:
         self.plays = 0
         first = from_arguments(args, args.seed)
         check_requests(first, [profile.engine])
+        self.shaped, span_s = arrives_by_shape(args), first.duration_s
+        if isinstance(first, Workload) and not self.shaped:
+            span_s *= args.rate_scale  # --duration is of the trace's own clock
+        if not span_s:
+            raise UsageError(f"--search: all requests of {args.trace} arrive at once: they have no rate to search")
+        self.span_s = args.duration or (SHAPE_DURATION_S if self.shaped else span_s)
         described = first.describe()
         self.base_rps = float(described["rate_rps"] or 1.0)
         self.prompt = float(described["prompt_tokens"]["mean"])
@@ -45,12 +51,12 @@ class _Rig:
     def demand(self, rate_rps: float, share: float, seed: int) -> Workload | SyntheticWorkload:
         """The workload at another rate; share: of its seconds."""
         args = copy.copy(self.args)
-        if args.trace is None:
-            args.rate, args.duration = rate_rps, share * (args.duration or SHAPE_DURATION_S)
+        if self.shaped:
+            args.rate = rate_rps
         else:
             args.rate_scale *= rate_rps / self.base_rps
-            if share < 1.0:
-                args.duration = share * (args.duration or from_arguments(self.args, seed).duration_s)
+        if self.shaped or share < 1.0:
+            args.duration = share * self.span_s
         return from_arguments(args, seed)
 
     def margin(self, setup: Setup, rate_rps: float, share: float, seeds: Sequence[int]) -> float:
@@ -89,7 +95,7 @@ def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed
             space, count=args.setups, seed=args.seed, guess_rps=guess, told=progress,
         )  # fmt: skip
         if not found[0].held_rps:
-            raise UsageError(f"--objective {objective}: {profile.name} does not hold it for a single reader")
+            raise UsageError(f"--objective {objective}: {profile.name} holds it at no rate that was tried")
         progress("defaults and the best on fresh draws")
         best = max(found, key=lambda one: one.held_rps)
         default, chosen = (

@@ -19,7 +19,7 @@ from andes_sglang.workload.synthetic import Rates, SyntheticWorkload
 from andes_sglang.workload.traces import FORMATS, load_trace
 from andes_sglang.workload.traces.rates import load_rates
 
-__all__ = ["add_arguments", "from_arguments"]
+__all__ = ["add_arguments", "arrives_by_shape", "from_arguments"]
 
 SHAPE_RATE_RPS = 1.6
 """Default of ``--rate``, requests/s."""
@@ -69,9 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticWorkload:
     """The workload that the flags of :func:`add_arguments` describe. Raises :class:`WorkloadError`."""
     _check(args)
-    dataset = None
-    if args.trace is not None and args.format is None:
-        dataset = load_dataset(args.trace, args.characters_per_token)
+    dataset = _dataset(args)
     if args.trace is None or dataset is not None:
         workload = _shaped(args, dataset, seed)
     else:
@@ -85,6 +83,17 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
     if args.reasoning == "shown":
         workload = workload.with_reasoning_shown()
     return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=args.population)
+
+
+def arrives_by_shape(args: argparse.Namespace) -> bool:
+    """Whether arrivals are drawn at ``args.rate``: without a trace, and of a data set's texts."""
+    return args.trace is None or _dataset(args) is not None
+
+
+def _dataset(args: argparse.Namespace) -> Dataset | None:
+    if args.trace is None or args.format is not None:
+        return None
+    return load_dataset(args.trace, args.characters_per_token)
 
 
 def _shaped(args: argparse.Namespace, dataset: Dataset | None, seed: int) -> Workload:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -119,6 +119,8 @@ class Placement:
         replicas = replicas or self._fall_back(stream, why, now_s)
         if not replicas and refusal is not None:
             raise refusal
+        if refusal is not None:
+            self._admission.let_in(_ticket(stream))
         if replicas:
             replicas[0].opened(stream)
             replicas[0].awaits(stream, now_s)
@@ -208,6 +210,8 @@ class Placement:
             stream.expected = forecast_stream(new, of_route[0], now_s, self._settings.horizon_s)
             refusal = self._overload(stream, of_route[0], found[of_route[0].name][0], now_s)
             if refusal is None:
+                if refusals:
+                    self._admission.let_in(_ticket(stream))
                 stream.answered_by(route, offers[route])
                 replicas = [found[view.name][0] for view in of_route]
                 if stream.yields:  # where readers' figures do not count it, what yields is spread by its own number
@@ -231,6 +235,10 @@ class Placement:
         if not view.load:
             return None
         wish = stream.expectation.settings.wish
-        ticket = (stream.tenant_name, content_hash(stream.body))
-        refusal = self._admission.refuse(stream.incoming, stream.expected, view, wish, now_s, ticket=ticket)
+        refusal = self._admission.refuse(stream.incoming, stream.expected, view, wish, now_s, ticket=_ticket(stream))
         return None if refusal is None else admission.overload(refusal)
+
+
+def _ticket(stream: Stream) -> Hashable:
+    """The same for a request that comes again."""
+    return stream.tenant_name, content_hash(stream.body)

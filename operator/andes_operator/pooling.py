@@ -214,10 +214,10 @@ def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Mem
 
 def member_of(member: PoolMember, target: Resource, given: Grant | None = None) -> Member | None:
     """As the pool sees a target by its spec and status, and by what it was given last; None where it is not in mode Pooled or
-    was never reconciled."""
+    was never reconciled. One that does not know of the pool yet asks for nothing, and stays as it is."""
     spec, status = target.get("spec") or {}, target.get("status") or {}
     said = status.get("pool") or {}
-    if not _pooled(target) or not said:
+    if not _pooled(target) or not status:
         return None
     gpus, (least, most) = float(spec.get("gpusPerReplica", 1)), _bounds(spec, status, said.get("placeable"))
     existing = int(status.get("replicas", 0))
@@ -261,32 +261,39 @@ def pool_status(
             "target": m.name, "replicas": grant.replicas, "exact": grant.exact, "grant": grant.number,
             "reserved": grant.reserved, "wished": given[m.name].wished, "existing": m.existing,
         })  # fmt: skip
-    missing = {m.target: _pool_of(targets.get(m.target)) for m in spec.members if m.target not in given}
+    missing = {m.target: _pool_of(targets.get(m.target, {})) for m in spec.members if m.target not in given}
     generation, conditions_before = int(pool["metadata"]["generation"]), (pool.get("status") or {}).get("conditions")
-    findings = [_ready(name, missing), _fits(spec, members, given)]
+    findings = [_ready(missing), _fits(spec, members, given)]
     return {
         "observedGeneration": generation,
         "observedAt": timestamp(now_s),
         "gpus": round(sum(m.gpus * (m.existing + m.draining) for m in members), 3),
-        "pricePerHour": round(sum(m.price * (m.existing + m.draining) for m in members), 3),
+        "pricePerHour": _price(spec, members),
         "members": rows,
         "conditions": conditions(findings, conditions_before or [], generation, now_s),
     }, changed
 
 
+def _price(spec: PoolSpec, members: Sequence[Member]) -> float | None:
+    """Of what is held, an hour; None where a member has no price."""
+    if any(m.price is None for m in spec.members):
+        return None
+    return round(sum(m.price * (m.existing + m.draining) for m in members), 3)
+
+
 def _members(
     pool: str, spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]
 ) -> list[Member]:
-    """Those that are there, and say that they are in ``pool``."""
-    there = [m for m in spec.members if _pool_of(targets.get(m.target)) == pool]
+    """Those that are there and not in another pool; what they hold counts also before they know of this one."""
+    there = [m for m in spec.members if m.target in targets and _pool_of(targets[m.target]) in ("", pool)]
     found = (member_of(m, targets[m.target], before[m.target]) for m in there)
     return [member for member in found if member is not None]
 
 
-def _pool_of(target: Resource | None) -> str | None:
-    """The pool that a target said it is in; None: it is not there, or said nothing yet."""
-    said = ((target or {}).get("status") or {}).get("pool") or {}
-    return said.get("name") if target is not None and _pooled(target) else None
+def _pool_of(target: Resource) -> str:
+    """The pool that a target in mode Pooled was in at its last reconcile; empty: none."""
+    said = (target.get("status") or {}).get("pool") or {}
+    return str(said.get("name", "")) if _pooled(target) else ""
 
 
 def _told_back(target: Resource) -> int | None:
@@ -294,10 +301,10 @@ def _told_back(target: Resource) -> int | None:
     return ((target.get("status") or {}).get("pool") or {}).get("grant")
 
 
-def _ready(name: str, missing: Mapping[str, str | None]) -> Finding:
-    """missing: with the pools that they are in."""
-    nowhere = sorted(target for target, pool in missing.items() if pool in (None, name))
-    elsewhere = [f"{target} is in the QoEPool {missing[target]}" for target in sorted(missing.keys() - set(nowhere))]
+def _ready(missing: Mapping[str, str]) -> Finding:
+    """missing: with the pools that they are in, empty: none."""
+    nowhere = sorted(target for target, pool in missing.items() if not pool)
+    elsewhere = [f"{target} is in the QoEPool {pool}" for target, pool in sorted(missing.items()) if pool]
     if missing:
         said = [f"no QoETarget in mode Pooled that was reconciled: {', '.join(nowhere)}"] if nowhere else []
         return Condition.READY, False, Reason.MEMBER_MISSING, "; ".join(said + elsewhere)

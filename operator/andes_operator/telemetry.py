@@ -103,13 +103,20 @@ class OperatorMetrics:
     def show_pool(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """The figures of a QoEPool's status."""
         self.pool_gpus.labels(namespace, name).set(status["gpus"])
-        self.pool_price.labels(namespace, name).set(status["pricePerHour"])
+        if status["pricePerHour"] is None:
+            self._remove(self.pool_price, namespace, name)
+        else:
+            self.pool_price.labels(namespace, name).set(status["pricePerHour"])
 
     def forget_pool(self, namespace: str, name: str) -> None:
         """Remove the series of a pool."""
         for gauge in (self.pool_gpus, self.pool_price):
-            with contextlib.suppress(KeyError):
-                gauge.remove(namespace, name)
+            self._remove(gauge, namespace, name)
+
+    @staticmethod
+    def _remove(gauge: Gauge, *labels: str) -> None:
+        with contextlib.suppress(KeyError):
+            gauge.remove(*labels)
 
     def forget(self, namespace: str, name: str) -> None:
         """Remove the series of a target."""

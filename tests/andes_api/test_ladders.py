@@ -139,7 +139,7 @@ def test_a_weaker_answer_in_time_is_worth_more_than_a_good_one_that_comes_late(
     server = gateway(
         models={"big": {"upstreams": [one.url]}, "small": {"upstreams": [other.url]}},
         ladders={**LADDER, "deep": [BIG, {"model": "small", "quality": 0.1}]},
-        classes={"code": {"shed_below": 0.9}},
+        classes={"code": {"shed_below": 0.9}, "speech": {"shed_below": 0.9, "fallback_model": "small"}},
         otlp_endpoint=backend.url,
     )
     with ThreadPoolExecutor() as pool:
@@ -149,12 +149,16 @@ def test_a_weaker_answer_in_time_is_worth_more_than_a_good_one_that_comes_late(
         strict = {"x-andes-class": "code"}
         passed_over = ask(server, "deep", **strict)  # late at the better model is worth more, but that would refuse it
         assert (passed_over.headers["x-andes-model"], passed_over.headers["x-andes-quality"]) == ("small", "0.1")
+        fallen = ask(server, "big", **{"x-andes-class": "speech"})
+        assert (fallen.headers["x-andes-model"], fallen.headers["x-andes-fallback"]) == ("small", "predicted_qoe")
+        promised = len(server.app.state.gateway.placement._admission._places)
         refused = ask(server, "deep", **strict, **{"x-andes-degrade": "off"})
         assert (refused.status_code, refused.headers["x-andes-reason"]) == (429, "predicted_qoe")
         one.fault = None
         assert ask(server, **{"x-andes-degrade": "off"}).headers["x-andes-model"] == "big"
         one.release.set()
         assert first.result(60).headers["x-andes-model"] == "big"
+    assert not promised, "neither was told to come again"
     counted = 'andes_gateway_ladder_total{class="reading",ladder="chat",model="big"} 2.0'
     while counted not in httpx.get(server.url + "/metrics").text:  # its span has ended by then
         time.sleep(0.01)

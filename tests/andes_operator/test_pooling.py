@@ -125,11 +125,18 @@ def test_a_target_is_in_the_oldest_pool_that_names_it() -> None:
 
 def test_a_pool_gives_nothing_to_a_target_of_another_pool() -> None:
     spec = parse_pool(POOL["spec"])
-    chat, code = target("chat", pool={"name": "older", "asks": 3, "grant": 1}), target("code", pool={"asks": 3})
-    made, changed = pool_status(POOL, spec, {"chat": chat, "code": code}, now_s=0.0)
+    chat = target("chat", pool={"name": "older", "asks": 3, "grant": 1})
+    made, changed = pool_status(POOL, spec, {"chat": chat, "code": target("code", mode="Auto")}, now_s=0.0)
     assert (made["members"], made["gpus"], changed) == ([], 0.0, [])
     said = "no QoETarget in mode Pooled that was reconciled: code; chat is in the QoEPool older"
     assert made["conditions"][0]["message"] == said
+
+
+def test_a_target_that_does_not_know_of_its_pool_yet_keeps_what_it_has_and_it_counts() -> None:
+    spec = parse_pool(POOL["spec"])
+    made, _ = pool_status(POOL, spec, {"chat": target("chat", asks=9), "code": target("code", pool=None)}, now_s=0.0)
+    assert {m["target"]: m["replicas"] for m in made["members"]} == {"chat": 2, "code": 2}
+    assert (made["gpus"], made["conditions"][0]["reason"]) == (8.0, "AsExpected")
 
 
 def test_the_bounds_of_a_member_are_those_of_the_time() -> None:
@@ -237,6 +244,14 @@ def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
     said = {c["type"]: (c["status"], c["reason"], c["message"]) for c in made["conditions"]}
     assert said["Ready"] == ("False", "MemberMissing", "no QoETarget in mode Pooled that was reconciled: code")
     assert said["Attainable"] == ("False", "Budget", "the budget is too small for what chat would need")
+    free = replace(spec, budget=PoolBudget(8), members=(PoolMember("chat"),))
+    priceless, _ = pool_status(POOL, free, {"chat": target("chat")}, now_s=0.0)
+    assert (priceless["gpus"], priceless["pricePerHour"]) == (4.0, None), "GPUs are no money"
+    metrics = OperatorMetrics()
+    for shown in (made, priceless):
+        metrics.show_pool("n", "gpus", shown)
+    assert b'andes_operator_pool_gpus{namespace="n",pool="gpus"} 4.0' in metrics.exposition()
+    assert b"andes_operator_pool_price_per_hour{" not in metrics.exposition()
     enough = replace(spec, budget=PoolBudget(10), members=spec.members[:1])
     made, changed = pool_status({**POOL, "status": made}, enough, {"chat": target("chat", asks=5)}, now_s=0.0)
     assert [c["status"] for c in made["conditions"]] == ["True", "True"]

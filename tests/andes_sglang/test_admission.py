@@ -103,3 +103,23 @@ def test_a_promised_place_is_kept_for_who_comes_again() -> None:
     assert comes("a", 100.0 + told["a"] + 1.0) is not None, "once"
     assert comes("b", 100.0 + told["b"] + 20.0) is None, "kept for half a minute"
     assert comes("c", 100.0 + told["c"] + 40.0) is not None, "and no longer"
+
+
+def test_who_got_a_place_elsewhere_keeps_no_other_from_one() -> None:
+    """As where a ladder has another rung, or a class a fallback: none of these was told to come again."""
+    admission, untouched = Admission(), Admission()
+    forecast = StreamForecast(0.2, 0.02, 1.0, 0.0, wait=WaitForecast(10.0, 10.0, 10.0, 10.0, 10.0, 0.1))
+    view = ReplicaView("a", streams=3, waits=BUSY)
+
+    def comes(ticket: str, to: Admission) -> Refusal | None:
+        return to.refuse(NEW, forecast, view, ANY, 100.0, ticket=ticket)
+
+    assert comes("first", admission) == comes("first", untouched)
+    for k in range(300):
+        assert comes(f"elsewhere {k}", admission) is not None
+        admission.let_in(f"elsewhere {k}")
+    assert comes("second", admission) == comes("second", untouched)
+    admission.let_in("first")
+    admission.let_in("nobody")
+    third = comes("third", admission), comes("third", untouched)
+    assert third[0] == third[1], "places after one that is given back are others'"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +43,19 @@ def test_ranges(text: str, values: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["load", "load=", "=1", "load=2:1:1", "load=1:2:0", "load=a:b:c", "load=1,1", "load=0:1:1e-9"]
+    "text",
+    [
+        "load",
+        "load=",
+        "=1",
+        "load=2:1:1",
+        "load=1:2:0",
+        "load=a:b:c",
+        "load=1,1",
+        "load=0:1:1e-9",
+        "load=,",
+        "load=1:2:inf",
+    ],
 )
 def test_ranges_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--over"):
@@ -100,6 +118,11 @@ def test_policies_and_routers_of_your_own_are_swept_and_planned_with(
     [
         (["load"], "--over 'load': expected NAME=A,B,C"),
         (["rate=1", "rate=2"], "an option stands twice"),
+        (
+            [f"{name}=1:9000:1" for name in ("seed", "replicas", "limit")],
+            "729000000000 points: expected at least 1 job",
+        ),
+        (["trace=a/b.csv,a_b.csv"], "--over: trace=a_b.csv is the directory of two points"),
         (["replicas=x"], "--over replicas=x: expected a whole number of --replicas"),
         (["load=0.5:1"], "--over load=0.5:1: expected a number of --load"),
         (["population=birds"], "--over population=birds: choose from"),
@@ -237,3 +260,29 @@ def test_what_cannot_be_written_is_a_sentence(
     said = capsys.readouterr().err
     assert said.startswith("andes report: ")
     assert str(out) in said
+
+
+def test_ctrl_c_ends_the_points_that_are_under_way_and_begins_no_other(tmp_path: Path) -> None:
+    """A point alone would take many minutes."""
+    command = [str(Path(sys.executable).with_name("andes")), "sweep", *BASE[:4], "--duration", "100000", "--over", "rate=1:9:1",
+               "--jobs", "2", "--out", str(tmp_path / "s")]  # fmt: skip
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
+    )
+    try:
+        while len(list((tmp_path / "s").glob("points/*/log.txt"))) < 2:
+            assert running.poll() is None
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all processes
+        _, said = running.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 130
+    assert "interrupted: reporting the points that are done" in said
+    assert "Traceback" not in said
+    assert len(list((tmp_path / "s").glob("points/*"))) == 2

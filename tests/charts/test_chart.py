@@ -157,6 +157,10 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> N
         ),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "models: the name a is there twice"),
         (
+            {"monitoring.podMonitor.enabled": True, "monitoring.serviceMonitor.enabled": True},
+            "monitoring.podMonitor.enabled and monitoring.serviceMonitor.enabled: every pod would be counted twice",
+        ),
+        (
             {"models": [{"name": "a"}, {"name": "b", "engine": {"apiKeySecret": "own"}}]},
             "models: b: engine.apiKeySecret is own, key key, but the gateway sends one key to all engines",
         ),

@@ -186,8 +186,9 @@ def running(arguments: list[str], health: str, **environment: str) -> Iterator[N
 
 @needs("andes_api", "andes_sglang.sim.server")
 @pytest.mark.server
-def test_helm_test_passes_before_what_the_chart_runs(tmp_path: Path) -> None:
-    values = {"engine.kind": "sim", "gateway.drainSeconds": 5, "engine.args": ["--speed=10"]}
+@pytest.mark.parametrize("more", [[], ["--thought-tokens=200"]], ids=["answers", "thinks first"])
+def test_helm_test_passes_before_what_the_chart_runs(more: list[str], tmp_path: Path) -> None:
+    values = {"engine.kind": "sim", "gateway.drainSeconds": 5, "engine.args": ["--speed=10", *more]}
     engine, gateway = free_port(), free_port()
     flags = [
         {"--port=30000": f"--port={engine}", "--host=0.0.0.0": "--host=127.0.0.1"}.get(flag, flag)

@@ -102,6 +102,24 @@ def test_sglang_has_the_metrics_that_are_asked_of_it(asked: set[str]) -> None:
     assert {name for name in theirs if f'"{name}"' not in source} == set()
 
 
+@pytest.mark.parametrize("kind", ["ServiceMonitor", "PodMonitor"])
+def test_alerts_find_what_either_monitor_scrapes(kind: str) -> None:
+    """The Prometheus operator names a job after its Service, or after namespace and name of its PodMonitor."""
+    switch = f"monitoring.{kind[0].lower()}{kind[1:]}.enabled"
+    found = chart.objects({switch: True, "monitoring.prometheusRule.enabled": True})
+    jobs = set()
+    for made in found["servicemonitor.yaml"]:
+        name = made["metadata"]["name"]
+        if kind == "PodMonitor":
+            (endpoint,) = made["spec"]["podMetricsEndpoints"]
+            jobs |= {r["replacement"] for r in endpoint.get("relabelings", ()) if r["targetLabel"] == "job"}
+        else:
+            jobs.add(name)
+    asked = set(re.findall(r'job="([^"]+)"', json.dumps(found["prometheusrule.yaml"]).replace('\\"', '"')))
+    assert asked
+    assert asked <= jobs
+
+
 def test_alerts_say_what_happens_in_words() -> None:
     for alert in alerts():
         assert alert["labels"]["severity"] in ("warning", "critical")

@@ -23,8 +23,9 @@ def streams(model: str) -> str | None:
     events = get("/v1/chat/completions", {"model": model, "stream": True, "max_tokens": 16, "messages": messages})
     chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
     faults = [chunk["error"] for chunk in chunks if "error" in chunk]
-    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
-    if faults or events[-1] != "data: [DONE]" or not text:
+    said = [choice["delta"] for chunk in chunks for choice in chunk.get("choices", ())]
+    text = "".join(delta.get("content") or delta.get("reasoning_content") or "" for delta in said)
+    if faults or events[-1:] != ["data: [DONE]"] or not text:
         return f"no proper answer from {model}: {faults or events[-1:]}"
     print(f"{model} says {text!r} in {len(chunks)} chunks")
     return None

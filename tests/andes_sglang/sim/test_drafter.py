@@ -190,3 +190,13 @@ def test_arms_with_drafts_are_simulated(tmp_path: Path, capsys: pytest.CaptureFi
     )
     assert main(["simulate", *flags, "--arm", "drafted=andes:--drafts readers", "--out", str(tmp_path)]) == 0
     assert "drafted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("passed", [("--drafts", "readers"), ("--drafts=readers", "--policy-option", "horizon_s=30")])
+def test_what_only_policies_take_is_asked_of_every_policy_where_stock_is_none_of_them(
+    passed: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--profile", "h100-llama-3.1-8b", "--duration", "3", "--load", "0.1", *passed, "--out", str(tmp_path))
+    assert main(["simulate", "--policies", "andes", *asked]) == 0
+    assert main(["simulate", "--policies", "andes,stock", "--force", *asked]) == 2
+    assert "policy stock has no" in capsys.readouterr().err

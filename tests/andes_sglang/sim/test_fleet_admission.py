@@ -77,7 +77,10 @@ def test_of_200_who_come_back_when_told_nine_of_ten_are_let_in() -> None:
 def test_who_is_refused_is_on_record_with_nothing() -> None:
     records: list[RequestRecord] = []
     served = fleet("stock", records, Wish(0.0, max_wait_s=0.5))
-    specs = [RequestSpec(0.01 * k, 300, 200, QoETarget(1.0, 5.0)) for k in range(120)]
+    specs = [
+        RequestSpec(0.01 * k, 300, 200, QoETarget(1.0, 5.0), reader_class="chat", tenant=f"t{k % 3}")
+        for k in range(120)
+    ]
     refusals = [served.submit(spec) for spec in specs]
     served.advance()
     assert any(refusals)
@@ -87,3 +90,4 @@ def test_who_is_refused_is_on_record_with_nothing() -> None:
         record = by_index[number]
         assert record.error == (f"429 {refusal.reason}" if refusal else None)
         assert (record.qoe == 0.0) == (refusal is not None)
+        assert (record.reader_class, record.tenant) == ("chat", f"t{number % 3}")

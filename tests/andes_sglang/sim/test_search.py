@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import yaml
 
 from andes_sglang.cli import main
-from andes_sglang.sim import profile, search_cli
+from andes_sglang.flags import UsageError
+from andes_sglang.sim import plan_cli, profile, search_cli
 from andes_sglang.sim.configure import configure
+from andes_sglang.sim.objectives import parse_objective
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, engine_of, held_rate, search
 
 
@@ -168,6 +171,41 @@ def test_drafts_are_searched_on_the_profiles_own_devices_and_are_no_flag_of_an_e
         engine, _ = configure(engine_of(loaded, setup), setup.arm, passed)
         assert engine.drafts
         assert "drafts" not in setup.serve_flags(passed) + setup.chart_values("mine", passed)
+
+
+def rig(trace: Path, *flags: str) -> search_cli._Rig:
+    parser = argparse.ArgumentParser()
+    plan_cli.add_arguments(parser, "plan")
+    args = parser.parse_args(["--profile", "cpu-tiny-llama", "--trace", str(trace), *flags])
+    return search_cli._Rig(args, profile.load("cpu-tiny-llama"), parse_objective("mean>=0.9"), ())
+
+
+def test_texts_of_a_data_set_arrive_at_the_rate_that_is_asked_about(tmp_path: Path) -> None:
+    talk = {"conversations": [{"from": "human", "value": "what? " * 20}, {"from": "gpt", "value": "that. " * 30}]}
+    (tmp_path / "talks.json").write_text(json.dumps([talk] * 5))
+    about = rig(tmp_path / "talks.json", "--rate", "3", "--duration", "40")
+    few, many, half = about.demand(2.0, 1.0, 1), about.demand(8.0, 1.0, 1), about.demand(8.0, 0.5, 1)
+    assert len(many) > 3 * len(few)
+    assert 0.35 * len(many) < len(half) < 0.65 * len(many)
+
+
+@pytest.mark.parametrize("scale", [0.5, 10.0])
+def test_half_of_a_trace_is_half_of_its_requests_however_fast_it_is_played(scale: float, tmp_path: Path) -> None:
+    rows = ({"arrival_s": float(k), "prompt_tokens": 9, "output_tokens": 9} for k in range(100))
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = rig(tmp_path / "trace.jsonl", "--rate-scale", str(scale))
+    for rate_rps in (0.5, 4.0):
+        whole, half = about.demand(rate_rps, 1.0, 1), about.demand(rate_rps, 0.5, 1)
+        assert len(whole) == 100
+        assert len(half) == pytest.approx(50, abs=1)
+        assert float(half.describe()["rate_rps"] or 0.0) == pytest.approx(rate_rps, rel=0.05)
+
+
+def test_where_all_arrive_at_once_there_is_no_rate_to_search(tmp_path: Path) -> None:
+    row = json.dumps({"arrival_s": 0.0, "prompt_tokens": 9, "output_tokens": 9})
+    (tmp_path / "trace.jsonl").write_text(f"{row}\n{row}\n")
+    with pytest.raises(UsageError, match=r"--search: all requests of .*trace\.jsonl arrive at once: they have no rate"):
+        rig(tmp_path / "trace.jsonl")
 
 
 def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
