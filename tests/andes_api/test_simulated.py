@@ -262,9 +262,9 @@ def test_an_engine_that_is_killed_is_not_noticed(simulated: Any, gateway: Any) -
 def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gateway: Any) -> None:
     """An engine of two slots and a hundred readers of 100 tokens/s: many must be told to come back; those let in get at least
     what their class promises (``shed_below``), and so are those of the refused who come again when they were told."""
-    engine = simulated("--max-running-requests", "2")
-    server = gateway(engine.url, load_interval_s=0.1)
-    headers = {"x-andes-tds": "100", "x-andes-ttft-ms": "200"}
+    engine = simulated("--max-running-requests", "2", policy="stock")
+    server = gateway(engine.url, load_interval_s=0.1, classes={"code": {"shed_below": 0.4}})
+    headers = {"x-andes-class": "code", "x-andes-tds": "100", "x-andes-ttft-ms": "200"}
     body = {**COMPLETE, "max_tokens": 150}
 
     async def one(http: httpx.AsyncClient, k: int) -> httpx.Response:
@@ -292,7 +292,7 @@ def test_overload_is_shed_and_who_was_let_in_is_served_well(simulated: Any, gate
     refused = [a for a in answers if a.status_code == 429]
     served = [a for a in answers if a.status_code == 200]
     assert len(refused) + len(served) == 100
-    assert len(refused) > 50
+    assert len(refused) > 20
     assert served
     for answer in refused:
         assert answer.headers["x-andes-reason"] in ("predicted_qoe", "predicted_loss")

@@ -439,15 +439,16 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
-    """Two streams wait for the one slot, which a far heavier request holds; ``heavy`` has eight times the weight
-    of the other. Were weights ignored, one of the two cases would fail. One token each: served first, ended first."""
+    """Two streams wait for the one slot, which a far heavier request holds; ``heavy`` has so many times the weight of the
+    other that how long either has waited does not matter. Were weights ignored, one of the two cases would fail. One token
+    each: served first, ended first."""
     with ThreadPoolExecutor(3) as pool:
         urgent = {"custom_params": {"qoe": {"ttft": 0, "tds": 100_000, "weight": 1000}}}
         holder = pool.submit(generate, andes, "holder", 3500, sampling_params=urgent)
         wait_until_waiting(andes, 0)
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
-            weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 1.0}}}
+            weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 0.01}}}
             ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
