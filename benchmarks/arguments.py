@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+import importlib
+from collections.abc import Callable, Collection, Sequence
 
-__all__ = ["listed"]
+__all__ = ["add_constants", "listed", "set_constants"]
 
 
 def listed(known: Collection[str]) -> Callable[[str], list[str]]:
@@ -18,3 +19,20 @@ def listed(known: Collection[str]) -> Callable[[str], list[str]]:
         return given
 
     return read
+
+
+def add_constants(parser: argparse.ArgumentParser) -> None:
+    """The option ``--set``, which :func:`set_constants` carries out."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="MODULE.NAME=NUMBER",
+        help="a constant of andes_operator, as table.MAX_PUT_OFF=1; repeat it",
+    )  # fmt: skip
+
+
+def set_constants(given: Sequence[str]) -> None:
+    """Each ``MODULE.NAME=NUMBER`` of ``given``, in this process."""
+    for constant in given:
+        where, _, number = constant.partition("=")
+        module, _, name = where.rpartition(".")
+        of = importlib.import_module(f"andes_operator.{module}")
+        setattr(of, name, type(getattr(of, name))(float(number)))

@@ -9,7 +9,6 @@ and by how much of the buffer was used at worst; what readers get cannot be told
 from __future__ import annotations
 
 import argparse
-import importlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +25,7 @@ from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, Sc
 from andes_operator.whatif import Prediction
 from andes_sglang.objective import QoEObjective
 from andes_sglang.sim.buffer import Buffer
+from benchmarks.arguments import add_constants, listed, set_constants
 from benchmarks.markdown import header, row
 from benchmarks.surges import MAX_REPLICAS, MINUTE_CV, MOST_BUSY, SHAPES, START_REPLICAS, Shape
 
@@ -161,7 +161,9 @@ def run(target: Target) -> Fleet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="flash,ramp", help=f"of {', '.join(SHAPES)}; default: %(default)s")
+    parser.add_argument(
+        "--shapes", type=listed(SHAPES), default="flash,ramp", help=f"of {', '.join(SHAPES)}; default: %(default)s"
+    )
     parser.add_argument("--rho", type=float, default=1.08, help="load that a replica carries; default: %(default)s")
     parser.add_argument(
         "--buffer", type=float, default=220.0, help="seconds of it that can be put off; default: %(default)s"
@@ -170,27 +172,14 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=0, help="of the same shape as history; default: %(default)s")
     parser.add_argument("--down-window", type=float, default=120.0, help="stabilisation, seconds; default: %(default)s")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="of arrivals; default: %(default)s")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="MODULE.NAME=NUMBER",
-        help="a constant of andes_operator; repeat it",
-    )
+    add_constants(parser)
     args = parser.parse_args()
-    for name in args.shapes.split(","):
-        if name not in SHAPES:
-            parser.error(f"--shapes: {name!r} is not known; choose of {', '.join(SHAPES)}")
-    for constant in args.set:
-        where, _, number = constant.partition("=")
-        module, _, name = where.rpartition(".")
-        of = importlib.import_module(f"andes_operator.{module}")
-        setattr(of, name, type(getattr(of, name))(float(number)))
+    set_constants(args.set)
     behavior = ScalingBehavior(tick_s=TICK_S, cold_start_s=args.cold_start, down_stabilization_s=args.down_window)
     print(
         "\n".join(header("shape", "seed", "replica-hours", "buffer used at worst", "seconds over it", "most replicas"))
     )
-    for name in args.shapes.split(","):
+    for name in args.shapes:
         for seed in map(int, args.seeds.split(",")):
             target = Target(SHAPES[name], seed, Buffer(args.rho, args.buffer), behavior, past_days=args.days)
             fleet = run(target)

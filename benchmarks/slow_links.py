@@ -198,7 +198,7 @@ def play(requests: Sequence[RequestSpec], slow: bool) -> list[Reader]:
         for k, spec in enumerate(requests):
             is_slow = slow and k % EVERY == 0
             kind = kinds[k // EVERY % len(kinds)] if is_slow else PERFECT
-            number = k // EVERY + 1 if is_slow else 0  # the others share one link, which holds nobody up
+            number = k // EVERY + 1 if is_slow else 0  # the others share one link, which holds no reader up
             prompt = f"{k} " + WORD * (spec.prompt_tokens - 1)
             readers.append(Reader(kind, network, number, spec.target, spec.output_tokens, prompt))
 

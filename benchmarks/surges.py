@@ -8,7 +8,6 @@ are those of recorded requests of the file ``--lengths`` in TRACES.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +37,7 @@ from andes_sglang.sim.fleet import Autoscaler
 from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.workload import load_trace
+from benchmarks.arguments import add_constants, set_constants
 from benchmarks.markdown import header, row
 
 Shape = tuple[tuple[float, float], ...]
@@ -246,10 +246,7 @@ def main() -> None:
     parser.add_argument(
         "--days", type=int, default=0, help="that ours has as history, of the same shape; default: %(default)s"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="MODULE.NAME=NUMBER",
-        help="of ours, a constant of andes_operator, as table.MAX_PUT_OFF=1; repeat it",
-    )  # fmt: skip
+    add_constants(parser)
     parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
     parser.add_argument("--report", action="store_true", help="run nothing: the table of what is there")
     args = parser.parse_args()
@@ -260,11 +257,7 @@ def main() -> None:
         for name in given:
             if name not in known:
                 parser.error(f"{flag}: {name!r} is not known; choose of {', '.join(known)}")
-    for constant in args.set:
-        where, _, number = constant.partition("=")
-        module, _, name = where.rpartition(".")
-        of = importlib.import_module(f"andes_operator.{module}")
-        setattr(of, name, type(getattr(of, name))(float(number)))
+    set_constants(args.set)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     runs, seeds = Runs(args), [int(seed) for seed in args.seeds.split(",")]
     for shape in shapes:

@@ -35,35 +35,24 @@ QUESTIONS = (
     "My bicycle makes a noise when I brake. What should I look up?",
 )
 VALUES = 8
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search the web",
-        "parameters": {
-            "type": "object",
-            "properties": {f"query{k}": {"type": "string", "minLength": 8, "maxLength": 40} for k in range(VALUES)},
-            "required": [f"query{k}" for k in range(VALUES)],
-            "additionalProperties": False,
-        },
-    },
-}
-LOOK_UP: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "search",
-        "description": "Search the web",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "query": {"type": "string", "minLength": 3, "maxLength": 40},
-                "language": {"type": "string", "enum": ["en", "fr", "de"]},
-            },
-            "required": ["query", "language"],
-            "additionalProperties": False,
-        },
-    },
-}
+
+
+def search(properties: dict[str, Any]) -> dict[str, Any]:
+    """A tool, all of whose arguments must be given."""
+    parameters = {
+        "type": "object", "properties": properties, "required": list(properties), "additionalProperties": False,
+    }  # fmt: skip
+    described = {"name": "search", "description": "Search the web", "parameters": parameters}
+    return {"type": "function", "function": described}
+
+
+TOOL = search({f"query{k}": {"type": "string", "minLength": 8, "maxLength": 40} for k in range(VALUES)})
+LOOK_UP = search(
+    {
+        "query": {"type": "string", "minLength": 3, "maxLength": 40},
+        "language": {"type": "string", "enum": ["en", "fr", "de"]},
+    }
+)
 """As a careful user writes it: every argument has an end, and there are no others."""
 SYSTEM = 'Answer with eight short search queries as one line of JSON: [{"name":"search","parameters":{"query0":"..."}}]'
 

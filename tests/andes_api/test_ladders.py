@@ -213,7 +213,7 @@ def test_where_the_better_engine_alone_is_left_it_answers(faulty: Any, gateway: 
 
 @pytest.mark.server
 def test_an_engine_that_failed_is_not_asked_for_its_other_model(faulty: Any, gateway: Any) -> None:
-    """Then nobody has fallen back, and the failure is on the record of the model that was asked for."""
+    """Then no stream has fallen back, and the failure is on the record of the model that was asked for."""
     engine = faulty()
     engine.models = (200, b'{"object":"list","data":[{"id":"big"},{"id":"small"}]}')
     engine.fault = "hang up"

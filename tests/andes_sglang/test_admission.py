@@ -67,11 +67,13 @@ def test_who_would_put_off_all_that_come_after_is_refused() -> None:
     assert refusal.reason == "predicted_loss"
     assert refused(2.0) is None, "the engine would stand idle without it"
     assert refused(10.0, wish=Wish(0.0)) is None, "its class is never refused for others"
-    assert refused(10.0, replace(BUSY, queues=False)) is None, "newcomers come first: it puts off nobody who gains more"
+    assert refused(10.0, replace(BUSY, queues=False)) is None, (
+        "newcomers come first: it puts off no stream that gains more"
+    )
     assert refused(10.0, replace(BUSY, offered_rps=2.2)) is None, "the queue goes by itself"
     assert refused(10.0, replace(BUSY, offered=9)) is None, "four a second may be chance"
     assert refused(10.0, new=replace(NEW, weight=4.0)) is None, "worth four of them"
-    assert refused(300.0) is None, "the queue outlasts the overload: a refusal helps nobody"
+    assert refused(300.0) is None, "the queue outlasts the overload: a refusal helps no stream"
 
 
 def test_each_who_is_refused_has_a_place_of_its_own() -> None:

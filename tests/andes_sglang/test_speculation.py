@@ -61,7 +61,7 @@ def test_who_is_ahead_of_its_pace_needs_none_and_who_is_short_gets_it_first() ->
 
 
 def test_where_nobody_can_keep_pace_needs_are_no_reason_to_draft() -> None:
-    """Forty readers of a token a millisecond: all that drafts for their needs do is to make steps longer for everybody."""
+    """Forty readers of a token a millisecond: all that drafts for their needs do is to make steps longer for all of them."""
     dear = Speculation(acceptance=0.8, draft_fixed_s=0.001, draft_token_s=0.0, verify_token_s=0.005, max_draft=5)
     all_short, acceptance = np.ones(40, dtype=bool), np.full(40, 0.8)
     assert not draft_lengths(dear, 0.02, np.full(40, 1000.0), all_short, acceptance).any()
