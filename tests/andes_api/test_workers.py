@@ -81,6 +81,11 @@ class Gateway:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens, "stream": True}
         return httpx.post(self.url + path, json=body, headers=headers, timeout=60, verify=TLS)
 
+    def has_ended(self, count: float) -> bool:
+        """Whether that many requests have been put on record: a moment after their last byte, which another worker may not wait
+        for."""
+        return self.counts("andes_gateway_requests_total") >= count
+
     def workers(self) -> list[int]:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return sorted(int(pid) for pid in children.split())
@@ -144,6 +149,7 @@ def test_figures_add_up_whichever_worker_answers(gateway: Gateway) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: gateway.ask(), range(32)))
     assert {a.status_code for a in answers} == {200}
+    until(lambda: gateway.has_ended(counted + 32))
     for _ in range(8):  # on new connections, so that both are asked
         demand, qoe = gateway.get("/fleet/demand"), gateway.get("/fleet/qoe")
         assert len(demand["records"]) == before + 32
@@ -185,7 +191,9 @@ def test_a_tenant_has_its_requests_once(gateway: Gateway) -> None:
 
 
 def test_output_tokens_are_charged_once(gateway: Gateway) -> None:
+    counted = gateway.counts("andes_gateway_requests_total")
     gateway.ask(2000, LIMITED)
+    until(lambda: gateway.has_ended(counted + 1))
     left = {int(gateway.ask(1, LIMITED).headers["x-ratelimit-remaining-output-tokens"]) for _ in range(6)}
     assert max(left) < 10_000, "whichever worker has served them"
 
@@ -203,8 +211,10 @@ def test_an_engine_is_drained_by_all(gateway: Gateway) -> None:
 
 
 def test_a_response_is_found_through_any_worker(gateway: Gateway) -> None:
+    counted = gateway.counts("andes_gateway_requests_total")
     body = {"model": "m", "input": "hi", "stream": True}
     answer = httpx.post(gateway.url + "/v1/responses", json=body, headers=KEY, timeout=60, verify=TLS)
+    until(lambda: gateway.has_ended(counted + 1))
     (response_id,) = {f"resp_{id(u)}" for u in gateway.upstreams if f"resp_{id(u)}" in answer.text}
     for _ in range(8):
         assert gateway.get(f"/v1/responses/{response_id}")["id"] == response_id
