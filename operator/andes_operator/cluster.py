@@ -81,6 +81,7 @@ class Cluster:
         self._api, self._identity, self._timeout_s = api, identity, timeout_s
         self._core, self._custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
         self._autoscaling, self._apis = client.AutoscalingV1Api(api), client.ApisApi(api)
+        self._authorization = client.AuthorizationV1Api(api)
         self._plurals: dict[tuple[str, str], str] = {}
         self._cached: dict[str, tuple[float, asyncio.Future[Any]]] = {}
 
@@ -223,6 +224,18 @@ class Cluster:
         body = {"metadata": {"annotations": dict(annotations)}}
         method = self._core.patch_namespaced_pod_without_preload_content
         await self._send(f"annotate pod {name}", method, name, namespace, body)
+
+    async def evict_pod(self, namespace: str, name: str) -> None:
+        """Status 429 where a PodDisruptionBudget forbids it now. Without an API version, for servers before 1.22 know but a beta."""
+        method = self._core.create_namespaced_pod_eviction_without_preload_content
+        body = {"metadata": {"name": name, "namespace": namespace}}
+        await self._send(f"evict pod {name}", method, name, namespace, body)
+
+    async def may(self, verb: str, resource: str) -> bool:
+        """Whether this operator has the right to, of a resource of the core group."""
+        method = self._authorization.create_self_subject_access_review_without_preload_content
+        body = {"spec": {"resourceAttributes": {"verb": verb, "resource": resource}}}
+        return bool((await self._send("look rights up", method, body))["status"]["allowed"])
 
     async def service(self, namespace: str, name: str, ttl_s: float = 0.0) -> Json:
         """At most ``ttl_s`` old."""

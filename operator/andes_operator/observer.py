@@ -86,6 +86,7 @@ class Observer:
             pods = await self._pods(namespace, scale.selector, spec.behavior.tick_s)
             answers = await self._ask(namespace, spec, state, pods)
         now_s = self._clock()
+        state.nodes = frozenset(node for pod in pods if (node := (pod.get("spec") or {}).get("nodeName")))
         memory = _memory(target, now_s)
         state.cold_starts.observe(pods)
         by_removal = victims.victims(spec.ref.kind, pods, victims.deletion_costs(pods, {}), len(pods))

@@ -55,7 +55,7 @@ class TargetState:
     cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
     it. model: that its engines announce; share: of the model's demand, this pool's. growth: of its
     demand, kept with the history. table: of what its engines carry and can put off; table_of: engines and objectives that it
-    is for; table_asked_s: when it was asked for; tabulating: the task that makes one."""
+    is for; table_asked_s: when it was asked for; tabulating: the task that makes one. nodes: names of its pods' nodes."""
 
     uid: str
     history: DemandHistory | None = None
@@ -70,6 +70,7 @@ class TargetState:
     table_of: tuple[object, ...] = ()
     table_asked_s: float = 0.0
     tabulating: asyncio.Task[None] | None = None
+    nodes: frozenset[str] = frozenset()
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
@@ -109,6 +110,10 @@ class TargetStates:
                 learned_s = None
             self._states[key] = TargetState(metadata["uid"], cold_starts=ColdStarts(learned_s), model=model)
         return self._states[key]
+
+    def on_node(self, name: str) -> list[tuple[str, str]]:
+        """Of which targets this node has pods."""
+        return [key for key, state in self._states.items() if name in state.nodes]
 
     def forget(self, namespace: str, name: str) -> None:
         self._states.pop((namespace, name), None)

@@ -19,11 +19,13 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.gateways import Answers
 from andes_operator.growth import GrowthHistory
+from andes_operator.nodes import Nodes
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
 from andes_operator.table import Table
 from andes_operator.telemetry import OperatorMetrics
+from andes_operator.victims import GOING_COST
 from andes_operator.whatif import Prediction
 from andes_sglang.sim.buffer import Buffer
 
@@ -42,6 +44,7 @@ def pod(number: int) -> dict[str, Any]:
     created, ready = "2026-11-21T08:00:00Z", "2026-11-21T08:00:40Z"
     return {
         "metadata": {"name": f"engine-{number}", "creationTimestamp": created},
+        "spec": {"nodeName": f"node-{number}"},
         "status": {
             "phase": "Running", "podIP": f"10.0.0.{number}",
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": ready}],
@@ -75,9 +78,9 @@ class Site:
         self.maps: dict[str, dict[str, str]] = {}
         self.requests = 600  # two a second
         self.streams = [5] * 20
-        self.metrics = OperatorMetrics()
+        self.metrics, self.nodes = OperatorMetrics(), Nodes()
         self.reconciler = Reconciler(
-            self, self, self.predict,  # type: ignore[arg-type]
+            self, self, self.predict, nodes=self.nodes,  # type: ignore[arg-type]
             metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
         )  # fmt: skip
 
@@ -115,6 +118,10 @@ class Site:
     async def annotate_pod(self, namespace: str, name: str, annotations: dict[str, Any]) -> None:
         self._check("annotate")
         self.written.append((name, annotations))
+
+    async def evict_pod(self, namespace: str, name: str) -> None:
+        self._check("evict")
+        self.written.append(("evict", name))
 
     async def autoscalers(self, namespace: str) -> list[dict[str, Any]]:
         return self.hpas
@@ -530,6 +537,66 @@ def test_before_a_pod_is_removed_its_cost_is_told_and_it_is_drained() -> None:
         ("engine-2", {names.DELETION_COST: "5"}), ("engine-1", mark), ("drain", "10.0.0.1:80", True),
         ("scale", 2), ("event", "ScaledDown", False),
     ]  # fmt: skip
+
+
+SPOT = [{"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}]
+
+
+def going(number: int) -> dict[str, Any]:
+    return {"metadata": {"name": f"node-{number}"}, "spec": {"taints": SPOT}}
+
+
+def test_an_engine_whose_node_is_about_to_go_is_drained_and_replaced() -> None:
+    site = Site()
+    site.nodes.see(going(1))
+    site.reconcile()
+    assert site.written == [
+        ("engine-1", {names.DRAINING: "2026-11-21T09:02:00Z"}), ("drain", "10.0.0.1:80", True), ("evict", "engine-1"),
+        ("event", names.Reason.NODE_GOING, False),
+    ]  # fmt: skip
+    assert site.reconciler.on_node("node-1") == [KEY]
+    assert site.reconciler.on_node("node-7") == []
+
+
+def test_the_only_engine_serves_on_while_what_replaces_it_starts() -> None:
+    site = Site(replicas=1)
+    site.fewest = 1
+    site.nodes.see(going(0))
+    site.reconcile()
+    assert ("evict", "engine-0") in site.written
+    assert not [w for w in site.written if w[0] == "drain"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 429])
+def test_an_eviction_that_is_not_possible_now_fails_nothing(status: int) -> None:
+    site = Site()
+    site.nodes.see(going(1))
+    site.errors["evict"] = ClusterError(status, "evict pod engine-1: no")
+    site.reconcile()
+    assert ("drain", "10.0.0.1:80", True) in site.written
+    site.errors["evict"] = ClusterError(500, "evict pod engine-1: broken")
+    with pytest.raises(ClusterError):
+        site.reconcile()
+
+
+@pytest.mark.parametrize("spec", [{"mode": "Advisory"}, {"pause": {"until": "2026-11-21T10:00:00Z"}}])
+def test_advice_moves_no_engine(spec: dict[str, Any]) -> None:
+    site = Site(**spec)
+    site.nodes.see(going(1))
+    site.reconcile()
+    assert not [w for w in site.written if w[0] in ("evict", "drain")]
+
+
+def test_what_stands_on_a_cordoned_node_is_removed_first_and_not_before() -> None:
+    site = Site(replicas=3)
+    assert site.resource is not None
+    site.resource["status"] = {"memory": STABLE}
+    site.streams = [9, 1, 5]
+    site.nodes.see({"metadata": {"name": "node-0"}, "spec": {"unschedulable": True}})
+    site.reconcile()
+    assert ("drain", "10.0.0.0:80", True) in site.written
+    assert ("evict", "engine-0") not in site.written
+    assert ("engine-0", {names.DELETION_COST: str(GOING_COST)}) in site.written
 
 
 def test_a_pod_that_has_gone_meanwhile_is_no_error() -> None:
