@@ -68,7 +68,7 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
     assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "margin": 0.01}
     assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 120, "periodSeconds": 60, "idleSeconds": 600}
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses?dryRun=All", CLASS)["spec"]
-    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.05)
+    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"], made["yields"]) == (1, 4.8, 0.05, False)
 
 
 @pytest.mark.parametrize(
