@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-routing bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling bench-pool bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
+	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-routing bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling bench-pool bench-api-load bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -153,6 +153,9 @@ bench-fluid: setup ## what limits the operator in a surge: its decisions on a fl
 
 bench-pool: setup ## simulated, a QoEPool: two models on one budget: ARGS="swap FOLDER OF TRACES", one on two kinds: ARGS="mix ..."
 	$(BIN)/python benchmarks/pool.py $(ARGS)
+
+bench-api-load: setup ## on a real API server: what the operator costs it with 500 targets and 2,000 pods (5 minutes)
+	PYTHONPATH=tools $(BIN)/python benchmarks/api_load.py $(ARGS)
 
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)

@@ -31,7 +31,7 @@ from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import SpecError, TargetSpec, parse
-from andes_operator.state import LastPrediction, TargetState, TargetStates
+from andes_operator.state import STATUS_S, LastPrediction, TargetState, TargetStates
 from andes_operator.status import status, unix_s
 from andes_operator.table import KEPT_S, MIN_REQUESTS, Table
 from andes_operator.telemetry import OperatorMetrics
@@ -104,7 +104,7 @@ class Reconciler:
         """Raises :class:`~andes_operator.cluster.ClusterError` where the API server fails."""
         started = time.perf_counter()
         try:
-            target = await self._cluster.get(names.TARGETS, *key)
+            target, shared = await self._observer.target(*key)
         except ClusterError as error:
             if error.status != 404:
                 raise
@@ -114,8 +114,9 @@ class Reconciler:
         with self._tracer.start_as_current_span("andes.reconcile") as span:
             span.set_attributes({"k8s.namespace.name": key[0], "andes.target": key[1]})
             state = self._states.of(target)
+            state.shared, state.written = shared, target.get("status") or {}
             try:
-                result = await self._reconcile(target, span)
+                result = await self._reconcile(state.latest(target) if shared else target, span)
             except Exception as error:
                 if isinstance(error, ClusterError) and error.status == 403:
                     await self._reporter.invalid(target, (Condition.OBSERVED, None, "Forbidden", str(error)))
@@ -190,7 +191,8 @@ class Reconciler:
         other, at = status.get("operator"), unix_s(status.get("observedAt"))
         if not other or other == self._name or at is None:
             return None
-        fresh_s = RIVAL_TICKS * max(spec.behavior.tick_s, MIN_RIVAL_TICK_S) * (1 if self._name < other else 2)
+        tick_s = max(spec.behavior.tick_s, STATUS_S if self._states.of(target).shared else MIN_RIVAL_TICK_S)
+        fresh_s = RIVAL_TICKS * tick_s * (1 if self._name < other else 2)
         return str(other) if self._clock() - at < fresh_s else None
 
     async def _yield_to(self, rival: str, target: Mapping[str, Any]) -> None:
@@ -387,4 +389,6 @@ class Reconciler:
             model=context.spec.demand.model or context.state.model, share=context.state.share.value, headroom=found,
             pool=pool, old=context.target.get("status") or {}, generation=context.generation,
         )  # fmt: skip
-        await self._reporter.status(context.target, made)
+        state = context.state
+        await self._reporter.status(context.target, made, written=not state.shared or state.is_due(made))
+        state.made = made

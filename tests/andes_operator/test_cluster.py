@@ -242,7 +242,7 @@ def test_what_cannot_be_scaled_is_not_found(kind: str, said: str) -> None:
 
 
 def test_lists_are_shared_for_a_while() -> None:
-    path = "GET /apis/andes.dev/v1alpha1/namespaces/chat/qoetargets"
+    path = "GET /apis/andes.dev/v1alpha1/namespaces/chat/qoetargets?resourceVersion=0"
 
     async def work(cluster: Cluster) -> Any:
         first, second = await asyncio.gather(*(cluster.list_all("qoetargets", "chat", 60.0) for _ in range(2)))

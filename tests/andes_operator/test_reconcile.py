@@ -20,6 +20,7 @@ from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedR
 from andes_operator.gateways import Answers
 from andes_operator.growth import GrowthHistory
 from andes_operator.nodes import Nodes
+from andes_operator.observer import MANY_TARGETS
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
@@ -65,6 +66,7 @@ class Site:
         self.fewest: int | None = 2
         self.selector = "app=engine"
         self.targets, self.shared = 1, 0
+        self.listed: list[dict[str, Any]] | None = None
         self.models: tuple[str, ...] = ()
         self.others: tuple[FleetReplica, ...] = ()
         self.asked: list[str | None] = []
@@ -132,10 +134,14 @@ class Site:
             return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
         if plural == names.POOLS:
             return self.pools
+        if self.listed is not None:
+            return self.listed
         return [] if self.resource is None else [self.resource] * self.targets
 
     async def patch_status(self, plural: str, namespace: str, name: str, status: dict[str, Any]) -> None:
         self._check("status")
+        if self.targets > 1:
+            self.written.append(("status", name))
         if self.resource is not None:
             self.resource["status"] = {**self.resource.get("status", {}), **copy.deepcopy(status)}
 
@@ -792,3 +798,90 @@ def test_untrusted_data_books_nothing() -> None:
     site.reconciles(3)
     assert site.status["memory"]["ledger"]["requestsPerSecond"] == []
     assert site.tables == []
+
+
+# One of many targets
+
+
+def written(site: Site) -> int:
+    """How often a status was written."""
+    return sum(w[0] == "status" for w in site.written)
+
+
+def many(**spec: Any) -> Site:
+    site = Site(**spec)
+    site.targets, site.fewest = MANY_TARGETS, 2
+    return site
+
+
+def test_the_status_of_one_of_many_is_written_when_there_is_something_to_act_on() -> None:
+    site = many()
+    site.reconcile()
+    assert written(site) == 1
+    for _ in range(3):
+        site.now_s += 15.0
+        site.reconcile()
+    assert written(site) == 1
+    assert site.metric("andes_operator_recommended_replicas", namespace="chat", target="t") is not None
+    site.now_s += 15.0
+    site.reconcile()
+    assert written(site) == 2, "a minute later, for the figures"
+    site.missing = ("gateway g does not answer",)
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("DataAvailable") == ("False", "DataMissing")
+    assert written(site) == 3, "at once"
+    alone = Site()
+    for _ in range(3):
+        alone.reconcile()
+        alone.now_s += 15.0
+    assert written(alone) == 3
+
+
+def test_one_of_many_goes_on_from_what_it_has_not_written() -> None:
+    site, alone = many(), Site()
+    for each in (site, alone):
+        for _ in range(4):
+            each.reconcile()
+            each.now_s += 15.0
+    said, (now, then) = alone.status, (s.reconciler._states.of(s.resource or {}).made for s in (site, alone))
+    assert now["memory"] == then["memory"]
+    assert now["gpuHours"] == then["gpuHours"] == said["gpuHours"]
+    site.now_s = alone.now_s = alone.now_s + 60.0
+    for each in (site, alone):
+        each.reconcile()
+    assert site.status["memory"] == alone.status["memory"]
+
+
+def test_an_error_of_one_of_many_is_taken_back_when_it_is_over() -> None:
+    site = many()
+    site.reconcile()
+    site.selector = ""
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("TargetFound") == ("False", "NoSelector")
+    site.selector = "app=engine"
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("TargetFound") == ("True", "Found")
+
+
+def test_another_operator_of_many_targets_is_given_as_long_as_it_may_be_silent() -> None:
+    site = many()
+    assert site.resource is not None
+    site.resource["status"] = {"operator": "team-b/andes-operator", "observedAt": "2026-11-21T09:00:50Z"}
+    site.reconcile()
+    assert site.status["operator"] == "team-b/andes-operator", "70 s are no more than it may take"
+    site.now_s += 120.0
+    site.reconcile()
+    assert site.status["operator"] == "chat/andes-operator"
+
+
+def test_one_of_many_that_is_not_listed_is_looked_for_itself() -> None:
+    site = many()
+    site.reconcile()
+    others = [{**(site.resource or {}), "metadata": {**(site.resource or {})["metadata"], "name": "u"}}] * MANY_TARGETS
+    site.listed = others
+    assert site.reconcile() == Result(15.0), "the list was older than it"
+    site.resource = None
+    assert site.reconcile() == Result(None)
