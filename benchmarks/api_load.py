@@ -2,7 +2,7 @@
 
 ``PYTHONPATH=tools python benchmarks/api_load.py`` starts a control plane (as the cluster tests do, without controllers: nothing
 but the operator acts), makes the objects, waits until each target has a status, and counts for ``--seconds`` what the API server
-and, where there is one, the CRD server behind it do; first without the operator. Nobody asks the engines for anything.
+and, where there is one, the CRD server behind it do; first without the operator. No requests are sent to the engines.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Counts = Counter[tuple[str, str]]
 
 
 class Gateway(threading.Thread):
-    """Answers as a gateway that nobody calls, whose engines are well."""
+    """Answers as a gateway without requests, whose engines are well."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
