@@ -1,8 +1,8 @@
 """What the operator costs the API server: requests and CPU seconds, on a real one, with many targets and pods.
 
-``PYTHONPATH=tools python benchmarks/api_load.py`` starts a control plane (as the cluster tests do, without controllers: nothing
-but the operator acts), makes the objects, waits until each target has a status, and counts for ``--seconds`` what the API server
-and, where there is one, the CRD server behind it do; first without the operator. No requests are sent to the engines.
+``PYTHONPATH=tools python benchmarks/api_load.py`` starts a control plane (as the cluster tests do, without controllers: only
+the operator acts), makes the objects, waits until each target has a status, and counts for ``--seconds`` what the API
+server and, where there is one, the CRD server behind it do; first without the operator. No requests are sent to the engines.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMESPACE = "many"
 SERVERS = ("kube-apiserver", "apiextensions-apiserver", "etcd")
 CLIENTS = 8
 GATEWAY_IP = "127.0.0.1"
-COUNTED = re.compile(r'^apiserver_request_total\{(?P<labels>.*)\} (?P<count>\S+)$', re.MULTILINE)
+COUNTED = re.compile(r"^apiserver_request_total\{(?P<labels>.*)\} (?P<count>\S+)$", re.MULTILINE)
 Counts = Counter[tuple[str, str]]
 
 
@@ -51,12 +51,12 @@ class Gateway(threading.Thread):
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        async def answer(request: web.Request) -> web.Response:
+        async def answer(_: web.Request) -> web.Response:
             now_s = time.time()
-            engine = {"name": "10.0.0.1:80", "healthy": True, "draining": False, "streams": 0, "waiting": 0, "others": 0}
-            return web.json_response({
-                "now_s": now_s, "complete_since_s": now_s - 3600.0, "records": [], "classes": {}, "running": {}, "replicas": [engine],
-            })  # fmt: skip
+            idle = dict.fromkeys(("streams", "waiting", "others"), 0)
+            engine = {"name": "10.0.0.1:80", "healthy": True, "draining": False, **idle}
+            times = {"now_s": now_s, "complete_since_s": now_s - 3600.0}
+            return web.json_response({**times, "records": [], "classes": {}, "running": {}, "replicas": [engine]})
 
         app = web.Application()
         app.add_routes([web.get(f"/fleet/{name}", answer) for name in ("demand", "qoe", "replicas")])
@@ -91,7 +91,14 @@ def make(plane: ControlPlane, args: argparse.Namespace, port: int) -> None:
         plane("POST", f"{apps}/deployments", {"metadata": {"name": name}, "spec": spec})
         for k in range(each):
             n = i * each + k
-            run_pod(plane, core, f"{name}-{k}", labels, {"name": "e", "image": "e"}, f"10.{n >> 14}.{n >> 7 & 127}.{1 + (n & 127)}")
+            run_pod(
+                plane,
+                core,
+                f"{name}-{k}",
+                labels,
+                {"name": "e", "image": "e"},
+                f"10.{n >> 14}.{n >> 7 & 127}.{1 + (n & 127)}",
+            )
         plane("POST", f"/apis/{OWN}/namespaces/{NAMESPACE}/qoetargets", {
             "apiVersion": OWN, "kind": "QoETarget", "metadata": {"name": name},
             "spec": {
@@ -106,7 +113,9 @@ def make(plane: ControlPlane, args: argparse.Namespace, port: int) -> None:
         list(pool.map(one, range(args.targets)))
 
 
-def run_pod(plane: ControlPlane, core: str, name: str, labels: Mapping[str, str], container: dict[str, Any], ip: str) -> None:
+def run_pod(
+    plane: ControlPlane, core: str, name: str, labels: Mapping[str, str], container: dict[str, Any], ip: str
+) -> None:
     """A pod that runs and is ready, as far as the API server knows."""
     spec = {"containers": [container], "nodeName": "node"}
     plane("POST", f"{core}/pods", {"metadata": {"name": name, "labels": labels}, "spec": spec})
@@ -137,7 +146,13 @@ def measured(plane: ControlPlane, seconds: float) -> tuple[dict[str, float], Cou
 @contextlib.contextmanager
 def operator(plane: ControlPlane, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "KUBECONFIG": str(plane.kubeconfig), "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}"}
-    flags = [f"--namespace={NAMESPACE}", f"--lease-namespace={NAMESPACE}", "--host=127.0.0.1", "--port=0", "--lease-seconds=60"]
+    flags = [
+        f"--namespace={NAMESPACE}",
+        f"--lease-namespace={NAMESPACE}",
+        "--host=127.0.0.1",
+        "--port=0",
+        "--lease-seconds=60",
+    ]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "andes_operator", *flags], stdout=out, stderr=out, env=environment
@@ -149,8 +164,12 @@ def operator(plane: ControlPlane, log: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait(60)
 
 
-def report(args: argparse.Namespace, idle: dict[str, float], busy: dict[str, float], asked: Counts, own_s: float) -> Iterator[str]:
-    yield from header("", f"CPU, ms a second, idle ({args.idle:g} s)", f"with {args.targets} targets ({args.seconds:g} s)")
+def report(
+    args: argparse.Namespace, idle: dict[str, float], busy: dict[str, float], asked: Counts, own_s: float
+) -> Iterator[str]:
+    yield from header(
+        "", f"CPU, ms a second, idle ({args.idle:g} s)", f"with {args.targets} targets ({args.seconds:g} s)"
+    )
     for name, taken_s in busy.items():
         yield row(name, f"{1e3 * idle[name] / args.idle:.0f}", f"{1e3 * taken_s / args.seconds:.0f}")
     yield row("the operator itself", "-", f"{1e3 * own_s / args.seconds:.0f}")
@@ -166,7 +185,9 @@ def main() -> None:
     parser.add_argument("--pods", type=int, default=2000, help="of all targets; default: %(default)s")
     parser.add_argument("--tick", type=float, default=15.0, help="seconds between reconciles; default: %(default)s")
     parser.add_argument("--idle", type=float, default=20.0, help="seconds without the operator; default: %(default)s")
-    parser.add_argument("--warm", type=float, default=30.0, help="seconds after all have a status; default: %(default)s")
+    parser.add_argument(
+        "--warm", type=float, default=30.0, help="seconds after all have a status; default: %(default)s"
+    )
     parser.add_argument("--seconds", type=float, default=120.0, help="that are counted; default: %(default)s")
     args = parser.parse_args()
     gateway = Gateway()
@@ -178,7 +199,8 @@ def main() -> None:
             plane.serve(OWN)
             for crd in sorted(CRDS.glob("*.yaml")):
                 plane.kubectl("apply", "--validate=false", "-f", str(crd))
-                until(f"{crd.stem} are served", lambda crd=crd: "items" in plane("GET", f"/apis/{OWN}/{crd.stem}"))
+                path = f"/apis/{OWN}/{crd.stem}"
+                until(f"{crd.stem} are served", lambda path=path: "items" in plane("GET", path))  # type: ignore[misc]
             plane.wait_until_served(OWN)
             make(plane, args, gateway.port)
             path, log = f"/apis/{OWN}/namespaces/{NAMESPACE}/qoetargets", Path(folder) / "operator.log"

@@ -105,6 +105,7 @@ async def _operate(settings: OperatorSettings) -> None:
             namespaces=settings.namespace,
             resync_s=min(POOLS_RESYNC_S, settings.resync_s),
         )
+
         def on_node(node: Mapping[str, Any], deleted: bool) -> None:
             if nodes.see(node, deleted=deleted):
                 for key in reconciler.on_node(node["metadata"]["name"]):

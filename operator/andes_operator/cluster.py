@@ -32,8 +32,8 @@ ATTEMPTS = 3
 AUTOSCALERS_TTL_S = 10.0
 """Seconds for which a list of HorizontalPodAutoscalers is reused: one request for all targets of a namespace."""
 CACHED = "0"
-"""``resourceVersion`` of a list from the API server's watch cache, for what may be seconds old: of a namespace of 2,000 pods a
-list of four by label takes a tenth of the API server's CPU that a quorum read takes (measured on 1.20)."""
+"""``resourceVersion`` of a list from the API server's watch cache, for what may be seconds old: of a namespace of 2,000
+pods a list of four by label takes a tenth of the API server's CPU that a quorum read takes (measured on 1.20)."""
 MAX_EVENT_CHARACTERS = 1024
 """``message`` of an Event (k8s.io/api/core/v1)."""
 MERGE_PATCH = "application/merge-patch+json"
@@ -226,7 +226,7 @@ class Cluster:
         await self._send(f"annotate pod {name}", method, name, namespace, body)
 
     async def evict_pod(self, namespace: str, name: str) -> None:
-        """Status 429 where a PodDisruptionBudget forbids it now. Without an API version, for servers before 1.22 know but a beta."""
+        """Status 429 where a PodDisruptionBudget forbids it now. Names no API version: before 1.22 there is but a beta."""
         method = self._core.create_namespaced_pod_eviction_without_preload_content
         body = {"metadata": {"name": name, "namespace": namespace}}
         await self._send(f"evict pod {name}", method, name, namespace, body)

@@ -196,7 +196,10 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    plain = {k: v if isinstance(v, str | int | float | None) else _Structured(json.dumps(v, sort_keys=True)) for k, v in options.items()}
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else _Structured(json.dumps(v, sort_keys=True))
+        for k, v in options.items()
+    }
     return str(said["name"]), tuple(sorted(plain.items()))
 
 

@@ -28,9 +28,9 @@ __all__ = ["LIST_TTL_S", "Observer", "ReconcileContext"]
 log = logging.getLogger(__name__)
 
 MANY_TARGETS = 100
-"""Of a namespace, from which on the API server is spared: targets and pods are listed once for all (a list of 2,000 pods costs
-it as much as 34 lists of four of them by label, measured on 1.20, and 100 targets at 15 s ask for as many in ``LIST_TTL_S``),
-and a status is written when there is something to act on."""
+"""Of a namespace, from which on the API server is spared: targets and pods are listed once for all (a list of 2,000 pods
+costs it as much as 34 lists of four of them by label, measured on 1.20, and 100 targets at 15 s ask for as many in
+``LIST_TTL_S``), and a status is written when there is something to act on."""
 LIST_TTL_S = 5.0
 """Seconds for which a list of a namespace's resources is reused: one request for all targets that are due together."""
 

@@ -105,7 +105,9 @@ def parse_pool(spec: Mapping[str, Any]) -> PoolSpec:
         if member.price is None and budget.price < math.inf:
             raise SpecError(f"spec.members[{i}].price is missing, which spec.budget.pricePerHour needs")
         if member.price is None and any(m.price is not None for m in members):
-            raise SpecError(f"spec.members[{i}].price is missing, and others have one: give every member a price, or none")
+            raise SpecError(
+                f"spec.members[{i}].price is missing, and others have one: give every member a price, or none"
+            )
     return PoolSpec(budget, members)
 
 
@@ -200,8 +202,8 @@ def pool_part(of: Membership | None, asks: Ask, seen: Observation) -> dict[str, 
         return None
     given, grant = (None, None) if of.given is None else (of.given.replicas, of.given.number)
     return {
-        "name": of.pool, "uid": of.uid, "asks": asks.replicas, "present": asks.present, "placeable": seen.pods.placeable, "given": given,
-        "grant": grant, "draining": seen.pods.terminating,
+        "name": of.pool, "uid": of.uid, "asks": asks.replicas, "present": asks.present, "given": given, "grant": grant,
+        "placeable": seen.pods.placeable, "draining": seen.pods.terminating,
     }  # fmt: skip
 
 
@@ -221,8 +223,8 @@ def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Mem
 
 
 def member_of(member: PoolMember, target: Resource, given: Grant | None = None, uid: str = "") -> Member | None:
-    """As the pool of this ``uid`` sees a target by its spec and status, and by what it was given last; None where it is not in
-    mode Pooled or was never reconciled. One that does not know of the pool yet asks for nothing, and stays as it is."""
+    """As the pool of this ``uid`` sees a target by its spec and status, and by what it was given last; None where it is not
+    in mode Pooled or was never reconciled. One that does not know of the pool yet asks for nothing, and stays as it is."""
     spec, status = target.get("spec") or {}, target.get("status") or {}
     said = status.get("pool") or {}
     if not _pooled(target) or not status:
@@ -304,8 +306,8 @@ def _pool_of(target: Resource) -> str:
 
 
 def _told_back(target: Resource, uid: str) -> int | None:
-    """The grant that the target had seen at its last reconcile; None also for one of another pool, which may have had the same
-    name."""
+    """The grant that the target had seen at its last reconcile; None also for one of another pool, which may have had the
+    same name."""
     said = (target.get("status") or {}).get("pool") or {}
     return said.get("grant") if said.get("uid", "") == uid else None
 

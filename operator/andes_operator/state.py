@@ -59,8 +59,9 @@ class TargetState:
     cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
     it. model: that its engines announce; share: of the model's demand, this pool's. growth: of its
     demand, kept with the history. table: of what its engines carry and can put off; table_of: engines and objectives that it
-    is for; table_asked_s: when it was asked for; tabulating: the task that makes one. nodes: names of its pods' nodes. shared:
-    whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the API server has it."""
+    is for; table_asked_s: when it was asked for; tabulating: the task that makes one. nodes: names of its pods' nodes.
+    shared: whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the
+    API server has it."""
 
     uid: str
     history: DemandHistory | None = None

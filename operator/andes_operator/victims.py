@@ -29,8 +29,8 @@ def replica_of(pod: Pod, replicas: Mapping[str, Any]) -> str | None:
 def deletion_costs(
     pods: Sequence[Pod], streams_by_replica: Mapping[str, int], going: Container[str] = ()
 ) -> dict[str, int]:
-    """By pod name, the streams that its deletion would disturb; ``UNREADY_COST`` where it is not ready, ``GOING_COST`` where it
-    is one of ``going``. An engine that no gateway reports serves no streams."""
+    """By pod name, the streams that its deletion would disturb; ``UNREADY_COST`` where it is not ready, ``GOING_COST`` where
+    it is one of ``going``. An engine that no gateway reports serves no streams."""
     costs = {}
     for pod in pods:
         if not is_leaving(pod):
@@ -72,9 +72,7 @@ def _since_s(mark: str) -> float:
         return 0.0
 
 
-def to_undrain(
-    pods: Sequence[Pod], wanted: int, now_s: float, after_s: float, going: Container[str] = ()
-) -> list[Pod]:
+def to_undrain(pods: Sequence[Pod], wanted: int, now_s: float, after_s: float, going: Container[str] = ()) -> list[Pod]:
     """Pods that were told to drain ``after_s`` ago or earlier, and that are still wanted: no more pods exist than
     ``wanted``, and it is none of ``going``."""
     existing = [pod for pod in pods if not is_leaving(pod)]

@@ -1,5 +1,5 @@
-"""kopf's part: :func:`watch` tells the controller which QoETargets and QoEClasses are new, changed or deleted, and which nodes
-are about to go.
+"""kopf's part: :func:`watch` tells the controller which QoETargets and QoEClasses are new, changed or deleted, and which
+nodes are about to go.
 
 kopf runs in a thread with an event loop of its own, and has no timers, daemons or finalizers here:
 docs/decisions/2026-11-27-kopf-only-watches.md says why, with measurements.

@@ -10,7 +10,10 @@ from andes_operator.nodes import GOING_TAINTS, Nodes
 
 
 def node(*taints: str, name: str = "n", **spec: Any) -> dict[str, Any]:
-    return {"metadata": {"name": name}, "spec": {"taints": [{"key": key, "effect": "NoSchedule"} for key in taints], **spec}}
+    return {
+        "metadata": {"name": name},
+        "spec": {"taints": [{"key": key, "effect": "NoSchedule"} for key in taints], **spec},
+    }
 
 
 def pod(name: str | None = "n") -> dict[str, Any]:
@@ -43,7 +46,9 @@ def test_a_node_that_may_go_is_doubtful_and_gets_no_notice(spec: dict[str, Any])
 
 def test_other_taints_and_odd_nodes_mean_nothing() -> None:
     nodes = Nodes()
-    assert not nodes.see(node("nvidia.com/gpu", "kubernetes.azure.com/scalesetpriority", "node.kubernetes.io/not-ready"))
+    assert not nodes.see(
+        node("nvidia.com/gpu", "kubernetes.azure.com/scalesetpriority", "node.kubernetes.io/not-ready")
+    )
     assert not nodes.see({"metadata": {"name": "bare"}})
     assert not nodes.see({"metadata": {"name": "null"}, "spec": {"taints": None}})
     assert not any(nodes.is_doubtful(pod(name)) for name in ("n", "bare", "null", None))

@@ -306,10 +306,13 @@ def test_the_routing_policy_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"tiers": ["h100", "l4"]}, {"weights": {"b": 2, "a": [1.5, None]}, "name": "[x]"}, {"none": [], "empty": {}}]
+    "options",
+    [{"tiers": ["h100", "l4"]}, {"weights": {"b": 2, "a": [1.5, None]}, "name": "[x]"}, {"none": [], "empty": {}}],
 )
 def test_options_that_are_lists_or_mappings_reach_the_what_if_as_they_are(options: dict[str, Any]) -> None:
-    one, two = (answers(routing={"name": "mine", "options": dict(order(options.items()))}) for order in (list, reversed))
+    one, two = (
+        answers(routing={"name": "mine", "options": dict(order(options.items()))}) for order in (list, reversed)
+    )
     found = merged(one, two).routing_policy
     assert found is not None
     assert options_of(found) == options

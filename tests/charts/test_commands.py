@@ -160,7 +160,9 @@ def test_sglang_takes_the_flags_that_are_passed_on() -> None:
     assert len(passed) == 9
     (grouped,) = chart.objects({"engine.group.size": 2, "engine.args": ["--tp=2"]})["engine-group.yaml"]
     worker = grouped["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]["args"]
-    passed += [flag.replace("$(LWS_WORKER_INDEX)", "1") for flag in worker if flag not in passed and flag.startswith("--n")]
+    passed += [
+        flag.replace("$(LWS_WORKER_INDEX)", "1") for flag in worker if flag not in passed and flag.startswith("--n")
+    ]
     from andes_sglang.adapter.launch import STANDINS
 
     script = (

@@ -78,7 +78,10 @@ def test_the_target_in_the_notes_names_the_group_and_all_its_gpus() -> None:
 
 
 def test_ranks_reach_each_other_through_a_network_policy_and_nothing_else_does() -> None:
-    found = {o["metadata"]["name"]: o["spec"] for o in chart.objects({**GROUP, "networkPolicy.enabled": True})["networkpolicy.yaml"]}
+    found = {
+        o["metadata"]["name"]: o["spec"]
+        for o in chart.objects({**GROUP, "networkPolicy.enabled": True})["networkpolicy.yaml"]
+    }
     policy = found["demo-andes-engine"]
     own = policy["podSelector"]
     assert {"from": [{"podSelector": own}]} in policy["ingress"]
@@ -127,9 +130,7 @@ def test_a_nodes_cache_is_filled_before_an_engine_starts_there() -> None:
     assert download["command"][-2:] == ["meta-llama/Llama-3.1-8B-Instruct", "team/sql"]
     path = {v["name"]: v["hostPath"]["path"] for p in (spec, pod) for v in p["volumes"] if "hostPath" in v}
     assert path == {"cache": "/var/lib/andes"}
-    homes = [
-        {e["name"]: e.get("value") for e in c["env"]}["HF_HOME"] for c in (download, pod["containers"][0])
-    ]
+    homes = [{e["name"]: e.get("value") for e in c["env"]}["HF_HOME"] for c in (download, pod["containers"][0])]
     assert len(set(homes)) == 1, "where one downloads to, the other looks"
     assert spec["nodeSelector"] == pod["nodeSelector"]
     assert spec["tolerations"] == pod["tolerations"]

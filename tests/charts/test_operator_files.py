@@ -71,7 +71,9 @@ def test_the_operator_has_the_rules_it_is_tested_under() -> None:
     found = roles()
     assert {name: rules for (kind, name, _), rules in found.items() if kind == "ClusterRole"} == everywhere
     assert {namespace: rules for (kind, _, namespace), rules in found.items() if kind == "Role"} == {"chat": leases}
-    assert roles({"operator.nodes": False}).keys() == found.keys() - {("ClusterRole", "demo-andes-operator-nodes-chat", None)}
+    assert roles({"operator.nodes": False}).keys() == found.keys() - {
+        ("ClusterRole", "demo-andes-operator-nodes-chat", None)
+    }
 
 
 def test_in_chosen_namespaces_it_has_no_rights_elsewhere() -> None:
