@@ -134,7 +134,12 @@ def test_an_invalid_class_is_refused(plane: ControlPlane, where: str, value: Any
         ("spec.budget", {}, "give gpus, pricePerHour or both"),
         ("spec.budget.gpus", 0, "spec.budget.gpus"),
         ("spec.members", [], "spec.members"),
-        ("spec.members.0.price", None, "with pricePerHour every member needs a price"),
+        ("spec.members.0.price", None, "give every member a price, or none and no pricePerHour"),
+        (
+            "spec",
+            {"budget": {"gpus": 2}, "members": [{"target": "a", "price": 1}, {"target": "b"}]},
+            "give every member a price",
+        ),
         ("spec.members.0.priority", 0, "spec.members[0].priority"),
         ("spec.members", [{"target": "a", "price": 1}, {"target": "a", "price": 2}], "Duplicate"),
     ],
