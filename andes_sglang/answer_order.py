@@ -4,9 +4,9 @@
     order.expected_tokens(asked)                  # tokens; what is learned is their order
     order.learn(asked, 431, finished=True)
 
-A score linear in hashed features (:func:`~andes_sglang.lengths.length_keys`), trained as the authors of arXiv 2408.15792 train
-a language model on prompts: by ListMLE (Xia et al. 2008), on the answers that ended last. A score becomes a length by its
-place among theirs. No text of a prompt is kept; memory is bounded.
+A score linear in hashed features (:func:`~andes_sglang.lengths.length_keys`), trained as the authors of arXiv 2408.15792
+train a language model on prompts: by ListMLE (Xia et al. 2008), on the answers that ended last. A score becomes a length by
+its place among theirs. No text of a prompt is kept; memory is bounded.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class AnswerOrder:
         return float(np.interp(score, self._scores, self._lengths))
 
     def learn(self, asked: Asked, output_tokens: int, *, finished: bool) -> None:  # noqa: ARG002
-        """An answer has ended. One that was cut is ranked by what it has: those it is longer than it would be longer than."""
+        """An answer has ended. One that was cut is ranked by what it has."""
         self._ended.append((_features(asked), output_tokens))
         self._learned += 1
         if self._learned >= LIST_ANSWERS and self._learned % STEP_ANSWERS == 0:
@@ -71,8 +71,8 @@ class AnswerOrder:
 
 
 def list_mle_slope(scores: Array) -> Array:
-    """Of the negative log likelihood that ``scores``, shape (n,), rank a list in the order in which they stand, by each score:
-    the first is drawn with probability softmax(scores), the next of those left, and so on (Plackett and Luce)."""
+    """Of the negative log likelihood that ``scores``, shape (n,), rank a list as it stands, by each score: the first is drawn
+    with probability softmax(scores), the next of those left, and so on (Plackett and Luce)."""
     weight = np.exp(scores - scores.max())
     left = np.cumsum(weight[::-1])[::-1]
     slope: Array = weight * np.cumsum(1.0 / np.maximum(left, 1e-300)) - 1.0
@@ -81,5 +81,5 @@ def list_mle_slope(scores: Array) -> Array:
 
 def _features(asked: Asked) -> list[int]:
     """Numbers below ``FEATURES``, filled up to ``WIDTH`` with 0."""
-    numbers = [1 + int.from_bytes(key, "big") % (FEATURES - 1) for key in asked.keys()]
+    numbers = [1 + int.from_bytes(key, "big") % (FEATURES - 1) for key in asked.as_keys()]
     return numbers + [0] * (WIDTH - len(numbers))

@@ -203,7 +203,7 @@ class Asked(NamedTuple):
     class_name: str = ""
     tenant: str | None = None
 
-    def keys(self) -> tuple[bytes, ...]:
+    def as_keys(self) -> tuple[bytes, ...]:
         """:func:`length_keys` of it."""
         return length_keys(
             tenant=self.tenant, class_name=self.class_name, prompt_tokens=self.prompt_tokens, prompt_head=self.prompt_head
@@ -245,7 +245,7 @@ class SimilarPrompts(EngineLengths):
     """The same for prompts that begin alike and are as long, of the same caller where the engine is told."""
 
     def _keys(self, asked: Asked) -> tuple[Hashable, ...]:
-        return asked.keys()
+        return asked.as_keys()
 
 
 def _beyond(guess: LengthEstimate, log_length: float) -> tuple[float, float]:

@@ -69,8 +69,11 @@ def main() -> None:
     parser.add_argument(
         "--duration", type=float, default=SPAN_S, metavar="S", help="of the arrivals; default: %(default)g"
     )
-    parser.add_argument("--seeds", default="2,3", help="figures are means over them; the constants of the rule were chosen on "
-                        "seed 1; default: %(default)s")  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        default="2,3",
+        help="figures are means; the rule's constants were chosen on seed 1; default: %(default)s",
+    )
     args = parser.parse_args()
     for name in args.settings:
         if name not in SETTINGS:
@@ -89,7 +92,10 @@ def main() -> None:
                     runs = np.array([figures(played(SETTINGS[name], policy, requests, wish)) for requests in drawn])
                     let_in, *means = runs.mean(axis=0)
                     by_seed = ", ".join(f"{mean:.3f}" for mean in runs[:, 1])
-                    print(row(name, policy, load, title, f"{let_in:.0%}", *(f"{m:.3f}" for m in means), by_seed), flush=True)
+                    print(
+                        row(name, policy, load, title, f"{let_in:.0%}", *(f"{m:.3f}" for m in means), by_seed),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

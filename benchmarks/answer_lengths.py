@@ -2,7 +2,7 @@
 
 Each recorded trace is gone through once in order: the length of every answer is estimated, then learned. The first tenth is
 for learning only. Kendall's tau compares the order of estimates and lengths; ``covered`` is the share of answers below their
-90 % quantile; ``median error`` is of estimate over length, either way. ``ranked``: by the order that the policy ``ltr`` learns.
+90 % quantile; ``median error`` is of estimate over length, either way. ``ranked``: by the order that ``ltr`` learns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Policies that foresee lengths, by their authors' own measure: ``python benchmarks/latency_rivals.py TRACES``. Simulated.
 
-Recorded requests with their callers, in their order, arrive by a Poisson process for four minutes at multiples of C (what stock
-SGLang sustains flooded) on one engine with mixed chunks and host memory. Latency is that of a request over its tokens, as its
-authors normalise it: s/token, mean over requests. Then, for each policy, the load at which its mean latency is what stock's is
-at ``--at`` C: throughput at equal latency. ``-blind``: the engine is not told who asks. The first quarter of the requests is for
-learning only.
+Recorded requests with their callers, in their order, arrive by a Poisson process for four minutes at multiples of C (what
+stock SGLang sustains flooded) on one engine with mixed chunks and host memory. Latency is that of a request over its
+tokens, as its authors normalise it: s/token, mean over requests. Then, for each policy, the load at which its mean latency
+is what stock's is at ``--at`` C: throughput at equal latency. ``-blind``: the engine is not told who asks. The first
+quarter of the requests is for learning only.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the recorded traces, NAME.jsonl.gz")
     parser.add_argument("--traces", type=listed(TRACES), default=list(TRACES), help="comma-separated; default: all")
-    parser.add_argument("--policies", type=listed(POLICIES), default=list(POLICIES), help="comma-separated; default: all")
+    parser.add_argument(
+        "--policies", type=listed(POLICIES), default=list(POLICIES), help="comma-separated; default: all"
+    )
     parser.add_argument("--loads", default="0.7,0.9,1,1.1,1.3,1.6", help="in C, rising; default: %(default)s")
     parser.add_argument("--at", type=float, default=1.0, help="of the loads; default: %(default)g")
     parser.add_argument("--seeds", type=int, default=2, help="figures are means over them; default: %(default)s")
@@ -124,7 +126,9 @@ def main() -> None:
         requests = recorded(args.folder / f"{name}.jsonl.gz", trace)
         stock, _ = configure(profiles.load(trace.profile).engine, Arm("stock", (MIXED,)))
         capacity_rps = flooded_rps(stock, requests[:CAPACITY_REQUESTS])
-        print(f"\nsimulated: {name}, {trace.profile}, C = {capacity_rps:.2f} requests/s, {args.seeds} seeds\n", flush=True)
+        print(
+            f"\nsimulated: {name}, {trace.profile}, C = {capacity_rps:.2f} requests/s, {args.seeds} seeds\n", flush=True
+        )
         compare(args.policies, trace, requests, [(x, x * capacity_rps) for x in loads], at=args.at, seeds=args.seeds)
 
 
@@ -138,7 +142,9 @@ def compare(
     seeds: int,
 ) -> None:
     """Two tables. loads: in C and in requests/s."""
-    for text in header("load, x C", "policy", "latency, s/token", "to the last token, s", "mean QoE", "p5", "preemptions"):
+    for text in header(
+        "load, x C", "policy", "latency, s/token", "to the last token, s", "mean QoE", "p5", "preemptions"
+    ):
         print(text)
     curves: dict[str, list[float]] = {name: [] for name in policies}
     for load, rps in loads:

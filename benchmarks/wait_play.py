@@ -1,9 +1,9 @@
 """The wait for a first token by playing the policy forward: ``python benchmarks/wait_play.py``. Simulated.
 
 What a forecast could know at best: the engine's whole state and its exact costs. For a sample of the requests of
-:mod:`benchmarks.waits` the same engine is played on from the moment of their arrival under the same policy; what it cannot know
-is drawn: how long the open answers will be, from those that have ended and are no shorter than what is there; who will come
-meanwhile, from those who came, at the rate of the last half minute. The forecast is the median of several plays.
+:mod:`benchmarks.waits` the same engine is played on from the moment of their arrival under the same policy; what it cannot
+know is drawn: how long the open answers will be, from those that have ended and are no shorter than what is there; who will
+come meanwhile, from those who came, at the rate of the last half minute. The forecast is the median of several plays.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def main() -> None:
             for load in args.loads.split(","):
                 world, rng = World(SETTINGS[name], policy, float(load), args.seed), np.random.default_rng(args.seed)
                 count = len(world.requests)
-                sampled = sorted(rng.choice(np.arange(min(count // 4, 100), count), args.sample, replace=False).tolist())
+                sampled = sorted(
+                    rng.choice(np.arange(min(count // 4, 100), count), args.sample, replace=False).tolist()
+                )
                 known = world.live(sampled)
                 told = [np.median([world.played_s(k, known[k], rng) for _ in range(args.plays)]) for k in sampled]
                 waited = np.array([world.waits_s[k] for k in sampled])

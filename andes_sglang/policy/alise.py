@@ -5,13 +5,14 @@ search for the nearest vectors of a BERT, and bridge gaps with a small network).
 
     T = s T0 + n (alpha s + beta)
 
-with s tokens of context, n tokens still to come, and the engine's own costs as T0, alpha and beta. Its priority falls with
-log2 T, as in queues of doubling time slices, and rises with its age, by one queue every ``ageing_s``. A waiting request
-displaces a running one of lower priority. That order is also that of the estimated waits (the sum of T ahead), so whose wait
-is the longest leaves the GPU first, whose is the shortest returns first; KV goes to host memory where the engine has any.
+with s tokens of context, n tokens still to come, and the engine's own costs as T0, alpha and beta. Its queue is the whole
+part of log2 T, so that each one's time is twice that of the one before; with its age it rises by a queue every
+``ageing_s``. A waiting request displaces a running one of lower priority. That order is also that of the estimated waits
+(the sum of T ahead), so whose wait is the longest leaves the GPU first, whose is the shortest returns first; KV goes to
+host memory where the engine has any.
 
-Trade-off: short answers first, whatever their readers have unread. The authors' INT8 of host copies is not here: it is a matter
-of the host tier and not of the order.
+Trade-off: short answers first, whatever their readers have unread. The authors' INT8 of host copies is not here: it is a
+matter of the host tier and not of the order.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from andes_sglang.state import Decision, Phase, SchedulerState
 __all__ = ["Alise", "AliseOptions", "remaining_s"]
 
 Array = npt.NDArray[np.float64]
+
+STAYS_QUEUES = 0.5
+"""Of a queue by which what runs may fall behind before it is taken for the next one: answers that outlive their guess would
+give way to one another at every token otherwise (our choice)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +66,13 @@ class Alise:
         t = state.requests
         if not len(t):
             return Decision()
-        age_s = state.now_s - t.arrival_s
+        running, age_s = t.is_in(Phase.RUNNING), state.now_s - t.arrival_s
+        queue = np.floor(np.log2(remaining_s(state)) - STAYS_QUEUES * running)
         return pack(
             state,
-            age_s / self.options.ageing_s - np.log2(remaining_s(state)),
+            age_s / self.options.ageing_s - queue,
             growth_tokens=self.options.growth_tokens,
-            displacement=Displacement(
-                displacers=~t.is_in(Phase.RUNNING), victims=(t.preemptible > 0) & (t.kv_tokens > 0)
-            ),
+            displacement=Displacement(displacers=~running, victims=(t.preemptible > 0) & (t.kv_tokens > 0)),
         )
 
 
@@ -78,9 +82,7 @@ def remaining_s(state: SchedulerState) -> Array:
     fixed_s, request_s, token_s = latency.decode.coefficients
     left, context = remaining_tokens(t), t.context_tokens
     batch, mean_context = steady_batch(state, context), float(context.mean())
-    prefill_s = np.where(
-        t.is_in(Phase.WAITING), latency.resume_s(new_tokens(t), t.cached_tokens, t.host_tokens), 0.0
-    )
+    prefill_s = np.where(t.is_in(Phase.WAITING), latency.resume_s(new_tokens(t), t.cached_tokens, t.host_tokens), 0.0)
     beta_s = fixed_s + request_s * batch + token_s * (batch - 1.0) * mean_context
     seconds: Array = np.maximum(prefill_s + left * (token_s * (context + 0.5 * left) + beta_s), 1e-6)
     return seconds

@@ -1,12 +1,13 @@
 """Learning to rank (arXiv 2408.15792, NeurIPS 2024), from its published description: the shortest answer first, by a ranking.
 
-What is learned is not how long an answer will be but which of two will be longer: :class:`~andes_sglang.answer_order.AnswerOrder`,
-linear in who asks and how long and how begun the prompt is, where the authors train an OPT-125M on its text. The lowest score
-goes first, and displaces a running request with a higher one, whatever that has generated already. A request that has waited
-for ``starve_s`` goes before all that have not, the longest wait first, and keeps its place for a quantum; so does every other.
+What is learned is not how long an answer will be but which of two will be longer:
+:class:`~andes_sglang.answer_order.AnswerOrder`, linear in who asks and how long and how begun the prompt is, where the
+authors train an OPT-125M on its text. The lowest score goes first, and displaces a running request with a higher one,
+whatever that has generated already. A request that has waited for ``starve_s`` goes before all that have not, the longest
+wait first, and keeps its place for a quantum; so does every other.
 
-Trade-off: short answers first, whatever their readers have unread. In an overload that outlasts ``starve_s`` most requests are
-promoted, and it is a queue.
+Trade-off: short answers first, whatever their readers have unread. In an overload that outlasts ``starve_s`` most requests
+are promoted, and it is a queue.
 """
 
 from __future__ import annotations
@@ -62,7 +63,5 @@ class LearningToRank:
             np.where(starved, waited_s, -expected),
             tier=starved.astype(np.float64),
             growth_tokens=options.growth_tokens,
-            displacement=Displacement(
-                displacers=~running, victims=movable & (t.preemptible > 0) & (t.kv_tokens > 0)
-            ),
+            displacement=Displacement(displacers=~running, victims=movable & (t.preemptible > 0) & (t.kv_tokens > 0)),
         )

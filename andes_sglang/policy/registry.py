@@ -55,12 +55,11 @@ ENTRY_POINTS = "andes_sglang.policies"
 CLAIRVOYANT: dict[str, PolicyClass] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
 """Those that must be given ``output_tokens``, final lengths by request id: in a simulation only."""
 
-POLICIES: dict[str, PolicyClass] = {
-    policy.name: policy
-    for policy in (
-        Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow, Alise, LearningToRank
-    )  # fmt: skip
-}
+_BUILT_IN: tuple[PolicyClass, ...] = (
+    Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow, Alise, LearningToRank,
+)  # fmt: skip
+
+POLICIES: dict[str, PolicyClass] = {policy.name: policy for policy in _BUILT_IN}
 
 
 def make_policy(

@@ -85,8 +85,9 @@ class Replica:
         self.open_prompt_tokens = 0
         has_host = engine.host_capacity_tokens > 0
         self._population = population = (
-            NoPopulation() if policy is None else
-            Population(written_through=engine.write_through and has_host, lengths=answer_lengths(policy))
+            NoPopulation()
+            if policy is None
+            else Population(written_through=engine.write_through and has_host, lengths=answer_lengths(policy))
         )
         self._clock = clock = StepClock(
             sends_late=engine.overlap is Overlap.SYNC,
