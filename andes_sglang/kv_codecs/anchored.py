@@ -79,7 +79,7 @@ def _anchors_of(anchors: Floats, tokens: int) -> Floats:
 
 
 def _is_other(tokens: int) -> npt.NDArray[np.bool_]:
-    return np.arange(tokens) % GROUP_TOKENS != 0
+    return np.asarray(np.arange(tokens) % GROUP_TOKENS != 0)
 
 
 def _others(values: Numbers) -> Numbers:
@@ -132,7 +132,7 @@ def _code(anchors: Numbers, others: Numbers) -> bytes:
     )
     named, escaped = zlib.compress(tables.tobytes(), 1), numbers[large].astype("<i4")
     header = _HEADER.pack(len(named), len(escaped), len(words))
-    return header + named + escaped.tobytes() + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    return header + named + bytes(escaped.tobytes()) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
 def _table_steps(lanes: _Lanes, tables: rans.Symbols, length: int, count: int) -> rans.Symbols:

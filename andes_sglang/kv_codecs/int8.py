@@ -20,7 +20,7 @@ class Int8:
         low, high = values.min(axis=1, keepdims=True), values.max(axis=1, keepdims=True)
         coded = np.rint((values - low) / _step(low, high)).astype(np.uint8)
         ends = KvBlock.of_floats(np.concatenate([low, high], axis=1), block.kind)
-        return ends.bits.tobytes() + coded.tobytes()
+        return bytes(ends.bits.tobytes() + coded.tobytes())
 
     def block(self, payload: bytes, kind: FloatKind, shape: tuple[int, int, int, int]) -> KvBlock:
         layers, _, heads, dim = shape

@@ -59,5 +59,5 @@ def _joined(first: Bytes, second: Bytes, kind: FloatKind) -> Bits:
     """The inverse of :func:`_planes`."""
     a, b = first.astype(np.uint16), second.astype(np.uint16)
     if kind is FloatKind.BF16:
-        return (a << 7) | (b & 0x7F) | ((b & 0x80) << 8)
-    return (((a >> 1) | ((a & 1) << 7)) << 8) | b
+        return np.asarray((a << 7) | (b & 0x7F) | ((b & 0x80) << 8), dtype=np.uint16)
+    return np.asarray((((a >> 1) | ((a & 1) << 7)) << 8) | b, dtype=np.uint16)

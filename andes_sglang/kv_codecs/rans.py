@@ -68,7 +68,8 @@ def best_tables(symbols: Symbols) -> Symbols:
     """The table that codes each channel in the fewest bits, shape (channels,); symbols: shape (channels, tokens)."""
     channels = len(symbols)
     counts = np.bincount((np.arange(channels)[:, None] * SYMBOLS + symbols).reshape(-1), minlength=channels * SYMBOLS)
-    return np.argmin(counts.reshape(channels, SYMBOLS) @ _tables().bits.T, axis=1).astype(np.uint8)
+    bits = counts.reshape(channels, SYMBOLS) @ _tables().bits.T
+    return np.asarray(np.argmin(bits, axis=1), dtype=np.uint8)
 
 
 def encode(symbols: Symbols, tables: Symbols) -> tuple[States, npt.NDArray[np.uint16]]:

@@ -168,8 +168,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
         args.rate = args.load * sustained / mean_length(args.output)
     first = from_arguments(args, args.seed)
     check_requests(first, [engine for engine, _ in engines.values()])
-    for said in lossy({name: engine for name, (engine, _) in engines.items()}):
-        print(said, file=sys.stderr)
+    _say_lossy(engines)
     results.prepare(args.out, force=args.force)
     repeats = _Repeats({name: [] for name in arms})
     try:
@@ -188,6 +187,11 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     }
     results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
     return 130 if interrupted else 0
+
+
+def _say_lossy(engines: Mapping[str, tuple[EngineModel, Any]]) -> None:
+    for said in lossy({name: engine for name, (engine, _) in engines.items()}):
+        print(said, file=sys.stderr)
 
 
 @dataclass

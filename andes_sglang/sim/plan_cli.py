@@ -96,8 +96,6 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     routing = router_of(args)
     if args.search:
         return _searched(args, objective, passed)
-    if args.setups != SETUPS:
-        raise UsageError(f"--setups {args.setups}: goes with --search; a fleet has none")
     arms = arms_of(args)
     chosen = _profiles(args.profile)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
@@ -136,11 +134,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    told = [
-        *notes(chosen, plans, mixes, args.seeds),
-        *_simulated_alone(passed, arms.values()),
-        *lossy({f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()}),
-    ]
+    told = [*notes(chosen, plans, mixes, args.seeds), *_of_the_simulator(passed, arms.values(), engines)]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
@@ -149,9 +143,13 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _simulated_alone(passed: Sequence[str], arms: Iterable[Arm]) -> Iterator[str]:
+def _of_the_simulator(
+    passed: Sequence[str], arms: Iterable[Arm], engines: Mapping[tuple[str, str], Engine]
+) -> Iterator[str]:
+    """What is not so on an engine that is served."""
     given = {flag.partition("=")[0] for flag in [*passed, *(flag for arm in arms for flag in arm.flags)]}
-    return (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if name in given)
+    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if name in given)
+    yield from lossy({f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()})
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:
@@ -209,6 +207,8 @@ def _checked_objective(args: argparse.Namespace) -> AnyObjective:
     for flag in ("max_replicas", "seeds", "setups"):
         if getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} must be >= 1, got {getattr(args, flag)}")
+    if args.setups != SETUPS and not args.search:
+        raise UsageError(f"--setups {args.setups}: goes with --search; a fleet has none")
     check_interval(args)
     try:
         return parse_objective(args.objective)
