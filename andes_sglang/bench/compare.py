@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,7 +56,6 @@ class Comparison:
     def run(self) -> int:
         """The exit status: 0, or 130 where it was interrupted."""
         status = 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the engines are to end with us
         try:
             for repeat in range(1, self.args.repeats + 1):
                 self._repeat(repeat)
@@ -112,6 +110,8 @@ class Comparison:
         flood = draw_shape("poisson", rate_rps=FLOOD_RATE_RPS, duration_s=FLOOD_S / count, prompt=args.prompt,
                            output=args.output, seed=args.seed)  # fmt: skip
         runs = replay_on(engines, flood, self.options(args.seed))
+        if any(run.figures["interrupted"] for run in runs.values()):
+            raise KeyboardInterrupt
         self.sustained.append(sum(sustained_tokens_per_s(run.records) for run in runs.values()) / count)
         args.rate = args.load * self.sustained[-1] / mean_length(args.output)
         print(f"a stock engine sustains {self.sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr)

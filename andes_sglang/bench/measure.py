@@ -20,6 +20,8 @@ from andes_sglang.workload import SyntheticWorkload, Workload
 
 __all__ = ["Measured", "ReplayOptions", "client_machine", "measure", "parse_vocabulary"]
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a supervisor sends: both end a replay and keep what was measured."""
 SAMPLE_TIMEOUT_S = 2.0
 """For one reading of the metrics: an engine in a long prefill answers late, and a sample is due every second."""
 GAUGES = {
@@ -83,11 +85,16 @@ def measure(
         for task in tasks:
             task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
         loop = asyncio.get_running_loop()
-        for sign in (signal.SIGINT, signal.SIGTERM):
+        for sign in ENDINGS:
             loop.add_signal_handler(sign, _cancel, tasks)
         return await asyncio.gather(*tasks)
 
-    runs = dict(zip(urls, asyncio.run(main()), strict=True))
+    signs = {sign: signal.getsignal(sign) for sign in ENDINGS}
+    try:
+        runs = dict(zip(urls, asyncio.run(main()), strict=True))
+    finally:  # asyncio puts the defaults in their place
+        for sign, handler in signs.items():
+            signal.signal(sign, handler)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return {
