@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
 import importlib.metadata
 import json
 import os
@@ -148,7 +149,7 @@ class Load:
             told = []
             if not aborted and not self._ended.is_set():
                 self._counts.faults.append(f"status {error.code} for prompt {prompt}")
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             self._counts.faults.append(f"{type(error).__name__} for prompt {prompt}: {error}")
             return
         finally:

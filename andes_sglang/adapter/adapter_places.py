@@ -37,7 +37,8 @@ class AdapterPlaces:
         return set() if drainer is None else {r.rid for r in self._scheduler.waiting_queue if not drainer.can_schedule(r)}
 
     def _placeless(self, decision: Decision, running_batch: Any) -> set[str]:
-        """All that wait for an adapter of which ``decision`` admits a request, and for which there is then no place."""
+        """All that wait for an adapter of which ``decision`` admits a request, and for which there is then no place. Those in the
+        batch now come first."""
         scheduler = self._scheduler
         leaving = {preemption.rid for preemption in decision.preempt}
         staying = [req for req in running_batch.reqs if req.rid not in leaving and not req.finished()]
@@ -46,6 +47,8 @@ class AdapterPlaces:
         placeless: set[Any] = set()
         adapter_of = {req.rid: req.lora_id for req in scheduler.waiting_queue}
         fits = scheduler.tp_worker.model_runner.lora_manager.validate_lora_batch
-        for adapter in (adapter_of[rid] for rid in decision.admit if rid in adapter_of):
+        there = {req.lora_id for req in running_batch.reqs}
+        chosen = [adapter_of[rid] for rid in decision.admit if rid in adapter_of]
+        for adapter in sorted(chosen, key=lambda adapter: adapter not in there):
             (placed if fits(placed | {adapter}) else placeless).add(adapter)
         return {rid for rid, adapter in adapter_of.items() if adapter in placeless}

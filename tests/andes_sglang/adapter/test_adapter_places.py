@@ -69,7 +69,7 @@ class Engine:
         (["one"], ["two"], 1, 1, ["waits 0"]),
         (["one", "one"], ["two", "one"], 1, 1, ["waits 1"]),
         (["one", None], ["two", "two"], 2, 2, ["waits 0", "waits 1"]),
-        (["one", "one", None], ["two", "three"], 2, 0, []),
+        (["one", None, None], ["two", "three"], 2, 0, []),
         ([None, None], ["two", None], 1, 1, ["waits 1"]),
     ],
     ids=[
