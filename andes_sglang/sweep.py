@@ -197,9 +197,7 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
     points: dict[int, Point] = {}
     interrupted = False
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(
-        min(at_a_time, len(jobs)), context, _end_with_parent
-    ) as pool:
+    with ProcessPoolExecutor(min(at_a_time, len(jobs)), context, _end_with_parent) as pool:
         try:
             futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
             for future in as_completed(futures):

@@ -1,4 +1,4 @@
-"""``python -m andes_sglang.tied COMMAND...``: the ``andes`` command, which ends with the process that holds its standard input.
+"""``python -m andes_sglang.tied COMMAND...``: ``andes`` for as long as the process lives that holds its standard input.
 
 :class:`andes_sglang.bench.engine.Engine` starts its engines so. Killed, it ends nothing itself; but its end of the pipe is
 closed by the system.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 
 from andes_sglang import cli

@@ -3,8 +3,8 @@
 ``python benchmarks/soak.py OUT --seconds 200`` draws one small engine after the other (policy, mode, KV pool, pages, chunk,
 batch, with and without overlap, one or two ranks), keeps it full of requests, aborts some, and appends what it counted to
 ``OUT/engines.jsonl``: a later call goes on with the next engine, also after Ctrl-C or SIGTERM. ``--total`` adds up. An engine
-that ends, hangs, leaks, or says a wrong token keeps its log there. Another release of SGLang than the one in .venv: its folder
-in PYTHONPATH (``tools/sglang_releases.py``).
+that ends, hangs, leaks, or says a wrong token keeps its log there. Another release of SGLang than the one in .venv: its
+folder in PYTHONPATH (``tools/sglang_releases.py``).
 """
 
 from __future__ import annotations
@@ -228,7 +228,9 @@ def total(done: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="directory for counts, expected answers and logs; a later call goes on there")
+    parser.add_argument(
+        "out", type=Path, help="directory for counts, expected answers and logs; a later call goes on there"
+    )
     parser.add_argument("--seconds", type=float, default=200.0, help="of this call, about; default 200")
     parser.add_argument("--each-s", type=float, default=20.0, help="of load for each engine; default 20")
     parser.add_argument("--seed", type=int, default=0, help="of the engines drawn and their requests; default 0")
@@ -257,7 +259,13 @@ def soak(args: argparse.Namespace, done: list[dict[str, Any]], file: Path) -> No
         index = len(done)
         drawn, counts = draw(index, args.seed), Counts()
         release = importlib.metadata.version("sglang")
-        about = {"index": index, "sglang": release, "policy": drawn.policy, "flags": drawn.flags, "streams": drawn.streams}
+        about = {
+            "index": index,
+            "sglang": release,
+            "policy": drawn.policy,
+            "flags": drawn.flags,
+            "streams": drawn.streams,
+        }
         seconds = min(args.each_s, max(1.0, end_s - time.monotonic()))
         try:
             run(drawn, model, args.out / f"{index}.log", answers, counts, seconds=seconds, seed=f"{args.seed} {index}")

@@ -57,9 +57,9 @@ class Answers:
         """Of ``model``: asked of a stock engine once, then read from ``out``."""
         kept = out / "expected.json"
         if not kept.exists():
-            with Engine(model, "stock", ("--max-total-tokens", "65536"), log=out / "stock.log") as engine:
-                with ThreadPoolExecutor(8) as pool:
-                    told = list(pool.map(lambda k: _asked(engine, prompt_of(k)), range(PROMPTS)))
+            stock = Engine(model, "stock", ("--max-total-tokens", "65536"), log=out / "stock.log")
+            with stock as engine, ThreadPoolExecutor(8) as pool:
+                told = list(pool.map(lambda k: _asked(engine, prompt_of(k)), range(PROMPTS)))
             kept.write_text(json.dumps([pair for pair in told if len(pair[1]) >= LEAST_ANSWER_TOKENS]))
         return cls(sorted(json.loads(kept.read_text()), key=lambda pair: len(pair[0])))
 

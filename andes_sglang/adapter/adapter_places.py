@@ -34,11 +34,13 @@ class AdapterPlaces:
     def _drained(self) -> set[str]:
         """Whom SGLang does not admit so that a starving adapter gets a place (``--lora-drain-wait-threshold``)."""
         drainer = self._scheduler.lora_drainer
-        return set() if drainer is None else {r.rid for r in self._scheduler.waiting_queue if not drainer.can_schedule(r)}
+        return (
+            set() if drainer is None else {r.rid for r in self._scheduler.waiting_queue if not drainer.can_schedule(r)}
+        )
 
     def _placeless(self, decision: Decision, running_batch: Any) -> set[str]:
-        """All that wait for an adapter of which ``decision`` admits a request, and for which there is then no place. Those in the
-        batch now come first."""
+        """All that wait for an adapter of which ``decision`` admits a request and for which there is no place then. Adapters in
+        the batch now come first."""
         scheduler = self._scheduler
         leaving = {preemption.rid for preemption in decision.preempt}
         staying = [req for req in running_batch.reqs if req.rid not in leaving and not req.finished()]

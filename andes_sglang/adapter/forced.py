@@ -21,7 +21,10 @@ MODES = (*(mode.value for mode in PreemptionMode), ALTERNATE)
 class ForcedOptions(PolicyOptions):
     policy = "forced"
     every_tokens: int = option(
-        4, "tokens", low=0, doc="length of a slice; 0: until the next decision, its token still on its way",
+        4,
+        "tokens",
+        low=0,
+        doc="length of a slice; 0: until the next decision, its token still on its way",
         source="several preemptions in an answer of a test",
     )
     mode: str = option(

@@ -254,7 +254,8 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
     def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
         decision = self._adapters.decide(
-            lambda hidden: decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch, hidden)), running_batch
+            lambda hidden: decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch, hidden)),
+            running_batch,
         )
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:

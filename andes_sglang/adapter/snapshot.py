@@ -59,7 +59,9 @@ class Snapshot:
     def take(self, running_batch: Any, hidden: Collection[str] = ()) -> SchedulerState:
         """The state as of now, without the waiting requests of the ids ``hidden``."""
         scheduler, now_s = self._scheduler, time.perf_counter()
-        waiting = [req for req in scheduler.waiting_queue if req.rid not in hidden] if hidden else scheduler.waiting_queue
+        waiting = (
+            [req for req in scheduler.waiting_queue if req.rid not in hidden] if hidden else scheduler.waiting_queue
+        )
         running = [req for req in running_batch.reqs if not req.finished()]
         parked = self._parked.reqs
         held = 0

@@ -42,7 +42,11 @@ class Engine:
         views = [self.view(req.rid, k, runs=True) for k, req in enumerate(self.running)]
         views += [self.view(r.rid, k, runs=False) for k, r in enumerate(self.waiting_queue) if r.rid not in hidden]
         state = SchedulerState(
-            NOW_S, RequestTable.of(views), kv_capacity_tokens=99_999, max_running=len(self.running), latency=LatencyModel()
+            NOW_S,
+            RequestTable.of(views),
+            kv_capacity_tokens=99_999,
+            max_running=len(self.running),
+            latency=LatencyModel(),
         )
         return make_policy("lqsf", {}).decide(state)
 

@@ -35,7 +35,9 @@ def test_a_share_of_those_due_is_drawn_at_each_decision() -> None:
         RequestView(str(k), Phase.RUNNING, 0.0, ReaderStream(0.0, QoETarget()), 10, 1, kv_tokens=11, slice_tokens=0)
         for k in range(100)
     ]
-    state = SchedulerState(1.0, RequestTable.of(views), kv_capacity_tokens=9999, max_running=100, latency=LatencyModel())
+    state = SchedulerState(
+        1.0, RequestTable.of(views), kv_capacity_tokens=9999, max_running=100, latency=LatencyModel()
+    )
     policy = make_engine_policy("forced", {"every_tokens": 0, "share": 0.3})
     first, second = ({p.rid for p in policy.decide(state).preempt} for _ in range(2))
     assert 10 < len(first) < 50

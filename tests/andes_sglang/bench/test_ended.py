@@ -91,7 +91,7 @@ def engines_of(out: Path) -> list[str]:
     return [word for text in logs for word in text.split() if word.startswith("http://127.0.0.1:")]
 
 
-@pytestdef wait_until_some_are_answered(out: Path) -> None:
+def wait_until_some_are_answered(out: Path) -> None:
     """Of the load: more than a warm-up asks for."""
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
@@ -101,7 +101,7 @@ def engines_of(out: Path) -> list[str]:
     raise AssertionError("no request was answered")
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     "comparison", [["--load", "0.5", "--duration", "5", *SLOW], ["--rate", "20", "--duration", "600", *SLOW]],
     indirect=True, ids=["while it calibrates", "while it measures"],
 )  # fmt: skip
