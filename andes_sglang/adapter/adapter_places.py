@@ -39,8 +39,8 @@ class AdapterPlaces:
         )
 
     def _placeless(self, decision: Decision, running_batch: Any) -> set[str]:
-        """All that wait for an adapter of which ``decision`` admits a request and for which there is no place then. Adapters in
-        the batch now come first."""
+        """All that wait for an adapter of which ``decision`` admits a request and for which there is no place then. Those in
+        the batch come first."""
         scheduler = self._scheduler
         leaving = {preemption.rid for preemption in decision.preempt}
         staying = [req for req in running_batch.reqs if req.rid not in leaving and not req.finished()]
