@@ -38,15 +38,15 @@ class Output:
         self.error: OSError | None = None
 
     def __enter__(self) -> Output:
-        sys.stdout = self  # type: ignore[assignment]
+        sys.stdout = self
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        sys.stdout = self._stream  # type: ignore[assignment]
-        if self.error is not None and self._stream is not None and self._stream is sys.__stdout__:
+        sys.stdout, real = self._stream, sys.__stdout__
+        if self.error is not None and real is not None and self._stream is real:
             with open(os.devnull, "w") as nothing:  # where Python tries the rest at its end
-                os.dup2(nothing.fileno(), self._stream.fileno())
+                os.dup2(nothing.fileno(), real.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -42,11 +42,7 @@ class AdapterPlaces:
         """All that wait for an adapter of which ``decision`` admits a request and for which there is no place then. Those in
         the batch come first."""
         scheduler = self._scheduler
-        leaving = {preemption.rid for preemption in decision.preempt}
-        staying = [req for req in running_batch.reqs if req.rid not in leaving and not req.finished()]
-        staying += [scheduler.chunked_req] if scheduler.chunked_req is not None else []
-        placed: set[Any] = {req.lora_id for req in staying}
-        placeless: set[Any] = set()
+        placed, placeless = self._staying(decision, running_batch), set[Any]()
         adapter_of = {req.rid: req.lora_id for req in scheduler.waiting_queue}
         fits = scheduler.tp_worker.model_runner.lora_manager.validate_lora_batch
         there = {req.lora_id for req in running_batch.reqs}
@@ -54,3 +50,10 @@ class AdapterPlaces:
         for adapter in sorted(chosen, key=lambda adapter: adapter not in there):
             (placed if fits(placed | {adapter}) else placeless).add(adapter)
         return {rid for rid, adapter in adapter_of.items() if adapter in placeless}
+
+    def _staying(self, decision: Decision, running_batch: Any) -> set[Any]:
+        """Adapters that the batch still has once those have left whom ``decision`` preempts."""
+        leaving = {preemption.rid for preemption in decision.preempt}
+        chunked = [] if self._scheduler.chunked_req is None else [self._scheduler.chunked_req]
+        staying = [req for req in running_batch.reqs if req.rid not in leaving and not req.finished()]
+        return {req.lora_id for req in (*staying, *chunked)}
