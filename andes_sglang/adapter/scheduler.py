@@ -48,7 +48,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.adapter.wanted_kv import WantedKv
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
-from andes_sglang.policy import effective_options
+from andes_sglang.policy import answer_lengths, effective_options
 from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
@@ -89,7 +89,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return tree
 
     def _make_parts(self, tier: HostTier | UnifiedHostTier | None) -> None:
-        records, parked = StreamRecords(), self._parked
+        records, parked = StreamRecords(answer_lengths(self._qoe_policy)), self._parked
         self._ranks = RankGroup(self.attn_tp_group, records)
         told = self.server_args.enable_metrics and self._ranks.is_first
         metrics = PrometheusEngineMetrics() if told else EngineMetrics()

@@ -85,6 +85,7 @@ class Controller:
             self._targets[key] = _Work(asyncio.create_task(self._run(key), name="/".join(key)), generation)
             self._count()
         elif known.generation != generation:
+            self._cluster.forget_list(self._plural, key[0])
             known.generation = generation
             known.wake.set()
 
@@ -100,6 +101,7 @@ class Controller:
     def deleted(self, key: Key) -> None:
         """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
         if key in self._targets:
+            self._cluster.forget_list(self._plural, key[0])
             self._targets[key].generation = 0
             self._targets[key].wake.set()
 

@@ -29,6 +29,10 @@ class Lists:
         self.classes: list[Key] = []
         self.asked: list[str | None] = []
         self.error: Exception | None = None
+        self.forgotten: list[tuple[str, str]] = []
+
+    def forget_list(self, plural: str, namespace: str) -> None:
+        self.forgotten.append((plural, namespace))
 
     async def list_all(self, plural: str, namespace: str | None) -> list[dict[str, Any]]:
         if self.error is not None:
@@ -103,6 +107,7 @@ async def test_an_edit_is_reconciled_at_once_and_the_operators_own_writes_are_no
     log.controller.changed(CHAT, 2)
     await asyncio.sleep(1.0)
     assert log.times_s == [0.0, 2.0]
+    assert log.lists.forgotten == [(names.TARGETS, "chat")], "what it reads then is not the list of before the edit"
     log.controller.changed(CHAT, 2)
     await asyncio.sleep(1.0)
     assert log.times_s == [0.0, 2.0]
