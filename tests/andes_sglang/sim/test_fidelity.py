@@ -25,7 +25,10 @@ def test_readers_get_what_the_simulator_says() -> None:
     done = fidelity()
     assert done.returncode == 0, done.stdout + done.stderr
     compared = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
-    assert {("offload", "offload"), *((workload, arm) for workload in WORKLOADS for arm in ("stock", "andes"))} <= compared
+    assert {
+        ("offload", "offload"),
+        *((workload, arm) for workload in WORKLOADS for arm in ("stock", "andes")),
+    } <= compared
 
 
 @pytest.mark.timeout(300)
