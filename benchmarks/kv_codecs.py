@@ -192,7 +192,10 @@ def model_rows(out: Path) -> Lines:
                       "encode, MB/s", "decode, MB/s")  # fmt: skip
     for name in CODECS:
         total = {key: sum(batch[name][key] for batch in batches) for key in batches[0][name]}
-        rate = [raw_bytes / 1e6 / total[key] for key in ("encode_s", "decode_s")]
+        rate = [
+            float(np.median([batch["raw"]["raw_bytes"] / batch[name][key] for batch in batches])) / 1e6
+            for key in ("encode_s", "decode_s")
+        ]
         yield row(
             f"`{name}`", f"{total['bytes'] / raw_bytes:.3f}", f"{raw_bytes / total['bytes']:.2f}x",
             f"{total['equal'] / total['tokens']:.2%}", f"{total['tokens']:,}",
