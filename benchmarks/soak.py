@@ -43,7 +43,7 @@ WAVE_S = 30.0
 PATIENCE_S = 90.0
 """For an answer, and for an engine to become idle: many times what either takes on a busy machine."""
 POLICIES = ("andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs")
-KINDS = ("park", "release", "policy", "offload", "park", "alternate")
+KINDS = ("park", "release", "park", "offload", "park", "alternate", "policy")
 """Of the engines, in turn: the mode of those that are forced."""
 RANKS_EVERY = 5
 """Every so many engines have two tensor-parallel ranks: of every kind in turn."""
