@@ -67,6 +67,10 @@ class RequestSpec:
         )
 
 
+MAX_ANSWER_TOKENS = 1_000_000
+"""Of an answer in a file: each token has a time of its own in memory, and more is a count that was mistaken."""
+
+
 class RecordsError(ValueError):
     """A file of records that cannot be read; the text names file and row."""
 
@@ -234,6 +238,9 @@ def read_records(path: Path) -> list[RequestRecord]:
 def _record(place: str, line: str) -> RequestRecord:
     try:
         row = json.loads(line)
-        return RequestRecord(**{**row, "deliveries": [(float(at_s), int(n)) for at_s, n in row["deliveries"]]})
+        deliveries = [(float(at_s), int(n)) for at_s, n in row["deliveries"]]
+        if (tokens := sum(n for _, n in deliveries)) > MAX_ANSWER_TOKENS:
+            raise ValueError(f"an answer of {tokens} tokens; expected at most {MAX_ANSWER_TOKENS}")
+        return RequestRecord(**{**row, "deliveries": deliveries})
     except (KeyError, TypeError, ValueError) as error:
         raise RecordsError(f"{place}: not a record ({type(error).__name__}: {error})") from None

@@ -313,5 +313,5 @@ def summary(spec: TargetSpec, seen: Observation) -> str:
     known = [(o, value) for o in spec.objectives if (value := o.evaluate(seen.figures)) is not None]
     if not known:
         return f"-/{spec.objectives[0].shown_target}"
-    worst, value = min(known, key=lambda of: of[0].excess(of[1]))
+    worst, value = min(known, key=lambda of: of[0].objective.margin(of[1]))
     return f"{worst.shown(value)}/{worst.shown_target}"

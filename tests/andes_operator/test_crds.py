@@ -204,7 +204,7 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     b = spec.behavior
     assert (b.tick_s, b.window_s, b.cold_start_s, b.up_stabilization_s, b.up_step) == (5, 60, 90, 1, 2)
     assert (b.down_stabilization_s, b.down_period_s, b.idle_s, b.margin) == (3, 4, 6, 0.02)
-    assert str(spec.objectives[1].objective) == "TTFT p95<=1.5s"
+    assert str(spec.objectives[1].objective) == "p95(ttft)<=1.5"
     assert (spec.profile, spec.policy) == ("p", "fcfs")
     assert repr(dict(spec.policy_options)) == "{'a': 1.5, 'b': True, 'c': 'x', 'd': 4}", "types as they were written"
     assert (spec.baseline_replicas, spec.gpus_per_replica) == (10, 1)
