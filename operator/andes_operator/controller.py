@@ -116,10 +116,11 @@ class Controller:
     # Tasks
 
     async def _run(self, key: Key) -> None:
-        """Reconcile until the target is gone; after a failure with exponential backoff."""
+        """Reconcile until the target is gone; after a failure with exponential backoff. Ends with :meth:`stop` also where a
+        library has taken the cancellation for a time-out of its own."""
         work, failures = self._targets[key], 0
         try:
-            while True:
+            while not self._stopped:
                 work.wake.clear()
                 work.since_s = time.monotonic()
                 try:
@@ -130,6 +131,8 @@ class Controller:
                     self._log_failure(key, error, delay_s)
                 finally:
                     work.since_s = None
+                if self._stopped:
+                    return
                 if delay_s is None:
                     if work.wake.is_set():  # created again meanwhile
                         continue
@@ -149,7 +152,7 @@ class Controller:
         )
 
     async def _publish(self, namespace: str) -> None:
-        while True:
+        while not self._stopped:
             await self._classes[namespace].wait()
             self._classes[namespace].clear()
             try:

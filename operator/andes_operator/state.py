@@ -24,7 +24,7 @@ __all__ = ["STATUS_S", "LastPrediction", "TargetState", "TargetStates"]
 
 REUSE_S, REUSE_SHARE = 60.0, 0.05
 """A prediction holds for these seconds, while demand and load factor change by at most this share."""
-STATUS_S = 60.0
+STATUS_S = 120.0
 """Seconds after which the status of a target among many is written though nothing has changed that is acted on: a restarted
 operator loses so much of its memory at most."""
 MIN_OBSERVED_S, MAX_OBSERVED_S = 0.1, 60.0
