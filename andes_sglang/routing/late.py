@@ -30,24 +30,31 @@ def in_time_first(
     """The views of ``ranked``, which stand as they are good for ``new``: in an overload those first that have it in time;
     where none has, that which is late for the others, if at most ``late_share`` of all streams are."""
     views = [view for view, _ in ranked]
-    if not all(view.waits.queues and view.waits.rate_rps for view in views):
-        return views
-    rates = [view.waits.rate_rps or 0.0 for view in views]
-    coming_rps, served_rps = sum(view.waits.sent_rps for view in views), sum(rates)
-    if coming_rps <= served_rps * (1.0 + SIGNIFICANT * math.sqrt(2.0 / max(1.0, RATE_WINDOW_S * coming_rps))):
+    if not _overloaded(views):
         return views
     waits_s = [_wait_s(view, forecast) for view, forecast in ranked]
     qoes = [_qoe(new, wait_s) for wait_s in waits_s]
     late = [qoe < IN_TIME for qoe in qoes]
     if not all(late):
         return [views[k] for k in sorted(range(len(views)), key=late.__getitem__)]
+    coming_rps, rates = sum(view.waits.sent_rps for view in views), [view.waits.rate_rps or 0.0 for view in views]
+    left_rps = sum(rates)
     for k in sorted(range(len(views)), key=lambda k: rates[k] * qoes[k]):
-        served_rps -= rates[k]
-        if served_rps < (1.0 - late_share) * coming_rps:
+        left_rps -= rates[k]
+        if left_rps < (1.0 - late_share) * coming_rps:
             break
         if waits_s[k] < LONGEST_LATE_S:
-            return [views[k], *(view for view in views if view is not views[k])]
+            return [views[k], *views[:k], *views[k + 1 :]]
     return views
+
+
+def _overloaded(views: Sequence[ReplicaView]) -> bool:
+    """Whether all serve in order, and significantly more comes than they serve."""
+    if not all(view.waits.queues and view.waits.rate_rps for view in views):
+        return False
+    coming_rps = sum(view.waits.sent_rps for view in views)
+    chance = SIGNIFICANT * math.sqrt(2.0 / max(1.0, RATE_WINDOW_S * coming_rps))
+    return coming_rps > (1.0 + chance) * sum(view.waits.rate_rps or 0.0 for view in views)
 
 
 def _wait_s(view: ReplicaView, forecast: StreamForecast) -> float:
