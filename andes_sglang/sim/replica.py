@@ -395,7 +395,7 @@ class Replica:
                 latency.observe_prefill(work.new, work.prefix, seconds)
         if not work.loaded:
             return seconds
-        load_s = work.loaded / self.engine.host_tokens_per_s
+        load_s = self.engine.host_load_s(work.loaded)
         latency.observe_load(work.loaded, load_s)
         return max(seconds, load_s)
 
