@@ -120,8 +120,8 @@ bench-waits: setup ## the wait for a first token as a gateway tells it, on simul
 bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
 	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
 
-bench-kv-codecs: setup ## codecs of host KV: ARGS="model out/smollm2" (a real model, 20 minutes) or ARGS="simulated" (10 minutes)
-	$(BIN)/python benchmarks/kv_codecs.py $(or $(ARGS),simulated)
+bench-kv-codecs: setup ## codecs of host KV: ARGS="model out/smollm2" (a real model, 20 minutes), ARGS="conversations" or ARGS="burst" (simulated, minutes)
+	$(BIN)/python benchmarks/kv_codecs.py $(or $(ARGS),conversations)
 
 bench-wait-play: setup ## the same wait by playing the policy forward from the whole state of the engine (15 minutes)
 	$(BIN)/python benchmarks/wait_play.py $(ARGS)

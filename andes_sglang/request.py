@@ -119,11 +119,13 @@ def score(times_s: Array, arrival_s: float, target: QoETarget, thought_tokens: i
     return Score(qoe, stalls, stall_s, longest_s, 1.0 + float(worth.clip(0.0, 1.0).sum()))
 
 
-def readers_times(times_s: Array, holds: Iterable[tuple[float, float]] | None) -> Array:
+def readers_times(times_s: Array, holds: Sequence[tuple[float, float]] | None) -> Array:
     """``times_s``, seconds, shape (n,), as a clock shows them that has stood still: ``holds`` are when that was found and for
     how many seconds (:meth:`andes_sglang.qoe.ReaderStream.stand_still`); None: never."""
+    if not holds:
+        return times_s
     stood_s = np.zeros_like(times_s)
-    for at_s, held_s in holds or ():
+    for at_s, held_s in holds:
         stood_s[times_s > at_s] += held_s
     return times_s - stood_s
 

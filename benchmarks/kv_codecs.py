@@ -6,8 +6,8 @@ coded KV, and the choice of every further token is asked again, with the text so
 Batches are kept under ``--out`` and reused, so it can be run in pieces (``--batches 1-5``). Speeds are of this machine, one
 core.
 
-``python benchmarks/kv_codecs.py simulated`` plays conversations and a burst on simulated engines whose host copies are coded,
-at several sizes of host memory. ``--page`` writes a table into the page.
+``conversations`` and ``burst`` are played on simulated engines whose host copies are coded, with several sizes of host
+memory. ``--page`` writes a table into the page.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from andes_sglang.arms import Arm
 from andes_sglang.kv_codecs import CODECS, FloatKind, KvBlock, decode, make_codec, prices
+from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
@@ -191,7 +192,10 @@ def model_rows(out: Path) -> Lines:
                       "encode, MB/s", "decode, MB/s")  # fmt: skip
     for name in CODECS:
         total = {key: sum(batch[name][key] for batch in batches) for key in batches[0][name]}
-        rate = [raw_bytes / 1e6 / total[key] for key in ("encode_s", "decode_s")]
+        rate = [
+            float(np.median([batch["raw"]["raw_bytes"] / batch[name][key] for batch in batches])) / 1e6
+            for key in ("encode_s", "decode_s")
+        ]
         yield row(
             f"`{name}`", f"{total['bytes'] / raw_bytes:.3f}", f"{raw_bytes / total['bytes']:.2f}x",
             f"{total['equal'] / total['tokens']:.2%}", f"{total['tokens']:,}",
@@ -213,12 +217,14 @@ def model_rows(out: Path) -> Lines:
 
 
 PROFILES = ("a100-40gb-llama-2-13b", "h100-llama-3.1-8b")
-HOST_GB = (10, 40, 100)
+HOST_GB = {"conversations": (10, 40, 100), "burst": (10,)}
 """Of host memory for copies."""
+SIMULATED = ("lossless", "int8", "anchored-1")
+"""Codecs that are played: the other levels are as slow as the first."""
 TURNS, PAUSE_S, TURN_TOKENS = 6, 60.0, (150, 250)
 """Of a conversation: turns, seconds in which an answer is thought about, tokens that each turn asks and gets."""
-SPAN_S = 420.0
-LOAD = {"conversations": 0.5, "burst": 1.25}
+SPAN_S = {"conversations": 1800.0, "burst": 420.0}
+LOAD = {"conversations": 0.8, "burst": 1.25}
 """Times what stock sustains of requests as long, without a cache."""
 SEEDS = (1, 2)
 
@@ -231,7 +237,7 @@ def conversations(engine: EngineModel, seed: int) -> Workload:
     sustained = sustained_tokens_per_s(engine, f"{mean_prompt:.0f}", f"{answered}", 1)
     starts_s = np.cumsum(rng.exponential(TURNS * answered / (LOAD["conversations"] * sustained), 100_000))
     requests = []
-    for number, at_s in enumerate(starts_s[starts_s < SPAN_S]):
+    for number, at_s in enumerate(starts_s[starts_s < SPAN_S["conversations"]]):
         prompt, begins_s = int(rng.integers(1000, 3000)), float(at_s)
         for _ in range(TURNS):
             requests.append(RequestSpec(begins_s, prompt, answered, session_id=str(number)))
@@ -244,7 +250,7 @@ def conversations(engine: EngineModel, seed: int) -> Workload:
 def burst(engine: EngineModel, seed: int) -> Workload:
     rate = LOAD["burst"] * sustained_tokens_per_s(engine, *SHORT_CHAT, 1) / mean_length(SHORT_CHAT[1])
     drawn = draw_shape(
-        "poisson", rate_rps=rate, duration_s=SPAN_S, prompt=SHORT_CHAT[0], output=SHORT_CHAT[1], seed=seed
+        "poisson", rate_rps=rate, duration_s=SPAN_S["burst"], prompt=SHORT_CHAT[0], output=SHORT_CHAT[1], seed=seed
     )
     return drawn.with_readers(seed, ttft_s=None, tds=None, population="reading")
 
@@ -259,46 +265,46 @@ def engines(profile: str, host_gb: float) -> Iterator[tuple[str, EngineModel]]:
     sized = replace(roofline, host_memory_bytes=host_gb * 1e9)
     base = replace(profiles.load(profile).engine, host_capacity_tokens=sized.host_capacity_tokens)
     yield "none", base
-    for name in CODECS:
+    for name in SIMULATED:
         yield name, replace(base, codec=prices.packaged(name, base.kv_token_bytes))
     yield FREE_INT8.name, replace(base, codec=FREE_INT8)
 
 
-def simulated_rows(only: Sequence[str]) -> Lines:
+WORKLOADS: dict[str, Callable[[EngineModel, int], Workload]] = {"conversations": conversations, "burst": burst}
+
+
+def simulated_rows(name: str) -> Lines:
     yield from header(
-        "profile, workload", "host memory, GB", "codec", "mean QoE", "p5", "TTFT p90, s", "recomputed, of prompts"
+        "profile", "host memory, GB", "codec", "mean QoE", "p5", "TTFT p90, s", "found in the cache, of prompts"
     )
     arm = Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload"))
     for profile in PROFILES:
-        stock = configure(profiles.load(profile).engine, Arm("stock"))[0]
-        for name, draw in (("conversations", conversations), ("burst", burst)):
-            if only and name not in only:
-                continue
-            drawn = [draw(stock, seed) for seed in SEEDS]
-            for host_gb in HOST_GB:
-                for codec, engine in engines(profile, host_gb):
-                    yield _played(f"{profile}, {name}", f"{host_gb}", codec, *configure(engine, arm), drawn)
+        drawn = [WORKLOADS[name](configure(profiles.load(profile).engine, Arm("stock"))[0], seed) for seed in SEEDS]
+        for host_gb in HOST_GB[name]:
+            for codec, engine in engines(profile, host_gb):
+                yield row(profile, host_gb, codec, *_played(*configure(engine, arm), drawn))
 
 
-def _played(*told: Any) -> str:
-    *labels, engine, policy, drawn = told
+def _played(
+    engine: EngineModel, policy: Callable[[], SchedulingPolicy | None], drawn: Sequence[Workload]
+) -> Iterator[str]:
     found = []
     for workload in drawn:
-        figures, computed = Figures(), 0
+        figures, hits, prompts_tokens = Figures(), 0, 0
         for record in simulate(engine, policy(), workload, decision_interval_s=0.1):
             figures.add(record)
-            computed += record.prompt_tokens - (record.prefix_hit_tokens or 0) + (record.recomputed_tokens or 0)
+            hits += record.prefix_hit_tokens or 0
+            prompts_tokens += record.prompt_tokens
         summary = figures.summary()
-        prompts = sum(r.prompt_tokens for r in workload)
-        found.append((summary["qoe"]["mean"], summary["qoe"]["p5"], summary["ttft_s"]["p90"], computed / prompts))
-    means = np.mean(found, axis=0)
-    return row(*labels, f"{means[0]:.3f}", f"{means[1]:.3f}", f"{means[2]:.2f}", f"{means[3]:.0%}")
+        found.append((summary["qoe"]["mean"], summary["qoe"]["p5"], summary["ttft_s"]["p90"], hits / prompts_tokens))
+    mean, p5, ttft_s, share = np.mean(found, axis=0)
+    return iter((f"{mean:.3f}", f"{p5:.3f}", f"{ttft_s:.2f}", f"{share:.0%}"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("model", "simulated"))
-    parser.add_argument("only", nargs="*", default=[], metavar="FOLDER|WORKLOAD", help="of the model, or workloads")
+    parser.add_argument("table", choices=("model", *WORKLOADS))
+    parser.add_argument("folder", nargs="?", type=Path, help="of the model")
     parser.add_argument(
         "--batches", default=f"1-{BATCHES}", metavar="A-B", help="of the model's texts; default: %(default)s"
     )
@@ -312,14 +318,14 @@ def main() -> None:
             k for k in range(int(first), int(last or first) + 1) if not (args.out / f"batch-{k:02d}.json").exists()
         ]
         if missing:
-            if not args.only:
+            if args.folder is None:
                 parser.error("model: the folder of a model is missing (make small-model makes out/smollm2)")
-            model = Model(Path(args.only[0]))
+            model = Model(args.folder)
         for k in missing:
             (args.out / f"batch-{k:02d}.json").write_text(json.dumps(one_batch(model, k - 1)))
         lines = model_rows(args.out)
     else:
-        lines = simulated_rows(args.only)
+        lines = simulated_rows(args.table)
     text = ""
     for line in lines:
         print(line, flush=True)

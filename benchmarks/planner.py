@@ -178,16 +178,16 @@ def rows(out: Path, names: Sequence[str]) -> Lines:
 def plays(out: Path, names: Sequence[str]) -> Lines:
     """How many mixes are played, beside how many pairs there are, in fleets of several sizes."""
     kinds = [kind.partition("-llama")[0] for kind in KINDS]
-    yield from header("workload", "times its rate", "policy", "alone", "mix", "$/h", "mixes played", "pairs", "share")
+    yield from header("workload", "times its rate", "alone", "mix", "$/h", "mixes played", "pairs", "share")
     played = there = 0
-    for name, times, arm in itertools.product(names, TIMES, OBJECTIVES):
-        found = kept(out, f"plays-{name}-{times:g}-{arm}", partial(planned, name, arm, times))
+    for name, times in itertools.product(names, TIMES):
+        found = kept(out, f"plays-{name}-{times:g}", partial(planned, name, STOCK_MIXED, times))
         alone = ", ".join(f"{n or f'> {MAX_REPLICAS}'} {kind}" for n, kind in zip(found["alone"], kinds, strict=True))
         mix = " + ".join(f"{n} {kind}" for n, kind in zip(found["mix"], kinds, strict=True) if n)
         share = f"{found['plays'] / found['pairs']:.0%}" if found["pairs"] else "-"
-        yield row(name, f"{times:g}", arm, alone, mix, f"{found['price']:.2f}", found["plays"], found["pairs"], share)
+        yield row(name, f"{times:g}", alone, mix, f"{found['price']:.2f}", found["plays"], found["pairs"], share)
         played, there = played + found["plays"], there + found["pairs"]
-    yield row("all", "", "", "", "", "", played, there, f"{played / there:.0%}")
+    yield row("all", "", "", "", "", played, there, f"{played / there:.0%}")
 
 
 def searched(out: Path, names: Sequence[str]) -> Lines:

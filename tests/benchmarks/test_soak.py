@@ -16,7 +16,7 @@ from benchmarks.soak_answers import MARGIN, MOST_ALIKE, Answers, length_told_apa
 
 def test_every_kind_is_drawn_on_one_rank_and_on_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.5.23")
-    engines = [soak.draw(index, seed=0) for index in range(60)]
+    engines = [soak.draw(index, seed=0) for index in range(140)]
     drawn = Counter(
         (flag, engine.policy == "forced", "--tp" in engine.flags)
         for engine in engines
@@ -27,8 +27,8 @@ def test_every_kind_is_drawn_on_one_rank_and_on_two(monkeypatch: pytest.MonkeyPa
         assert drawn[flag, True, False] > 3, flag
         assert drawn[flag, True, True], flag
     assert drawn["overlap", False, False] > 3
-    assert engines == [soak.draw(index, seed=0) for index in range(60)]
-    assert engines != [soak.draw(index, seed=1) for index in range(60)]
+    assert engines == [soak.draw(index, seed=0) for index in range(140)]
+    assert engines != [soak.draw(index, seed=1) for index in range(140)]
 
 
 @pytest.mark.parametrize(
