@@ -2,9 +2,9 @@
 
 Recorded requests with their callers, in their order, arrive by a Poisson process for four minutes at multiples of C (what
 stock SGLang sustains flooded) on one engine with mixed chunks and host memory. Latency is that of a request over its
-tokens, as its authors normalise it: s/token, mean over requests. Then, for each policy, the load at which its mean latency
-is what stock's is at ``--at`` C: throughput at equal latency. ``-blind``: the engine is not told who asks. The first
-quarter of the requests is for learning only.
+tokens, as its authors normalise it: s/token, mean over requests. Then, for each policy, the load at which its latency is
+``--latency``: throughput at equal latency. ``-blind``: the engine is not told who asks. The first quarter of the requests
+is for learning only.
 """
 
 from __future__ import annotations
@@ -100,11 +100,10 @@ def figures(records: Sequence[RequestRecord]) -> list[float]:
 
 
 def load_at(loads: Sequence[float], latency_s: Sequence[float], limit_s: float) -> float:
-    """The load at which the latency is ``limit_s``, between those measured, in logarithms; infinity beyond the last."""
+    """The load at which the latency is ``limit_s``, between those measured, in logarithms; infinity beyond the last, 0 below
+    the first."""
     rising = np.maximum.accumulate(latency_s)
-    if rising[-1] < limit_s:
-        return float("inf")
-    return float(np.interp(np.log(limit_s), np.log(rising), loads))
+    return float(np.interp(np.log(limit_s), np.log(rising), loads, left=0.0, right=np.inf))
 
 
 def main() -> None:
@@ -114,22 +113,31 @@ def main() -> None:
     parser.add_argument(
         "--policies", type=listed(POLICIES), default=list(POLICIES), help="comma-separated; default: all"
     )
-    parser.add_argument("--loads", default="0.7,0.9,1,1.1,1.3,1.6", help="in C, rising; default: %(default)s")
-    parser.add_argument("--at", type=float, default=1.0, help="of the loads; default: %(default)g")
+    parser.add_argument(
+        "--loads", default="0.5,0.7,0.85,1,1.15,1.3,1.6,2,2.5", help="in C, rising; default: %(default)s"
+    )
+    parser.add_argument("--latency", type=float, default=0.1, help="the equal latency, s/token; default: %(default)g")
     parser.add_argument("--seeds", type=int, default=2, help="figures are means over them; default: %(default)s")
     args = parser.parse_args()
     loads = [float(load) for load in args.loads.split(",")]
-    if args.at not in loads:
-        parser.error(f"--at {args.at:g}: is not among --loads")
+    if sorted(loads) != loads:
+        parser.error(f"--loads {args.loads}: must rise")
     for name in args.traces:
         trace = TRACES[name]
         requests = recorded(args.folder / f"{name}.jsonl.gz", trace)
         stock, _ = configure(profiles.load(trace.profile).engine, Arm("stock", (MIXED,)))
-        capacity_rps = flooded_rps(stock, requests[:CAPACITY_REQUESTS])
+        capacity_rps = flooded_rps(stock, requests[:: -(-len(requests) // CAPACITY_REQUESTS)])
         print(
             f"\nsimulated: {name}, {trace.profile}, C = {capacity_rps:.2f} requests/s, {args.seeds} seeds\n", flush=True
         )
-        compare(args.policies, trace, requests, [(x, x * capacity_rps) for x in loads], at=args.at, seeds=args.seeds)
+        compare(
+            args.policies,
+            trace,
+            requests,
+            [(x, x * capacity_rps) for x in loads],
+            limit_s=args.latency,
+            seeds=args.seeds,
+        )
 
 
 def compare(
@@ -138,7 +146,7 @@ def compare(
     requests: Sequence[RequestSpec],
     loads: Sequence[tuple[float, float]],
     *,
-    at: float,
+    limit_s: float,
     seeds: int,
 ) -> None:
     """Two tables. loads: in C and in requests/s."""
@@ -155,13 +163,12 @@ def compare(
             texts = [format(v, spec) for v, spec in zip(cells, (".3f", ".1f", ".3f", ".3f", ".2f"), strict=True)]
             print(row(f"{load:g}", name, *texts), flush=True)
     multiples = [load for load, _ in loads]
-    limit_s = curves[policies[0]][multiples.index(at)]
-    print(f"\nat {limit_s:.3f} s/token:\n")
+    held = {name: load_at(multiples, curve, limit_s) for name, curve in curves.items()}
+    print(f"\nat {limit_s:g} s/token:\n")
     for text in header("policy", "load, x C", f"throughput over {policies[0]}'s"):
         print(text)
-    for name, curve in curves.items():
-        held = load_at(multiples, curve, limit_s)
-        print(row(name, f"{held:.2f}", f"{held / at:.2f}"), flush=True)
+    for name, load in held.items():
+        print(row(name, f"{load:.2f}", f"{load / held[policies[0]]:.2f}" if held[policies[0]] else "-"), flush=True)
 
 
 if __name__ == "__main__":

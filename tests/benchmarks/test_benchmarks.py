@@ -55,7 +55,7 @@ def test_each_says_how_it_is_used(
         ("autoscaling", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static peak"),
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
         ("latency_rivals", (".", "--traces", "day"), "--traces: 'day' is not known"),
-        ("latency_rivals", (".", "--at", "2"), "--at 2: is not among --loads"),
+        ("latency_rivals", (".", "--loads", "2,1"), "--loads 2,1: must rise"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("routing", ("5 alike",), "fleet '5 alike': not known; choose of 4 alike"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
