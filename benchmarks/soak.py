@@ -38,7 +38,7 @@ PAGE_TOKENS = 16
 """Of some engines; SGLang takes no chunk then that is no whole number of pages."""
 STREAM_TOKENS = 160
 """KV of a stream and what a policy wants free beside it, about."""
-WAVE_S = 30.0
+WAVE_S = 45.0
 """After which the engine has to become idle."""
 PATIENCE_S = 90.0
 """For an answer, and for an engine to become idle: many times what either takes on a busy machine."""
@@ -66,7 +66,7 @@ def draw(index: int, seed: int) -> Drawn:
     forced = kind != "policy"
     mode = kind if forced else rng.choice(("release", "release", "offload"))
     ranks = index % RANKS_EVERY == RANKS_EVERY - 1 and can_have_ranks(mode)
-    streams = rng.choice((24, 48, 64))
+    streams = rng.choice((32, 96, 128))
     room = rng.choice((0.7, 1.2, 1.8)) if forced else rng.choice((0.3, 0.5))
     room_tokens = int(room * streams * STREAM_TOKENS)
     running = rng.choice((streams // 2, streams, streams))

@@ -20,7 +20,7 @@ from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedR
 from andes_operator.gateways import Answers
 from andes_operator.growth import GrowthHistory
 from andes_operator.nodes import Nodes
-from andes_operator.observer import MANY_TARGETS
+from andes_operator.observer import LIST_TTL_S, MANY_TARGETS, MANY_TTL_S
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
@@ -67,6 +67,7 @@ class Site:
         self.selector = "app=engine"
         self.targets, self.shared, self.statuses = 1, 0, 0
         self.listed: list[dict[str, Any]] | None = None
+        self.ages: dict[str, float] = {}
         self.models: tuple[str, ...] = ()
         self.others: tuple[FleetReplica, ...] = ()
         self.asked: list[str | None] = []
@@ -130,6 +131,7 @@ class Site:
 
     async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
         self._check(plural)
+        self.ages[plural] = ttl_s
         if plural == names.CLASSES:
             return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
         if plural == names.POOLS:
@@ -845,6 +847,16 @@ def test_one_of_many_goes_on_from_what_it_has_not_written() -> None:
     for each in (site, alone):
         each.reconcile()
     assert site.status["memory"] == alone.status["memory"]
+
+
+def test_a_list_of_many_targets_is_used_for_longer() -> None:
+    site = many()
+    site.reconcile()
+    assert site.ages[names.TARGETS] == MANY_TTL_S
+    site.targets = 1
+    site.reconcile()
+    site.reconcile()
+    assert site.ages[names.TARGETS] == LIST_TTL_S
 
 
 def test_an_error_of_one_of_many_is_taken_back_when_it_is_over() -> None:

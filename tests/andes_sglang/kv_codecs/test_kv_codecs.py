@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,3 +221,11 @@ def test_every_codec_has_a_price_and_the_exact_one_is_exact() -> None:
     assert prices.packaged("int8", 1e5, 4).encode_token_s == 2 * prices.packaged("int8", 1e5, 8).encode_token_s
     with pytest.raises(ValueError, match="codec 'zip': not one of lossless, int8"):
         prices.packaged("zip", 1e5)
+
+
+def test_lossless_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    block = like_kv(1, (1, 4, 1, 2), FloatKind.BF16)
+    with pytest.raises(KvCodecError, match=r"codec lossless needs zstandard: install andes-sglang\[codecs\]"):
+        make_codec("lossless").encode(block)
+    assert decode(make_codec("int8").encode(block)).shape == block.shape, "the others do without"
