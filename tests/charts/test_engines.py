@@ -180,7 +180,9 @@ def test_a_pool_for_an_inference_gateway_has_the_engines_and_their_port() -> Non
     template = engine["spec"]["template"]
     assert pool["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert pool["spec"]["targetPorts"] == [{"number": template["spec"]["containers"][0]["ports"][0]["containerPort"]}]
-    assert pool["spec"]["endpointPickerRef"] == {"name": "picker", "portNumber": 9002, "failureMode": "FailClose"}
+    assert pool["spec"]["endpointPickerRef"] == {
+        "name": "picker", "port": {"number": 9002}, "failureMode": "FailClose",
+    }  # fmt: skip
     grouped = chart.objects({**GROUP, **values})["engine-inferencepool.yaml"]
     assert grouped[0]["spec"]["selector"]["matchLabels"][INDEX] == "0"
 
