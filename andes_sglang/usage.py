@@ -38,6 +38,8 @@ class Output:
         self.error: OSError | None = None
 
     def __enter__(self) -> Output:
+        if self._stream is None:
+            _take_standard_descriptors()
         sys.stdout = self
         return self
 
@@ -50,6 +52,9 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
 
     def write(self, text: str) -> int:
         if self._stream is None:
@@ -67,3 +72,10 @@ class Output:
                 self._stream.flush()
             except OSError as error:
                 self.error = error
+
+
+def _take_standard_descriptors() -> None:
+    """Of those that are not open: a file or a socket that got one would be taken for standard output."""
+    while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(taken)

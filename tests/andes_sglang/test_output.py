@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from andes_sglang import cli
+from andes_sglang.bench.engine import free_port
 
 COMMANDS = sorted(cli._one_parser([])[1])
 SIMULATE = [
@@ -66,3 +68,16 @@ def test_every_command(name: str, capsys: pytest.CaptureFixture[str], monkeypatc
     assert cli.main([name, "--help"]) == 1
     said = capsys.readouterr().err
     assert said == f"andes {name}: standard output cannot be written: {os.strerror(errno.ENOSPC)}\n"
+
+
+@pytest.mark.server
+def test_a_server_without_standard_output_takes_no_socket_for_it() -> None:
+    """uvloop ends a process that closes a descriptor as low as that."""
+    serve = [sys.executable, "-m", "andes_sglang.cli", "gateway", "--upstream", "http://127.0.0.1:9", "--port"]
+    words = ["sh", "-c", f"exec {CLOSED}", "sh", *serve, str(free_port())]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as gateway:
+        assert gateway.stderr is not None
+        next(line for line in gateway.stderr if "listens" in line)
+        gateway.send_signal(signal.SIGTERM)
+        _, said = gateway.communicate(timeout=250)
+    assert gateway.returncode == 0, said
