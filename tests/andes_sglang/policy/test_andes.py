@@ -257,8 +257,8 @@ def test_the_wait_of_a_reader_is_that_for_the_first_token_and_all_stalls() -> No
     stream.deliver(stream.start_s + 3.0, 10)
     stream.deliver(stream.start_s + 3.0 + 2.0 + 4.0, 5)
     state = state_of(
-        replace(late, reader=stream, output_tokens=15), request("new", W, dry_s=6.0), request("full", R, output=50, dry_s=-5.0),
-        request("dry", W, output=20, dry_s=8.0),
+        replace(late, reader=stream, output_tokens=15), request("new", W, dry_s=6.0),
+        request("full", R, output=50, dry_s=-5.0), request("dry", W, output=20, dry_s=8.0),
     )  # fmt: skip
     state = replace(state, now_s=stream.start_s + 9.5)
     assert waited_s(state).tolist() == pytest.approx([7.0, 6.0 - 2.5, 0.0, 8.0 - 2.5])
@@ -266,7 +266,7 @@ def test_the_wait_of_a_reader_is_that_for_the_first_token_and_all_stalls() -> No
 
 @pytest.mark.parametrize(("waited", "first"), [(0.0, "late"), (9.9, "late"), (10.1, "")])
 def test_with_fairness_only_those_who_had_to_wait_count_to_the_share(waited: float, first: str) -> None:
-    """``full`` gains nothing by running on: under the share of 0.1 there is room for ``late`` unless ``full`` runs after a
+    """``full`` gains nothing by running on. There is room for ``late`` in the share unless ``full`` runs after a
     wait beyond the bound of 10 s."""
     full = request("full", R, prompt=200, output=200, dry_s=-70.0)
     reader = ReaderStream(NOW_S - 1.0 - waited, QoETarget(1.0, TDS))
