@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-admission bench-routing bench-planner bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-fairness bench-autoscaling bench-pool bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
+	bench-rivals bench-latency-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-wait-play bench-admission bench-routing bench-planner bench-kv-codecs bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-fairness bench-autoscaling bench-pool bench-api-load bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,11 +111,20 @@ bench-slow-links: setup ## readers on links that are slow, lose packets or stand
 bench-slack-day: setup ## a reader's day with nightly jobs on one fleet, in GPU-hours; ARGS="--traces FOLDER" (5 minutes)
 	$(BIN)/python benchmarks/slack_day.py $(ARGS)
 
+bench-latency-rivals: setup ## policies that foresee lengths, by throughput at equal latency, simulated; ARGS=FOLDER (15 minutes)
+	$(BIN)/python benchmarks/latency_rivals.py $(ARGS)
+
 bench-waits: setup ## the wait for a first token as a gateway tells it, on simulated engines (2 minutes)
 	$(BIN)/python benchmarks/waits.py $(ARGS)
 
 bench-planner: setup ## mixes of GPUs by integer programme beside every pair, on simulated GPUs; ARGS="mixes" (15 minutes)
 	$(BIN)/python benchmarks/planner.py $(or $(ARGS),mixes)
+
+bench-kv-codecs: setup ## codecs of host KV: ARGS="model out/smollm2" (a real model, 20 minutes), ARGS="conversations" or ARGS="burst" (simulated, minutes)
+	$(BIN)/python benchmarks/kv_codecs.py $(or $(ARGS),conversations)
+
+bench-wait-play: setup ## the same wait by playing the policy forward from the whole state of the engine (15 minutes)
+	$(BIN)/python benchmarks/wait_play.py $(ARGS)
 
 bench-routing: setup ## routing policies before four simulated replicas, alike and unlike (20 minutes)
 	$(BIN)/python benchmarks/routing.py $(ARGS)
@@ -156,6 +165,9 @@ bench-fluid: setup ## what limits the operator in a surge: its decisions on a fl
 
 bench-pool: setup ## simulated, a QoEPool: two models on one budget: ARGS="swap FOLDER OF TRACES", one on two kinds: ARGS="mix ..."
 	$(BIN)/python benchmarks/pool.py $(ARGS)
+
+bench-api-load: setup ## on a real API server: what the operator costs it with 500 targets and 2,000 pods (5 minutes)
+	PYTHONPATH=tools $(BIN)/python benchmarks/api_load.py $(ARGS)
 
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from andes_sglang import __version__
-from andes_sglang.usage import Help, UsageError
+from andes_sglang.usage import Help, Output, UsageError
 
 __all__ = ["main"]
 
@@ -181,11 +183,30 @@ def _copy_arguments(source: argparse.ArgumentParser, target: argparse.ArgumentPa
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``andes`` and return its exit status; without a command, or with ``help``, print the help."""
     argv = list(sys.argv[1:] if argv is None else argv) or ["help"]
+    output = Output()
+    try:
+        with output:
+            ended = _run(argv)
+    except SystemExit as end:  # --help, and what argparse refuses
+        if output.error is None or end.code:
+            raise
+        ended = 0
+    if output.error is None:
+        return ended
+    print(f"andes {argv[0]}: standard output cannot be written: {output.error.strerror}", file=sys.stderr)
+    return ended or 1
+
+
+def _run(argv: list[str]) -> int:
     if argv[0] == "help":
         argv = [*argv[1:2], "--help"]
     user_errors: tuple[type[Exception], ...] = (UsageError,)
     try:
         parser, user_errors = build_parser(argv)
+        if argv[0] in COMMANDS and threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # ends as Ctrl-C does, with what has been measured
         args, passed = parser.parse_known_args(argv)
         return int(args.run(args, passed))
     except user_errors as error:

@@ -22,11 +22,13 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-__all__ = ["EngineLengths", "LengthEstimate", "LengthEstimator", "length_keys"]
+__all__ = [
+    "AnswerLengths", "Asked", "EngineLengths", "LengthEstimate", "LengthEstimator", "SimilarPrompts", "length_keys",
+]  # fmt: skip
 
 _NORMAL = NormalDist()
 
@@ -191,21 +193,59 @@ class LengthEstimator:
         return mean + own * apart, own * known.variance + (1.0 - own) * (variance + own * apart * apart)
 
 
+class Asked(NamedTuple):
+    """What is known of a request when it comes. told_tokens: the length of its answer, as its caller says. prompt_head: its
+    first tokens or bytes. class_name, tenant: of the caller, where the engine is told."""
+
+    prompt_tokens: int
+    told_tokens: int | None = None
+    prompt_head: bytes | None = None
+    class_name: str = ""
+    tenant: str | None = None
+
+    def as_keys(self) -> tuple[bytes, ...]:
+        """:func:`length_keys` of it."""
+        return length_keys(
+            tenant=self.tenant, class_name=self.class_name, prompt_tokens=self.prompt_tokens, prompt_head=self.prompt_head
+        )  # fmt: skip
+
+
+class AnswerLengths(Protocol):
+    """How an engine foresees its answers; a policy may bring one of its own, as ``answer_lengths``."""
+
+    def expected_tokens(self, asked: Asked) -> float:
+        """Length of the answer in tokens; what the request says, where it does."""
+        ...
+
+    def learn(self, asked: Asked, output_tokens: int, *, finished: bool) -> None:
+        """As :meth:`LengthEstimator.learn`."""
+        ...
+
+
 class EngineLengths:
     """What an engine knows of the answers to come: what requests say, else what it has learned for prompts as long."""
 
     def __init__(self) -> None:
         self._lengths = LengthEstimator()
 
-    def expected_tokens(self, prompt_tokens: int, told_tokens: int | None) -> float:
-        """Length of an answer in tokens, the median; ``told_tokens`` where the request says it."""
-        if told_tokens is not None:
-            return float(told_tokens)
-        return self._lengths.estimate((prompt_bucket(prompt_tokens),)).median_tokens
+    def expected_tokens(self, asked: Asked) -> float:
+        """The median; see :class:`AnswerLengths`."""
+        if asked.told_tokens is not None:
+            return float(asked.told_tokens)
+        return self._lengths.estimate(self._keys(asked)).median_tokens
 
-    def learn(self, prompt_tokens: int, output_tokens: int, *, finished: bool) -> None:
-        """As :meth:`LengthEstimator.learn`."""
-        self._lengths.learn((prompt_bucket(prompt_tokens),), output_tokens, finished=finished)
+    def learn(self, asked: Asked, output_tokens: int, *, finished: bool) -> None:
+        self._lengths.learn(self._keys(asked), output_tokens, finished=finished)
+
+    def _keys(self, asked: Asked) -> tuple[Hashable, ...]:
+        return (prompt_bucket(asked.prompt_tokens),)
+
+
+class SimilarPrompts(EngineLengths):
+    """The same for prompts that begin alike and are as long, of the same caller where the engine is told."""
+
+    def _keys(self, asked: Asked) -> tuple[Hashable, ...]:
+        return asked.as_keys()
 
 
 def _beyond(guess: LengthEstimate, log_length: float) -> tuple[float, float]:

@@ -1,13 +1,19 @@
-"""What readers should get: a statistic of QoE of at least a value, or a percentile of seconds of at most a value.
+"""What readers should get: a statistic of QoE of at least a value, or one of latencies of at most a value.
 
-``QoEObjective.parse("share(0.95)>=0.9")`` on the command line; built from a custom resource in the operator, as is a
-:class:`LatencyPercentile`. Evaluate it on exact values (:meth:`QoEObjective.of`) or on a sketch of them
-(:meth:`QoEObjective.of_sketch`).
+``parse_objective`` reads them on the command line, in the words that they are shown in; the operator builds them from a
+custom resource.
+
+    mean>=0.95   p5>=0.8   share(0.95)>=0.9              QoE: the mean, a percentile, the share of streams with at least that
+    p90(ttft)<=1   mean(tpot)<=0.12   p95(stall)<=2      seconds
+    goodput(ttft<=1,tpot<=0.05)>=0.9                     the share of requests that keep every bound
+
+Evaluate one on exact values (``of``) or on a sketch of them (``of_sketch``).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,9 +22,16 @@ import numpy.typing as npt
 
 from andes_sglang.sketch import Sketch
 
-__all__ = ["LatencyPercentile", "Metric", "Objective", "QoEObjective", "Statistic"]
+__all__ = [
+    "AnyObjective", "Goodput", "LatencyBound", "LatencyObjective", "Metric", "Objective", "QoEObjective", "Statistic",
+    "parse_objective",
+]  # fmt: skip
 
+Array = npt.NDArray[np.float64]
+FORMS = "mean>=X, pN>=X, share(Q)>=X, mean(ttft)<=S, pN(tpot)<=S, pN(stall)<=S or goodput(ttft<=S,tpot<=S)>=X"
 _TEXT = re.compile(r"\s*(?:(mean)|p(\d+(?:\.\d+)?)|share\((\d*\.?\d+)\))\s*>=\s*(\d*\.?\d+)\s*")
+_LATENCY = re.compile(r"(?:mean|p(\d+(?:\.\d+)?))\((ttft|tpot|stall)\)<=(\d*\.?\d+)")
+_GOODPUT = re.compile(r"goodput\(((?:(?:ttft|tpot|stall)<=\d*\.?\d+,?)+)\)>=(\d*\.?\d+)")
 
 
 class Statistic(StrEnum):
@@ -30,12 +43,14 @@ class Statistic(StrEnum):
 
 
 class Metric(StrEnum):
-    """What is measured of a stream; the values are the custom resource's words. TTFT: seconds to the first token that is
-    shown. STALL: seconds that the reader waits inside the answer, in all."""
+    """What is measured of a stream; the values are the custom resource's words, but for TPOT, which only a plan is asked for.
+    TTFT: seconds to the first token that is shown. STALL: seconds that the reader waits inside the answer, in all. TPOT: mean
+    seconds between its tokens."""
 
     QOE = "QoE"
     TTFT = "TTFT"
     STALL = "Stall"
+    TPOT = "TPOT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +76,7 @@ class QoEObjective:
 
     @classmethod
     def parse(cls, text: str) -> QoEObjective:
-        """``mean>=0.95``, ``p5>=0.8`` (a percentile) or ``share(0.95)>=0.9`` (of streams with at least that QoE). Raises
-        ``ValueError`` naming the text."""
+        """One of the first three of the module's. Raises ``ValueError`` naming the text."""
         found = _TEXT.fullmatch(text)
         if found is None:
             raise ValueError(f"objective {text!r}: expected mean>=X, pN>=X or share(Q)>=X")
@@ -99,6 +113,10 @@ class QoEObjective:
     def metric(self) -> Metric:
         return Metric.QOE
 
+    def margin(self, value: float) -> float:
+        """By how much QoE ``value`` is better than it should be; negative: the objective is missed."""
+        return value - self.value
+
     def met(self, value: float, margin: float = 0.0) -> bool:
         """Whether ``value`` of the statistic is enough, exceeding it by ``margin`` as far as QoE can go."""
         return value >= min(1.0, self.value + margin)
@@ -113,40 +131,126 @@ class QoEObjective:
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyPercentile:
-    """The percentile ``at``, in (0, 100), of ``metric`` (TTFT or STALL) is to be at most ``value`` seconds. Raises
-    ``ValueError`` naming field and value."""
+class LatencyBound:
+    """At most ``value`` seconds of ``metric``, which is not QoE. Raises ``ValueError`` naming field and value."""
 
     metric: Metric
     value: float
-    at: float
 
     def __post_init__(self) -> None:
         if self.metric is Metric.QOE:
-            raise ValueError(f"metric must be {Metric.TTFT} or {Metric.STALL}, got {self.metric}")
+            raise ValueError(
+                f"metric must be one of {', '.join(sorted(set(Metric) - {Metric.QOE}))}, got {self.metric}"
+            )
         if not 0.0 < self.value < float("inf"):
             raise ValueError(f"value must be seconds > 0, got {self.value!r}")
-        if not 0.0 < self.at < 100.0:
+
+    def __str__(self) -> str:
+        return f"{self.metric.lower()}<={self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyObjective(LatencyBound):
+    """The percentile ``at``, in (0, 100), of ``metric`` is to be at most ``value`` seconds; None: the mean. Raises
+    ``ValueError`` naming field and value."""
+
+    at: float | None = None
+
+    def __post_init__(self) -> None:
+        LatencyBound.__post_init__(self)
+        if self.at is not None and not 0.0 < self.at < 100.0:
             raise ValueError(f"at must be between 0 and 100, got {self.at!r}")
 
     @property
     def statistic(self) -> Statistic:
-        return Statistic.PERCENTILE
+        return Statistic.MEAN if self.at is None else Statistic.PERCENTILE
+
+    @property
+    def name(self) -> str:
+        """The statistic alone: ``p90(ttft)``, ``mean(tpot)``."""
+        return f"{'mean' if self.at is None else f'p{self.at:g}'}({self.metric.lower()})"
 
     def __str__(self) -> str:
-        return f"{self.metric} p{self.at:g}<={self.value:g}s"
+        return f"{self.name}<={self.value:g}"
+
+    def margin(self, value: float) -> float:
+        """By which share of the objective ``value`` seconds are fewer; negative: it is missed."""
+        return 1.0 - value / self.value
 
     def met(self, value: float, margin: float = 0.0) -> bool:
         """Whether ``value`` seconds are few enough, ``margin`` being a share of the objective."""
         return value <= self.value * (1.0 - margin)
 
-    def of(self, seconds: npt.NDArray[np.float64]) -> float:
-        """The percentile of durations, shape (n,); 0 where there are none."""
-        return float(np.percentile(seconds, self.at)) if len(seconds) else 0.0
+    def of(self, seconds: Array) -> float:
+        """The statistic of durations, shape (n,); 0 where there are none."""
+        if not len(seconds):
+            return 0.0
+        return float(seconds.mean() if self.at is None else np.percentile(seconds, self.at))
 
     def of_sketch(self, seconds: Sketch) -> float | None:
-        """The percentile of the durations in a sketch, at most 2 % above the exact one; None where there are none."""
-        return seconds.quantile(self.at / 100.0)
+        """The statistic of the durations in a sketch, a percentile at most 2 % above the exact one; None where there are
+        none."""
+        return seconds.mean if self.at is None else seconds.quantile(self.at / 100.0)
 
 
-Objective = QoEObjective | LatencyPercentile
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """The share of requests that keep every one of ``bounds`` is to be at least ``value``, in (0, 1]."""
+
+    bounds: tuple[LatencyBound, ...]
+    value: float
+
+    @property
+    def name(self) -> str:
+        """The statistic alone."""
+        return f"goodput({','.join(map(str, self.bounds))})"
+
+    def __str__(self) -> str:
+        return f"{self.name}>={self.value:g}"
+
+    def margin(self, value: float) -> float:
+        """By how much a share of ``value`` is larger than it should be; negative: the objective is missed."""
+        return value - self.value
+
+    def share(self, seconds: Mapping[Metric, Array]) -> float:
+        """Of requests whose durations are ``seconds``, shape (n,) each; 1 where there are none."""
+        keeps = np.logical_and.reduce([seconds[bound.metric] <= bound.value for bound in self.bounds])
+        return float(keeps.mean()) if len(keeps) else 1.0
+
+
+Objective = QoEObjective | LatencyObjective
+"""Of one metric: what a custom resource can ask for."""
+AnyObjective = Objective | Goodput
+"""What a plan can be asked for."""
+
+
+def parse_objective(text: str) -> AnyObjective:
+    """One of :data:`FORMS`; seconds for latencies. Raises ``ValueError`` naming the text."""
+    plain = "".join(text.split())
+    if found := _LATENCY.fullmatch(plain):
+        percent, metric, bound = found.groups()
+        if percent is not None and not 0 < float(percent) < 100:
+            raise ValueError(f"objective {text!r}: percentiles lie between 0 and 100")
+        return LatencyObjective(_metric(metric), _positive(text, bound), None if percent is None else float(percent))
+    if found := _GOODPUT.fullmatch(plain):
+        pairs = [bound.split("<=") for bound in found[1].strip(",").split(",")]
+        bounds = tuple(LatencyBound(_metric(metric), _positive(text, bound)) for metric, bound in pairs)
+        if not 0 < float(found[2]) <= 1:
+            raise ValueError(f"objective {text!r}: goodput is a share between 0 and 1")
+        return Goodput(bounds, float(found[2]))
+    try:
+        return QoEObjective.parse(text)
+    except ValueError as error:
+        if "expected" in str(error):
+            raise ValueError(f"objective {text!r}: expected {FORMS}") from None
+        raise
+
+
+def _metric(name: str) -> Metric:
+    return next(metric for metric in Metric if metric.lower() == name)
+
+
+def _positive(text: str, seconds: str) -> float:
+    if not float(seconds) > 0:
+        raise ValueError(f"objective {text!r}: seconds must be > 0")
+    return float(seconds)

@@ -67,6 +67,10 @@ class RequestSpec:
         )
 
 
+MAX_ANSWER_TOKENS = 1_000_000
+"""Of an answer in a file: each token has a time of its own in memory, and more is a count that was mistaken."""
+
+
 class RecordsError(ValueError):
     """A file of records that cannot be read; the text names file and row."""
 
@@ -115,11 +119,13 @@ def score(times_s: Array, arrival_s: float, target: QoETarget, thought_tokens: i
     return Score(qoe, stalls, stall_s, longest_s, 1.0 + float(worth.clip(0.0, 1.0).sum()))
 
 
-def readers_times(times_s: Array, holds: Iterable[tuple[float, float]] | None) -> Array:
+def readers_times(times_s: Array, holds: Sequence[tuple[float, float]] | None) -> Array:
     """``times_s``, seconds, shape (n,), as a clock shows them that has stood still: ``holds`` are when that was found and for
     how many seconds (:meth:`andes_sglang.qoe.ReaderStream.stand_still`); None: never."""
+    if not holds:
+        return times_s
     stood_s = np.zeros_like(times_s)
-    for at_s, held_s in holds or ():
+    for at_s, held_s in holds:
         stood_s[times_s > at_s] += held_s
     return times_s - stood_s
 
@@ -234,6 +240,9 @@ def read_records(path: Path) -> list[RequestRecord]:
 def _record(place: str, line: str) -> RequestRecord:
     try:
         row = json.loads(line)
-        return RequestRecord(**{**row, "deliveries": [(float(at_s), int(n)) for at_s, n in row["deliveries"]]})
+        deliveries = [(float(at_s), int(n)) for at_s, n in row["deliveries"]]
+        if (tokens := sum(n for _, n in deliveries)) > MAX_ANSWER_TOKENS:
+            raise ValueError(f"an answer of {tokens} tokens; expected at most {MAX_ANSWER_TOKENS}")
+        return RequestRecord(**{**row, "deliveries": deliveries})
     except (KeyError, TypeError, ValueError) as error:
         raise RecordsError(f"{place}: not a record ({type(error).__name__}: {error})") from None

@@ -197,9 +197,7 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
     points: dict[int, Point] = {}
     interrupted = False
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(
-        min(at_a_time, len(jobs)), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
+    with ProcessPoolExecutor(min(at_a_time, len(jobs)), context, _end_with_parent) as pool:
         try:
             futures: dict[Future[Point], int] = {pool.submit(_simulate, *job): k for k, job in enumerate(jobs)}
             for future in as_completed(futures):
@@ -215,6 +213,12 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return [points[k] for k in sorted(points)], interrupted
+
+
+def _end_with_parent() -> None:
+    """A worker leaves Ctrl-C to its parent, and ends when that says so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _result(future: Future[Point], job: Job) -> Point:

@@ -23,16 +23,17 @@ from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.routing.learned import Array, RungRouter
+from andes_sglang.sim import cli as simulate
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet, simulate_fleet
 from andes_sglang.sim.plan import sustained_tokens_per_s
-from andes_sglang.workload import SyntheticWorkload, WorkloadError, mean_length, readers_of
+from andes_sglang.workload import SyntheticWorkload, mean_length, readers_of
 
 __all__ = ["USER_ERRORS", "Training", "add_arguments", "train"]
 
-USER_ERRORS = (WorkloadError, profiles.ProfileError)
+USER_ERRORS = simulate.USER_ERRORS
 EPISODE_S, MIN_LOAD, MAX_LOAD = 90.0, 0.5, 5.0
 """Seconds of an episode, and its load relative to what one replica of the best model sustains: drawn, log-uniform."""
 WIDTH, GAMMA, BATCH, RATE, TARGET_STEP = 64, 0.98, 256, 1e-3, 0.01

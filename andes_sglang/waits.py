@@ -74,7 +74,7 @@ class WaitView:
     """waiting: streams without a first token; rate_rps: first tokens per second, None: too few to tell. usual: waits of the
     streams sent last, None likewise. queues: whether the queue explains waits better. low, high: of what came of the
     forecasts, over the forecast. offered, offered_rps: streams that lately asked for a place here, sent or not, and how many
-    a second."""
+    a second; sent_rps: of those sent."""
 
     waiting: int = 0
     rate_rps: float | None = None
@@ -84,6 +84,7 @@ class WaitView:
     high: float = UNKNOWN_FACTOR
     offered: int = 0
     offered_rps: float = 0.0
+    sent_rps: float = 0.0
 
     def forecast(self, base_s: float, alone_s: float) -> WaitForecast:
         """Of a new stream. base_s: seconds to its first token by the engine's costs, what waits to be computed included."""
@@ -112,6 +113,7 @@ class FirstTokens:
         self._waiting: dict[Hashable, _Sent] = {}
         self._firsts: deque[float] = deque()
         self._offered: deque[float] = deque()
+        self._sent: deque[float] = deque()
         self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED_STREAMS)
         self._since_s: float | None = None
         self._view, self._viewed_s, self._changed = WaitView(), -math.inf, False
@@ -128,6 +130,7 @@ class FirstTokens:
         self._changed = True
         self._waiting[stream] = sent = _Sent(now_s, forecast)
         self._last.append(sent)
+        self._sent.append(now_s)
 
     def first(self, stream: Hashable, now_s: float) -> None:
         """Its first token has come."""
@@ -155,13 +158,15 @@ class FirstTokens:
         return replace(view, waiting=len(self._waiting))
 
     def _learned(self, now_s: float) -> WaitView:
-        for times_s in (self._firsts, self._offered):
+        for times_s in (self._firsts, self._offered, self._sent):
             while times_s and times_s[0] <= now_s - RATE_WINDOW_S:
                 times_s.popleft()
         span_s = min(RATE_WINDOW_S, now_s - (now_s if self._since_s is None else self._since_s))
         rate = len(self._firsts) / span_s if len(self._firsts) >= 3 and span_s > 0 else None
-        offered = len(self._offered)
-        view = WaitView(len(self._waiting), rate, offered=offered, offered_rps=offered / max(1.0, span_s))
+        offered, per_s = len(self._offered), 1.0 / max(1.0, span_s)
+        view = WaitView(
+            len(self._waiting), rate, offered=offered, offered_rps=offered * per_s, sent_rps=len(self._sent) * per_s
+        )
         recent = list(reversed(self._last))
         if len(recent) < MIN_STREAMS:
             return view

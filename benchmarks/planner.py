@@ -5,6 +5,8 @@ them, in one go or one workload each (``mixes chat``); everything is simulated. 
 (arXiv 2404.14527). Every pair: all mixes of two kinds that are cheaper than the cheapest kind alone. Answers are kept under
 ``--out`` and reused. ``--page`` writes the table into the page.
 
+``plays`` has the programme at several rates beside the number of pairs, which are counted and not played.
+
 ``search`` runs ``andes plan --search`` for every packaged profile, or those that are named; ``looping`` what an engine would
 be worth whose iterations cost half of their fixed part, as kernel looping (arXiv 2410.23668) makes them.
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +26,12 @@ import numpy as np
 
 from andes_sglang import cli
 from andes_sglang.arms import Arm
+from andes_sglang.objective import parse_objective
 from andes_sglang.request import RequestSpec
 from andes_sglang.results import Progress
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.objectives import parse_objective
 from andes_sglang.sim.plan import score_fleet
 from andes_sglang.sim.planner import FleetPlan, Planner
 from andes_sglang.workload import SyntheticWorkload, Workload, draw_shape, readers_of
@@ -49,6 +52,8 @@ OBJECTIVES = {STOCK_MIXED: "goodput(ttft<=5,tpot<=0.12)>=0.95", DEPLOYED: "mean>
 """By arm: theirs is a bound of 120 ms on TPOT, beside which we ask for a first token; ours is QoE."""
 DURATION_S = 60.0
 MAX_REPLICAS = 60
+TIMES = (1.0, 2.0, 4.0)
+"""Rates at which plays are counted beside pairs."""
 FRESH_SEEDS = (101, 102)
 """Draws that no choice has seen."""
 SEARCHED: dict[str, tuple[Lengths, float]] = {
@@ -70,14 +75,26 @@ LOOPING_RATES = ((30.0, 9.8), (60.0, 29.5), (30.0, 9.8))
 LOOPING_SEEDS = (1, 2)
 
 
-def demand(name: str, seed: int) -> Workload:
-    """Poisson arrivals of each part of the workload, merged."""
+def demand(name: str, seed: int, times: float = 1.0) -> Workload:
+    """Poisson arrivals of each part of the workload, merged, at ``times`` its rates."""
     requests: list[RequestSpec] = []
     for part, (prompt, output, rate_rps) in enumerate(WORKLOADS[name]):
-        requests += draw_shape("poisson", rate_rps=rate_rps, duration_s=DURATION_S, prompt=prompt, output=output,
+        requests += draw_shape("poisson", rate_rps=times * rate_rps, duration_s=DURATION_S, prompt=prompt, output=output,
                                seed=seed + 1000 * part)  # fmt: skip
     requests.sort(key=lambda r: r.arrival_s)
     return Workload(name, tuple(requests)).with_readers(seed, ttft_s=None, tds=None, population="reading")
+
+
+def pairs(needed: Sequence[int | None]) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Every mix of two kinds that is cheaper than the cheapest kind alone, with its price. needed: of each kind alone, None
+    where that is more than ``MAX_REPLICAS``."""
+    prices = list(KINDS.values())
+    most = [MAX_REPLICAS if n is None else n for n in needed]
+    least = min(n * price for n, price in zip(needed, prices, strict=True) if n is not None)
+    for a, b in itertools.combinations(range(len(prices)), 2):
+        for x, y in itertools.product(range(1, most[a] + 1), range(1, most[b] + 1)):
+            if (price := x * prices[a] + y * prices[b]) < least - 1e-9:
+                yield price, tuple(x * (k == a) + y * (k == b) for k in range(len(prices)))
 
 
 def exhaustive_pairs(
@@ -86,17 +103,13 @@ def exhaustive_pairs(
     """The least price of every pair of kinds, its mix, and how many mixes were played to find it."""
     prices = list(KINDS.values())
     _, policy = configure(engines[0], Arm(arm))
-    needed = [plan.replicas or MAX_REPLICAS for plan in alone]
-    singles = [n * price for n, price, plan in zip(needed, prices, alone) if plan.replicas]
-    kind = min((k for k, plan in enumerate(alone) if plan.replicas), key=lambda k: needed[k] * prices[k])
-    best, mix, before = min(singles), [needed[k] * (k == kind) for k in range(len(prices))], planner.plays
-    for a, b in itertools.combinations(range(len(prices)), 2):
-        for x, y in itertools.product(range(1, needed[a] + 1), range(1, needed[b] + 1)):
-            price = x * prices[a] + y * prices[b]
-            if price < min(singles) - 1e-9:
-                trial = planner.trial([engines[a]] * x + [engines[b]] * y, policy)
-                if trial.holds(planner.objective) and price < best:
-                    best, mix = price, [x * (k == a) + y * (k == b) for k in range(len(prices))]
+    needed = [plan.replicas for plan in alone]
+    best, kind = min((n * price, k) for k, (n, price) in enumerate(zip(needed, prices, strict=True)) if n is not None)
+    mix, before = [(needed[k] or 0) * (k == kind) for k in range(len(prices))], planner.plays
+    for price, pair in pairs(needed):
+        trial = planner.trial([engine for engine, n in zip(engines, pair, strict=True) for _ in range(n)], policy)
+        if trial.holds(planner.objective) and price < best:
+            best, mix = price, list(pair)
     return best, mix, planner.plays - before
 
 
@@ -120,11 +133,25 @@ def answer(name: str, arm: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kept(out: Path, name: str, arm: str) -> dict[str, Any]:
+def planned(name: str, arm: str, times: float) -> dict[str, Any]:
+    """The programme's mix at ``times`` the workload's rate, and how many pairs there are; those are not played."""
+    planner = Planner(parse_objective(OBJECTIVES[arm]), [demand(name, 1, times)], max_replicas=MAX_REPLICAS,
+                      progress=Progress(f"{name} x {times:g}, {arm}"))  # fmt: skip
+    chosen = [configure(profiles.load(kind).engine, Arm(arm)) for kind in KINDS]
+    alone = [planner.smallest_fleet(engine, policy) for engine, policy in chosen]
+    needed, policy = [plan.replicas for plan in alone], chosen[0][1]
+    found = planner.cheapest_mix([engine for engine, _ in chosen], policy, alone, list(KINDS.values()))
+    assert found is not None
+    return {"alone": needed, "mix": found.replicas, "price": found.price_per_hour, "plays": found.plays,
+            "pairs": sum(1 for _ in pairs(needed))}  # fmt: skip
+
+
+def kept(out: Path, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer of this name under ``out``, made where it is not there."""
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{name}-{arm}.json"
+    file = out / f"{name}.json"
     if not file.exists():
-        file.write_text(json.dumps(answer(name, arm)))
+        file.write_text(json.dumps(make()))
     found: dict[str, Any] = json.loads(file.read_text())
     return found
 
@@ -136,7 +163,7 @@ def rows(out: Path, names: Sequence[str]) -> Lines:
         "Mélange's most", "every pair, $/h", "mixes played, of pairs", "fresh draws that hold",
     )  # fmt: skip
     for name, (arm, objective) in itertools.product(names, OBJECTIVES.items()):
-        found = kept(out, name, arm)
+        found = kept(out, f"{name}-{arm}", partial(answer, name, arm))
         alone = [n and n * price for n, price in zip(found["alone"], KINDS.values())]
         mix = " + ".join(f"{n} {kind}" for n, kind in zip(found["mix"], kinds) if n)
         savings = ", ".join("-" if price is None else f"{found['price'] / price - 1:+.0%}" for price in alone)
@@ -146,6 +173,21 @@ def rows(out: Path, names: Sequence[str]) -> Lines:
             f"{found['price']:.2f}", savings, f"-{THEIRS[name]:.0%}", f"{found['pair_price']:.2f}",
             f"{found['plays']} of {found['pair_plays']}", f"{found['fresh_hold']} of {len(found['fresh'])}",
         )  # fmt: skip
+
+
+def plays(out: Path, names: Sequence[str]) -> Lines:
+    """How many mixes are played, beside how many pairs there are, in fleets of several sizes."""
+    kinds = [kind.partition("-llama")[0] for kind in KINDS]
+    yield from header("workload", "times its rate", "alone", "mix", "$/h", "mixes played", "pairs", "share")
+    played = there = 0
+    for name, times in itertools.product(names, TIMES):
+        found = kept(out, f"plays-{name}-{times:g}", partial(planned, name, STOCK_MIXED, times))
+        alone = ", ".join(f"{n or f'> {MAX_REPLICAS}'} {kind}" for n, kind in zip(found["alone"], kinds, strict=True))
+        mix = " + ".join(f"{n} {kind}" for n, kind in zip(found["mix"], kinds, strict=True) if n)
+        share = f"{found['plays'] / found['pairs']:.0%}" if found["pairs"] else "-"
+        yield row(name, f"{times:g}", alone, mix, f"{found['price']:.2f}", found["plays"], found["pairs"], share)
+        played, there = played + found["plays"], there + found["pairs"]
+    yield row("all", "", "", "", "", played, there, f"{played / there:.0%}")
 
 
 def searched(out: Path, names: Sequence[str]) -> Lines:
@@ -183,7 +225,8 @@ def looping(_out: Path, _names: Sequence[str]) -> Lines:
 
 
 TABLES: dict[str, tuple[Callable[[Path, Sequence[str]], Lines], Sequence[str]]] = {
-    "mixes": (rows, list(WORKLOADS)), "search": (searched, list(SEARCHED)), "looping": (looping, []),
+    "mixes": (rows, list(WORKLOADS)), "plays": (plays, list(WORKLOADS)), "search": (searched, list(SEARCHED)),
+    "looping": (looping, []),
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ from benchmarks.oracles import make_oracle
 from benchmarks.settings import ARMS, SETTINGS, STOCK
 from benchmarks.sources import source_of
 
-__all__ = ["Case", "SimulatedRuns"]
+__all__ = ["Case", "SimulatedRuns", "flooded_rps"]
 
 BEFORE_S, AFTER_S = 60.0, 120.0
 """Seconds at half load before and after a burst."""
@@ -171,7 +171,7 @@ class SimulatedRuns:
         engine, _ = configure(profiles.load(setting.profile).engine, Arm("stock"))
         if setting.trace:
             recorded = _trace(self.trace_file(setting.trace), setting.max_prompt)
-            return _flooded_rps(engine, recorded.requests[:CAPACITY_REQUESTS])
+            return flooded_rps(engine, recorded.requests[:CAPACITY_REQUESTS])
         tokens_per_s = sustained_tokens_per_s(engine, setting.prompt, setting.output, seed=1)
         return tokens_per_s / mean_length(setting.output)
 
@@ -249,7 +249,7 @@ def _hidden(record: RequestRecord, reason_tokens: int) -> RequestRecord:
     return replace(record, deliveries=TokenTimes(shown_s), reason_tokens=reason_tokens)
 
 
-def _flooded_rps(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
+def flooded_rps(engine: EngineModel, requests: Sequence[RequestSpec]) -> float:
     """Requests per second of a stock engine with all of ``requests`` there at once, over the middle of the run."""
     ends_s = np.sort([r.end_s for r in simulate(engine, None, [replace(r, arrival_s=0.0) for r in requests])])
     first, last = len(ends_s) // 4, len(ends_s) * 3 // 4

@@ -9,7 +9,20 @@ from andes_sglang.arms import Arm
 from andes_sglang.sim import profile as profiles
 from benchmarks.lengths import CHAT, LONG_ANSWERS, MULTI_ROUND, SHORT_CHAT
 
-__all__ = ["ARMS", "HEADLINE", "ORACLES", "OURS", "RIVALS", "SETTINGS", "STOCK", "Setting", "arms_for", "best_arm"]
+__all__ = [
+    "ARMS",
+    "HEADLINE",
+    "HOST",
+    "MIXED",
+    "ORACLES",
+    "OURS",
+    "RIVALS",
+    "SETTINGS",
+    "STOCK",
+    "Setting",
+    "arms_for",
+    "best_arm",
+]
 
 MIXED, HOST = "--enable-mixed-chunk", "--enable-hierarchical-cache"
 

@@ -19,7 +19,10 @@ from helm_python.chart import Chart
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts" / "andes"
 TESTS = ROOT / "tests" / "charts"
-EVERYTHING = ["monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"]
+EVERYTHING = [
+    "monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1", "inference.networking.k8s.io/v1",
+    "leaderworkerset.x-k8s.io/v1", "keda.sh/v1alpha1", "route.openshift.io/v1",
+]  # fmt: skip
 """APIs that clusters may have beside their own."""
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}

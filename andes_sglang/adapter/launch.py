@@ -11,7 +11,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,15 @@ def _check_offload(options: PluginOptions) -> None:
         )
 
 
+def _check_passed(passed: Sequence[str]) -> None:
+    """Raise for a flag that a plan may have been made with."""
+    if any(flag.partition("=")[0] == "--host-kv-codec" for flag in passed):
+        raise UsageError(
+            "--host-kv-codec: only the simulator has it; an engine's host copies are exact and as they are on the device "
+            "(docs/benchmarks/kv-codecs.md says what a codec would be worth, and why none is in the engine)"
+        )
+
+
 def prepare_environment(options: PluginOptions) -> bool:
     """Set what SGLang's processes inherit; True on a machine without an accelerator."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -212,6 +221,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     """Run the server until it is told to stop; the exit status."""
     if importlib.util.find_spec("sglang") is None:
         raise UsageError("SGLang is not installed: install andes-sglang[sglang], or a closure of requirements/")
+    _check_passed(passed)
     options = check_arguments(args)
     cpu = prepare_environment(options)
     if Path(args.model).exists():

@@ -13,12 +13,15 @@ from typing import Any
 from andes_sglang import expectations, protocol, reception
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.lengths import EngineLengths
+from andes_sglang.lengths import AnswerLengths, Asked, EngineLengths
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import Phase, RequestTable, RequestView
 
 __all__ = ["StreamRecord", "StreamRecords", "expectation_of"]
+
+HEAD_TOKENS = 32
+"""Of a prompt that tell one application from another (our choice)."""
 
 
 class StreamRecord:
@@ -170,13 +173,19 @@ def expectation_of(req: Any, default: QoETarget) -> ReaderExpectation:
         return ReaderExpectation(default)
 
 
-class StreamRecords:
-    """The records of all streams on this engine, by request id."""
+def _asked(req: Any, told_tokens: int | None = None) -> Asked:
+    """What is known of ``req`` when it comes."""
+    ids = req.origin_input_ids
+    return Asked(len(ids), told_tokens, ",".join(map(str, ids[:HEAD_TOKENS])).encode())
 
-    def __init__(self) -> None:
+
+class StreamRecords:
+    """The records of all streams on this engine, by request id. lengths: foresees those of answers."""
+
+    def __init__(self, lengths: AnswerLengths | None = None) -> None:
         self._by_rid: dict[str, StreamRecord] = {}
         self._ledger = Ledger()
-        self._lengths = EngineLengths()
+        self._lengths = lengths or EngineLengths()
         self._added = 0
         self._behind: set[str] = set()
 
@@ -232,8 +241,7 @@ class StreamRecords:
 
     def add(self, record: StreamRecord) -> None:
         """A request begins to wait."""
-        prompt_tokens = len(record.req.origin_input_ids)
-        record.expected_tokens = self._lengths.expected_tokens(prompt_tokens, record.expectation.expected_tokens)
+        record.expected_tokens = self._lengths.expected_tokens(_asked(record.req, record.expectation.expected_tokens))
         self._by_rid[record.req.rid] = record
         record.slot = self._ledger.add(record.view(Phase.WAITING))
         self._added += 1
@@ -254,7 +262,7 @@ class StreamRecords:
         reason = req.finished_reason.to_json()["type"]
         if reason != "abort":
             finished = reason != "length" or bool(req.sampling_params.ignore_eos)
-            self._lengths.learn(len(req.origin_input_ids), len(req.output_ids), finished=finished)
+            self._lengths.learn(_asked(req), len(req.output_ids), finished=finished)
 
     def forget(self, rid: str) -> None:
         self._ledger.remove(self._by_rid.pop(rid).slot)

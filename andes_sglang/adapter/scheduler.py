@@ -29,6 +29,7 @@ from sglang.srt.managers.scheduler import NextBatchPlan, Scheduler
 
 from andes_sglang import protocol
 from andes_sglang.adapter import seams
+from andes_sglang.adapter.adapter_places import AdapterPlaces
 from andes_sglang.adapter.compat import BLANK, own_time_outs
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.host_transfers import HostTransfers, tier_of_release
@@ -47,7 +48,7 @@ from andes_sglang.adapter.snapshot import Snapshot
 from andes_sglang.adapter.wanted_kv import WantedKv
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics, PrometheusEngineMetrics
-from andes_sglang.policy import effective_options
+from andes_sglang.policy import answer_lengths, effective_options
 from andes_sglang.policy.yielding import decide_readers_first
 from andes_sglang.state import Decision
 
@@ -88,7 +89,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         return tree
 
     def _make_parts(self, tier: HostTier | UnifiedHostTier | None) -> None:
-        records, parked = StreamRecords(), self._parked
+        records, parked = StreamRecords(answer_lengths(self._qoe_policy)), self._parked
         self._ranks = RankGroup(self.attn_tp_group, records)
         told = self.server_args.enable_metrics and self._ranks.is_first
         metrics = PrometheusEngineMetrics() if told else EngineMetrics()
@@ -102,6 +103,7 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         self._wanted_kv = WantedKv(self, records, tier)
         self._limits = QueueLimits(self, records, metrics)
         self._room = room = PrefillRoom(self)
+        self._adapters = AdapterPlaces(self)
         self._snapshot = Snapshot(self, records, parked, transfers, room=room, latency=latency)
         self._preemptor = EnginePreemptor(self, records, parked, transfers, latency=latency, metrics=metrics)
         self._iterations = IterationTimes(latency)
@@ -251,7 +253,10 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
 
     def _ask_policy(self, running_batch: Any) -> Decision:
         started_s = time.perf_counter()
-        decision = decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch))
+        decision = self._adapters.decide(
+            lambda hidden: decide_readers_first(self._qoe_policy, self._snapshot.take(running_batch, hidden)),
+            running_batch,
+        )
         self._qoe_metrics.decision(time.perf_counter() - started_s)
         if not self._in_charge:
             self._qoe_metrics.in_charge(self._qoe_policy.name)

@@ -82,6 +82,8 @@ SEAMS: dict[str, Parameters] = {
     "sglang.srt.sampling.sampling_params.SamplingParams.verify": ("self", "vocab_size"),
     f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
     f"{_MANAGERS}.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
+    "sglang.srt.lora.lora_drainer.LoRADrainer.can_schedule": ("self", "req"),
+    "sglang.srt.lora.lora_manager.LoRAManager.validate_lora_batch": ("self", "lora_ids"),
 }
 """By dotted name: the parameters of what is called or overridden; None for what only has to be there."""
 
@@ -170,11 +172,11 @@ UNIFIED_ATTRIBUTES: dict[str, str] = {
 
 ATTRIBUTES: dict[str, str] = {
     _SCHEDULER: "attn_tp_group chunked_prefill_size chunked_req enable_hierarchical_cache enable_lora enable_overlap "
-    "grammar_manager idle_sleeper invariant_checker is_mixed_chunk last_batch load_inquirer max_prefill_tokens "
+    "grammar_manager idle_sleeper invariant_checker is_mixed_chunk last_batch load_inquirer lora_drainer max_prefill_tokens "
     "max_running_requests max_total_num_tokens page_size policy req_to_token_pool result_queue running_batch server_args "
-    "spec_algorithm token_to_kv_pool_allocator tree_cache waiting_queue",
+    "spec_algorithm token_to_kv_pool_allocator tp_worker tree_cache waiting_queue",
     _REQ: "cache_protected_len|kv kv custom_logit_processor extend_end|extend_range finished finished_reason host_hit_length "
-    "hidden_states input_embeds last_node logprob logprob_start_len "
+    "hidden_states input_embeds last_node logprob logprob_start_len lora_id "
     "multimodal_inputs origin_input_ids output_ids positional_embed_overrides prefix_len|extend_range "
     "prefix_len|prefix_indices reasoning_tokens return_hidden_states return_indexer_topk return_logprob "
     "return_routed_experts return_sampling_mask rid sampling_params "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from andes_sglang import protocol
@@ -55,9 +56,12 @@ class Snapshot:
             self._forget_departed()
         self._look_up_prefixes()
 
-    def take(self, running_batch: Any) -> SchedulerState:
-        """The state as of now."""
+    def take(self, running_batch: Any, hidden: Collection[str] = ()) -> SchedulerState:
+        """The state as of now, without the waiting requests of the ids ``hidden``."""
         scheduler, now_s = self._scheduler, time.perf_counter()
+        waiting = (
+            [req for req in scheduler.waiting_queue if req.rid not in hidden] if hidden else scheduler.waiting_queue
+        )
         running = [req for req in running_batch.reqs if not req.finished()]
         parked = self._parked.reqs
         held = 0
@@ -68,7 +72,7 @@ class Snapshot:
         chunk_tokens = scheduler.chunked_prefill_size or scheduler.max_prefill_tokens
         return SchedulerState(
             now_s=now_s,
-            requests=self._records.table([*running, *parked, *scheduler.waiting_queue]),
+            requests=self._records.table([*running, *parked, *waiting]),
             kv_capacity_tokens=capacity_tokens,
             kv_reserved_tokens=min(
                 capacity_tokens, capacity_tokens - spare_tokens - self._transfers.loading_tokens() - held

@@ -112,7 +112,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     workload = from_arguments(args, args.seed)
     url = base_url(args.url)
     results.prepare(args.out, force=args.force)
-    records, figures, samples = measure({args.name: url}, workload, options)[args.name]
+    records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
     results.keep(args.out, args.name, 1, records, samples)
     engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
     results.write(
@@ -120,7 +120,7 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
         {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
         as_json=args.json,
     )
-    if figures["interrupted"]:
+    if interrupted:
         return 130
     if figures["failed"] < figures["requests"]:
         return 0

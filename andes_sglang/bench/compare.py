@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import http
 import json
 import os
-import signal
 import sys
+import urllib.error
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,7 +58,6 @@ class Comparison:
     def run(self) -> int:
         """The exit status: 0, or 130 where it was interrupted."""
         status = 0
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the engines are to end with us
         try:
             for repeat in range(1, self.args.repeats + 1):
                 self._repeat(repeat)
@@ -88,7 +88,7 @@ class Comparison:
             runs = replay_on(engines, workload, self.options(seed))
             for name, run in zip(group, runs.values(), strict=True):
                 results.keep(args.out, name, repeat, run.records, run.samples)
-            if any(run.figures["interrupted"] for run in runs.values()):
+            if any(run.interrupted for run in runs.values()):
                 raise KeyboardInterrupt
             for name, run in zip(group, runs.values(), strict=True):
                 self.figures[name].append(run.figures)
@@ -112,6 +112,8 @@ class Comparison:
         flood = draw_shape("poisson", rate_rps=FLOOD_RATE_RPS, duration_s=FLOOD_S / count, prompt=args.prompt,
                            output=args.output, seed=args.seed)  # fmt: skip
         runs = replay_on(engines, flood, self.options(args.seed))
+        if any(run.interrupted for run in runs.values()):
+            raise KeyboardInterrupt
         self.sustained.append(sum(sustained_tokens_per_s(run.records) for run in runs.values()) / count)
         args.rate = args.load * self.sustained[-1] / mean_length(args.output)
         print(f"a stock engine sustains {self.sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr)
@@ -159,7 +161,13 @@ def warm_up(engine: Engine, first_token_id: int) -> None:
     with ThreadPoolExecutor(WARM_UP_REQUESTS) as pool:
         bodies = [{"model": "m", "prompt": p, "max_tokens": WARM_UP_TOKENS, "ignore_eos": True} for p in prompts]
         list(pool.map(lambda body: engine.post("/v1/completions", body), bodies))
-    engine.post(f"/flush_cache?timeout={FLUSH_TIMEOUT_S}", {})  # the last request is not quite over when its answer is
+    try:
+        engine.post(
+            f"/flush_cache?timeout={FLUSH_TIMEOUT_S}", {}
+        )  # the last request is not quite over when its answer is
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.NOT_FOUND:  # of a simulated engine
+            raise
 
 
 def sustained_tokens_per_s(records: Sequence[RequestRecord]) -> float:

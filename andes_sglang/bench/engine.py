@@ -1,4 +1,5 @@
-"""A serving engine as a subprocess of its own session: started, proven ready, and ended with all its children.
+"""A serving engine as a subprocess of its own session: started, proven ready, and ended with all its children, also where the
+process that started it is killed (:mod:`andes_sglang.tied`).
 
 with Engine(model, "andes", log=Path("engine.log")) as engine:
     engine.post("/v1/completions", {...})
@@ -88,14 +89,16 @@ class Engine:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Engine:
-        command = [sys.executable, "-m", "andes_sglang.cli", "serve", "--model", self.model, "--policy", self.policy]
+        command = [sys.executable, "-m", "andes_sglang.tied", "serve", "--model", self.model, "--policy", self.policy]
         command += ["--port", str(self.port), *self.flags]
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        if self.cores:
-            os.sched_setaffinity(self._process.pid, self.cores)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
         try:
+            if self.cores:
+                os.sched_setaffinity(self._process.pid, self.cores)
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -173,4 +176,6 @@ class Engine:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(self._process.pid, signal.SIGKILL)
                 break
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._process = None

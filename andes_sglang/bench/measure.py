@@ -20,6 +20,8 @@ from andes_sglang.workload import SyntheticWorkload, Workload
 
 __all__ = ["Measured", "ReplayOptions", "client_machine", "measure", "parse_vocabulary"]
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a supervisor sends: both end a replay and keep what was measured."""
 SAMPLE_TIMEOUT_S = 2.0
 """For one reading of the metrics: an engine in a long prefill answers late, and a sample is due every second."""
 GAUGES = {
@@ -43,11 +45,13 @@ class ReplayOptions:
 
 
 class Measured(NamedTuple):
-    """What one replay left: its records, its figures, and samples of the engine's gauges, one a second."""
+    """What one replay left: its records, its figures, samples of the engine's gauges, one a second, and whether a signal
+    ended it."""
 
     records: list[RequestRecord]
     figures: dict[str, Any]
     samples: list[dict[str, float]]
+    interrupted: bool = False
 
 
 def parse_vocabulary(text: str) -> tuple[int, int]:
@@ -69,6 +73,7 @@ def measure(
     """Replay ``workload`` against each of ``urls`` (by label) at the same time. Ctrl-C ends all and keeps what was measured.
     Raises :class:`~andes_sglang.bench.client.EndpointError`, and ``KeyboardInterrupt`` where nothing had been."""
     samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
+    received: list[int] = []
     before = {label: read_metrics(url) for label, url in urls.items()}
 
     async def main() -> list[list[RequestRecord]]:
@@ -82,16 +87,28 @@ def measure(
         ]  # fmt: skip
         for task in tasks:
             task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
+
+        def end(sign: int) -> None:
+            received.append(sign)
+            _cancel(tasks)
+
         loop = asyncio.get_running_loop()
-        for sign in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sign, _cancel, tasks)
+        for sign in ENDINGS:
+            loop.add_signal_handler(sign, end, sign)
         return await asyncio.gather(*tasks)
 
-    runs = dict(zip(urls, asyncio.run(main()), strict=True))
+    signs = {sign: signal.getsignal(sign) for sign in ENDINGS}
+    try:
+        runs = dict(zip(urls, asyncio.run(main()), strict=True))
+    finally:  # asyncio puts the defaults in their place
+        for sign, handler in signs.items():
+            signal.signal(sign, handler)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return {
-        label: Measured(records, _figures(records, before[label], read_metrics(urls[label])), samples[label])
+        label: Measured(
+            records, _figures(records, before[label], read_metrics(urls[label])), samples[label], bool(received)
+        )
         for label, records in runs.items()
     }
 

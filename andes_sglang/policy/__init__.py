@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from andes_sglang.policy.base import PolicyError, SchedulingPolicy
+from andes_sglang.policy.base import PolicyError, SchedulingPolicy, answer_lengths
 from andes_sglang.policy.checked import ask, try_out
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
@@ -20,6 +20,6 @@ from andes_sglang.policy.registry import (
 )
 
 __all__ = [
-    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyError", "PolicyOptions", "SchedulingPolicy", "ask", "check_policy",
-    "effective_options", "find_policy", "make", "make_policy", "option", "pack", "try_out",
+    "CLAIRVOYANT", "POLICIES", "Displacement", "PolicyError", "PolicyOptions", "SchedulingPolicy", "answer_lengths",
+    "ask", "check_policy", "effective_options", "find_policy", "make", "make_policy", "option", "pack", "try_out",
 ]  # fmt: skip

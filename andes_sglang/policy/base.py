@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from andes_sglang.lengths import AnswerLengths, EngineLengths
 from andes_sglang.state import Decision, SchedulerState
 
-__all__ = ["PolicyError", "SchedulingPolicy"]
+__all__ = ["PolicyError", "SchedulingPolicy", "answer_lengths"]
 
 
 class PolicyError(RuntimeError):
@@ -25,7 +26,8 @@ class SchedulingPolicy(Protocol):
     Attributes that a class may have besides: ``options_type``, its :class:`~andes_sglang.policy.options.PolicyOptions`: it is
     then made with one as its only argument; ``uses_weight``: of two requests alike it serves the heavier first;
     ``may_starve``: it may let a request wait without bound; ``may_hold_back``: it may keep the batch smaller than the room;
-    ``mixed_chunk``: it needs an engine with mixed chunked prefill.
+    ``mixed_chunk``: it needs an engine with mixed chunked prefill; ``answer_lengths``, a class: how the engine foresees the
+    lengths of answers that it shows in ``expected_tokens``, an :class:`~andes_sglang.lengths.AnswerLengths`.
     """
 
     name: str
@@ -33,3 +35,9 @@ class SchedulingPolicy(Protocol):
     def decide(self, state: SchedulerState) -> Decision:
         """What to preempt, resume and admit before the next iteration."""
         ...
+
+
+def answer_lengths(policy: object) -> AnswerLengths:
+    """What foresees the lengths of answers on an engine under ``policy``, which has learned nothing yet."""
+    made: AnswerLengths = getattr(policy, "answer_lengths", EngineLengths)()
+    return made

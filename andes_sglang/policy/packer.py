@@ -96,7 +96,8 @@ class Packer:
 
         waiting = self._best_first(~self.running)
         self.candidates: list[int] = waiting.tolist()
-        self.smallest_need_left = np.minimum.accumulate(self.need[waiting][::-1])[::-1]
+        needed = self.need[waiting]
+        self.smallest_need_left = needed if len(waiting) < 2 else np.minimum.accumulate(needed[::-1])[::-1]
         self.victims: list[int] = []
         self.displacers: Mask | None = None
         self.accept: Accept | None = None
@@ -220,6 +221,8 @@ class Packer:
 
     def _best_first(self, among: Mask) -> npt.NDArray[np.intp]:
         rows = np.flatnonzero(among)
+        if len(rows) < 2:
+            return rows
         if self.tier is None:
             return rows[np.argsort(-self.value[rows], kind="stable")]
         return rows[np.lexsort((-self.value[rows], -self.tier[rows]))]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 from andes_sglang.extensions import find_class
+from andes_sglang.lengths import EngineLengths
+from andes_sglang.policy.alise import Alise
 from andes_sglang.policy.andes import Andes
 from andes_sglang.policy.andes_v1 import AndesV1
 from andes_sglang.policy.andes_v2 import AndesV2
@@ -19,6 +21,7 @@ from andes_sglang.policy.clairvoyant import Clairvoyant
 from andes_sglang.policy.fcfs import Fcfs
 from andes_sglang.policy.lifo import Lifo
 from andes_sglang.policy.lqsf import LeastQoESlackFirst
+from andes_sglang.policy.ltr import LearningToRank
 from andes_sglang.policy.options import PolicyOptions
 from andes_sglang.policy.round_robin import RoundRobin
 from andes_sglang.policy.sarathi import Sarathi
@@ -52,10 +55,11 @@ ENTRY_POINTS = "andes_sglang.policies"
 CLAIRVOYANT: dict[str, PolicyClass] = {policy.name: policy for policy in (Srpt, Clairvoyant)}
 """Those that must be given ``output_tokens``, final lengths by request id: in a simulation only."""
 
-POLICIES: dict[str, PolicyClass] = {
-    policy.name: policy
-    for policy in (Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow)
-}
+_BUILT_IN: tuple[PolicyClass, ...] = (
+    Fcfs, Lifo, RoundRobin, LeastQoESlackFirst, Andes, AndesV1, AndesV2, Sarathi, TokenFlow, Alise, LearningToRank,
+)  # fmt: skip
+
+POLICIES: dict[str, PolicyClass] = {policy.name: policy for policy in _BUILT_IN}
 
 
 def make_policy(
@@ -136,4 +140,7 @@ def find_policy(name: str) -> PolicyClass:
     declared = getattr(found, "options_type", PolicyOptions)
     if not (inspect.isclass(declared) and issubclass(declared, PolicyOptions)):
         raise ValueError(f"policy {name!r}: options_type {declared!r} is not derived from PolicyOptions")
+    lengths = getattr(found, "answer_lengths", EngineLengths)
+    if not all(callable(getattr(lengths, method, None)) for method in ("expected_tokens", "learn")):
+        raise ValueError(f"policy {name!r}: answer_lengths {lengths!r} is no class with expected_tokens and learn")
     return cast("PolicyClass", found)

@@ -63,6 +63,8 @@ def _ask(policy: SchedulingPolicy, state: SchedulerState) -> Decision:
 def decide_readers_first(policy: SchedulingPolicy, state: SchedulerState, *, ask: Ask = _ask) -> Decision:
     """The decision of ``policy`` for those with readers who can receive, and what it leaves to the others. ask: how the
     policy is asked; a live engine passes over unknown names, a simulation checks (:mod:`andes_sglang.policy.checked`)."""
+    if not state.requests.unreceived_tokens.any() and not state.requests.yields.any():
+        return ask(policy, state)  # as nearly always; a decision must cost no more for the others
     state = _as_received(state)
     t = state.requests
     blocked = _blocked(state)

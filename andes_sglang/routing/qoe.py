@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+from andes_sglang.routing.late import in_time_first
 from andes_sglang.routing.round_robin import RoundRobinRouting
 from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast, forecast_streams
 
@@ -19,16 +20,22 @@ class QoE:
     """Least predicted loss of QoE: the new stream's own, from its expected first token and pace there, and what it takes
     from the streams there. Equals go where the first token comes soonest (the warmest cache), then to the least load.
 
+    Before engines that serve in order, and while more comes than they can serve, newcomers go where they are in time, and
+    what is too much to one replica (:mod:`andes_sglang.routing.late`).
+
     When: the default. Cost: an array expression over all open streams, about 0.1 ms. horizon_s: how far QoE is projected,
-    seconds, > 0. Raises ``ValueError``.
+    seconds, > 0. late_share: the largest share of streams that may be late for the others' sake, in [0, 1); 0: all are late
+    alike. Raises ``ValueError``.
     """
 
     name: ClassVar[str] = "qoe"
 
-    def __init__(self, horizon_s: float = 60.0) -> None:
+    def __init__(self, horizon_s: float = 60.0, late_share: float = 1.0 / 3.0) -> None:
         if not (isinstance(horizon_s, int | float) and 0 < horizon_s < math.inf):
             raise ValueError(f"horizon_s must be a number of seconds > 0, got {horizon_s!r}")
-        self._horizon_s = horizon_s
+        if not (isinstance(late_share, int | float) and 0 <= late_share < 1):
+            raise ValueError(f"late_share must be a share >= 0 and < 1, got {late_share!r}")
+        self._horizon_s, self._late_share = horizon_s, late_share
         self._turns = RoundRobinRouting()
 
     def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
@@ -39,4 +46,7 @@ class QoE:
             view, forecast = pair
             return round(forecast.cost(new.weight), COST_DIGITS), round(forecast.ttft_s, COST_DIGITS), view.load
 
-        return [view for view, _ in sorted(zip(views, forecasts), key=cost)]
+        ranked = sorted(zip(views, forecasts), key=cost)
+        if not self._late_share or len(ranked) < 2:
+            return [view for view, _ in ranked]
+        return in_time_first(new, ranked, self._late_share)

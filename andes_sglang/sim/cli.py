@@ -14,11 +14,12 @@ from typing import Any
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, add_run_arguments, arms_of, check_run
+from andes_sglang.kv_codecs import prices
 from andes_sglang.policy import PolicyError, SchedulingPolicy
 from andes_sglang.request import RequestRecord
 from andes_sglang.routing import ROUTING_POLICIES, RoutingError, RoutingPolicy, make_routing_policy
 from andes_sglang.sim import profile as profiles
-from andes_sglang.sim.configure import STOCK_MIXED, configure, stock_engine
+from andes_sglang.sim.configure import STOCK_MIXED, configure, lossy, stock_engine
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.plan import sustained_tokens_per_s
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.epilog = (
         "Every flag not listed here is one of SGLang's for each engine: --enable-mixed-chunk, --chunked-prefill-size, "
         "--max-running-requests, --max-total-tokens, --enable-hierarchical-cache, --disable-overlap-schedule. "
-        f"--preemption-mode offload, as of serve, is understood too. {STOCK_MIXED} is stock with --enable-mixed-chunk."
+        "--preemption-mode offload, as of serve, is understood too, and of the simulator alone --drafts and --host-kv-codec "
+        f"({', '.join(prices.NAMES)}; docs/benchmarks/kv-codecs.md). {STOCK_MIXED} is stock with --enable-mixed-chunk."
     )
     parser.add_argument("--profile", required=True, help=f"a .toml file, or one of {', '.join(profiles.names())}")
     add_arm_arguments(parser, policies=f"stock,{STOCK_MIXED},andes")
@@ -166,6 +168,7 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
         args.rate = args.load * sustained / mean_length(args.output)
     first = from_arguments(args, args.seed)
     check_requests(first, [engine for engine, _ in engines.values()])
+    _say_lossy(engines)
     results.prepare(args.out, force=args.force)
     repeats = _Repeats({name: [] for name in arms})
     try:
@@ -184,6 +187,11 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     }
     results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
     return 130 if interrupted else 0
+
+
+def _say_lossy(engines: Mapping[str, tuple[EngineModel, Any]]) -> None:
+    for said in lossy({name: engine for name, (engine, _) in engines.items()}):
+        print(said, file=sys.stderr)
 
 
 @dataclass

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from andes_sglang.arms import Arm, policy_options
 from andes_sglang.flags import UsageError
+from andes_sglang.kv_codecs import prices
 from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
-__all__ = ["DEPLOYED", "STOCK_MIXED", "configure", "expanded", "servable", "stock_engine"]
+__all__ = ["DEPLOYED", "SIMULATED", "STOCK_MIXED", "configure", "expanded", "lossy", "servable", "stock_engine"]
 
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
 
+SIMULATED = {
+    "--drafts": "an engine drafts by SGLang's flags, the same for every request",
+    "--host-kv-codec": "an engine's host copies are exact and as they are on the device",
+}
+"""Flags of the simulator alone, and what ``andes serve`` has in their place."""
 BY_READER = -1
-"""Of ``--drafts``: as many as each reader needs. The flag is the simulator's alone."""
+"""Of ``--drafts``: as many as each reader needs."""
+NO_CODEC = "none"
+"""Of ``--host-kv-codec``: whatever the profile says."""
 DEPLOYED = "andes-deployed"
 """The name of andes with the flags that README recommends on a GPU: mixed chunks, and offload where there is host memory."""
 
@@ -38,18 +46,21 @@ def _engine_flags() -> argparse.ArgumentParser:
     overrides.add_arguments(parser)
     parser.add_argument("--policy-option", action="append", default=[])
     parser.add_argument("--drafts", type=_drafts, default=0)
+    parser.add_argument("--host-kv-codec", choices=(NO_CODEC, *prices.NAMES))
     return parser
 
 
 def servable(flags: Sequence[str]) -> list[str]:
-    """``flags`` without ``--drafts``, which ``andes serve`` does not take."""
-    return _without("--drafts", flags)
+    """``flags`` without those of :data:`SIMULATED`."""
+    for name in SIMULATED:
+        flags = _without(name, flags)
+    return list(flags)
 
 
 def stock_engine(engine: EngineModel, passed: Sequence[str]) -> EngineModel:
     """``engine`` with the flags of every arm as stock has it: options of policies, and drafts by reader, are theirs."""
     given, _ = _engine_flags().parse_known_args(list(passed))
-    flags = _without("--policy-option", servable(passed) if given.drafts == BY_READER else passed)
+    flags = _without("--policy-option", _without("--drafts", passed) if given.drafts == BY_READER else passed)
     return configure(engine, Arm("stock"), flags)[0]
 
 
@@ -74,6 +85,32 @@ def _speculating(engine: EngineModel, drafts: int) -> EngineModel:
     return replace(engine, draft_tokens=drafts)
 
 
+def _coding(engine: EngineModel, name: str | None) -> EngineModel:
+    if name is None:
+        return engine
+    if name == NO_CODEC:
+        return replace(engine, codec=None)
+    if not engine.host_capacity_tokens:
+        raise ValueError(
+            f"--host-kv-codec {name}: nothing is copied to host memory; it goes with --preemption-mode offload, in an arm's "
+            f'own flags too (--arm "coded=andes:--preemption-mode offload --host-kv-codec {name}")'
+        )
+    if not engine.kv_token_bytes:
+        raise ValueError(
+            f"--host-kv-codec {name}: the profile does not say how many bytes of KV a token has; give it a table [codec], or "
+            "engine.kv_token_bytes"
+        )
+    return replace(engine, codec=prices.packaged(name, engine.kv_token_bytes))
+
+
+def lossy(engines: Mapping[str, EngineModel]) -> Iterator[str]:
+    """What is to be known of arms whose host copies are not exact."""
+    for arm, engine in engines.items():
+        if engine.host_capacity_tokens and engine.codec is not None and engine.codec.equal_tokens < 1:
+            others = 1.0 - engine.codec.equal_tokens
+            yield f"{arm}: answers that return from host memory are no longer exact: {others:.1%} of their tokens change"
+
+
 def configure(
     engine: EngineModel, arm: Arm, passed: Sequence[str] = ()
 ) -> tuple[EngineModel, Callable[[], SchedulingPolicy | None]]:
@@ -91,7 +128,7 @@ def configure(
     if unknown:
         raise UsageError(f"unknown argument {unknown[0]!r}")
     try:
-        engine = _speculating(overrides.apply(engine, given), given.drafts)
+        engine = _coding(_speculating(overrides.apply(engine, given), given.drafts), given.host_kv_codec)
     except ValueError as error:
         raise UsageError(f"policy {arm.policy}: {error}") from None
     try:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from enum import Enum
 
+from andes_sglang.kv_codecs.prices import CodecPrice
 from andes_sglang.protocol import ADMISSION_RESERVE_TOKENS
 from andes_sglang.speculation import Speculation
 
@@ -81,7 +82,9 @@ class EngineModel:
 
     chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
     (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
-    room there, 0 for no host tier. write_through: copy everything that enters the cache, not only what a policy offloads.
+    room there, 0 for no host tier; both without a codec. kv_token_bytes: of one token in 16 bits a number, 0 where that is
+    not known. codec: how KV is coded in host memory, None: it is not. write_through: copy everything that enters the cache,
+    not only what a policy offloads.
     devices: tensor-parallel ranks (``--tp-size``), whose costs and sizes the others are.
     pads_prefix: attention is computed for a cached prefix too, as by SGLang's ``torch_native`` backend on a CPU.
     decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client
@@ -99,6 +102,8 @@ class EngineModel:
     overlap: Overlap = Overlap.NONE
     host_capacity_tokens: int = 0
     host_tokens_per_s: float = 0.0
+    kv_token_bytes: float = 0.0
+    codec: CodecPrice | None = None
     write_through: bool = False
     devices: int = 1
     pads_prefix: bool = False
@@ -113,7 +118,7 @@ class EngineModel:
         for name in ("kv_capacity_tokens", "max_running", "chunk_tokens", "devices"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("host_capacity_tokens", "host_tokens_per_s", "decision_s", "entry_s"):
+        for name in ("host_capacity_tokens", "host_tokens_per_s", "kv_token_bytes", "decision_s", "entry_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be >= 0, got {value!r}")
@@ -131,6 +136,27 @@ class EngineModel:
             raise ValueError("draft_tokens, drafts_by_reader: not modelled with overlap sync")
         if self.draft_tokens < 0 or (self.draft_tokens and self.drafts_by_reader):
             raise ValueError(f"draft_tokens must be >= 0, and 0 with drafts_by_reader, got {self.draft_tokens!r}")
+
+    @property
+    def host_room_tokens(self) -> int:
+        """What host memory holds, coded."""
+        return (
+            self.host_capacity_tokens
+            if self.codec is None
+            else int(self.host_capacity_tokens / self.codec.bytes_factor)
+        )
+
+    def host_write_s(self, tokens: int) -> float:
+        """To copy them to host memory."""
+        if self.codec is None:
+            return tokens / self.host_tokens_per_s
+        return tokens * max(self.codec.link_factor / self.host_tokens_per_s, self.codec.encode_token_s)
+
+    def host_load_s(self, tokens: int) -> float:
+        """To copy them back."""
+        if self.codec is None:
+            return tokens / self.host_tokens_per_s
+        return tokens * max(self.codec.link_factor / self.host_tokens_per_s, self.codec.decode_token_s)
 
     @property
     def drafts(self) -> bool:

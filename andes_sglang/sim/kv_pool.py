@@ -19,11 +19,11 @@ class KvPool:
         self, engine: EngineModel, clock: StepClock, order: EvictionOrder, returns: Returns | None = None
     ) -> None:
         self.capacity_tokens = engine.kv_capacity_tokens
-        self.cache = RadixCache(engine.host_capacity_tokens, order)
+        self.cache = RadixCache(engine.host_room_tokens, order)
         self.uncached_tokens = 0
         self._returns = Returns() if returns is None else returns
         self._clock = clock
-        self._host_tokens_per_s = engine.host_tokens_per_s
+        self._host_write_s = engine.host_write_s
         self._has_host = engine.host_capacity_tokens > 0
         self._write_through = engine.write_through
         self._host_link_free_s = 0.0
@@ -103,7 +103,7 @@ class KvPool:
                 path.append(node)
             node = node.parent
         for node in reversed(path):
-            complete_s = max(self._clock.now_s, self._host_link_free_s) + node.tokens / self._host_tokens_per_s
+            complete_s = max(self._clock.now_s, self._host_link_free_s) + self._host_write_s(node.tokens)
             if not self.cache.back_up(node, complete_s):
                 break
             self._host_link_free_s = complete_s

@@ -13,13 +13,13 @@ from typing import Any
 from andes_sglang import results, summary
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError, add_arm_arguments, arms_of
+from andes_sglang.objective import AnyObjective, parse_objective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import search_cli
 from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
-from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded, servable
+from andes_sglang.sim.configure import DEPLOYED, SIMULATED, STOCK_MIXED, configure, expanded, lossy, servable
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.objectives import Objective, parse_objective
 from andes_sglang.sim.plan_table import ArmPlan, MixPlan, model_of, notes, page, table
 from andes_sglang.sim.planner import FleetPlan, Planner, Saving
 from andes_sglang.sim.profile import Profile
@@ -27,6 +27,8 @@ from andes_sglang.workload import SyntheticWorkload, Workload, from_arguments
 
 __all__ = ["USER_ERRORS", "add_arguments"]
 
+MAX_REPLICAS, SETUPS, ROUTER = 64, 32, "qoe"
+"""Defaults of the flags of these names."""
 Engine = tuple[EngineModel, Callable[[], SchedulingPolicy | None]]
 
 
@@ -46,7 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
                         "goodput(ttft<=S,tpot<=S)>=X; default: %(default)s")  # fmt: skip
     add_arm_arguments(parser, policies=f"{STOCK_MIXED},{DEPLOYED}")
     parser.add_argument(
-        "--max-replicas", type=int, default=64, metavar="N", help="largest fleet considered; default: %(default)s"
+        "--max-replicas",
+        type=int,
+        default=MAX_REPLICAS,
+        metavar="N",
+        help="largest fleet considered; default: %(default)s",
     )
     parser.add_argument("--most", dest="max_replicas", type=int, action=_OldFlag, new="--max-replicas")
     parser.add_argument(
@@ -54,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
         help="instead of a fleet, flags and options for one engine: those under which it holds most requests/s",
     )  # fmt: skip
     parser.add_argument(
-        "--setups", type=int, default=32, metavar="N", help="search: drawn at first; default: %(default)s"
+        "--setups", type=int, default=SETUPS, metavar="N", help="search: drawn at first; default: %(default)s"
     )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="draws of the workload; default: %(default)s")
-    add_simulation_arguments(parser, router="qoe", interval_s=0.1, out="out/plan")
+    add_simulation_arguments(parser, router=ROUTER, interval_s=0.1, out="out/plan")
     parser.set_defaults(run=_plan)
 
 
@@ -128,7 +134,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    told = [*notes(chosen, plans, mixes, args.seeds), *_of_drafts(engines.values())]
+    told = [*notes(chosen, plans, mixes, args.seeds), *_of_the_simulator(passed, arms.values(), engines)]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
@@ -137,9 +143,13 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _of_drafts(engines: Iterable[Engine]) -> Iterator[str]:
-    if any(engine.drafts for engine, _ in engines):
-        yield "andes serve has no --drafts: an engine drafts by SGLang's flags, the same for every request"
+def _of_the_simulator(
+    passed: Sequence[str], arms: Iterable[Arm], engines: Mapping[tuple[str, str], Engine]
+) -> Iterator[str]:
+    """What is not so on an engine that is served."""
+    given = {flag.partition("=")[0] for flag in [*passed, *(flag for arm in arms for flag in arm.flags)]}
+    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if name in given)
+    yield from lossy({f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()})
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:
@@ -159,12 +169,18 @@ def _fleet(planner: Planner, engine: EngineModel, policy: Callable[[], Schedulin
     return fleet
 
 
-def _searched(args: argparse.Namespace, objective: Objective, passed: Sequence[str]) -> int:
+def _searched(args: argparse.Namespace, objective: AnyObjective, passed: Sequence[str]) -> int:
     chosen = _profiles(args.profile)
     if len(chosen) > 1:
         raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
     if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
         raise UsageError("--search: chooses flags and options of andes itself; not with --policies or --arm")
+    for flag, given, default in (
+        ("--router", args.router, ROUTER),
+        ("--max-replicas", args.max_replicas, MAX_REPLICAS),
+    ):
+        if given != default:
+            raise UsageError(f"{flag} {given}: not with --search, which looks at one engine, not at a fleet")
     return search_cli.run(args, chosen[0], objective, passed)
 
 
@@ -186,11 +202,13 @@ def _serve_flags(profile: Profile, arm: Arm, passed: Sequence[str]) -> str:
     return " ".join(["--policy", arm.policy, *flags])
 
 
-def _checked_objective(args: argparse.Namespace) -> Objective:
+def _checked_objective(args: argparse.Namespace) -> AnyObjective:
     """The objective, after all numbers were checked."""
     for flag in ("max_replicas", "seeds", "setups"):
         if getattr(args, flag) < 1:
             raise UsageError(f"--{flag.replace('_', '-')} must be >= 1, got {getattr(args, flag)}")
+    if args.setups != SETUPS and not args.search:
+        raise UsageError(f"--setups {args.setups}: goes with --search; a fleet has none")
     check_interval(args)
     try:
         return parse_objective(args.objective)
@@ -233,7 +251,7 @@ def _mix(planner: Planner, kinds: Sequence[ArmPlan], engines: Mapping[tuple[str,
     return [] if fleet is None else [MixPlan(profiles, arm, fleet, min(alone, default=None))]
 
 
-def _with_savings(plans: Sequence[ArmPlan], arms: Mapping[str, Arm], objective: Objective) -> list[ArmPlan]:
+def _with_savings(plans: Sequence[ArmPlan], arms: Mapping[str, Arm], objective: AnyObjective) -> list[ArmPlan]:
     """Each with what it saves over the better stock arm on the same profile."""
     stock = [plan for plan in plans if arms[plan.arm].policy in ("stock", STOCK_MIXED)]
     return [

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from andes_sglang import report
-from andes_sglang.sim.objectives import Objective
+from andes_sglang.objective import AnyObjective
 from andes_sglang.sim.planner import SURE, FleetMix, FleetPlan, Saving
 from andes_sglang.sim.profile import Profile
 
@@ -37,7 +37,7 @@ class ArmPlan:
         each = self.profile.price_per_hour
         return None if each is None or self.fleet.replicas is None else each * self.fleet.replicas
 
-    def as_json(self, objective: Objective) -> dict[str, Any]:
+    def as_json(self, objective: AnyObjective) -> dict[str, Any]:
         fleet, saving = self.fleet, self.saving
         return {
             "profile": self.profile.name,
@@ -98,7 +98,7 @@ def _share(used: float | None, headroom: float | None) -> tuple[str, str]:
     return "-" if used is None else f"{used:.0%}", "-" if headroom is None else f"{headroom - 1.0:+.0%}"
 
 
-def table(plans: Sequence[ArmPlan], mixes: Sequence[MixPlan], objective: Objective) -> list[list[str]]:
+def table(plans: Sequence[ArmPlan], mixes: Sequence[MixPlan], objective: AnyObjective) -> list[list[str]]:
     def hold(values: Sequence[float]) -> str:
         return f"{sum(objective.margin(v) >= 0 for v in values)} of {len(values)}"
 
@@ -160,7 +160,9 @@ def _doubt(plan: ArmPlan, saving: Saving, seeds: int) -> str:
     )
 
 
-def page(result: dict[str, Any], plans: Sequence[ArmPlan], rows: Sequence[Sequence[str]], objective: Objective) -> str:
+def page(
+    result: dict[str, Any], plans: Sequence[ArmPlan], rows: Sequence[Sequence[str]], objective: AnyObjective
+) -> str:
     """One self-contained page: the table, and for each profile the objective's statistic by fleet size."""
     arms = list(dict.fromkeys(p.arm for p in plans))
     colours = {name: report.COLOURS[k % len(report.COLOURS)] for k, name in enumerate(arms)}

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from andes_sglang.objective import AnyObjective, QoEObjective
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import QoE, RoutingPolicy
 from andes_sglang.sim import whatif
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.mixes import Mix, bucket_loads, cheapest_mix
-from andes_sglang.sim.objectives import Objective, QoEOf, Served, certainty
 from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, play_fleet, smallest_feasible
+from andes_sglang.sim.served import Served, certainty
 from andes_sglang.workload import SyntheticWorkload, Workload
 
 __all__ = ["SURE", "FleetMix", "FleetPlan", "Planner", "Saving", "Trial", "denser"]
@@ -53,15 +54,15 @@ class Trial:
     def mean(self) -> float:
         return float(np.mean(self.values))
 
-    def margins(self, objective: Objective) -> list[float]:
+    def margins(self, objective: AnyObjective) -> list[float]:
         """How far each workload is on the right side of the bound."""
         return [objective.margin(value) for value in self.values]
 
-    def holds(self, objective: Objective) -> bool:
+    def holds(self, objective: AnyObjective) -> bool:
         """On average over the workloads."""
         return objective.margin(self.mean) >= 0.0
 
-    def certainty(self, objective: Objective) -> float | None:
+    def certainty(self, objective: AnyObjective) -> float | None:
         """That it holds, were there more workloads; None for one."""
         return certainty(self.margins(objective))
 
@@ -104,7 +105,7 @@ class Saving:
         return self.certainty is not None and self.certainty >= SURE
 
     @classmethod
-    def over(cls, plan: FleetPlan, rivals: Iterable[FleetPlan], objective: Objective) -> Saving | None:
+    def over(cls, plan: FleetPlan, rivals: Iterable[FleetPlan], objective: AnyObjective) -> Saving | None:
         """What ``plan`` saves; None where there is no plan to compare."""
         known = [rival for rival in rivals if rival.replicas is not None]
         if plan.replicas is None or not known:
@@ -148,7 +149,7 @@ class Planner:
 
     def __init__(
         self,
-        objective: Objective,
+        objective: AnyObjective,
         workloads: Sequence[Demand],
         *,
         max_replicas: int,
@@ -178,16 +179,16 @@ class Planner:
                 engines, policy, workload, served.add,
                 routing_policy=self.routing(), decision_interval_s=self.decision_interval_s,
             )  # fmt: skip
-            values.append(self.objective.statistic(served))
-            backlogs.append(backlog / max(1, len(served.qoe)))
+            values.append(served.statistic(self.objective))
+            backlogs.append(backlog / max(1, len(served)))
         return Trial(tuple(values), float(np.mean(backlogs)))
 
     def guess(self, engine: EngineModel, policy: PolicyFactory) -> int:
         """Where to begin: the what-if's answer where that is much cheaper than one fleet, else arithmetic."""
         workload = self.workloads[0]
         many = WHATIF_PAYS * whatif.MAX_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS
-        if many and isinstance(self.objective, QoEOf):
-            goals = [Goal(self.objective.qoe)]
+        if many and isinstance(self.objective, QoEObjective):
+            goals = [Goal(self.objective)]
             question = whatif.WhatIf(
                 engine, policy, workload.requests, workload.duration_s, goals, routing_policy=self.routing
             )

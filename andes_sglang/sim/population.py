@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.lengths import EngineLengths
+from andes_sglang.lengths import AnswerLengths, Asked, EngineLengths
 from andes_sglang.qoe import Readers
 from andes_sglang.reception import cannot_receive, has_until_s
 from andes_sglang.request import RequestSpec
@@ -64,9 +64,12 @@ class _Table(RequestTable):
 
 class Population:
     """Columns by slot; a slot belongs to one request from :meth:`add` to :meth:`remove`. Times in clock seconds.
-    written_through: what runs has a copy in host memory. The methods are named after what happens to a request."""
+    written_through: what runs has a copy in host memory. lengths: foresees those of answers. The methods are named after what
+    happens to a request."""
 
-    def __init__(self, capacity: int = 256, *, written_through: bool = False) -> None:
+    def __init__(
+        self, capacity: int = 256, *, written_through: bool = False, lengths: AnswerLengths | None = None
+    ) -> None:
         self._written_through = written_through
         self._columns: Array = np.zeros((ROW_WIDTH, capacity))
         self._joined_step: npt.NDArray[np.int64] = np.zeros(capacity, dtype=np.int64)
@@ -74,7 +77,7 @@ class Population:
         self._rids = np.full(capacity, "", dtype=object)
         self._thought: Array = np.zeros((2, capacity))
         self._thinks = False
-        self._lengths = EngineLengths()
+        self._lengths = lengths or EngineLengths()
         self._free = list(range(capacity - 1, -1, -1))
         self._received: dict[int, int] = {}  # tokens, by slot, of the readers who are behind
 
@@ -95,14 +98,14 @@ class Population:
         self._columns[:, slot] = (
             spec.target.start_s(spec.arrival_s, spec.reason_tokens), spec.target.tds, 0, 0, 0, Phase.WAITING,
             spec.arrival_s, spec.prompt_tokens, 0, 0, 0, 0, max_tokens, 0, spec.arrival_s, 0, True, spec.weight, spec.yields,
-            self._lengths.expected_tokens(spec.prompt_tokens, spec.expected_tokens), 0,
+            self._lengths.expected_tokens(_asked(spec)), 0,
         )  # fmt: skip
         return slot
 
     def learn(self, spec: RequestSpec) -> None:
         """The answer to ``spec`` has ended; one that fills what its client allows may have been cut there."""
         finished = spec.max_tokens is None or spec.output_tokens < spec.max_tokens
-        self._lengths.learn(spec.prompt_tokens, spec.output_tokens, finished=finished)
+        self._lengths.learn(_asked(spec), spec.output_tokens, finished=finished)
 
     def remove(self, slot: int) -> None:
         self._free.append(slot)
@@ -308,3 +311,12 @@ def _count(columns: Array, tokens: Any) -> None:
     for counter in (DELIVERED, OUTPUT, KV, SLICE):
         columns[counter] += tokens
     columns[REMAINING] -= tokens
+
+
+def _asked(spec: RequestSpec) -> Asked:
+    """What is known of it when it comes: class and tenant too, as a gateway knows them."""
+    head = spec.blocks[0] if spec.blocks else spec.session_id
+    return Asked(
+        spec.prompt_tokens, spec.expected_tokens, None if head is None else str(head).encode(), spec.reader_class or "",
+        spec.tenant,
+    )  # fmt: skip

@@ -3,7 +3,8 @@
 A file has ``hardware``, ``model``, ``source``, optionally ``price_per_hour`` and ``start_s``, a table ``[engine]`` (fields of
 :class:`~andes_sglang.sim.engine.EngineModel`) and either ``[costs]``, measured (:class:`~andes_sglang.sim.engine.Costs`), or
 ``[roofline]``, derived (:class:`~andes_sglang.sim.roofline.Roofline`), which gives the sizes that ``[engine]`` leaves out;
-and where it has a draft model ``[speculation]`` (:class:`~andes_sglang.speculation.Speculation`).
+and where it has a draft model ``[speculation]`` (:class:`~andes_sglang.speculation.Speculation`), where its host copies are
+coded ``[codec]`` (:class:`~andes_sglang.kv_codecs.prices.CodecPrice`).
 Those of your own go by name too, before those of the package, from the folder that $ANDES_PROFILES names.
 """
 
@@ -23,6 +24,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from andes_sglang.kv_codecs.prices import CodecPrice
 from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.roofline import Roofline
 from andes_sglang.speculation import Speculation
@@ -30,7 +32,7 @@ from andes_sglang.speculation import Speculation
 __all__ = ["FOLDER_VARIABLE", "Profile", "ProfileError", "dump", "load", "names"]
 
 T = TypeVar("T")
-_SIZES = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s", "devices")
+_SIZES = ("kv_capacity_tokens", "host_capacity_tokens", "host_tokens_per_s", "kv_token_bytes", "devices")
 """Fields of the engine that a roofline gives."""
 _PACKAGED = files("andes_sglang.sim") / "profiles"
 FOLDER_VARIABLE = "ANDES_PROFILES"
@@ -111,10 +113,13 @@ def _profile(name: str, table: dict[str, Any]) -> Profile:
     measured = table.pop("costs", None)
     if (derived is None) == (measured is None):
         raise ValueError("needs one of the tables [costs] and [roofline]")
-    drafts = table.pop("speculation", None)
+    drafts, codec = table.pop("speculation", None), table.pop("codec", None)
     if not isinstance(engine, dict):
         raise ValueError(f"needs a table [engine], got {engine!r}")
-    given: dict[str, Any] = {"speculation": None if drafts is None else _read(Speculation, drafts, "speculation.")}
+    given: dict[str, Any] = {
+        "speculation": None if drafts is None else _read(Speculation, drafts, "speculation."),
+        "codec": None if codec is None else _read(CodecPrice, codec, "codec."),
+    }
     roofline: Roofline | None = None
     if derived is not None:
         roofline = _read(Roofline, derived, "roofline.")
@@ -164,7 +169,7 @@ def _value(kind: Any, value: Any, field: str) -> Any:
 def dump(profile: Profile) -> str:
     """The file of a measured profile: what :func:`load` reads back as an equal one."""
     head = {f.name: getattr(profile, f.name) for f in fields(Profile) if f.name not in ("name", "engine", "roofline")}
-    tables = "costs", "speculation"
+    tables = "costs", "speculation", "codec"
     engine = {f.name: getattr(profile.engine, f.name) for f in fields(EngineModel) if f.name not in tables}
     lines = [*_lines(head), "\n[engine]", *_lines(engine)]
     for name in tables:

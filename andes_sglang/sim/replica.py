@@ -30,7 +30,7 @@ import numpy as np
 from andes_sglang import protocol
 from andes_sglang.latency import LatencyModel
 from andes_sglang.metrics import EngineMetrics
-from andes_sglang.policy import PolicyError, SchedulingPolicy
+from andes_sglang.policy import PolicyError, SchedulingPolicy, answer_lengths
 from andes_sglang.policy.eviction import EvictionOrder, Returns
 from andes_sglang.request import RequestRecord, RequestSpec, TokenTimes
 from andes_sglang.sim.batch import Batch
@@ -85,7 +85,9 @@ class Replica:
         self.open_prompt_tokens = 0
         has_host = engine.host_capacity_tokens > 0
         self._population = population = (
-            NoPopulation() if policy is None else Population(written_through=engine.write_through and has_host)
+            NoPopulation()
+            if policy is None
+            else Population(written_through=engine.write_through and has_host, lengths=answer_lengths(policy))
         )
         self._clock = clock = StepClock(
             sends_late=engine.overlap is Overlap.SYNC,
@@ -393,7 +395,7 @@ class Replica:
                 latency.observe_prefill(work.new, work.prefix, seconds)
         if not work.loaded:
             return seconds
-        load_s = work.loaded / self.engine.host_tokens_per_s
+        load_s = self.engine.host_load_s(work.loaded)
         latency.observe_load(work.loaded, load_s)
         return max(seconds, load_s)
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from andes_sglang import results, summary
 from andes_sglang.flags import UsageError
+from andes_sglang.objective import AnyObjective
 from andes_sglang.sim.cli import check_requests
 from andes_sglang.sim.configure import configure
-from andes_sglang.sim.objectives import Objective, Served
 from andes_sglang.sim.plan import capacity_rps, play_fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, changed, engine_of, held_rate, search
+from andes_sglang.sim.served import Served
 from andes_sglang.summary import Figures
 from andes_sglang.workload import SyntheticWorkload, Workload, from_arguments
 from andes_sglang.workload.arguments import SHAPE_DURATION_S, arrives_by_shape
@@ -32,7 +33,9 @@ FRESH = 1000
 class _Rig:
     """Set-ups of ``profile`` under the workload of ``args``, which is drawn at other rates. passed: flags for all of them."""
 
-    def __init__(self, args: argparse.Namespace, profile: Profile, objective: Objective, passed: Sequence[str]) -> None:
+    def __init__(
+        self, args: argparse.Namespace, profile: Profile, objective: AnyObjective, passed: Sequence[str]
+    ) -> None:
         self.args, self.profile, self.objective, self.passed = args, profile, objective, passed
         self.plays = 0
         first = from_arguments(args, args.seed)
@@ -68,7 +71,7 @@ class _Rig:
             served = Served()
             demand = self.demand(rate_rps * setup.devices, share, seed)
             play_fleet([engine], policy, demand, served.add, decision_interval_s=self.args.decision_interval)
-            values.append(self.objective.statistic(served))
+            values.append(served.statistic(self.objective))
         return self.objective.margin(float(np.mean(values)))
 
     def predicted(self, found: Found, seed: int) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class _Rig:
         return figures.summary()
 
 
-def run(args: argparse.Namespace, profile: Profile, objective: Objective, passed: Sequence[str]) -> int:
+def run(args: argparse.Namespace, profile: Profile, objective: AnyObjective, passed: Sequence[str]) -> int:
     """Search set-ups of one profile for the one that holds the objective under most requests per second and device."""
     rig = _Rig(args, profile, objective, passed)
     space = Space.of(profile, rig.prompt + rig.output / 2).under(passed)

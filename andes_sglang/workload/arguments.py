@@ -98,6 +98,7 @@ def _dataset(args: argparse.Namespace) -> Dataset | None:
 
 def _shaped(args: argparse.Namespace, dataset: Dataset | None, seed: int) -> Workload:
     """A shape, with the lengths of ``dataset`` where there is one."""
+    _check_no_trace(args, dataset)
     rate_rps = SHAPE_RATE_RPS if args.rate is None else args.rate
     workload = draw_shape(args.shape or "burst", rate_rps=rate_rps, duration_s=args.duration or SHAPE_DURATION_S,
                           prompt=args.prompt, output=args.output, seed=seed, intensity=args.intensity,
@@ -115,6 +116,18 @@ def _traced(args: argparse.Namespace, seed: int) -> Workload:
     return workload.scaled(start_s=args.start, duration_s=args.duration, rate_scale=args.rate_scale,
                            prompt_scale=args.prompt_scale, output_scale=args.output_scale,
                            max_prompt=args.max_prompt, max_output=args.max_output, limit=args.limit)  # fmt: skip
+
+
+def _check_no_trace(args: argparse.Namespace, dataset: Dataset | None) -> None:
+    """What only a trace has: a clock of its own, and without a data set lengths."""
+    of_a_trace = {"start": args.start != 0, "rate-scale": args.rate_scale != 1}
+    if dataset is None:
+        of_a_trace |= {"prompt-scale": args.prompt_scale != 1, "output-scale": args.output_scale != 1}
+    for flag in (flag for flag, given in of_a_trace.items() if given):
+        what = "a shape" if dataset is None else f"{args.trace}, a data set, which"
+        raise WorkloadError(
+            f"--{flag} {getattr(args, flag.replace('-', '_')):g}: is of traces; {what} arrives as --rate and --shape say"
+        )
 
 
 def _check_no_shape(args: argparse.Namespace) -> None:

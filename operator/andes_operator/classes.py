@@ -22,6 +22,7 @@ FIELDS = {
     "reasoning": "reasoning",
     "thinkTokensPerSecond": "think_tds",
     "weight": "weight",
+    "yields": "yields",
     "shedBelow": "shed_below",
     "maxWaitSeconds": "max_wait_s",
     "pace": "pace",
@@ -48,4 +49,5 @@ def reader(spec: Mapping[str, Any]) -> ReaderExpectation:
     known, default = settings(spec), ReaderExpectation()
     target = QoETarget(*(known.get(name, getattr(default.target, name)) for name in ("ttft_s", "tds", "think_tds")))
     reasoning = known.get("reasoning", default.reasoning)
-    return ReaderExpectation(target, weight=known.get("weight", default.weight), reasoning=reasoning)
+    weight, yields = known.get("weight", default.weight), known.get("yields", default.yields)
+    return ReaderExpectation(target, weight, yields, reasoning=reasoning)

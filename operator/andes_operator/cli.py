@@ -8,6 +8,8 @@ import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from andes_operator import names
 from andes_operator.class_publisher import ClassPublisher
@@ -16,6 +18,7 @@ from andes_operator.controller import Controller
 from andes_operator.gateways import Gateways
 from andes_operator.health import ListenError, serve_health
 from andes_operator.lease import LeaseLostError, ReleasableLease, lead
+from andes_operator.nodes import Nodes
 from andes_operator.pool_reconcile import PoolReconciler
 from andes_operator.predictor import Predictor, Tabulator
 from andes_operator.reconcile import Reconciler
@@ -75,17 +78,20 @@ async def _operate(settings: OperatorSettings) -> None:
         otlp = tracer(settings.otlp_endpoint, settings.identity)
         stack.callback(otlp.stop)
         metrics = OperatorMetrics()
+        nodes = Nodes()
+        reconciler = Reconciler(
+            cluster,
+            gateways,
+            predictor,
+            metrics=metrics,
+            tracer=otlp.tracer,
+            make_table=tabulator,
+            nodes=nodes,
+            name=f"{settings.lease_namespace}/{settings.lease}",
+        )
         controller = Controller(
             cluster,
-            Reconciler(
-                cluster,
-                gateways,
-                predictor,
-                metrics=metrics,
-                tracer=otlp.tracer,
-                make_table=tabulator,
-                name=f"{settings.lease_namespace}/{settings.lease}",
-            ).reconcile,
+            reconciler.reconcile,
             ClassPublisher(cluster).publish,
             metrics=metrics,
             namespaces=settings.namespace,
@@ -99,6 +105,12 @@ async def _operate(settings: OperatorSettings) -> None:
             namespaces=settings.namespace,
             resync_s=min(POOLS_RESYNC_S, settings.resync_s),
         )
+
+        def on_node(node: Mapping[str, Any], deleted: bool) -> None:
+            if nodes.see(node, deleted=deleted):
+                for key in reconciler.on_node(node["metadata"]["name"]):
+                    controller.wake(key)
+
         await stack.enter_async_context(serve_health(settings.host, settings.port, controller, metrics))
         predictor.start()
 
@@ -111,7 +123,7 @@ async def _operate(settings: OperatorSettings) -> None:
                     tasks.create_task(controller.resync())
                     tasks.create_task(pools.resync())
                     tasks.create_task(watch(
-                        controller, cluster, namespaces=settings.namespace, watch_s=settings.watch_s
+                        controller, cluster, on_node, namespaces=settings.namespace, watch_s=settings.watch_s
                     ))  # fmt: skip
             finally:
                 controller.leading = False

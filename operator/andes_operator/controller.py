@@ -85,6 +85,7 @@ class Controller:
             self._targets[key] = _Work(asyncio.create_task(self._run(key), name="/".join(key)), generation)
             self._count()
         elif known.generation != generation:
+            self._cluster.forget_list(self._plural, key[0])
             known.generation = generation
             known.wake.set()
 
@@ -100,6 +101,7 @@ class Controller:
     def deleted(self, key: Key) -> None:
         """A target was deleted: reconciling it ends its task. One of the same name may follow, of any generation."""
         if key in self._targets:
+            self._cluster.forget_list(self._plural, key[0])
             self._targets[key].generation = 0
             self._targets[key].wake.set()
 
@@ -114,10 +116,11 @@ class Controller:
     # Tasks
 
     async def _run(self, key: Key) -> None:
-        """Reconcile until the target is gone; after a failure with exponential backoff."""
+        """Reconcile until the target is gone; after a failure with exponential backoff. Ends with :meth:`stop` also where a
+        library has taken the cancellation for a time-out of its own."""
         work, failures = self._targets[key], 0
         try:
-            while True:
+            while not self._stopped:
                 work.wake.clear()
                 work.since_s = time.monotonic()
                 try:
@@ -128,6 +131,8 @@ class Controller:
                     self._log_failure(key, error, delay_s)
                 finally:
                     work.since_s = None
+                if self._stopped:
+                    return
                 if delay_s is None:
                     if work.wake.is_set():  # created again meanwhile
                         continue
@@ -147,7 +152,7 @@ class Controller:
         )
 
     async def _publish(self, namespace: str) -> None:
-        while True:
+        while not self._stopped:
             await self._classes[namespace].wait()
             self._classes[namespace].clear()
             try:

@@ -116,7 +116,7 @@ def shortfall(objectives: tuple[ClassObjective, ...], figures: Figures) -> tuple
     for objective in objectives:
         value = objective.evaluate(figures)
         if value is not None and not objective.objective.met(value) and objective.sketch(figures).count >= MIN_STREAMS:
-            missed.append((objective.excess(value), objective, value))
+            missed.append((objective.objective.margin(value), objective, value))
     if not missed:
         return None
     _, objective, value = min(missed, key=lambda m: m[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,18 @@ from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.qoe import THINK_TDS, QoETarget
 from andes_sglang.sketch import DurationSketch, Sketch
 
-__all__ = ["FleetReplica", "GatewayReport", "NamedPolicy", "ObservedRequest", "add_up"]
+__all__ = ["FleetReplica", "GatewayReport", "NamedPolicy", "ObservedRequest", "add_up", "options_of"]
 
 Merged = TypeVar("Merged", bound=Sketch)
 NamedPolicy = tuple[str, PolicyOptions]
-"""A policy's name and its options."""
+"""A policy's name and its options; of :func:`options_of` as they were reported."""
+
+
+class _Structured(str):
+    """An option that is a list or a mapping, as JSON: options are compared, hashed and sorted."""
+
+    __slots__ = ()
+
 
 REFUSED = ("shed", "failed")
 """Outcomes of requests that no engine served (``andes_api.demand.DemandRecord.outcome``)."""
@@ -188,8 +196,16 @@ def _policy(said: Mapping[str, Any] | None) -> NamedPolicy | None:
     if not said:
         return None
     options = said.get("options") or {}
-    plain = {k: v if isinstance(v, str | int | float | None) else shown(v) for k, v in options.items()}
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else _Structured(json.dumps(v, sort_keys=True))
+        for k, v in options.items()
+    }
     return str(said["name"]), tuple(sorted(plain.items()))
+
+
+def options_of(policy: NamedPolicy) -> dict[str, Any]:
+    """Options to make the policy with."""
+    return {name: json.loads(value) if isinstance(value, _Structured) else value for name, value in policy[1]}
 
 
 def _number(value: Any) -> float:

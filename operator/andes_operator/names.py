@@ -13,6 +13,7 @@ VERSION = "v1alpha1"
 TARGETS = "qoetargets"
 CLASSES = "qoeclasses"
 POOLS = "qoepools"
+NODES = "nodes"
 
 OPERATOR = "andes-operator"
 DRAINING = "andes.dev/draining-since"
@@ -76,4 +77,5 @@ class Reason(StrEnum):
     NO_POOL = "NoPool"
     MEMBER_MISSING = "MemberMissing"
     OTHER_OPERATOR = "OtherOperator"
+    NODE_GOING = "NodeGoing"
     RECONCILE_FAILED = "ReconcileFailed"

@@ -30,8 +30,8 @@ URGENT = (Reason.QOE_BELOW_TARGET, Reason.QUEUE_GROWING)
 
 @dataclass(frozen=True, slots=True)
 class PoolMember:
-    """target: its QoETarget's name. profile: of its hardware, empty: the target's own. price: of a replica, an hour; None: it
-    costs its GPUs. priority: what its readers' QoE is worth beside the others'."""
+    """target: its QoETarget's name. profile: of its hardware, empty: the target's own. price: of a replica, an hour; None, as
+    for all members: it costs its GPUs. priority: what its readers' QoE is worth beside the others'."""
 
     target: str
     profile: str = ""
@@ -47,12 +47,14 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """A target's place in a pool. shares: whether another member serves its model. given: None: nothing yet."""
+    """A target's place in a pool. shares: whether another member serves its model. given: None: nothing yet. uid: of the
+    pool."""
 
     pool: str
     member: PoolMember
     shares: bool = False
     given: Grant | None = None
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ def parse_pool(spec: Mapping[str, Any]) -> PoolSpec:
             raise SpecError(f"spec.members[{i}].target {shown(member.target)} is a member already")
         if member.price is None and budget.price < math.inf:
             raise SpecError(f"spec.members[{i}].price is missing, which spec.budget.pricePerHour needs")
+        if member.price is None and any(m.price is not None for m in members):
+            raise SpecError(
+                f"spec.members[{i}].price is missing, and others have one: give every member a price, or none"
+            )
     return PoolSpec(budget, members)
 
 
@@ -136,8 +142,12 @@ def membership(target: Resource, pools: Iterable[Resource], targets: Iterable[Re
         if mine is not None:
             others = {m.target for m in members} - {name}
             shares = any(_model(t) == _model(target) for t in targets if t["metadata"]["name"] in others and _pooled(t))
-            return Membership(pool["metadata"]["name"], mine, shares, Grant.of(pool, name))
+            return Membership(pool["metadata"]["name"], mine, shares, Grant.of(pool, name), _uid(pool))
     return None
+
+
+def _uid(pool: Resource) -> str:
+    return str(pool["metadata"].get("uid", ""))
 
 
 def _pooled(target: Resource) -> bool:
@@ -192,8 +202,8 @@ def pool_part(of: Membership | None, asks: Ask, seen: Observation) -> dict[str, 
         return None
     given, grant = (None, None) if of.given is None else (of.given.replicas, of.given.number)
     return {
-        "name": of.pool, "asks": asks.replicas, "present": asks.present, "placeable": seen.pods.placeable, "given": given,
-        "grant": grant, "draining": seen.pods.terminating,
+        "name": of.pool, "uid": of.uid, "asks": asks.replicas, "present": asks.present, "given": given, "grant": grant,
+        "placeable": seen.pods.placeable, "draining": seen.pods.terminating,
     }  # fmt: skip
 
 
@@ -212,17 +222,16 @@ def pooled(spec: TargetSpec, seen: Observation, decision: ScaleDecision, of: Mem
     return replace(decision, replicas=replicas, reason=Reason.POOL, message=message)
 
 
-def member_of(member: PoolMember, target: Resource, given: Grant | None = None) -> Member | None:
-    """As the pool sees a target by its spec and status, and by what it was given last; None where it is not in mode Pooled or
-    was never reconciled. One that does not know of the pool yet asks for nothing, and stays as it is."""
+def member_of(member: PoolMember, target: Resource, given: Grant | None = None, uid: str = "") -> Member | None:
+    """As the pool of this ``uid`` sees a target by its spec and status, and by what it was given last; None where it is not
+    in mode Pooled or was never reconciled. One that does not know of the pool yet asks for nothing, and stays as it is."""
     spec, status = target.get("spec") or {}, target.get("status") or {}
     said = status.get("pool") or {}
     if not _pooled(target) or not status:
         return None
     gpus, (least, most) = float(spec.get("gpusPerReplica", 1)), _bounds(spec, status, said.get("placeable"))
-    existing = int(status.get("replicas", 0))
-    if given is not None:
-        existing = max(existing, given.held(said.get("grant")))
+    first = Grant(reserved=_given_before(target, uid))
+    existing = max(int(status.get("replicas", 0)), (given or first).held(_told_back(target, uid)))
     asked, present = said.get("asks"), said.get("present")
     rate_rps = float((status.get("demand") or {}).get("requestsPerSecond") or 0.0)
     cold_s = float(status.get("coldStartSeconds") or 0.0)
@@ -248,13 +257,13 @@ def pool_status(
 ) -> tuple[dict[str, Any], list[str]]:
     """The status with a new division, and the members whose part has changed. targets: of the namespace, by name."""
     before = {m.target: Grant.of(pool, m.target) for m in spec.members}
-    name = pool["metadata"]["name"]
-    members = _members(name, spec, targets, before)
+    name, uid = pool["metadata"]["name"], _uid(pool)
+    members = _members(name, uid, spec, targets, before)
     given = divide(spec.budget, members)
     rows, changed = list[dict[str, Any]](), list[str]()
     for m in members:
-        old = before[m.name] or Grant()
-        grant = old.next(given[m.name], _told_back(targets[m.name]))
+        old = before[m.name] or Grant(reserved=_given_before(targets[m.name], uid))
+        grant = old.next(given[m.name], _told_back(targets[m.name], uid))
         if before[m.name] is None or grant.number != old.number:
             changed.append(m.name)
         rows.append({
@@ -282,11 +291,11 @@ def _price(spec: PoolSpec, members: Sequence[Member]) -> float | None:
 
 
 def _members(
-    pool: str, spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]
+    pool: str, uid: str, spec: PoolSpec, targets: Mapping[str, Resource], before: Mapping[str, Grant | None]
 ) -> list[Member]:
     """Those that are there and not in another pool; what they hold counts also before they know of this one."""
     there = [m for m in spec.members if m.target in targets and _pool_of(targets[m.target]) in ("", pool)]
-    found = (member_of(m, targets[m.target], before[m.target]) for m in there)
+    found = (member_of(m, targets[m.target], before[m.target], uid) for m in there)
     return [member for member in found if member is not None]
 
 
@@ -296,9 +305,17 @@ def _pool_of(target: Resource) -> str:
     return str(said.get("name", "")) if _pooled(target) else ""
 
 
-def _told_back(target: Resource) -> int | None:
-    """The grant that the target had seen at its last reconcile."""
-    return ((target.get("status") or {}).get("pool") or {}).get("grant")
+def _told_back(target: Resource, uid: str) -> int | None:
+    """The grant that the target had seen at its last reconcile; None also for one of another pool, which may have had the
+    same name."""
+    said = (target.get("status") or {}).get("pool") or {}
+    return said.get("grant") if said.get("uid", "") == uid else None
+
+
+def _given_before(target: Resource, uid: str) -> int:
+    """What a pool of another ``uid`` and the same name gave, which the target may still act on."""
+    said = (target.get("status") or {}).get("pool") or {}
+    return 0 if said.get("uid", "") == uid else int(said.get("given") or 0)
 
 
 def _ready(missing: Mapping[str, str]) -> Finding:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from andes_operator.demand import expected_demand
 from andes_operator.explain import shown
 from andes_operator.forecast import DemandForecast, DemandHistory, forecast
-from andes_operator.gateway_report import NamedPolicy
+from andes_operator.gateway_report import NamedPolicy, options_of
 from andes_operator.observe import Observation
 from andes_operator.spec import SpecError, TargetSpec
 from andes_operator.table import Table, tabulate
@@ -137,13 +137,13 @@ def check_options(spec: TargetSpec, seen: Observation) -> None:
 
 
 def _scheduling(policy: NamedPolicy) -> Callable[[], SchedulingPolicy | None]:
-    name, options = policy
-    return lambda: None if name == STOCK else make_policy(name, dict(options))
+    name, options = policy[0], options_of(policy)
+    return lambda: None if name == STOCK else make_policy(name, options)
 
 
 def _routing(policy: NamedPolicy) -> Callable[[], RoutingPolicy]:
-    name, options = policy
-    return lambda: make_routing_policy(name, **dict(options))
+    name, options = policy[0], options_of(policy)
+    return lambda: make_routing_policy(name, **options)
 
 
 def offline_tps(spec: TargetSpec, seen: Observation) -> float | None:

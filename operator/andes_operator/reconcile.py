@@ -23,6 +23,7 @@ from andes_operator.explain import explain
 from andes_operator.forecast import DemandForecast
 from andes_operator.gateways import Gateways
 from andes_operator.names import Condition, Mode, Reason
+from andes_operator.nodes import Nodes
 from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
 from andes_operator.pooling import ask, in_pool, pool_part, pooled
 from andes_operator.prediction import Inquiry, check_options, cold_start_s, offline_tps
@@ -30,7 +31,7 @@ from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import SpecError, TargetSpec, parse
-from andes_operator.state import LastPrediction, TargetState, TargetStates
+from andes_operator.state import STATUS_S, LastPrediction, TargetState, TargetStates
 from andes_operator.status import status, unix_s
 from andes_operator.table import KEPT_S, MIN_REQUESTS, Table
 from andes_operator.telemetry import OperatorMetrics
@@ -72,8 +73,8 @@ class Result:
 
 
 class Reconciler:
-    """Of all targets. make_table: of the fluid model, None: without headroom. name: of this operator, the same after a
-    restart. clock: Unix seconds."""
+    """Of all targets. make_table: of the fluid model, None: without headroom. nodes: as a watch sees them, None: not at all.
+    name: of this operator, the same after a restart. clock: Unix seconds."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Reconciler:
         metrics: OperatorMetrics,
         tracer: trace.Tracer,
         make_table: MakeTable | None = None,
+        nodes: Nodes | None = None,
         name: str = names.OPERATOR,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -91,14 +93,18 @@ class Reconciler:
         self._make_table = make_table
         self._metrics, self._tracer, self._name, self._clock = metrics, tracer, name, clock
         self._observer = Observer(cluster, gateways, tracer=tracer, clock=clock)
-        self._reporter, self._drainer = Reporter(cluster, metrics, clock), Drainer(cluster, gateways, clock)
-        self._states = TargetStates()
+        self._reporter, self._states = Reporter(cluster, metrics, clock), TargetStates()
+        self._drainer = Drainer(cluster, gateways, nodes or Nodes(), clock)
+
+    def on_node(self, name: str) -> list[Key]:
+        """Targets that had pods on it at their last reconcile."""
+        return self._states.on_node(name)
 
     async def reconcile(self, key: Key) -> Result:
         """Raises :class:`~andes_operator.cluster.ClusterError` where the API server fails."""
         started = time.perf_counter()
         try:
-            target = await self._cluster.get(names.TARGETS, *key)
+            target, shared = await self._observer.target(*key)
         except ClusterError as error:
             if error.status != 404:
                 raise
@@ -108,8 +114,9 @@ class Reconciler:
         with self._tracer.start_as_current_span("andes.reconcile") as span:
             span.set_attributes({"k8s.namespace.name": key[0], "andes.target": key[1]})
             state = self._states.of(target)
+            state.shared, state.written = shared, target.get("status") or {}
             try:
-                result = await self._reconcile(target, span)
+                result = await self._reconcile(state.latest(target) if shared else target, span)
             except Exception as error:
                 if isinstance(error, ClusterError) and error.status == 403:
                     await self._reporter.invalid(target, (Condition.OBSERVED, None, "Forbidden", str(error)))
@@ -184,7 +191,8 @@ class Reconciler:
         other, at = status.get("operator"), unix_s(status.get("observedAt"))
         if not other or other == self._name or at is None:
             return None
-        fresh_s = RIVAL_TICKS * max(spec.behavior.tick_s, MIN_RIVAL_TICK_S) * (1 if self._name < other else 2)
+        tick_s = max(spec.behavior.tick_s, STATUS_S if self._states.of(target).shared else MIN_RIVAL_TICK_S)
+        fresh_s = RIVAL_TICKS * tick_s * (1 if self._name < other else 2)
         return str(other) if self._clock() - at < fresh_s else None
 
     async def _yield_to(self, rival: str, target: Mapping[str, Any]) -> None:
@@ -282,14 +290,8 @@ class Reconciler:
             or len(seen.reader_arrivals_s) < MIN_REQUESTS
         ):
             return
-        of = (
-            context.generation,
-            context.spec.profile,
-            seen.policy,
-            seen.routing_policy,
-            seen.flags,
-            round(surge_s / SURGE_STEP_S),
-        )
+        engine = context.spec.profile, seen.policy, seen.routing_policy, seen.flags
+        of = context.generation, *engine, round(surge_s / SURGE_STEP_S)
         if state.table is not None and of != state.table_of:
             state.table = None
         fresh = state.table is not None and state.table.holds(predicted.lengths, seen.now_s)
@@ -344,6 +346,8 @@ class Reconciler:
         spec, (namespace, name), current = context.spec, context.key, context.scale.wanted
         streams, addresses = context.seen.streams_by_replica, context.answers.addresses
         await self._drainer.undrain(namespace, context.pods, current, streams=streams, addresses=addresses)
+        for said in await self._drainer.move(namespace, context.pods, streams=streams, addresses=addresses):
+            await self._reporter.event(context.target, Reason.NODE_GOING, said, warning=False)
         if decision.replicas == current:
             return True
         fewer = current - decision.replicas
@@ -380,20 +384,11 @@ class Reconciler:
     ) -> None:
         expected, predicted = prediction if prediction is not None else (None, None)
         made = status(
-            context.spec,
-            context.seen,
-            decision,
-            expected=expected,
-            predicted=predicted,
-            conflict=context.conflict,
-            cold_start_s=context.state.cold_starts.seconds,
-            classes=context.classes,
-            operator=self._name,
-            model=context.spec.demand.model or context.state.model,
-            share=context.state.share.value,
-            headroom=found,
-            pool=pool,
-            old=context.target.get("status") or {},
-            generation=context.generation,
-        )
-        await self._reporter.status(context.target, made)
+            context.spec, context.seen, decision, expected=expected, predicted=predicted, conflict=context.conflict,
+            cold_start_s=context.state.cold_starts.seconds, classes=context.classes, operator=self._name,
+            model=context.spec.demand.model or context.state.model, share=context.state.share.value, headroom=found,
+            pool=pool, old=context.target.get("status") or {}, generation=context.generation,
+        )  # fmt: skip
+        state = context.state
+        await self._reporter.status(context.target, made, written=not state.shared or state.is_due(made))
+        state.made = made

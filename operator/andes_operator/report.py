@@ -32,10 +32,12 @@ class Reporter:
         self._metrics.count_reconcile(made["reason"])
         await self.status(target, made)
 
-    async def status(self, target: Resource, status: Mapping[str, Any]) -> None:
-        """Write it, its metrics, and an event where Ready has changed."""
+    async def status(self, target: Resource, status: Mapping[str, Any], *, written: bool = True) -> None:
+        """Its metrics; and where it is to be ``written``, that, and an event where Ready has changed."""
         namespace, name = target["metadata"]["namespace"], target["metadata"]["name"]
         self._metrics.show(namespace, name, status)
+        if not written:
+            return
         try:
             await self._cluster.patch_status(names.TARGETS, namespace, name, status)
         except ClusterError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from andes_operator.allowance import Allowance, parse_allowance
 from andes_operator.explain import SpecError, required, shown
 from andes_operator.names import ALL_CLASSES, Mode
-from andes_sglang.objective import LatencyPercentile, Metric, Objective, QoEObjective, Statistic
+from andes_sglang.objective import LatencyObjective, Metric, Objective, QoEObjective, Statistic
 from andes_sglang.sketch import DurationSketch, Sketch
 
 __all__ = [
@@ -28,6 +28,8 @@ PolicyOptions = tuple[tuple[str, bool | int | float | str | None], ...]
 Figures = Mapping[Metric, Mapping[str, Any]]
 """What readers got: sketches by class name, :class:`Sketch` of scores, :class:`DurationSketch` of seconds."""
 
+MEASURED = (Metric.QOE, Metric.TTFT, Metric.STALL)
+"""What gateways report, and so what an objective can be about."""
 DESCRIPTIONS = {
     Statistic.MEAN: "mean QoE",
     Statistic.PERCENTILE: "percentile {:g} of QoE",
@@ -70,10 +72,6 @@ class ClassObjective:
     def evaluate(self, figures: Figures) -> float | None:
         """The statistic over the streams that count; None without any."""
         return self.objective.of_sketch(self.sketch(figures))
-
-    def excess(self, value: float) -> float:
-        """By how much ``value`` is better than it should be, of QoE or as a share of the seconds; below 0: it is missed."""
-        return value - self.value if self.metric is Metric.QOE else 1.0 - value / self.value
 
     def shown(self, value: float) -> str:
         """A value of the statistic, in words."""
@@ -253,7 +251,7 @@ def _policy_options(options: Mapping[str, Any]) -> PolicyOptions:
 
 def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
     statistic, metric = required(of, "statistic", where), of.get("metric", Metric.QOE)
-    for name, said, known in (("statistic", statistic, Statistic), ("metric", metric, Metric)):
+    for name, said, known in (("statistic", statistic, Statistic), ("metric", metric, MEASURED)):
         if said not in list(known):
             raise SpecError(f"{where}.{name} must be one of {', '.join(known)}, got {shown(said)}")
     field = {Statistic.PERCENTILE: "percentile", Statistic.SHARE_ABOVE: "threshold"}.get(Statistic(statistic))
@@ -266,7 +264,7 @@ def _objective(of: Mapping[str, Any], where: str) -> ClassObjective:
             return ClassObjective(class_name, QoEObjective(Statistic(statistic), wanted, at))
         if statistic != Statistic.PERCENTILE or at is None:
             raise SpecError(f"{where}.statistic of {metric} must be {Statistic.PERCENTILE}, got {shown(statistic)}")
-        return ClassObjective(class_name, LatencyPercentile(Metric(metric), wanted, at))
+        return ClassObjective(class_name, LatencyObjective(Metric(metric), wanted, at))
     except SpecError:
         raise
     except ValueError as error:

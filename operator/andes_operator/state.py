@@ -15,14 +15,18 @@ from andes_operator.growth import GrowthHistory
 from andes_operator.observe import Observation
 from andes_operator.pool import Share
 from andes_operator.spec import TargetSpec
+from andes_operator.status import acted_on, unix_s
 from andes_operator.supply import MAX_COLD_START_S, ColdStarts
 from andes_operator.table import Table
 from andes_operator.whatif import Prediction
 
-__all__ = ["LastPrediction", "TargetState", "TargetStates"]
+__all__ = ["STATUS_S", "LastPrediction", "TargetState", "TargetStates"]
 
 REUSE_S, REUSE_SHARE = 60.0, 0.05
 """A prediction holds for these seconds, while demand and load factor change by at most this share."""
+STATUS_S = 120.0
+"""Seconds after which the status of a target among many is written though nothing has changed that is acted on: a restarted
+operator loses so much of its memory at most."""
 MIN_OBSERVED_S, MAX_OBSERVED_S = 0.1, 60.0
 """Seconds that a rate counts for in the history: two reconciles can follow each other at once, or after a long failure."""
 
@@ -55,7 +59,9 @@ class TargetState:
     cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
     it. model: that its engines announce; share: of the model's demand, this pool's. growth: of its
     demand, kept with the history. table: of what its engines carry and can put off; table_of: engines and objectives that it
-    is for; table_asked_s: when it was asked for; tabulating: the task that makes one."""
+    is for; table_asked_s: when it was asked for; tabulating: the task that makes one. nodes: names of its pods' nodes.
+    shared: whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the
+    API server has it."""
 
     uid: str
     history: DemandHistory | None = None
@@ -70,6 +76,24 @@ class TargetState:
     table_of: tuple[object, ...] = ()
     table_asked_s: float = 0.0
     tabulating: asyncio.Task[None] | None = None
+    nodes: frozenset[str] = frozenset()
+    shared: bool = False
+    made: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+
+    def latest(self, target: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``target`` with what the last reconcile made of its status, unless a later one has been written since."""
+        said = target.get("status") or {}
+        if not self.made or str(said.get("observedAt", "")) > self.made["observedAt"]:
+            return target
+        return {**target, "status": {**said, **self.made}}
+
+    def is_due(self, status: Mapping[str, Any]) -> bool:
+        """Whether a status that was made now is to be written: there is something new to act on, or the one that is there is
+        ``STATUS_S`` old."""
+        before_s, now_s = unix_s(self.written.get("observedAt")), unix_s(status["observedAt"])
+        old = before_s is None or now_s is None or now_s - before_s >= STATUS_S
+        return old or acted_on(status) != acted_on(self.written)
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
@@ -109,6 +133,10 @@ class TargetStates:
                 learned_s = None
             self._states[key] = TargetState(metadata["uid"], cold_starts=ColdStarts(learned_s), model=model)
         return self._states[key]
+
+    def on_node(self, name: str) -> list[tuple[str, str]]:
+        """Of which targets this node has pods."""
+        return [key for key, state in self._states.items() if name in state.nodes]
 
     def forget(self, namespace: str, name: str) -> None:
         self._states.pop((namespace, name), None)

@@ -14,11 +14,15 @@ from andes_operator.sizing import Headroom
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.whatif import Prediction
 
-__all__ = ["Finding", "conditions", "invalid_status", "ready", "status", "timestamp", "unix_s"]
+__all__ = ["Finding", "acted_on", "conditions", "invalid_status", "ready", "status", "timestamp", "unix_s"]
 
 Finding = tuple[Condition, bool | None, str, str]
 """Type, whether it holds (None: unknown), reason, message."""
 
+ACTED_ON = (
+    "observedGeneration", "operator", "reason", "replicas", "readyReplicas", "startingReplicas", "failingReplicas",
+    "recommendedReplicas", "bounds", "paused", "pool", "coldStartSeconds",
+)  # fmt: skip
 _STATUS = {True: "True", False: "False", None: "Unknown"}
 _BAD_IF_TRUE = (Condition.CONFLICT, Condition.ENGINES_FAILING)
 _FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
@@ -215,6 +219,17 @@ def status(
     }
 
 
+def acted_on(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What people, alerts and other controllers act on: a status without the figures that change at every reconcile."""
+    conditions = {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions") or []}
+    return _given({name: status.get(name) for name in ACTED_ON}) | {"conditions": conditions}
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, which the API server takes for fields that are to go."""
+    return {k: _given(v) if isinstance(v, Mapping) else v for k, v in fields.items() if v is not None}
+
+
 def invalid_status(finding: Finding, old: Mapping[str, Any], generation: int, now_s: float) -> dict[str, Any]:
     """Of a target that cannot be observed: ``finding``, and all else unknown. The fields of the old status that are not here
     stay as they were."""
@@ -298,5 +313,5 @@ def summary(spec: TargetSpec, seen: Observation) -> str:
     known = [(o, value) for o in spec.objectives if (value := o.evaluate(seen.figures)) is not None]
     if not known:
         return f"-/{spec.objectives[0].shown_target}"
-    worst, value = min(known, key=lambda of: of[0].excess(of[1]))
+    worst, value = min(known, key=lambda of: of[0].objective.margin(of[1]))
     return f"{worst.shown(value)}/{worst.shown_target}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +14,8 @@ __all__ = ["deletion_cost", "deletion_costs", "replica_of", "to_undrain", "victi
 Pod = Mapping[str, Any]
 UNREADY_COST = -1000
 """Below the cost of any pod that serves: one that is not ready is removed first."""
+GOING_COST = -500
+"""Of a pod whose node may go: before any other that serves."""
 ORDERED_KINDS = ("StatefulSet", "LeaderWorkerSet")
 """Kinds that always remove the highest ordinal."""
 
@@ -24,15 +26,19 @@ def replica_of(pod: Pod, replicas: Mapping[str, Any]) -> str | None:
     return next((name for name in replicas if ip and name.rpartition(":")[0].strip("[]") == ip), None)
 
 
-def deletion_costs(pods: Sequence[Pod], streams_by_replica: Mapping[str, int]) -> dict[str, int]:
-    """By pod name, the streams that its deletion would disturb; ``UNREADY_COST`` where it is not ready. An engine that no
-    gateway reports serves no streams."""
+def deletion_costs(
+    pods: Sequence[Pod], streams_by_replica: Mapping[str, int], going: Container[str] = ()
+) -> dict[str, int]:
+    """By pod name, the streams that its deletion would disturb; ``UNREADY_COST`` where it is not ready, ``GOING_COST`` where
+    it is one of ``going``. An engine that no gateway reports serves no streams."""
     costs = {}
     for pod in pods:
         if not is_leaving(pod):
             name = replica_of(pod, streams_by_replica)
             streams = streams_by_replica[name] if name is not None else 0
-            costs[str(pod["metadata"]["name"])] = streams if is_ready(pod) else UNREADY_COST
+            name_of_pod = str(pod["metadata"]["name"])
+            cost = GOING_COST if name_of_pod in going else streams
+            costs[name_of_pod] = cost if is_ready(pod) else UNREADY_COST
     return costs
 
 
@@ -66,12 +72,13 @@ def _since_s(mark: str) -> float:
         return 0.0
 
 
-def to_undrain(pods: Sequence[Pod], wanted: int, now_s: float, after_s: float) -> list[Pod]:
+def to_undrain(pods: Sequence[Pod], wanted: int, now_s: float, after_s: float, going: Container[str] = ()) -> list[Pod]:
     """Pods that were told to drain ``after_s`` ago or earlier, and that are still wanted: no more pods exist than
-    ``wanted``."""
+    ``wanted``, and it is none of ``going``."""
     existing = [pod for pod in pods if not is_leaving(pod)]
     marks = [(pod, (pod["metadata"].get("annotations") or {}).get(DRAINING)) for pod in existing]
-    return [pod for pod, mark in marks if mark and len(existing) <= wanted and now_s - _since_s(mark) >= after_s]
+    due = [pod for pod, mark in marks if mark and len(existing) <= wanted and now_s - _since_s(mark) >= after_s]
+    return [pod for pod in due if pod["metadata"]["name"] not in going]
 
 
 def deletion_cost(pod: Pod) -> str | None:

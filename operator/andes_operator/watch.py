@@ -1,4 +1,5 @@
-"""kopf's part: :func:`watch` tells the controller which QoETargets and QoEClasses are new, changed or deleted.
+"""kopf's part: :func:`watch` tells the controller which QoETargets and QoEClasses are new, changed or deleted, and which
+nodes are about to go.
 
 kopf runs in a thread with an event loop of its own, and has no timers, daemons or finalizers here:
 docs/decisions/2026-11-27-kopf-only-watches.md says why, with measurements.
@@ -10,7 +11,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -30,15 +31,23 @@ SILENCE = 1.25
 """Ratio to the time after which the API server ends a watch; one that is still open then has lost its connection."""
 
 
-async def watch(controller: Controller, cluster: Cluster, *, namespaces: Sequence[str], watch_s: int) -> None:
-    """Until cancelled. namespaces: to watch; empty: all. watch_s: seconds after which a watch is opened again."""
+OnNode = Callable[[Mapping[str, Any], bool], None]
+"""What is told of a node: its JSON, and whether it was deleted."""
+
+
+async def watch(
+    controller: Controller, cluster: Cluster, on_node: OnNode, *, namespaces: Sequence[str], watch_s: int
+) -> None:
+    """Until cancelled. on_node: called where the right to watch nodes is there. namespaces: to watch; empty: all. watch_s:
+    seconds after which a watch is opened again."""
     await _served(cluster)
     loop, stop = asyncio.get_running_loop(), threading.Event()
-    registry = _handlers(controller, loop, watch_s)
 
     def run() -> None:
         while not stop.is_set():
             try:
+                nodes = asyncio.run_coroutine_threadsafe(_may_watch_nodes(cluster), loop).result(REQUEST_TIMEOUT_S)
+                registry = _handlers(controller, loop, watch_s, on_node if nodes else None)
                 kopf.run(
                     registry=registry,
                     standalone=True,
@@ -69,8 +78,18 @@ async def _served(cluster: Cluster) -> None:
         await asyncio.sleep(RETRY_S)
 
 
-def _handlers(controller: Controller, loop: asyncio.AbstractEventLoop, watch_s: int) -> kopf.OperatorRegistry:
-    """kopf's handlers. They hand over to the controller in ``loop``."""
+async def _may_watch_nodes(cluster: Cluster) -> bool:
+    """Without the right, kopf would give up all watches."""
+    allowed = await cluster.may("list", names.NODES) and await cluster.may("watch", names.NODES)
+    if not allowed:
+        log.info("nodes are not watched, for want of the right to: engines stay where they are until their node goes")
+    return allowed
+
+
+def _handlers(
+    controller: Controller, loop: asyncio.AbstractEventLoop, watch_s: int, on_node: OnNode | None
+) -> kopf.OperatorRegistry:
+    """kopf's handlers. They hand over in ``loop``."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=registry)
@@ -97,5 +116,11 @@ def _handlers(controller: Controller, loop: asyncio.AbstractEventLoop, watch_s: 
     @kopf.on.event(names.GROUP, names.VERSION, names.CLASSES, registry=registry)
     async def qoe_class(meta: kopf.Meta, **_: Any) -> None:
         loop.call_soon_threadsafe(controller.classes_changed, str(meta["namespace"]))
+
+    if on_node is not None:
+
+        @kopf.on.event("v1", names.NODES, registry=registry)
+        async def node(event: kopf.RawEvent, **_: Any) -> None:
+            loop.call_soon_threadsafe(on_node, event["object"], event["type"] == "DELETED")
 
     return registry

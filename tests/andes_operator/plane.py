@@ -32,6 +32,7 @@ from andes_sglang.sketch import DurationSketch, Sketch
 
 ROOT = Path(__file__).parent.parent.parent
 CHART_FILES = ROOT / "charts" / "andes" / "files"
+RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
 def free_port() -> int:
@@ -40,28 +41,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def node_role(namespace: str) -> str:
+    """Of the operator there: name of a ClusterRole and its binding."""
+    return f"andes-operator-nodes-{namespace}"
+
+
 def operator_kubeconfig(
     plane: ControlPlane, namespace: str, scales: tuple[tuple[str, str], ...] = (("apps", "deployments"),)
 ) -> Path:
-    """A kubeconfig of a service account that holds the chart's role in ``namespace``, and nothing else."""
+    """A kubeconfig of a service account that holds the chart's role in ``namespace``, the rules about nodes everywhere, and
+    nothing else."""
     rules = yaml.safe_load((CHART_FILES / "operator-rules.yaml").read_text())
+    of_nodes = [rule for rule in rules if "nodes" in rule["resources"]]
+    rules = [rule for rule in rules if rule not in of_nodes]
     rules += [{"apiGroups": [g], "resources": [f"{r}/scale"], "verbs": ["get", "patch"]} for g, r in scales]
     body: dict[str, Any] = {"metadata": {"name": "andes-operator"}}
     core = f"/api/v1/namespaces/{namespace}"
-    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
     plane("POST", f"{core}/serviceaccounts", body)
-    plane("POST", f"{rbac}/roles", {**body, "rules": rules})
-    plane("POST", f"{rbac}/rolebindings", {
-        **body,
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "andes-operator"},
-        "subjects": [{"kind": "ServiceAccount", "name": "andes-operator", "namespace": namespace}],
-    })  # fmt: skip
+    roles = [("Role", f"{RBAC}/namespaces/{namespace}/", "andes-operator", rules)]
+    roles.append(("ClusterRole", f"{RBAC}/cluster", node_role(namespace), of_nodes))
+    for kind, path, name, held in roles:
+        plane("POST", f"{path}roles", {"metadata": {"name": name}, "rules": held})
+        plane("POST", f"{path}rolebindings", {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": "andes-operator", "namespace": namespace}],
+        })  # fmt: skip
     return plane.write_kubeconfig(namespace, plane.account_token(namespace, "andes-operator"), namespace)
 
 
 class Node(threading.Thread):
     """Binds, runs and ends pods. A pod's address is its annotation ``test/ip``, or the next of 127.0.9.x. room: by label, how
-    many pods there can be that select nodes by it; others it binds without asking the scheduler."""
+    many pods there can be that select nodes by it; others it binds without asking the scheduler. name: of the node that new
+    pods get."""
 
     def __init__(self, plane: ControlPlane) -> None:
         super().__init__(daemon=True)
@@ -69,6 +81,18 @@ class Node(threading.Thread):
         self._stopped = threading.Event()
         self._next = 0
         self.room: dict[str, int] = {}
+        self.name = "node1"
+
+    @contextlib.contextmanager
+    def another(self, name: str) -> Iterator[None]:
+        """A second node, which has the pods that come meanwhile. At the end it is gone."""
+        self._plane("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+        self.name = name
+        try:
+            yield
+        finally:
+            self.name = "node1"
+            self._plane("DELETE", f"/api/v1/nodes/{name}")
 
     def run(self) -> None:
         with contextlib.suppress(ApiError):
@@ -89,7 +113,7 @@ class Node(threading.Thread):
         elif "nodeName" not in pod["spec"]:
             if not self._has_room(pod):
                 return
-            target = {"apiVersion": "v1", "kind": "Node", "name": "node1"}
+            target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
             self._plane("POST", f"{path}/binding", {"metadata": {"name": metadata["name"]}, "target": target})
         elif pod["status"]["phase"] == "Pending":
             self._next += 1

@@ -32,6 +32,13 @@ def test_the_gateway_reads_what_is_published() -> None:
     assert ClassSettings(**read["speech"]) == ClassSettings(tds=3)
 
 
+def test_a_class_without_readers_yields_in_gateway_and_what_if() -> None:
+    spec = {"yields": True, "ttftSeconds": 600, "tokensPerSecond": 1}
+    assert ClassSettings(**settings(spec)).expectation == reader(spec)
+    assert reader(spec).yields
+    assert not reader({}).yields
+
+
 class Namespace:
     """One QoEClass, and a ConfigMap that can be written or not."""
 

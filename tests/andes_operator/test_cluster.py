@@ -72,6 +72,22 @@ def test_pods_are_listed_by_selector_and_none_without_one() -> None:
     assert (found, server.asked) == ([], [])
 
 
+def test_a_pod_is_evicted_in_words_that_old_servers_know_too() -> None:
+    path = "POST /api/v1/namespaces/chat/pods/a/eviction"
+    _, server = against({path: [(201, {})]}, lambda c: c.evict_pod("chat", "a"))
+    assert server.asked == [(path, {"metadata": {"name": "a", "namespace": "chat"}}, "application/json")]
+    refused, server = against({path: [(429, {"message": "disruption budget"})]}, lambda c: c.evict_pod("chat", "a"))
+    assert (refused.status, str(refused)) == (429, "evict pod a: disruption budget")
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_right_is_looked_up(allowed: bool) -> None:
+    path = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    found, server = against({path: [(201, {"status": {"allowed": allowed}})]}, lambda c: c.may("watch", "nodes"))
+    assert found is allowed
+    assert server.asked[0][1] == {"spec": {"resourceAttributes": {"verb": "watch", "resource": "nodes"}}}
+
+
 def test_a_refusal_says_what_and_why() -> None:
     error, _ = against(
         {"GET /api/v1/namespaces/chat/pods?labelSelector=a&resourceVersion=0": [(403, STATUS)]},
@@ -226,7 +242,7 @@ def test_what_cannot_be_scaled_is_not_found(kind: str, said: str) -> None:
 
 
 def test_lists_are_shared_for_a_while() -> None:
-    path = "GET /apis/andes.dev/v1alpha1/namespaces/chat/qoetargets"
+    path = "GET /apis/andes.dev/v1alpha1/namespaces/chat/qoetargets?resourceVersion=0"
 
     async def work(cluster: Cluster) -> Any:
         first, second = await asyncio.gather(*(cluster.list_all("qoetargets", "chat", 60.0) for _ in range(2)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -29,6 +30,10 @@ class Lists:
         self.classes: list[Key] = []
         self.asked: list[str | None] = []
         self.error: Exception | None = None
+        self.forgotten: list[tuple[str, str]] = []
+
+    def forget_list(self, plural: str, namespace: str) -> None:
+        self.forgotten.append((plural, namespace))
 
     async def list_all(self, plural: str, namespace: str | None) -> list[dict[str, Any]]:
         if self.error is not None:
@@ -103,6 +108,7 @@ async def test_an_edit_is_reconciled_at_once_and_the_operators_own_writes_are_no
     log.controller.changed(CHAT, 2)
     await asyncio.sleep(1.0)
     assert log.times_s == [0.0, 2.0]
+    assert log.lists.forgotten == [(names.TARGETS, "chat")], "what it reads then is not the list of before the edit"
     log.controller.changed(CHAT, 2)
     await asyncio.sleep(1.0)
     assert log.times_s == [0.0, 2.0]
@@ -230,6 +236,29 @@ async def test_what_a_watch_still_tells_after_the_end_begins_nothing(log: Log) -
     log.controller.classes_changed("chat")
     await asyncio.sleep(1.0)
     assert log.reconciled == log.published == []  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize("end", [TimeoutError("no answer"), None])
+def test_a_cancellation_that_a_library_takes_for_its_own_does_not_keep_it_from_ending(end: Exception | None) -> None:
+    """As aiohttp does when its own limit ends in the same moment."""
+
+    async def scenario() -> None:
+        log = Log()
+
+        async def stubborn(key: Key) -> Result:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000.0)
+            if end is not None:
+                raise end
+            return Result(1000.0)
+
+        log.controller._reconcile = stubborn
+        log.controller.changed(CHAT, 1)
+        await asyncio.sleep(1.0)
+        async with asyncio.timeout(100.0):
+            await log.controller.stop()
+
+    simulated_time.run(scenario())
 
 
 # Health

@@ -68,7 +68,7 @@ def test_defaults_are_filled_in(plane: ControlPlane) -> None:
     assert made["whatIf"] == {"profile": "h100-llama-3.1-8b", "margin": 0.01}
     assert made["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 120, "periodSeconds": 60, "idleSeconds": 600}
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoeclasses?dryRun=All", CLASS)["spec"]
-    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"]) == (1, 4.8, 0.05)
+    assert (made["ttftSeconds"], made["tokensPerSecond"], made["shedBelow"], made["yields"]) == (1, 4.8, 0.05, False)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,12 @@ def test_an_invalid_class_is_refused(plane: ControlPlane, where: str, value: Any
         ("spec.budget", {}, "give gpus, pricePerHour or both"),
         ("spec.budget.gpus", 0, "spec.budget.gpus"),
         ("spec.members", [], "spec.members"),
-        ("spec.members.0.price", None, "with pricePerHour every member needs a price"),
+        ("spec.members.0.price", None, "give every member a price, or none and no pricePerHour"),
+        (
+            "spec",
+            {"budget": {"gpus": 2}, "members": [{"target": "a", "price": 1}, {"target": "b"}]},
+            "give every member a price",
+        ),
         ("spec.members.0.priority", 0, "spec.members[0].priority"),
         ("spec.members", [{"target": "a", "price": 1}, {"target": "a", "price": 2}], "Duplicate"),
     ],
@@ -199,7 +204,7 @@ def test_schema_and_code_speak_of_the_same_fields(plane: ControlPlane) -> None:
     b = spec.behavior
     assert (b.tick_s, b.window_s, b.cold_start_s, b.up_stabilization_s, b.up_step) == (5, 60, 90, 1, 2)
     assert (b.down_stabilization_s, b.down_period_s, b.idle_s, b.margin) == (3, 4, 6, 0.02)
-    assert str(spec.objectives[1].objective) == "TTFT p95<=1.5s"
+    assert str(spec.objectives[1].objective) == "p95(ttft)<=1.5"
     assert (spec.profile, spec.policy) == ("p", "fcfs")
     assert repr(dict(spec.policy_options)) == "{'a': 1.5, 'b': True, 'c': 'x', 'd': 4}", "types as they were written"
     assert (spec.baseline_replicas, spec.gpus_per_replica) == (10, 1)

@@ -19,7 +19,7 @@ from andes_operator.names import Mode, Reason
 from andes_operator.observe import DataFault, PodCounts, PodFailure
 from andes_operator.spec import ClassObjective, ScalingBehavior, TargetSpec
 from andes_operator.whatif import Prediction
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective, Statistic
 
 NOW_S = 1_000_000.0
 BAD = scores(*[0.5] * 50)
@@ -194,7 +194,7 @@ def test_the_shortfall_is_of_the_objective_that_is_missed_by_most() -> None:
     assert shortfall(objectives[:1], {Metric.QOE: scores(*[0.1] * 50)}) is None, "no stream of its class"
     half = ClassObjective("reading", QoEObjective(Statistic.MEAN, 0.5))
     assert shortfall((half,), {Metric.QOE: scores(*[0.5] * 10)}) is None, "exactly the objective"
-    late = ClassObjective("reading", LatencyPercentile(Metric.TTFT, 2.0, 95.0))
+    late = ClassObjective("reading", LatencyObjective(Metric.TTFT, 2.0, 95.0))
     got = {**qoe, Metric.TTFT: seconds(*[4.0] * 10)}
     assert shortfall((*objectives, late), got) == (late, pytest.approx(4.0, rel=0.02)), (
         "twice the seconds is further off"
@@ -203,7 +203,7 @@ def test_the_shortfall_is_of_the_objective_that_is_missed_by_most() -> None:
     assert shortfall((late,), {**qoe, Metric.TTFT: seconds(*[9.0] * 9)}) is None, "nine streams tell too little"
 
 
-LATE = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyPercentile(Metric.TTFT, 2.0, 95.0))))
+LATE = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyObjective(Metric.TTFT, 2.0, 95.0))))
 
 
 def test_a_percentile_of_seconds_that_is_missed_adds_replicas_and_forbids_a_step_down() -> None:

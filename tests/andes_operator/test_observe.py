@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cases import seconds
 
-from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
+from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest, options_of
 from andes_operator.names import Reason
 from andes_operator.observe import Observation, PodCounts, merge
 from andes_sglang.objective import Metric
@@ -303,6 +303,20 @@ def test_the_routing_policy_is_read() -> None:
         "prefix", (("a", True), ("b", 1)))  # fmt: skip
     assert answers(routing={"name": "qoe"}).routing_policy == ("qoe", ())
     assert answers(routing={"name": "mine", "options": {"limit": None}}).routing_policy == ("mine", (("limit", None),))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"tiers": ["h100", "l4"]}, {"weights": {"b": 2, "a": [1.5, None]}, "name": "[x]"}, {"none": [], "empty": {}}],
+)
+def test_options_that_are_lists_or_mappings_reach_the_what_if_as_they_are(options: dict[str, Any]) -> None:
+    one, two = (
+        answers(routing={"name": "mine", "options": dict(order(options.items()))}) for order in (list, reversed)
+    )
+    found = merged(one, two).routing_policy
+    assert found is not None
+    assert options_of(found) == options
+    assert one.routing_policy == two.routing_policy, "counted as one, whatever their order"
 
 
 def test_all_that_a_request_says_of_its_reader_is_read() -> None:

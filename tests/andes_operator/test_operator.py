@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from e2e.control_plane import ApiError, ControlPlane, until
 from opentelemetry.trace import NoOpTracer
-from plane import Gateway, Moody, Node, Operator, Proxy, World, operator_kubeconfig, running
+from plane import RBAC, Gateway, Moody, Node, Operator, Proxy, World, node_role, operator_kubeconfig, running
 
 from andes_operator.class_publisher import ClassPublisher
 from andes_operator.cluster import Cluster, connect
@@ -159,6 +159,8 @@ def site(plane: ControlPlane, node: Node, tmp_path: Path) -> Iterator[Site]:
     made.gateway.stop()
     with contextlib.suppress(ApiError):
         plane("DELETE", f"/api/v1/namespaces/{made.namespace}")
+        for kind in ("clusterroles", "clusterrolebindings"):
+            plane("DELETE", f"{RBAC}/{kind}/{node_role(made.namespace)}")
 
 
 def get(operator: Operator, path: str) -> tuple[int, str]:
@@ -510,7 +512,48 @@ def test_two_targets_share_a_budget_and_what_is_worth_more_gets_more(site: Site)
         until("no pool any more", lambda: site.condition("Conflict") == ("False", "NoPool"))
 
 
-def test_the_role_is_the_least_that_works(site: Site) -> None:
+SPOT = {"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}
+
+
+def where(site: Site) -> list[str]:
+    """Nodes of the engines that stay."""
+    return sorted(p["spec"].get("nodeName", "") for p in site.pods() if "deletionTimestamp" not in p["metadata"])
+
+
+def test_engines_of_a_node_that_is_about_to_go_are_drained_and_replaced_at_once(site: Site, node: Node) -> None:
+    """By the watch: the next reconcile would be minutes away."""
+    site.deploy(replicas=2)
+    with node.another("spot1"):
+        site.plane("PATCH", f"{site.apps}/deployments/engine/scale", {"spec": {"replicas": 3}})
+        until("the third engine runs", lambda: len(site.engine_names()) == 3)
+        assert where(site) == ["node1", "node1", "spot1"]
+        lost = next(p["status"]["podIP"] for p in site.pods() if p["spec"]["nodeName"] == "spot1")
+        site.aim(minReplicas=3, behavior={**FAST, "tickSeconds": 300})
+        with running(site.operator()):
+            until("a first reconcile", lambda: site.status().get("observedAt"))
+            node.name = "node1"
+            noticed_s = time.monotonic()
+            site.plane("PATCH", "/api/v1/nodes/spot1", {"spec": {"taints": [SPOT]}})
+            until("the gateway is told", lambda: (f"{lost}:8000", True) in site.world.drained)
+            print(f"drained {time.monotonic() - noticed_s:.1f} s after the taint")
+            until("it is replaced elsewhere", lambda: where(site) == ["node1"] * 3)
+            assert "NodeGoing" in site.events()
+            assert time.monotonic() - noticed_s < 240, "no tick has passed"
+
+
+def test_without_the_right_to_watch_nodes_it_works_and_says_so(site: Site) -> None:
+    site.plane("DELETE", f"{RBAC}/clusterrolebindings/{node_role(site.namespace)}")
+    site.deploy(replicas=2)
+    site.world.rate_rps = 0.5
+    site.aim()
+    with running(site.operator()) as operator:
+        until("one fewer", lambda: site.replicas() == 1)
+        site.edit(minReplicas=2)
+        until("the edit is seen", lambda: site.replicas() == 2)
+    assert "nodes are not watched, for want of the right to" in operator.said()
+
+
+def test_the_role_is_the_least_that_works(site: Site, node: Node) -> None:
     """All that the role allows is used, and nothing else is asked for: by what the API server's audit log says."""
     site.deploy(replicas=2)
     site.world.rate_rps = 0.5
@@ -526,13 +569,19 @@ def test_the_role_is_the_least_that_works(site: Site) -> None:
         for rule in role["rules"] for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]
         if not resource.endswith("/scale") or resource == "deployments/scale"
     }  # fmt: skip
+    allowed |= {("", "nodes", "list"), ("", "nodes", "watch")}
     account = f"system:serviceaccount:{site.namespace}:andes-operator"
 
     def used() -> set[tuple[str, str, str]]:
-        return {asked[:3] for asked in site.plane.audited(account)}
+        """Without what every account may: to ask for its own rights."""
+        return {asked[:3] for asked in site.plane.audited(account) if asked[1] != "selfsubjectaccessreviews"}
 
-    with running(site.operator()):
+    with running(site.operator()), node.another("spot2"):
         until("one fewer", lambda: site.replicas() == 1)
+        site.edit(minReplicas=2)
+        until("one on the other node", lambda: "spot2" in where(site))
+        node.name = "node1"
+        site.plane("PATCH", "/api/v1/nodes/spot2", {"spec": {"taints": [SPOT]}})
         with contextlib.suppress(AssertionError):  # what is missing is said below
             until("all that is allowed is used", lambda: used() >= allowed)
     assert used() == allowed

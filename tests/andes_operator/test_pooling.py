@@ -74,6 +74,10 @@ def test_a_pool_is_read() -> None:
         ({"budget": {"pricePerHour": 1}, "members": [{"target": "a"}]}, "spec.members[0].price is missing"),
         ({"budget": {"gpus": 1}, "members": [{"target": "a"}, {"target": "a"}]}, 'spec.members[1].target "a" is a member already'),
         ({"budget": {"gpus": 1}, "members": [{"price": 1}]}, "spec.members[0].target is missing"),
+        ({"budget": {"gpus": 1}, "members": [{"target": "a", "price": 1}, {"target": "b"}]},
+         "spec.members[1].price is missing, and others have one: give every member a price, or none"),
+        ({"budget": {"gpus": 1}, "members": [{"target": "a"}, {"target": "b"}, {"target": "c", "price": 1}]},
+         "spec.members[0].price is missing, and others have one"),
         ({"budget": {"gpus": 1}, "members": [{"target": "a", "priority": -1}]}, "spec.members[0].priority must be above 0, got -1.0"),
     ],
 )  # fmt: skip
@@ -271,6 +275,26 @@ def test_what_was_given_counts_until_the_target_has_told_that_it_knows_of_less()
     held = member_of(PoolMember("chat"), target("chat", replicas=1), less)
     assert held is not None
     assert held.existing == 2
+
+
+def test_a_pool_that_was_made_again_is_another_pool() -> None:
+    """Its parts are counted from one again: what a target tells of the first is nothing about the second."""
+    spec = parse_pool({"budget": {"gpus": 12}, "members": [{"target": "chat"}, {"target": "code"}]})
+    first, second = ({**POOL, "metadata": {**POOL["metadata"], "uid": uid}} for uid in ("1", "2"))
+    acting = target("chat", replicas=1, pool={"name": "gpus", "uid": "1", "asks": 1, "given": 4, "grant": 1})
+    others = {"code": target("code", asks=9, replicas=1, pool={"name": "gpus", "uid": "2", "asks": 9})}
+
+    def given(pool: dict[str, Any], chat: dict[str, Any]) -> dict[str, int]:
+        made, _ = pool_status(pool, spec, {"chat": chat, **others}, now_s=0.0)
+        pool["status"] = made
+        return {m["target"]: m["replicas"] for m in made["members"]}
+
+    assert given(second, acting)["code"] <= 2, "chat may still grow to the four that it was given before"
+    assert given(second, acting)["code"] <= 2
+    known = target("chat", replicas=1, pool={"name": "gpus", "uid": "2", "asks": 1, "given": 1, "grant": 1})
+    given(second, known)
+    assert given(second, known)["code"] == 5
+    assert given(first, acting)["chat"] == 1, "the same pool knows that its number 1 was read"
 
 
 def test_members_that_act_late_never_exceed_the_budget_together() -> None:

@@ -19,11 +19,14 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.gateway_report import FleetReplica, GatewayReport, ObservedRequest
 from andes_operator.gateways import Answers
 from andes_operator.growth import GrowthHistory
+from andes_operator.nodes import Nodes
+from andes_operator.observer import LIST_TTL_S, MANY_TARGETS, MANY_TTL_S
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
 from andes_operator.table import Table
 from andes_operator.telemetry import OperatorMetrics
+from andes_operator.victims import GOING_COST
 from andes_operator.whatif import Prediction
 from andes_sglang.sim.buffer import Buffer
 
@@ -42,6 +45,7 @@ def pod(number: int) -> dict[str, Any]:
     created, ready = "2026-11-21T08:00:00Z", "2026-11-21T08:00:40Z"
     return {
         "metadata": {"name": f"engine-{number}", "creationTimestamp": created},
+        "spec": {"nodeName": f"node-{number}"},
         "status": {
             "phase": "Running", "podIP": f"10.0.0.{number}",
             "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": ready}],
@@ -61,7 +65,9 @@ class Site:
         self.replicas, self.version, self.now_s = replicas, 1, NOW_S
         self.fewest: int | None = 2
         self.selector = "app=engine"
-        self.targets, self.shared = 1, 0
+        self.targets, self.shared, self.statuses = 1, 0, 0
+        self.listed: list[dict[str, Any]] | None = None
+        self.ages: dict[str, float] = {}
         self.models: tuple[str, ...] = ()
         self.others: tuple[FleetReplica, ...] = ()
         self.asked: list[str | None] = []
@@ -75,9 +81,9 @@ class Site:
         self.maps: dict[str, dict[str, str]] = {}
         self.requests = 600  # two a second
         self.streams = [5] * 20
-        self.metrics = OperatorMetrics()
+        self.metrics, self.nodes = OperatorMetrics(), Nodes()
         self.reconciler = Reconciler(
-            self, self, self.predict,  # type: ignore[arg-type]
+            self, self, self.predict, nodes=self.nodes,  # type: ignore[arg-type]
             metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
         )  # fmt: skip
 
@@ -116,19 +122,27 @@ class Site:
         self._check("annotate")
         self.written.append((name, annotations))
 
+    async def evict_pod(self, namespace: str, name: str) -> None:
+        self._check("evict")
+        self.written.append(("evict", name))
+
     async def autoscalers(self, namespace: str) -> list[dict[str, Any]]:
         return self.hpas
 
     async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[dict[str, Any]]:
         self._check(plural)
+        self.ages[plural] = ttl_s
         if plural == names.CLASSES:
             return [{"metadata": {"name": "reading"}, "spec": {"tokensPerSecond": 9, "weight": 2}}]
         if plural == names.POOLS:
             return self.pools
+        if self.listed is not None:
+            return self.listed
         return [] if self.resource is None else [self.resource] * self.targets
 
     async def patch_status(self, plural: str, namespace: str, name: str, status: dict[str, Any]) -> None:
         self._check("status")
+        self.statuses += 1
         if self.resource is not None:
             self.resource["status"] = {**self.resource.get("status", {}), **copy.deepcopy(status)}
 
@@ -532,6 +546,66 @@ def test_before_a_pod_is_removed_its_cost_is_told_and_it_is_drained() -> None:
     ]  # fmt: skip
 
 
+SPOT = [{"key": "aws-node-termination-handler/spot-itn", "effect": "NoSchedule"}]
+
+
+def going(number: int) -> dict[str, Any]:
+    return {"metadata": {"name": f"node-{number}"}, "spec": {"taints": SPOT}}
+
+
+def test_an_engine_whose_node_is_about_to_go_is_drained_and_replaced() -> None:
+    site = Site()
+    site.nodes.see(going(1))
+    site.reconcile()
+    assert site.written == [
+        ("engine-1", {names.DRAINING: "2026-11-21T09:02:00Z"}), ("drain", "10.0.0.1:80", True), ("evict", "engine-1"),
+        ("event", names.Reason.NODE_GOING, False),
+    ]  # fmt: skip
+    assert site.reconciler.on_node("node-1") == [KEY]
+    assert site.reconciler.on_node("node-7") == []
+
+
+def test_the_only_engine_serves_on_while_what_replaces_it_starts() -> None:
+    site = Site(replicas=1)
+    site.fewest = 1
+    site.nodes.see(going(0))
+    site.reconcile()
+    assert ("evict", "engine-0") in site.written
+    assert not [w for w in site.written if w[0] == "drain"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 429])
+def test_an_eviction_that_is_not_possible_now_fails_nothing(status: int) -> None:
+    site = Site()
+    site.nodes.see(going(1))
+    site.errors["evict"] = ClusterError(status, "evict pod engine-1: no")
+    site.reconcile()
+    assert ("drain", "10.0.0.1:80", True) in site.written
+    site.errors["evict"] = ClusterError(500, "evict pod engine-1: broken")
+    with pytest.raises(ClusterError):
+        site.reconcile()
+
+
+@pytest.mark.parametrize("spec", [{"mode": "Advisory"}, {"pause": {"until": "2026-11-21T10:00:00Z"}}])
+def test_advice_moves_no_engine(spec: dict[str, Any]) -> None:
+    site = Site(**spec)
+    site.nodes.see(going(1))
+    site.reconcile()
+    assert not [w for w in site.written if w[0] in ("evict", "drain")]
+
+
+def test_what_stands_on_a_cordoned_node_is_removed_first_and_not_before() -> None:
+    site = Site(replicas=3)
+    assert site.resource is not None
+    site.resource["status"] = {"memory": STABLE}
+    site.streams = [9, 1, 5]
+    site.nodes.see({"metadata": {"name": "node-0"}, "spec": {"unschedulable": True}})
+    site.reconcile()
+    assert ("drain", "10.0.0.0:80", True) in site.written
+    assert ("evict", "engine-0") not in site.written
+    assert ("engine-0", {names.DELETION_COST: str(GOING_COST)}) in site.written
+
+
 def test_a_pod_that_has_gone_meanwhile_is_no_error() -> None:
     site = Site(replicas=3)
     assert site.resource is not None
@@ -725,3 +799,95 @@ def test_untrusted_data_books_nothing() -> None:
     site.reconciles(3)
     assert site.status["memory"]["ledger"]["requestsPerSecond"] == []
     assert site.tables == []
+
+
+# One of many targets
+
+
+def many(**spec: Any) -> Site:
+    site = Site(**spec)
+    site.targets, site.fewest = MANY_TARGETS, 2
+    return site
+
+
+def test_the_status_of_one_of_many_is_written_when_there_is_something_to_act_on() -> None:
+    site = many()
+    site.reconcile()
+    assert site.statuses == 1
+    for _ in range(7):
+        site.now_s += 15.0
+        site.reconcile()
+    assert site.statuses == 1
+    assert site.metric("andes_operator_recommended_replicas", namespace="chat", target="t") is not None
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.statuses == 2, "two minutes later, for the figures"
+    site.missing = ("gateway g does not answer",)
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("DataAvailable") == ("False", "DataMissing")
+    assert site.statuses == 3, "at once"
+    alone = Site()
+    for _ in range(3):
+        alone.reconcile()
+        alone.now_s += 15.0
+    assert alone.statuses == 3
+
+
+def test_one_of_many_goes_on_from_what_it_has_not_written() -> None:
+    site, alone = many(), Site()
+    for each in (site, alone):
+        for _ in range(4):
+            each.reconcile()
+            each.now_s += 15.0
+    said, (now, then) = alone.status, (s.reconciler._states.of(s.resource or {}).made for s in (site, alone))
+    assert now["memory"] == then["memory"]
+    assert now["gpuHours"] == then["gpuHours"] == said["gpuHours"]
+    site.now_s = alone.now_s = alone.now_s + 120.0
+    for each in (site, alone):
+        each.reconcile()
+    assert site.status["memory"] == alone.status["memory"]
+
+
+def test_a_list_of_many_targets_is_used_for_longer() -> None:
+    site = many()
+    site.reconcile()
+    assert site.ages[names.TARGETS] == MANY_TTL_S
+    site.targets = 1
+    site.reconcile()
+    site.reconcile()
+    assert site.ages[names.TARGETS] == LIST_TTL_S
+
+
+def test_an_error_of_one_of_many_is_taken_back_when_it_is_over() -> None:
+    site = many()
+    site.reconcile()
+    site.selector = ""
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("TargetFound") == ("False", "NoSelector")
+    site.selector = "app=engine"
+    site.now_s += 15.0
+    site.reconcile()
+    assert site.condition("TargetFound") == ("True", "Found")
+
+
+def test_another_operator_of_many_targets_is_given_as_long_as_it_may_be_silent() -> None:
+    site = many()
+    assert site.resource is not None
+    site.resource["status"] = {"operator": "team-b/andes-operator", "observedAt": "2026-11-21T09:00:50Z"}
+    site.reconcile()
+    assert site.status["operator"] == "team-b/andes-operator", "70 s are no more than it may take"
+    site.now_s += 300.0
+    site.reconcile()
+    assert site.status["operator"] == "chat/andes-operator"
+
+
+def test_one_of_many_that_is_not_listed_is_looked_for_itself() -> None:
+    site = many()
+    site.reconcile()
+    others = [{**(site.resource or {}), "metadata": {**(site.resource or {})["metadata"], "name": "u"}}] * MANY_TARGETS
+    site.listed = others
+    assert site.reconcile() == Result(15.0), "the list was older than it"
+    site.resource = None
+    assert site.reconcile() == Result(None)

@@ -18,7 +18,7 @@ from andes_operator.spec import (
     TargetSpec,
     parse,
 )  # fmt: skip
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective, Statistic
 from andes_sglang.sketch import DurationSketch, Sketch
 
 SPEC: dict[str, Any] = {
@@ -99,15 +99,18 @@ def test_a_latency_is_of_its_class_and_metric() -> None:
         quick.add(0.01 * k)
         slow.add(1.0 * k)
     got = {Metric.TTFT: {"reading": quick, "code": slow}, Metric.STALL: {"reading": slow}}
-    objective = ClassObjective("reading", LatencyPercentile(Metric.TTFT, 0.8, 95.0))
+    objective = ClassObjective("reading", LatencyObjective(Metric.TTFT, 0.8, 95.0))
     assert objective.evaluate(got) == pytest.approx(0.95, rel=0.021)
     assert replace(objective, class_name="code").evaluate(got) == pytest.approx(95.0, rel=0.021)
     assert replace(objective, class_name="*").evaluate(got) == pytest.approx(90.0, rel=0.03)
-    assert replace(objective, objective=LatencyPercentile(Metric.STALL, 1.0, 50.0)).evaluate(got) == pytest.approx(
+    assert replace(objective, objective=LatencyObjective(Metric.STALL, 1.0, 50.0)).evaluate(got) == pytest.approx(
         50.0, rel=0.03
     )
     assert objective.missed(0.961) == "the percentile 95 of TTFT of reading is 0.96 s, above 0.8 s"
-    assert (objective.excess(0.4), objective.excess(1.2)) == (pytest.approx(0.5), pytest.approx(-0.5))
+    assert (objective.objective.margin(0.4), objective.objective.margin(1.2)) == (
+        pytest.approx(0.5),
+        pytest.approx(-0.5),
+    )
 
 
 def test_every_field_is_read() -> None:

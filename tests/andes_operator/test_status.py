@@ -17,7 +17,7 @@ from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective, Statistic
 
 NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
 GOOD = seen(NOW_S, 2, ended=scores(*[1.0] * 20))
@@ -240,7 +240,7 @@ def test_gpu_hours_and_what_was_saved() -> None:
 
 def test_the_summary_is_of_the_objective_that_is_missed_by_most() -> None:
     mean = ClassObjective("code", QoEObjective(Statistic.MEAN, 0.9))
-    late = ClassObjective("*", LatencyPercentile(Metric.STALL, 2.0, 99.0))
+    late = ClassObjective("*", LatencyObjective(Metric.STALL, 2.0, 99.0))
     spec = replace(SPEC, objectives=(mean, late))
     look = replace(GOOD, ended={"code": scores(*[0.8] * 20)["reading"]}, stall=seconds(*[2.1] * 20))
     assert summary(spec, look) == "0.800/0.9"
@@ -249,7 +249,7 @@ def test_the_summary_is_of_the_objective_that_is_missed_by_most() -> None:
 
 
 def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
-    late = ClassObjective("*", LatencyPercentile(Metric.TTFT, 2.0, 95.0))
+    late = ClassObjective("*", LatencyObjective(Metric.TTFT, 2.0, 95.0))
     spec = replace(SPEC, objectives=(TARGET, late))
     prediction = replace(predicted(2), objectives=spec.objectives, values={2: (0.97, 1.5)})
     for waited_s, met in ((1.0, "True"), (3.0, "False")):
@@ -272,7 +272,7 @@ def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
 
 
 def test_gateways_that_do_not_report_seconds_are_named() -> None:
-    spec = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyPercentile(Metric.STALL, 2.0, 95.0))))
+    spec = replace(SPEC, objectives=(TARGET, ClassObjective("*", LatencyObjective(Metric.STALL, 2.0, 95.0))))
     found = made(GOOD, replace(predicted(2), values={}), spec=spec)
     assert by_type(found)["ObjectiveMet"] == by_type(found)["Ready"] == ("Unknown", "MetricUnseen")
     (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")

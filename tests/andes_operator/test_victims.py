@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from andes_operator.names import DELETION_COST, DRAINING
 from andes_operator.victims import (
+    GOING_COST,
     UNREADY_COST,
     deletion_cost,
     deletion_costs,
@@ -24,6 +25,19 @@ def test_the_one_with_least_to_lose_goes_first() -> None:
     assert cost == {"a": 7, "b": 2, "c": 0, "d": UNREADY_COST}
     assert [p["metadata"]["name"] for p in victims("Deployment", pods, cost, 3)] == ["d", "c", "b"]
     assert victims("Deployment", pods, cost, -1) == []
+
+
+def test_of_those_that_serve_what_stands_on_a_node_that_may_go_is_removed_first() -> None:
+    pods = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", ready=False)]
+    cost = deletion_costs(pods, {"10.0.0.1:80": 90, "10.0.0.2:80": 0}, going={"a", "c"})
+    assert cost == {"a": GOING_COST, "b": 0, "c": UNREADY_COST}
+    assert [p["metadata"]["name"] for p in victims("Deployment", pods, cost, 2)] == ["c", "a"]
+
+
+def test_what_stands_on_a_node_that_goes_does_not_serve_again() -> None:
+    stayed = pod("a", annotations={DRAINING: "2026-11-21T09:00:00Z"})
+    assert to_undrain([stayed], 1, 1795251720.0, 60, going={"a"}) == []
+    assert to_undrain([stayed], 1, 1795251720.0, 60, going={"b"}) == [stayed]
 
 
 def test_an_address_of_version_six() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective, Statistic
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective, Statistic, parse_objective
 from andes_sglang.sketch import DurationSketch, Sketch
 
 
@@ -61,7 +61,7 @@ def test_fields_out_of_range_are_refused(statistic: Statistic, value: float, at:
 
 @pytest.mark.parametrize("metric", [Metric.TTFT, Metric.STALL])
 def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(metric: Metric) -> None:
-    objective = LatencyPercentile(metric, 2.0, 90.0)
+    objective = LatencyObjective(metric, 2.0, 90.0)
     seconds = np.array([0.1 * k for k in range(1, 22)])
     sketch = DurationSketch()
     for each in seconds:
@@ -70,13 +70,14 @@ def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(me
     assert objective.of_sketch(sketch) == pytest.approx(1.9, rel=0.021)
     assert (objective.met(2.0), objective.met(2.01), objective.met(1.95, margin=0.05)) == (True, False, False)
     assert (objective.of(np.array([])), objective.of_sketch(DurationSketch())) == (0.0, None)
-    assert str(objective) == f"{metric} p90<=2s"
+    assert str(objective) == f"p90({metric.lower()})<=2"
+    assert parse_objective(str(objective)) == objective
 
 
 @pytest.mark.parametrize(
     ("metric", "value", "at", "text"),
     [
-        (Metric.QOE, 1.0, 95.0, "metric must be TTFT or Stall, got QoE"),
+        (Metric.QOE, 1.0, 95.0, "metric must be one of Stall, TPOT, TTFT, got QoE"),
         (Metric.TTFT, 0.0, 95.0, "value must be seconds > 0, got 0.0"),
         (Metric.TTFT, float("nan"), 95.0, "value must be seconds > 0, got nan"),
         (Metric.STALL, 1.0, 100.0, "at must be between 0 and 100, got 100.0"),
@@ -84,4 +85,4 @@ def test_a_latency_objective_is_at_most_its_seconds_of_values_and_of_a_sketch(me
 )
 def test_latency_fields_out_of_range_are_refused(metric: Metric, value: float, at: float, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        LatencyPercentile(metric, value, at)
+        LatencyObjective(metric, value, at)

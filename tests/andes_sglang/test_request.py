@@ -135,6 +135,10 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         ('{"index": 1, "deliveries": []}', "row 2: not a record (TypeError"),
         ('{"hello": 1, "deliveries": []}', "row 2: not a record (TypeError"),
         ("[]", "row 2: not a record (TypeError"),
+        (
+            '{"deliveries": [[1.0, 1], [2.0, 500000000]]}',
+            "row 2: not a record (ValueError: an answer of 500000001 tokens",
+        ),
     ],
 )
 def test_a_damaged_record_is_named(line: str, says: str, tmp_path: Path) -> None:

@@ -95,3 +95,12 @@ def test_what_goes_without_a_first_token_is_forgotten() -> None:
 )
 def test_lower_bounds_count_as_such(values: list[tuple[float, bool]], share: float, expected: float) -> None:
     assert quantile(values, share) == expected
+
+
+def test_what_is_sent_is_counted_for_half_a_minute() -> None:
+    waits = FirstTokens()
+    for k in range(120):
+        waits.sent(k, 0.5 * k, waits.view(0.5 * k).forecast(ALONE_S, ALONE_S))
+    assert waits.view(60.0).sent_rps == pytest.approx(2.0, rel=0.05)
+    waits.first(0, 80.0)
+    assert waits.view(80.0).sent_rps == pytest.approx(20 / 30, rel=0.05)

@@ -23,7 +23,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "admission", "answer_lengths", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "waits", "what_if",
+    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
 ]  # fmt: skip
 
 
@@ -54,6 +54,8 @@ def test_each_says_how_it_is_used(
         ("admission", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("autoscaling", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static peak"),
         ("autoscaling", ("--traces", "day"), "--traces: 'day' is not known"),
+        ("latency_rivals", (".", "--traces", "day"), "--traces: 'day' is not known"),
+        ("latency_rivals", (".", "--loads", "2,1"), "--loads 2,1: must rise"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("routing", ("5 alike",), "fleet '5 alike': not known; choose of 4 alike"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
@@ -69,6 +71,7 @@ def test_each_says_how_it_is_used(
             ("--model", "/nowhere"),
             "--model: there is no model in /nowhere; `make small-model` makes one",
         ),
+        ("wait_play", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("waits", ("h200",), "setting 'h200': not known; choose of h100-chat"),
         ("what_if", ("--objective", "best"), "--objective: objective 'best': expected mean>=X"),
         ("what_if", ("--cases", "H200"), "--cases: 'H200' is not known"),

@@ -16,7 +16,7 @@ from helm_python.errors import HelmError
 
 KNOBS = list(chart.knobs())
 KUBERNETES = ["1.29", "1.37"]
-OTHERS = ("monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1")
+OTHERS = tuple(chart.EVERYTHING)
 EVERYTHING = {
     "commonLabels": {"team": "chat"},
     "gateway.ingress.enabled": True,
@@ -150,7 +150,7 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> N
             r"engine.gpu.count is 4, but its args use 1 \(--tp",
         ),
         ({"engine.args": ["--tp", "2"]}, "engine.gpu.count is 1, but its args use 2"),
-        ({"engine.args": ["--tp-size=2", "--pp-size=2"], "engine.gpu.count": 2}, "its args use 4"),
+        ({"engine.args": ["--tp-size=2", "--dp-size=2"], "engine.gpu.count": 2}, "its args use 4"),
         (
             {"models": [{"name": "a"}, {"name": "b", "engine": {"args": ["--tp=8"]}}]},
             "models: b: engine.gpu.count is 1, but its",
@@ -411,5 +411,5 @@ def test_a_handler_of_one_s_own_replaces_the_chart_s(component: str) -> None:
     ],
 )
 def test_gpus_that_the_flags_ask_for_are_accepted(args: list[str]) -> None:
-    assert chart.render({"engine.args": args, "engine.gpu.count": 2})
+    assert chart.render({"engine.args": args, "engine.gpu.count": 2, "engine.policy": "stock"})
     assert chart.render({"engine.args": args, "engine.kind": "sim"}), "a simulated engine has none"

@@ -123,10 +123,13 @@ def test_the_simulated_engine_takes_its_flags() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine")
     add_arguments(parser)
-    flags = container("engine", {"engine.kind": "sim", "engine.policyOptions": {"stall_bound_s": 30}})["args"]
+    adapters = [{"name": "sql", "path": "team/sql"}, {"name": "tone", "path": "/models/tone"}]
+    values = {"engine.kind": "sim", "engine.policyOptions": {"stall_bound_s": 30}, "engine.lora.adapters": adapters}
+    flags = container("engine", values)["args"]
     args = parser.parse_args(flags[1:])
     assert (args.port, args.profile, args.policy) == (30000, "h100-llama-3.1-8b", "andes")
     assert args.policy_option == ["stall_bound_s=30"]
+    assert args.lora_paths == ["sql=team/sql", "tone=/models/tone"]
 
 
 def test_profiles_of_ones_own_are_found_by_those_who_simulate() -> None:
@@ -149,10 +152,17 @@ def test_sglang_takes_the_flags_that_are_passed_on() -> None:
         "otel.endpoint": "http://collector:4318",
         "engine.apiKeySecret": "key",
         "engine.model.servedName": "llama",
+        "engine.lora.adapters": [{"name": "sql", "path": "team/sql"}, {"name": "tone", "path": "/models/tone"}],
+        "engine.lora.perBatch": 4,
     }
     ours = ("--model=", "--host=", "--port=", "--policy", "--default-")
     passed = [flag for flag in container("engine", values)["args"][1:] if not flag.startswith(ours)]
-    assert len(passed) == 5
+    assert len(passed) == 9
+    (grouped,) = chart.objects({"engine.group.size": 2, "engine.args": ["--tp=2"]})["engine-group.yaml"]
+    worker = grouped["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]["args"]
+    passed += [
+        flag.replace("$(LWS_WORKER_INDEX)", "1") for flag in worker if flag not in passed and flag.startswith("--n")
+    ]
     from andes_sglang.adapter.launch import STANDINS
 
     script = (

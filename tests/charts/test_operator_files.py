@@ -15,8 +15,8 @@ def crds(**values: bool) -> list[dict[str, Any]]:
     return chart.objects({f"crds.{name}": value for name, value in values.items()}).get("crds.yaml", [])
 
 
-def roles(values: dict[str, Any] | None = None) -> dict[tuple[str, str | None], list[dict[str, Any]]]:
-    """Rules by kind and namespace; each has its binding to the operator's account."""
+def roles(values: dict[str, Any] | None = None) -> dict[tuple[str, str, str | None], list[dict[str, Any]]]:
+    """Rules by kind, name and namespace; each has its binding to the operator's account."""
     found = chart.objects(values)["operator-rbac.yaml"]
     bound = {
         (o["roleRef"]["kind"], o["roleRef"]["name"], o["metadata"].get("namespace")) for o in found if "subjects" in o
@@ -30,7 +30,7 @@ def roles(values: dict[str, Any] | None = None) -> dict[tuple[str, str | None], 
         (o["kind"], o["metadata"]["name"], o["metadata"].get("namespace")): o["rules"] for o in found if "rules" in o
     }
     assert made.keys() == bound
-    return {(kind, namespace): rules for (kind, _, namespace), rules in made.items()}
+    return made
 
 
 def scale(resource: str, group: str) -> dict[str, list[str]]:
@@ -63,16 +63,28 @@ def test_crds_outlive_the_release_if_wanted() -> None:
 def test_the_operator_has_the_rules_it_is_tested_under() -> None:
     scales = [scale("deployments", "apps"), scale("statefulsets", "apps")]
     scales.append(scale("leaderworkersets", "leaderworkerset.x-k8s.io"))
-    leases = [rule for rule in RULES if "leases" in rule["resources"]]
-    others = [rule for rule in RULES if rule not in leases]
+    leases, nodes = ([rule for rule in RULES if kind in rule["resources"]] for kind in ("leases", "nodes"))
+    others = [rule for rule in RULES if rule not in leases + nodes]
     assert leases
-    assert roles() == {("ClusterRole", None): others + scales, ("Role", "chat"): leases}
+    assert nodes
+    everywhere = {"demo-andes-operator-chat": others + scales, "demo-andes-operator-nodes-chat": nodes}
+    found = roles()
+    assert {name: rules for (kind, name, _), rules in found.items() if kind == "ClusterRole"} == everywhere
+    assert {namespace: rules for (kind, _, namespace), rules in found.items() if kind == "Role"} == {"chat": leases}
+    assert roles({"operator.nodes": False}).keys() == found.keys() - {
+        ("ClusterRole", "demo-andes-operator-nodes-chat", None)
+    }
 
 
 def test_in_chosen_namespaces_it_has_no_rights_elsewhere() -> None:
     found = roles({"operator.namespaces": ["a", "b"], "rbac.scaleTargets": []})
-    assert found.keys() == {("Role", "a"), ("Role", "b"), ("Role", "chat")}
-    assert found["Role", "a"] == found["Role", "b"]
+    assert {(kind, namespace) for kind, _, namespace in found} == {("Role", "a"), ("Role", "b"), ("Role", "chat")}
+    a, b = ([rules for (_, _, of), rules in found.items() if of == namespace] for namespace in "ab")
+    assert a == b
+    wanted = roles({"operator.namespaces": ["a"], "operator.nodes": True})
+    assert [rules for (kind, *_), rules in wanted.items() if kind == "ClusterRole"] == [
+        [rule for rule in RULES if "nodes" in rule["resources"]]
+    ]
 
 
 def test_the_target_in_the_notes_names_things_that_are_there() -> None:

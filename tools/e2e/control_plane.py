@@ -272,6 +272,11 @@ class ControlPlane:
 
     # Its processes
 
+    @property
+    def pids(self) -> dict[str, int]:
+        """By program."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     def stop(self) -> None:
         for process in reversed(self._processes.values()):
             process.terminate()

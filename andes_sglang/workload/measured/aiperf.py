@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from andes_sglang.workload.measured.answer import Answer
+from andes_sglang.workload.measured.answer import Answer, answer_tokens
 
 __all__ = ["answers"]
 
@@ -27,7 +27,7 @@ def answers(document: Any) -> list[Answer] | None:
 
 def _answer(line: dict[str, Any]) -> Answer:
     said, metrics, error = line["metadata"], line["metrics"] or {}, line.get("error")
-    output_tokens = int(_value(metrics, "output_sequence_length") or _value(metrics, "output_token_count") or 0)
+    output_tokens = answer_tokens(_value(metrics, "output_sequence_length") or _value(metrics, "output_token_count"))
     gaps_s, exact = _seconds(metrics, "inter_chunk_latency"), True
     if not gaps_s and output_tokens > 1:
         gaps_s, exact = _seconds(metrics, "inter_token_latency") * (output_tokens - 1), False

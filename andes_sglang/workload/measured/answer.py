@@ -5,16 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from andes_sglang.qoe import QoETarget
-from andes_sglang.request import RequestRecord
+from andes_sglang.request import MAX_ANSWER_TOKENS, RequestRecord
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "answer_tokens"]
 
 MAX_WAIT_S = 1e6
 """Eleven days: more is a unit that was mistaken."""
+
+
+def answer_tokens(said: Any) -> int:
+    """What a benchmark says of an answer's tokens, None being none. Raises ``ValueError`` for what no answer can have, before
+    anything is made of so many."""
+    tokens = int(said or 0)
+    if not 0 <= tokens <= MAX_ANSWER_TOKENS:
+        raise ValueError(f"an answer of {tokens} tokens; expected 0 to {MAX_ANSWER_TOKENS}")
+    return tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +46,9 @@ class Answer:
     def __post_init__(self) -> None:
         if not math.isfinite(self.start_s) or not math.isfinite(self.duration_s):
             raise ValueError(f"a request that began at {self.start_s} s and took {self.duration_s} s")
-        if min(self.prompt_tokens, self.output_tokens) < 0:
-            raise ValueError(f"a request of {self.prompt_tokens} and an answer of {self.output_tokens} tokens")
+        if self.prompt_tokens < 0:
+            raise ValueError(f"a prompt of {self.prompt_tokens} tokens")
+        answer_tokens(self.output_tokens)
         waits_s = (*(() if self.ttft_s is None else (self.ttft_s,)), *self.gaps_s)
         if wrong := [wait_s for wait_s in waits_s if not 0.0 <= wait_s <= MAX_WAIT_S]:
             raise ValueError(f"a wait of {wrong[0]} s for a token; expected 0 to {MAX_WAIT_S:g}")

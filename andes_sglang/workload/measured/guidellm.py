@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from andes_sglang.workload.measured.answer import Answer
+from andes_sglang.workload.measured.answer import Answer, answer_tokens
 
 __all__ = ["answers"]
 
@@ -45,7 +45,7 @@ def _answer(request: dict[str, Any], ending: str) -> Answer:
 
     start_s, first_s, last_s, end_s = of(STARTS), of(FIRSTS), of(LASTS), of(ENDS)
     assert start_s is not None  # noqa: S101 (that is what _times looks for)
-    output_tokens = int(request.get("output_tokens") or 0)
+    output_tokens = answer_tokens(request.get("output_tokens"))
     gaps_s: list[float] = []
     if first_s is not None and last_s is not None and output_tokens > 1:
         gaps_s = [(last_s - first_s) / (output_tokens - 1)] * (output_tokens - 1)

@@ -91,7 +91,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
-  {{- toYaml $root.Values.podSecurityContext | nindent 2 }}
+  {{- include "andes.podSecurity" $root | nindent 2 }}
 {{- with $values.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
@@ -139,7 +139,7 @@ topologySpreadConstraints:
 
 {{- /* Address of one model's engines: list $ "engine-coder" */ -}}
 {{- define "andes.engineUrl" -}}
-dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30000
+dns://{{ include "andes.engineService" . }}.{{ (first .).Release.Namespace }}.svc:30000
 {{- end -}}
 
 {{- /* JSON list of the engines' components: "engine", or "engine-NAME" of each model, whose values are then there by that name: . */ -}}
@@ -160,8 +160,7 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- end -}}
 {{- end -}}
 {{- range $component := $found -}}
-{{- include "andes.checkGpus" (list $ $component) -}}
-{{- include "andes.checkKey" (list $ $component) -}}
+{{- include "andes.checkEngine" (list $ $component) -}}
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}
@@ -173,39 +172,6 @@ dns://{{ include "andes.component" . }}.{{ (first .).Release.Namespace }}.svc:30
 {{- if (index $.Values $component).enabled -}}{{- $found = prepend $found $component -}}{{- end -}}
 {{- end -}}
 {{- toJson $found -}}
-{{- end -}}
-
-{{- /* Stops where an engine's flags ask for other GPUs than it gets, which can only crash; what a --config file asks for is not known: list $ "engine" */ -}}
-{{- define "andes.checkGpus" -}}
-{{- $name := last . -}}
-{{- $engine := index (first .).Values $name -}}
-{{- if eq $engine.kind "sglang" -}}
-{{- $text := printf " %s " (join " " $engine.args) -}}
-{{- $asked := dict "tp" 1 "pp" 1 "dp" 1 "nnodes" 1 -}}
-{{- $forms := dict "tp" "tp|tp-size|tensor-parallel-size" "pp" "pp-size|pipeline-parallel-size" "dp" "dp|dp-size|data-parallel-size" "nnodes" "nnodes" -}}
-{{- range $flag, $names := $forms -}}
-{{- $match := regexFind (printf " --(%s)[= ]+[0-9]+ " $names) $text -}}
-{{- if $match -}}
-{{- $_ := set $asked $flag (regexFind "[0-9]+ $" $match | trim | int) -}}
-{{- end -}}
-{{- end -}}
-{{- if contains " --enable-dp-attention " $text -}}{{- $_ := set $asked "dp" 1 -}}{{- end -}}
-{{- $needs := div (mul $asked.tp $asked.pp $asked.dp) $asked.nnodes | int -}}
-{{- if and (ne $needs (int $engine.gpu.count)) (not (contains " --config " $text)) -}}
-{{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
-{{- fail (printf "%s.gpu.count is %d, but its args use %d (--tp, --pp-size, --dp-size): make them agree" $where (int $engine.gpu.count) $needs) -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-
-{{- /* Stops where an engine asks for a key that the gateway does not send: list $ "engine-coder" */ -}}
-{{- define "andes.checkKey" -}}
-{{- $values := (first .).Values -}}
-{{- $own := index $values (last .) -}}
-{{- $differs := or (ne $own.apiKeySecret $values.engine.apiKeySecret) (ne $own.apiKeySecretKey $values.engine.apiKeySecretKey) -}}
-{{- if and $values.gateway.enabled (eq $own.kind "sglang") $own.apiKeySecret $differs -}}
-{{- fail (printf "models: %s: engine.apiKeySecret is %s, key %s, but the gateway sends one key to all engines: name it in engine.apiKeySecret" (trimPrefix "engine-" (last .)) $own.apiKeySecret $own.apiKeySecretKey) -}}
-{{- end -}}
 {{- end -}}
 
 {{- /* Environment without what extraEnv names, then extraEnv: list "YAML of a list" .extraEnv */ -}}
@@ -236,47 +202,10 @@ env:
 {{- default (include "andes.component" (list . "admin")) .Values.gateway.adminKey.existingSecret -}}
 {{- end -}}
 
-{{- /* The live number of engines, where an earlier revision has written it and this one leaves it out: list $ "engine" */ -}}
-{{- define "andes.keptReplicas" -}}
-{{- $live := lookup "apps/v1" "Deployment" (first .).Release.Namespace (include "andes.component" .) -}}
-{{- $written := and $live (hasKey (default dict $live.metadata.annotations) "andes.dev/replicas") -}}
-{{- toJson (ternary (dict "replicas" (dig "spec" "replicas" 1 $live | int)) dict (not (empty $written))) -}}
-{{- end -}}
-
 {{- /* Name of the claim for files and batches. */}}
 {{- define "andes.batchClaim" -}}
 {{ include "andes.component" (list . "gateway") }}-batches
 {{- end }}
-
-{{- /* Environment of an engine, as a list: list $ its values */ -}}
-{{- define "andes.engineEnv" -}}
-{{- $root := first . -}}
-{{- with last . -}}
-{{- $sim := eq .kind "sim" -}}
-{{- if and $sim $root.Values.profiles }}
-{{- include "andes.profilesVariable" $root | nindent 0 }}
-{{- end }}
-{{- if not $sim }}
-- {name: HOME, value: /cache}
-- {name: HF_HOME, value: /cache/huggingface}
-- {name: XDG_CACHE_HOME, value: /cache}
-- {name: TORCHINDUCTOR_CACHE_DIR, value: /cache/torchinductor}
-- {name: TRITON_CACHE_DIR, value: /cache/triton}
-- {name: FLASHINFER_WORKSPACE_BASE, value: /cache}
-{{- if .model.huggingFaceSecret }}
-- name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ .model.huggingFaceSecret }}, key: {{ .model.huggingFaceSecretKey }}}}
-{{- end }}
-{{- if .apiKeySecret }}
-- name: ANDES_ENGINE_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
-{{- end }}
-{{- if $root.Values.otel.endpoint }}
-- {name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, value: http/protobuf}
-{{- end }}
-{{- end }}
-{{- end -}}
-{{- end -}}
 
 {{- /* Environment of the gateway, as a list: . */ -}}
 {{- define "andes.gatewayEnv" -}}
@@ -296,4 +225,13 @@ env:
   valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* Security context of a pod, on OpenShift without user and groups: . */ -}}
+{{- define "andes.podSecurity" -}}
+{{- $context := .Values.podSecurityContext -}}
+{{- if .Values.openshift.enabled -}}
+{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" "fsGroupChangePolicy" -}}
+{{- end -}}
+{{- toYaml $context -}}
 {{- end -}}

@@ -28,3 +28,19 @@ def test_a_slice_ends_in_the_mode_asked_for(mode: str, modes: list[str]) -> None
     assert [(p.rid, p.mode.value, p.reason) for p in preempt] == [
         (r, m, "forced") for r, m in zip("abc", modes, strict=True)
     ]
+
+
+def test_a_share_of_those_due_is_drawn_at_each_decision() -> None:
+    views = [
+        RequestView(str(k), Phase.RUNNING, 0.0, ReaderStream(0.0, QoETarget()), 10, 1, kv_tokens=11, slice_tokens=0)
+        for k in range(100)
+    ]
+    state = SchedulerState(
+        1.0, RequestTable.of(views), kv_capacity_tokens=9999, max_running=100, latency=LatencyModel()
+    )
+    policy = make_engine_policy("forced", {"every_tokens": 0, "share": 0.3})
+    first, second = ({p.rid for p in policy.decide(state).preempt} for _ in range(2))
+    assert 10 < len(first) < 50
+    assert 10 < len(second) < 50
+    assert first != second
+    assert len(make_engine_policy("forced", {"every_tokens": 0}).decide(state).preempt) == 100

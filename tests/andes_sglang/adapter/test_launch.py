@@ -71,8 +71,8 @@ OFFLOAD = ("--preemption-mode", "offload")
         (("--policy-option", "length_guard=high"), "length_guard must be > 0, got 'high'"),
         (("--policy-option", f"length_guard=1{400 * '0'}"), "length_guard must be > 0, got 1000"),
         (("--policy-option", "preemption=1"), "preemption must be true or false, got 1"),
-        ((*FORCED, "every_tokens=0"), "every_tokens must be an integer >= 1 tokens, got 0"),
-        ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 1 tokens, got 'often'"),
+        ((*FORCED, "every_tokens=-1"), "every_tokens must be an integer >= 0 tokens, got -1"),
+        ((*FORCED, "every_tokens=often"), "every_tokens must be an integer >= 0 tokens, got 'often'"),
         ((*FORCED, "mode=gently"), "mode must be one of park, release, offload, alternate, got 'gently'"),
         ((*FORCED, "oftn=3"), "unknown option 'oftn'"),
         ((*FORCED, "mode=offload"), "--policy-option mode=offload: needs --preemption-mode offload"),
@@ -638,3 +638,11 @@ def test_what_could_not_survive_a_preemption_is_never_preempted_and_counters_do(
     survive = {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens", "return_logprob"}
     survive |= {"n-grams", "lora_id", "session", "session_id", "Stateless", "DisallowedTokensLogitsProcessor"}
     assert {name for name, preemptible in may.items() if preemptible} == {"plain", "last hidden state", *survive}
+
+
+@pytest.mark.parametrize("passed", [["--host-kv-codec", "int8"], ["--tp-size", "1", "--host-kv-codec=lossless"]])
+def test_a_codec_of_the_simulator_is_refused_with_a_sentence(model: str, passed: list[str]) -> None:
+    with pytest.raises(
+        UsageError, match="--host-kv-codec: only the simulator has it; an engine's host copies are exact"
+    ):
+        launch.serve(arguments_of("--model", model), passed)

@@ -1,5 +1,5 @@
-"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap: the tokens that the model says to
-transformers."""
+"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap, and on the newest release of SGLang:
+the tokens that the model says to transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sglang_releases import UnreachableError, unpacked
 
+from andes_sglang.adapter.seams import RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -62,18 +64,24 @@ def expected(tiny_model: Path) -> dict[str, Any]:
     return said | {"logprobs": said["plain 1"], "stopped": said["plain 0"][: last + 1]}
 
 
-@pytest.fixture(scope="module", params=["Speculating", "Overlapping"])
+@pytest.fixture(scope="module", params=["Speculating", "Overlapping", f"Speculating on {RELEASES[-1]}"])
 def engine(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
+    policy, _, release = request.param.partition(" on ")
     log = tmp_path_factory.mktemp("speculation") / "log"
+    path = [str(POLICIES), os.environ.get("PYTHONPATH", "")]
+    try:
+        path = [str(unpacked(release)), *path] if release else path
+    except UnreachableError as unreachable:
+        pytest.skip(f"NOT TESTED on sglang {release}: {unreachable}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(POLICIES), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         flags = (*BASE, *SPECULATING, *FORCED)
-        with Engine(tiny_model, f"speculation:{request.param}", flags, log=log) as started:
+        with Engine(tiny_model, f"speculation:{policy}", flags, log=log) as started:
             yield started
-            assert ("overlap: on" in log.read_text(errors="replace")) == (request.param == "Overlapping")
+            assert ("overlap: on" in log.read_text(errors="replace")) == (policy == "Overlapping")
 
 
 def preemptions(engine: Engine, mode: str) -> float:

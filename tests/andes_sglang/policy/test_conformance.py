@@ -70,6 +70,14 @@ class TestTokenFlow(PolicyConformance):
     policy = "tokenflow"
 
 
+class TestAlise(PolicyConformance):
+    policy = "alise"
+
+
+class TestLearningToRank(PolicyConformance):
+    policy = "ltr"
+
+
 class TestSrpt(PolicyConformance):
     policy = "srpt"
 

@@ -320,6 +320,8 @@ def test_a_policy_is_made_by_its_name_and_options() -> None:
         ("prefix", {"bound": float("inf")}, "bound must be a ratio >= 1, got inf"),
         ("qoe", {"horizon_s": 0}, "horizon_s must be a number of seconds > 0, got 0"),
         ("qoe", {"horizon_s": "60"}, "horizon_s must be a number of seconds > 0, got '60'"),
+        ("qoe", {"late_share": 1}, "late_share must be a share >= 0 and < 1, got 1"),
+        ("qoe", {"late_share": "0.1"}, "late_share must be a share >= 0 and < 1, got '0.1'"),
         ("value", {"horizon_s": 0}, "horizon_s must be a number of seconds > 0, got 0"),
         ("value", {"min_late_ratio": 0.5}, "min_late_ratio must be a ratio >= 1, got 0.5"),
         ("value", {"pace_margin": "2"}, "pace_margin must be a ratio >= 1, got '2'"),

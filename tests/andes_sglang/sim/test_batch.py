@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from andes_sglang.kv_codecs.prices import CodecPrice
 from andes_sglang.policy.eviction import EvictionOrder
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.batch import Batch
@@ -251,3 +252,15 @@ def test_where_host_memory_is_full_the_rest_of_the_way_is_not_copied() -> None:
     two = job(2, 3, 20, cache=kv.cache)
     kv.give_up(two, keep=True, offload=True)
     assert two.kept_node.host_s == pytest.approx(2.3), "what was not copied took no time of the link"
+
+
+def test_a_coded_copy_takes_the_time_of_its_codec_and_less_room() -> None:
+    kv = pool(host_capacity_tokens=25, host_tokens_per_s=10.0, codec=CodecPrice("half", 0.5, encode_token_s=0.2))
+    kv._clock.now_s = 5.0
+    for number, tokens in ((1, 20), (2, 30)):
+        one = job(number, tokens, 20, cache=kv.cache)
+        kv.allocate(tokens)
+        kv.cache_prefix(one, tokens)
+        kv.give_up(one, keep=True, offload=True)
+    assert one.kept_node.host_s == 5.0 + 0.2 * (20 + 30), "both, in bytes for 25 of them"
+    assert kv.cache.host_tokens == 50

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import QoE
@@ -53,7 +53,7 @@ def test_load_is_counted_in_the_engine_s_own_work() -> None:
 
 @pytest.mark.parametrize(("metric", "name"), [(Metric.TTFT, "stock"), (Metric.STALL, "andes")])
 def test_readers_who_may_wait_longer_let_more_be_put_off(metric: Metric, name: str) -> None:
-    short, long = (found(name, 1.0, Goal(LatencyPercentile(metric, seconds, 90.0))) for seconds in (1.0, 30.0))
+    short, long = (found(name, 1.0, Goal(LatencyObjective(metric, seconds, 90.0))) for seconds in (1.0, 30.0))
     carried = [table.rho * (1.0 + table.seconds / 60.0) for table in (short, long)]
     assert short.rho <= long.rho
     assert carried[1] > 1.03 * carried[0], "in a surge of a minute"

@@ -8,7 +8,9 @@ import pytest
 
 from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError
-from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure
+from andes_sglang.kv_codecs import prices
+from andes_sglang.kv_codecs.prices import CodecPrice
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, lossy, servable
 from andes_sglang.sim.engine import Costs, EngineModel
 
 ENGINE = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
@@ -77,3 +79,61 @@ def test_host_memory_is_used_only_with_the_hierarchical_cache() -> None:
 def test_a_mistake_names_flag_and_value(arm: Arm, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         configure(ENGINE, arm)
+
+
+COPIED = ("--preemption-mode", "offload", "--host-kv-codec")
+
+
+def test_a_codec_makes_room_in_host_memory_and_takes_its_time() -> None:
+    """Twice the tokens in the same bytes; a copy is as slow as the slower of link and core; on the device the link carries
+    coded bytes."""
+    half = CodecPrice("half", 0.5, encode_token_s=4e-5, decode_token_s=1e-6)
+    coded = replace(WITH_HOST, codec=half)
+    assert (WITH_HOST.host_room_tokens, coded.host_room_tokens) == (10_000, 20_000)
+    assert (WITH_HOST.host_write_s(100), coded.host_write_s(100)) == (pytest.approx(1e-3), pytest.approx(4e-3))
+    assert (WITH_HOST.host_load_s(100), coded.host_load_s(100)) == (pytest.approx(1e-3), pytest.approx(1e-3))
+    kernel = replace(WITH_HOST, codec=CodecPrice("half", 0.5, on_device=True))
+    assert kernel.host_write_s(100) == kernel.host_load_s(100) == pytest.approx(5e-4)
+
+
+def test_the_flag_takes_the_packaged_price_for_the_models_bytes() -> None:
+    engine = replace(WITH_HOST, kv_token_bytes=1e5)
+    assert configure(engine, Arm("andes", (*COPIED, "lossless")))[0].codec == prices.packaged("lossless", 1e5)
+    own = replace(engine, codec=CodecPrice("mine", 0.4))
+    assert configure(own, Arm("andes", COPIED[:2]))[0].codec == own.codec, "what the profile says"
+    assert configure(own, Arm("andes", (*COPIED, "none")))[0].codec is None
+    assert configure(engine, Arm("stock"), ["--enable-hierarchical-cache", "--host-kv-codec=int8"])[0].codec is not None
+
+
+@pytest.mark.parametrize(
+    ("engine", "flags", "said"),
+    [
+        (WITH_HOST, COPIED, "expected one argument"),
+        (WITH_HOST, (*COPIED, "zip"), "invalid choice: 'zip'"),
+        (
+            WITH_HOST,
+            (*COPIED, "int8"),
+            "--host-kv-codec int8: the profile does not say how many bytes of KV a token has",
+        ),
+        (
+            WITH_HOST,
+            ("--host-kv-codec", "int8"),
+            "--host-kv-codec int8: nothing is copied to host memory; it goes with",
+        ),
+        (ENGINE, ("--host-kv-codec", "lossless"), "nothing is copied to host memory"),
+    ],
+)
+def test_a_codec_that_cannot_be_had_is_refused(engine: EngineModel, flags: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        configure(engine, Arm("andes", flags))
+
+
+def test_arms_that_are_not_exact_say_so() -> None:
+    exact = replace(WITH_HOST, codec=CodecPrice("lossless", 0.7))
+    near = replace(WITH_HOST, codec=CodecPrice("int8", 0.5, equal_tokens=0.98))
+    said = list(lossy({"a": WITH_HOST, "b": exact, "c": near, "d": replace(near, host_capacity_tokens=0)}))
+    assert said == ["c: answers that return from host memory are no longer exact: 2.0% of their tokens change"]
+
+
+def test_what_a_plan_was_made_with_is_not_what_serve_takes() -> None:
+    assert servable(["--drafts=3", "--tp-size", "2", "--host-kv-codec", "int8", "--x"]) == ["--tp-size", "2", "--x"]

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 RECORDED = ROOT / "tests" / "fixtures" / "fidelity"
-WORKLOADS = {"burst", "long-context", "overloaded", "unloaded"}
+WORKLOADS = {"burst", "long-context", "offload", "overloaded", "unloaded"}
 
 
 def fidelity(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,12 +25,15 @@ def test_readers_get_what_the_simulator_says() -> None:
     done = fidelity()
     assert done.returncode == 0, done.stdout + done.stderr
     compared = {tuple(line.split()[:2]) for line in done.stdout.splitlines()}
-    assert {(workload, arm) for workload in WORKLOADS for arm in ("stock", "andes")} <= compared
+    assert {
+        ("offload", "offload"),
+        *((workload, arm) for workload in WORKLOADS for arm in ("stock", "andes")),
+    } <= compared
 
 
 @pytest.mark.timeout(300)
 def test_the_first_half_of_stocks_run_foretells_both_arms() -> None:
-    done = fidelity("--first-half", *(str(RECORDED / name) for name in ("burst", "overloaded", "unloaded")))
+    done = fidelity("--first-half", *(str(RECORDED / name) for name in ("burst", "offload", "overloaded", "unloaded")))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

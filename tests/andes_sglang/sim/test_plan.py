@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sglang.cli import main
-from andes_sglang.objective import QoEObjective
+from andes_sglang.objective import QoEObjective, parse_objective
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
 from andes_sglang.routing import IncomingStream, LeastLoad, ReplicaView
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
-from andes_sglang.sim.objectives import parse_objective
 from andes_sglang.sim.outcomes import Goal
 from andes_sglang.sim.plan import capacity_rps, score_fleet, smallest_feasible, sustained_tokens_per_s
 from andes_sglang.sim.planner import MORE, FleetPlan, Planner, Saving, Trial, denser
@@ -351,6 +350,18 @@ def test_drafts_are_the_simulators_alone_and_no_flag_to_serve_with(
     assert "andes serve has no --drafts" in capsys.readouterr().out
 
 
+def test_a_codec_is_the_simulators_alone_and_a_lossy_one_says_what_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm = "coded=andes:--preemption-mode offload --host-kv-codec int8"
+    base = ("--profile", "h100-llama-3.1-8b", "--policies", "andes", "--duration", "4", "--seeds", "1")
+    plain, coded = plan(tmp_path, *base, "--arm", arm)["plans"]
+    assert (plain["flags"], coded["flags"]) == ("--policy andes", "--policy andes --preemption-mode offload")
+    said = capsys.readouterr().out
+    assert "andes serve has no --host-kv-codec: an engine's host copies are exact" in said
+    assert "h100-llama-3.1-8b, coded: answers that return from host memory are no longer exact" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -362,6 +373,7 @@ def test_drafts_are_the_simulators_alone_and_no_flag_to_serve_with(
         (("--profile", "cpu-tiny-llama@1"), "--profile 'cpu-tiny-llama@1': cpu-tiny-llama is given twice"),
         (("--seeds", "0"), "--seeds must be >= 1, got 0"),
         (("--max-replicas", "0"), "--max-replicas must be >= 1, got 0"),
+        (("--setups", "8"), "--setups 8: goes with --search"),
         (("--router", "best"), "--router: unknown routing policy 'best'"),
         (("--decision-interval", "nan"), "--decision-interval must be >= 0 seconds, got nan"),
         (("--policies", "best"), "unknown policy 'best'"),

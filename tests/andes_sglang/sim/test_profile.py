@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from andes_sglang.kv_codecs.prices import CodecPrice
 from andes_sglang.sim import profile
 from andes_sglang.sim.engine import Costs, EngineModel, Overlap
 from andes_sglang.sim.profile import Profile, ProfileError
@@ -71,11 +72,13 @@ def test_a_roofline_is_what_the_data_sheet_gives(tmp_path: Path) -> None:
     assert engine.costs.decode_context_s == pytest.approx(kv_token_bytes / 1e12)
     assert engine.costs.prefill_token_s == pytest.approx(2e9 / 1e14)
     assert engine.host_tokens_per_s == pytest.approx(2e10 / kv_token_bytes)
+    assert engine.kv_token_bytes == kv_token_bytes
 
 
 def test_a_measured_profile_is_written_and_read_back(tmp_path: Path) -> None:
     costs = Costs(0.004, 5e-4, 1.2e-6, 0.005, 3e-5, 3e-3)
-    engine = EngineModel(costs, 8192, 64, 8192, overlap=Overlap.SYNC)
+    codec = CodecPrice("mine", 0.5, 1e-6, 2e-6, on_device=True, equal_tokens=0.99)
+    engine = EngineModel(costs, 8192, 64, 8192, overlap=Overlap.SYNC, kv_token_bytes=4096.0, codec=codec)
     before = Profile("mine", '2 "cores"', "m", "measured", engine, 12.5, None)
     assert read(tmp_path / "mine.toml", profile.dump(before)) == before
 
@@ -92,6 +95,13 @@ def test_a_measured_profile_is_written_and_read_back(tmp_path: Path) -> None:
         (MEASURED, "[costs]", "speed = 3\n[costs]", "engine.speed: unknown field (value 3)"),
         (MEASURED, 'source = "s"', "", "source: missing"),
         (MEASURED, 'source = "s"', 'source = "s"\nprice_per_hour = 0', "price_per_hour must be > 0, got 0.0"),
+        (
+            MEASURED,
+            "[costs]",
+            '[codec]\nname = "x"\nbytes_factor = 3\n[costs]',
+            "codec.bytes_factor must be in (0, 2], got 3.0",
+        ),
+        (MEASURED, "[costs]", '[codec]\nname = "x"\n[costs]', "codec.bytes_factor: missing"),
         (MEASURED, "[costs]", "[prices]", "needs one of the tables [costs] and [roofline]"),
         (MEASURED, "[engine]", "[engine", "no TOML"),
         (ROOFLINE, "= 1e12", "= 0", "roofline.bandwidth_bytes_per_s must be > 0, got 0.0"),

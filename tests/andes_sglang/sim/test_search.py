@@ -13,9 +13,9 @@ import yaml
 
 from andes_sglang.cli import main
 from andes_sglang.flags import UsageError
+from andes_sglang.objective import parse_objective
 from andes_sglang.sim import plan_cli, profile, search_cli
 from andes_sglang.sim.configure import configure
-from andes_sglang.sim.objectives import parse_objective
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, engine_of, held_rate, search
 
 
@@ -231,6 +231,8 @@ def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
         (("--profile", "l4-llama-3.1-8b"), "--search: one --profile at a time, got 2"),
         (("--policies", "stock"), "--search: chooses flags and options of andes itself; not with --policies or --arm"),
         (("--setups", "0"), "--setups must be >= 1, got 0"),
+        (("--router", "least_load"), "--router least_load: not with --search, which looks at one engine"),
+        (("--max-replicas", "8"), "--max-replicas 8: not with --search"),
     ],
 )
 def test_what_it_does_not_do_is_refused(

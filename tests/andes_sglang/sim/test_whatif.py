@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andes_sglang.objective import LatencyPercentile, Metric, QoEObjective
+from andes_sglang.objective import LatencyObjective, Metric, QoEObjective
 from andes_sglang.policy import make
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
@@ -122,7 +122,7 @@ def test_one_objective_for_each_kind_of_reader() -> None:
 def test_fewer_seconds_take_more_replicas(metric: Metric, policy: str) -> None:
     requests = demand(16.0, 40.0)
     tight, loose = (
-        what_if(requests, policy, Goal(LatencyPercentile(metric, seconds, 95.0))) for seconds in (0.3, 1000.0)
+        what_if(requests, policy, Goal(LatencyObjective(metric, seconds, 95.0))) for seconds in (0.3, 1000.0)
     )
     most, least = tight.fewest(60), loose.fewest(60)
     assert most is not None
@@ -136,7 +136,7 @@ def test_fewer_seconds_take_more_replicas(metric: Metric, policy: str) -> None:
 def test_margin_is_on_top_as_far_as_qoe_goes() -> None:
     assert [Goal(MEAN, margin=0.02).met(value) for value in (0.969, 0.97, None)] == [False, True, True]
     assert [Goal(MEAN, margin=0.2).met(value) for value in (0.999, 1.0)] == [False, True]
-    fast = Goal(LatencyPercentile(Metric.TTFT, 2.0, 95.0), margin=0.1)
+    fast = Goal(LatencyObjective(Metric.TTFT, 2.0, 95.0), margin=0.1)
     assert [fast.met(value) for value in (1.8, 1.81, None)] == [True, False, True], "a tenth fewer seconds"
 
 

@@ -77,3 +77,28 @@ def test_flags_that_do_not_go_with_rates_are_refused(rates: Path, flags: tuple[s
 def test_a_format_that_is_named_is_not_guessed(rates: Path) -> None:
     with pytest.raises(WorkloadError, match=r"row 2, field window_start_s: unknown; known are"):
         asked("--trace", str(rates), "--format", "andes")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            ("--rate-scale", "2"),
+            "--rate-scale 2: is of traces; .*prompts.jsonl, a data set, which arrives as --rate and --shape say",
+        ),
+        (("--start", "30"), "--start 30: is of traces; .*prompts.jsonl, a data set"),
+        (("--start", "1", "--rate", "2"), "--start 1: is of traces"),
+    ],
+)
+def test_what_a_data_set_has_no_use_for_is_refused(flags: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "aaaaaaaa", "output_tokens": 7}\n')
+    with pytest.raises(WorkloadError, match=says):
+        asked("--trace", str(path), *flags)
+    assert asked("--trace", str(path), "--output-scale", "2").requests[0].output_tokens == 14
+
+
+@pytest.mark.parametrize("flag", ["--rate-scale", "--start", "--prompt-scale", "--output-scale"])
+def test_what_a_shape_has_no_use_for_is_refused(flag: str) -> None:
+    with pytest.raises(WorkloadError, match=f"{flag} 2: is of traces; a shape arrives as --rate and --shape say"):
+        asked(flag, "2")

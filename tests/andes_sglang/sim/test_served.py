@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from andes_sglang.objective import Metric, parse_objective
 from andes_sglang.request import RequestRecord
-from andes_sglang.sim.objectives import Served, certainty, parse_objective
+from andes_sglang.sim.served import Served, certainty
 
 
 def served(*streams: tuple[float, list[float]]) -> Served:
@@ -24,9 +25,10 @@ QUICK, SLOW, LATE = (0.0, [0.5, 0.6, 0.7]), (1.0, [1.5, 2.5, 3.5]), (2.0, [7.0, 
 @pytest.mark.parametrize(
     ("text", "value", "margin"),
     [
-        ("mean(ttft)<=2.5", 2.0, 0.5),
-        ("p50(ttft) <= 0.4", 0.5, -0.1),
+        ("mean(ttft)<=2.5", 2.0, 0.2),
+        ("p50(ttft) <= 0.4", 0.5, -0.25),
         ("mean(tpot)<=0.4", 0.4, 0.0),
+        ("mean(stall)<=1.1", 1.1 / 3, 2 / 3),
         ("goodput(ttft<=1,tpot<=0.2)>=0.5", 1 / 3, 1 / 3 - 0.5),
         ("goodput(ttft<=1)>=0.5", 2 / 3, 2 / 3 - 0.5),
         ("goodput(tpot<=2)>=1", 1.0, 0.0),
@@ -35,17 +37,17 @@ QUICK, SLOW, LATE = (0.0, [0.5, 0.6, 0.7]), (1.0, [1.5, 2.5, 3.5]), (2.0, [7.0, 
 )
 def test_a_statistic_and_how_far_it_is_on_the_right_side(text: str, value: float, margin: float) -> None:
     objective = parse_objective(text)
-    found = objective.statistic(served(QUICK, SLOW, LATE))
+    found = served(QUICK, SLOW, LATE).statistic(objective)
     assert found == pytest.approx(value, abs=1e-9)
     assert objective.margin(found) == pytest.approx(margin, abs=1e-9)
     assert str(objective) == text.replace(" ", "")
 
 
 def test_an_answer_of_one_token_has_no_gaps_and_no_request_breaks_nothing() -> None:
-    assert served((0.0, [0.4])).tpot_s == [0.0]
+    assert served((0.0, [0.4])).of[Metric.TPOT] == [0.0]
     for text in ("mean>=0.9", "p99(tpot)<=1", "goodput(ttft<=1)>=1"):
         objective = parse_objective(text)
-        assert objective.margin(objective.statistic(Served())) >= 0.0
+        assert objective.margin(Served().statistic(objective)) >= 0.0
 
 
 @pytest.mark.parametrize(

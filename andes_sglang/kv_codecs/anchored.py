@@ -1,0 +1,162 @@
+"""Small copies for disk and other engines: deltas to an anchor, coarser with depth, coded arithmetically (CacheGen, arXiv
+2310.07240, section 5).
+
+The first of every ten tokens is an anchor. Anchors are rounded finely and coded as differences from one to the next; the
+other tokens as differences from their anchor, as it will be decoded, rounded more coarsely the deeper their layer lies:
+what is wrong in a late layer has little left to spoil. Where CacheGen takes distributions of numbers from a profile of the
+model, here each channel names one of a few, so that a block needs nothing but itself.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from andes_sglang.kv_codecs import rans
+from andes_sglang.kv_codecs.blocks import FloatKind, Floats, KvBlock, KvCodecError, by_channel, by_token
+
+__all__ = ["Anchored"]
+
+Numbers = npt.NDArray[np.int32]
+GROUP_TOKENS = 10
+"""Of which the first is the anchor."""
+COARSEST = {1: 0.125, 2: 0.25, 3: 0.5}
+"""Step of the deltas in the first third of the layers, by level, times their root mean square in the layer; 3: CacheGen's."""
+DEEPER = (1.0, 2.0, 3.0)
+"""Times that, by third of the layers."""
+ANCHOR_STEP = 0.25
+"""Step of the anchors, times that of the deltas in the first third."""
+LANES = 1024
+_HEADER = struct.Struct("<III")
+"""Bytes of the tables, numbers that no symbol stands for, words of the stream."""
+
+
+class Anchored:
+    """level: 1, the nearest, to 3, the smallest."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def payload(self, block: KvBlock) -> bytes:
+        values = block.floats()
+        fine, coarse = self._steps(values)
+        anchors = np.rint(values[:, ::GROUP_TOKENS] / fine).astype(np.int32)
+        deltas = np.rint((values - _anchors_of(anchors * fine, values.shape[1])) / coarse).astype(np.int32)
+        between = np.diff(anchors, axis=1, prepend=0)
+        coded = _code(_by_channel(between), _by_channel(_others(deltas)))
+        steps = np.stack([fine, coarse]).astype(np.float32)
+        return steps.tobytes() + coded
+
+    def block(self, payload: bytes, kind: FloatKind, shape: tuple[int, int, int, int]) -> KvBlock:
+        layers, tokens, heads, dim = shape
+        steps = np.frombuffer(payload, np.float32, 2 * layers).reshape(2, layers, 1, 1, 1)
+        count = len(range(0, tokens, GROUP_TOKENS))
+        between, others = _decode(payload[steps.nbytes :], layers * heads * dim, count, tokens - count)
+        anchors = np.cumsum(_by_token(between, (layers, count, heads, dim)), axis=1) * steps[0]
+        values = _anchors_of(anchors.astype(np.float32), tokens)
+        if tokens > count:
+            values[:, _is_other(tokens)] += _by_token(others, (layers, tokens - count, heads, dim)) * steps[1]
+        return KvBlock.of_floats(values, kind)
+
+    def _steps(self, values: Floats) -> tuple[Floats, Floats]:
+        """Of anchors and deltas by layer, shape (layers, 1, 1, 1)."""
+        layers, tokens = values.shape[:2]
+        away = values - _anchors_of(values[:, ::GROUP_TOKENS], tokens)
+        spread = np.sqrt(np.mean(np.square(away, dtype=np.float64), axis=(1, 2, 3), keepdims=True))
+        spread = np.maximum(spread, 1e-4 * np.abs(values).max(axis=(1, 2, 3), keepdims=True))
+        finest = COARSEST[self.level] * np.where(spread > 0, spread, 1.0)
+        depth = np.array([DEEPER[len(DEEPER) * layer // layers] for layer in range(layers)]).reshape(-1, 1, 1, 1)
+        return (ANCHOR_STEP * finest).astype(np.float32), (depth * finest).astype(np.float32)
+
+
+def _anchors_of(anchors: Floats, tokens: int) -> Floats:
+    """Each token's anchor: shape (layers, groups, heads, dim) as (layers, tokens, heads, dim)."""
+    return np.repeat(anchors, GROUP_TOKENS, axis=1)[:, :tokens]
+
+
+def _is_other(tokens: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.arange(tokens) % GROUP_TOKENS != 0)
+
+
+def _others(values: Numbers) -> Numbers:
+    return values[:, _is_other(values.shape[1])]
+
+
+def _by_channel(values: Numbers) -> Any:
+    return by_channel(values)
+
+
+def _by_token(values: Numbers, shape: tuple[int, int, int, int]) -> Any:
+    return by_token(values, shape)
+
+
+class _Lanes(NamedTuple):
+    """Channels as they are coded: ``rounds`` of ``lanes`` each, the last filled up."""
+
+    channels: int
+    rounds: int
+    lanes: int
+
+    @classmethod
+    def of(cls, channels: int) -> _Lanes:
+        rounds = -(-channels // LANES)
+        return cls(channels, rounds, -(-channels // rounds))
+
+    def steps(self, rows: rans.Symbols, filling: int) -> rans.Symbols:
+        """``rows`` of shape (channels, n) as (rounds * n, lanes)."""
+        padded = np.full((self.rounds * self.lanes, rows.shape[1]), filling, dtype=np.uint8)
+        padded[: self.channels] = rows
+        turned = padded.reshape(self.rounds, self.lanes, rows.shape[1]).transpose(0, 2, 1)
+        return np.ascontiguousarray(turned).reshape(-1, self.lanes)
+
+    def rows(self, steps: rans.Symbols) -> rans.Symbols:
+        """The inverse of :meth:`steps`."""
+        turned = steps.reshape(self.rounds, -1, self.lanes).transpose(0, 2, 1)
+        return np.ascontiguousarray(turned).reshape(self.rounds * self.lanes, -1)[: self.channels]
+
+
+def _code(anchors: Numbers, others: Numbers) -> bytes:
+    """Numbers of shape (channels, anchors) and (channels, others)."""
+    numbers = np.concatenate([anchors, others], axis=1)
+    large = np.abs(numbers) > rans.LARGEST
+    symbols = np.where(large, 2 * rans.LARGEST + 1, numbers + rans.LARGEST).astype(np.uint8)
+    count = anchors.shape[1]
+    tables = np.stack([rans.best_tables(symbols[:, :count]), rans.best_tables(symbols[:, count:])])
+    lanes = _Lanes.of(len(numbers))
+    states, words = rans.encode(
+        lanes.steps(symbols, rans.LARGEST), _table_steps(lanes, tables, numbers.shape[1], count)
+    )
+    named, escaped = zlib.compress(tables.tobytes(), 1), numbers[large].astype("<i4")
+    header = _HEADER.pack(len(named), len(escaped), len(words))
+    return header + named + bytes(escaped.tobytes()) + states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+
+
+def _table_steps(lanes: _Lanes, tables: rans.Symbols, length: int, count: int) -> rans.Symbols:
+    """The tables of every number, the first ``count`` of each channel being anchors."""
+    rows = np.repeat(tables.T, [count, length - count], axis=1)
+    return lanes.steps(rows, 0)
+
+
+def _decode(data: bytes, channels: int, anchors: int, others: int) -> tuple[Numbers, Numbers]:
+    """What :func:`_code` was given. Raises :class:`KvCodecError`."""
+    lanes = _Lanes.of(channels)
+    try:
+        named, escapes, length = _HEADER.unpack_from(data)
+        at = _HEADER.size
+        tables = np.frombuffer(zlib.decompress(data[at : at + named]), np.uint8).reshape(2, channels)
+        at += named
+        escaped = np.frombuffer(data, "<i4", escapes, at)
+        at += escaped.nbytes
+        states = np.frombuffer(data, "<u4", lanes.lanes, at).astype(np.uint32)
+        words = np.frombuffer(data, "<u2", length, at + states.nbytes)
+        steps = rans.decode(states, words, _table_steps(lanes, tables, anchors + others, anchors))
+        symbols = lanes.rows(steps)
+        numbers = symbols.astype(np.int32) - rans.LARGEST
+        numbers[symbols == 2 * rans.LARGEST + 1] = escaped
+    except (IndexError, ValueError, struct.error, zlib.error) as error:
+        raise KvCodecError(f"coded KV that cannot be read: {error}") from None
+    return numbers[:, :anchors], numbers[:, anchors:]

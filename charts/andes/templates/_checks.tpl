@@ -1,0 +1,128 @@
+{{- /* Guards: what could only crash, or wait for ever, once it is installed, is refused with a sentence. */ -}}
+
+{{- /* Of one engine: list $ "engine-coder" */ -}}
+{{- define "andes.checkEngine" -}}
+{{- $name := last . -}}
+{{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
+{{- $engine := index (first .).Values $name -}}
+{{- $flags := printf " %s " (join " " $engine.args) -}}
+{{- include "andes.checkFlags" (list $where $engine $flags) -}}
+{{- include "andes.checkAdapters" (list $where $engine $flags) -}}
+{{- if eq $engine.kind "sglang" -}}
+{{- include "andes.checkGpus" (list $where $engine $flags) -}}
+{{- include "andes.checkPolicy" (list $where $engine $flags) -}}
+{{- include "andes.checkCache" (list $where $engine (first .).Values) -}}
+{{- include "andes.checkGroup" (list $where $engine (include "andes.component" .)) -}}
+{{- include "andes.checkKey" . -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Value of a flag, empty where it is not there: list " --flag=value --other value " "name|other-name" */ -}}
+{{- define "andes.flag" -}}
+{{- regexFind (printf " --(%s)[= ]+[^ ]+ " (last .)) (first .) | trim | regexFind "[^ =]*$" -}}
+{{- end -}}
+
+{{- /* Flags that the chart sets itself */ -}}
+{{- define "andes.checkFlags" -}}
+{{- $own := dict "host" "" "port" "" "model|model-path" "model.name" "served-model-name" "model.servedName" "policy" "policy"
+  "default-ttft" "defaultTtft" "default-tds" "defaultTds" "api-key" "apiKeySecret" "nnodes" "group.size" "node-rank" "group.size" -}}
+{{- if gt (int (index . 1).group.size) 1 -}}
+{{- $_ := set $own "dist-init-addr" "group.size" -}}
+{{- end -}}
+{{- range $names, $value := $own -}}
+{{- with regexFind (printf " --(%s)[= ]" $names) (last $) -}}
+{{- fail (printf "%s.args: the chart sets %s itself%s" (first $) (trimAll " =" .) (ternary (printf "; see %s.%s" (first $) $value) "" (ne $value ""))) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Adapters are told apart by their names, beside the model's */ -}}
+{{- define "andes.checkAdapters" -}}
+{{- $engine := index . 1 -}}
+{{- $names := list $engine.model.name $engine.model.servedName -}}
+{{- range $engine.lora.adapters -}}
+{{- if has .name $names -}}
+{{- fail (printf "%s.lora.adapters: the name %s is there twice, or is the model's" (first $) .name) -}}
+{{- end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- if and $engine.lora.adapters (contains " --lora-paths" (last .)) -}}
+{{- fail (printf "%s.args: --lora-paths would replace %s.lora.adapters: name all adapters there" (first .) (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* As many GPUs as the flags use; what a --config file asks for is not known */ -}}
+{{- define "andes.checkGpus" -}}
+{{- $flags := last . -}}
+{{- $engine := index . 1 -}}
+{{- $used := 1 -}}
+{{- $sizes := list "tp|tp-size|tensor-parallel-size" "pp-size|pipeline-parallel-size" "dp|dp-size|data-parallel-size" -}}
+{{- if contains " --enable-dp-attention " $flags -}}{{- $sizes = initial $sizes -}}{{- end -}}
+{{- range $sizes -}}
+{{- $used = mul $used (default "1" (include "andes.flag" (list $flags .)) | int) -}}
+{{- end -}}
+{{- $has := mul $engine.gpu.count $engine.group.size -}}
+{{- if and (ne (int $used) (int $has)) (not (regexMatch " --config[= ]" $flags)) -}}
+{{- $pods := ternary "" (printf " on each of %d pods" (int $engine.group.size)) (eq (int $engine.group.size) 1) -}}
+{{- fail (printf "%s.gpu.count is %d%s, but its args use %d (--tp, --pp-size, --dp-size): make them agree" (first .) (int $engine.gpu.count) $pods (int $used)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the plugin refuses at start */ -}}
+{{- define "andes.checkPolicy" -}}
+{{- $flags := last . -}}
+{{- $engine := index . 1 -}}
+{{- $offload := eq "offload" (include "andes.flag" (list $flags "preemption-mode")) -}}
+{{- if ne $engine.policy "stock" -}}
+{{- $usual := dict "pp-size|pipeline-parallel-size" "1" "attn-cp-size|attention-context-parallel-size" "1" "dcp-size|decode-context-parallel-size" "1"
+  "disaggregation-mode" "null" "schedule-policy" "fcfs" "retraction-policy" "length" -}}
+{{- $refused := ternary "--enable-dp-attention" "" (contains " --enable-dp-attention " $flags) -}}
+{{- range $names, $default := $usual -}}
+{{- if not (has (include "andes.flag" (list $flags $names)) (list "" $default)) -}}
+{{- $refused = printf "--%s" (splitList "|" $names | first) -}}
+{{- end -}}
+{{- end -}}
+{{- if $refused -}}
+{{- fail (printf "%s.args: %s does not go with a policy: leave it out, or set %s.policy to stock" (first .) $refused (first .)) -}}
+{{- end -}}
+{{- else if $offload -}}
+{{- fail (printf "%s.args: --preemption-mode offload: policy stock preempts no request; choose another %s.policy" (first .) (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* One place for models */ -}}
+{{- define "andes.checkCache" -}}
+{{- $cache := (index . 1).cache -}}
+{{- $context := (last .).podSecurityContext -}}
+{{- if $cache.node.enabled -}}
+{{- if or $cache.existingClaim $cache.claim.enabled -}}
+{{- fail (printf "%s.cache: node.enabled and a claim: models are kept in one of the two" (first .)) -}}
+{{- end -}}
+{{- if or (last .).openshift.enabled (not $context.runAsUser) (not $context.runAsGroup) -}}
+{{- fail (printf "%s.cache.node.enabled: the folder belongs to podSecurityContext.runAsUser and runAsGroup, which must be set (and openshift.enabled not)" (first .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Several pods an engine */ -}}
+{{- define "andes.checkGroup" -}}
+{{- $engine := index . 1 -}}
+{{- if gt (int $engine.group.size) 1 -}}
+{{- if ne $engine.strategy.type "RollingUpdate" -}}
+{{- fail (printf "%s.strategy.type is %s, but engines of several pods know RollingUpdate only" (first .) $engine.strategy.type) -}}
+{{- end -}}
+{{- if gt (len (last .)) 46 -}}
+{{- fail (printf "%s.group.size: pods of the name %s would have names that are too long: set a shorter fullnameOverride" (first .) (last .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The key that the gateway sends: list $ "engine-coder" */ -}}
+{{- define "andes.checkKey" -}}
+{{- $values := (first .).Values -}}
+{{- $own := index $values (last .) -}}
+{{- $differs := or (ne $own.apiKeySecret $values.engine.apiKeySecret) (ne $own.apiKeySecretKey $values.engine.apiKeySecretKey) -}}
+{{- if and $values.gateway.enabled $own.apiKeySecret $differs -}}
+{{- fail (printf "models: %s: engine.apiKeySecret is %s, key %s, but the gateway sends one key to all engines: name it in engine.apiKeySecret" (trimPrefix "engine-" (last .)) $own.apiKeySecret $own.apiKeySecretKey) -}}
+{{- end -}}
+{{- end -}}
