@@ -113,9 +113,7 @@ def main() -> None:
     parser.add_argument(
         "--policies", type=listed(POLICIES), default=list(POLICIES), help="comma-separated; default: all"
     )
-    parser.add_argument(
-        "--loads", default="0.5,0.7,0.85,1,1.15,1.3,1.6,2,2.5", help="in C, rising; default: %(default)s"
-    )
+    parser.add_argument("--loads", default="0.5,0.7,0.85,1,1.15,1.3,1.6,2", help="in C, rising; default: %(default)s")
     parser.add_argument("--latency", type=float, default=0.1, help="the equal latency, s/token; default: %(default)g")
     parser.add_argument("--seeds", type=int, default=2, help="figures are means over them; default: %(default)s")
     args = parser.parse_args()

@@ -12,6 +12,7 @@ from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.expectations import ReaderExpectation
+from andes_sglang.lengths import SimilarPrompts
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import QoETarget
 from andes_sglang.state import Phase, RequestTable
@@ -258,3 +259,22 @@ def test_what_a_request_says_of_its_length_overrules_what_was_learned() -> None:
     records = StreamRecords()
     records.add(record(request("told")))
     assert records["told"].view(Phase.WAITING).expected_tokens == 70
+
+
+def test_prompts_that_begin_alike_have_answers_alike_where_the_policy_looks_at_them() -> None:
+    """Of two applications whose prompts are as long and differ in their first tokens."""
+
+    def asking(rid: str, application: int, output: int = 0) -> Any:
+        req = request(rid, prompt=40, output=output)
+        req.origin_input_ids = [application] * 32 + list(range(8))
+        req.finished_reason = SimpleNamespace(to_json=lambda: {"type": "stop"})
+        return req
+
+    for lengths, told in ((SimilarPrompts(), True), (None, False)):
+        records = StreamRecords(lengths)
+        for k in range(60):
+            records.learn_length(asking(f"e{k}", k % 2, 20 + 400 * (k % 2)))
+        for application in (0, 1):
+            records.add(record(asking(f"n{application}", application), expectation=ReaderExpectation()))
+        apart = records["n1"].expected_tokens > 3 * records["n0"].expected_tokens
+        assert apart is told

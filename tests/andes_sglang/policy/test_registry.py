@@ -73,6 +73,10 @@ class Odd(Plain):
     options_type = dict
 
 
+class Guessing(Plain):
+    answer_lengths = dict
+
+
 number = 3
 """
 
@@ -146,6 +150,7 @@ def test_a_builtin_name_is_the_builtin(package: Path) -> None:
         ("acme.policies:Idle", {}, "is no policy: it needs a class with a name and decide"),
         ("acme.policies:number", {}, "is no policy: it needs a class with a name and decide"),
         ("acme.policies:Odd", {}, "options_type <class 'dict'> is not derived from PolicyOptions"),
+        ("acme.policies:Guessing", {}, "answer_lengths <class 'dict'> is no class with expected_tokens and learn"),
         ("srpt", {}, "policy 'srpt' must be given the final lengths of answers"),
     ],
 )
