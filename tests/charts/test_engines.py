@@ -140,6 +140,14 @@ def test_a_nodes_cache_is_filled_before_an_engine_starts_there() -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_downloads_may_go_where_those_of_engines_may() -> None:
+    mirror = {"to": [{"podSelector": {"matchLabels": {"app": "mirror"}}}], "ports": [{"port": 8080}]}
+    values = {**NODE, "networkPolicy.enabled": True, "networkPolicy.egress.engine": [mirror]}
+    policies = {o["metadata"]["name"]: o["spec"]["egress"] for o in chart.objects(values)["networkpolicy.yaml"]}
+    for name in ("demo-andes-engine", "demo-andes-engine-cache"):
+        assert mirror in policies[name], name
+
+
 def test_what_is_a_folder_is_not_downloaded(tmp_path: Any) -> None:
     script = (chart.CHART / "files" / "preload.py").read_text()
     pytest.importorskip("huggingface_hub")
@@ -180,7 +188,9 @@ def test_a_pool_for_an_inference_gateway_has_the_engines_and_their_port() -> Non
     template = engine["spec"]["template"]
     assert pool["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert pool["spec"]["targetPorts"] == [{"number": template["spec"]["containers"][0]["ports"][0]["containerPort"]}]
-    assert pool["spec"]["endpointPickerRef"] == {"name": "picker", "portNumber": 9002, "failureMode": "FailClose"}
+    assert pool["spec"]["endpointPickerRef"] == {
+        "name": "picker", "port": {"number": 9002}, "failureMode": "FailClose",
+    }  # fmt: skip
     grouped = chart.objects({**GROUP, **values})["engine-inferencepool.yaml"]
     assert grouped[0]["spec"]["selector"]["matchLabels"][INDEX] == "0"
 
@@ -239,6 +249,12 @@ def test_on_openshift_pods_name_no_user_and_a_route_leads_in() -> None:
         ({"engine.group.size": 2, "engine.args": ["--tp=3"]}, "on each of 2 pods, but its args use 3"),
         ({**GROUP, "engine.strategy.type": "Recreate"}, "engine.strategy.type is Recreate, but"),
         ({**GROUP, "fullnameOverride": "a" * 40}, "engine.group.size: pods of the name a+-engine would"),
+        (
+            {**GROUP, "engine.cache.claim.enabled": True, "engine.cache.claim.accessMode": "ReadWriteOnce"},
+            "engine.cache.claim.accessMode is ReadWriteOnce, which one node mounts",
+        ),
+        ({**NODE, "models": [{"name": "a"}, {"name": "a-cache"}]}, "models: the name a-cache is that of a part of a"),
+        ({**GROUP, "models": [{"name": "b-leaders"}, {"name": "b"}]}, "models: the name b-leaders is that of a part of b"),
         ({"engine.args": ["--nnodes=2"]}, "engine.args: the chart sets --nnodes itself; see engine.group.size"),
         ({**GROUP, "engine.args": ["--tp=16", "--dist-init-addr", "x:1"]}, "the chart sets --dist-init-addr itself"),
         ({"engine.args": ["--port=8000"]}, "engine.args: the chart sets --port itself$"),
