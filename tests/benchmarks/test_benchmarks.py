@@ -63,6 +63,13 @@ def test_each_says_how_it_is_used(
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
         ("fluid", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
+        (
+            "kv_codecs",
+            ("model", "/nowhere", "--out", "/nowhere"),
+            "folder /nowhere: holds no model; `make small-model` makes",
+        ),
+        ("kv_codecs", ("model", "--batches", "3-11"), "--batches: must be A-B or A, from 1 to 10, got '3-11'"),
+        ("kv_codecs", ("burst", "out/smollm2"), "out/smollm2: only the table model is of a model; burst is simulated"),
         ("pool", ("swap",), "TRACES: give the directory with the traces"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
         ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, HPA, KV, KEDA"),
