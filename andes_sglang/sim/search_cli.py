@@ -15,7 +15,7 @@ from andes_sglang import results, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.objective import AnyObjective
 from andes_sglang.sim.cli import check_requests
-from andes_sglang.sim.configure import configure
+from andes_sglang.sim.configure import configure, unlike_served
 from andes_sglang.sim.plan import capacity_rps, play_fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, changed, engine_of, held_rate, search
@@ -148,7 +148,10 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
     )
     serve = f"andes serve --model MODEL {flags}"
     verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
-    results.say("\n".join([summary.aligned(rows), "", verdict, told, "", serve, "", chart]), result, as_json=args.json)
+    engine, _ = configure(engine_of(profile, chosen.setup), chosen.setup.arm, rig.passed)
+    unlike = unlike_served(rig.passed, {profile.name: engine})
+    said = [summary.aligned(rows), "", verdict, told, *unlike, "", serve, "", chart]
+    results.say("\n".join(said), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
     print(f"\n{args.out / 'plan.json'}", file=sys.stderr if args.json else sys.stdout)
 
