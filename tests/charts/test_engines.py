@@ -140,6 +140,13 @@ def test_a_nodes_cache_is_filled_before_an_engine_starts_there() -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_the_folder_is_given_to_users_of_any_number() -> None:
+    user = {"podSecurityContext.runAsUser": 1000640000, "podSecurityContext.runAsGroup": 1000650000}
+    (made,) = chart.objects({**NODE, **user})["engine-cache.yaml"]
+    folder = made["spec"]["template"]["spec"]["initContainers"][0]
+    assert folder["command"] == ["chown", "1000640000:1000650000", "/cache"]
+
+
 def test_downloads_may_go_where_those_of_engines_may() -> None:
     mirror = {"to": [{"podSelector": {"matchLabels": {"app": "mirror"}}}], "ports": [{"port": 8080}]}
     values = {**NODE, "networkPolicy.enabled": True, "networkPolicy.egress.engine": [mirror]}
@@ -176,6 +183,16 @@ def test_adapters_are_flags_of_both_kinds_of_engine() -> None:
     simulated = args({**values, "engine.kind": "sim"})
     at = simulated.index("--lora-paths")
     assert simulated[at + 3].startswith("--host"), "the list ends with the next flag"
+
+
+@pytest.mark.parametrize("name", ["*best", "&sql", "a#b", "'quoted"])
+def test_names_stay_as_they_are(name: str) -> None:
+    model = {"engine.model.name": f"/models/{name}: v1", "engine.model.servedName": f"{name}: v1 #2"}
+    values = {"engine.lora.adapters": [{"name": name, "path": f"/tones/{name}"}], **model}
+    flags = args(values)
+    assert flags[1:3] == [f"--model=/models/{name}: v1", f"--served-model-name={name}: v1 #2"]
+    assert f"{name}=/tones/{name}" in flags
+    assert f"--model={name}: v1 #2" in args({**values, "engine.kind": "sim"})
 
 
 # Ways in
@@ -280,6 +297,7 @@ def test_on_openshift_pods_name_no_user_and_a_route_leads_in() -> None:
         ({**NODE, "engine.cache.existingClaim": "c"}, "engine.cache: node.enabled and a claim"),
         ({**NODE, "openshift.enabled": True}, "engine.cache.node.enabled: the folder belongs to"),
         ({"engine.inferencePool.enabled": True}, "engine.inferencePool.endpointPicker.name: "),
+        ({"gateway.autoscaling.keda.enabled": True}, "gateway.autoscaling.keda.enabled: needs gateway.autoscaling.enabled"),
         (
             {"gateway.autoscaling.enabled": True, "gateway.autoscaling.keda.enabled": True},
             "gateway.autoscaling.keda.enabled: needs keda.prometheus and targetStreams",
