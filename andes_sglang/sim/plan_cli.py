@@ -134,14 +134,18 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    named = {f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()}
-    told = [*notes(chosen, plans, mixes, args.seeds), *unlike_served(named)]
+    told = [*notes(chosen, plans, mixes, args.seeds), *unlike_served(_named(engines))]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
     results.save(args.out, files)
     print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
     return 130 if interrupted else 0
+
+
+def _named(engines: Mapping[tuple[str, str], Engine]) -> dict[str, EngineModel]:
+    """By profile and arm, in words."""
+    return {f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()}
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:
