@@ -41,7 +41,7 @@ class FloatKind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class KvBlock:
     """Keys, or values, of consecutive tokens. bits: shape (layers, tokens, heads, dim), the 16 bits of each number. Raises
-    :class:`KvCodecError` naming shape or type."""
+    :class:`KvCodecError` naming shape, type or kind."""
 
     bits: Bits
     kind: FloatKind
@@ -52,6 +52,8 @@ class KvBlock:
                 f"bits must be uint16 of shape (layers, tokens, heads, dim), none of them 0, got {self.bits.dtype} of shape "
                 f"{self.bits.shape}"
             )
+        if not isinstance(self.kind, FloatKind):
+            raise KvCodecError(f"kind must be one of {', '.join(map(str, FloatKind.__members__))}, got {self.kind!r}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -133,8 +133,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "interrupted": interrupted,
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
+        "unlike_served": list(unlike_served(_named(engines))),
     }
-    told = [*notes(chosen, plans, mixes, args.seeds), *unlike_served(_named(engines))]
+    told = [*notes(chosen, plans, mixes, args.seeds), *result["unlike_served"]]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}

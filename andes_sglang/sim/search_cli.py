@@ -149,8 +149,8 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
     serve = f"andes serve --model MODEL {flags}"
     verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
     engine, _ = configure(engine_of(profile, chosen.setup), chosen.setup.arm, rig.passed)
-    unlike = unlike_served({profile.name: engine})
-    said = [summary.aligned(rows), "", verdict, told, *unlike, "", serve, "", chart]
+    result["unlike_served"] = list(unlike_served({profile.name: engine}))
+    said = [summary.aligned(rows), "", verdict, told, *result["unlike_served"], "", serve, "", chart]
     results.say("\n".join(said), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
     print(f"\n{args.out / 'plan.json'}", file=sys.stderr if args.json else sys.stdout)

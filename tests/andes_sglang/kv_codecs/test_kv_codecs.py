@@ -213,6 +213,8 @@ def test_a_block_says_what_shape_and_type_it_needs() -> None:
     for wrong in (np.zeros((2, 3), np.uint16), np.zeros((1, 0, 1, 1), np.uint16), np.zeros((1, 1, 1, 1), np.float32)):
         with pytest.raises(KvCodecError, match=r"bits must be uint16 of shape \(layers, tokens, heads, dim\)"):
             KvBlock(wrong, FloatKind.BF16)  # type: ignore[arg-type]
+    with pytest.raises(KvCodecError, match="kind must be one of BF16, F16, got 1"):
+        KvBlock(np.zeros((1, 1, 1, 1), np.uint16), 1)  # type: ignore[arg-type]
     with pytest.raises(KvCodecError, match="codec 'gzip': not one of lossless, int8"):
         make_codec("gzip")
 
