@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from andes_sglang.arms import Arm, policy_options
@@ -121,10 +121,13 @@ def lossy(engines: Mapping[str, EngineModel]) -> Iterator[str]:
             yield f"{arm}: answers that return from host memory are no longer exact: {others:.1%} of their tokens change"
 
 
-def unlike_served(flags: Iterable[str], engines: Mapping[str, EngineModel]) -> Iterator[str]:
-    """What is not so on an engine that is served. flags: of all arms; engines: by arm."""
-    given = {flag.partition("=")[0] for flag in flags}
-    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if name in given)
+def unlike_served(engines: Mapping[str, EngineModel]) -> Iterator[str]:
+    """What is not so where ``engines``, by arm, are served; a profile may say it as well as a flag."""
+    used = {
+        "--drafts": any(engine.drafts for engine in engines.values()),
+        "--host-kv-codec": any(engine.host_capacity_tokens and engine.codec for engine in engines.values()),
+    }
+    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if used[name])
     yield from lossy(engines)
 
 

@@ -134,7 +134,7 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
     }
-    told = [*notes(chosen, plans, mixes, args.seeds), *_unlike_served(passed, arms.values(), engines)]
+    told = [*notes(chosen, plans, mixes, args.seeds), *unlike_served(_named(engines))]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
@@ -143,11 +143,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _unlike_served(
-    passed: Sequence[str], arms: Iterable[Arm], engines: Mapping[tuple[str, str], Engine]
-) -> Iterator[str]:
-    flags = [*passed, *(flag for arm in arms for flag in arm.flags)]
-    return unlike_served(flags, {f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()})
+def _named(engines: Mapping[tuple[str, str], Engine]) -> dict[str, EngineModel]:
+    """By profile and arm, in words."""
+    return {f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()}
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:

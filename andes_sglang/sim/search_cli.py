@@ -149,7 +149,7 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
     serve = f"andes serve --model MODEL {flags}"
     verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
     engine, _ = configure(engine_of(profile, chosen.setup), chosen.setup.arm, rig.passed)
-    unlike = unlike_served(rig.passed, {profile.name: engine})
+    unlike = unlike_served({profile.name: engine})
     said = [summary.aligned(rows), "", verdict, told, *unlike, "", serve, "", chart]
     results.say("\n".join(said), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
