@@ -188,7 +188,9 @@ def test_what_an_engine_that_is_served_has_not_is_said_of_a_search_too(
     said = capsys.readouterr().out
     assert "andes serve has no --host-kv-codec: an engine's host copies are exact" in said
     assert "own: answers that return from host memory are no longer exact: 1.0% of their tokens change" in said
-    assert "--host-kv-codec" not in json.loads((tmp_path / "out" / "plan.json").read_text())["chosen"]["flags"]
+    result = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert "--host-kv-codec" not in result["chosen"]["flags"]
+    assert len(result["unlike_served"]) == 2
 
 
 def rig(trace: Path, *flags: str) -> search_cli._Rig:
