@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from andes_sglang.latency import LatencyModel
 from andes_sglang.lengths import AnswerLengths, Asked, EngineLengths
@@ -85,7 +86,7 @@ class _TheirLengths:
 
     def expected_tokens(self, asked: Asked) -> float:
         told: Any = self._call("expected_tokens(asked)", self._lengths.expected_tokens, asked)
-        if not (isinstance(told, Real) and 0 < float(told) < math.inf):
+        if not (isinstance(told, int | float | np.number) and 0 < float(told) < math.inf):
             raise PolicyError(
                 f"policy {self._policy_name!r}: its expected_tokens(asked) returned {_shown(told)}; it must return a number "
                 "of tokens > 0"
