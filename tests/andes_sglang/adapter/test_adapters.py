@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -181,3 +182,30 @@ def test_only_a_processor_that_says_so_is_preempted(engine: Engine, expected: di
         said = generate(engine, PROMPTS[3], {"banned": BANNED}, custom_logit_processor=code)
         assert said == expected[f"stateless {stateless}"]
         assert (preemptions(engine, "release") > before + 5) == stateless
+
+
+def test_a_starving_adapter_gets_a_place(
+    tiny_model: Path, adapters: list[str], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """The two that have a place are never without a stream: by SGLang's flag a third one is answered all the same."""
+    drains = ("--lora-drain-wait-threshold", "0.5", "--max-running-requests", "12")
+    lengths = (90, 100, 110, 120, 130)
+    answered, busy = threading.Event(), threading.Semaphore(0)
+
+    def load(name: str, tokens: int) -> None:
+        while not answered.is_set():
+            generate(engine, PROMPTS[0], tokens=tokens, lora_path=name)
+            busy.release()
+
+    with Engine(tiny_model, "fcfs", (*flags(adapters), *drains), log=tmp_path / "log") as engine:
+        with ThreadPoolExecutor(2 * len(lengths)) as pool:
+            streams = [pool.submit(load, name, tokens) for name in ADAPTERS[:2] for tokens in lengths]
+            try:
+                for _ in range(2 * len(streams)):
+                    assert busy.acquire(timeout=120.0)
+                said = generate(engine, PROMPTS[1], tokens=5, lora_path=ADAPTERS[2])
+            finally:
+                answered.set()
+        for stream in streams:
+            stream.result()
+    assert said == expected["three 1"][:5]
