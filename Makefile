@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-latency-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-wait-play bench-admission bench-routing bench-planner bench-kv-codecs bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-autoscaling bench-pool bench-api-load bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
+	bench-rivals bench-latency-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-wait-play bench-admission bench-routing bench-planner bench-kv-codecs bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-fairness bench-autoscaling bench-pool bench-api-load bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -153,6 +153,9 @@ bench-tools-ahead: setup ## calls of pure tools run before they are asked for: h
 
 bench-simulated: setup ## tables of docs/benchmarks/simulated.md; ARGS="bars" for one (default: all that need no traces; hours)
 	$(BIN)/python benchmarks/simulated.py $(or $(ARGS),all)
+
+bench-fairness: setup ## what the option fairness of andes does to the readers of one burst, with docs/fairness.svg (2 minutes)
+	$(BIN)/python benchmarks/fairness.py --picture docs/fairness.svg $(ARGS)
 
 bench-autoscaling: setup ## tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (hours)
 	$(BIN)/python benchmarks/autoscaling.py $(ARGS)

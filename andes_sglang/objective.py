@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 FORMS = "mean>=X, pN>=X, share(Q)>=X, mean(ttft)<=S, pN(tpot)<=S, pN(stall)<=S or goodput(ttft<=S,tpot<=S)>=X"
 _TEXT = re.compile(r"\s*(?:(mean)|p(\d+(?:\.\d+)?)|share\((\d*\.?\d+)\))\s*>=\s*(\d*\.?\d+)\s*")
 _LATENCY = re.compile(r"(?:mean|p(\d+(?:\.\d+)?))\((ttft|tpot|stall)\)<=(\d*\.?\d+)")
-_GOODPUT = re.compile(r"goodput\(((?:(?:ttft|tpot|stall)<=\d*\.?\d+,?)+)\)>=(\d*\.?\d+)")
+_GOODPUT = re.compile(r"goodput\(((?:ttft|tpot|stall)<=\d*\.?\d+(?:,(?:ttft|tpot|stall)<=\d*\.?\d+)*),?\)>=(\d*\.?\d+)")
 
 
 class Statistic(StrEnum):
@@ -151,15 +151,15 @@ class LatencyBound:
 
 @dataclass(frozen=True, slots=True)
 class LatencyObjective(LatencyBound):
-    """The percentile ``at``, in (0, 100), of ``metric`` is to be at most ``value`` seconds; None: the mean. Raises
+    """The percentile ``at``, in [0, 100], of ``metric`` is to be at most ``value`` seconds; None: the mean. Raises
     ``ValueError`` naming field and value."""
 
     at: float | None = None
 
     def __post_init__(self) -> None:
         LatencyBound.__post_init__(self)
-        if self.at is not None and not 0.0 < self.at < 100.0:
-            raise ValueError(f"at must be between 0 and 100, got {self.at!r}")
+        if self.at is not None and not 0.0 <= self.at <= 100.0:
+            raise ValueError(f"at must be in [0, 100], got {self.at!r}")
 
     @property
     def statistic(self) -> Statistic:
@@ -229,11 +229,11 @@ def parse_objective(text: str) -> AnyObjective:
     plain = "".join(text.split())
     if found := _LATENCY.fullmatch(plain):
         percent, metric, bound = found.groups()
-        if percent is not None and not 0 < float(percent) < 100:
+        if percent is not None and float(percent) > 100:
             raise ValueError(f"objective {text!r}: percentiles lie between 0 and 100")
         return LatencyObjective(_metric(metric), _positive(text, bound), None if percent is None else float(percent))
     if found := _GOODPUT.fullmatch(plain):
-        pairs = [bound.split("<=") for bound in found[1].strip(",").split(",")]
+        pairs = [bound.split("<=") for bound in found[1].split(",")]
         bounds = tuple(LatencyBound(_metric(metric), _positive(text, bound)) for metric, bound in pairs)
         if not 0 < float(found[2]) <= 1:
             raise ValueError(f"objective {text!r}: goodput is a share between 0 and 1")

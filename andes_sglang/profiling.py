@@ -8,7 +8,6 @@ those that the engine itself has fitted and publishes, because preemptions would
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang import results
-from andes_sglang.bench.client import EndpointError, replay
+from andes_sglang.bench.client import EndpointError, replay, run_replays
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.flags import UsageError, base_url
 from andes_sglang.qoe import QoETarget
@@ -256,7 +255,8 @@ def _after(earlier: Sequence[RequestRecord], records: Sequence[RequestRecord]) -
 
 def _replay(url: str, load: Workload, seed: int, api_key: str | None) -> list[RequestRecord]:
     progress = results.Progress("profile")
-    return asyncio.run(replay(url, load, seed=seed, api_key=api_key, send_expectations=False, progress=progress))
+    measured = replay(url, load, seed=seed, api_key=api_key, send_expectations=False, progress=progress)
+    return run_replays([measured])[0][0]
 
 
 def _kept(out: Path) -> Path:

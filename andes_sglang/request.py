@@ -243,6 +243,8 @@ def _record(place: str, line: str) -> RequestRecord:
         deliveries = [(float(at_s), int(n)) for at_s, n in row["deliveries"]]
         if (tokens := sum(n for _, n in deliveries)) > MAX_ANSWER_TOKENS:
             raise ValueError(f"an answer of {tokens} tokens; expected at most {MAX_ANSWER_TOKENS}")
+        if any(n < 0 for _, n in deliveries):
+            raise ValueError("a delivery of fewer than 0 tokens")
         return RequestRecord(**{**row, "deliveries": deliveries})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise RecordsError(f"{place}: not a record ({type(error).__name__}: {error})") from None

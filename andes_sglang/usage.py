@@ -30,8 +30,8 @@ class Help(argparse.HelpFormatter):
 
 class Output:
     """In the place of standard output, for as long as it is entered: what it cannot take (a full disk, a closed pipe, a
-    descriptor that is not open) is passed over, so that a command still keeps its files. ``error``: why, None: all is
-    written."""
+    descriptor that is not open) is passed over, so that a command still keeps its files. What comes later is tried again:
+    under the log of a server a disk may have room again. ``error``: why, the first time; None: all is written."""
 
     def __init__(self) -> None:
         self._stream: TextIO | None = sys.stdout
@@ -58,20 +58,23 @@ class Output:
 
     def write(self, text: str) -> int:
         if self._stream is None:
-            self.error = OSError(errno.EBADF, os.strerror(errno.EBADF))
-        elif self.error is None:
-            try:
-                self._stream.write(text)
-            except OSError as error:
-                self.error = error
+            self._fail(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+            return len(text)
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._fail(error)
         return len(text)
 
     def flush(self) -> None:
-        if self._stream is not None and self.error is None:
-            try:
+        try:
+            if self._stream is not None:
                 self._stream.flush()
-            except OSError as error:
-                self.error = error
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.error = self.error or error
 
 
 def _take_standard_descriptors() -> None:

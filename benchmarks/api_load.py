@@ -212,6 +212,8 @@ def main() -> None:
         "--code", type=Path, default=ROOT, help="checkout whose operator is measured; default: this one"
     )
     args = parser.parse_args()
+    if not 1 <= args.targets <= args.pods:
+        parser.error(f"--targets must be from 1 to --pods, {args.pods}, got {args.targets}")
     gateway = Gateway()
     gateway.start()
     with tempfile.TemporaryDirectory() as folder:

@@ -323,26 +323,38 @@ def _played(
     return iter((f"{mean:.3f}", f"{p5:.3f}", f"{ttft_s:.2f}", f"{share:.0%}"))
 
 
+def _batches(text: str) -> range:
+    """``A-B``, or ``A`` alone: an argument's type."""
+    first, dash, last = text.partition("-")
+    numbers = [first, last if dash else first]
+    if not all(n.isdecimal() for n in numbers) or not 1 <= int(numbers[0]) <= int(numbers[1]) <= BATCHES:
+        raise argparse.ArgumentTypeError(f"must be A-B or A, from 1 to {BATCHES}, got {text!r}")
+    return range(int(numbers[0]), int(numbers[1]) + 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("model", *WORKLOADS))
     parser.add_argument("folder", nargs="?", type=Path, help="of the model")
     parser.add_argument(
-        "--batches", default=f"1-{BATCHES}", metavar="A-B", help="of the model's texts; default: %(default)s"
+        "--batches",
+        type=_batches,
+        default=f"1-{BATCHES}",
+        metavar="A-B",
+        help="of the model's texts; default: %(default)s",
     )
     parser.add_argument("--out", type=Path, default=Path("out/kv-codecs"))
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
+    if args.table != "model" and args.folder is not None:
+        parser.error(f"{args.folder}: only the table model is of a model; {args.table} is simulated")
     if args.table == "model":
-        args.out.mkdir(parents=True, exist_ok=True)
-        first, _, last = args.batches.partition("-")
-        missing = [
-            k for k in range(int(first), int(last or first) + 1) if not (args.out / f"batch-{k:02d}.json").exists()
-        ]
+        missing = [k for k in args.batches if not (args.out / f"batch-{k:02d}.json").exists()]
         if missing:
-            if args.folder is None:
-                parser.error("model: the folder of a model is missing (make small-model makes out/smollm2)")
+            if args.folder is None or not (args.folder / "config.json").exists():
+                parser.error(f"folder {args.folder}: holds no model; `make small-model` makes out/smollm2")
             model = Model(args.folder)
+        args.out.mkdir(parents=True, exist_ok=True)
         for k in missing:
             (args.out / f"batch-{k:02d}.json").write_text(json.dumps(one_batch(model, k - 1)))
         lines = model_rows(args.out)

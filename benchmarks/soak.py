@@ -131,7 +131,8 @@ class Load:
                     done.result()
             except KeyboardInterrupt:
                 self._ended.set()
-                self._engine.post("/abort_request", {"abort_all": True}, PATIENCE_S)
+                with contextlib.suppress(OSError):  # the engine has ended
+                    self._engine.post("/abort_request", {"abort_all": True}, PATIENCE_S)
                 raise
         wait_until_idle(self._engine)
 

@@ -15,28 +15,31 @@ __all__ = ["AdapterPlaces"]
 
 
 class AdapterPlaces:
-    """Of ``scheduler``, an SGLang scheduler."""
+    """Of ``scheduler``, an SGLang scheduler, whose drainer is asked here alone: where SGLang admits it would see only whom a
+    decision chooses, none of those that starve, and by the clock of each rank."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self._drainer, scheduler.lora_drainer = scheduler.lora_drainer, None
 
     def decide(self, ask: Callable[[set[str]], Decision], running_batch: Any) -> Decision:
         """A decision that admits none without a place. ask: for a decision without the waiting requests of these ids."""
         if not self._scheduler.enable_lora:
             return ask(set())
-        hidden = self._drained()
+        hidden = self._drained(running_batch)
         decision = ask(hidden)
-        while placeless := self._placeless(decision, running_batch):
+        while placeless := self._placeless(decision, running_batch) - hidden:
             hidden |= placeless
             decision = ask(hidden)
         return decision
 
-    def _drained(self) -> set[str]:
+    def _drained(self, running_batch: Any) -> set[str]:
         """Whom SGLang does not admit so that a starving adapter gets a place (``--lora-drain-wait-threshold``)."""
-        drainer = self._scheduler.lora_drainer
-        return (
-            set() if drainer is None else {r.rid for r in self._scheduler.waiting_queue if not drainer.can_schedule(r)}
-        )
+        drainer, waiting = self._drainer, self._scheduler.waiting_queue
+        if drainer is None:
+            return set()
+        drainer.update_draining_state(waiting, running_batch.reqs)
+        return {req.rid for req in waiting if not drainer.can_schedule(req)}
 
     def _placeless(self, decision: Decision, running_batch: Any) -> set[str]:
         """All that wait for an adapter of which ``decision`` admits a request and for which there is no place then. Those in

@@ -185,7 +185,7 @@ class StreamRecords:
     def __init__(self, lengths: AnswerLengths | None = None) -> None:
         self._by_rid: dict[str, StreamRecord] = {}
         self._ledger = Ledger()
-        self._lengths = lengths or EngineLengths()
+        self._lengths = EngineLengths() if lengths is None else lengths
         self._added = 0
         self._behind: set[str] = set()
 

@@ -83,6 +83,7 @@ SEAMS: dict[str, Parameters] = {
     f"{_MANAGERS}.scheduler_components.output_sender.SenderWrapper.send_output": ("self", "output", "recv_obj"),
     f"{_MANAGERS}.schedule_policy.CLIP_MAX_NEW_TOKENS": None,
     "sglang.srt.lora.lora_drainer.LoRADrainer.can_schedule": ("self", "req"),
+    "sglang.srt.lora.lora_drainer.LoRADrainer.update_draining_state": ("self", "waiting_queue", "running_reqs"),
     "sglang.srt.lora.lora_manager.LoRAManager.validate_lora_batch": ("self", "lora_ids"),
 }
 """By dotted name: the parameters of what is called or overridden; None for what only has to be there."""

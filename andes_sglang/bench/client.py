@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 import time
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,10 @@ from andes_sglang.shown import ShownTokens
 from andes_sglang.summary import INTERRUPTED
 from andes_sglang.workload import BLOCK_TOKENS, SyntheticWorkload, Workload
 
-__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "prompt_text", "replay"]
+__all__ = ["EndpointError", "check_endpoint", "prompt_ids", "prompt_text", "replay", "run_replays"]
 
+ENDINGS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a supervisor sends: both end a replay and keep what was measured."""
 CONNECT_TIMEOUT_S = 30.0
 """A request whose connection takes longer counts as failed."""
 MODELS_TIMEOUT_S = 10.0
@@ -221,6 +224,46 @@ async def replay(
         finally:
             watcher.cancel()
     return records
+
+
+def run_replays(replays: Sequence[Coroutine[Any, Any, list[RequestRecord]]]) -> tuple[list[list[RequestRecord]], bool]:
+    """Several at the same time in an event loop of their own: the records of each, and whether a signal ended them. One that
+    fails ends the others. Raises what it raises, and ``KeyboardInterrupt`` where a signal came before any had begun."""
+    received: list[int] = []
+
+    async def main() -> list[list[RequestRecord]]:
+        tasks = [asyncio.ensure_future(one) for one in replays]
+        for task in tasks:
+            task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
+
+        def end(sign: int) -> None:
+            received.append(sign)
+            _cancel(tasks)
+
+        loop = asyncio.get_running_loop()
+        for sign in ENDINGS:
+            loop.add_signal_handler(sign, end, sign)
+        return await asyncio.gather(*tasks)
+
+    handlers = {sign: signal.getsignal(sign) for sign in ENDINGS}
+    try:
+        return asyncio.run(main()), bool(received)
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise KeyboardInterrupt from None
+    finally:  # asyncio puts the defaults in their place
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)
+
+
+def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is not None
 
 
 async def _watch(

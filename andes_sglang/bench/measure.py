@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from andes_sglang import results, summary
-from andes_sglang.bench.client import replay
+from andes_sglang.bench.client import replay, run_replays
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord
@@ -20,8 +18,6 @@ from andes_sglang.workload import SyntheticWorkload, Workload
 
 __all__ = ["Measured", "ReplayOptions", "client_machine", "measure", "parse_vocabulary"]
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what a supervisor sends: both end a replay and keep what was measured."""
 SAMPLE_TIMEOUT_S = 2.0
 """For one reading of the metrics: an engine in a long prefill answers late, and a sample is due every second."""
 GAUGES = {
@@ -73,43 +69,22 @@ def measure(
     """Replay ``workload`` against each of ``urls`` (by label) at the same time. Ctrl-C ends all and keeps what was measured.
     Raises :class:`~andes_sglang.bench.client.EndpointError`, and ``KeyboardInterrupt`` where nothing had been."""
     samples: dict[str, list[dict[str, float]]] = {label: [] for label in urls}
-    received: list[int] = []
     before = {label: read_metrics(url) for label, url in urls.items()}
 
-    async def main() -> list[list[RequestRecord]]:
-        tasks = [
-            asyncio.ensure_future(
-                replay(url, workload, seed=options.seed, vocabulary=options.vocabulary, api_key=options.api_key,
-                       send_expectations=options.send_expectations, chat=options.chat, progress=results.Progress(label),
-                       sample=_sampler(url, samples[label]) if before[label] else None)
-            )
-            for label, url in urls.items()
-        ]  # fmt: skip
-        for task in tasks:
-            task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
-
-        def end(sign: int) -> None:
-            received.append(sign)
-            _cancel(tasks)
-
-        loop = asyncio.get_running_loop()
-        for sign in ENDINGS:
-            loop.add_signal_handler(sign, end, sign)
-        return await asyncio.gather(*tasks)
-
-    signs = {sign: signal.getsignal(sign) for sign in ENDINGS}
-    try:
-        runs = dict(zip(urls, asyncio.run(main()), strict=True))
-    finally:  # asyncio puts the defaults in their place
-        for sign, handler in signs.items():
-            signal.signal(sign, handler)
+    replays = [
+        replay(url, workload, seed=options.seed, vocabulary=options.vocabulary, api_key=options.api_key,
+               send_expectations=options.send_expectations, chat=options.chat, progress=results.Progress(label),
+               sample=_sampler(url, samples[label]) if before[label] else None)
+        for label, url in urls.items()
+    ]  # fmt: skip
+    runs, interrupted = run_replays(replays)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     return {
         label: Measured(
-            records, _figures(records, before[label], read_metrics(urls[label])), samples[label], bool(received)
+            records, _figures(records, before[label], read_metrics(url)), samples[label], interrupted=interrupted
         )
-        for label, records in runs.items()
+        for (label, url), records in zip(urls.items(), runs, strict=True)
     }
 
 
@@ -135,12 +110,3 @@ def _sampler(url: str, into: list[dict[str, float]]) -> Callable[[float], None]:
         into.append(point)
 
     return sample
-
-
-def _cancel(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-
-
-def _failed(task: asyncio.Task[Any]) -> bool:
-    return not task.cancelled() and task.exception() is not None

@@ -30,6 +30,8 @@ DEEPER = (1.0, 2.0, 3.0)
 """Times that, by third of the layers."""
 ANCHOR_STEP = 0.25
 """Step of the anchors, times that of the deltas in the first third."""
+SMALLEST_STEP = float(np.finfo(np.float32).smallest_normal)
+"""Smaller numbers are 0: float32 has no quotients by them."""
 LANES = 1024
 _HEADER = struct.Struct("<III")
 """Bytes of the tables, numbers that no symbol stands for, words of the stream."""
@@ -56,10 +58,13 @@ class Anchored:
         steps = np.frombuffer(payload, np.float32, 2 * layers).reshape(2, layers, 1, 1, 1)
         count = len(range(0, tokens, GROUP_TOKENS))
         between, others = _decode(payload[steps.nbytes :], layers * heads * dim, count, tokens - count)
-        anchors = np.cumsum(_by_token(between, (layers, count, heads, dim)), axis=1) * steps[0]
-        values = _anchors_of(anchors.astype(np.float32), tokens)
-        if tokens > count:
-            values[:, _is_other(tokens)] += _by_token(others, (layers, tokens - count, heads, dim)) * steps[1]
+        with np.errstate(over="ignore", invalid="ignore"):  # of a payload that nothing here has made
+            anchors = np.cumsum(_by_token(between, (layers, count, heads, dim)), axis=1) * steps[0]
+            values = _anchors_of(anchors.astype(np.float32), tokens)
+            if tokens > count:
+                values[:, _is_other(tokens)] += _by_token(others, (layers, tokens - count, heads, dim)) * steps[1]
+        if not np.isfinite(values).all():
+            raise KvCodecError("coded KV that cannot be read: numbers that are not finite")
         return KvBlock.of_floats(values, kind)
 
     def _steps(self, values: Floats) -> tuple[Floats, Floats]:
@@ -70,7 +75,10 @@ class Anchored:
         spread = np.maximum(spread, 1e-4 * np.abs(values).max(axis=(1, 2, 3), keepdims=True))
         finest = COARSEST[self.level] * np.where(spread > 0, spread, 1.0)
         depth = np.array([DEEPER[len(DEEPER) * layer // layers] for layer in range(layers)]).reshape(-1, 1, 1, 1)
-        return (ANCHOR_STEP * finest).astype(np.float32), (depth * finest).astype(np.float32)
+        fine, coarse = (
+            np.maximum(step, SMALLEST_STEP).astype(np.float32) for step in (ANCHOR_STEP * finest, depth * finest)
+        )
+        return fine, coarse
 
 
 def _anchors_of(anchors: Floats, tokens: int) -> Floats:
@@ -142,21 +150,19 @@ def _table_steps(lanes: _Lanes, tables: rans.Symbols, length: int, count: int) -
 
 
 def _decode(data: bytes, channels: int, anchors: int, others: int) -> tuple[Numbers, Numbers]:
-    """What :func:`_code` was given. Raises :class:`KvCodecError`."""
+    """What :func:`_code` was given."""
     lanes = _Lanes.of(channels)
-    try:
-        named, escapes, length = _HEADER.unpack_from(data)
-        at = _HEADER.size
-        tables = np.frombuffer(zlib.decompress(data[at : at + named]), np.uint8).reshape(2, channels)
-        at += named
-        escaped = np.frombuffer(data, "<i4", escapes, at)
-        at += escaped.nbytes
-        states = np.frombuffer(data, "<u4", lanes.lanes, at).astype(np.uint32)
-        words = np.frombuffer(data, "<u2", length, at + states.nbytes)
-        steps = rans.decode(states, words, _table_steps(lanes, tables, anchors + others, anchors))
-        symbols = lanes.rows(steps)
-        numbers = symbols.astype(np.int32) - rans.LARGEST
-        numbers[symbols == 2 * rans.LARGEST + 1] = escaped
-    except (IndexError, ValueError, struct.error, zlib.error) as error:
-        raise KvCodecError(f"coded KV that cannot be read: {error}") from None
+    named, escapes, length = _HEADER.unpack_from(data)
+    at = _HEADER.size
+    named_tables = zlib.decompressobj().decompress(data[at : at + named], 2 * channels)
+    tables = np.frombuffer(named_tables, np.uint8).reshape(2, channels)
+    at += named
+    escaped = np.frombuffer(data, "<i4", escapes, at)
+    at += escaped.nbytes
+    states = np.frombuffer(data, "<u4", lanes.lanes, at).astype(np.uint32)
+    words = np.frombuffer(data, "<u2", length, at + states.nbytes)
+    steps = rans.decode(states, words, _table_steps(lanes, tables, anchors + others, anchors))
+    symbols = lanes.rows(steps)
+    numbers = symbols.astype(np.int32) - rans.LARGEST
+    numbers[symbols == 2 * rans.LARGEST + 1] = escaped
     return numbers[:, :anchors], numbers[:, anchors:]

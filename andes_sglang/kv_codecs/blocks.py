@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _CHECKSUM = struct.Struct("<I")
 _LARGEST_F16 = 65504.0
 _LARGEST = 1e30
 """Of a number that is coded with a loss: arithmetic in float32 stays within its range."""
+_MOST_A_BYTE = 256
+"""Numbers for each byte of a payload: more than any codec gets into one (rans: 178)."""
 
 
 class KvCodecError(ValueError):
@@ -38,7 +41,7 @@ class FloatKind(IntEnum):
 @dataclass(frozen=True, slots=True)
 class KvBlock:
     """Keys, or values, of consecutive tokens. bits: shape (layers, tokens, heads, dim), the 16 bits of each number. Raises
-    :class:`KvCodecError` naming shape or type."""
+    :class:`KvCodecError` naming shape, type or kind."""
 
     bits: Bits
     kind: FloatKind
@@ -49,6 +52,8 @@ class KvBlock:
                 f"bits must be uint16 of shape (layers, tokens, heads, dim), none of them 0, got {self.bits.dtype} of shape "
                 f"{self.bits.shape}"
             )
+        if not isinstance(self.kind, FloatKind):
+            raise KvCodecError(f"kind must be one of {', '.join(map(str, FloatKind.__members__))}, got {self.kind!r}")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -60,7 +65,7 @@ class KvBlock:
         """Finite ``values``, shape (layers, tokens, heads, dim), rounded to the nearest number of ``kind``."""
         if kind is FloatKind.F16:
             return cls(np.clip(values, -_LARGEST_F16, _LARGEST_F16).astype(np.float16).view(np.uint16), kind)
-        bits = np.ascontiguousarray(values).view(np.uint32)
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
         return cls(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16), kind)
 
     def floats(self) -> Floats:
@@ -107,4 +112,9 @@ def unframed(data: bytes) -> tuple[int, FloatKind, tuple[int, int, int, int], by
     payload = data[begins:]
     if zlib.crc32(payload, zlib.crc32(data[: _HEADER.size])) != checksum:
         raise KvCodecError(f"{len(data)} bytes of coded KV that were cut or changed: the checksum does not match")
-    return codec, FloatKind(kind), (layers, tokens, heads, dim), payload
+    if kind not in list(FloatKind):
+        raise KvCodecError(f"coded KV of numbers of kind {kind}, which this version does not know")
+    shape = layers, tokens, heads, dim
+    if not 0 < math.prod(shape) <= _MOST_A_BYTE * len(payload):
+        raise KvCodecError(f"coded KV of shape {shape}, which {len(payload)} bytes do not hold")
+    return codec, FloatKind(kind), shape, payload

@@ -38,10 +38,26 @@ class Lossless:
         count = int(np.prod(shape))
         (length,) = _LENGTH.unpack_from(payload)
         body = memoryview(payload)[_LENGTH.size :]
-        exponents = _zstandard().ZstdDecompressor().decompress(body[:length]) if length else body[:count]
+        exponents = _undone(body[:length], count) if length else body[:count]
         rest = body[length or count :]
+        if not len(exponents) == len(rest) == count:
+            raise KvCodecError(
+                f"coded KV of {len(exponents)} and {len(rest)} bytes, where its header says {count} numbers"
+            )
         planes = np.frombuffer(exponents, np.uint8), np.frombuffer(rest, np.uint8)
         return KvBlock(_joined(*planes, kind).reshape(shape), kind)
+
+
+def _undone(coded: memoryview, count: int) -> bytes:
+    """The ``count`` bytes that Zstandard has coded; no more are made than that."""
+    zstandard = _zstandard()
+    try:
+        if zstandard.frame_content_size(coded) != count:
+            raise KvCodecError(f"coded KV whose exponents are not the {count} that its header says")
+        undone: bytes = zstandard.ZstdDecompressor().decompress(coded)
+    except zstandard.ZstdError as error:
+        raise KvCodecError(f"coded KV that cannot be read: {error}") from None
+    return undone
 
 
 def _zstandard() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,4 +60,9 @@ def decode(data: bytes) -> KvBlock:
     number, kind, shape, payload = unframed(data)
     if number not in _NUMBERED:
         raise KvCodecError(f"coded KV of a codec with number {number}, which this version does not know")
-    return _NUMBERED[number].coder.block(payload, kind, shape)
+    try:
+        return _NUMBERED[number].coder.block(payload, kind, shape)
+    except KvCodecError:
+        raise
+    except (IndexError, ValueError, struct.error, zlib.error) as error:
+        raise KvCodecError(f"coded KV that cannot be read: {error}") from None

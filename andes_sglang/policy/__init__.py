@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from andes_sglang.policy.base import PolicyError, SchedulingPolicy, answer_lengths
-from andes_sglang.policy.checked import ask, try_out
+from andes_sglang.policy.base import PolicyError, SchedulingPolicy
+from andes_sglang.policy.checked import answer_lengths, ask, try_out
 from andes_sglang.policy.options import PolicyOptions, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.registry import (

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from andes_sglang.lengths import AnswerLengths, EngineLengths
 from andes_sglang.state import Decision, SchedulerState
 
-__all__ = ["PolicyError", "SchedulingPolicy", "answer_lengths"]
+__all__ = ["PolicyError", "SchedulingPolicy"]
 
 
 class PolicyError(RuntimeError):
@@ -35,9 +34,3 @@ class SchedulingPolicy(Protocol):
     def decide(self, state: SchedulerState) -> Decision:
         """What to preempt, resume and admit before the next iteration."""
         ...
-
-
-def answer_lengths(policy: object) -> AnswerLengths:
-    """What foresees the lengths of answers on an engine under ``policy``, which has learned nothing yet."""
-    made: AnswerLengths = getattr(policy, "answer_lengths", EngineLengths)()
-    return made

@@ -7,10 +7,14 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from andes_sglang.latency import LatencyModel
+from andes_sglang.lengths import AnswerLengths, Asked, EngineLengths
 from andes_sglang.policy.base import PolicyError, SchedulingPolicy
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.state import (
@@ -23,7 +27,7 @@ from andes_sglang.state import (
     SchedulerState,
 )
 
-__all__ = ["ask", "try_out"]
+__all__ = ["answer_lengths", "ask", "try_out"]
 
 OWN = "andes_sglang."
 PREEMPTIBLE_PHASES = {
@@ -58,11 +62,45 @@ def try_out(policy: SchedulingPolicy) -> None:
     ]
     state = SchedulerState(10.0, RequestTable.of(views), kv_capacity_tokens=4096, max_running=1, latency=LatencyModel())
     try:
+        answer_lengths(policy).expected_tokens(Asked(100))
         ask(policy, state)
     except PolicyError:
         raise
     except Exception as error:
         raise PolicyError(f"policy {policy.name!r}: decide(state) raised {_place(error)}") from error
+
+
+def answer_lengths(policy: SchedulingPolicy) -> AnswerLengths:
+    """What foresees the lengths of answers on an engine under ``policy``, which has learned nothing yet. Raises
+    :class:`PolicyError`, as what is returned does, where it is another package's and raises or says no length."""
+    made: type[AnswerLengths] = getattr(policy, "answer_lengths", EngineLengths)
+    return made() if made.__module__.startswith(OWN) else _TheirLengths(policy.name, made)
+
+
+class _TheirLengths:
+    """Those of another package's class ``made``."""
+
+    def __init__(self, policy_name: str, made: type[AnswerLengths]) -> None:
+        self._policy_name = policy_name
+        self._lengths: AnswerLengths = self._call("answer_lengths()", made)
+
+    def expected_tokens(self, asked: Asked) -> float:
+        told: Any = self._call("expected_tokens(asked)", self._lengths.expected_tokens, asked)
+        if not (isinstance(told, int | float | np.number) and 0 < float(told) < math.inf):
+            raise PolicyError(
+                f"policy {self._policy_name!r}: its expected_tokens(asked) returned {_shown(told)}; it must return a number "
+                "of tokens > 0"
+            )
+        return float(told)
+
+    def learn(self, asked: Asked, output_tokens: int, *, finished: bool) -> None:
+        self._call("learn(asked, ...)", self._lengths.learn, asked, output_tokens, finished=finished)
+
+    def _call(self, what: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        try:
+            return call(*given, **named)
+        except Exception as error:  # whatever another package's code raises
+            raise PolicyError(f"policy {self._policy_name!r}: its {what} raised {_place(error)}") from error
 
 
 def _wrong(policy: SchedulingPolicy, what: str) -> PolicyError:

@@ -141,6 +141,7 @@ def find_policy(name: str) -> PolicyClass:
     if not (inspect.isclass(declared) and issubclass(declared, PolicyOptions)):
         raise ValueError(f"policy {name!r}: options_type {declared!r} is not derived from PolicyOptions")
     lengths = getattr(found, "answer_lengths", EngineLengths)
-    if not all(callable(getattr(lengths, method, None)) for method in ("expected_tokens", "learn")):
+    foresees = all(callable(getattr(lengths, method, None)) for method in ("expected_tokens", "learn"))
+    if not (inspect.isclass(lengths) and foresees):
         raise ValueError(f"policy {name!r}: answer_lengths {lengths!r} is no class with expected_tokens and learn")
     return cast("PolicyClass", found)

@@ -13,7 +13,17 @@ from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.sim import overrides
 from andes_sglang.sim.engine import EngineModel
 
-__all__ = ["DEPLOYED", "SIMULATED", "STOCK_MIXED", "configure", "expanded", "lossy", "servable", "stock_engine"]
+__all__ = [
+    "DEPLOYED",
+    "SIMULATED",
+    "STOCK_MIXED",
+    "configure",
+    "expanded",
+    "lossy",
+    "servable",
+    "stock_engine",
+    "unlike_served",
+]
 
 STOCK_MIXED = "stock-mixed"
 """The name of stock SGLang with ``--enable-mixed-chunk``."""
@@ -97,8 +107,8 @@ def _coding(engine: EngineModel, name: str | None) -> EngineModel:
         )
     if not engine.kv_token_bytes:
         raise ValueError(
-            f"--host-kv-codec {name}: the profile does not say how many bytes of KV a token has; give it a table [codec], or "
-            "engine.kv_token_bytes"
+            f"--host-kv-codec {name}: the profile does not say how many bytes of KV a token has in 16 bits a number; give it "
+            "a table [codec], or engine.kv_token_bytes"
         )
     return replace(engine, codec=prices.packaged(name, engine.kv_token_bytes))
 
@@ -109,6 +119,16 @@ def lossy(engines: Mapping[str, EngineModel]) -> Iterator[str]:
         if engine.host_capacity_tokens and engine.codec is not None and engine.codec.equal_tokens < 1:
             others = 1.0 - engine.codec.equal_tokens
             yield f"{arm}: answers that return from host memory are no longer exact: {others:.1%} of their tokens change"
+
+
+def unlike_served(engines: Mapping[str, EngineModel]) -> Iterator[str]:
+    """What is not so where ``engines``, by arm, are served; a profile may say it as well as a flag."""
+    used = {
+        "--drafts": any(engine.drafts for engine in engines.values()),
+        "--host-kv-codec": any(engine.host_capacity_tokens and engine.codec for engine in engines.values()),
+    }
+    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if used[name])
+    yield from lossy(engines)
 
 
 def configure(

@@ -82,9 +82,9 @@ class EngineModel:
 
     chunk_tokens: prefill of one iteration (``--chunked-prefill-size``). mixed: decode beside it
     (``--enable-mixed-chunk``). host_tokens_per_s: copies between the pool and host memory, each way; host_capacity_tokens:
-    room there, 0 for no host tier; both without a codec. kv_token_bytes: of one token in 16 bits a number, 0 where that is
-    not known. codec: how KV is coded in host memory, None: it is not. write_through: copy everything that enters the cache,
-    not only what a policy offloads.
+    room there, 0 for no host tier; both without a codec. kv_token_bytes: of one token in 16 bits a number, 0 where it has
+    others or that is not known. codec: how KV is coded in host memory, None: it is not. write_through: copy everything that
+    enters the cache, not only what a policy offloads.
     devices: tensor-parallel ranks (``--tp-size``), whose costs and sizes the others are.
     pads_prefix: attention is computed for a cached prefix too, as by SGLang's ``torch_native`` backend on a CPU.
     decision_s: CPU time of a decision, which hides behind the iteration unless there is no overlap. entry_s: from the client

@@ -18,7 +18,7 @@ from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim import search_cli
 from andes_sglang.sim.cli import USER_ERRORS, add_simulation_arguments, check_interval, check_requests, router_of
-from andes_sglang.sim.configure import DEPLOYED, SIMULATED, STOCK_MIXED, configure, expanded, lossy, servable
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, expanded, servable, unlike_served
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.plan_table import ArmPlan, MixPlan, model_of, notes, page, table
 from andes_sglang.sim.planner import FleetPlan, Planner, Saving
@@ -133,8 +133,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         "interrupted": interrupted,
         "plans": [plan.as_json(objective) for plan in plans],
         "mixes": [mix.as_json() for mix in mixes],
+        "unlike_served": list(unlike_served(_named(engines))),
     }
-    told = [*notes(chosen, plans, mixes, args.seeds), *_of_the_simulator(passed, arms.values(), engines)]
+    told = [*notes(chosen, plans, mixes, args.seeds), *result["unlike_served"]]
     said = "\n".join([summary.aligned(rows), "", *told])
     results.say(said, result, as_json=args.json)
     files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
@@ -143,13 +144,9 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     return 130 if interrupted else 0
 
 
-def _of_the_simulator(
-    passed: Sequence[str], arms: Iterable[Arm], engines: Mapping[tuple[str, str], Engine]
-) -> Iterator[str]:
-    """What is not so on an engine that is served."""
-    given = {flag.partition("=")[0] for flag in [*passed, *(flag for arm in arms for flag in arm.flags)]}
-    yield from (f"andes serve has no {name}: {what}" for name, what in SIMULATED.items() if name in given)
-    yield from lossy({f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()})
+def _named(engines: Mapping[tuple[str, str], Engine]) -> dict[str, EngineModel]:
+    """By profile and arm, in words."""
+    return {f"{profile}, {arm}": engine for (profile, arm), (engine, _) in engines.items()}
 
 
 def _draws(args: argparse.Namespace, engines: Sequence[EngineModel]) -> list[Workload | SyntheticWorkload]:

@@ -77,7 +77,7 @@ class Population:
         self._rids = np.full(capacity, "", dtype=object)
         self._thought: Array = np.zeros((2, capacity))
         self._thinks = False
-        self._lengths = lengths or EngineLengths()
+        self._lengths = EngineLengths() if lengths is None else lengths
         self._free = list(range(capacity - 1, -1, -1))
         self._received: dict[int, int] = {}  # tokens, by slot, of the readers who are behind
 

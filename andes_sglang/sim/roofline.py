@@ -61,29 +61,34 @@ class Roofline:
             )
 
     @property
-    def kv_token_bytes(self) -> float:
+    def token_bytes(self) -> float:
         """KV of one token: key and value of every layer."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_bytes
 
     @property
+    def kv_token_bytes(self) -> float:
+        """The same where its numbers have 16 bits, as codecs need them; else 0."""
+        return self.token_bytes if self.kv_bytes == 2 else 0.0
+
+    @property
     def kv_capacity_tokens(self) -> int:
         weights = self.parameters * self.parameter_bytes
-        return int((self.devices * self.memory_bytes * self.memory_share - weights) / self.kv_token_bytes)
+        return int((self.devices * self.memory_bytes * self.memory_share - weights) / self.token_bytes)
 
     @property
     def host_tokens_per_s(self) -> float:
-        return self.devices * self.host_bytes_per_s / self.kv_token_bytes
+        return self.devices * self.host_bytes_per_s / self.token_bytes
 
     @property
     def host_capacity_tokens(self) -> int:
-        return int(self.host_memory_bytes / self.kv_token_bytes)
+        return int(self.host_memory_bytes / self.token_bytes)
 
     def costs(self) -> Costs:
         bandwidth = self.devices * self.bandwidth_bytes_per_s * self.bandwidth_efficiency
         flops = self.devices * self.flops * self.flops_efficiency
         weights_s = self.parameters * self.parameter_bytes / bandwidth + self.overhead_s
         token_s = 2 * (self.active_parameters or self.parameters) / flops
-        context_s = self.kv_token_bytes / bandwidth
+        context_s = self.token_bytes / bandwidth
         return Costs(
             decode_fixed_s=weights_s,
             decode_request_s=token_s,

@@ -15,7 +15,7 @@ from andes_sglang import results, summary
 from andes_sglang.flags import UsageError
 from andes_sglang.objective import AnyObjective
 from andes_sglang.sim.cli import check_requests
-from andes_sglang.sim.configure import configure
+from andes_sglang.sim.configure import configure, unlike_served
 from andes_sglang.sim.plan import capacity_rps, play_fleet
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.search import LADDER, Found, Setup, Space, changed, engine_of, held_rate, search
@@ -131,12 +131,14 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
     gain = chosen.held_rps / default.held_rps - 1.0
     predicted, flags = rig.predicted(chosen, fresh[0]), chosen.setup.serve_flags(rig.passed)
     chart = chosen.setup.chart_values(profile.name, rig.passed)
+    engine, _ = configure(engine_of(profile, chosen.setup), chosen.setup.arm, rig.passed)
+    unlike = list(unlike_served({profile.name: engine}))
     result = {
         "made_by": results.made_by(), "simulated": True, "objective": str(rig.objective), "profile": profile.name,
         "found": [{"flags": one.setup.serve_flags(rig.passed), "held_rps_per_device": one.held_rps} for one in found],
         "default_held_rps_per_device": default.held_rps, "chosen_held_rps_per_device": chosen.held_rps, "gain": gain,
         "chosen": {"flags": flags, "chart": chart},
-        "predicted": predicted, "plays": rig.plays,
+        "predicted": predicted, "plays": rig.plays, "unlike_served": unlike,
     }  # fmt: skip
     better = (
         f"On {_draws(fresh)}, which the search has not seen, the best holds {rig.objective} at {chosen.held_rps:.3g} "
@@ -148,7 +150,8 @@ def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fr
     )
     serve = f"andes serve --model MODEL {flags}"
     verdict = better if gain > 0.0 else "Nothing better than the defaults was found."
-    results.say("\n".join([summary.aligned(rows), "", verdict, told, "", serve, "", chart]), result, as_json=args.json)
+    said = [summary.aligned(rows), "", verdict, told, *unlike, "", serve, "", chart]
+    results.say("\n".join(said), result, as_json=args.json)
     results.save(args.out, {"plan.json": json.dumps(result, indent=1) + "\n"})
     print(f"\n{args.out / 'plan.json'}", file=sys.stderr if args.json else sys.stdout)
 

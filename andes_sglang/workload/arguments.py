@@ -119,7 +119,9 @@ def _traced(args: argparse.Namespace, seed: int) -> Workload:
 
 
 def _check_no_trace(args: argparse.Namespace, dataset: Dataset | None) -> None:
-    """What only a trace has: a clock of its own, and without a data set lengths."""
+    """What only a trace has: a format, a clock of its own, and without a data set lengths."""
+    if args.format is not None:
+        raise WorkloadError(f"--format {args.format}: is of traces; goes with --trace")
     of_a_trace = {"start": args.start != 0, "rate-scale": args.rate_scale != 1}
     if dataset is None:
         of_a_trace |= {"prompt-scale": args.prompt_scale != 1, "output-scale": args.output_scale != 1}

@@ -84,6 +84,7 @@ class Cluster:
         self._authorization = client.AuthorizationV1Api(api)
         self._plurals: dict[tuple[str, str], str] = {}
         self._cached: dict[str, tuple[float, asyncio.Future[Any]]] = {}
+        self._forgotten = set[str]()
 
     async def close(self) -> None:
         await self._api.close()
@@ -264,10 +265,13 @@ class Cluster:
         return {resource["name"] for resource in found} >= set(plurals)
 
     async def list_all(self, plural: str, namespace: str | None, ttl_s: float = 0.0) -> list[Json]:
-        """Of a namespace, or of all where it is None; at most ``ttl_s`` old, and then from the API server's cache."""
-        version = {"resource_version": CACHED} if ttl_s else {}
+        """Of a namespace, or of all where it is None; at most ``ttl_s`` old, and then from the API server's cache, but the
+        first after :meth:`forget_list`."""
+        key = f"{plural}/{namespace}"
 
         async def get() -> Json:
+            version = {"resource_version": CACHED} if ttl_s and key not in self._forgotten else {}
+            self._forgotten.discard(key)
             if namespace is None:
                 method = self._custom.list_custom_object_for_all_namespaces_without_preload_content
                 return await self._send(f"list all {plural}", method, names.GROUP, names.VERSION, plural, **version)
@@ -275,7 +279,7 @@ class Cluster:
             what = f"list the {plural} of {namespace}"
             return await self._send(what, method, names.GROUP, names.VERSION, namespace, plural, **version)
 
-        return list((await self._cache(f"{plural}/{namespace}", ttl_s, get))["items"])
+        return list((await self._cache(key, ttl_s, get))["items"])
 
     async def get(self, plural: str, namespace: str, name: str) -> Json:
         method = self._custom.get_namespaced_custom_object_without_preload_content
@@ -293,8 +297,10 @@ class Cluster:
         await self._send(what, method, names.GROUP, names.VERSION, namespace, plural, name, body)
 
     def forget_list(self, plural: str, namespace: str) -> None:
-        """The next :meth:`list_all` of a namespace asks the API server."""
-        self._cached.pop(f"{plural}/{namespace}", None)
+        """The next :meth:`list_all` of a namespace asks the API server, and not its cache, which may be of before."""
+        key = f"{plural}/{namespace}"
+        self._cached.pop(key, None)
+        self._forgotten.add(key)
 
     async def config_map(self, namespace: str, name: str) -> dict[str, str]:
         """Its data; empty where there is none."""

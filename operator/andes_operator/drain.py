@@ -21,9 +21,6 @@ log = logging.getLogger(__name__)
 UNDRAIN_AFTER_S = 60.0
 """Seconds after which a pod that was told to drain and still is wanted serves again: controllers delete within seconds."""
 
-NOT_EVICTED = (403, 404, 429)
-"""Statuses of an eviction that are no failure of the reconcile: no right to, it has gone, a PodDisruptionBudget."""
-
 Pod = Mapping[str, Any]
 
 
@@ -82,11 +79,10 @@ class Drainer:
         return said
 
     async def _evict(self, namespace: str, name: str) -> None:
+        """Best effort: where a PodDisruptionBudget forbids it, or the right is missing, again at the next reconcile."""
         try:
             await self._cluster.evict_pod(namespace, name)
         except ClusterError as error:
-            if error.status not in NOT_EVICTED:
-                raise
             log.warning("%s: %s", namespace, error)
 
     async def _tell(self, namespace: str, addresses: Sequence[str], replica: str, *, drained: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["GOING_TAINTS", "Nodes"]
 
@@ -25,38 +25,58 @@ LIKELY_TAINTS = frozenset({
     "node.kubernetes.io/unschedulable",
 })  # fmt: skip
 """Keys of taints that say: it may go."""
+PREFERENCE = "PreferNoSchedule"
+"""Effect of a taint that keeps no new pod away: what is evicted from there may come back to it."""
 
 Node = Mapping[str, Any]
+Pod = Mapping[str, Any]
+
+
+class Taint(NamedTuple):
+    key: str
+    value: str
+    effect: str
 
 
 class Nodes:
     """Of a cluster. Empty where they are not watched."""
 
     def __init__(self) -> None:
-        self._going: dict[str, str] = {}
+        self._going: dict[str, tuple[Taint, ...]] = {}
         self._doubtful: set[str] = set()
 
     def see(self, node: Node, *, deleted: bool = False) -> bool:
         """Take in what a node is now; whether it has become one that is about to go, or is one no more."""
-        name, before = str(node["metadata"]["name"]), dict(self._going)
-        spec = {} if deleted else node.get("spec") or {}
-        keys = {str(taint.get("key")) for taint in spec.get("taints") or ()}
-        self._going.pop(name, None)
+        name, spec = str(node["metadata"]["name"]), {} if deleted else node.get("spec") or {}
+        taints = sorted(Taint(*(str(t.get(f) or "") for f in Taint._fields)) for t in spec.get("taints") or ())
+        before = self._going.pop(name, ())
         self._doubtful.discard(name)
-        if said := keys & GOING_TAINTS:
-            self._going[name] = min(said)
-        elif spec.get("unschedulable") or keys & LIKELY_TAINTS:
+        going = tuple(t for t in taints if t.key in GOING_TAINTS and t.effect != PREFERENCE)
+        if going:
+            self._going[name] = going
+        elif spec.get("unschedulable") or {t.key for t in taints} & (GOING_TAINTS | LIKELY_TAINTS):
             self._doubtful.add(name)
-        return before != self._going
+        return before != going
 
-    def notice(self, pod: Mapping[str, Any]) -> str | None:
-        """The taint by which this pod's node is about to go; None: it stays."""
-        return self._going.get(_node_of(pod))
+    def notice(self, pod: Pod) -> str | None:
+        """Key of the taint by which this pod's node is about to go; None: it stays, or the pod tolerates that, so that the
+        one that replaces it could come back there."""
+        return next((t.key for t in self._going.get(_node_of(pod), ()) if not _tolerates(pod, t)), None)
 
-    def is_doubtful(self, pod: Mapping[str, Any]) -> bool:
+    def is_doubtful(self, pod: Pod) -> bool:
         """Whether this pod's node is about to go, cordoned, or a candidate for removal."""
         return _node_of(pod) in self._going or _node_of(pod) in self._doubtful
 
 
-def _node_of(pod: Mapping[str, Any]) -> str:
+def _node_of(pod: Pod) -> str:
     return str((pod.get("spec") or {}).get("nodeName", ""))
+
+
+def _tolerates(pod: Pod, taint: Taint) -> bool:
+    """As the scheduler says."""
+    return any(
+        (said.get("key") or taint.key) == taint.key
+        and (said.get("effect") or taint.effect) == taint.effect
+        and (said.get("operator") == "Exists" or (said.get("value") or "") == taint.value)
+        for said in (pod.get("spec") or {}).get("tolerations") or ()
+    )

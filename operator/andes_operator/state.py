@@ -82,9 +82,12 @@ class TargetState:
     written: Mapping[str, Any] = field(default_factory=dict)
 
     def latest(self, target: Mapping[str, Any]) -> Mapping[str, Any]:
-        """``target`` with what the last reconcile made of its status, unless a later one has been written since."""
+        """``target`` with what the last reconcile made of its status, unless a later one has been written since, or another
+        operator has written one."""
         said = target.get("status") or {}
         if not self.made or str(said.get("observedAt", "")) > self.made["observedAt"]:
+            return target
+        if said.get("operator", self.made["operator"]) != self.made["operator"]:
             return target
         return {**target, "status": {**said, **self.made}}
 

@@ -79,8 +79,13 @@ async def _served(cluster: Cluster) -> None:
 
 
 async def _may_watch_nodes(cluster: Cluster) -> bool:
-    """Without the right, kopf would give up all watches."""
-    allowed = await cluster.may("list", names.NODES) and await cluster.may("watch", names.NODES)
+    """Without the right, kopf would give up all watches. One that may not even ask has none."""
+    try:
+        allowed = await cluster.may("list", names.NODES) and await cluster.may("watch", names.NODES)
+    except ClusterError as error:
+        if error.status != 403:
+            raise
+        allowed = False
     if not allowed:
         log.info("nodes are not watched, for want of the right to: engines stay where they are until their node goes")
     return allowed

@@ -12,6 +12,7 @@ from kubernetes.aio import client
 
 from andes_operator.cluster import ATTEMPTS, Cluster, ClusterError
 from andes_operator.spec import ScaleTargetRef
+from andes_operator.watch import _may_watch_nodes
 
 ENGINE = ScaleTargetRef("apps/v1", "Deployment", "engine")
 STATUS = {"kind": "Status", "message": "pods is forbidden: cannot list resource", "code": 403}
@@ -86,6 +87,14 @@ def test_a_right_is_looked_up(allowed: bool) -> None:
     found, server = against({path: [(201, {"status": {"allowed": allowed}})]}, lambda c: c.may("watch", "nodes"))
     assert found is allowed
     assert server.asked[0][1] == {"spec": {"resourceAttributes": {"verb": "watch", "resource": "nodes"}}}
+
+
+def test_one_that_may_not_ask_for_its_rights_watches_no_nodes_and_all_else() -> None:
+    path = "POST /apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    found, _ = against({path: [(403, STATUS)]}, _may_watch_nodes)
+    assert found is False
+    failed, _ = against({path: [(500, {"message": "broken"})]}, _may_watch_nodes)
+    assert failed.status == 500, "asked again"
 
 
 def test_a_refusal_says_what_and_why() -> None:
@@ -256,6 +265,18 @@ def test_lists_are_shared_for_a_while() -> None:
         {"GET /apis/andes.dev/v1alpha1/qoetargets": [(200, {"items": [2]})]}, lambda c: c.list_all("qoetargets", None)
     )
     assert found == [2]
+
+
+def test_a_list_that_is_to_be_new_is_not_from_the_cache() -> None:
+    path = "GET /apis/andes.dev/v1alpha1/namespaces/chat/qoepools"
+
+    async def work(cluster: Cluster) -> Any:
+        old = await cluster.list_all("qoepools", "chat", 60.0)
+        cluster.forget_list("qoepools", "chat")
+        return old + await cluster.list_all("qoepools", "chat", 60.0)
+
+    answers = {f"{path}?resourceVersion=0": [(200, {"items": ["old"]})], path: [(200, {"items": ["new"]})]}
+    assert against(answers, work)[0] == ["old", "new"]
 
 
 def test_a_config_map_is_changed_or_created_with_its_owner() -> None:

@@ -44,6 +44,34 @@ def test_a_node_that_may_go_is_doubtful_and_gets_no_notice(spec: dict[str, Any])
     assert nodes.notice(pod()) is None
 
 
+@pytest.mark.parametrize("toleration", [
+    {"operator": "Exists"}, {"key": "karpenter.sh/disrupted", "operator": "Exists", "effect": "NoSchedule"},
+    {"key": "karpenter.sh/disrupted", "value": ""},
+])  # fmt: skip
+def test_a_pod_that_tolerates_the_taint_stays_or_it_would_come_back_and_be_evicted_for_ever(
+    toleration: dict[str, Any],
+) -> None:
+    nodes = Nodes()
+    assert nodes.see(node("karpenter.sh/disrupted"))
+    engine = pod()
+    engine["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    assert nodes.notice(engine) == "karpenter.sh/disrupted"
+    engine["spec"]["tolerations"].append(toleration)
+    assert nodes.notice(engine) is None
+    assert nodes.is_doubtful(engine), "it costs least all the same"
+    assert nodes.see(node("karpenter.sh/disrupted", "node.cloudprovider.kubernetes.io/shutdown"))
+    all_of_them = None if "key" not in toleration else "node.cloudprovider.kubernetes.io/shutdown"
+    assert nodes.notice(engine) == all_of_them
+
+
+def test_a_taint_that_is_but_a_preference_keeps_no_pod_from_coming_back() -> None:
+    nodes, spot = Nodes(), node("aws-node-termination-handler/spot-itn")
+    spot["spec"]["taints"][0]["effect"] = "PreferNoSchedule"
+    assert not nodes.see(spot)
+    assert nodes.notice(pod()) is None
+    assert nodes.is_doubtful(pod())
+
+
 def test_other_taints_and_odd_nodes_mean_nothing() -> None:
     nodes = Nodes()
     assert not nodes.see(

@@ -24,6 +24,7 @@ from andes_operator.observer import LIST_TTL_S, MANY_TARGETS, MANY_TTL_S
 from andes_operator.prediction import Inquiry
 from andes_operator.predictor import PredictionError
 from andes_operator.reconcile import AT_ZERO_S, CHANGED_S, INVALID_S, Reconciler, Result
+from andes_operator.status import timestamp
 from andes_operator.table import Table
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.victims import GOING_COST
@@ -574,16 +575,15 @@ def test_the_only_engine_serves_on_while_what_replaces_it_starts() -> None:
     assert not [w for w in site.written if w[0] == "drain"]
 
 
-@pytest.mark.parametrize("status", [403, 404, 429])
+@pytest.mark.parametrize("status", [0, 403, 404, 429, 500])
 def test_an_eviction_that_is_not_possible_now_fails_nothing(status: int) -> None:
-    site = Site()
+    """500: of a pod with two PodDisruptionBudgets."""
+    site = Site(minReplicas=3)
     site.nodes.see(going(1))
     site.errors["evict"] = ClusterError(status, "evict pod engine-1: no")
     site.reconcile()
     assert ("drain", "10.0.0.1:80", True) in site.written
-    site.errors["evict"] = ClusterError(500, "evict pod engine-1: broken")
-    with pytest.raises(ClusterError):
-        site.reconcile()
+    assert ("scale", 3) in site.written, "what is decided is done"
 
 
 @pytest.mark.parametrize("spec", [{"mode": "Advisory"}, {"pause": {"until": "2026-11-21T10:00:00Z"}}])
@@ -881,6 +881,20 @@ def test_another_operator_of_many_targets_is_given_as_long_as_it_may_be_silent()
     site.now_s += 300.0
     site.reconcile()
     assert site.status["operator"] == "chat/andes-operator"
+
+
+def test_two_operators_of_many_targets_find_each_other_by_a_status_that_is_seen_late() -> None:
+    site = many()
+    for _ in range(2):
+        site.reconcile()
+        site.now_s += 15.0
+    assert site.resource is not None
+    between = timestamp(site.now_s - 20.0)
+    site.resource["status"] = {**site.status, "operator": "team-b/andes-operator", "observedAt": between}
+    statuses = site.statuses
+    site.reconcile()
+    assert ("event", names.Reason.OTHER_OPERATOR, True) in site.written
+    assert site.statuses == statuses
 
 
 def test_one_of_many_that_is_not_listed_is_looked_for_itself() -> None:

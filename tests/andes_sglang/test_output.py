@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from andes_sglang import cli
 from andes_sglang.bench.engine import free_port
+from andes_sglang.usage import Output
 
 COMMANDS = sorted(cli._one_parser([])[1])
 SIMULATE = [
@@ -81,3 +83,26 @@ def test_a_server_without_standard_output_takes_no_socket_for_it() -> None:
         gateway.send_signal(signal.SIGTERM)
         _, said = gateway.communicate(timeout=250)
     assert gateway.returncode == 0, said
+
+
+def test_a_server_writes_its_log_again_once_the_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fault is what is told at the end."""
+
+    class Disk(io.StringIO):
+        full = False
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(text)
+
+    disk = Disk()
+    monkeypatch.setattr(sys, "stdout", disk)
+    with Output() as output:
+        log = logging.Logger("access")
+        log.addHandler(logging.StreamHandler(sys.stdout))
+        for line, disk.full in (("before", False), ("lost", True), ("after", False)):
+            log.info(line)
+    assert disk.getvalue().splitlines() == ["before", "after"]
+    assert output.error is not None
+    assert output.error.errno == errno.ENOSPC

@@ -139,6 +139,8 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
             '{"deliveries": [[1.0, 1], [2.0, 500000000]]}',
             "row 2: not a record (ValueError: an answer of 500000001 tokens",
         ),
+        ('{"deliveries": [[1.0, -5], [2.0, 7]]}', "row 2: not a record (ValueError: a delivery of fewer than 0 tokens"),
+        ('{"deliveries": [[1.0, Infinity]]}', "row 2: not a record (OverflowError"),
     ],
 )
 def test_a_damaged_record_is_named(line: str, says: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "admission", "answer_lengths", "api_load", "autoscaling", "fidelity", "fluid", "gateway", "gateway_soak", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
+    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "kv_codecs", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
 ]  # fmt: skip
 
 
@@ -63,6 +63,13 @@ def test_each_says_how_it_is_used(
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
         ("simulated", ("bars", "h200"), "setting 'h200': not known; choose of h100-chat"),
         ("fluid", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
+        (
+            "kv_codecs",
+            ("model", "/nowhere", "--out", "/nowhere"),
+            "folder /nowhere: holds no model; `make small-model` makes",
+        ),
+        ("kv_codecs", ("model", "--batches", "3-11"), "--batches: must be A-B or A, from 1 to 10, got '3-11'"),
+        ("kv_codecs", ("burst", "out/smollm2"), "out/smollm2: only the table model is of a model; burst is simulated"),
         ("pool", ("swap",), "TRACES: give the directory with the traces"),
         ("surges", ("--shapes", "flood"), "--shapes: 'flood' is not known; choose of flash, ramp"),
         ("surges", ("--arms", "HPA"), "--arms: 'HPA' is not known; choose of static, hindsight, HPA, KV, KEDA"),

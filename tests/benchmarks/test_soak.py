@@ -69,3 +69,20 @@ def test_faults_and_ranks_are_told_apart_in_the_total() -> None:
         "2 park on one rank, 7 park on two ranks, 4 release on one rank"
     )
     assert said[1:] == ["1 faults", "engine 1: wrong tokens"]
+
+
+def test_an_interrupted_wave_is_an_interruption_also_where_its_engine_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Ended:
+        def post(self, *_: object) -> None:
+            raise ConnectionRefusedError
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(soak.Load, "_stream", interrupted)
+    answers, drawn = Answers([([1], [2])]), soak.draw(0, seed=0)
+    load = soak.Load(Ended(), answers, drawn, soak.Counts())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        load.wave(1.0, random.Random(0))  # noqa: S311 - no secrets

@@ -140,6 +140,21 @@ def test_a_nodes_cache_is_filled_before_an_engine_starts_there() -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_the_folder_is_given_to_users_of_any_number() -> None:
+    user = {"podSecurityContext.runAsUser": 1000640000, "podSecurityContext.runAsGroup": 1000650000}
+    (made,) = chart.objects({**NODE, **user})["engine-cache.yaml"]
+    folder = made["spec"]["template"]["spec"]["initContainers"][0]
+    assert folder["command"] == ["chown", "1000640000:1000650000", "/cache"]
+
+
+def test_downloads_may_go_where_those_of_engines_may() -> None:
+    mirror = {"to": [{"podSelector": {"matchLabels": {"app": "mirror"}}}], "ports": [{"port": 8080}]}
+    values = {**NODE, "networkPolicy.enabled": True, "networkPolicy.egress.engine": [mirror]}
+    policies = {o["metadata"]["name"]: o["spec"]["egress"] for o in chart.objects(values)["networkpolicy.yaml"]}
+    for name in ("demo-andes-engine", "demo-andes-engine-cache"):
+        assert mirror in policies[name], name
+
+
 def test_what_is_a_folder_is_not_downloaded(tmp_path: Any) -> None:
     script = (chart.CHART / "files" / "preload.py").read_text()
     pytest.importorskip("huggingface_hub")
@@ -170,6 +185,16 @@ def test_adapters_are_flags_of_both_kinds_of_engine() -> None:
     assert simulated[at + 3].startswith("--host"), "the list ends with the next flag"
 
 
+@pytest.mark.parametrize("name", ["*best", "&sql", "a#b", "'quoted"])
+def test_names_stay_as_they_are(name: str) -> None:
+    model = {"engine.model.name": f"/models/{name}: v1", "engine.model.servedName": f"{name}: v1 #2"}
+    values = {"engine.lora.adapters": [{"name": name, "path": f"/tones/{name}"}], **model}
+    flags = args(values)
+    assert flags[1:3] == [f"--model=/models/{name}: v1", f"--served-model-name={name}: v1 #2"]
+    assert f"{name}=/tones/{name}" in flags
+    assert f"--model={name}: v1 #2" in args({**values, "engine.kind": "sim"})
+
+
 # Ways in
 
 
@@ -180,7 +205,9 @@ def test_a_pool_for_an_inference_gateway_has_the_engines_and_their_port() -> Non
     template = engine["spec"]["template"]
     assert pool["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert pool["spec"]["targetPorts"] == [{"number": template["spec"]["containers"][0]["ports"][0]["containerPort"]}]
-    assert pool["spec"]["endpointPickerRef"] == {"name": "picker", "portNumber": 9002, "failureMode": "FailClose"}
+    assert pool["spec"]["endpointPickerRef"] == {
+        "name": "picker", "port": {"number": 9002}, "failureMode": "FailClose",
+    }  # fmt: skip
     grouped = chart.objects({**GROUP, **values})["engine-inferencepool.yaml"]
     assert grouped[0]["spec"]["selector"]["matchLabels"][INDEX] == "0"
 
@@ -239,6 +266,12 @@ def test_on_openshift_pods_name_no_user_and_a_route_leads_in() -> None:
         ({"engine.group.size": 2, "engine.args": ["--tp=3"]}, "on each of 2 pods, but its args use 3"),
         ({**GROUP, "engine.strategy.type": "Recreate"}, "engine.strategy.type is Recreate, but"),
         ({**GROUP, "fullnameOverride": "a" * 40}, "engine.group.size: pods of the name a+-engine would"),
+        (
+            {**GROUP, "engine.cache.claim.enabled": True, "engine.cache.claim.accessMode": "ReadWriteOnce"},
+            "engine.cache.claim.accessMode is ReadWriteOnce, which one node mounts",
+        ),
+        ({**NODE, "models": [{"name": "a"}, {"name": "a-cache"}]}, "models: the name a-cache is that of a part of a"),
+        ({**GROUP, "models": [{"name": "b-leaders"}, {"name": "b"}]}, "models: the name b-leaders is that of a part of b"),
         ({"engine.args": ["--nnodes=2"]}, "engine.args: the chart sets --nnodes itself; see engine.group.size"),
         ({**GROUP, "engine.args": ["--tp=16", "--dist-init-addr", "x:1"]}, "the chart sets --dist-init-addr itself"),
         ({"engine.args": ["--port=8000"]}, "engine.args: the chart sets --port itself$"),
@@ -264,6 +297,7 @@ def test_on_openshift_pods_name_no_user_and_a_route_leads_in() -> None:
         ({**NODE, "engine.cache.existingClaim": "c"}, "engine.cache: node.enabled and a claim"),
         ({**NODE, "openshift.enabled": True}, "engine.cache.node.enabled: the folder belongs to"),
         ({"engine.inferencePool.enabled": True}, "engine.inferencePool.endpointPicker.name: "),
+        ({"gateway.autoscaling.keda.enabled": True}, "gateway.autoscaling.keda.enabled: needs gateway.autoscaling.enabled"),
         (
             {"gateway.autoscaling.enabled": True, "gateway.autoscaling.keda.enabled": True},
             "gateway.autoscaling.keda.enabled: needs keda.prometheus and targetStreams",

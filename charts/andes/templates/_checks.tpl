@@ -111,6 +111,9 @@
 {{- if ne $engine.strategy.type "RollingUpdate" -}}
 {{- fail (printf "%s.strategy.type is %s, but engines of several pods know RollingUpdate only" (first .) $engine.strategy.type) -}}
 {{- end -}}
+{{- if and $engine.cache.claim.enabled (not $engine.cache.existingClaim) (eq $engine.cache.claim.accessMode "ReadWriteOnce") -}}
+{{- fail (printf "%s.cache.claim.accessMode is ReadWriteOnce, which one node mounts, but engines of several pods are on several: take ReadWriteMany, or cache.node" (first .)) -}}
+{{- end -}}
 {{- if gt (len (last .)) 46 -}}
 {{- fail (printf "%s.group.size: pods of the name %s would have names that are too long: set a shorter fullnameOverride" (first .) (last .)) -}}
 {{- end -}}

@@ -133,17 +133,17 @@ spec:
 {{- if $sim }}
 - --engine=sim
 - --profile={{ .profile }}
-- --model={{ default .model.name .model.servedName }}
+- {{ printf "--model=%s" (default .model.name .model.servedName) | toYaml }}
 {{- else }}
-- --model={{ .model.name }}
+- {{ printf "--model=%s" .model.name | toYaml }}
 {{- with .model.servedName }}
-- --served-model-name={{ . }}
+- {{ printf "--served-model-name=%s" . | toYaml }}
 {{- end }}
 {{- end }}
 {{- if .lora.adapters }}
 - --lora-paths
 {{- range .lora.adapters }}
-- {{ .name }}={{ .path }}
+- {{ printf "%s=%s" .name .path | toYaml }}
 {{- end }}
 {{- if and .lora.perBatch (not $sim) }}
 - --max-loras-per-batch={{ .lora.perBatch }}

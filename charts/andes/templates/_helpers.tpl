@@ -160,6 +160,14 @@ dns://{{ include "andes.engineService" . }}.{{ (first .).Release.Namespace }}.sv
 {{- end -}}
 {{- end -}}
 {{- range $component := $found -}}
+{{- $parts := ternary (list "leaders") list (not (empty (include "andes.grouped" (list $ $component)))) -}}
+{{- if (index $.Values $component).cache.node.enabled -}}{{- $parts = append $parts "cache" -}}{{- end -}}
+{{- range $part := $parts -}}
+{{- $other := printf "%s-%s" $component $part -}}
+{{- if has $other $found -}}
+{{- fail (printf "models: the name %s is that of a part of %s (its %s): choose another" (trimPrefix "engine-" $other) (trimPrefix "engine-" $component) $part) -}}
+{{- end -}}
+{{- end -}}
 {{- include "andes.checkEngine" (list $ $component) -}}
 {{- end -}}
 {{- toJson $found -}}

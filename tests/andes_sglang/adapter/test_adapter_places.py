@@ -18,6 +18,20 @@ NOW_S = 100.0
 RUNNING_TOKENS = 900
 
 
+class Drainer:
+    """Holds the requests ``held`` back once it has been shown them."""
+
+    def __init__(self, held: Sequence[str]) -> None:
+        self.held = held
+        self.shown: list[str] = []
+
+    def update_draining_state(self, waiting: Sequence[Any], running: Sequence[Any]) -> None:
+        self.shown = [req.rid for req in (*waiting, *running)]
+
+    def can_schedule(self, req: Any) -> bool:
+        return req.rid not in self.held or req.rid not in self.shown
+
+
 class Engine:
     """Streams and requests by their adapter (None: the model itself), as an SGLang scheduler holds them; ``lqsf`` decides. The
     batch is full; those who run have much to read, those who wait have waited long, the first longest."""
@@ -29,7 +43,8 @@ class Engine:
         self.waiting_queue = [self.request(f"waits {k}", adapter) for k, adapter in enumerate(waiting)]
         self.enable_lora = places > 0
         self.chunked_req = None
-        self.lora_drainer = SimpleNamespace(can_schedule=lambda req: req.rid not in drained) if drained else None
+        self.drainer = Drainer(drained)
+        self.lora_drainer = self.drainer if drained else None
         manager = SimpleNamespace(validate_lora_batch=lambda adapters: len(adapters) <= places)
         self.tp_worker = SimpleNamespace(model_runner=SimpleNamespace(lora_manager=manager))
         self.asked: list[set[str]] = []
@@ -90,6 +105,24 @@ def test_only_for_those_who_then_run(
 
 
 def test_whom_sglang_holds_back_for_a_starving_adapter_displaces_nobody() -> None:
-    engine = Engine(["one", "one"], ["one", "one"], places=2, drained=["waits 0"])
+    """SGLang's drainer is shown all that wait, those without a place too, and decides nothing after the policy."""
+    engine = Engine(["one", "one"], ["one", "one", "two"], places=1, drained=["waits 0"])
     assert engine.decide().admit == ("waits 1",)
-    assert engine.asked == [{"waits 0"}]
+    assert engine.asked == [{"waits 0"}, {"waits 0", "waits 2"}]
+    assert engine.drainer.shown == ["waits 0", "waits 1", "waits 2", "runs 0", "runs 1"]
+    assert engine.lora_drainer is None
+
+
+def test_a_policy_that_insists_is_not_asked_for_ever() -> None:
+    """One of another package may name a request that it has not been shown; SGLang leaves it waiting."""
+    asked: list[set[str]] = []
+
+    def insists(hidden: set[str]) -> Decision:
+        asked.append(set(hidden))
+        assert len(asked) < 9
+        return Decision(admit=("waits 0",))
+
+    engine = Engine(["one"], ["two"], places=1)
+    decision = AdapterPlaces(engine).decide(insists, SimpleNamespace(reqs=engine.running))
+    assert decision.admit == ("waits 0",)
+    assert asked == [set(), {"waits 0"}]

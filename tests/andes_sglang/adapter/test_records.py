@@ -12,7 +12,7 @@ from andes_sglang import protocol
 from andes_sglang.adapter.ledger import Ledger
 from andes_sglang.adapter.records import StreamRecord, StreamRecords, expectation_of
 from andes_sglang.expectations import ReaderExpectation
-from andes_sglang.lengths import SimilarPrompts
+from andes_sglang.lengths import Asked, EngineLengths, SimilarPrompts
 from andes_sglang.metrics import EngineMetrics
 from andes_sglang.qoe import QoETarget
 from andes_sglang.state import Phase, RequestTable
@@ -259,6 +259,19 @@ def test_what_a_request_says_of_its_length_overrules_what_was_learned() -> None:
     records = StreamRecords()
     records.add(record(request("told")))
     assert records["told"].view(Phase.WAITING).expected_tokens == 70
+
+
+def test_a_policys_own_foresight_is_asked_whatever_it_holds() -> None:
+    class Foreseen(EngineLengths):
+        def __len__(self) -> int:
+            return 0
+
+        def expected_tokens(self, asked: Asked) -> float:
+            return 77.0
+
+    records = StreamRecords(Foreseen())
+    records.add(record(request("one"), expectation=ReaderExpectation()))
+    assert records["one"].expected_tokens == 77
 
 
 def test_prompts_that_begin_alike_have_answers_alike_where_the_policy_looks_at_them() -> None:

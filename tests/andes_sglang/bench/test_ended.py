@@ -6,16 +6,19 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from andes_sglang.bench.compare import WARM_UP_REQUESTS
-from andes_sglang.bench.engine import read_metrics
+from andes_sglang.bench.engine import Engine, read_metrics
+from andes_sglang.request import read_records
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 
@@ -91,12 +94,12 @@ def engines_of(out: Path) -> list[str]:
     return [word for text in logs for word in text.split() if word.startswith("http://127.0.0.1:")]
 
 
-def wait_until_some_are_answered(out: Path) -> None:
+def wait_until_some_are_answered(out: Path, more_than: int = WARM_UP_REQUESTS) -> None:
     """Of the load: more than a warm-up asks for."""
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         figures = [figure for url in engines_of(out) for figure in read_metrics(url).items()]
-        if sum(value for name, value in figures if name.startswith("sglang:num_requests_total")) > WARM_UP_REQUESTS:
+        if sum(value for name, value in figures if name.startswith("sglang:num_requests_total")) > more_than:
             return
         time.sleep(0.05)
     raise AssertionError("no request was answered")
@@ -126,3 +129,44 @@ def test_sigterm_keeps_the_arms_that_have_been_measured(comparison: subprocess.P
     assert list(json.loads((tmp_path / "out" / "summary.json").read_text())["policies"]) == ["stock"]
     for url in engines_of(tmp_path / "out"):
         wait_until_gone(url)
+
+
+def test_sigterm_keeps_the_records_of_a_profile(tmp_path: Path) -> None:
+    with Engine("m", "stock", SIMULATED, log=tmp_path / "engine-1.log") as engine:
+        command = [sys.executable, "-m", "andes_sglang.cli", "profile", "--url", engine.url, "--seconds", "600",
+                   "--out", str(tmp_path / "p.toml")]  # fmt: skip
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            wait_until_some_are_answered(tmp_path, more_than=0)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2, said
+    assert "Traceback" not in said
+    assert [record.error for record in read_records(tmp_path / "p-records.jsonl.gz")].count(None) > 0
+
+
+def test_sigterm_before_an_endpoint_has_answered_is_one_line(tmp_path: Path) -> None:
+    """It has the metrics of an engine, and is silent when it is asked for its models."""
+    asked = threading.Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self.send_response(200)
+                self.end_headers()
+                return
+            asked.set()
+            ended.wait()
+
+    ended = threading.Event()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-m", "andes_sglang.cli", "bench", "--url", f"http://127.0.0.1:{server.server_port}",
+                   "--shape", "poisson", "--rate", "5", "--duration", "5", "--out", str(tmp_path / "out")]  # fmt: skip
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            assert asked.wait(PATIENCE_S)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=PATIENCE_S)
+        ended.set()
+        server.shutdown()
+    assert process.returncode == 130, said
+    assert said.splitlines() == ["", "andes bench: interrupted"]

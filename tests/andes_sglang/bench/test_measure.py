@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +14,7 @@ from typing import cast
 import aiohttp
 import pytest
 
-from andes_sglang.bench.client import _Endpoint, read_stream
+from andes_sglang.bench.client import _Endpoint, read_stream, run_replays
 from andes_sglang.bench.compare import shares_of_cores, sustained_tokens_per_s
 from andes_sglang.bench.engine import read_metrics
 from andes_sglang.bench.measure import _figures, parse_vocabulary
@@ -142,6 +143,25 @@ def test_what_was_interrupted_is_in_no_figure_but_counted() -> None:
     assert said.splitlines() == ["mine: 2 refused: HTTP 429: full", "mine: 2 interrupted, in no figure"]
     with pytest.raises(KeyboardInterrupt):
         _figures([cut], {}, {})
+
+
+def test_a_signal_ends_replays_and_finds_its_handler_again() -> None:
+    """One that has begun keeps what it has; nothing is left of one that has not."""
+
+    async def replayed(*, begun: bool) -> list[RequestRecord]:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not begun:
+                raise
+        return []
+
+    handler = signal.getsignal(signal.SIGTERM)
+    assert run_replays([replayed(begun=True), replayed(begun=True)]) == ([[], []], True)
+    with pytest.raises(KeyboardInterrupt):
+        run_replays([replayed(begun=False)])
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 
 from andes_sglang.kv_codecs import CODECS, FloatKind, KvBlock, KvCodecError, decode, make_codec, prices, rans
 from andes_sglang.kv_codecs.anchored import GROUP_TOKENS
-from andes_sglang.kv_codecs.blocks import framed
+from andes_sglang.kv_codecs.blocks import framed, unframed
 
 KINDS = list(FloatKind)
 LOSSY = [name for name, codec in CODECS.items() if not codec.lossless]
@@ -104,6 +108,19 @@ def test_numbers_that_are_all_the_same_come_back(name: str, value: float) -> Non
 
 
 @pytest.mark.parametrize("name", LOSSY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_numbers_are_coded_too(name: str, kind: FloatKind) -> None:
+    """Subnormal ones, alone and beside 0 of either sign."""
+    words = np.array([0x0001, 0x8001, 0x0000, 0x8000, 0x007F, 0x0081], dtype=np.uint16)
+    for block in (
+        KvBlock(np.resize(words, (3, 22, 2, 4)), kind),
+        KvBlock(np.full((2, 11, 1, 3), 0x0001, dtype=np.uint16), kind),
+    ):
+        back = decode(make_codec(name).encode(block)).floats()
+        assert np.abs(back - block.floats()).max() <= max(2e-38, np.abs(block.floats()).max())
+
+
+@pytest.mark.parametrize("name", LOSSY)
 def test_one_huge_number_spoils_only_its_layer(name: str) -> None:
     values = like_kv(5, (3, 40, 2, 8), FloatKind.BF16).floats().copy()
     values[1, 17, 0, 3] = 1e20
@@ -150,10 +167,54 @@ def test_a_header_of_another_shape_is_refused(name: str, field: int) -> None:
         decode(bytes(data))
 
 
+def framed_as(name: str, payload: bytes, *, kind: int = 0, shape: tuple[int, int, int, int] = (2, 15, 1, 6)) -> bytes:
+    """A frame whose checksum is right, whatever is in it."""
+    header = struct.pack("<4sBBIIII", b"AKV1", make_codec(name).number, kind, *shape)
+    return header + struct.pack("<I", zlib.crc32(payload, zlib.crc32(header))) + payload
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_what_only_looks_like_a_coded_block_is_refused_too(name: str) -> None:
+    """The checksum is right and the rest is not: other versions, other shapes, anything."""
+    payload = unframed(make_codec(name).encode(like_kv(4, (2, 15, 1, 6), FloatKind.BF16)))[3]
+    decode(framed_as(name, payload))
+    with pytest.raises(KvCodecError, match="numbers of kind 7, which this version does not know"):
+        decode(framed_as(name, payload, kind=7))
+    for shape in ((0, 15, 1, 6), (2, 0, 1, 6), (2, 15, 1, 2**32 - 1), (2**32 - 1,) * 4):
+        with pytest.raises(KvCodecError, match=r"which \d+ bytes do not hold"):
+            decode(framed_as(name, payload, shape=shape))
+    for shape in ((2, 16, 1, 6), (3, 15, 1, 6), (2, 15, 2, 6)):
+        with pytest.raises(KvCodecError):
+            decode(framed_as(name, payload, shape=shape))
+    for cut in range(len(payload)):
+        with pytest.raises(KvCodecError):
+            decode(framed_as(name, payload[:cut]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from(list(CODECS)), at=st.integers(0, 400), changed=st.binary(min_size=1, max_size=8))
+def test_a_changed_payload_gives_a_block_or_a_clear_error(name: str, at: int, changed: bytes) -> None:
+    payload = unframed(make_codec(name).encode(like_kv(4, (2, 15, 1, 6), FloatKind.BF16)))[3]
+    at = min(at, len(payload))
+    data = framed_as(name, payload[:at] + changed + payload[at + len(changed) :])
+    with contextlib.suppress(KvCodecError):
+        assert decode(data).shape == (2, 15, 1, 6)
+
+
+def test_exponents_that_swell_are_not_made() -> None:
+    """A frame of few bytes that says it holds a gigabyte."""
+    zstandard = pytest.importorskip("zstandard")
+    coded = zstandard.ZstdCompressor().compress(bytes(2**20))
+    with pytest.raises(KvCodecError, match="exponents are not the 180"):
+        decode(framed_as("lossless", struct.pack("<Q", len(coded)) + coded + bytes(180)))
+
+
 def test_a_block_says_what_shape_and_type_it_needs() -> None:
     for wrong in (np.zeros((2, 3), np.uint16), np.zeros((1, 0, 1, 1), np.uint16), np.zeros((1, 1, 1, 1), np.float32)):
         with pytest.raises(KvCodecError, match=r"bits must be uint16 of shape \(layers, tokens, heads, dim\)"):
             KvBlock(wrong, FloatKind.BF16)  # type: ignore[arg-type]
+    with pytest.raises(KvCodecError, match="kind must be one of BF16, F16, got 1"):
+        KvBlock(np.zeros((1, 1, 1, 1), np.uint16), 1)  # type: ignore[arg-type]
     with pytest.raises(KvCodecError, match="codec 'gzip': not one of lossless, int8"):
         make_codec("gzip")
 
@@ -166,6 +227,8 @@ def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even() -> None:
         KvBlock.of_floats(values, FloatKind.BF16).bits, wanted.view(torch.int16).numpy().view(np.uint16)
     )
     np.testing.assert_array_equal(KvBlock.of_floats(values, FloatKind.BF16).floats(), wanted.float().numpy())
+    wide = KvBlock.of_floats(values.astype(np.float64), FloatKind.BF16)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(wide.floats(), wanted.float().numpy())
 
 
 @settings(max_examples=40, deadline=None)
@@ -179,7 +242,7 @@ def test_arithmetic_coding_gives_every_symbol_back(seed: int, steps: int, lanes:
 
 
 def test_the_stream_is_as_long_as_the_tables_promise() -> None:
-    """Within 1 % and the states: the least that symbols of such probabilities can take."""
+    """Within 3 % and the states: the least that symbols of such probabilities can take."""
     rng = np.random.default_rng(2)
     numbers = np.clip(np.rint(rng.laplace(0, 2.5, (64, 2000))), -rans.LARGEST, rans.LARGEST)
     symbols = (numbers + rans.LARGEST).astype(np.uint8)
@@ -210,6 +273,18 @@ def test_tables_are_whole_numbers_that_add_up() -> None:
 def test_a_price_out_of_range_is_refused(changed: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         prices.CodecPrice("mine", **{"bytes_factor": 0.5, **changed})
+
+
+def test_prices_are_those_of_the_page() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "benchmarks" / "kv-codecs.md").read_text()
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert [row[0] for row in rows] == list(prices.NAMES)
+    for name, factor, _, equal, *_ in rows:
+        price = prices.packaged(name, 1e5)
+        assert price.bytes_factor == pytest.approx(float(factor), abs=0.002)
+        assert price.equal_tokens == pytest.approx(float(equal.rstrip("%")) / 100, abs=0.001)
 
 
 def test_every_codec_has_a_price_and_the_exact_one_is_exact() -> None:

@@ -18,6 +18,7 @@ from andes_sglang.policy.andes import (
     prioritize_overdue,
     rank,
     slice_tokens_owed,
+    waited_s,
 )
 from andes_sglang.policy.refiner import PAUSES, Refiner
 from andes_sglang.policy.valuation import HorizonValue
@@ -110,11 +111,11 @@ def test_the_gain_is_qoe_served_less_qoe_waiting() -> None:
 
 def test_long_contexts_count_as_at_most_so_many_times_the_mean() -> None:
     state = state_of(request("a", W, prompt=100), request("b", W, prompt=900), request("c", W, prompt=200))
-    assert rank(state, AndesOptions(length_guard=1.5)).guarded_tokens.tolist() == [100, 600, 200]
-    assert rank(state, AndesOptions(length_guard=10)).guarded_tokens.tolist() == [100, 900, 200]
+    assert rank(state, AndesOptions(length_guard=1.5)).cost.tolist() == [100, 600, 200]
+    assert rank(state, AndesOptions(length_guard=10)).cost.tolist() == [100, 900, 200]
     for guard in (1.5, 10):
         ranking = rank(state, AndesOptions(length_guard=guard))
-        assert ranking.value == pytest.approx(ranking.gain / ranking.guarded_tokens)
+        assert ranking.value == pytest.approx(ranking.gain / ranking.cost)
 
 
 def test_a_running_request_has_a_bonus() -> None:
@@ -241,6 +242,59 @@ def test_running_requests_that_others_outrank_count_to_the_share(pool: int, firs
         pool=pool,
     )
     assert overdue(state) == first
+
+
+# The overdue under fairness
+
+
+FAIR = replace(OVERDUE, fairness=-1.0, late_share=0.5)
+
+
+def test_the_wait_of_a_reader_is_that_for_the_first_token_and_all_stalls() -> None:
+    """``b`` had its first 10 tokens 3 s late and the next 5 another 4 s late, 2 s of reading ago."""
+    late = request("b", R, output=10, dry_s=0.0)
+    stream = ReaderStream(NOW_S - 13.0, QoETarget(1.0, TDS))
+    stream.deliver(stream.start_s + 3.0, 10)
+    stream.deliver(stream.start_s + 3.0 + 2.0 + 4.0, 5)
+    state = state_of(
+        replace(late, reader=stream, output_tokens=15), request("new", W, dry_s=6.0),
+        request("full", R, output=50, dry_s=-5.0), request("dry", W, output=20, dry_s=8.0),
+    )  # fmt: skip
+    state = replace(state, now_s=stream.start_s + 9.5)
+    assert waited_s(state).tolist() == pytest.approx([7.0, 6.0 - 2.5, 0.0, 8.0 - 2.5])
+
+
+@pytest.mark.parametrize(("waited", "first"), [(0.0, "late"), (9.9, "late"), (10.1, "")])
+def test_with_fairness_only_those_who_had_to_wait_count_to_the_share(waited: float, first: str) -> None:
+    """``full`` gains nothing by running on. There is room for ``late`` in the share unless ``full`` runs after a
+    wait beyond the bound of 10 s."""
+    full = request("full", R, prompt=200, output=200, dry_s=-70.0)
+    reader = ReaderStream(NOW_S - 1.0 - waited, QoETarget(1.0, TDS))
+    reader.deliver(NOW_S, 350)  # its first tokens come when ``waited`` seconds have passed
+    state = state_of(
+        replace(full, reader=reader), request("fresh", W, prompt=200), request("late", W, prompt=200, dry_s=40.0), pool=799,
+    )  # fmt: skip
+    assert overdue(state, FAIR) == first
+    assert overdue(state, OVERDUE) == "", "without fairness all count that others outrank"
+
+
+def test_with_fairness_the_share_is_late_share() -> None:
+    views = [request(rid, W, dry_s=s) for rid, s in (("a", 40), ("b", 50), ("c", 30))]
+    for share, first in ((0.0, ""), (0.25, "b"), (0.3, "a b"), (0.6, "a b c")):
+        state = state_of(*views, pool=800)
+        assert overdue(state, replace(FAIR, late_share=share, overdue_share=0.25)) == first, share
+
+
+def test_with_fairness_of_two_as_late_the_one_nearer_to_its_end_goes_first() -> None:
+    """Contexts are alike; ``near`` has 50 tokens to come, ``far`` 150. With time ``far`` would go first."""
+    near = request("near", W, prompt=100, output=150, dry_s=40.0, expected_tokens=200.0)
+    far = request("far", W, prompt=200, output=50, dry_s=40.0, expected_tokens=200.0)
+    for view, expected in (
+        (far, "near far"),
+        (replace(far, reader=request("x", W, output=50, dry_s=400.0).reader), "far near"),
+    ):
+        state = state_of(near, view, model=latency(token_s=0.0))
+        assert order(state, prioritize_overdue(state, rank(state, FAIR), FAIR)) == expected
 
 
 # Choose victims

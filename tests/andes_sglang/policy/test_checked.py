@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from andes_sglang import cli
 from andes_sglang.latency import LatencyModel
-from andes_sglang.policy import PolicyError, ask, make_policy, try_out
+from andes_sglang.lengths import Asked
+from andes_sglang.policy import PolicyError, answer_lengths, ask, make_policy, try_out
 from andes_sglang.qoe import QoETarget, ReaderStream
 from andes_sglang.routing import RoutingError, ordered
 from andes_sglang.state import (
@@ -168,3 +171,51 @@ def test_an_order_that_is_none_is_named(answer: Order, said: str) -> None:
 def test_a_right_order_is_passed_on() -> None:
     views = [ReplicaView("a"), ReplicaView("b")]
     assert list(ordered(Router(lambda given: given[::-1]), IncomingStream(9.0, QoETarget()), views, 0.0)) == views[::-1]  # type: ignore[arg-type]
+
+
+class Lengths:
+    def __init__(self, told: Any = 5) -> None:
+        self.told = told
+
+    def expected_tokens(self, asked: Asked) -> Any:
+        return self.told(asked) if callable(self.told) else self.told
+
+    def learn(self, asked: Asked, output_tokens: int, *, finished: bool) -> None:
+        if output_tokens < 0:
+            raise LookupError(asked.prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        (None, "its expected_tokens(asked) returned None; it must return a number of tokens > 0"),
+        ("9", "returned '9' (a str)"),
+        (math.nan, "returned nan (a float)"),
+        (0, "returned 0 (a int)"),
+        (lambda asked: asked.nothing, "its expected_tokens(asked) raised AttributeError: "),
+    ],
+)
+def test_lengths_that_are_none_are_named(told: Any, fault: str) -> None:
+    policy = Theirs(Decision())
+    policy.answer_lengths = type("Guess", (Lengths,), {"__init__": lambda self: Lengths.__init__(self, told)})  # type: ignore[attr-defined]
+    with pytest.raises(PolicyError) as refused:
+        answer_lengths(policy).expected_tokens(Asked(7))
+    assert str(refused.value).startswith("policy 'theirs': ")
+    assert fault in str(refused.value)
+    with pytest.raises(PolicyError, match="policy 'theirs'"):
+        try_out(policy)
+
+
+def test_lengths_that_cannot_be_made_or_do_not_learn_are_named() -> None:
+    policy = Theirs(Decision())
+    policy.answer_lengths = Lengths  # type: ignore[attr-defined]
+    lengths = answer_lengths(policy)
+    assert lengths.expected_tokens(Asked(7)) == 5.0
+    policy.answer_lengths = type("Array", (Lengths,), {"__init__": lambda self: Lengths.__init__(self, np.int64(6))})  # type: ignore[attr-defined]
+    assert answer_lengths(policy).expected_tokens(Asked(7)) == 6.0
+    lengths.learn(Asked(7), 3, finished=True)
+    with pytest.raises(PolicyError, match=r"its learn\(asked, ...\) raised LookupError: 7 \("):
+        lengths.learn(Asked(7), -1, finished=True)
+    policy.answer_lengths = type("Needy", (Lengths,), {"__init__": lambda: None})  # type: ignore[attr-defined]
+    with pytest.raises(PolicyError, match=r"its answer_lengths\(\) raised TypeError"):
+        answer_lengths(policy)

@@ -51,8 +51,7 @@ class TestAndesWithoutRefiner(PolicyConformance):
 
 class TestAndesByFinalValue(PolicyConformance):
     policy = "andes"
-    options = {"fairness": -1.0}  # noqa: RUF012
-    may_starve = True  # an overload that lasts for minutes: see the trade-off in andes.py
+    options = {"fairness": -1.0, "resumed_slice_tokens": 75}  # noqa: RUF012
 
 
 class TestAndesV1(PolicyConformance):

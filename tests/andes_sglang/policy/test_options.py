@@ -165,8 +165,9 @@ def test_every_policy_declares_its_options(name: str) -> None:
 @pytest.mark.parametrize(
     ("option_name", "wrong"),
     [
-        ("horizon_s", 0), ("stall_bound_s", 0), ("first_bound_s", 0), ("overdue_share", -0.1), ("min_slice_tokens", -1),
-        ("resumed_slice_tokens", -1), ("min_runtime_ratio", -1), ("min_wait_ratio", -1), ("trigger_buffer_s", "x"),
+        ("horizon_s", 0), ("stall_bound_s", 0), ("first_bound_s", 0), ("overdue_share", -0.1), ("late_share", -0.1),
+        ("min_slice_tokens", -1), ("resumed_slice_tokens", -1), ("min_runtime_ratio", -1), ("min_wait_ratio", -1),
+        ("trigger_buffer_s", "x"),
         ("running_bonus", -0.1), ("length_guard", 0), ("batch_candidates", 0), ("preemption", 1), ("refine", "no"),
         ("max_preemptions", -1), ("growth_tokens", -1), ("fairness", 1.1), ("delay_s", 0), ("work_exponent", -0.1),
     ],
@@ -177,7 +178,7 @@ def test_every_option_of_andes_is_checked(option_name: str, wrong: Any) -> None:
 
 
 def test_all_options_of_andes_are_in_that_list() -> None:
-    assert len(AndesOptions.describe()) == 19
+    assert len(AndesOptions.describe()) == 20
 
 
 def test_make_takes_the_options_as_arguments() -> None:

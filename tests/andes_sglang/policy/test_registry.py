@@ -19,6 +19,7 @@ SOURCE = """
 from dataclasses import dataclass
 from typing import ClassVar
 
+from andes_sglang.lengths import EngineLengths
 from andes_sglang.policy import PolicyOptions, option, pack
 
 
@@ -71,6 +72,10 @@ class Failing(Plain):
 
 class Odd(Plain):
     options_type = dict
+
+
+class Made(Plain):
+    answer_lengths = EngineLengths()
 
 
 class Guessing(Plain):
@@ -150,6 +155,11 @@ def test_a_builtin_name_is_the_builtin(package: Path) -> None:
         ("acme.policies:Idle", {}, "is no policy: it needs a class with a name and decide"),
         ("acme.policies:number", {}, "is no policy: it needs a class with a name and decide"),
         ("acme.policies:Odd", {}, "options_type <class 'dict'> is not derived from PolicyOptions"),
+        (
+            "acme.policies:Made",
+            {},
+            "answer_lengths <.*EngineLengths object .*> is no class with expected_tokens and learn",
+        ),
         ("acme.policies:Guessing", {}, "answer_lengths <class 'dict'> is no class with expected_tokens and learn"),
         ("srpt", {}, "policy 'srpt' must be given the final lengths of answers"),
     ],

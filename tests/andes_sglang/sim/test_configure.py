@@ -10,8 +10,9 @@ from andes_sglang.arms import Arm
 from andes_sglang.flags import UsageError
 from andes_sglang.kv_codecs import prices
 from andes_sglang.kv_codecs.prices import CodecPrice
-from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, lossy, servable
+from andes_sglang.sim.configure import DEPLOYED, STOCK_MIXED, configure, lossy, servable, unlike_served
 from andes_sglang.sim.engine import Costs, EngineModel
+from andes_sglang.speculation import Speculation
 
 ENGINE = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
 WITH_HOST = replace(ENGINE, host_capacity_tokens=10_000, host_tokens_per_s=1e5)
@@ -137,3 +138,13 @@ def test_arms_that_are_not_exact_say_so() -> None:
 
 def test_what_a_plan_was_made_with_is_not_what_serve_takes() -> None:
     assert servable(["--drafts=3", "--tp-size", "2", "--host-kv-codec", "int8", "--x"]) == ["--tp-size", "2", "--x"]
+
+
+def test_what_a_profile_has_and_no_engine_that_is_served_is_said_without_a_flag() -> None:
+    coded = replace(WITH_HOST, codec=CodecPrice("lossless", 0.7))
+    drafting = replace(ENGINE, speculation=Speculation(0.7, 0.001, 1e-4, 1e-4), draft_tokens=2)
+    assert list(unlike_served({"a": WITH_HOST, "b": replace(coded, host_capacity_tokens=0)})) == []
+    (said,) = unlike_served({"a": WITH_HOST, "b": coded})
+    assert said.startswith("andes serve has no --host-kv-codec: an engine's host copies are exact")
+    (said,) = unlike_served({"a": drafting})
+    assert said.startswith("andes serve has no --drafts: ")

@@ -355,11 +355,14 @@ def test_a_codec_is_the_simulators_alone_and_a_lossy_one_says_what_it_changes(
 ) -> None:
     arm = "coded=andes:--preemption-mode offload --host-kv-codec int8"
     base = ("--profile", "h100-llama-3.1-8b", "--policies", "andes", "--duration", "4", "--seeds", "1")
-    plain, coded = plan(tmp_path, *base, "--arm", arm)["plans"]
+    result = plan(tmp_path, *base, "--arm", arm)
+    plain, coded = result["plans"]
     assert (plain["flags"], coded["flags"]) == ("--policy andes", "--policy andes --preemption-mode offload")
     said = capsys.readouterr().out
     assert "andes serve has no --host-kv-codec: an engine's host copies are exact" in said
     assert "h100-llama-3.1-8b, coded: answers that return from host memory are no longer exact" in said
+    assert all(line in said for line in result["unlike_served"])
+    assert len(result["unlike_served"]) == 2, "in the file and with --json too"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from andes_sglang.lengths import Asked, EngineLengths
 from andes_sglang.policy import SchedulingPolicy, make_policy
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim.engine import EngineModel
@@ -26,8 +27,18 @@ class Watching:
         return self.inner.decide(state)
 
 
-def served(*specs: RequestSpec) -> dict[str, float]:
-    policy = Watching()
+class Foreseen(EngineLengths):
+    """Knows the length of every answer, and is empty as a container."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def expected_tokens(self, asked: Asked) -> float:
+        return 77.0
+
+
+def served(*specs: RequestSpec, policy: Watching | None = None) -> dict[str, float]:
+    policy = policy or Watching()
     engine: EngineModel = load("h100-llama-3.1-8b").engine
     replica = Replica(engine, policy)
     for spec in specs:
@@ -50,3 +61,9 @@ def test_answers_that_fill_their_limit_teach_that_answers_are_longer() -> None:
 
 def test_what_a_request_says_overrules_what_was_learned() -> None:
     assert served(RequestSpec(0.0, 100, 40, expected_tokens=900))["r0"] == 900
+
+
+def test_a_policys_own_foresight_is_asked_whatever_it_holds() -> None:
+    policy = Watching()
+    policy.answer_lengths = Foreseen  # type: ignore[attr-defined]
+    assert served(RequestSpec(0.0, 100, 40), policy=policy)["r0"] == 77

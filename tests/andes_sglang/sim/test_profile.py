@@ -73,6 +73,9 @@ def test_a_roofline_is_what_the_data_sheet_gives(tmp_path: Path) -> None:
     assert engine.costs.prefill_token_s == pytest.approx(2e9 / 1e14)
     assert engine.host_tokens_per_s == pytest.approx(2e10 / kv_token_bytes)
     assert engine.kv_token_bytes == kv_token_bytes
+    halved = read(tmp_path / "derived.toml", ROOFLINE + "kv_bytes = 1\n").engine
+    assert halved.host_tokens_per_s == 2 * engine.host_tokens_per_s
+    assert halved.kv_token_bytes == 0, "no codec has a price for numbers of 8 bits"
 
 
 def test_a_measured_profile_is_written_and_read_back(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,25 @@ def test_drafts_are_searched_on_the_profiles_own_devices_and_are_no_flag_of_an_e
         engine, _ = configure(engine_of(loaded, setup), setup.arm, passed)
         assert engine.drafts
         assert "drafts" not in setup.serve_flags(passed) + setup.chart_values("mine", passed)
+
+
+def test_what_an_engine_that_is_served_has_not_is_said_of_a_search_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_cli, "search", lambda _margin, space, **_: [Found(space.defaults, 1.0)])
+    monkeypatch.setattr(search_cli, "held_rate", lambda *_: 1.0)
+    packaged = resources.files("andes_sglang.sim") / "profiles" / "cpu-tiny-llama.toml"
+    own = tmp_path / "own.toml"
+    own.write_text(packaged.read_text().replace("[engine]", "[engine]\nkv_token_bytes = 4096"))
+    passed = ("--preemption-mode", "offload", "--host-kv-codec", "int8")
+    base = [str(own) if flag == "cpu-tiny-llama" else flag for flag in BASE]
+    assert main([*base, "--out", str(tmp_path / "out"), *passed]) == 0
+    said = capsys.readouterr().out
+    assert "andes serve has no --host-kv-codec: an engine's host copies are exact" in said
+    assert "own: answers that return from host memory are no longer exact: 1.0% of their tokens change" in said
+    result = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert "--host-kv-codec" not in result["chosen"]["flags"]
+    assert len(result["unlike_served"]) == 2
 
 
 def rig(trace: Path, *flags: str) -> search_cli._Rig:

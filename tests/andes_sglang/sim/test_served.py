@@ -32,6 +32,8 @@ QUICK, SLOW, LATE = (0.0, [0.5, 0.6, 0.7]), (1.0, [1.5, 2.5, 3.5]), (2.0, [7.0, 
         ("goodput(ttft<=1,tpot<=0.2)>=0.5", 1 / 3, 1 / 3 - 0.5),
         ("goodput(ttft<=1)>=0.5", 2 / 3, 2 / 3 - 0.5),
         ("goodput(tpot<=2)>=1", 1.0, 0.0),
+        ("p100(ttft)<=5", 5.0, 0.0),
+        ("p0(tpot)<=0.2", 0.1, 0.5),
         ("share(0.99)>=0.5", 1 / 3, 1 / 3 - 0.5),
     ],
 )
@@ -59,6 +61,8 @@ def test_an_answer_of_one_token_has_no_gaps_and_no_request_breaks_nothing() -> N
         ("goodput(ttft<=1)>=1.5", "goodput is a share between 0 and 1"),
         ("goodput(ttft<=0)>=0.5", "seconds must be > 0"),
         ("goodput()>=0.5", "expected"),
+        ("goodput(ttft<=1tpot<=2)>=0.5", "expected"),
+        ("goodput(,ttft<=1)>=0.5", "expected"),
         ("mean>=1.5", "QoE and shares lie between 0 and 1"),
     ],
 )

@@ -98,6 +98,11 @@ def test_what_a_data_set_has_no_use_for_is_refused(flags: tuple[str, ...], says:
     assert asked("--trace", str(path), "--output-scale", "2").requests[0].output_tokens == 14
 
 
+def test_a_format_of_nothing_is_refused() -> None:
+    with pytest.raises(WorkloadError, match="--format azure: is of traces; goes with --trace"):
+        asked("--format", "azure")
+
+
 @pytest.mark.parametrize("flag", ["--rate-scale", "--start", "--prompt-scale", "--output-scale"])
 def test_what_a_shape_has_no_use_for_is_refused(flag: str) -> None:
     with pytest.raises(WorkloadError, match=f"{flag} 2: is of traces; a shape arrives as --rate and --shape say"):
