@@ -41,8 +41,8 @@ STREAM_TOKENS = 160
 WAVE_S = 45.0
 """After which the engine has to become idle."""
 PATIENCE_S = 600.0
-"""For an answer, and for an engine to become idle. At idle priority on a busy machine 32 streams had three tokens a second each,
-and an answer took two minutes."""
+"""For an answer, and for an engine to become idle: where 32 streams have three tokens a second each (a busy machine, at idle
+priority) an answer takes two minutes."""
 POLICIES = ("andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs")
 KINDS = ("park", "release", "park", "offload", "park", "alternate", "policy")
 """Of the engines, in turn: the mode of those that are forced."""
