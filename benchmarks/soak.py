@@ -40,8 +40,9 @@ STREAM_TOKENS = 160
 """KV of a stream and what a policy wants free beside it, about."""
 WAVE_S = 45.0
 """After which the engine has to become idle."""
-PATIENCE_S = 90.0
-"""For an answer, and for an engine to become idle: many times what either takes on a busy machine."""
+PATIENCE_S = 600.0
+"""For an answer, and for an engine to become idle: where 32 streams have three tokens a second each (a busy machine, at idle
+priority) an answer takes two minutes."""
 POLICIES = ("andes", "andes-v1", "lqsf", "tokenflow", "round_robin", "fcfs")
 KINDS = ("park", "release", "park", "offload", "park", "alternate", "policy")
 """Of the engines, in turn: the mode of those that are forced."""
