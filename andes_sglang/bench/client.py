@@ -227,8 +227,9 @@ async def replay(
 
 
 def run_replays(replays: Sequence[Coroutine[Any, Any, list[RequestRecord]]]) -> tuple[list[list[RequestRecord]], bool]:
-    """Several at the same time in an event loop of their own: the records of each, and whether a signal ended them. One that
-    fails ends the others. Raises what it raises, and ``KeyboardInterrupt`` where a signal came before any had begun."""
+    """Several at the same time in an event loop of their own: the records of each, and whether a signal ended them; what is
+    kept then is kept whatever follows. One that fails ends the others. Raises what it raises, and ``KeyboardInterrupt`` where
+    a signal came before any had begun."""
     received: list[int] = []
 
     async def main() -> list[list[RequestRecord]]:
@@ -237,8 +238,9 @@ def run_replays(replays: Sequence[Coroutine[Any, Any, list[RequestRecord]]]) -> 
             task.add_done_callback(lambda done: _cancel(tasks) if _failed(done) else None)
 
         def end(sign: int) -> None:
+            if not received:
+                _cancel(tasks)
             received.append(sign)
-            _cancel(tasks)
 
         loop = asyncio.get_running_loop()
         for sign in ENDINGS:
