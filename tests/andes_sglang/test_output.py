@@ -22,7 +22,7 @@ SIMULATE = [
     "simulate", "--profile", "h100-llama-3.1-8b", "--policies", "stock", "--shape", "poisson", "--rate", "5",
     "--duration", "5",
 ]  # fmt: skip
-TO_FULL, TO_NOBODY, CLOSED = '"$@" >/dev/full', '"$@"', '"$@" >&-'
+TO_FULL, UNREAD, CLOSED = '"$@" >/dev/full', '"$@"', '"$@" >&-'
 """Of a shell that runs the command; the second's reader has gone."""
 
 
@@ -39,7 +39,7 @@ def andes(command: list[str], shell: str) -> tuple[int, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("shell", "number"), [(TO_FULL, errno.ENOSPC), (TO_NOBODY, errno.EPIPE), (CLOSED, errno.EBADF)],
+    ("shell", "number"), [(TO_FULL, errno.ENOSPC), (UNREAD, errno.EPIPE), (CLOSED, errno.EBADF)],
     ids=["a full disk", "a closed pipe", "not open"],
 )  # fmt: skip
 def test_results_are_kept_and_one_line_says_why_they_are_not_printed(shell: str, number: int, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ class Engine:
         ([None, None], ["two", None], 1, 1, ["waits 1"]),
     ],
     ids=[
-        "no adapters here", "a place is free", "no place: nobody makes room", "the last of its adapter makes room", "an own one",
+        "no adapters here", "a place is free", "no place: none makes room", "the last of its adapter makes room", "an own one",
         "both make room for one adapter", "places for none of two", "the model itself is one of them",
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_only_for_those_who_then_run(
     assert list(decision.admit) == admitted
 
 
-def test_whom_sglang_holds_back_for_a_starving_adapter_displaces_nobody() -> None:
+def test_whom_sglang_holds_back_for_a_starving_adapter_displaces_none() -> None:
     """SGLang's drainer is shown all that wait, those without a place too, and decides nothing after the policy."""
     engine = Engine(["one", "one"], ["one", "one", "two"], places=1, drained=["waits 0"])
     assert engine.decide().admit == ("waits 1",)
