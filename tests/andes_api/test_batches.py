@@ -439,7 +439,13 @@ def test_the_command_line_is_interrupted(
     file.write_bytes(lines(line(0), line(1, max_tokens=30_000, ignore_eos=True)))
     command = ["batch", str(file), "--url", gateway.url]
     with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen([sys.executable, "-m", "andes_sglang.cli", *command], stderr=said)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "andes_sglang.cli", *command],
+            stderr=said,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # a shell's background jobs inherit deafness
+        )
     until(lambda: "1 of 2 done" in (tmp_path / "said").read_text(), "progress")
     process.send_signal(signal.SIGINT)
     assert process.wait(LIMIT_S) == 130

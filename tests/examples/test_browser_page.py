@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,13 +34,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with subprocess.Popen(
         [sys.executable, str(EXAMPLES / "serve_a_page.py")], cwd=directory, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
     ) as process:  # fmt: skip
-        assert process.stdout is not None
-        said = process.stdout.readline().strip()
-        assert said, f"serve_a_page.py ended with {process.wait()}"
-        yield said
-        process.send_signal(2)
-        assert process.wait(60) == 0
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline().strip()
+            assert said, f"serve_a_page.py ended with {process.wait()}"
+            yield said
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_page_and_modules_are_served(address: str) -> None:

@@ -198,7 +198,7 @@ def test_mistakes_are_named_before_anything_starts(capsys: pytest.CaptureFixture
         for flags, says in (
             (("--profile", "abacus"), "--profile: profile 'abacus': not known; give a .toml file or one of a100-"),
             (("--profile", str(tmp_path / "bad.toml")), "bad.toml: needs one of the tables"),
-            (("--policy", "magic"), "--policy magic: unknown policy 'magic'; choose one of andes"),
+            (("--policy", "magic"), "--policy magic: unknown policy 'magic'; choose one of alise, andes"),
             (("--policy", "stock", "--policy-option", "a=1"), "policy stock has no options"),
             (("--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
             (("--default-tds", "0"), "--default-tds: tds must be"),
