@@ -23,9 +23,9 @@ import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast
+from andes_sglang.stream_forecast import IN_TIME, IncomingStream, ReplicaView, StreamForecast, final_qoe
 
-__all__ = ["MAX_RETRY_AFTER_S", "Admission", "Refusal", "Wish", "final_qoe"]
+__all__ = ["MAX_RETRY_AFTER_S", "Admission", "Refusal", "Wish"]
 
 MAX_RETRY_AFTER_S = 120.0
 """Seconds; the official clients obey no longer one."""
@@ -34,8 +34,6 @@ KEPT_S = 30.0
 OVERLOAD_S = 180.0
 """Seconds for which an overload is taken to go on (chosen). Where it ends within 3 times ``half``, refusing has cost more
 than it gained."""
-IN_TIME = 0.95
-"""A stream that would have at least this QoE is never refused for others: the engine would stand idle."""
 MIN_EXCESS, SIGNIFICANT = 1.0 / 3.0, 3.0
 """More must come than is served by this share, and by so many standard deviations of a count: at a load that the engine can
 just carry half a minute's arrivals are often a fourth more (measured), and their queue goes by itself."""
@@ -149,18 +147,6 @@ class Admission:
         return at_s - now_s
 
 
-def final_qoe(new: IncomingStream, answer_s: float, interval_s: float) -> float:
-    """QoE of the whole answer where its first shown token comes after ``answer_s`` and one every ``interval_s``: 1 less the
-    area of lateness over that of the reading."""
-    target, tokens, pace_s = new.answer_target, new.answer_tokens, 1.0 / new.target.tds
-    first_s, slower_s = answer_s - target.ttft_s, max(0.0, interval_s - pace_s)
-    first_late_s, last_late_s = max(0.0, first_s), max(0.0, first_s + tokens * slower_s)
-    area = (
-        tokens * first_late_s if last_late_s == first_late_s else (last_late_s**2 - first_late_s**2) / (2.0 * slower_s)
-    )
-    return 1.0 - area / (tokens * last_late_s + 0.5 * tokens**2 * pace_s)
-
-
 def _half_s(new: IncomingStream) -> float:
     return 0.5 * new.answer_tokens / new.target.tds
 
@@ -171,7 +157,8 @@ def _wait_for(new: IncomingStream, qoe: float) -> float:
 
 
 def _costs_more(new: IncomingStream, view: ReplicaView, wait_s: float, qoe: float) -> bool:
-    """Whether those after it lose more than it gains."""
+    """Whether those after it lose more than it gains. One that is in time is never refused for them: the engine would stand
+    idle."""
     waits = view.waits
     if not waits.queues or not waits.rate_rps or qoe >= IN_TIME:
         return False

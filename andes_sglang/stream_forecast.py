@@ -23,11 +23,13 @@ from andes_sglang.qoe import QoETarget, Readers, ReaderStream
 from andes_sglang.waits import WaitForecast, WaitView
 
 __all__ = [
-    "IncomingStream", "OpenStreams", "ReplicaView", "StepCosts", "StreamForecast", "forecast_stream", "forecast_streams",
-    "forecast_wait", "project_qoe", "usable_slots",
+    "IN_TIME", "IncomingStream", "OpenStreams", "ReplicaView", "StepCosts", "StreamForecast", "final_qoe", "forecast_stream",
+    "forecast_streams", "forecast_wait", "project_qoe", "usable_slots",
 ]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
+IN_TIME = 0.95
+"""QoE of an answer that is in time (our choice)."""
 
 
 class StepCosts(Protocol):
@@ -60,6 +62,18 @@ class IncomingStream:
         """What its reader expects of the answer, after the thought."""
         target = self.target
         return replace(target, ttft_s=target.start_s(0.0, self.thought_tokens)) if self.thought_tokens else target
+
+
+def final_qoe(new: IncomingStream, answer_s: float, interval_s: float) -> float:
+    """QoE of the whole answer where its first shown token comes after ``answer_s`` and one every ``interval_s``: 1 less the
+    area of lateness over that of the reading."""
+    target, tokens, pace_s = new.answer_target, new.answer_tokens, 1.0 / new.target.tds
+    first_s, slower_s = answer_s - target.ttft_s, max(0.0, interval_s - pace_s)
+    first_late_s, last_late_s = max(0.0, first_s), max(0.0, first_s + tokens * slower_s)
+    area = (
+        tokens * first_late_s if last_late_s == first_late_s else (last_late_s**2 - first_late_s**2) / (2.0 * slower_s)
+    )
+    return 1.0 - area / (tokens * last_late_s + 0.5 * tokens**2 * pace_s)
 
 
 class OpenStreams:

@@ -11,13 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast
+from andes_sglang.stream_forecast import IN_TIME, IncomingStream, ReplicaView, StreamForecast, final_qoe
 from andes_sglang.waits import RATE_WINDOW_S
 
 __all__ = ["in_time_first"]
 
-IN_TIME = 0.95
-"""QoE of an answer that is in time, if it is late to begin and then keeps its reader's pace; as in admission."""
 SIGNIFICANT = 2.0
 """More must come than is served by so many standard deviations of the counts."""
 LONGEST_LATE_S = 240.0
@@ -33,7 +31,7 @@ def in_time_first(
     if not _overloaded(views):
         return views
     waits_s = [_wait_s(view, forecast) for view, forecast in ranked]
-    qoes = [_qoe(new, wait_s) for wait_s in waits_s]
+    qoes = [final_qoe(new, wait_s, 0.0) for wait_s in waits_s]
     late = [qoe < IN_TIME for qoe in qoes]
     if not all(late):
         return [views[k] for k in sorted(range(len(views)), key=late.__getitem__)]
@@ -62,10 +60,3 @@ def _wait_s(view: ReplicaView, forecast: StreamForecast) -> float:
     waits = view.waits
     queue_s = waits.waiting / waits.rate_rps if waits.rate_rps else 0.0
     return max(forecast.ttft_s, queue_s) + forecast.thinking_s
-
-
-def _qoe(new: IncomingStream, wait_s: float) -> float:
-    """Of the whole answer, as in :mod:`andes_sglang.admission`: half / (half + lateness), half of the seconds of reading."""
-    target = new.answer_target
-    half_s = 0.5 * new.answer_tokens / target.tds
-    return half_s / (half_s + max(0.0, wait_s - target.ttft_s))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andes_sglang.admission import Admission, Refusal, Wish, final_qoe
+from andes_sglang.admission import Admission, Refusal, Wish
 from andes_sglang.qoe import QoETarget, ReaderStream
-from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast
+from andes_sglang.stream_forecast import IncomingStream, ReplicaView, StreamForecast, final_qoe
 from andes_sglang.waits import WaitForecast, WaitView
 
 READER = QoETarget(1.0, 5.0)
