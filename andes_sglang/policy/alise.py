@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.lengths import SimilarPrompts
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.valuation import new_tokens, remaining_tokens, steady_batch
 from andes_sglang.state import Decision, Phase, SchedulerState
@@ -47,9 +47,7 @@ class AliseOptions(PolicyOptions):
     ageing_s: float = option(
         60.0, "seconds", above=0, doc="an age that outweighs twice the remaining time", source="assumed"
     )
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class Alise:

@@ -72,7 +72,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.refiner import Refiner
 from andes_sglang.policy.valuation import FinalValue, HorizonValue, Valuation, remaining_tokens
@@ -160,9 +160,7 @@ class AndesOptions(PolicyOptions):
         None, "preemptions", low=0, doc="no displacing once a request was preempted this often on average (version 1)",
         source=_STALL_BOUND,
     )  # fmt: skip
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class Ranking(NamedTuple):

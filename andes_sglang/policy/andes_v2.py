@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Accept, Displacement, pack
 from andes_sglang.state import Decision, Phase, SchedulerState
 
@@ -49,9 +49,7 @@ class AndesV2Options(PolicyOptions):
         source="paper, version 2, section 4.2",
     )
     batch_candidates: int = option(5, "", low=1, doc="batch sizes tried", source="paper: a few are enough; assumed")
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class Packing(NamedTuple):

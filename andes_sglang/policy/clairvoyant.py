@@ -18,7 +18,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.policy.srpt import known_remaining_tokens
 from andes_sglang.policy.valuation import FinalValue, steady_step_s
@@ -48,9 +48,7 @@ class ClairvoyantOptions(PolicyOptions):
     trigger_buffer_s: float = option(
         1.0, "seconds", doc="only a reader with less text unread than this may displace", source="as andes"
     )
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class Clairvoyant:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
-__all__ = ["OptionInfo", "PolicyOptions", "option"]
+__all__ = ["OptionInfo", "PolicyOptions", "growth_tokens", "option"]
 
 _MAX_NUMBER = math.nextafter(math.inf, 0.0)
 """The largest finite float: JSON has integers beyond it."""
@@ -77,6 +77,13 @@ def option(
 ) -> Any:
     """A field of a :class:`PolicyOptions`; the arguments are those of :class:`OptionInfo`."""
     return field(default=default, metadata={"option": OptionInfo(unit, doc, source, above, low, high, choices)})
+
+
+def growth_tokens() -> Any:
+    """The option of every policy that packs KV (:func:`~andes_sglang.policy.packer.pack`) and leaves room for what runs."""
+    return option(
+        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

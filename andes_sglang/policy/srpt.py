@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.state import Decision, Phase, RequestTable, SchedulerState
 
@@ -35,9 +35,7 @@ class SrptOptions(PolicyOptions):
 
     policy: ClassVar[str] = "srpt"
 
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class Srpt:

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from andes_sglang.policy.options import PolicyOptions, option
+from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Displacement, pack
 from andes_sglang.state import Decision, Phase, PreemptionMode, SchedulerState
 
@@ -52,9 +52,7 @@ class TokenFlowOptions(PolicyOptions):
     answer_tokens: float = option(
         400.0, "tokens", above=0, doc="a typical answer", source="paper's chat workload: about 415"
     )
-    growth_tokens: float = option(
-        16.0, "tokens", low=0, doc="KV kept free for each running request", source="the engine's reserve at admission"
-    )
+    growth_tokens: float = growth_tokens()
 
 
 class TokenFlow:

@@ -66,10 +66,15 @@ def new_tokens(t: RequestTable) -> Array:
     return np.maximum(t.context_tokens - t.cached_tokens, 1.0)
 
 
+def expected_tokens(t: RequestTable) -> Array:
+    """Lengths that the answers are expected to have, shape (N,)."""
+    return np.where(np.isnan(t.expected_tokens), PRIOR_MEDIAN_TOKENS, t.expected_tokens)
+
+
 def remaining_tokens(t: RequestTable) -> Array:
     """Tokens that each answer is expected to have still to come, shape (N,). Not bounded by ``max_tokens``: where clients ask
     for exactly one length, as load generators do, that would tell it."""
-    total = np.where(np.isnan(t.expected_tokens), PRIOR_MEDIAN_TOKENS, t.expected_tokens)
+    total = expected_tokens(t)
     least = np.maximum(MIN_REMAINING_SHARE * t.output_tokens, MIN_REMAINING_TOKENS)
     left: Array = np.maximum(total - t.output_tokens, least)
     return left
