@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ class Anchored:
         anchors = np.rint(values[:, ::GROUP_TOKENS] / fine).astype(np.int32)
         deltas = np.rint((values - _anchors_of(anchors * fine, values.shape[1])) / coarse).astype(np.int32)
         between = np.diff(anchors, axis=1, prepend=0)
-        coded = _code(_by_channel(between), _by_channel(_others(deltas)))
+        coded = _code(by_channel(between), by_channel(_others(deltas)))
         steps = np.stack([fine, coarse]).astype(np.float32)
         return steps.tobytes() + coded
 
@@ -59,10 +59,10 @@ class Anchored:
         count = len(range(0, tokens, GROUP_TOKENS))
         between, others = _decode(payload[steps.nbytes :], layers * heads * dim, count, tokens - count)
         with np.errstate(over="ignore", invalid="ignore"):  # of a payload that nothing here has made
-            anchors = np.cumsum(_by_token(between, (layers, count, heads, dim)), axis=1) * steps[0]
+            anchors = np.cumsum(by_token(between, (layers, count, heads, dim)), axis=1) * steps[0]
             values = _anchors_of(anchors.astype(np.float32), tokens)
             if tokens > count:
-                values[:, _is_other(tokens)] += _by_token(others, (layers, tokens - count, heads, dim)) * steps[1]
+                values[:, _is_other(tokens)] += by_token(others, (layers, tokens - count, heads, dim)) * steps[1]
         if not np.isfinite(values).all():
             raise KvCodecError("coded KV that cannot be read: numbers that are not finite")
         return KvBlock.of_floats(values, kind)
@@ -92,14 +92,6 @@ def _is_other(tokens: int) -> npt.NDArray[np.bool_]:
 
 def _others(values: Numbers) -> Numbers:
     return values[:, _is_other(values.shape[1])]
-
-
-def _by_channel(values: Numbers) -> Any:
-    return by_channel(values)
-
-
-def _by_token(values: Numbers, shape: tuple[int, int, int, int]) -> Any:
-    return by_token(values, shape)
 
 
 class _Lanes(NamedTuple):

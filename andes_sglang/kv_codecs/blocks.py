@@ -7,14 +7,16 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Bits", "FloatKind", "Floats", "KvBlock", "KvCodecError", "framed", "unframed"]
+__all__ = ["Bits", "FloatKind", "Floats", "KvBlock", "KvCodecError", "by_channel", "by_token", "framed", "unframed"]
 
 Bits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 _MAGIC = b"AKV1"
 _HEADER = struct.Struct("<4sBBIIII")
 """Magic, codec, kind of float, layers, tokens, heads, dim."""
@@ -84,13 +86,13 @@ class KvBlock:
         return values
 
 
-def by_channel(values: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def by_channel(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Shape (layers, tokens, heads, dim) as (layers * heads * dim, tokens)."""
     layers, tokens, heads, dim = values.shape
     return np.ascontiguousarray(values.transpose(0, 2, 3, 1)).reshape(layers * heads * dim, tokens)
 
 
-def by_token(values: npt.NDArray[np.generic], shape: tuple[int, int, int, int]) -> npt.NDArray[np.generic]:
+def by_token(values: npt.NDArray[Number], shape: tuple[int, int, int, int]) -> npt.NDArray[Number]:
     """The inverse of :func:`by_channel`."""
     layers, tokens, heads, dim = shape
     return np.ascontiguousarray(values.reshape(layers, heads, dim, tokens).transpose(0, 3, 1, 2))
