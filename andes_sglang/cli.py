@@ -204,9 +204,8 @@ def _run(argv: list[str]) -> int:
     try:
         parser, user_errors = build_parser(argv)
         if argv[0] in COMMANDS and threading.current_thread() is threading.main_thread():
-            signal.signal(
-                signal.SIGTERM, signal.default_int_handler
-            )  # ends as Ctrl-C does, with what has been measured
+            # it ends a command as Ctrl-C does, with what has been measured
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         args, passed = parser.parse_known_args(argv)
         return int(args.run(args, passed))
     except user_errors as error:

@@ -1,12 +1,13 @@
-"""CPU time and memory of a process and its children, from Linux's /proc (proc(5))."""
+"""CPU time and memory of a process and its children, from Linux's /proc (proc(5)); children that hear Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 from pathlib import Path
 
-__all__ = ["cpu_s", "rss_mb"]
+__all__ = ["cpu_s", "hear_ctrl_c", "rss_mb"]
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 """A second of CPU time in the unit of /proc/PID/stat."""
@@ -31,3 +32,8 @@ def rss_mb(pid: int) -> float:
     if found is None:
         raise ValueError(f"process {pid}: /proc says nothing of its memory (has it ended?)")
     return int(found[1]) / 1024
+
+
+def hear_ctrl_c() -> None:
+    """``preexec_fn`` of a child that is to be interrupted: background jobs of a shell inherit deafness to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -161,10 +161,8 @@ def warm_up(engine: Engine, first_token_id: int) -> None:
     with ThreadPoolExecutor(WARM_UP_REQUESTS) as pool:
         bodies = [{"model": "m", "prompt": p, "max_tokens": WARM_UP_TOKENS, "ignore_eos": True} for p in prompts]
         list(pool.map(lambda body: engine.post("/v1/completions", body), bodies))
-    try:
-        engine.post(
-            f"/flush_cache?timeout={FLUSH_TIMEOUT_S}", {}
-        )  # the last request is not quite over when its answer is
+    try:  # with a time-out: the last request is not quite over when its answer is
+        engine.post(f"/flush_cache?timeout={FLUSH_TIMEOUT_S}", {})
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.NOT_FOUND:  # of a simulated engine
             raise

@@ -25,6 +25,7 @@ import pytest
 from andes_operator.offline import OfflineWork
 from andes_sglang.bench.engine import Engine, free_port, read_metrics
 from andes_sglang.cli import main
+from benchmarks.processes import hear_ctrl_c
 from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server
@@ -442,9 +443,7 @@ def test_the_command_line_is_interrupted(
         process = subprocess.Popen(
             [sys.executable, "-m", "andes_sglang.cli", *command],
             stderr=said,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # a shell's background jobs inherit deafness
+            preexec_fn=hear_ctrl_c,
         )
     until(lambda: "1 of 2 done" in (tmp_path / "said").read_text(), "progress")
     process.send_signal(signal.SIGINT)

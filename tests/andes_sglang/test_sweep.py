@@ -23,6 +23,7 @@ from andes_sglang.diff import paired_difference
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord
 from andes_sglang.sweep import parse_range
+from benchmarks.processes import hear_ctrl_c
 
 BASE = ("--profile", "cpu-tiny-llama", "--policies", "fcfs", "--rate", "1", "--duration", "20", "--tds", "4.5")
 
@@ -271,7 +272,7 @@ def test_ctrl_c_ends_the_points_that_are_under_way_and_begins_no_other(tmp_path:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
+        preexec_fn=hear_ctrl_c,
     )
     try:
         while len(list((tmp_path / "s").glob("points/*/log.txt"))) < 2:

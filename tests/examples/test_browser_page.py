@@ -12,6 +12,8 @@ import httpx
 import pytest
 from e2e.browser import Browser
 
+from benchmarks.processes import hear_ctrl_c
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 WATCH = """
@@ -34,7 +36,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with subprocess.Popen(
         [sys.executable, str(EXAMPLES / "serve_a_page.py")], cwd=directory, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
+        preexec_fn=hear_ctrl_c,
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None

@@ -13,6 +13,7 @@ import pytest
 
 from andes_sglang.cli import main
 from andes_sglang.request import read_records
+from benchmarks.processes import hear_ctrl_c
 
 SHORT = ("--profile", "cpu-tiny-llama", "--duration", "20", "--tds", "4.5")
 
@@ -94,7 +95,7 @@ def test_ctrl_c_leaves_what_was_computed(tmp_path: Path) -> None:
     command += ["--shape", "poisson", "--rate", "5", "--duration", "20000", "--out", str(tmp_path)]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit deafness
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     assert running.stderr is not None
     assert "done" in running.stderr.readline()
