@@ -27,7 +27,7 @@ __all__ = ["Relay", "RelayContext"]
 _log = logging.getLogger("andes")
 RETRY_AFTER_FAILURE_S = 1.0
 STEADY_S = 30.0
-"""Seconds of streaming after which a failure stands alone: what a request itself breaks, it breaks again at once (our choice)."""
+"""Of streaming, after which a failure stands alone: what a request itself breaks, it breaks again at once (our choice)."""
 
 
 class Relay:
