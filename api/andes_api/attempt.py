@@ -115,11 +115,6 @@ class Attempt:
         """Of the answer so far."""
         return self._stream.characters + (self._events.characters if self._events is not None else 0)
 
-    @property
-    def streamed_s(self) -> float:
-        """Seconds from the first token to what was last heard."""
-        return 0.0 if self.waited_s is None else self.heard_s - self.sent_s - self.waited_s
-
     def _is_before_first_token(self, now_s: float) -> bool:
         """As far as can be seen: an answer in one piece shows none, and has probably had it after the time forecast."""
         if self._stream.streams:

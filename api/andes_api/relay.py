@@ -165,7 +165,7 @@ class Relay:
             except UpstreamError as error:
                 now_s = time.monotonic()
                 self._judge(replica, error, now_s)
-                if self._attempt.streamed_s >= STEADY_S:
+                if _streamed_s(self._attempt) >= STEADY_S:
                     self._forget_tries_before(replica)
                 if self._has_all_tokens():
                     return await self._end_by_length()
@@ -315,3 +315,8 @@ class Relay:
             return "shed"
         telemetry.failed(self.stream.span, error.kind)
         return "failed"
+
+
+def _streamed_s(attempt: Attempt) -> float:
+    """From the first token to what was last heard."""
+    return 0.0 if attempt.waited_s is None else attempt.heard_s - attempt.sent_s - attempt.waited_s
