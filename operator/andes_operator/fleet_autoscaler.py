@@ -52,8 +52,10 @@ class FleetAutoscaler:
 
     engine, policy: what each replica runs, for the what-if. finished: filled by the run. forecasts: rates expected, by clock
     time; runs of one scenario may share it, because a forecast does not depend on the fleet. remember_s: clock seconds for
-    which an answer of the what-if is kept. max_replicas: bound of the target. headroom: whether it sizes for surges; without
-    it, on the real clock only: in a compressed day no surge is longer than its buffers, and none is seen in minutes.
+    which an answer of the what-if is kept. tables: of earlier runs on the same engine, policy and cold start, one of which
+    is used where its lengths are near enough, as by an operator that has run for longer; new ones are added. max_replicas:
+    bound of the target. headroom: whether it sizes for surges; without it, on the real clock only: in a compressed day no
+    surge is longer than its buffers, and none is seen in minutes.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FleetAutoscaler:
         max_replicas: int,
         remember_s: float = 3600.0,
         forecasts: dict[float, float] | None = None,
+        tables: list[Table] | None = None,
         headroom: bool | None = None,
     ) -> None:
         self.scenario, self.finished, self.engine, self.policy = scenario, finished, engine, policy
@@ -99,6 +102,7 @@ class FleetAutoscaler:
         self._expected: tuple[float, float] = (-1.0, 0.0)
         self._last: Prediction | None = None
         self.table: Table | None = None
+        self._tables = [] if tables is None else tables
         self.growth = GrowthHistory()
         self.sizes = scenario.speed == 1.0 if headroom is None else headroom
         self.headroom: Headroom | None = None
@@ -158,12 +162,18 @@ class FleetAutoscaler:
     def _tabulate(self, seen: Observation, demand: ExpectedDemand) -> None:
         if len(demand.requests) < MIN_TABULATED or known_s(seen, self._memory.ledger) < MIN_KNOWN_S:
             return
-        if self.table is None or not self.table.holds(demand.lengths, seen.now_s):
-            started_s = time.process_time()
-            surge_s = self.scenario.cold_start_s + self.interval_s
-            self.table = tabulate(self.spec, demand, self.engine, self.policy, surge_s=surge_s, at_s=seen.now_s)
-            self.tables += 1
-            self.what_if_cpu_s += time.process_time() - started_s
+        if self.table is not None and self.table.holds(demand.lengths, seen.now_s):
+            return
+        near = next((table for table in self._tables if not demand.lengths.moved(table.lengths)), None)
+        if near is not None:
+            self.table = replace(near, at_s=seen.now_s)
+            return
+        started_s = time.process_time()
+        surge_s = self.scenario.cold_start_s + self.interval_s
+        self.table = tabulate(self.spec, demand, self.engine, self.policy, surge_s=surge_s, at_s=seen.now_s)
+        self._tables.append(self.table)
+        self.tables += 1
+        self.what_if_cpu_s += time.process_time() - started_s
 
     def observe(self, fleet: Fleet) -> Observation:
         """What gateways and pods would tell now."""
