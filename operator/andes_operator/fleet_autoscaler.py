@@ -97,6 +97,8 @@ class FleetAutoscaler:
             at_s += seconds
         self._memory = Memory()
         self._known: dict[int, Prediction] = {}
+        self._asked: dict[int, int] = {}
+        """The fewest replicas that each was asked for."""
         self._epoch = -1.0
         self._forecasts = {} if forecasts is None else forecasts
         self._expected: tuple[float, float] = (-1.0, 0.0)
@@ -133,13 +135,16 @@ class FleetAutoscaler:
         return decision.replicas
 
     def _decide(self, seen: Observation) -> ScaleDecision:
-        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks."""
+        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks, and not of
+        fewer replicas than that."""
+        fewest = 1
         if self.headroom is not None:
             consent = Prediction(seen.rate_rps, self.spec.objectives, self.spec.behavior.margin, 1, {})
             decision = decide(self.spec, seen, consent, self._memory, headroom=self.headroom)
             if decision.replicas >= seen.pods.wanted:
                 return decision
-        return decide(self.spec, seen, self.predict(seen), self._memory, headroom=self.headroom)
+            fewest = max(1, decision.replicas)
+        return decide(self.spec, seen, self.predict(seen, fewest), self._memory, headroom=self.headroom)
 
     def size(self, seen: Observation) -> Headroom | None:
         """What survives a surge until help is there."""
@@ -205,22 +210,25 @@ class FleetAutoscaler:
             ),
         )  # fmt: skip
 
-    def predict(self, seen: Observation) -> Prediction:
-        """The forecast, then the what-if: an answer that is kept, or a new one."""
+    def predict(self, seen: Observation, fewest: int = 1) -> Prediction:
+        """The forecast, then the what-if for ``fewest`` replicas or more: an answer that is kept, or a new one."""
         started_s, clock_s = time.process_time(), self.scenario.clock_origin_s + seen.now_s * self.scenario.speed
         expected_rps = self._forecast_rps(seen, clock_s)
         epoch = clock_s // self.remember_s
         if epoch != self._epoch:
             self._epoch = epoch
             self._known.clear()
+            self._asked.clear()
         load_factor = 1.0 if self._last is None else self._last.update_load_factor(seen, self.spec.behavior.window_s)
         rate_rps = max(expected_rps, seen.rate_rps, 1e-3) * load_factor
         key = round(math.log(rate_rps) / math.log(RATE_STEP))
-        if key not in self._known:
-            demand = expected_demand(self.spec, seen, RATE_STEP**key, {})
+        if key not in self._known or self._known[key].fewest == self._asked[key] > fewest:
+            demand, spec = expected_demand(self.spec, seen, RATE_STEP**key, {}), replace(self.spec, min_replicas=fewest)
+            self._asked[key] = fewest
             self._known[key] = predict_replicas(
-                self.spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready
-            )
+                spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready,
+                guess=fewest if fewest > 1 else None,
+            )  # fmt: skip
             self.what_ifs += 1
         self._last = replace(self._known[key], load_factor=load_factor, at_s=seen.now_s)
         self.what_if_cpu_s += time.process_time() - started_s
