@@ -135,8 +135,8 @@ class FleetAutoscaler:
         return decision.replicas
 
     def _decide(self, seen: Observation) -> ScaleDecision:
-        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks, and not of
-        fewer replicas than that."""
+        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks, and
+        of no fewer replicas than that."""
         fewest = 1
         if self.headroom is not None:
             consent = Prediction(seen.rate_rps, self.spec.objectives, self.spec.behavior.margin, 1, {})
