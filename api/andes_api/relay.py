@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from andes_api import admission, names, telemetry
 from andes_api.attempt import Attempt
 from andes_api.connection import Connection
-from andes_api.errors import ApiError
+from andes_api.errors import ApiError, own_fault
 from andes_api.fatal import MAX_DEATHS, MEMORY_S
 from andes_api.models import ModelRoute
 from andes_api.reader_report import ReaderReport
@@ -23,6 +24,7 @@ from andes_sglang.resume import Continuation, StopSeam, continued, ending, token
 
 __all__ = ["Relay", "RelayContext"]
 
+_log = logging.getLogger("andes")
 RETRY_AFTER_FAILURE_S = 1.0
 
 
@@ -67,6 +69,12 @@ class Relay:
                 await self._reply.refuse(error)
                 await self._reply.end()
                 self.stream.shed(error)
+            except Exception:
+                if self._reply.started and not self.writer.ended:  # too late for another answer
+                    _log.exception("request %s failed", self.stream.request_id)
+                    await self._reply.refuse(own_fault(self.stream.request_id))
+                    await self._reply.end()
+                raise
         finally:
             try:  # each, though it is cancelled once more while it waits for the other
                 await self._reply.stop()
