@@ -24,10 +24,10 @@ import numpy as np
 
 from andes_sglang import report, results, summary
 from andes_sglang.flags import UsageError
+from andes_sglang.orphans import exit_with_parent
 from andes_sglang.report import Figure
 from andes_sglang.report.charts import Band, Series
 from andes_sglang.sim import cli as simulate
-from andes_sglang.tied import exit_with_parent
 
 __all__ = ["USER_ERRORS", "add_arguments", "parse_range"]
 

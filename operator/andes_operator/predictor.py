@@ -19,8 +19,8 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.prediction import Inquiry, predict, tabulated
 from andes_operator.table import Table
 from andes_operator.whatif import Prediction
+from andes_sglang.orphans import exit_with_parent
 from andes_sglang.sim.replica import RefusedError
-from andes_sglang.tied import exit_with_parent
 
 __all__ = ["PredictionError", "Predictor", "Tabulator"]
 
