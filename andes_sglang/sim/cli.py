@@ -169,23 +169,22 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     first = from_arguments(args, args.seed)
     check_requests(first, [engine for engine, _ in engines.values()])
     _say_lossy(engines)
-    results.prepare(args.out, force=args.force)
+    described = _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained}
     repeats = _Repeats({name: [] for name in arms})
-    try:
-        _serve(args, engines, routing, repeats, first)
-    except KeyboardInterrupt:
-        repeats.interrupted = True
-        print("\ninterrupted: reporting what was computed", file=sys.stderr)
-    interrupted = repeats.interrupted
-    policies = {name: summary.combine(runs) for name, runs in repeats.figures.items() if runs}
-    if not policies:
-        return 130
-    result = {
-        "workload": {**repeats.workload, "seeds": repeats.seeds},
-        "engine": _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained},
-        "policies": policies,
-    }
-    results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
+    with results.prepared(args.out, force=args.force):
+        try:
+            _serve(args, engines, routing, repeats, first)
+        except KeyboardInterrupt:
+            repeats.interrupted = True
+            print("\ninterrupted: reporting what was computed", file=sys.stderr)
+        interrupted = repeats.interrupted
+        policies = {name: summary.combine(runs) for name, runs in repeats.figures.items() if runs}
+        if not policies:
+            return 130
+        result = {
+            "workload": {**repeats.workload, "seeds": repeats.seeds}, "engine": described, "policies": policies,
+        }  # fmt: skip
+        results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
     return 130 if interrupted else 0
 
 
