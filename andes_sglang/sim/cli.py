@@ -26,7 +26,7 @@ from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError, Replica
 from andes_sglang.summary import Figures
-from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, drawn_lengths, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = [
@@ -164,8 +164,8 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     if args.load is not None:
         from_arguments(args, args.seed)  # a workload that cannot be drawn is named before the capacity is measured
         stock = stock_engine(profile.engine, passed)
-        sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
-        args.rate = args.load * sustained / mean_length(args.output)
+        sustained = args.replicas * sustained_tokens_per_s(stock, *drawn_lengths(args), args.seed)
+        args.rate = args.load * sustained / mean_length(drawn_lengths(args)[1])
     first = from_arguments(args, args.seed)
     check_requests(first, [engine for engine, _ in engines.values()])
     _say_lossy(engines)

@@ -172,6 +172,8 @@ def _searched(args: argparse.Namespace, objective: AnyObjective, passed: Sequenc
         raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
     if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
         raise UsageError("--search: chooses flags and options of andes itself; not with --policies or --arm")
+    if args.rate is not None:
+        raise UsageError(f"--rate {args.rate:g}: not with --search, which looks for the rate that an engine holds")
     for flag, given, default in (
         ("--router", args.router, ROUTER),
         ("--max-replicas", args.max_replicas, MAX_REPLICAS),
