@@ -10,6 +10,7 @@ export class InterruptedAnswerError extends Error {
 export class StatusError extends Error {
   readonly status: number;
   readonly body: string;
+  readonly headers: Headers;
   readonly retry_after: string | null;
 }
 

@@ -25,7 +25,7 @@ async function status_error(response) {
   } catch {
     // not JSON: the text says it
   }
-  return new StatusError(response.status, message || `HTTP ${response.status}`, text, response.headers.get("retry-after"));
+  return new StatusError(response.status, message || `HTTP ${response.status}`, text, response.headers);
 }
 
 /** Ends early, with the signal's reason, once `signal` is aborted. */

@@ -78,9 +78,9 @@ test("a thought is not read, and its reader has patience for it", async () => {
 test("when a question is asked again", () => {
   for (const {max_wait_s, attempts, tries} of rules.retries) {
     const retries = new Retries(max_wait_s, attempts);
-    for (const {status, retry_after, wait_s} of tries) {
-      const error = status ? new StatusError(status, "full", "", retry_after) : new TypeError("fetch failed");
-      assert.equal(retries.after(error)?.seconds ?? null, wait_s, `${status} ${retry_after}`);
+    for (const {status, headers, wait_s} of tries) {
+      const error = status ? new StatusError(status, "full", "", new Headers(headers)) : new TypeError("fetch failed");
+      assert.equal(retries.after(error)?.seconds ?? null, wait_s, `${status} ${JSON.stringify(headers)}`);
     }
   }
   assert.equal(new Retries(60, 2).after(new Error("another")), null);
