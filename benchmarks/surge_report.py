@@ -22,6 +22,8 @@ ARMS = (STATIC, HPA, KEDA, PLANNER, OURS, CLAIRVOYANT)
 MEAN, SHARE = 0.95, 0.9
 """Objectives in every window: of the mean QoE, and of the share of readers with a QoE of at least 0.95."""
 SCHEDULERS = ("stock", "andes")
+SAID = {STATIC: "fixed fleet", HPA: "HPA", KEDA: "KEDA", PLANNER: "planner", OURS: "operator"}
+"""Of arms, in a picture."""
 
 Result = dict[str, Any]
 
@@ -102,7 +104,7 @@ def everything(results: Sequence[Result]) -> Iterator[str]:
     """Of each case and arm: the cheapest setting that holds the mean in every window, and for static fleets also the cheapest
     that holds both; where none does, the one with the best worst window."""
     for case in cases(results):
-        yield f"\n### {case}\n"
+        yield f"\n#### {case}\n"
         yield from header(
             "scheduler", "autoscaler", "replica-hours", "worst window", "holds", "most replicas", "settings run"
         )
@@ -158,15 +160,13 @@ def picture(results: Sequence[Result], demand: tuple[Sequence[float], Sequence[f
     """Replicas over time of one case: stock's cheapest that holds, and ours with andes; demand: minutes, busy replicas."""
     stock = cheapest(r for r in results if r["of"]["scheduler"] == "stock" and r["of"]["arm"] != CLAIRVOYANT)
     ours = [r for r in results if (r["of"]["scheduler"], r["of"]["arm"]) == ("andes", OURS)]
-    key, series = {"replicas' worth of demand": "#888888"}, [("demand", "#888888 dash", *demand)]
-    for said, result, colour in (
-        ("stock: fewest that hold, with hindsight", stock, report.COLOURS[0]),
-        ("andes and its operator", ours[0] if ours else None, report.COLOURS[1]),
-    ):
+    hours = {"stock": stock, "andes": ours[0] if ours else None}
+    key, series = {"demand": "#888888"}, [("demand", "#888888 dash", *demand)]
+    for (scheduler, result), colour in zip(hours.items(), report.COLOURS, strict=False):
         if result is not None:
-            label = f"{said} ({result['replica_hours']:.1f} replica-hours)"
+            label = f"{scheduler}, {SAID[result['of']['arm']]}: {result['replica_hours']:.1f} replica-hours"
             key[label] = colour
-            at_min, replicas = zip(*((at_s / 60.0, float(n)) for at_s, n in result["timeline"]))
+            at_min, replicas = zip(*((at_s / 60.0, float(n)) for at_s, n in result["timeline"]), strict=True)
             series.append((label, colour, *stepped(at_min, replicas)))
     return report.standalone(report.plot(series, "minutes", "replicas (simulated)"), key)
 

@@ -53,6 +53,4 @@ def test_the_picture_has_demand_and_both_fleets() -> None:
     svg = picture(of_case(RUNS, CASE), ([0.0, 1.0, 2.0], [4.0, 9.0, 4.0]))
     drawn = ElementTree.fromstring(svg)  # noqa: S314
     names = [title.text or "" for title in drawn.iter("{http://www.w3.org/2000/svg}title")]
-    assert [name.partition(" (")[0] for name in names] == [
-        "demand", "stock: fewest that hold, with hindsight", "andes and its operator",
-    ]  # fmt: skip
+    assert names == ["demand", "stock, fixed fleet: 10.0 replica-hours", "andes, operator: 6.0 replica-hours"]
