@@ -26,6 +26,8 @@ __all__ = ["Relay", "RelayContext"]
 
 _log = logging.getLogger("andes")
 RETRY_AFTER_FAILURE_S = 1.0
+STEADY_S = 30.0
+"""Of streaming, after which a failure stands alone: what a request itself breaks, it breaks again at once (our choice)."""
 
 
 class Relay:
@@ -163,6 +165,8 @@ class Relay:
             except UpstreamError as error:
                 now_s = time.monotonic()
                 self._judge(replica, error, now_s)
+                if _streamed_s(self._attempt) >= STEADY_S:
+                    self._forget_tries_before(replica)
                 if self._has_all_tokens():
                     return await self._end_by_length()
                 rest = self._rest()
@@ -200,6 +204,11 @@ class Relay:
             enough = error.blame is Blame.REPLICA_IF_OTHERS_ANSWER
             replica.failed(f"{error.kind} where another answers", now_s, enough=enough)
         self._suspects.clear()
+
+    def _forget_tries_before(self, replica: Upstream) -> None:
+        """A long answer may outlive any number of engines, and come back to one that has been restarted."""
+        self._tried = {replica}
+        self._full = self.stream.attempts - 1
 
     @property
     def _tries(self) -> int:
@@ -306,3 +315,8 @@ class Relay:
             return "shed"
         telemetry.failed(self.stream.span, error.kind)
         return "failed"
+
+
+def _streamed_s(attempt: Attempt) -> float:
+    """From the first token to what was last heard."""
+    return 0.0 if attempt.waited_s is None else attempt.heard_s - attempt.sent_s - attempt.waited_s
