@@ -123,13 +123,18 @@ def held(runs: SimulatedRuns, names: list[str]) -> Lines:
         yield line(f"{name}, burst of {span:g} s", *texts, f"{gain:.2f}")
 
 
-def traces(runs: SimulatedRuns, names: list[str]) -> Lines:
-    """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
-    setting = SETTINGS[names[0]]
+def recorded(runs: SimulatedRuns, engine_of: str) -> Iterable[tuple[str, str]]:
+    """A setting for each recorded trace on that setting's engine, with the trace's name."""
     for file in sorted(runs.trace_file("x").parent.glob("*.jsonl.gz")):
         trace = file.name.removesuffix(".jsonl.gz")
-        name = f"{names[0]} {trace}"
-        SETTINGS[name] = setting._replace(trace=trace)
+        name = f"{engine_of} {trace}"
+        SETTINGS[name] = SETTINGS[engine_of]._replace(trace=trace)
+        yield name, trace
+
+
+def traces(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
+    for name, _ in recorded(runs, names[0]):
         cases = [(f"{x:g}", Case(name, "replay", x, 0.0, 1, Arm("stock"))) for x in (0.7, 1.0)]
         yield from sweep(runs, name, "load, x C", cases, [best_arm(name), "tokenflow", "lqsf", "clairvoyant"])
 
@@ -195,6 +200,34 @@ def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
             yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
+RANKINGS = ("horizon", "final")
+"""Values of the option ``rank_by`` of andes."""
+
+
+def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """andes by the paper's horizon and by final QoE, in every burst, in the paper's load and on the recorded traces."""
+    figures = ("mean QoE", "p5", "stall p90, s", "longest tenth")
+    yield from header("setting", *(f"{by}: {title}" for by in RANKINGS for title in figures), "mean", "p5")
+    for label, case in ranking_cases(runs, names):
+        ours = ARMS[best_arm(case.setting)]
+        arms = (replace(ours, flags=(*ours.flags, "--policy-option", f"rank_by={by}")) for by in RANKINGS)
+        rows = [runs.row(replace(case, arm=arm)) for arm in arms]
+        texts = [(f"{r['mean']:.3f}", f"{r['p5']:.3f}", f"{r['stall']:.0f}", f"{r['groups'][2]:.3f}") for r in rows]
+        ahead = (f"{rows[1][key] - rows[0][key]:+.3f}" for key in ("mean", "p5"))
+        yield line(label, *texts[0], *texts[1], *ahead)
+
+
+def ranking_cases(runs: SimulatedRuns, names: list[str]) -> Iterable[tuple[str, Case]]:
+    for name in names:
+        if name == "paper":
+            yield from ((f"paper, {x:g}", Case(name, "cycle", x, 0.35, 1, STOCK["stock"])) for x in (1.5, 2.0, 2.5))
+        else:
+            yield f"{name}, {SETTINGS[name].x:g} C", burst(name)
+    if runs.traces is not None:
+        for name, trace in recorded(runs, names[0]):
+            yield from ((f"{trace}, {x:g} C", Case(name, "replay", x, 0.0, 1, STOCK["stock"])) for x in (0.7, 1.0))
+
+
 class Table(NamedTuple):
     lines: Callable[[SimulatedRuns, list[str]], Lines]
     settings: str
@@ -207,6 +240,7 @@ TABLES = {
     "held": Table(held, "h100-chat-30s h100-chat h100-long a100-phi h100-mooncake", 3),
     "rivals": Table(rivals, BARS, 3),
     "bars": Table(bars, BARS, 3),
+    "ranking": Table(ranking, f"{BARS} 32b-chat 70b-chat l4-chat paper", 3),
     "intensity": Table(intensity, "h100-chat h100-long 32b-chat 70b-chat a100-phi a100-13b l4-chat cpu h100-mooncake"),
     "duration": Table(duration, "h100-chat a100-13b"),
     "steady": Table(steady, "h100-chat cpu"),
