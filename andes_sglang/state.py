@@ -223,8 +223,7 @@ class SchedulerState:
     max_running: batch bound. latency: cost model of this engine. kv_reserved_tokens, running_reserved: KV tokens and places
     in the batch held by what is not in ``requests`` (a prefill in flight); yielding_reserved: places of those that are held
     by what yields. chunk_tokens: prefill tokens of one iteration. page_tokens: KV is allotted in pages of so many. drafting:
-    of an engine that decodes speculatively, by the decision's ``draft``. host_copies: KV is copied to host memory, so that a
-    preempted request need not compute it again.
+    of an engine that decodes speculatively, by the decision's ``draft``.
     """
 
     now_s: float
@@ -238,7 +237,6 @@ class SchedulerState:
     chunk_tokens: int = 8192
     page_tokens: int = 1
     drafting: Drafting | None = None
-    host_copies: bool = False
 
     @property
     def pool_tokens(self) -> int:

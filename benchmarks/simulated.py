@@ -200,8 +200,8 @@ def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
             yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
-RANKINGS = ("horizon", "final")
-"""Values of the option ``rank_by`` of andes."""
+RANKINGS = {"horizon": (), "final": ("--policy-option", "fairness=-1")}
+"""What andes ranks by, and the flags for it."""
 
 
 def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
@@ -210,8 +210,7 @@ def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
     yield from header("setting", *(f"{by}: {title}" for by in RANKINGS for title in figures), "mean", "p5")
     for label, case in ranking_cases(runs, names):
         ours = ARMS[best_arm(case.setting)]
-        arms = (replace(ours, flags=(*ours.flags, "--policy-option", f"rank_by={by}")) for by in RANKINGS)
-        rows = [runs.row(replace(case, arm=arm)) for arm in arms]
+        rows = [runs.row(replace(case, arm=replace(ours, flags=(*ours.flags, *f)))) for f in RANKINGS.values()]
         texts = [(f"{r['mean']:.3f}", f"{r['p5']:.3f}", f"{r['stall']:.0f}", f"{r['groups'][2]:.3f}") for r in rows]
         ahead = (f"{rows[1][key] - rows[0][key]:+.3f}" for key in ("mean", "p5"))
         yield line(label, *texts[0], *texts[1], *ahead)

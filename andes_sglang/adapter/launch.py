@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preemption-mode", choices=("release", "offload"), default="release",
         help="what happens to the KV of a stream that has to make room: release (default) leaves it to be evicted and "
-        "computed again; offload keeps a copy in host memory, and andes then ranks by final QoE (its option rank_by)",
+        "computed again; offload keeps a copy in host memory",
     )  # fmt: skip
     parser.add_argument(
         "--host-kv-gib", type=float, metavar="GIB",

@@ -70,17 +70,17 @@ class QoEScheduler(Scheduler):  # type: ignore[misc]
         options = PluginOptions.from_env()
         name = options.policy or "andes"
         self._qoe_policy = make_engine_policy(name, options.policy_options)
-        copies = options.preemption_mode == "offload"
-        told = effective_options(self._qoe_policy, options.policy_options, host_copies=copies)
+        told = effective_options(self._qoe_policy, options.policy_options)
         self._qoe_info: dict[str, Any] = {"policy": name, "policy_options": told}
         self._qoe_target = options.default_target
         self._in_charge = False
         self._parked = ParkedRequests()
-        one_rank = copies and not tier_of_release()[1].several_ranks
+        offload = options.preemption_mode == "offload"
+        one_rank = offload and not tier_of_release()[1].several_ranks
         if fault := seams.unsupported(args[0] if args else kwargs["server_args"], one_rank, own_time_outs()):
             raise ValueError(f"andes: {fault}")
         super().__init__(*args, **kwargs)
-        self._make_parts(self._host_tier() if copies else None)
+        self._make_parts(self._host_tier() if offload else None)
 
     def _host_tier(self) -> HostTier | UnifiedHostTier:
         tree, (_, tier) = self.tree_cache, tier_of_release()

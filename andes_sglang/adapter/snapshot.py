@@ -85,7 +85,6 @@ class Snapshot:
             latency=self._latency,
             chunk_tokens=chunk_tokens,
             page_tokens=scheduler.page_size,
-            host_copies=self._transfers.tier is not None,
         )
 
     def _look_up_prefixes(self) -> None:

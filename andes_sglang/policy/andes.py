@@ -11,10 +11,10 @@ overdue. In a lasting overload late requests wait past that bound, so that the o
 spent on the latest, all would be late. Requests with long prompts cost more KV, hence wait first; ``length_guard`` limits by
 how much.
 
-With ``fairness``, the default on an engine that keeps host copies, the cost is not KV but the engine's time for the rest of
-the answer, and ``prefill_fairness`` holds while nothing but prefill is short. What has been lost already is no reason
-to run then, so that begun answers are finished by the share for the overdue alone: the latest for what the rest takes first,
-which ends answers that have little left, and only those that had to wait count to it (``late_share``).
+With ``fairness`` the cost is not KV but the engine's time for the rest of the answer; while prefill alone is short,
+``prefill_fairness`` holds in its place. What has been lost already is no reason to run then, so that begun answers are finished
+by the share for the overdue alone: the latest for what the rest takes first, which ends answers that have little left, and only
+those that had to wait count to it (``late_share``).
 
 Five requests on an engine with three places, two of them taken by ``a``, whose reader has 40 s of text unread, and ``b``,
 whose reader has 0.5 s. ``c`` and ``d`` have no token 1 s after it was expected, and ``d`` has a long prompt. ``e`` has
@@ -66,7 +66,7 @@ above it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -90,10 +90,8 @@ MAX_SLICE_SHARE = 0.25
 ORDER_ONLY_GROWTH = 4
 """Times ``growth_tokens`` where preemption is off, and running out of KV cannot be corrected: as much as ``fcfs`` keeps."""
 
-FAIRNESS = -1.0
-"""Of final value, unless told otherwise."""
 SLICE_TOKENS, FAIR_SLICE_TOKENS = 90, 75
-"""``resumed_slice_tokens`` by the horizon and by final value."""
+"""``resumed_slice_tokens`` without ``fairness`` and with it."""
 
 _SENSITIVITY = "docs/benchmarks/simulated.md, sensitivity"
 _FAIRNESS = "docs/decisions/2026-11-27-final-value.md"
@@ -109,22 +107,14 @@ class AndesOptions(PolicyOptions):
     policy: ClassVar[str] = "andes"
     renamed: ClassVar[Mapping[str, str]] = {"slice_worth": "min_runtime_ratio", "wait_worth": "min_wait_ratio"}
 
-    rank_by: str = option(
-        "auto", "", choices=("auto", "final", "horizon"), doc="QoE at the end of an answer, or at the paper's horizon; auto: "
-        "at the end with fairness or where KV is copied to host memory, otherwise at the horizon", source=_FAIRNESS,
-    )  # fmt: skip
     fairness: float | None = option(
-        None, "", low=-10, high=1, doc="alpha of the utility of final QoE: 1 sums QoE, 0 is proportional, the lower the more "
-        "those with little count; null: -1, and none by the horizon", source=_FAIRNESS,
+        None, "", low=-10, high=1, doc="rank by final QoE through an alpha-fair utility: 1 sums QoE, 0 is proportional, the "
+        "lower the more those with little count; null: by QoE at a horizon", source=_FAIRNESS,
     )  # fmt: skip
     prefill_fairness: float = option(
-        1.0,
-        "",
-        low=-10,
-        high=1,
-        doc="with fairness: instead, while KV and batch have room for all that wait",
+        1.0, "", low=-10, high=1, doc="with fairness, in its place: while KV and batch have room for all that wait",
         source=_FAIRNESS,
-    )
+    )  # fmt: skip
     delay_s: float = option(
         15.0, "seconds", above=0, doc="with fairness: a request runs now or this much later", source=_FAIRNESS
     )
@@ -181,19 +171,6 @@ class AndesOptions(PolicyOptions):
     )  # fmt: skip
     growth_tokens: float = growth_tokens()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank_by == "horizon" and self.fairness is not None:
-            raise ValueError(
-                f"policy {self.policy}: rank_by 'horizon' has no fairness, got {self.fairness:g}; leave one of them out"
-            )
-
-    def on_engine(self, *, host_copies: bool) -> AndesOptions:
-        by_final = self.fairness is not None or self.rank_by == "final" or (self.rank_by == "auto" and host_copies)
-        fairness = FAIRNESS if by_final and self.fairness is None else self.fairness
-        told = replace(self, rank_by="final" if by_final else "horizon", fairness=fairness)
-        return replace(told, resumed_slice_tokens=told.slice_tokens_of_resumed)
-
     @property
     def slice_tokens_of_resumed(self) -> int:
         """``resumed_slice_tokens``, or its default."""
@@ -229,10 +206,9 @@ class Andes:
 
     def __init__(self, options: AndesOptions | None = None) -> None:
         self.options = options or AndesOptions()
-        self._on_engine = {copies: self.options.on_engine(host_copies=copies) for copies in (False, True)}
 
     def decide(self, state: SchedulerState) -> Decision:
-        options = self._on_engine[state.host_copies]
+        options = self.options
         if not len(state.requests):
             return Decision()
         ranking = prioritize_overdue(state, rank(state, options), options)

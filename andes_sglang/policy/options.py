@@ -126,10 +126,6 @@ class PolicyOptions:
             given[name] = value
         return cls(**given)
 
-    def on_engine(self, *, host_copies: bool) -> Self:  # noqa: ARG002
-        """With the defaults that depend on the engine. host_copies: it copies KV to host memory."""
-        return self
-
     def as_dict(self) -> dict[str, Any]:
         """All options, as ``from_mapping`` takes them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}

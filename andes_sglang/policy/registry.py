@@ -113,22 +113,15 @@ def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:
     make_policy(name, options)
 
 
-def effective_options(
-    policy: SchedulingPolicy, given: Mapping[str, Any], *, host_copies: bool | None = None
-) -> dict[str, Any]:
+def effective_options(policy: SchedulingPolicy, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options ``given`` to ``policy`` for ``/server_info``, from which another process can make it: by their current
-    names, with the values in effect; and those whose defaults depend on the engine. host_copies: of the engine, None: it is
-    not known, and what depends on it is left out."""
+    names, with the values in effect."""
     options = getattr(policy, "options", None)
     if not isinstance(options, PolicyOptions):
         return dict(given)
     current = options.as_dict()
     renamed = {type(options).renamed.get(name, name): value for name, value in given.items()}
-    told = {name: current.get(name, value) for name, value in renamed.items()}
-    if host_copies is not None:
-        there = options.on_engine(host_copies=host_copies).as_dict()
-        told |= {name: value for name, value in there.items() if value != current[name]}
-    return told
+    return {name: current.get(name, value) for name, value in renamed.items()}
 
 
 def make(name: str, **options: Any) -> SchedulingPolicy:

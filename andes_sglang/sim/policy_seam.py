@@ -56,7 +56,6 @@ class PolicySeam:
         self._max_running = engine.max_running
         self._running_bound = protocol.running_bound(engine.max_running, engine.chunk_tokens, engine.mixed)
         self._chunk_tokens = engine.chunk_tokens
-        self._host_copies = engine.host_capacity_tokens > 0
         self._decision_s = engine.decision_s
         self._by_rid = by_rid
         self._queue = queue
@@ -148,7 +147,6 @@ class PolicySeam:
             latency=self._latency,
             chunk_tokens=self._chunk_tokens,
             drafting=self._drafting(table.rids) if self._drafter is not None else None,
-            host_copies=self._host_copies,
         )
 
     def _drafting(self, rids: Sequence[str]) -> Drafting | None:

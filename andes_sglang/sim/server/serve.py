@@ -100,8 +100,6 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         args.context_length or engine.kv_capacity_tokens, engine.max_request_tokens, args.answer_tokens, target,
         tuple(path.partition("=")[0] for path in args.lora_paths), args.thought_tokens or 0.0,
     )  # fmt: skip
-    copies = engine.host_capacity_tokens > 0
-    told = {} if policy is None else effective_options(policy, flags.options_of(args), host_copies=copies)
     info = ServerInfo(
         args.model or chosen.name,
         limits,
@@ -127,7 +125,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
         },
         {
             "policy": args.policy,
-            "policy_options": told,
+            "policy_options": {} if policy is None else effective_options(policy, flags.options_of(args)),
             "preemption_mode": args.preemption_mode,
             "host_tokens": engine.host_capacity_tokens,
         },

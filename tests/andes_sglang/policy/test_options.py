@@ -170,7 +170,7 @@ def test_every_policy_declares_its_options(name: str) -> None:
         ("trigger_buffer_s", "x"),
         ("running_bonus", -0.1), ("length_guard", 0), ("batch_candidates", 0), ("preemption", 1), ("refine", "no"),
         ("max_preemptions", -1), ("growth_tokens", -1), ("fairness", 1.1), ("delay_s", 0), ("work_exponent", -0.1),
-        ("rank_by", "x"), ("prefill_fairness", 1.1),
+        ("prefill_fairness", 1.1),
     ],
 )  # fmt: skip
 def test_every_option_of_andes_is_checked(option_name: str, wrong: Any) -> None:
@@ -179,41 +179,7 @@ def test_every_option_of_andes_is_checked(option_name: str, wrong: Any) -> None:
 
 
 def test_all_options_of_andes_are_in_that_list() -> None:
-    assert len(AndesOptions.describe()) == 22
-
-
-@pytest.mark.parametrize(
-    ("given", "host_copies", "rank_by", "fairness", "slice_tokens"),
-    [
-        ({}, False, "horizon", None, 90), ({}, True, "final", -1.0, 75),
-        ({"rank_by": "horizon"}, True, "horizon", None, 90), ({"rank_by": "final"}, False, "final", -1.0, 75),
-        ({"fairness": 0.5}, False, "final", 0.5, 75), ({"fairness": -4, "resumed_slice_tokens": 60}, True, "final", -4.0, 60),
-    ],
-)  # fmt: skip
-def test_what_andes_ranks_by_depends_on_host_copies_unless_it_is_told(
-    given: dict[str, Any], host_copies: bool, rank_by: str, fairness: float | None, slice_tokens: int
-) -> None:
-    options = AndesOptions(**given).on_engine(host_copies=host_copies)
-    assert (options.rank_by, options.fairness, options.resumed_slice_tokens) == (rank_by, fairness, slice_tokens)
-    assert AndesOptions.from_mapping(options.as_dict()).on_engine(host_copies=not host_copies) == options
-
-
-def test_the_horizon_has_no_fairness() -> None:
-    with pytest.raises(
-        ValueError, match="policy andes: rank_by 'horizon' has no fairness, got -1; leave one of them out"
-    ):
-        make_policy("andes", {"rank_by": "horizon", "fairness": -1})
-
-
-def test_what_is_told_of_options_has_those_that_depend_on_the_engine() -> None:
-    policy, given = make_policy("andes", {"horizon_s": 30}), {"horizon_s": 30}
-    assert effective_options(policy, given) == {"horizon_s": 30.0}
-    told = effective_options(policy, given, host_copies=True)
-    assert told == {"horizon_s": 30.0, "rank_by": "final", "fairness": -1.0, "resumed_slice_tokens": 75}
-    assert effective_options(make_policy("andes", told), told, host_copies=False) == told, (
-        "what is told is what is made of it"
-    )
-    assert effective_options(make_policy("lqsf"), {}, host_copies=True) == {}
+    assert len(AndesOptions.describe()) == 21
 
 
 def test_make_takes_the_options_as_arguments() -> None:

@@ -188,17 +188,11 @@ def test_without_fairness_the_expected_length_changes_nothing() -> None:
         assert rank(state, FAIR).value[0] != rank(state, FAIR).value[1]
 
 
-def test_with_host_copies_andes_ranks_by_final_value_without_by_the_horizon() -> None:
-    """``brief`` has half the answer of ``full`` to come and a somewhat longer prompt, which alone counts at a horizon."""
-    views = [request("brief", prompt=210, expected_tokens=100.0), request("full", prompt=200, expected_tokens=900.0)]
-    for options, without, with_copies in (
-        ({}, "full", "brief"), ({"rank_by": "horizon"}, "full", "full"), ({"rank_by": "final"}, "brief", "brief"),
-        ({"fairness": 0.0}, "brief", "brief"),
+def test_the_slice_of_who_was_preempted_is_shorter_with_fairness_unless_it_is_told() -> None:
+    for options, tokens in (
+        ({}, 90), ({"fairness": -1.0}, 75), ({"resumed_slice_tokens": 60}, 60), ({"fairness": 0.0, "resumed_slice_tokens": 60}, 60),
     ):  # fmt: skip
-        policy = Andes(AndesOptions(**options))
-        state = state_of(*views, pool=400, slots=1)
-        assert policy.decide(state).admit == (without,), options
-        assert policy.decide(replace(state, host_copies=True)).admit == (with_copies,), options
+        assert AndesOptions(**options).slice_tokens_of_resumed == tokens, options
 
 
 def test_all_guards_stay_the_overdue_go_first() -> None:

@@ -72,13 +72,6 @@ def test_while_a_request_waits_it_is_asked_at_every_step_or_as_often_as_it_shoul
         assert least <= len(policy.seen) <= most
 
 
-@pytest.mark.parametrize("host_tokens", [0, 5000])
-def test_it_is_shown_whether_kv_is_copied_to_host_memory(host_tokens: int) -> None:
-    one, policy = replica(spec(0.0), host_capacity_tokens=host_tokens, host_tokens_per_s=1000)
-    one.advance(1.0)
-    assert [state.host_copies for state in policy.seen] == [host_tokens > 0]
-
-
 @pytest.mark.parametrize("overlap", list(Overlap))
 def test_one_that_has_generated_everything_is_not_shown(overlap: Overlap) -> None:
     one, policy = replica(spec(0.0, 100, 5), spec(0.0, 100, 90), spec(0.01, 400, 9), max_running=2, overlap=overlap)

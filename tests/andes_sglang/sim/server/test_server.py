@@ -357,14 +357,8 @@ def test_what_it_says_of_itself(engine: Any) -> None:
         info = engine.get(path)
         assert (info["profile"], info["policy"], info["max_total_num_tokens"]) == (MODEL, "andes", 426788)
         assert info["internal_states"][0]["andes"] == {
-            "policy": "andes", "policy_options": {"rank_by": "horizon", "resumed_slice_tokens": 90},
-            "preemption_mode": "release", "host_tokens": 0,
+            "policy": "andes", "policy_options": {}, "preemption_mode": "release", "host_tokens": 0,
         }  # fmt: skip
         told = EngineFlags.from_server_info(info).to_dict()
         assert [name for name, value in told.items() if value is None] == ["host_tokens"], "it has no host tier"
     assert engine.get("/get_load")[0]["num_reqs"] == 0
-
-
-def test_an_engine_with_host_copies_says_by_what_its_policy_ranks(simulated: Callable[..., Any]) -> None:
-    (told,) = simulated("--preemption-mode", "offload").get("/server_info")["internal_states"]
-    assert told["andes"]["policy_options"] == {"rank_by": "final", "fairness": -1.0, "resumed_slice_tokens": 75}
