@@ -24,6 +24,7 @@ import numpy as np
 
 from andes_sglang import report, results, summary
 from andes_sglang.flags import UsageError
+from andes_sglang.orphans import exit_with_parent
 from andes_sglang.report import Figure
 from andes_sglang.report.charts import Band, Series
 from andes_sglang.sim import cli as simulate
@@ -216,7 +217,8 @@ def _simulate_all(jobs: Sequence[Job], at_a_time: int) -> tuple[list[Point], boo
 
 
 def _end_with_parent() -> None:
-    """A worker leaves Ctrl-C to its parent, and ends when that says so."""
+    """A worker leaves Ctrl-C to its parent, and ends when that says so, or has gone."""
+    exit_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

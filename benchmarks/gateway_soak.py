@@ -27,7 +27,8 @@ from typing import Any
 
 import aiohttp
 
-from andes_sglang.bench.engine import Engine, free_port, read_metrics
+from andes_sglang.bench.engine import Engine, read_metrics
+from andes_sglang.bench.ports import free_port
 from andes_sglang.qoe import QoETarget
 from andes_sglang.sim.server.bodies import Limits, read_chat
 from andes_sglang.sim.server.choice import plan

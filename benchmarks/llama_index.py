@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 from benchmarks.gateway import answers
 
 PACKAGE = "llama-index-llms-openai-like"

@@ -11,13 +11,15 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from andes_operator.demand import Lengths
 from andes_operator.fleet_autoscaler import FleetAutoscaler
+from andes_operator.table import Table
 from andes_sglang.arms import Arm
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
@@ -31,6 +33,7 @@ from andes_sglang.sim.autoscaling import (
     open_requests,
     simulate_scenario,
 )
+from andes_sglang.sim.buffer import Buffer
 from andes_sglang.sim.configure import configure
 from andes_sglang.sim.engine import EngineModel
 from andes_sglang.sim.fleet import Autoscaler
@@ -38,23 +41,51 @@ from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.workload import load_trace
 from benchmarks.arguments import add_constants, set_constants
-from benchmarks.markdown import header, row
+from benchmarks.markdown import replace_table
+from benchmarks.surge_report import (
+    CLAIRVOYANT,
+    HPA,
+    KEDA,
+    MEAN,
+    OURS,
+    PLANNER,
+    STATIC,
+    Case,
+    bars,
+    everything,
+    holds_both,
+    holds_mean,
+    kept,
+    of_case,
+    picture,
+)
 
 Shape = tuple[tuple[float, float], ...]
 """Seconds, and the busy replicas at their end; straight lines between."""
 
 CALM = 4.0
+BUSIEST_MINUTE = 1.7
+"""Times its ten minutes, as on ServeGen's services (1.55 to 1.78)."""
+
+
+def ten_minutes(level: float) -> Shape:
+    """Of one mean, of which one minute is the busiest."""
+    rest = level * (10.0 - BUSIEST_MINUTE) / 9.0
+    return ((6, rest), (264, rest), (6, level * BUSIEST_MINUTE), (54, level * BUSIEST_MINUTE), (6, rest), (264, rest))
+
+
 SHAPES: dict[str, Shape] = {
     "flash": ((0, CALM), (1200, CALM), (60, 12), (300, 12), (60, CALM), (1080, CALM)),
     "ramp": ((0, CALM), (900, CALM), (1200, 10), (900, 10), (1200, CALM), (900, CALM)),
     "evening": ((0, 3), (7200, 5), (600, 8), (2100, 11), (2100, 8), (600, 4.5), (9000, 3)),
+    "bursts": ((0, CALM), *4 * ten_minutes(CALM), *ten_minutes(2 * CALM), *4 * ten_minutes(CALM)),
 }
+RECORDED = "recorded"
+"""Not of a shape: the requests of ``--lengths`` as they came."""
 SCHEDULERS = {
     "stock": Arm("stock-mixed"),
     "andes": Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload")),
 }
-STATIC, KEDA, HPA, PLANNER = "static, hindsight", "KEDA, running", "HPA, KV", "TTFT planner"
-OURS, CLAIRVOYANT = "ours", "clairvoyant"
 SETTINGS = {
     HPA: (0.5, 0.7, 0.85), KEDA: (0.3, 0.5, 0.7, 1.0, 1.5, 3.0), PLANNER: (0.6, 0.75, 0.9), OURS: (0.0,),
     CLAIRVOYANT: (0.85, 1.0, 1.15),
@@ -63,8 +94,6 @@ SETTINGS = {
 OFFSET_S = 86_400.0
 """Seconds from one day of ``--days`` to the next."""
 LENGTHS = "servegen_r1_surge_rt.jsonl.gz"
-MEAN, SHARE = 0.95, 0.9
-"""Objectives in every window: of the mean QoE, and of the share of readers with a QoE of at least 0.95."""
 WINDOW_S, MIN_REQUESTS = 300.0, 20
 MINUTE_CV = 0.15
 """Of the rate by minute, beyond Poisson: ServeGen's clients, uncompressed."""
@@ -121,9 +150,21 @@ class Runs:
             recorded = recorded.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
             read = recorded.with_readers(1, ttft_s=None, tds=None, population="reading").requests
             self._pool = [replace(r, reason_tokens=int(self.args.hidden * r.output_tokens)) for r in read]
+        if shape == RECORDED:
+            return Scenario(self._pool, self.engine, clock_cold_start_s=self.args.cold_start)
         requests = requests_of(SHAPES[shape], self._pool, self.engine, seed)
         past = tuple(rate for day in range(self.args.days) for rate in self._day(shape, seed, day))
         return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start, past=past)
+
+    def demand(self, shape: str) -> tuple[Sequence[float], Sequence[float]]:
+        """Minutes, and the busy replicas then."""
+        if shape in SHAPES:
+            lasts_s, busy = zip(*SHAPES[shape], strict=True)
+            return (np.cumsum(lasts_s) / 60.0).tolist(), busy
+        requests = self.scenario(shape, 1).requests
+        edges_s = np.arange(0.0, requests[-1].arrival_s + WINDOW_S, WINDOW_S)
+        work, _ = np.histogram([r.arrival_s for r in requests], edges_s, weights=work_s(self.engine, requests))
+        return (edges_s[1:] / 60.0).tolist(), (work / WINDOW_S).tolist()
 
     def _day(self, shape: str, seed: int, day: int) -> Iterator[tuple[float, float]]:
         """Rates by the minute of a day that begins as ``shape`` does and is calm from its end on; of another draw."""
@@ -138,11 +179,24 @@ class Runs:
         arm_words = (
             arm if arm != OURS else " ".join([arm, *self.args.set, *[f"{self.args.days}days"] * bool(self.args.days)])
         )
+        start = "" if arm == STATIC else f"{self.args.cold_start:g}s "
+        return self._file(f"{self.served} {shape} {start}{scheduler} {arm_words} {value:g} seed{seed}")
+
+    @property
+    def served(self) -> str:
+        """What is served on which engine, in words."""
         lengths = "" if self.args.lengths == LENGTHS else f" {self.args.lengths.partition('.')[0]}"
         hidden = f" hidden{self.args.hidden:g}" if self.args.hidden else ""
-        engine = f"{self.args.profile}{lengths}{hidden}"
-        words = f"{engine} {shape} {self.args.cold_start:g}s {scheduler} {arm_words} {value:g} seed{seed}"
+        return f"{self.args.profile}{lengths}{hidden}"
+
+    def _file(self, words: str) -> Path:
         return Path(self.args.out) / f"{words.replace(',', '').replace(' ', '_')}.json"
+
+    def tables(self, scheduler: str) -> tuple[Path, list[Table]]:
+        """What ours has tabulated in earlier runs on this engine, and where it is kept."""
+        path = self._file(" ".join(["tables", self.served, f"{self.args.cold_start:g}s", scheduler, *self.args.set]))
+        said = json.loads(path.read_text()) if path.exists() else []
+        return path, [Table(Buffer(*t["buffer"]), Lengths(*t["lengths"]), t["at_s"]) for t in said]
 
     def get(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
         path = self.path(shape, scheduler, arm, value, seed)
@@ -157,9 +211,17 @@ class Runs:
         scenario, finished, started_s = self.scenario(shape, seed), FinishedRequests(), time.process_time()
         engine, policy = configure(scenario.engine, SCHEDULERS[scheduler])
         scaler: Autoscaler | None = None
+        kept, tables = self.tables(scheduler)
         if arm == OURS:
             scaler = FleetAutoscaler(
-                scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0
+                scenario,
+                finished,
+                engine,
+                policy,
+                target=MEAN,
+                max_replicas=MAX_REPLICAS,
+                remember_s=7200.0,
+                tables=tables,
             )
         elif arm != STATIC:
             scaler = rival(arm, value, scenario, engine, finished)
@@ -172,61 +234,29 @@ class Runs:
         windows = [qoe[(at_s >= t) & (at_s < t + WINDOW_S)] for t in np.arange(0.0, scenario.span_s, WINDOW_S)]
         windows = [w for w in windows if len(w) >= MIN_REQUESTS]
         result = {
+            "of": {"served": self.served, "shape": shape, "cold_start_s": self.args.cold_start, "scheduler": scheduler,
+                   "arm": arm, "setting": value, "seed": seed, "set": self.args.set, "days": self.args.days},
             "replica_hours": run.replica_hours, "mean": run.mean, "most": run.max_replicas, "requests": run.requests,
             "worst_mean": min(float(w.mean()) for w in windows),
             "worst_share": min(float((w >= 0.95).mean()) for w in windows),
+            "windows": [(float(w.mean()), float((w >= 0.95).mean())) for w in windows],
             "timeline": run.timeline, "cpu_s": time.process_time() - started_s,
         }  # fmt: skip
         if isinstance(scaler, FleetAutoscaler):
+            kept.write_text(json.dumps([asdict(table) for table in tables]))
             result["said"] = [(round(at), d.replicas, str(d.reason), d.message) for at, d in scaler.said]
             result |= {"buffer": scaler.table.buffer if scaler.table else None, "tables": scaler.tables,
                        "what_ifs": scaler.what_ifs, "what_if_cpu_s": scaler.what_if_cpu_s}  # fmt: skip
         return result
 
     def search(self, shape: str, scheduler: str, arm: str, seed: int) -> None:
-        if arm != STATIC:
+        if arm != STATIC or self.args.settings:
             for value in self.args.settings or SETTINGS[arm]:
                 self.get(shape, scheduler, arm, value, seed)
             return
         for bar in (holds_mean, holds_both):
             guess = {"stock": 12, "andes": 7}[scheduler] + (bar is holds_both)
             smallest_feasible(lambda n: bar(self.get(shape, scheduler, STATIC, n, seed)), guess, MAX_REPLICAS)  # noqa: B023
-
-    def all(self, shape: str, scheduler: str, arm: str, seed: int) -> Iterator[tuple[float, dict[str, Any]]]:
-        begin, end = self.path(shape, scheduler, arm, 1, seed).name.rsplit("_1_", 1)
-        for path in sorted(Path(self.args.out).glob(f"{begin}_*_{end}")):
-            yield float(path.stem.split("_")[-2]), json.loads(path.read_text())
-
-
-def holds_mean(result: dict[str, Any]) -> bool:
-    return bool(result["worst_mean"] >= MEAN)
-
-
-def holds_both(result: dict[str, Any]) -> bool:
-    return holds_mean(result) and bool(result["worst_share"] >= SHARE)
-
-
-def table(runs: Runs, shape: str, seed: int) -> Iterator[str]:
-    """The cheapest setting that holds the mean in every window, of each arm; where none does, the one with the best worst
-    window."""
-    yield f"\n### {shape}, seed {seed}\n"
-    yield from header(
-        "scheduler", "autoscaler", "setting", "replica-hours", "worst window: mean / share", "holds", "most replicas"
-    )
-    for scheduler in SCHEDULERS:
-        for arm in (STATIC, *SETTINGS):
-            found = list(runs.all(shape, scheduler, arm, seed))
-            for bar in (holds_mean, holds_both) if arm == STATIC else (holds_mean,):
-                holding = [f for f in found if bar(f[1])]
-                if holding:
-                    value, result = min(holding, key=lambda f: f[1]["replica_hours"])
-                elif found:
-                    value, result = max(found, key=lambda f: f[1]["worst_mean"])
-                else:
-                    continue
-                holds = "both" if holds_both(result) else "mean" if holds_mean(result) else "no"
-                yield row(scheduler, arm, "-" if arm == OURS else format(value, "g"), f"{result['replica_hours']:.2f}",
-                          f"{result['worst_mean']:.3f} / {result['worst_share']:.3f}", holds, result["most"])  # fmt: skip
 
 
 def main() -> None:
@@ -235,7 +265,9 @@ def main() -> None:
     parser.add_argument("--lengths", default=LENGTHS, help="file in it; default: %(default)s")
     parser.add_argument("--hidden", type=float, default=0.0, help="share of each answer that is thought and not shown")
     parser.add_argument("--profile", default="l4-llama-3.1-8b", help="default: %(default)s")
-    parser.add_argument("--shapes", default="flash,ramp", help=f"of {', '.join(SHAPES)}; default: %(default)s")
+    parser.add_argument(
+        "--shapes", default="flash,ramp", help=f"of {', '.join((*SHAPES, RECORDED))}; default: %(default)s"
+    )
     parser.add_argument("--schedulers", default=",".join(SCHEDULERS), help="default: %(default)s")
     parser.add_argument(
         "--arms", default=";".join((STATIC, *SETTINGS)), help="separated by semicolons; default: %(default)s"
@@ -248,12 +280,18 @@ def main() -> None:
     )
     add_constants(parser)
     parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
-    parser.add_argument("--report", action="store_true", help="run nothing: the table of what is there")
+    parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="page in docs/benchmarks whose tables are replaced")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="where to draw the first of --shapes and --seeds, an SVG"
+    )
     args = parser.parse_args()
     shapes, schedulers, arms = args.shapes.split(","), args.schedulers.split(","), args.arms.split(";")
     for flag, given, known in (
-        ("--shapes", shapes, SHAPES), ("--schedulers", schedulers, SCHEDULERS), ("--arms", arms, (STATIC, *SETTINGS)),
-    ):  # fmt: skip
+        ("--shapes", shapes, (*SHAPES, RECORDED)),
+        ("--schedulers", schedulers, SCHEDULERS),
+        ("--arms", arms, (STATIC, *SETTINGS)),
+    ):
         for name in given:
             if name not in known:
                 parser.error(f"{flag}: {name!r} is not known; choose of {', '.join(known)}")
@@ -261,11 +299,18 @@ def main() -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     runs, seeds = Runs(args), [int(seed) for seed in args.seeds.split(",")]
     for shape in shapes:
-        for seed in seeds:
-            for scheduler in schedulers if not args.report else ():
+        for seed in seeds if not args.report else ():
+            for scheduler in schedulers:
                 for arm in arms:
                     runs.search(shape, scheduler, arm, seed)
-            print("\n".join(table(runs, shape, seed)))
+    results = kept(Path(args.out))
+    tables = {"surges": "\n".join(bars(results)), "surges, every arm": "\n".join(everything(results))}
+    print("\n".join(tables.values()))
+    for name, text in tables.items() if args.page else ():
+        replace_table(args.page, name, text)
+    if args.picture:
+        case = Case(runs.served, shapes[0], args.cold_start, seeds[0])
+        args.picture.write_text(picture(of_case(results, case), runs.demand(shapes[0])))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,9 +22,10 @@ from types import TracebackType
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from andes_sglang.bench.ports import HeldPort
 from andes_sglang.policy import find_policy
 
-__all__ = ["Engine", "EngineError", "free_port", "read_metrics"]
+__all__ = ["Engine", "EngineError", "read_metrics"]
 
 
 class EngineError(RuntimeError):
@@ -37,13 +37,6 @@ START_TIMEOUT_S = 240.0
 POLL_EVERY_S = 0.2
 TERMINATE_AFTER_S, KILL_AFTER_S = 8.0, 10.0
 """Given to the process group after SIGTERM, then after SIGKILL."""
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def read_metrics(url: str, timeout_s: float = 5.0) -> dict[str, float]:
@@ -84,7 +77,8 @@ class Engine:
         self.log = log
         self.start_timeout_s = start_timeout_s
         self.cores = tuple(cores)
-        self.port = free_port()
+        self._held = HeldPort()
+        self.port = self._held.number
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -164,7 +158,8 @@ class Engine:
             raise EngineError(f"{self.url} serves without policy {self.policy} in charge; see {self.log}")
 
     def stop(self) -> None:
-        """End the whole process group: by SIGTERM, then by SIGKILL."""
+        """End the whole process group: by SIGTERM, then by SIGKILL. Its port is given back."""
+        self._held.release()
         if self._process is None:
             return
         for sign, timeout_s in ((signal.SIGTERM, TERMINATE_AFTER_S), (signal.SIGKILL, KILL_AFTER_S)):

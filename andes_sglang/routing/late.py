@@ -23,10 +23,10 @@ LONGEST_LATE_S = 240.0
 
 
 def in_time_first(
-    new: IncomingStream, ranked: Sequence[tuple[ReplicaView, StreamForecast]], late_share: float
+    new: IncomingStream, ranked: Sequence[tuple[ReplicaView, StreamForecast]], sacrifice_share: float
 ) -> list[ReplicaView]:
     """The views of ``ranked``, which stand as they are good for ``new``: in an overload those first that have it in time;
-    where none has, that which is late for the others, if at most ``late_share`` of all streams are."""
+    where none has, that which is late for the others, if at most ``sacrifice_share`` of all streams are."""
     views = [view for view, _ in ranked]
     if not _overloaded(views):
         return views
@@ -39,7 +39,7 @@ def in_time_first(
     left_rps = sum(rates)
     for k in sorted(range(len(views)), key=lambda k: rates[k] * qoes[k]):
         left_rps -= rates[k]
-        if left_rps < (1.0 - late_share) * coming_rps:
+        if left_rps < (1.0 - sacrifice_share) * coming_rps:
             break
         if waits_s[k] < LONGEST_LATE_S:
             return [views[k], *views[:k], *views[k + 1 :]]

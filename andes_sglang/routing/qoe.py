@@ -24,18 +24,18 @@ class QoE:
     what is too much to one replica (:mod:`andes_sglang.routing.late`).
 
     When: the default. Cost: an array expression over all open streams, about 0.1 ms. horizon_s: how far QoE is projected,
-    seconds, > 0. late_share: the largest share of streams that may be late for the others' sake, in [0, 1); 0: all are late
+    seconds, > 0. sacrifice_share: the most streams that may be late for the others' sake, a share in [0, 1); 0: all are late
     alike. Raises ``ValueError``.
     """
 
     name: ClassVar[str] = "qoe"
 
-    def __init__(self, horizon_s: float = 60.0, late_share: float = 1.0 / 3.0) -> None:
+    def __init__(self, horizon_s: float = 60.0, sacrifice_share: float = 1.0 / 3.0) -> None:
         if not (isinstance(horizon_s, int | float) and 0 < horizon_s < math.inf):
             raise ValueError(f"horizon_s must be a number of seconds > 0, got {horizon_s!r}")
-        if not (isinstance(late_share, int | float) and 0 <= late_share < 1):
-            raise ValueError(f"late_share must be a share >= 0 and < 1, got {late_share!r}")
-        self._horizon_s, self._late_share = horizon_s, late_share
+        if not (isinstance(sacrifice_share, int | float) and 0 <= sacrifice_share < 1):
+            raise ValueError(f"sacrifice_share must be a share >= 0 and < 1, got {sacrifice_share!r}")
+        self._horizon_s, self._sacrifice_share = horizon_s, sacrifice_share
         self._turns = RoundRobinRouting()
 
     def order(self, new: IncomingStream, views: Sequence[ReplicaView], now_s: float) -> list[ReplicaView]:
@@ -47,6 +47,6 @@ class QoE:
             return round(forecast.cost(new.weight), COST_DIGITS), round(forecast.ttft_s, COST_DIGITS), view.load
 
         ranked = sorted(zip(views, forecasts), key=cost)
-        if not self._late_share or len(ranked) < 2:
+        if not self._sacrifice_share or len(ranked) < 2:
             return [view for view, _ in ranked]
-        return in_time_first(new, ranked, self._late_share)
+        return in_time_first(new, ranked, self._sacrifice_share)

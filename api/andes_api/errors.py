@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["ApiError"]
+__all__ = ["ApiError", "own_fault"]
 
 
 @dataclass
@@ -47,3 +47,8 @@ class ApiError(Exception):
     def event(self) -> bytes:
         """As a chunk of a stream that has begun."""
         return b"data: " + orjson.dumps(self.body) + b"\n\n"
+
+
+def own_fault(request_id: str) -> ApiError:
+    """A fault of the gateway's own."""
+    return ApiError(500, f"a fault of the gateway; its log tells of {request_id}", "server_error", reason="fault")

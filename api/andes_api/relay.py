@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from andes_api import admission, names, telemetry
 from andes_api.attempt import Attempt
 from andes_api.connection import Connection
-from andes_api.errors import ApiError
+from andes_api.errors import ApiError, own_fault
 from andes_api.fatal import MAX_DEATHS, MEMORY_S
 from andes_api.models import ModelRoute
 from andes_api.reader_report import ReaderReport
@@ -23,7 +24,10 @@ from andes_sglang.resume import Continuation, StopSeam, continued, ending, token
 
 __all__ = ["Relay", "RelayContext"]
 
+_log = logging.getLogger("andes")
 RETRY_AFTER_FAILURE_S = 1.0
+STEADY_S = 30.0
+"""Of streaming, after which a failure stands alone: what a request itself breaks, it breaks again at once (our choice)."""
 
 
 class Relay:
@@ -67,6 +71,12 @@ class Relay:
                 await self._reply.refuse(error)
                 await self._reply.end()
                 self.stream.shed(error)
+            except Exception:
+                if self._reply.started and not self.writer.ended:  # too late for another answer
+                    _log.exception("request %s failed", self.stream.request_id)
+                    await self._reply.refuse(own_fault(self.stream.request_id))
+                    await self._reply.end()
+                raise
         finally:
             try:  # each, though it is cancelled once more while it waits for the other
                 await self._reply.stop()
@@ -155,6 +165,8 @@ class Relay:
             except UpstreamError as error:
                 now_s = time.monotonic()
                 self._judge(replica, error, now_s)
+                if _streamed_s(self._attempt) >= STEADY_S:
+                    self._forget_tries_before(replica)
                 if self._has_all_tokens():
                     return await self._end_by_length()
                 rest = self._rest()
@@ -192,6 +204,11 @@ class Relay:
             enough = error.blame is Blame.REPLICA_IF_OTHERS_ANSWER
             replica.failed(f"{error.kind} where another answers", now_s, enough=enough)
         self._suspects.clear()
+
+    def _forget_tries_before(self, replica: Upstream) -> None:
+        """A long answer may outlive any number of engines, and come back to one that has been restarted."""
+        self._tried = {replica}
+        self._full = self.stream.attempts - 1
 
     @property
     def _tries(self) -> int:
@@ -298,3 +315,8 @@ class Relay:
             return "shed"
         telemetry.failed(self.stream.span, error.kind)
         return "failed"
+
+
+def _streamed_s(attempt: Attempt) -> float:
+    """From the first token to what was last heard."""
+    return 0.0 if attempt.waited_s is None else attempt.heard_s - attempt.sent_s - attempt.waited_s

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from andes_api.cors import cors_headers
-from andes_api.errors import ApiError
+from andes_api.errors import own_fault
 from andes_api.gateway import Gateway
 from andes_api.unread import UnreadRequest
 
@@ -55,9 +55,7 @@ class RequestLog:
             if request.status:  # too late for another answer
                 raise
             _log.exception("request %s failed", request_id)
-            fault = ApiError(
-                500, f"a fault of the gateway; its log tells of {request_id}", "server_error", reason="fault"
-            )
+            fault = own_fault(request_id)
             said = {**fault.headers, **cors_headers(headers.get("origin"), self._gateway.settings.cors_origins)}
             answer = Response(orjson.dumps(fault.body), 500, said, "application/json")
             await answer(scope, receive, send_with_id)

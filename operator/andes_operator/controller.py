@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from andes_operator import names
 from andes_operator.cluster import Cluster, ClusterError
 from andes_operator.reconcile import Key, Result
+from andes_operator.spread import until_turn_s
 from andes_operator.telemetry import OperatorMetrics
 
 __all__ = ["Controller"]
@@ -32,8 +32,6 @@ STUCK_S = 300.0
 """Seconds after which a reconcile or a resync counts as hanging: more than all time limits in one add up to."""
 MAX_BACKOFF_S = 60.0
 CLASSES_RETRY_S = 5.0
-JITTER = 0.05
-"""Share of the interval; spreads targets that were created together."""
 
 
 @dataclass(slots=True)
@@ -138,7 +136,8 @@ class Controller:
                         continue
                     return
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(work.wake.wait(), delay_s * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311
+                    delay_s = until_turn_s("/".join(key), time.monotonic(), delay_s)
+                    await asyncio.wait_for(work.wake.wait(), delay_s)
         finally:
             if self._targets.get(key) is work:
                 del self._targets[key]

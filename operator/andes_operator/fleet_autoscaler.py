@@ -52,8 +52,10 @@ class FleetAutoscaler:
 
     engine, policy: what each replica runs, for the what-if. finished: filled by the run. forecasts: rates expected, by clock
     time; runs of one scenario may share it, because a forecast does not depend on the fleet. remember_s: clock seconds for
-    which an answer of the what-if is kept. max_replicas: bound of the target. headroom: whether it sizes for surges; without
-    it, on the real clock only: in a compressed day no surge is longer than its buffers, and none is seen in minutes.
+    which an answer of the what-if is kept. tables: of earlier runs on the same engine, policy and cold start, one of which
+    is used where its lengths are near enough, as by an operator that has run for longer; new ones are added. max_replicas:
+    bound of the target. headroom: whether it sizes for surges; without it, on the real clock only: in a compressed day no
+    surge is longer than its buffers, and none is seen in minutes.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class FleetAutoscaler:
         max_replicas: int,
         remember_s: float = 3600.0,
         forecasts: dict[float, float] | None = None,
+        tables: list[Table] | None = None,
         headroom: bool | None = None,
     ) -> None:
         self.scenario, self.finished, self.engine, self.policy = scenario, finished, engine, policy
@@ -94,11 +97,14 @@ class FleetAutoscaler:
             at_s += seconds
         self._memory = Memory()
         self._known: dict[int, Prediction] = {}
+        self._asked: dict[int, int] = {}
+        """The fewest replicas that each was asked for."""
         self._epoch = -1.0
         self._forecasts = {} if forecasts is None else forecasts
         self._expected: tuple[float, float] = (-1.0, 0.0)
         self._last: Prediction | None = None
         self.table: Table | None = None
+        self._tables = [] if tables is None else tables
         self.growth = GrowthHistory()
         self.sizes = scenario.speed == 1.0 if headroom is None else headroom
         self.headroom: Headroom | None = None
@@ -129,13 +135,16 @@ class FleetAutoscaler:
         return decision.replicas
 
     def _decide(self, seen: Observation) -> ScaleDecision:
-        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks."""
+        """The what-if takes seconds: with headroom it is asked only where its consent is all that a step down lacks, and
+        of no fewer replicas than that."""
+        fewest = 1
         if self.headroom is not None:
             consent = Prediction(seen.rate_rps, self.spec.objectives, self.spec.behavior.margin, 1, {})
             decision = decide(self.spec, seen, consent, self._memory, headroom=self.headroom)
             if decision.replicas >= seen.pods.wanted:
                 return decision
-        return decide(self.spec, seen, self.predict(seen), self._memory, headroom=self.headroom)
+            fewest = max(1, decision.replicas)
+        return decide(self.spec, seen, self.predict(seen, fewest), self._memory, headroom=self.headroom)
 
     def size(self, seen: Observation) -> Headroom | None:
         """What survives a surge until help is there."""
@@ -158,12 +167,18 @@ class FleetAutoscaler:
     def _tabulate(self, seen: Observation, demand: ExpectedDemand) -> None:
         if len(demand.requests) < MIN_TABULATED or known_s(seen, self._memory.ledger) < MIN_KNOWN_S:
             return
-        if self.table is None or not self.table.holds(demand.lengths, seen.now_s):
-            started_s = time.process_time()
-            surge_s = self.scenario.cold_start_s + self.interval_s
-            self.table = tabulate(self.spec, demand, self.engine, self.policy, surge_s=surge_s, at_s=seen.now_s)
-            self.tables += 1
-            self.what_if_cpu_s += time.process_time() - started_s
+        if self.table is not None and self.table.holds(demand.lengths, seen.now_s):
+            return
+        near = next((table for table in self._tables if not demand.lengths.moved(table.lengths)), None)
+        if near is not None:
+            self.table = replace(near, at_s=seen.now_s)
+            return
+        started_s = time.process_time()
+        surge_s = self.scenario.cold_start_s + self.interval_s
+        self.table = tabulate(self.spec, demand, self.engine, self.policy, surge_s=surge_s, at_s=seen.now_s)
+        self._tables.append(self.table)
+        self.tables += 1
+        self.what_if_cpu_s += time.process_time() - started_s
 
     def observe(self, fleet: Fleet) -> Observation:
         """What gateways and pods would tell now."""
@@ -195,22 +210,25 @@ class FleetAutoscaler:
             ),
         )  # fmt: skip
 
-    def predict(self, seen: Observation) -> Prediction:
-        """The forecast, then the what-if: an answer that is kept, or a new one."""
+    def predict(self, seen: Observation, fewest: int = 1) -> Prediction:
+        """The forecast, then the what-if for ``fewest`` replicas or more: an answer that is kept, or a new one."""
         started_s, clock_s = time.process_time(), self.scenario.clock_origin_s + seen.now_s * self.scenario.speed
         expected_rps = self._forecast_rps(seen, clock_s)
         epoch = clock_s // self.remember_s
         if epoch != self._epoch:
             self._epoch = epoch
             self._known.clear()
+            self._asked.clear()
         load_factor = 1.0 if self._last is None else self._last.update_load_factor(seen, self.spec.behavior.window_s)
         rate_rps = max(expected_rps, seen.rate_rps, 1e-3) * load_factor
         key = round(math.log(rate_rps) / math.log(RATE_STEP))
-        if key not in self._known:
-            demand = expected_demand(self.spec, seen, RATE_STEP**key, {})
+        if key not in self._known or self._known[key].fewest == self._asked[key] > fewest:
+            demand, spec = expected_demand(self.spec, seen, RATE_STEP**key, {}), replace(self.spec, min_replicas=fewest)
+            self._asked[key] = fewest
             self._known[key] = predict_replicas(
-                self.spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready
-            )
+                spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready,
+                guess=fewest if fewest > 1 else None,
+            )  # fmt: skip
             self.what_ifs += 1
         self._last = replace(self._known[key], load_factor=load_factor, at_s=seen.now_s)
         self.what_if_cpu_s += time.process_time() - started_s

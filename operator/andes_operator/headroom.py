@@ -37,8 +37,10 @@ seven minutes has, nor a lull."""
 STEP_RATIO = 0.5
 """Of the squares that a line through the last minutes leaves; where two levels leave less, demand has stepped and is not
 rising."""
-MAX_TREND = 2.0
-"""Ratio; a trend is followed to no more than twice the present load."""
+MAX_TREND = 1.5
+"""Ratio; a trend is followed to no more than this many times the present load: high load has not grown further in one of a
+hundred five minutes of recorded services. A crowd's last minutes look like a trend, and twice the load orders what comes
+after it has gone."""
 GROWTH = 1.1
 """Ratio; the present load is taken to go on, a tenth higher."""
 CENTRE_S = 150.0
@@ -50,8 +52,9 @@ ORDER_LIMIT = 1.1
 
 
 class Growth(NamedTuple):
-    """By how much demand may grow while help is on its way. surge: times the slow base; high: times the present load while it
-    is above the base; cap: requests/s that are not exceeded, inf: nothing is known. why: in words."""
+    """By how much demand may grow while help is on its way. surge: times the slow base, or the present load where that is
+    less; high: times the present load while it is above the base; cap: requests/s that are not exceeded, inf: nothing is
+    known. why: in words."""
 
     surge: float
     high: float = GROWTH
@@ -134,7 +137,8 @@ def path(now: Load, growth: Growth, cap: float, horizon_s: float, expected: floa
     t = np.arange(0.5 * STEP_S, horizon_s, STEP_S)
     lasting = GROWTH * now.at
     high = growth.high * now.at if now.at > JUMP * now.base else 0.0
-    surge = min(max(growth.surge * now.base, high), max(cap, lasting))
+    grown = max(growth.surge * min(now.at, now.base), GROWTH * now.base)  # what has ebbed grows from where it is
+    surge = min(max(grown, high), max(cap, lasting))
     trend = np.minimum(now.at + now.slope * (t + CENTRE_S), MAX_TREND * now.at)
     season = np.where(t > 0.25 * horizon_s, expected, 0.0)
     return np.maximum(np.maximum(trend, season), max(surge, lasting))

@@ -9,9 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-import multiprocessing.connection
-import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +19,7 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.prediction import Inquiry, predict, tabulated
 from andes_operator.table import Table
 from andes_operator.whatif import Prediction
+from andes_sglang.orphans import exit_with_parent
 from andes_sglang.sim.replica import RefusedError
 
 __all__ = ["PredictionError", "Predictor", "Tabulator"]
@@ -88,7 +86,7 @@ class Worker(Generic[Answer]):
 
     def _running_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _exit_with_parent)
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), exit_with_parent)
         return self._pool
 
     def close(self) -> None:
@@ -112,18 +110,6 @@ class Tabulator(Worker[Table]):
 
     def __init__(self, timeout_s: float = TABLE_S, queue_timeout_s: float = TABLE_QUEUE_S) -> None:
         super().__init__(tabulated, timeout_s, queue_timeout_s)
-
-
-def _exit_with_parent() -> None:
-    """In the worker: exit when the operator's process does, even by SIGKILL."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            multiprocessing.connection.wait([parent.sentinel])
-            os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _import_statsmodels() -> None:

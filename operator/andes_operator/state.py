@@ -10,11 +10,12 @@ from typing import Any
 
 from andes_operator import names
 from andes_operator.cluster import Cluster
-from andes_operator.forecast import DemandForecast, DemandHistory
+from andes_operator.forecast import BIN_S, DemandForecast, DemandHistory
 from andes_operator.growth import GrowthHistory
 from andes_operator.observe import Observation
 from andes_operator.pool import Share
 from andes_operator.spec import TargetSpec
+from andes_operator.spread import turns
 from andes_operator.status import acted_on, unix_s
 from andes_operator.supply import MAX_COLD_START_S, ColdStarts
 from andes_operator.table import Table
@@ -24,9 +25,9 @@ __all__ = ["STATUS_S", "LastPrediction", "TargetState", "TargetStates"]
 
 REUSE_S, REUSE_SHARE = 60.0, 0.05
 """A prediction holds for these seconds, while demand and load factor change by at most this share."""
-STATUS_S = 120.0
-"""Seconds after which the status of a target among many is written though nothing has changed that is acted on: a restarted
-operator loses so much of its memory at most."""
+STATUS_S = 180.0
+"""Seconds after which the status of a target among many is written though nothing has changed that is acted on, each target's
+in its turn: a restarted operator loses so much of its memory at most."""
 MIN_OBSERVED_S, MAX_OBSERVED_S = 0.1, 60.0
 """Seconds that a rate counts for in the history: two reconciles can follow each other at once, or after a long failure."""
 
@@ -55,16 +56,17 @@ class LastPrediction:
 
 @dataclass(slots=True)
 class TargetState:
-    """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet.
-    cold_starts: as learned from the pods. failures: of its reconciles, in a row. rival: another operator that reconciles
-    it. model: that its engines announce; share: of the model's demand, this pool's. growth: of its
-    demand, kept with the history. table: of what its engines carry and can put off; table_of: engines and objectives that it
-    is for; table_asked_s: when it was asked for; tabulating: the task that makes one. nodes: names of its pods' nodes.
-    shared: whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the
-    API server has it."""
+    """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet;
+    saved_s: when it was saved, Unix seconds; None: it is not. cold_starts: as learned from the pods. failures: of its
+    reconciles, in a row. rival: another operator that reconciles it. model: that its engines announce; share: of the model's
+    demand, this pool's. growth: of its demand, kept with the history. table: of what its engines carry and can put off;
+    table_of: engines and objectives that it is for; table_asked_s: when it was asked for; tabulating: the task that makes
+    one. nodes: names of its pods' nodes. shared: whether it is one of many, which are listed together. made: its status as of
+    the last reconcile; written: as the API server has it."""
 
     uid: str
     history: DemandHistory | None = None
+    saved_s: float | None = None
     cold_starts: ColdStarts = field(default_factory=ColdStarts)
     last: LastPrediction | None = None
     failures: int = 0
@@ -92,28 +94,34 @@ class TargetState:
         return {**target, "status": {**said, **self.made}}
 
     def is_due(self, status: Mapping[str, Any]) -> bool:
-        """Whether a status that was made now is to be written: there is something new to act on, or the one that is there is
-        ``STATUS_S`` old."""
+        """Whether a status that was made now is to be written: there is something new to act on, or its turn has come
+        since the one that is there."""
         before_s, now_s = unix_s(self.written.get("observedAt")), unix_s(status["observedAt"])
-        old = before_s is None or now_s is None or now_s - before_s >= STATUS_S
+        old = before_s is None or now_s is None or self._turn_came(before_s, now_s, STATUS_S)
         return old or acted_on(status) != acted_on(self.written)
+
+    def _turn_came(self, before_s: float, now_s: float, interval_s: float) -> bool:
+        return turns(self.uid, now_s, interval_s) > turns(self.uid, before_s, interval_s)
 
     async def add_demand(
         self, cluster: Cluster, target: Mapping[str, Any], seen: Observation, elapsed_s: float
     ) -> DemandHistory:
         """The history with the rate of the last ``elapsed_s``, read from and saved to the ConfigMap ``NAME-demand``, which is
-        deleted with the target. An unreadable history is replaced."""
+        deleted with the target: once in the time of a bin, each target in its turn. An unreadable history is replaced."""
         namespace, name = target["metadata"]["namespace"], f"{target['metadata']['name']}-demand"
         if self.history is None:
             kept = await cluster.config_map(namespace, name)
             self.history = DemandHistory()
             with contextlib.suppress(ValueError):
                 self.history = DemandHistory.from_json(kept.get(names.HISTORY_KEY) or "")
+                self.saved_s = seen.now_s
             with contextlib.suppress(ValueError):
                 self.growth = GrowthHistory.from_json(kept.get(names.GROWTH_KEY) or "")
-        if self.history.add(seen.now_s, seen.rate_rps, min(MAX_OBSERVED_S, max(MIN_OBSERVED_S, elapsed_s))):
+        self.history.add(seen.now_s, seen.rate_rps, min(MAX_OBSERVED_S, max(MIN_OBSERVED_S, elapsed_s)))
+        if self.saved_s is None or self._turn_came(self.saved_s, seen.now_s, BIN_S):
             data = {names.HISTORY_KEY: self.history.to_json(), names.GROWTH_KEY: self.growth.to_json()}
             await cluster.write_config_map(namespace, name, data, target)
+            self.saved_s = seen.now_s
         return self.history
 
 

@@ -130,22 +130,23 @@ def predict_replicas(
     routing_policy: Callable[[], RoutingPolicy] = QoE,
     last: Prediction | None = None,
     current: int = 0,
+    guess: int | None = None,
 ) -> Prediction:
     """The smallest number of replicas of ``engine`` under ``policy`` and behind ``routing_policy``, in the target's
     bounds but at least 1, for ``demand``.
 
-    last: the answer to the previous question, scaled to this rate the search's first guess; without it, the ``current``
-    replicas where the work would keep about that number busy. Raises ``ValueError`` for a request that no engine can hold.
+    guess: where the search begins; by default ``last``, the answer to the previous question, scaled to this rate; without
+    it, the ``current`` replicas where the work would keep about that number busy. Raises ``ValueError`` for a request that no
+    engine can hold.
     """
     demand = demand.of_readers()
     names, margin = sorted(set(demand.class_names)), spec.behavior.margin
     goals = goals_of(spec, names)
     kinds = [names.index(name) for name in demand.class_names]
     question = WhatIf(engine, policy, demand.requests, demand.span_s, goals, kinds=kinds, routing_policy=routing_policy)
-    guess = None
-    if last is not None and last.fewest is not None and last.rate_rps > 0:
+    if guess is None and last is not None and last.fewest is not None and last.rate_rps > 0:
         guess = math.ceil(last.fewest * demand.rate_rps / last.rate_rps)
-    elif question.load / GUESS_RATIO <= current <= GUESS_RATIO * question.load:
+    elif guess is None and question.load / GUESS_RATIO <= current <= GUESS_RATIO * question.load:
         guess = current
     fewest = question.fewest(spec.max_replicas, min_replicas=max(1, spec.min_replicas), guess=guess)
     if fewest is not None and fewest < current <= spec.max_replicas:

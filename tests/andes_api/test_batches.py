@@ -23,7 +23,8 @@ import openai
 import pytest
 
 from andes_operator.offline import OfflineWork
-from andes_sglang.bench.engine import Engine, free_port, read_metrics
+from andes_sglang.bench.engine import Engine, read_metrics
+from andes_sglang.bench.ports import free_port
 from andes_sglang.cli import main
 from benchmarks.processes import hear_ctrl_c
 from benchmarks.waiting import until

@@ -154,6 +154,25 @@ def test_a_dead_engine_without_another_keeps_its_readers(faulty: Any, gateway: A
     assert said(asyncio.run(main())) == ANSWER
 
 
+@pytest.mark.parametrize("steady_s", [0.01, 600])
+def test_a_long_answer_outlives_its_engines_again_and_again(
+    steady_s: float, faulty: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each breaks off after three words; unless it had gone well for long, that counts as one row of failures."""
+    monkeypatch.setattr("andes_api.relay.STEADY_S", steady_s)
+    fleet = faulty(), faulty()
+    for upstream in fleet:
+        upstream.fault, upstream.after, upstream.gap_s = "die", 3, 0.02
+    server = gateway(*(u.url for u in fleet), retries=1, breaker_failures=100)
+    answer = ask(server, {**BODY, "max_tokens": 12})
+    if steady_s < 1:
+        assert said(answer) == "".join(f"w{k} x" for k in range(12))
+        assert [len(u.bodies) for u in fleet] == [2, 2]
+    else:
+        assert said(answer) == ANSWER
+        assert "the engine failed" in answer.text
+
+
 @pytest.mark.parametrize("chatter", ["comment", "space", "role"])
 def test_what_is_no_token_is_silence(chatter: str, faulty: Any, gateway: Any) -> None:
     bad, good = faulty(), faulty()

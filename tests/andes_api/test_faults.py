@@ -388,6 +388,29 @@ def test_engines_come_and_go_behind_a_name(faulty: Any, gateway: Any, name_serve
     assert listed() == {three.url}
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "messages"),
+        ("/v1/completions", "prompt"),
+        ("/v1/messages", "messages"),
+        ("/v1/responses", "input"),
+    ],
+)
+def test_a_fault_of_the_gateway_itself_is_said_in_a_stream_that_has_begun(
+    path: str, field: str, faulty: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = CHAT["messages"] if field == "messages" else "say"
+    body = {"model": "m", field: said, "max_tokens": 6, "stream": True}
+    server = gateway(faulty().url)
+    monkeypatch.setattr("andes_api.attempt.Attempt._write_end", lambda *_, **__: 1 / 0)
+    answer = httpx.post(server.url + path, json=body, headers={"x-request-id": "mine"}, timeout=60)
+    assert "w5 x" in answer.text or "w5 " in answer.text
+    assert "a fault of the gateway; its log tells of mine" in answer.text.rpartition("data:")[2]
+    assert "request mine failed" in caplog.text
+    assert becomes_idle(server)
+
+
 @pytest.mark.timeout(600)
 def test_a_thousand_streams_at_once_leave_nothing_behind(faulty: Any, gateway: Any) -> None:
     upstream = faulty()

@@ -20,7 +20,7 @@ import httpx
 import openai
 import pytest
 
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server

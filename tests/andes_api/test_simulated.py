@@ -23,7 +23,8 @@ from andes_operator.gateway_report import GatewayReport
 from andes_operator.memory import Memory
 from andes_operator.observe import PodCounts, merge
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, TargetSpec
-from andes_sglang.bench.engine import Engine, free_port, read_metrics
+from andes_sglang.bench.engine import Engine, read_metrics
+from andes_sglang.bench.ports import free_port
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.sketch import DurationSketch, Sketch
 

@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from andes_api import names
-from andes_sglang.bench.engine import free_port, read_metrics
+from andes_sglang.bench.engine import read_metrics
+from andes_sglang.bench.ports import free_port
 
 pytestmark = pytest.mark.server
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 from benchmarks.waiting import until
 
 pytestmark = pytest.mark.server

@@ -28,17 +28,12 @@ from aiohttp import web
 from e2e.control_plane import API, ApiError, ControlPlane
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from andes_sglang.bench.ports import free_port
 from andes_sglang.sketch import DurationSketch, Sketch
 
 ROOT = Path(__file__).parent.parent.parent
 CHART_FILES = ROOT / "charts" / "andes" / "files"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def node_role(namespace: str) -> str:

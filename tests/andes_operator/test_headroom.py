@@ -81,10 +81,16 @@ def test_high_load_grows_by_what_high_load_has_grown() -> None:
     assert path(Load(4.5, 4.0, 0.0, 0.0), Growth(3.0, high=9.0), 99.0, 600.0).max() == pytest.approx(12.0), "not high"
 
 
-def test_a_trend_goes_on_to_twice_the_load_and_the_season_comes_in_time() -> None:
+def test_what_has_ebbed_grows_from_where_it_is_and_a_lull_leaves_the_base() -> None:
+    assert path(Load(5.0, 9.0, 0.0, 0.0), Growth(3.0), math.inf, 600.0).max() == pytest.approx(15.0)
+    assert path(Load(2.0, 9.0, 0.0, 0.0), Growth(3.0), math.inf, 600.0).max() == pytest.approx(GROWTH * 9.0)
+    assert path(Load(0.0, 9.0, 0.0, 0.0), Growth(3.0), math.inf, 600.0).max() == pytest.approx(GROWTH * 9.0)
+
+
+def test_a_trend_goes_on_to_half_as_much_again_and_the_season_comes_in_time() -> None:
     rising = path(Load(4.0, 0.0, 0.01, 0.0), Growth(2.0), math.inf, 1200.0)
     assert rising[0] == pytest.approx(4.0 + 0.01 * 157.5)
-    assert rising[-1] == 8.0
+    assert rising[-1] == 6.0
     assert path(Load(4.0, 0.0, 0.0, 0.0), Growth(2.0), math.inf, 600.0, expected=30.0).max() == 30.0
 
 

@@ -23,7 +23,7 @@ from andes_operator.names import Reason
 from andes_operator.observe import Observation, PodCounts, merge
 from andes_operator.prometheus import NoSamplesError, arrivals, queries, report, sketches
 from andes_operator.spec import DemandSource
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 from andes_sglang.sketch import LONGEST_S
 
 NOW_S = 1_000_000.0

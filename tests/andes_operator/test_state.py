@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -90,16 +91,32 @@ def add(state: TargetState, maps: Maps, now_s: float, rate_rps: float, elapsed_s
     return asyncio.run(state.add_demand(maps, resource(), look, elapsed_s))  # type: ignore[arg-type]
 
 
-def test_demand_is_read_once_and_saved_with_each_bin() -> None:
+def test_demand_is_read_once_and_saved_once_in_the_time_of_a_bin() -> None:
     start_s = BIN_S * 1000
     before = DemandHistory(999, [3.0])
     maps, state = Maps(**{names.HISTORY_KEY: before.to_json()}), TargetState("u")
     assert add(state, maps, start_s, 4.0).rates_rps == [3.0, 4.0]
     assert add(state, maps, start_s + 15, 8.0).rates_rps == [3.0, 6.0]
-    assert (maps.reads, maps.writes) == (1, 1)
-    add(state, maps, start_s + BIN_S, 1.0)
-    assert (maps.reads, maps.writes) == (1, 2)
-    assert DemandHistory.from_json(maps.data[names.HISTORY_KEY]).rates_rps == [3.0, 6.0, 1.0]
+    assert maps.reads == 1
+    for k in range(3):
+        add(state, maps, start_s + (k + 1) * BIN_S, 1.0)
+        assert (maps.reads, maps.writes) == (1, k + 1)
+    assert DemandHistory.from_json(maps.data[names.HISTORY_KEY]).rates_rps == [3.0, 6.0, 1.0, 1.0, 1.0]
+    new = Maps()
+    add(TargetState("u"), new, start_s, 4.0)
+    assert new.writes == 1, "of a new target at once"
+
+
+def test_the_histories_of_many_are_saved_one_after_another() -> None:
+    start_s, saved = BIN_S * 1000, Counter[float]()
+    for n in range(100):
+        maps, state = Maps(**{names.HISTORY_KEY: DemandHistory(999, [3.0]).to_json()}), TargetState(f"uid-{n}")
+        for k in range(41):
+            before = maps.writes
+            add(state, maps, start_s + 15.0 * k, 4.0)
+            saved[k] += maps.writes - before
+    assert saved.total() == 100
+    assert max(saved.values()) <= 10, "of 2.5 on average"
 
 
 def test_an_unreadable_history_is_replaced() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from andes_sglang import cli
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 from andes_sglang.usage import Output
 
 COMMANDS = sorted(cli._one_parser([])[1])

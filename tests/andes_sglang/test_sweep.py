@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -263,27 +264,46 @@ def test_what_cannot_be_written_is_a_sentence(
     assert str(out) in said
 
 
-def test_ctrl_c_ends_the_points_that_are_under_way_and_begins_no_other(tmp_path: Path) -> None:
-    """A point alone would take many minutes."""
-    command = [str(Path(sys.executable).with_name("andes")), "sweep", *BASE[:4], "--duration", "100000", "--over", "rate=1:9:1",
-               "--jobs", "2", "--out", str(tmp_path / "s")]  # fmt: skip
+@contextlib.contextmanager
+def long_sweep(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """With two points under way, each of which would take many minutes alone."""
+    command = [
+        str(Path(sys.executable).with_name("andes")),
+        "sweep",
+        *BASE[:4],
+        "--duration",
+        "100000",
+        "--over",
+        "rate=1:9:1",
+    ]
     running = subprocess.Popen(
-        command,
+        [*command, "--jobs", "2", "--out", str(out)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=hear_ctrl_c,
     )
     try:
-        while len(list((tmp_path / "s").glob("points/*/log.txt"))) < 2:
+        while len(list(out.glob("points/*/log.txt"))) < 2:
             assert running.poll() is None
             time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all processes
-        _, said = running.communicate(timeout=120)
+        yield running
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_ends_the_points_that_are_under_way_and_begins_no_other(tmp_path: Path) -> None:
+    with long_sweep(tmp_path / "s") as running:
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all processes
+        _, said = running.communicate(timeout=120)
     assert running.returncode == 130
     assert "interrupted: reporting the points that are done" in said
     assert "Traceback" not in said
     assert len(list((tmp_path / "s").glob("points/*"))) == 2
+
+
+def test_a_sweep_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    with long_sweep(tmp_path / "s") as running:
+        running.kill()
+        running.communicate(timeout=120)  # until the last process that holds its standard error has gone

@@ -22,7 +22,7 @@ import chart
 import pytest
 import yaml
 
-from andes_sglang.bench.engine import free_port
+from andes_sglang.bench.ports import free_port
 
 
 def absent(*modules: str) -> list[str]:

@@ -19,7 +19,8 @@ import pytest
 from andes_client import AsyncAndesClient, InterruptedAnswerError, Part, Race, RacedAnswer, Reader, race
 from andes_client.race_history import Plan
 from andes_client.writers import Request, writer_of
-from andes_sglang.bench.engine import Engine, free_port
+from andes_sglang.bench.engine import Engine
+from andes_sglang.bench.ports import free_port
 
 pytestmark = pytest.mark.server
 OPENED: list[openai.AsyncOpenAI] = []

@@ -15,6 +15,8 @@ import pytest
 from openai.types.chat import ChatCompletionChunk
 
 from andes_client import Tool, ToolResult, ToolRunner
+from andes_client.process import ToolCall
+from andes_client.toolstream import Started
 
 pytestmark = pytest.mark.server
 
@@ -256,6 +258,37 @@ def test_a_tool_that_makes_no_sense_is_named(field: str, value: Any) -> None:
     more = {"argument": "code"} if field == "statements" else {}
     with pytest.raises(ValueError, match=field):
         Tool(**{"command": ["true"], **more, field: value})
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no thread"), PermissionError(), asyncio.CancelledError()])
+def test_what_a_tool_has_said_stands_whatever_its_end_is(
+    fault: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def end(*_: Any) -> None:
+        raise fault
+
+    async def run() -> ToolResult:
+        call = ToolCall(Started((0, 0), "one", "says"), Tool(["echo", '{"result": "said"}']))
+        call.finish({})
+        return await call.result
+
+    monkeypatch.setattr("andes_client.process._end", end)
+    assert asyncio.run(run()).text == "said"
+    assert f"of tool 'says' may still run: {fault!r}" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [subprocess.SubprocessError("odd"), RuntimeError("can't start new thread")])
+def test_whatever_keeps_a_tool_from_starting_is_its_result(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def start(*_: Any, **__: Any) -> None:
+        raise fault
+
+    async def run() -> ToolResult:
+        call = ToolCall(Started((0, 0), "one", "says"), Tool(["true"]))
+        call.finish({})
+        return await call.result
+
+    monkeypatch.setattr("asyncio.create_subprocess_exec", start)
+    assert asyncio.run(run()).error == f"it cannot be run: {fault!r}"
 
 
 def may_become_nobody() -> bool:

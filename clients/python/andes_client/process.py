@@ -231,6 +231,13 @@ class ToolCall:
             self._lines.put_nowait({"grow": unit})
 
     async def _serve(self) -> ToolResult:
+        try:
+            return await self._give()
+        except Exception as error:
+            _log.exception("tool %r", self.started.name)
+            return self._failed(f"it cannot be run: {error!r}")
+
+    async def _give(self) -> ToolResult:
         if self._tool is None:
             return self._failed(f"there is no tool {self.started.name!r}")
         if self._expected is not None:
@@ -256,10 +263,9 @@ class ToolCall:
         try:
             return await self._talk(process, tool)
         finally:
-            try:
-                await asyncio.wait_for(_end(process, tool), DRAIN_S)
-            except (asyncio.TimeoutError, OSError) as error:  # noqa: UP041 - another class in Python 3.10
-                _log.warning("process %d of tool %r may still run: %r", process.pid, self.started.name, error)
+            why = await _ended(process, tool)
+            if why is not None:
+                _log.warning("process %d of tool %r may still run: %r", process.pid, self.started.name, why)
 
     async def _talk(self, process: asyncio.subprocess.Process, tool: Tool) -> ToolResult:
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101
@@ -326,6 +332,16 @@ async def _read_line(stdout: asyncio.StreamReader, most_bytes: int) -> bytes:
         if len(text) > most_bytes:
             raise ValueError
     return text.split(b"\n")[0]
+
+
+async def _ended(process: asyncio.subprocess.Process, tool: Tool) -> BaseException | None:
+    """None once it has ended; else what keeps it from that, which must not cost what the tool has said."""
+    ending = asyncio.ensure_future(_end(process, tool))
+    ended, _ = await asyncio.wait({ending}, timeout=DRAIN_S)
+    if not ended:
+        ending.cancel()
+        return TimeoutError()
+    return asyncio.CancelledError() if ending.cancelled() else ending.exception()
 
 
 async def _end(process: asyncio.subprocess.Process, tool: Tool) -> None:

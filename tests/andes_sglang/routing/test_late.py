@@ -34,7 +34,7 @@ def test_while_one_has_it_in_time_it_goes_there() -> None:
     """Though by the engines' costs alone the others are as good, and have fewer streams."""
     views = [replica("a", 20, 8.0), replica("b", 20, 2.0), replica("s", 3, 5.0)]
     assert order(*views).startswith("b")
-    assert order(*views, late_share=0).startswith("s")
+    assert order(*views, sacrifice_share=0).startswith("s")
 
 
 def test_where_none_has_it_goes_where_least_is_lost() -> None:
@@ -47,11 +47,11 @@ def test_where_none_has_it_goes_where_least_is_lost() -> None:
 def test_not_more_than_a_share_are_late() -> None:
     """Of two alike more than half of all would be, of four 32 %."""
     two = [replica("a", 20, 4.0), replica("b", 20, 9.0)]
-    assert order(*two) == order(*two, late_share=0) == "ab"
-    assert order(*two, late_share=0.6) == "ba"
+    assert order(*two) == order(*two, sacrifice_share=0) == "ab"
+    assert order(*two, sacrifice_share=0.6) == "ba"
     four = [replica(name, 20, wait_s) for name, wait_s in zip("abcd", (4, 9, 4, 4))]
     assert order(*four).startswith("b")
-    assert order(*four, late_share=0.3).startswith("a")
+    assert order(*four, sacrifice_share=0.3).startswith("a")
 
 
 def test_nor_does_any_wait_for_longer_than_four_minutes() -> None:
@@ -64,7 +64,7 @@ def test_where_newcomers_come_first_or_nothing_is_known_all_is_as_it_was() -> No
     quick = [replica(name, 20, 4.0) for name in "ab"]
     unknown = ReplicaView("u", COSTS, streams=12, waits=WaitView(12, None, sent_rps=10.0))
     for other in (replica("s", 3, 4.0, queues=False, pending_tokens=100.0), replace(unknown, pending_tokens=100.0)):
-        assert order(*quick, other) == order(*quick, other, late_share=0)
+        assert order(*quick, other) == order(*quick, other, sacrifice_share=0)
         assert not order(*quick, other).startswith(other.name)
 
 
