@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from andes_sglang.arms import Arm
 from andes_sglang.results import Progress
 from andes_sglang.summary import Summary
@@ -200,20 +202,31 @@ def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
             yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
-RANKINGS = {"horizon": (), "final": ("--policy-option", "fairness=-1")}
+RANKINGS: dict[str, tuple[str, ...]] = {"horizon": (), "final": ("--policy-option", "fairness=-1")}
 """What andes ranks by, and the flags for it."""
 
 
 def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
-    """andes by the paper's horizon and by final QoE, in every burst, in the paper's load and on the recorded traces."""
-    figures = ("mean QoE", "p5", "stall p90, s", "longest tenth")
-    yield from header("setting", *(f"{by}: {title}" for by in RANKINGS for title in figures), "mean", "p5")
+    """andes by the paper's horizon and by final QoE, in every burst, in the paper's load and on the recorded traces; what the
+    latter is ahead by, with its standard deviation over seeds."""
+    titles = (f"{by}: {what}" for by in RANKINGS for what in ("mean QoE", "p5", "stall p90, s", "longest tenth"))
+    yield from header("setting", "seeds", *titles, "mean (sd)", "p5 (sd)")
     for label, case in ranking_cases(runs, names):
         ours = ARMS[best_arm(case.setting)]
-        rows = [runs.row(replace(case, arm=replace(ours, flags=(*ours.flags, *f)))) for f in RANKINGS.values()]
+        cases = [replace(case, arm=replace(ours, flags=(*ours.flags, *flags))) for flags in RANKINGS.values()]
+        rows = [runs.row(one) for one in cases]
         texts = [(f"{r['mean']:.3f}", f"{r['p5']:.3f}", f"{r['stall']:.0f}", f"{r['groups'][2]:.3f}") for r in rows]
-        ahead = (f"{rows[1][key] - rows[0][key]:+.3f}" for key in ("mean", "p5"))
-        yield line(label, *texts[0], *texts[1], *ahead)
+        yield line(label, runs.seeds, *texts[0], *texts[1], *(ahead(runs, cases, key) for key in ("mean", "p5")))
+
+
+def ahead(runs: SimulatedRuns, cases: Sequence[Case], key: str) -> str:
+    """By how much the second of ``cases`` is ahead of the first."""
+    by_seed = [
+        [runs.figures(replace(case, seed=seed))["qoe"][key] for case in cases] for seed in range(1, runs.seeds + 1)
+    ]
+    differences = np.diff(by_seed)
+    spread = f" ({differences.std(ddof=1):.3f})" if runs.seeds > 1 else ""
+    return f"{differences.mean():+.3f}{spread}"
 
 
 def ranking_cases(runs: SimulatedRuns, names: list[str]) -> Iterable[tuple[str, Case]]:
