@@ -12,9 +12,9 @@ spent on the latest, all would be late. Requests with long prompts cost more KV,
 how much.
 
 With ``fairness`` the cost is not KV but the engine's time for the rest of the answer; while prefill alone is short,
-``prefill_fairness`` holds in its place. What has been lost already is no reason to run then, so that begun answers are finished
-by the share for the overdue alone: the latest for what the rest takes first, which ends answers that have little left, and only
-those that had to wait count to it (``late_share``).
+``prefill_fairness`` holds in its place. What has been lost already is no reason to run then, so that begun answers are
+finished by the share for the overdue alone: the latest for what the rest takes first, which ends answers that have little
+left, and only those that had to wait count to it (``late_share``).
 
 Five requests on an engine with three places, two of them taken by ``a``, whose reader has 40 s of text unread, and ``b``,
 whose reader has 0.5 s. ``c`` and ``d`` have no token 1 s after it was expected, and ``d`` has a long prompt. ``e`` has
