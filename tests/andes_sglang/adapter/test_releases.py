@@ -139,6 +139,23 @@ def test_what_was_released_is_not_computed_again(
     assert read_metrics(ours.url)["andes_recomputed_tokens_total"] < 100
 
 
+@pytest.mark.parametrize("which", ["one rank", "two ranks"])
+def test_who_is_released_at_every_decision_goes_on(
+    engines: dict[str, Engine], expected: list[list[int]], which: str
+) -> None:
+    """The token that is on its way when a stream is released is kept; were it computed again, no answer would come to its end."""
+    ours, most = engines[which], 2 * sum(map(len, expected))
+    before = departures(read_metrics(ours.url))
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(words, ours, "at_once")
+        while not told.done() and departures(read_metrics(ours.url)) < before + most:
+            time.sleep(0.05)
+        if not told.done():
+            ours.post("/abort_request", {"abort_all": True})
+        assert told.result() == expected
+    assert departures(read_metrics(ours.url)) > before + most / 4
+
+
 @pytest.mark.parametrize("policy", ["lqsf", "andes"])
 def test_two_ranks_agree_with_too_little_kv(engines: dict[str, Engine], expected: list[list[int]], policy: str) -> None:
     """Decisions that follow from clocks, which differ from rank to rank."""
