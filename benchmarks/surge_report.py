@@ -22,28 +22,33 @@ ARMS = (STATIC, HPA, KEDA, PLANNER, OURS, CLAIRVOYANT)
 MEAN, SHARE = 0.95, 0.9
 """Objectives in every window: of the mean QoE, and of the share of readers with a QoE of at least 0.95."""
 SCHEDULERS = ("stock", "andes")
+SAID = {STATIC: "fixed fleet", HPA: "HPA", KEDA: "KEDA", PLANNER: "planner", OURS: "operator"}
+"""Of arms, in a picture."""
 
 Result = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """What arms are compared on. served: engine, and lengths unless they are the usual ones."""
+    """What arms are compared on. served: engine, and lengths unless they are the usual ones. days: of history, which only
+    ours looks at."""
 
     served: str
     shape: str
     cold_start_s: float
     seed: int
+    days: int = 0
 
     def __str__(self) -> str:
-        return f"{self.shape}, {self.served}, cold start {self.cold_start_s:g} s, seed {self.seed}"
+        known = f", {self.days} days of history" if self.days else ""
+        return f"{self.shape}, {self.served}, cold start {self.cold_start_s:g} s, seed {self.seed}{known}"
 
 
 def kept(folder: Path) -> list[Result]:
-    """All runs of ``folder`` without other constants and history."""
+    """All runs of ``folder`` without other constants."""
     found = [
         json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if not path.name.startswith("tables")
     ]
-    return [r for r in found if "of" in r and not r["of"]["set"] and not r["of"]["days"]]
+    return [r for r in found if not r["of"]["set"]]
 
 
 def holds_mean(result: Result) -> bool:
@@ -57,7 +62,7 @@ def holds_both(result: Result) -> bool:
 def cases(results: Iterable[Result]) -> list[Case]:
     """In which ours was run."""
     return sorted({
-        Case(of["served"], of["shape"], of["cold_start_s"], of["seed"])
+        Case(of["served"], of["shape"], of["cold_start_s"], of["seed"], of["days"])
         for of in (r["of"] for r in results) if of["arm"] == OURS
     })  # fmt: skip
 
@@ -67,7 +72,8 @@ def of_case(results: Iterable[Result], case: Case) -> list[Result]:
 
     def belongs(of: dict[str, Any]) -> bool:
         cold = of["arm"] == STATIC or of["cold_start_s"] == case.cold_start_s
-        return bool(cold and (of["served"], of["shape"], of["seed"]) == (case.served, case.shape, case.seed))
+        known = of["arm"] != OURS or of["days"] == case.days
+        return bool(cold and known and (of["served"], of["shape"], of["seed"]) == (case.served, case.shape, case.seed))
 
     return [r for r in results if belongs(r["of"])]
 
@@ -98,7 +104,7 @@ def everything(results: Sequence[Result]) -> Iterator[str]:
     """Of each case and arm: the cheapest setting that holds the mean in every window, and for static fleets also the cheapest
     that holds both; where none does, the one with the best worst window."""
     for case in cases(results):
-        yield f"\n### {case}\n"
+        yield f"\n#### {case}\n"
         yield from header(
             "scheduler", "autoscaler", "replica-hours", "worst window", "holds", "most replicas", "settings run"
         )
@@ -126,7 +132,7 @@ def bars(results: Sequence[Result]) -> Iterator[str]:
         "KEDA's best, andes",
         "against it",
     )
-    yield from header("engine", "workload", "cold start", "seed", "ours", "worst window", "holds", *rivals)
+    yield from header("engine", "workload", "cold start", "seed", "history", "ours", "worst window", "holds", *rivals)
     for case in cases(results):
         there = [r for r in of_case(results, case) if r["of"]["arm"] != CLAIRVOYANT]
         andes = [r for r in there if r["of"]["scheduler"] == "andes"]
@@ -141,10 +147,12 @@ def bars(results: Sequence[Result]) -> Iterator[str]:
             share = ours["replica_hours"] / rival["replica_hours"] - 1
             return f"{named(rival)}: {rival['replica_hours']:.2f}", f"{share:+.0%}"
 
+        stock = [r for r in there if r["of"]["scheduler"] == "stock"]
+        static, keda = ([r for r in andes if r["of"]["arm"] == arm] for arm in (STATIC, KEDA))
         yield row(
-            case.served, case.shape, f"{case.cold_start_s:g} s", case.seed, f"**{ours['replica_hours']:.2f}**", worst(ours),
-            verdict(ours), *against([r for r in there if r["of"]["scheduler"] == "stock"]),
-            *against([r for r in andes if r["of"]["arm"] == STATIC]), *against([r for r in andes if r["of"]["arm"] == KEDA]),
+            case.served, case.shape, f"{case.cold_start_s:g} s", case.seed, f"{case.days} days" if case.days else "none",
+            f"**{ours['replica_hours']:.2f}**", worst(ours), verdict(ours),
+            *against(stock), *against(static), *against(keda),
         )  # fmt: skip
 
 
@@ -152,15 +160,13 @@ def picture(results: Sequence[Result], demand: tuple[Sequence[float], Sequence[f
     """Replicas over time of one case: stock's cheapest that holds, and ours with andes; demand: minutes, busy replicas."""
     stock = cheapest(r for r in results if r["of"]["scheduler"] == "stock" and r["of"]["arm"] != CLAIRVOYANT)
     ours = [r for r in results if (r["of"]["scheduler"], r["of"]["arm"]) == ("andes", OURS)]
-    key, series = {"replicas' worth of demand": "#888888"}, [("demand", "#888888 dash", *demand)]
-    for said, result, colour in (
-        ("stock: fewest that hold, with hindsight", stock, report.COLOURS[0]),
-        ("andes and its operator", ours[0] if ours else None, report.COLOURS[1]),
-    ):
+    hours = {"stock": stock, "andes": ours[0] if ours else None}
+    key, series = {"demand": "#888888"}, [("demand", "#888888 dash", *demand)]
+    for (scheduler, result), colour in zip(hours.items(), report.COLOURS, strict=False):
         if result is not None:
-            label = f"{said} ({result['replica_hours']:.1f} replica-hours)"
+            label = f"{scheduler}, {SAID[result['of']['arm']]}: {result['replica_hours']:.1f} replica-hours"
             key[label] = colour
-            at_min, replicas = zip(*((at_s / 60.0, float(n)) for at_s, n in result["timeline"]))
+            at_min, replicas = zip(*((at_s / 60.0, float(n)) for at_s, n in result["timeline"]), strict=True)
             series.append((label, colour, *stepped(at_min, replicas)))
     return report.standalone(report.plot(series, "minutes", "replicas (simulated)"), key)
 

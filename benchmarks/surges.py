@@ -41,6 +41,7 @@ from andes_sglang.sim.plan import smallest_feasible
 from andes_sglang.sim.whatif import decision_interval, work_s
 from andes_sglang.workload import load_trace
 from benchmarks.arguments import add_constants, set_constants
+from benchmarks.markdown import replace_table
 from benchmarks.surge_report import (
     CLAIRVOYANT,
     HPA,
@@ -154,6 +155,16 @@ class Runs:
         requests = requests_of(SHAPES[shape], self._pool, self.engine, seed)
         past = tuple(rate for day in range(self.args.days) for rate in self._day(shape, seed, day))
         return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start, past=past)
+
+    def demand(self, shape: str) -> tuple[Sequence[float], Sequence[float]]:
+        """Minutes, and the busy replicas then."""
+        if shape in SHAPES:
+            lasts_s, busy = zip(*SHAPES[shape], strict=True)
+            return (np.cumsum(lasts_s) / 60.0).tolist(), busy
+        requests = self.scenario(shape, 1).requests
+        edges_s = np.arange(0.0, requests[-1].arrival_s + WINDOW_S, WINDOW_S)
+        work, _ = np.histogram([r.arrival_s for r in requests], edges_s, weights=work_s(self.engine, requests))
+        return (edges_s[1:] / 60.0).tolist(), (work / WINDOW_S).tolist()
 
     def _day(self, shape: str, seed: int, day: int) -> Iterator[tuple[float, float]]:
         """Rates by the minute of a day that begins as ``shape`` does and is calm from its end on; of another draw."""
@@ -270,6 +281,7 @@ def main() -> None:
     add_constants(parser)
     parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
     parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="page in docs/benchmarks whose tables are replaced")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="where to draw the first of --shapes and --seeds, an SVG"
     )
@@ -292,12 +304,13 @@ def main() -> None:
                 for arm in arms:
                     runs.search(shape, scheduler, arm, seed)
     results = kept(Path(args.out))
-    print("\n".join([*bars(results), *everything(results)]))
+    tables = {"surges": "\n".join(bars(results)), "surges, every arm": "\n".join(everything(results))}
+    print("\n".join(tables.values()))
+    for name, text in tables.items() if args.page else ():
+        replace_table(args.page, name, text)
     if args.picture:
-        lasts_s, busy = zip(*SHAPES[shapes[0]])
         case = Case(runs.served, shapes[0], args.cold_start, seeds[0])
-        minutes = (np.cumsum(lasts_s) / 60.0).tolist()
-        args.picture.write_text(picture(of_case(results, case), (minutes, busy)))
+        args.picture.write_text(picture(of_case(results, case), runs.demand(shapes[0])))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sglang.srt.environ import envs
+from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache import common
 
@@ -24,9 +25,11 @@ except ImportError:  # since 0.5.22
 __all__ = [
     "BLANK",
     "HICACHE_EVENTS_APART",
+    "MIXED_PREFIX_BY_OUTPUT",
     "computed_tokens",
     "device_hit_tokens",
     "extend_tokens",
+    "has_beams",
     "match_prefix",
     "own_time_outs",
     "protected_tokens",
@@ -37,6 +40,9 @@ BLANK = SimpleNamespace(reqs=())
 """In the place of a batch whose result has been processed early: since 0.5.22 SGLang asks it for its requests."""
 HICACHE_EVENTS_APART = hasattr(Scheduler, "_process_hicache_events")
 """Whether SGLang looks after copies to host memory in every iteration (since 0.5.20), or when it looks for a prefill."""
+MIXED_PREFIX_BY_OUTPUT = "enable_overlap" in ScheduleBatch.mix_with_running.__code__.co_names
+"""Whether SGLang tells the KV of what decodes beside a prefill by its output, taken to lag under overlap (0.5.17), or by its
+KV."""
 _COMMON_TIME_OUTS = hasattr(Scheduler, "_poll_timeout_aborts")
 _CHECKPOINT = "checkpoint" in inspect.signature(common.release_kv_cache).parameters
 
@@ -76,3 +82,8 @@ def extend_tokens(req: Any) -> int:
 def computed_tokens(req: Any) -> int:
     """Tokens of ``req``, of which some chunks have been computed, whose KV is there."""
     return int(req.prefix_len) if hasattr(req, "prefix_len") else len(req.prefix_indices)
+
+
+def has_beams(req: Any) -> bool:
+    """Whether several answers of ``req`` share KV (since 0.5.23)."""
+    return getattr(req, "beam_group", None) is not None

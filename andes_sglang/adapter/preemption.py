@@ -18,7 +18,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from andes_sglang import protocol
-from andes_sglang.adapter.compat import BLANK, computed_tokens, extend_tokens
+from andes_sglang.adapter.compat import BLANK, MIXED_PREFIX_BY_OUTPUT, computed_tokens, extend_tokens
 from andes_sglang.adapter.host_transfers import HostTransfers
 from andes_sglang.adapter.parked import ParkedRequests
 from andes_sglang.adapter.penalties import restore_penalties
@@ -149,7 +149,8 @@ class EnginePreemptor:
         """SGLang has formed the prefill ``batch`` (None: none): what was waiting runs, as of its last chunk."""
         if batch is None:
             return
-        _correct_mixed_prefix(batch)
+        if MIXED_PREFIX_BY_OUTPUT:
+            _correct_mixed_prefix(batch)
         records = [self._records.find(req) for req in batch.reqs]
         back = [row for row, record in enumerate(records) if record is not None and record.stopped is not None]
         self._restore_penalties(batch, back, before_decode=False)
@@ -193,8 +194,8 @@ class EnginePreemptor:
 def _correct_mixed_prefix(batch: Any) -> None:
     """Tell the prefix lengths of the decoding requests of a mixed ``batch`` by their KV.
 
-    In overlap mode ``ScheduleBatch.mix_with_running`` takes it that their output lags a token behind. It does not where
-    :meth:`EnginePreemptor.settle` has processed a result early.
+    In overlap mode ``ScheduleBatch.mix_with_running`` of 0.5.17 takes it that their output lags a token behind. It does not
+    where :meth:`EnginePreemptor.settle` has processed a result early.
     """
     if batch.forward_mode.is_mixed():
         decoding = len(batch.decoding_reqs)

@@ -58,7 +58,7 @@ def tool_faults(tools: Mapping[str, ToolSettings]) -> list[str]:
             subprocess.run(["true"], user=tool.user, group=group, extra_groups=[], check=False)  # noqa: S607 - found as the tool's own command is
         except KeyError:
             faults.append(f"tools.{name}.user: there is no user {tool.user!r}")
-        except PermissionError:
+        except OSError:  # also where a namespace has no such user
             faults.append(
                 f"tools.{name}.user: this process may not become {tool.user!r}: run the gateway as root, with the "
                 f"capabilities SETUID and SETGID, or leave 'user' out"

@@ -359,7 +359,7 @@ def test_a_gateway_that_may_not_become_a_tools_user_says_so(capability: str) -> 
     assert "tools.f.user: this process may not become 'nobody': run the gateway as root" in done.stdout
 
 
-def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, tmp_path: Path) -> None:
+def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, caplog: pytest.LogCaptureFixture) -> None:
     script = 'read start; read finish; printf \'{"result": "%s"}\\n\' "$(id -un)$(id -Gn)"'
     tools = {"who": {"command": ["sh", "-c", script], "user": "nobody"}}
     try:
@@ -367,8 +367,11 @@ def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, tmp_path: Path) -> N
     except GatewaySettingsError as error:
         pytest.skip(str(error))
     scripted = engine(call("who", "{}"), say("done"))
-    ask(gateway(scripted.url, tools=tools).url, names=("who",))
-    assert scripted.bodies[1]["messages"][-1]["content"].startswith("nobodynogroup")
+    try:
+        ask(gateway(scripted.url, tools=tools).url, names=("who",))
+    except (openai.APIError, httpx.HTTPError) as error:
+        pytest.fail(f"{error!r}; the gateway: {caplog.text[-4000:]}", pytrace=False)
+    assert scripted.bodies[1]["messages"][-1]["content"].startswith("nobodynogroup"), caplog.text
 
 
 def test_usage_adds_up() -> None:

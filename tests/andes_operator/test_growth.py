@@ -43,12 +43,15 @@ def test_a_calm_service_is_prepared_for_the_least() -> None:
     assert growth.cap_rps == pytest.approx(CAP)
 
 
-def test_the_hundredth_part_of_minutes_decides() -> None:
+def test_the_thousandth_part_of_minutes_decides() -> None:
     often = learned(stepping(4.0, 60, 2 * DAY_MINUTES)).growth()
     assert often.surge == pytest.approx(4.0, rel=0.06), "steps every hour: five minutes of each see them ahead"
     assert often.cap_rps == pytest.approx(CAP * 4.0)
-    assert "99% of growth in 2 days" in often.why
-    assert learned(stepping(4.0, 1400, 2 * DAY_MINUTES)).growth().surge == MIN_SURGE, "once a day is rarer than 1 %"
+    assert "99.9% of growth in 2 days" in often.why
+    daily = learned(stepping(4.0, 1400, 2 * DAY_MINUTES)).growth()
+    assert daily.surge > 3.0, "a crowd a day is more than a minute in a thousand"
+    once = learned([*stepping(4.0, 1400, DAY_MINUTES), *[1.0] * (9 * DAY_MINUTES)])
+    assert once.growth().surge == MIN_SURGE, "one in ten days is not"
 
 
 def test_growth_of_high_load_is_learned_apart() -> None:

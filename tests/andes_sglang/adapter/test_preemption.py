@@ -79,6 +79,8 @@ def conversation(engine: Engine) -> list[list[int]]:
     return said
 
 
+LAST_STATE = {"return_hidden_states": "last"}
+"""By ``/generate`` SGLang 0.5.22 and newer take no mode."""
 RANKS = {"top_logprobs_num": 3, "token_ids_logprob": [5, 6]}
 EARLY_STOP = {"stop_token_ids": list(range(0, 1000, 2)), "min_new_tokens": 15}
 """Every other token ends the answer, once it may."""
@@ -100,7 +102,7 @@ def logprobs_of(answer: Any) -> list[float]:
 
 
 def hidden_state(answer: Any) -> list[float]:
-    (last,) = np.atleast_2d(answer["meta_info"]["hidden_states"])
+    (last,) = np.atleast_2d(answer["choices"][0]["hidden_states"])
     assert len(last) == 64
     return [float(value) for value in last]
 
@@ -145,7 +147,11 @@ def answers(engine: Engine) -> dict[str, Any]:
         prompt = pool.submit(generate, engine, PROMPTS[4], asked, return_logprob=True, logprob_start_len=5, **RANKS)
         repeated = pool.submit(generate, engine, PROMPTS[2], {**asked, "repetition_penalty": 1.4})
         minimum = pool.submit(generate, engine, PROMPTS[1], {**asked, "ignore_eos": False, **EARLY_STOP})
-        hidden = pool.submit(generate, engine, PROMPTS[5], asked, return_hidden_states="last")
+        hidden = pool.submit(
+            engine.post,
+            "/v1/completions",
+            {"model": "m", "prompt": PROMPTS[5], "max_tokens": 24, "temperature": 0, "ignore_eos": True, **LAST_STATE},
+        )
         cut = texts[2][20:23]
         stopped = stream(engine, PROMPTS[2], stop=[cut])
         return {

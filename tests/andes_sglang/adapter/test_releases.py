@@ -139,6 +139,23 @@ def test_what_was_released_is_not_computed_again(
     assert read_metrics(ours.url)["andes_recomputed_tokens_total"] < 100
 
 
+@pytest.mark.parametrize("which", ["one rank", "two ranks"])
+def test_who_is_released_at_every_decision_goes_on(
+    engines: dict[str, Engine], expected: list[list[int]], which: str
+) -> None:
+    """The token that is on its way when a stream is released is kept; were it computed again, no answer would come to its end."""
+    ours, most = engines[which], 2 * sum(map(len, expected))
+    before = departures(read_metrics(ours.url))
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(words, ours, "at_once")
+        while not told.done() and departures(read_metrics(ours.url)) < before + most:
+            time.sleep(0.05)
+        if not told.done():
+            ours.post("/abort_request", {"abort_all": True})
+        assert told.result() == expected
+    assert departures(read_metrics(ours.url)) > before + most / 4
+
+
 @pytest.mark.parametrize("policy", ["lqsf", "andes"])
 def test_two_ranks_agree_with_too_little_kv(engines: dict[str, Engine], expected: list[list[int]], policy: str) -> None:
     """Decisions that follow from clocks, which differ from rank to rank."""
@@ -170,6 +187,28 @@ def test_an_abort_leaves_nothing(engines: dict[str, Engine], which: str) -> None
         assert time.monotonic() < deadline_s
         time.sleep(0.1)
     assert "leak" not in ours.log.read_text(errors="replace").lower()
+
+
+def test_beams_run_to_their_end(engines: dict[str, Engine], release: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Beside streams that are taken off every three tokens. Beams share KV that is in no tree."""
+    if release != NEWEST:
+        pytest.skip(f"sglang {release} has no beams")
+
+    def answer(engine: Engine, k: int) -> Any:
+        sampling = {"max_new_tokens": 40, "ignore_eos": True, "temperature": 0}
+        beams = {"beam_width": 3, "n": 2} if k % 3 == 0 else {}
+        prompt = [7 + (31 * k + 13 * j) % 900 for j in range(20 + 11 * k)]
+        found: Any = engine.post("/generate", {"input_ids": prompt, "sampling_params": sampling | beams})
+        return [one["output_ids"] for one in (found if isinstance(found, list) else [found])]
+
+    with (
+        Engine(tiny_model, "forced", (*PREEMPTING, *ROOM), log=tmp_path / "log") as ours,
+        ThreadPoolExecutor(9) as pool,
+    ):
+        stock = list(pool.map(lambda k: answer(engines["stock"], k), range(9)))
+        assert [len(one) for one in stock] == [2, 1, 1] * 3
+        assert list(pool.map(lambda k: answer(ours, k), range(9))) == stock
+        assert departures(read_metrics(ours.url)) > 10
 
 
 def test_ranks_that_decide_apart_are_noticed(engines: dict[str, Engine], release: str) -> None:
