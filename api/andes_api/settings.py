@@ -163,7 +163,17 @@ class GatewaySettings(BaseSettings):
         (), description="hosts that images may come from; none: any public one; private addresses never"
     )
     refused_fields: frozenset[str] = Field(
-        frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor"}),
+        frozenset(
+            {
+                "bootstrap_host",
+                "bootstrap_port",
+                "bootstrap_room",
+                "custom_logit_processor",
+                "data_parallel_rank",
+                "disagg_prefill_dp_rank",
+                "routed_dp_rank",
+            }
+        ),
         description="request fields that are refused because they steer the engine",
     )
 

@@ -154,6 +154,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
         line(22, model="unknown"),
         line(23, stream=True),
         line(24, n=0),
+        line(25, lora_path="sql"),
     )
     batch = submit(sdk, lines(*(line(n) for n in range(8)), *bad), metadata={"job": "nightly"})
     assert (batch.status, batch.endpoint, batch.completion_window) == ("validating", CHAT, "24h")
@@ -161,7 +162,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
     done = ended(sdk, batch)
     assert done.status == "completed"
     assert done.metadata == {"job": "nightly"}
-    assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (14, 8, 6)
+    assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (15, 8, 7)
     outputs, errors = read(sdk, done.output_file_id), read(sdk, done.error_file_id)
     assert set(outputs) == {f"q{n}" for n in range(8)}
     answer = outputs["q3"]
@@ -175,6 +176,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
     assert faults == {
         9: ("invalid_json_line", None), 10: ("invalid_request", "method"), 11: ("duplicate_custom_id", "custom_id"),
         12: ("model_not_found", "model"), 13: ("invalid_request", "body.stream"), 14: ("invalid_request", "n"),
+        15: ("invalid_request", "lora_path"),
     }  # fmt: skip
     assert errors["q22"]["error"]["line"] == 12
     assert errors["q22"]["response"] is None
