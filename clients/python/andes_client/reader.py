@@ -48,7 +48,10 @@ class Reader:
         tokens = self.expected_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(f"expected_tokens must be a whole number from 1, got {tokens!r}")
-        if self.klass is not None and not (isinstance(self.klass, str) and self.klass.isascii() and self.klass.strip()):
+        klass = self.klass
+        if klass is not None and not (
+            isinstance(klass, str) and klass.isascii() and klass.isprintable() and klass.strip()
+        ):
             raise ValueError(f"klass must be the name of a class, got {self.klass!r}")
 
     def headers(self) -> dict[str, str]:
