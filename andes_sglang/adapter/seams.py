@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from andes_sglang.adapter.attributes import attributes_of
 
 __all__ = [
-    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SAFEGUARDS", "SEAMS",
+    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "REFUSED", "RELEASES", "SAFEGUARDS", "SEAMS",
     "UNIFIED_ATTRIBUTES", "UNIFIED_SEAMS", "check", "faults", "offload_fault", "safeguard_faults", "unsupported",
 ]  # fmt: skip
 
@@ -217,7 +217,8 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.SetInternalStateReq": "server_args",
     f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
-    "enable_priority_scheduling pp_size retraction_policy schedule_policy tp_size",
+    "enable_prefill_delayer enable_priority_scheduling min_free_slots_delay pp_size retraction_policy "
+    "schedule_policy tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
@@ -296,13 +297,22 @@ def offload_fault(without: str | None = None) -> str | None:
     return None
 
 
-_REFUSED = {
-    "--pp-size": "the stages of a pipeline hold different batches at the same time, so no rank can decide for all",
-    "--enable-dp-attention": "its ranks wait for each other's prefills, which the policy of one would hold back",
-    "--attn-cp-size": "context parallelism was never run with a policy",
-    "--dcp-size": "context parallelism was never run with a policy",
-    "--disaggregation-mode": "prefill and decode engines take no decision on each other's requests",
-}
+REFUSED: tuple[tuple[str, Any, str], ...] = (
+    ("pp_size", 1, "the stages of a pipeline hold different batches at the same time, so no rank can decide for all"),
+    ("enable_dp_attention", False, "its ranks wait for each other's prefills, which the policy of one would hold back"),
+    ("attn_cp_size", 1, "context parallelism was never run with a policy"),
+    ("dcp_size", 1, "context parallelism was never run with a policy"),
+    ("disaggregation_mode", "null", "prefill and decode engines take no decision on each other's requests"),
+    ("decoupled_spec_role", "null", "drafting and verifying engines take no decision on each other's requests"),
+    ("enable_pdmux", False, "prompts and answers are then computed at the same time, in batches that no policy sees"),
+    ("dllm_algorithm", None, "a diffusion model writes blocks, which SGLang schedules without asking a policy"),
+    ("enable_hisparse", False, "KV is then moved between prompt and answer, where a policy would take streams off"),
+    ("encoder_only", False, "such an engine writes no text"),
+    ("use_ray", False, "Ray starts the schedulers, and they would not hear of the policy"),
+    ("smg_grpc_mode", False, "requests then reach the scheduler without the checks of the HTTP server"),
+)
+"""Fields of SGLang's ``ServerArgs`` that a policy refuses unless they are as usual, and why. A release that lacks one lacks
+its flag."""
 
 
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
@@ -311,15 +321,10 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
     offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
     each rank by its clock.
     """
-    given = {
-        "--pp-size": server_args.pp_size > 1,
-        "--enable-dp-attention": server_args.enable_dp_attention,
-        "--attn-cp-size": server_args.attn_cp_size > 1,
-        "--dcp-size": server_args.dcp_size > 1,
-        "--disaggregation-mode": server_args.disaggregation_mode != "null",
-    }
-    for flag in filter(given.__getitem__, given):
-        return f"{flag} is not supported with a policy: {_REFUSED[flag]}; leave it out, or start with --policy stock"
+    for name, usual, why in REFUSED:
+        if getattr(server_args, name, usual) not in (usual, None):
+            flag = f"--{name.replace('_', '-')}"
+            return f"{flag} is not supported with a policy: {why}; leave it out, or start with --policy stock"
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (

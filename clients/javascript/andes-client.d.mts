@@ -10,6 +10,7 @@ export class InterruptedAnswerError extends Error {
 export class StatusError extends Error {
   readonly status: number;
   readonly body: string;
+  readonly headers: Headers;
   readonly retry_after: string | null;
 }
 
@@ -76,6 +77,8 @@ export interface StreamOptions extends Expectations {
   /** seconds; null: no reports */
   report_every_s?: number | null;
   on_wait?: (seconds: number, reason: string) => void;
+  /** each chunk as it is read, before its text is shown */
+  on_chunk?: (chunk: Record<string, any>) => void;
   signal?: AbortSignal;
   /** all else that chat completions take */
   [option: string]: unknown;

@@ -25,7 +25,7 @@ async function status_error(response) {
   } catch {
     // not JSON: the text says it
   }
-  return new StatusError(response.status, message || `HTTP ${response.status}`, text, response.headers.get("retry-after"));
+  return new StatusError(response.status, message || `HTTP ${response.status}`, text, response.headers);
 }
 
 /** Ends early, with the signal's reason, once `signal` is aborted. */
@@ -155,10 +155,11 @@ export class Answer {
   #timeline;
   #pacer;
   #reports;
+  #on_chunk;
   #characters = 0;
   #thoughts = 0;
 
-  constructor(response, reader, {asked_s, pace, clock, stop, signal, report_to}) {
+  constructor(response, reader, {asked_s, pace, clock, stop, signal, report_to, on_chunk}) {
     this.reader = reader.told(response.headers);
     this.request_id = response.headers.get("x-request-id");
     this.model = response.headers.get("x-andes-model");
@@ -168,6 +169,7 @@ export class Answer {
     this.#response = response;
     this.#stop = stop;
     this.#signal = signal;
+    this.#on_chunk = on_chunk;
     this.#clock = clock;
     this.#timeline = new Timeline(asked_s);
     this.#pacer = pace ? new Pacer(this.reader.reading_speed) : null;
@@ -196,9 +198,9 @@ export class Answer {
 
   async *[Symbol.asyncIterator]() {
     try {
-      for await (const data of data_of(this.#response.body)) {
-        if (data === "[DONE]") continue;
-        for (const piece of this.#take(JSON.parse(data))) {
+      for await (const [chunk, pieces] of this.#chunks()) {
+        this.#on_chunk(chunk);
+        for (const piece of pieces) {
           const tokens = count_tokens(piece);
           if (this.#pacer) await this.#clock.until(this.#pacer.show_at(this.#clock.now_s(), tokens), this.#signal);
           this.#signal.throwIfAborted();
@@ -208,25 +210,37 @@ export class Answer {
           yield piece;
         }
       }
-      if (this.finish_reason === null) throw new Error("the stream ended without a finish reason");
-    } catch (error) {
-      this.#signal.throwIfAborted();
-      throw new InterruptedAnswerError(error.message, this.text, this.request_id);
     } finally {
       this.close();
     }
   }
 
+  /** Each chunk, with its pieces of text. */
+  async *#chunks() {
+    try {
+      for await (const data of data_of(this.#response.body)) {
+        if (data === "[DONE]") continue;
+        const chunk = JSON.parse(data);
+        yield [chunk, this.#take(chunk)];
+      }
+      if (this.finish_reason === null) throw new Error("the stream ended without a finish reason");
+    } catch (error) {
+      this.#signal.throwIfAborted();
+      throw new InterruptedAnswerError(error.message, this.text, this.request_id);
+    }
+  }
+
   /** The pieces of text in a chunk; paced, word by word. */
   #take(chunk) {
-    if (chunk.error) throw new Error(chunk.error.message);
+    if (chunk.error) throw new Error(chunk.error.message ?? JSON.stringify(chunk.error));
     this.model ??= chunk.model;
     this.usage = chunk.usage ?? this.usage;
     let text = "";
-    for (const choice of chunk.choices) {
-      this.finish_reason = choice.finish_reason ?? this.finish_reason;
-      text += choice.delta.content ?? "";
-      if (choice.delta.reasoning_content) this.#thoughts += count_tokens(choice.delta.reasoning_content);
+    for (const {finish_reason, delta} of chunk.choices ?? []) { // servers write null for none
+      this.finish_reason = finish_reason || this.finish_reason;
+      text += delta?.content ?? "";
+      const thought = delta?.reasoning_content || delta?.reasoning; // the latter: vLLM, Ollama
+      if (thought && typeof thought === "string") this.#thoughts += count_tokens(thought);
     }
     if (this.#pacer) return text.match(WORDS) ?? [];
     return text ? [text] : [];
@@ -253,11 +267,20 @@ export class Answer {
   }
 }
 
+/** As OpenAI has them; throws RangeError for what is neither text nor messages. */
+function list_of(messages) {
+  if (typeof messages === "string") return [{role: "user", content: messages}];
+  const right = Array.isArray(messages) && messages.every(message => message !== null && typeof message === "object");
+  if (!right) throw new RangeError(`messages must be text or a list of messages, got ${JSON.stringify(messages)?.slice(0, 100)}`);
+  return messages;
+}
+
 /** Asks a server that speaks OpenAI's chat completions at `base_url`. `headers`: further ones; `max_wait_s`: seconds that
  * `stream` waits in all while it is refused with a time to come back; `max_retries`: connections that may fail; `page`: the
  * document whose reader it is, null where there is none. */
 export class AndesClient {
   constructor({base_url, api_key = null, headers = {}, max_wait_s = 60, max_retries = 2, page = globalThis.document}) {
+    if (!base_url) throw new RangeError(`base_url must be the address of a server, got ${base_url}`);
     if (!(max_wait_s >= 0)) throw new RangeError(`max_wait_s must be seconds from 0, got ${max_wait_s}`);
     this.base_url = String(base_url).replace(/\/+$/, "");
     this.headers = {...(api_key && {authorization: `Bearer ${api_key}`}), ...headers};
@@ -268,24 +291,25 @@ export class AndesClient {
    * `klass`, `expected_tokens`, `thinking_speed`: of the Reader. `pace`: show the text at `reading_speed`, whatever the server does, and only
    * while the page is visible. `report_every_s`: tell a gateway that takes reports so often what has been shown; by default
    * every 2 s where there is a page, null (never) elsewhere. `on_wait(seconds, reason)`: the service is full and the
-   * question is asked again. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
+   * question is asked again. `on_chunk(chunk)`: is given each chunk of the answer as it is read, before its text is shown: calls
+   * of tools and what else is no text. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
    * what makes no sense, StatusError for a refusal, TypeError for a server that cannot be reached. */
-  async stream(messages, {pace = false, report_every_s, on_wait, signal, ...rest} = {}) {
+  async stream(messages, {pace = false, report_every_s, on_wait, on_chunk = () => {}, signal, ...rest} = {}) {
     const every_s = this.#checked(report_every_s);
     const {reading_speed, first_token_s, klass, expected_tokens, thinking_speed, ...options} = rest;
     const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens, thinking_speed});
     for (const name of RESERVED) {
       if (name in options) throw new RangeError(`${name} cannot be given: stream() streams one answer`);
     }
+    const asked = list_of(messages);
     const stop = new AbortController(), clock = new ReaderClock(this.page);
     const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
-    const asked = typeof messages === "string" ? [{role: "user", content: messages}] : messages;
     const body = {stream_options: {include_usage: true}, ...options, messages: asked, stream: true};
     const asked_s = clock.now_s();
     try {
       const response = await this.#ask(body, reader, either, on_wait);
       const report_to = (head, shown) => this.#reports(head, every_s, shown);
-      return new Answer(response, reader, {asked_s, pace, clock, stop, signal: either, report_to});
+      return new Answer(response, reader, {asked_s, pace, clock, stop, signal: either, report_to, on_chunk});
     } catch (error) {
       clock.end();
       throw error;

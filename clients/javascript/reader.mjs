@@ -11,9 +11,9 @@ const LEAD_S = 0.25;
 const MIN_STALL_S = 1e-6;
 /** Characters: a longer piece counts as several tokens, of about so many characters each. */
 const LONGEST_TOKEN = 12, CHARACTERS_PER_TOKEN = 4;
-/** Statuses that say "come back": all that carry `Retry-After` are obeyed. */
-const REFUSALS = [429, 503];
-/** Seconds after a connection that failed, doubling. */
+/** Statuses that say "come back", where they say when; refusals that need not last, as are all from 500 on. */
+const FULL = [429, 503], PASSING = [408, 409, 429];
+/** Seconds after a failure that does not say how long, doubling. */
 const FIRST_BACKOFF_S = 0.5, MAX_BACKOFF_S = 8;
 
 /** The answer ended before it was complete. `text`: what had come; `request_id`: for the people who run the service. */
@@ -24,11 +24,11 @@ export class InterruptedAnswerError extends Error {
   }
 }
 
-/** The server answered with an error. `status`: of HTTP; `body`: as it came; `retry_after`: what it said, or null. */
+/** The server answered with an error. `status`, `headers`: of HTTP; `body`: as it came; `retry_after`: what it said, or null. */
 export class StatusError extends Error {
-  constructor(status, message, body, retry_after) {
+  constructor(status, message, body, headers) {
     super(message);
-    Object.assign(this, {name: "StatusError", status, body, retry_after});
+    Object.assign(this, {name: "StatusError", status, body, headers, retry_after: headers.get("retry-after")});
   }
 }
 
@@ -163,7 +163,7 @@ export class Timeline {
 }
 
 /** When a refused or failed question is asked again. `max_wait_s`: seconds that its reader waits in all; `attempts`:
- * connections that may fail. */
+ * failures, of connections or servers, after which it is asked again. */
 export class Retries {
   #failed = 0;
 
@@ -173,25 +173,39 @@ export class Retries {
     this.waited_s = 0;
   }
 
-  /** {seconds, reason} to wait for after `error`; null: give up. */
+  /** {seconds, reason} to wait for after `error`; null: give up. `fetch` has a `TypeError` for every connection that fails. */
   after(error) {
-    const wait = error instanceof StatusError ? this.#refused(error) : this.#unreachable(error);
+    let wait = null;
+    if (error instanceof StatusError) wait = this.#refused(error);
+    else if (error instanceof TypeError) wait = this.#failure(null, "the server cannot be reached");
     if (wait === null || this.waited_s + wait.seconds > this.max_wait_s) return null;
     this.waited_s += wait.seconds;
     return wait;
   }
 
-  #refused(error) {
-    const seconds = number(error.retry_after);
-    const says_when = seconds !== null && seconds >= 0 && seconds < Infinity;
-    return REFUSALS.includes(error.status) && says_when ? {seconds, reason: error.message} : null;
+  #refused({status, headers, message}) {
+    const seconds = until_s(headers);
+    if (headers.get("x-should-retry") === "false") return null;
+    if (FULL.includes(status) && seconds !== null) return {seconds, reason: message};
+    return PASSING.includes(status) || status >= 500 ? this.#failure(seconds, message) : null;
   }
 
-  /** `fetch` has a `TypeError` for every connection that fails. */
-  #unreachable(error) {
-    if (!(error instanceof TypeError) || this.#failed >= this.attempts) return null;
+  #failure(seconds, reason) {
+    if (this.#failed >= this.attempts) return null;
     this.#failed += 1;
-    const seconds = Math.min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (this.#failed - 1));
-    return {seconds, reason: "the server cannot be reached"};
+    return {seconds: seconds ?? Math.min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (this.#failed - 1)), reason};
   }
+}
+
+/** Seconds until the time to come back: `Retry-After` in seconds or as a date, counted from the server's own, or OpenAI's
+ * `retry-after-ms`; null: it is not said. */
+function until_s(headers) {
+  for (const [name, unit_s] of [["retry-after-ms", 1e-3], ["retry-after", 1]]) {
+    const seconds = number(headers.get(name));
+    if (seconds !== null) return seconds >= 0 && seconds < Infinity ? seconds * unit_s : null;
+  }
+  const date_ms = text => (text && /GMT\s*$/.test(text) ? Date.parse(text) : NaN);
+  const until_ms = date_ms(headers.get("retry-after")), now_ms = date_ms(headers.get("date"));
+  if (Number.isNaN(until_ms)) return null;
+  return Math.max(0, (until_ms - (Number.isNaN(now_ms) ? Date.now() : now_ms)) / 1000);
 }

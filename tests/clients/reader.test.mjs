@@ -37,7 +37,7 @@ test("when text is shown", () => {
 test("what goes out and what comes back", () => {
   for (const {reader, headers} of rules.headers) assert.deepEqual(new Reader(reader).headers(), headers);
   for (const [field, value] of rules.refused) {
-    const says = error => error instanceof RangeError && error.message.startsWith(field) && error.message.includes(value);
+    const says = error => error instanceof RangeError && error.message.startsWith(field) && error.message.includes(JSON.stringify(value));
     assert.throws(() => new Reader({[field]: value}), says, `${field} ${value}`);
   }
   for (const {reader, headers, holds} of rules.told) {
@@ -78,10 +78,42 @@ test("a thought is not read, and its reader has patience for it", async () => {
 test("when a question is asked again", () => {
   for (const {max_wait_s, attempts, tries} of rules.retries) {
     const retries = new Retries(max_wait_s, attempts);
-    for (const {status, retry_after, wait_s} of tries) {
-      const error = status ? new StatusError(status, "full", "", retry_after) : new TypeError("fetch failed");
-      assert.equal(retries.after(error)?.seconds ?? null, wait_s, `${status} ${retry_after}`);
+    for (const {status, headers, wait_s} of tries) {
+      const error = status ? new StatusError(status, "full", "", new Headers(headers)) : new TypeError("fetch failed");
+      assert.equal(retries.after(error)?.seconds ?? null, wait_s, `${status} ${JSON.stringify(headers)}`);
     }
   }
   assert.equal(new Retries(60, 2).after(new Error("another")), null);
+});
+
+test("another server: it fails once, its chunks lack what can be left out, and calls of tools come through", async () => {
+  const {events, text, thought, calls} = rules.another_server;
+  let asked = 0;
+  const server = createServer((request, response) => {
+    asked += 1;
+    if (asked === 1) response.writeHead(502, {"retry-after": "0"}).end("<html>bad gateway</html>");
+    else response.writeHead(200, {"content-type": "text/event-stream"}).end(events.join("\n\n") + "\n\n");
+  });
+  await new Promise(resolve => server.listen(0, "127.0.0.1", resolve));
+  try {
+    const client = new AndesClient({base_url: `http://127.0.0.1:${server.address().port}/v1`});
+    const seen = [], written = {};
+    const on_chunk = chunk => {
+      seen.push(chunk);
+      for (const {index, function: {name, arguments: more}} of chunk.choices?.[0]?.delta?.tool_calls ?? []) {
+        written[index] = (written[index] ?? (name ? `${name} ` : "")) + more;
+      }
+    };
+    const answer = await client.stream("x", {model: "m", thinking_speed: 1, first_token_s: 0, on_chunk});
+    for await (const _ of answer);
+    assert.equal(answer.text, text);
+    assert.equal(answer.finish_reason, "tool_calls");
+    assert.deepEqual(Object.values(written), calls);
+    assert.equal(seen.length, events.length - 2); // of a comment and the end there is no chunk
+    assert.equal(answer.experience.qoe, 1, `patience for ${thought}`);
+    const broken = await client.stream("x", {model: "m", on_chunk: () => { throw new RangeError("mine"); }});
+    await assert.rejects(async () => { for await (const _ of broken); }, RangeError);
+  } finally {
+    server.close();
+  }
 });

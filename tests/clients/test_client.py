@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from andes_client import AndesClient, AsyncAndesClient, InterruptedAnswerError
+from andes_client import AndesClient, AsyncAndesClient, InterruptedAnswerError, Tool, ToolRunner
 
 pytestmark = pytest.mark.server
+
+ANOTHER_SERVER = json.loads((Path(__file__).parents[1] / "fixtures" / "reader.json").read_text())["another_server"]
 
 
 def client(url: str, **options: Any) -> AndesClient:
@@ -160,3 +167,68 @@ def test_reports_tell_the_gateway_what_the_network_cannot(simulated: Any, gatewa
         client(url).stream("x", model="simulated", report_every_s=60)
     with client(url).stream("x", model="simulated", max_tokens=20, report_every_s=0.1) as answer:
         assert "".join(answer) == answer.text
+
+
+@pytest.fixture
+def another_server() -> Iterator[str]:
+    """The address of a server that fails once, and then leaves out of its chunks what can be left out."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            asked.append(self.path)
+            failed = len(asked) == 1
+            body = "<html>bad gateway</html>" if failed else "".join(f"{e}\n\n" for e in ANOTHER_SERVER["events"])
+            self.send_response(502 if failed else 200)
+            self.send_header("content-type", "text/html" if failed else "text/event-stream")
+            if failed:
+                self.send_header("retry-after", "0")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_another_server_and_calls_of_tools(another_server: str) -> None:
+    chunks: list[Any] = []
+    with client(another_server).stream(
+        "x", model="m", thinking_speed=1, first_token_s=0, on_chunk=chunks.append
+    ) as answer:
+        assert "".join(answer) == answer.text == ANOTHER_SERVER["text"]
+    assert answer.finish_reason == "tool_calls"
+    assert answer.experience.qoe == 1.0, f"patience for {ANOTHER_SERVER['thought']}"
+    assert len(chunks) == len(ANOTHER_SERVER["events"]) - 2, "of a comment and the end there is no chunk"
+
+    def failing(_: Any) -> None:
+        raise LookupError("the caller's own")
+
+    with client(another_server).stream("x", model="m", on_chunk=failing) as answer, pytest.raises(LookupError):
+        list(answer)
+
+
+def test_tools_start_while_an_answer_is_read(another_server: str, tmp_path: Path) -> None:
+    program = tmp_path / "weather.py"
+    program.write_text(
+        "from andes_client import serve\n"
+        "class Weather:\n"
+        "    def process_new_data(self, text): pass\n"
+        "    def finish(self, arguments): return 'rain in ' + arguments['city']\n"
+        "serve(Weather)\n"
+    )
+
+    async def ask() -> list[Any]:
+        runner = ToolRunner({"weather": Tool([sys.executable, str(program)])})
+        sdk = AsyncAndesClient(base_url=another_server + "/v1", api_key="sk-any")
+        async with await sdk.stream("x", model="m", on_chunk=runner.feed) as answer:
+            assert "".join([text async for text in answer]) == ANOTHER_SERVER["text"]
+        return await runner.results()
+
+    assert [result.text for result in asyncio.run(ask())] == ["rain in Oslo", "rain in Rome"]

@@ -155,6 +155,9 @@ def test_arguments_that_make_no_sense_are_named_before_anything_is_sent() -> Non
     ):
         with pytest.raises(ValueError, match=says):
             client.stream("x", model="m", **arguments)
+    for messages in (None, 5, ["x"], {"role": "user"}):
+        with pytest.raises(ValueError, match="messages must be text or a list of messages, got "):
+            client.stream(messages, model="m")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_wait_s"):
         AndesClient(base_url="http://x", api_key="x", max_wait_s=-1)
 
@@ -163,8 +166,7 @@ REQUEST = httpx.Request("POST", "http://x")
 LOST = openai.APIConnectionError(request=REQUEST)
 
 
-def refusal(status: int, retry_after: str | None = None, **_: object) -> openai.APIStatusError:
-    headers = {} if retry_after is None else {"retry-after": retry_after}
+def refusal(status: int, headers: dict[str, str] | None = None, **_: object) -> openai.APIStatusError:
     return openai.APIStatusError("full", response=httpx.Response(status, headers=headers, request=REQUEST), body=None)
 
 
@@ -233,7 +235,7 @@ def test_every_name_is_there_and_a_tool_program_imports_no_client() -> None:
 
 
 def test_a_wait_says_why() -> None:
-    wait = Retries(max_wait_s=10, attempts=2).after(refusal(429, "7"))
+    wait = Retries(max_wait_s=10, attempts=2).after(refusal(429, {"retry-after": "7"}))
     assert wait is not None
     assert (wait.seconds, wait.reason) == (7.0, "full")
     assert Retries(max_wait_s=10, attempts=2).after(openai.OpenAIError("x")) is None

@@ -188,3 +188,30 @@ def test_a_statement_of_sql_ends_with_its_semicolon(size: int) -> None:
     assert splitter.done == len(first + second)
     for unclosed in ("select 'open;", "select 1 /* ; ", "select 1 -- ;", "`;", '";'):
         assert grow(SqlStatements(), unclosed, size) == []
+
+
+@pytest.mark.parametrize("number", [0, None])
+def test_calls_that_a_server_numbers_alike_are_told_apart_by_their_ids(number: int | None) -> None:
+    """As Ollama, which numbers each 0, and Gemini, which leaves the number out."""
+    said = [("a", "f", '{"x": 1}'), ("b", "f", '{"x"'), (None, None, ": 2}"), ("b", None, ""), ("c", "g", "{}")]
+    events, by_json = [], []
+    stream, other = ToolStream(), ToolStream()
+    for id_, name, piece in said:
+        delta = {"index": number, "id": id_, "function": {"name": name, "arguments": piece}}
+        told = {"choices": [{"index": 0, "delta": {"tool_calls": [delta]}, "finish_reason": None}]}
+        events += stream.feed(ChatCompletionChunk.construct(**told))
+        by_json += other.feed(told)
+    events += stream.feed(last())
+    by_json += other.feed({"choices": [{"index": 0, "delta": None, "finish_reason": "tool_calls"}]})
+    assert [(e.call.number, e.id, e.name) for e in events if isinstance(e, Started)] == [
+        (0, "a", "f"), (1, "b", "f"), (2, "c", "g"),
+    ]  # fmt: skip
+    assert [e.arguments for e in events if isinstance(e, Finished)] == [{"x": 1}, {"x": 2}, {}]
+    assert by_json == events
+
+
+def test_a_chunk_may_leave_out_what_it_has_none_of() -> None:
+    stream = ToolStream()
+    assert stream.feed(ChatCompletionChunk.construct(choices=None)) == []
+    nothing = {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}]}
+    assert stream.feed(ChatCompletionChunk.construct(**nothing)) == stream.feed(nothing) == []

@@ -20,6 +20,7 @@ from andes_client.reports import AsyncReports, Reports
 
 __all__ = ["Answer", "AsyncAnswer", "InterruptedAnswerError"]
 
+OnChunk = Callable[[ChatCompletionChunk], object]
 WORDS = re.compile(r"\s*\S+\s*|\s+")
 """All of a text, in pieces of a word each."""
 
@@ -37,7 +38,14 @@ class _Reception:
     """What has come of one answer. Times are seconds on ``clock``."""
 
     def __init__(
-        self, reader: Reader, headers: Mapping[str, str], *, asked_s: float, pace: bool, clock: Callable[[], float]
+        self,
+        reader: Reader,
+        headers: Mapping[str, str],
+        *,
+        asked_s: float,
+        pace: bool,
+        clock: Callable[[], float],
+        on_chunk: OnChunk | None = None,
     ) -> None:
         self.reader = reader.told(headers)
         self.request_id = headers.get("x-request-id")
@@ -46,6 +54,7 @@ class _Reception:
         self.usage: CompletionUsage | None = None
         self.finish_reason: str | None = None
         self._clock = clock
+        self._on_chunk = on_chunk or (lambda _: None)
         self._pieces: list[str] = []
         self._characters = 0
         self._thoughts = 0
@@ -80,10 +89,14 @@ class _Reception:
         self.model = self.model or chunk.model
         self.usage = chunk.usage or self.usage
         text = ""
-        for choice in chunk.choices:
+        for choice in chunk.choices or ():  # servers write null for none
             self.finish_reason = choice.finish_reason or self.finish_reason
+            if choice.delta is None:
+                continue
             text += choice.delta.content or ""
-            if thought := (choice.delta.model_extra or {}).get("reasoning_content"):
+            extra = choice.delta.model_extra or {}
+            thought = extra.get("reasoning_content") or extra.get("reasoning")  # the latter: vLLM, Ollama
+            if isinstance(thought, str) and thought:
                 self._thoughts += count_tokens(thought)
         return WORDS.findall(text) if self._pacer else [text][: len(text)]
 
@@ -163,16 +176,22 @@ class Answer(_Reception):
 
     def __iter__(self) -> Iterator[str]:
         try:
-            for chunk in self._stream:
-                for piece in self.take(chunk):
+            for chunk, pieces in self._chunks():
+                self._on_chunk(chunk)
+                for piece in pieces:
                     time.sleep(max(0.0, self.wait_s(piece)))
                     self.show(piece)
                     yield piece
-        except Exception as error:  # the SDK lets those of its transport through as they are
-            raise self.interrupted(error) from error
         finally:
             self.stop_reports()
         self.end()
+
+    def _chunks(self) -> Iterator[tuple[ChatCompletionChunk, list[str]]]:
+        try:
+            for chunk in self._stream:
+                yield chunk, self.take(chunk)
+        except Exception as error:  # the SDK lets those of its transport through as they are
+            raise self.interrupted(error) from error
 
     def close(self) -> None:
         """Hang up: the server stops generating."""
@@ -203,16 +222,22 @@ class AsyncAnswer(_Reception):
 
     async def __aiter__(self) -> AsyncIterator[str]:
         try:
-            async for chunk in self._stream:
-                for piece in self.take(chunk):
+            async for chunk, pieces in self._chunks():
+                self._on_chunk(chunk)
+                for piece in pieces:
                     await asyncio.sleep(max(0.0, self.wait_s(piece)))
                     self.show(piece)
                     yield piece
-        except Exception as error:  # the SDK lets those of its transport through as they are
-            raise self.interrupted(error) from error
         finally:
             self.stop_reports()
         self.end()
+
+    async def _chunks(self) -> AsyncIterator[tuple[ChatCompletionChunk, list[str]]]:
+        try:
+            async for chunk in self._stream:
+                yield chunk, self.take(chunk)
+        except Exception as error:  # the SDK lets those of its transport through as they are
+            raise self.interrupted(error) from error
 
     async def close(self) -> None:
         """Hang up: the server stops generating."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import openai
 
-from andes_client.answer import Answer, AsyncAnswer
+from andes_client.answer import Answer, AsyncAnswer, OnChunk
 from andes_client.reader import Reader
 from andes_client.reports import AsyncReports, Reports
 from andes_client.retries import Retries
 
-__all__ = ["AndesClient", "AsyncAndesClient"]
+__all__ = ["AndesClient", "AsyncAndesClient", "list_of"]
 
 Messages = str | Iterable[Mapping[str, Any]]
 OnWait = Callable[[float, str], None]
@@ -22,6 +22,17 @@ OnWait = Callable[[float, str], None]
 MAX_REPORT_EVERY_S = 10.0
 """A gateway forgets a report after 15 s."""
 RESERVED = ("stream", "n")
+
+
+def list_of(messages: Messages) -> list[Mapping[str, Any]]:
+    """As OpenAI has them. Raises ``ValueError`` for what is neither text nor messages."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Iterable) and not isinstance(messages, Mapping):
+        listed = list(messages)
+        if all(isinstance(message, Mapping) for message in listed):
+            return listed
+    raise ValueError(f"messages must be text or a list of messages, got {str(messages)[:100]!r}")
 
 
 class _Asking:
@@ -37,12 +48,10 @@ class _Asking:
         for name in RESERVED:
             if name in options:
                 raise ValueError(f"{name} cannot be given: stream() streams one answer")
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
         return {
             "stream_options": {"include_usage": True},
             **options,
-            "messages": list(messages),
+            "messages": list_of(messages),
             "model": model,
             "stream": True,
             "extra_headers": {**reader.headers(), **options.get("extra_headers", {})},
@@ -94,6 +103,7 @@ class AndesClient(_Asking):
         expected_tokens: int | None = None,
         pace: bool = False,
         on_wait: OnWait | None = None,
+        on_chunk: OnChunk | None = None,
         report_every_s: float | None = None,
         thinking_speed: float | None = None,
         **options: Any,
@@ -102,8 +112,10 @@ class AndesClient(_Asking):
 
         messages: as OpenAI has them, or the question. reading_speed, first_token_s, klass, expected_tokens, thinking_speed:
         of the :class:`~andes_client.reader.Reader`. pace: show the text at ``reading_speed``, whatever the server does.
-        on_wait: is told when the server is full and the question is asked again. report_every_s: tell the gateway so often
-        what has been shown, so that it does not take what a proxy or this program has read ahead for read; None: never.
+        on_wait: is told when the server is full and the question is asked again. on_chunk: is given each chunk of the
+        answer as it is read, before its text is shown: calls of tools (``ToolRunner.feed``) and what else is no text.
+        report_every_s: tell the gateway so often what has been shown, so that it does not take what a proxy or this program
+        has read ahead for read; None: never.
         options: all else that chat completions take.
         Raises ``ValueError`` for what makes no sense, and ``openai``'s errors once it gives up.
         """
@@ -113,7 +125,10 @@ class AndesClient(_Asking):
         while True:
             try:
                 raw = self._once.chat.completions.with_raw_response.create(**request)
-                answer = Answer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                answer = Answer(
+                    raw.parse(), reader, raw.headers,
+                    asked_s=asked_s, pace=pace, clock=time.monotonic, on_chunk=on_chunk,
+                )  # fmt: skip
                 if every_s is not None:
                     answer.report_by(lambda stream_id, shown: Reports(self._once, stream_id, every_s, shown))
                 return answer
@@ -148,6 +163,7 @@ class AsyncAndesClient(_Asking):
         expected_tokens: int | None = None,
         pace: bool = False,
         on_wait: OnWait | None = None,
+        on_chunk: OnChunk | None = None,
         report_every_s: float | None = None,
         thinking_speed: float | None = None,
         **options: Any,
@@ -159,7 +175,10 @@ class AsyncAndesClient(_Asking):
         while True:
             try:
                 raw = await self._once.chat.completions.with_raw_response.create(**request)
-                answer = AsyncAnswer(raw.parse(), reader, raw.headers, asked_s=asked_s, pace=pace, clock=time.monotonic)
+                answer = AsyncAnswer(
+                    raw.parse(), reader, raw.headers,
+                    asked_s=asked_s, pace=pace, clock=time.monotonic, on_chunk=on_chunk,
+                )  # fmt: skip
                 if every_s is not None:
                     answer.report_by(lambda stream_id, shown: AsyncReports(self._once, stream_id, every_s, shown))
                 return answer

@@ -100,6 +100,7 @@ class ToolStream:
 
     def __init__(self) -> None:
         self._calls: dict[Call, _Writing] = {}
+        self._numbered: dict[Call, Call] = {}  # by the number that the server gives
 
     def feed(self, chunk: ChatCompletionChunk | Mapping[str, Any]) -> list[ToolEvent]:
         """What ``chunk`` brings: of the openai package, or its JSON. A call is finished when another one of its choice
@@ -107,7 +108,7 @@ class ToolStream:
         events: list[ToolEvent] = []
         for index, deltas, ends in _of_json(chunk) if isinstance(chunk, Mapping) else _of_object(chunk):
             for delta in deltas:
-                call = Call(index, delta.number)
+                call = self._call_of(index, delta)
                 if call not in self._calls:
                     events += self._finish(index)
                 events += self._take(call, delta)
@@ -118,6 +119,15 @@ class ToolStream:
     def end(self, why: str = "the answer ended before the call was complete") -> list[ToolEvent]:
         """The stream is over: what is not complete fails."""
         return [self._fail(call, why) for call, writing in self._calls.items() if not writing.over]
+
+    def _call_of(self, choice: int, delta: _Delta) -> Call:
+        """Some servers number all calls alike: another id with a name is another call."""
+        said = Call(choice, delta.number)
+        call = self._numbered.get(said)
+        if call is None or (delta.id and delta.name and self._calls[call].id not in ("", delta.id)):
+            last = max((known.number for known in self._calls if known.choice == choice), default=-1)
+            call = self._numbered[said] = said if said not in self._calls else Call(choice, last + 1)
+        return call
 
     def _take(self, call: Call, delta: _Delta) -> list[ToolEvent]:
         writing = self._calls.setdefault(call, _Writing())
@@ -176,12 +186,12 @@ class ToolStream:
 
 
 def _of_object(chunk: ChatCompletionChunk) -> Iterator[tuple[int, list[_Delta], bool]]:
-    for choice in chunk.choices:
+    for choice in chunk.choices or ():  # servers write null for none
         deltas = []
-        for delta in choice.delta.tool_calls or ():
+        for delta in (choice.delta.tool_calls or ()) if choice.delta is not None else ():
             function = delta.function
             name, arguments = (function.name, function.arguments) if function is not None else (None, None)
-            deltas.append(_Delta(delta.index, delta.id or "", name or "", arguments or ""))
+            deltas.append(_Delta(delta.index or 0, delta.id or "", name or "", arguments or ""))
         yield choice.index, deltas, choice.finish_reason is not None
 
 

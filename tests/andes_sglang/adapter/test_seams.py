@@ -221,9 +221,16 @@ def server_args(**given: Any) -> Any:
         ({"attn_cp_size": 2}, "--attn-cp-size"),
         ({"dcp_size": 2}, "--dcp-size"),
         ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
+        ({"decoupled_spec_role": "drafter"}, "--decoupled-spec-role"),
+        ({"enable_pdmux": True}, "--enable-pdmux"),
+        ({"dllm_algorithm": "LowConfidence"}, "--dllm-algorithm"),
+        ({"enable_hisparse": True}, "--enable-hisparse"),
+        ({"encoder_only": True}, "--encoder-only"),
+        ({"use_ray": True}, "--use-ray"),
+        ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
     ],
 )
-def test_engines_whose_ranks_would_decide_differently_are_refused(given: dict[str, Any], flag: str) -> None:
+def test_engines_that_would_not_do_what_a_policy_decides_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
     assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
 
