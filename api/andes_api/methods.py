@@ -16,7 +16,7 @@ __all__ = ["Methods", "nothing_there"]
 
 
 class Methods:
-    """Middleware before ``routes``. A slash at the end is none of the path: Starlette would redirect it, behind TLS to http."""
+    """Middleware before ``routes``. A slash at the end is none of the path: Starlette would redirect, behind TLS to http."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app, self._routes = app, routes
