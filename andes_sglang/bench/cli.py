@@ -111,22 +111,22 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options = _options(args, args.seed, args.api_key)
     workload = from_arguments(args, args.seed)
     url = base_url(args.url)
-    results.prepare(args.out, force=args.force)
-    records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
-    results.keep(args.out, args.name, 1, records, samples)
-    engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
-    results.write(
-        args.out,
-        {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
-        as_json=args.json,
-    )
-    if interrupted:
-        return 130
-    if figures["failed"] < figures["requests"]:
-        return 0
-    if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
-        print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
-    return 1
+    with results.prepared(args.out, force=args.force):
+        records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
+        results.keep(args.out, args.name, 1, records, samples)
+        engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
+        results.write(
+            args.out,
+            {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
+            as_json=args.json,
+        )
+        if interrupted:
+            return 130
+        if figures["failed"] < figures["requests"]:
+            return 0
+        if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
+            print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
+        return 1
 
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -138,8 +138,8 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_run(args)
     _options(args, args.seed)  # an invalid one, or an invalid workload, is refused before an engine starts
     from_arguments(args, args.seed)
-    results.prepare(args.out, force=args.force)
-    return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
+    with results.prepared(args.out, force=args.force):
+        return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
 
 
 def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -159,20 +159,21 @@ def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if file.stem in runs:
             raise UsageError(f"{file}: a second file called {file.stem}, which names its row; rename it")
         runs[file.stem] = measured
-    results.prepare(args.out, force=args.force)
-    for name, run in runs.items():
-        results.keep(args.out, name, 1, run.records, ())
-        if not run.exact:
-            print(f"{name}: {run.tool} says only when the first and the last token came: stalls between are not seen",
-                  file=sys.stderr)  # fmt: skip
-    first = next(iter(runs.values()))
-    what = f"measured by {', '.join(sorted({run.tool for run in runs.values()}))}; ttft {args.ttft:g} s, tds {args.tds:g}/s"
-    results.write(args.out, {
-        "workload": first.workload().describe(),
-        "engine": {"what": what, "files": [str(file) for file in args.files]},
-        "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
-    }, as_json=args.json)  # fmt: skip
-    return 0
+    with results.prepared(args.out, force=args.force):
+        for name, run in runs.items():
+            results.keep(args.out, name, 1, run.records, ())
+            if not run.exact:
+                print(f"{name}: {run.tool} says only when the first and the last token came: stalls between are not seen",
+                      file=sys.stderr)  # fmt: skip
+        first = next(iter(runs.values()))
+        tools = ", ".join(sorted({run.tool for run in runs.values()}))
+        what = f"measured by {tools}; ttft {args.ttft:g} s, tds {args.tds:g}/s"
+        results.write(args.out, {
+            "workload": first.workload().describe(),
+            "engine": {"what": what, "files": [str(file) for file in args.files]},
+            "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
+        }, as_json=args.json)  # fmt: skip
+        return 0
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -199,7 +199,7 @@ def test_beams_run_to_their_end(engines: dict[str, Engine], release: str, tiny_m
         beams = {"beam_width": 3, "n": 2} if k % 3 == 0 else {}
         prompt = [7 + (31 * k + 13 * j) % 900 for j in range(20 + 11 * k)]
         found: Any = engine.post("/generate", {"input_ids": prompt, "sampling_params": sampling | beams})
-        return [one["output_ids"] for one in (found if isinstance(found, list) else [found])]
+        return [one["output_ids"] for one in found["meta_info"].get("beam_results", [found])]
 
     with (
         Engine(tiny_model, "forced", (*PREEMPTING, *ROOM), log=tmp_path / "log") as ours,
