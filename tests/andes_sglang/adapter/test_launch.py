@@ -377,6 +377,25 @@ def test_a_real_server_counts_what_a_reader_is_shown(andes: Engine, tiny_model: 
     assert (qoe, answer["choices"][0]["message"]["content"] or "") == (0.0, "")
 
 
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"regex": "(([a-z]{1,900}){1,900}x)"},
+        {"json_schema": json.dumps({"type": "integer", "multipleOf": 1000003, "minimum": 0, "maximum": 10**18})},
+    ],
+    ids=["regex", "schema"],
+)
+def test_a_grammar_that_becomes_too_complex_ends_its_answer_alone(andes: Engine, grammar: dict[str, Any]) -> None:
+    """It is compiled, and grows beyond what llguidance allows while the answer is written."""
+    sampling = {"max_new_tokens": 300, "temperature": 0, **grammar}
+    answer: Any = andes.post("/generate", {"input_ids": [5, 6, 7], "sampling_params": sampling})
+    assert answer["meta_info"]["completion_tokens"] < 300
+    assert andes.alive(), andes.tail()
+    assert "its grammar became too complex" in andes.log.read_text(errors="replace")
+
+
 def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:
     """Run one request to its end; when that was."""
     sampling = {"max_new_tokens": tokens, "ignore_eos": True, **more.pop("sampling_params", {})}
