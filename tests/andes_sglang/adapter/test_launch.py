@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,11 +139,13 @@ def test_every_policy_can_be_served(model: str, policy: str) -> None:
 def test_ranks_on_a_cpu_are_given_their_cores(
     monkeypatch: pytest.MonkeyPatch, ranks: int, cores: list[int], bound: str | None
 ) -> None:
+    """Tensor-parallel ones: SGLang wants as many entries, however many data-parallel ranks there are."""
     monkeypatch.setattr(os, "environ", {})
-    launch.bind_ranks(ranks, cores)
+    server_args = SimpleNamespace(tp_size=ranks, dp_size=2, pp_size=1)
+    launch.bind_ranks(server_args, cores)
     assert os.environ.get("SGLANG_CPU_OMP_THREADS_BIND") == bound
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "mine"
-    launch.bind_ranks(ranks, cores)
+    launch.bind_ranks(server_args, cores)
     assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "mine"
 
 
