@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import chart
+import pytest
 import yaml
 
 CRDS = sorted((chart.CHART / "files" / "crds").glob("*.yaml"))
