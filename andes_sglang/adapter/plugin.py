@@ -57,6 +57,16 @@ def _nothing_but_a_call(schema: Any, *_: Any, **__: Any) -> None:
     schema["additionalProperties"] = False
 
 
+def _allow_grammars_after_a_thought() -> None:
+    """With ``--reasoning-parser`` SGLang (0.5.17 to 0.5.23) asks a grammar's backend for what llguidance's grammars have, and
+    its backend has not: every request with a grammar is answered with 400."""
+    from sglang.srt.constrained.llguidance_backend import GuidanceBackend, GuidanceGrammar
+
+    for name in ("allocate_vocab_mask", "move_vocab_mask", "apply_vocab_mask"):
+        if not hasattr(GuidanceBackend, name):
+            setattr(GuidanceBackend, name, vars(GuidanceGrammar)[name])
+
+
 def _no_logprobs_as_tensors(result: Any, logprobs: Any, *_: Any, no_copy_to_cpu: bool = False) -> None:
     """Of requests that ask for no token's logprobs beside some that do, SGLang 0.5.17 to 0.5.23 has a list where it takes a
     tensor, and its scheduler ends."""
@@ -125,6 +135,7 @@ def _register_safeguards() -> None:
     if hasattr(calls, "_get_tool_schema"):
         HookRegistry.register(f"{calls.__name__}._get_tool_schema", _nothing_but_a_call, HookType.AFTER)
     if importlib.util.find_spec("llguidance") is not None:
+        _allow_grammars_after_a_thought()
         for method in ("fill_vocab_mask", "rollback"):
             HookRegistry.register(f"{_LLGUIDANCE}.{method}", _no_fault_in_a_batch, HookType.AROUND)
     schedule_batch.re = stop_regex.LinearSearch
