@@ -119,7 +119,7 @@ class AndesOptions(PolicyOptions):
         15.0, "seconds", above=0, doc="with fairness: a request runs now or this much later", source=_FAIRNESS
     )
     work_exponent: float = option(
-        1.0, "", low=0, high=2, doc="with fairness: value per second of engine to this power; 0.5 spares long prompts",
+        1.0, "", low=0, high=2, doc="with fairness: value per second of engine to this power; below 1 spares long prompts",
         source=_FAIRNESS,
     )  # fmt: skip
     horizon_s: float = option(

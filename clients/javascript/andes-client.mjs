@@ -267,11 +267,20 @@ export class Answer {
   }
 }
 
+/** As OpenAI has them; throws RangeError for what is neither text nor messages. */
+function list_of(messages) {
+  if (typeof messages === "string") return [{role: "user", content: messages}];
+  const right = Array.isArray(messages) && messages.every(message => message !== null && typeof message === "object");
+  if (!right) throw new RangeError(`messages must be text or a list of messages, got ${JSON.stringify(messages)?.slice(0, 100)}`);
+  return messages;
+}
+
 /** Asks a server that speaks OpenAI's chat completions at `base_url`. `headers`: further ones; `max_wait_s`: seconds that
  * `stream` waits in all while it is refused with a time to come back; `max_retries`: connections that may fail; `page`: the
  * document whose reader it is, null where there is none. */
 export class AndesClient {
   constructor({base_url, api_key = null, headers = {}, max_wait_s = 60, max_retries = 2, page = globalThis.document}) {
+    if (!base_url) throw new RangeError(`base_url must be the address of a server, got ${base_url}`);
     if (!(max_wait_s >= 0)) throw new RangeError(`max_wait_s must be seconds from 0, got ${max_wait_s}`);
     this.base_url = String(base_url).replace(/\/+$/, "");
     this.headers = {...(api_key && {authorization: `Bearer ${api_key}`}), ...headers};
@@ -292,9 +301,9 @@ export class AndesClient {
     for (const name of RESERVED) {
       if (name in options) throw new RangeError(`${name} cannot be given: stream() streams one answer`);
     }
+    const asked = list_of(messages);
     const stop = new AbortController(), clock = new ReaderClock(this.page);
     const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
-    const asked = typeof messages === "string" ? [{role: "user", content: messages}] : messages;
     const body = {stream_options: {include_usage: true}, ...options, messages: asked, stream: true};
     const asked_s = clock.now_s();
     try {

@@ -178,6 +178,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
         12: ("model_not_found", "model"), 13: ("invalid_request", "body.stream"), 14: ("invalid_request", "n"),
         15: ("invalid_request", "lora_path"),
     }  # fmt: skip
+    assert {fault.message.split(":")[0] for fault in done.errors.data} == {f"line {number}" for number in faults}
     assert errors["q22"]["error"]["line"] == 12
     assert errors["q22"]["response"] is None
     assert "unknown" in errors["q22"]["error"]["message"]
@@ -480,10 +481,12 @@ def test_the_command_line_says_what_is_wrong(
 
 
 def test_a_file_that_is_none_is_not_sent(
-    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    gateway: Gateway, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert main(["batch", str(tmp_path / "none"), "--url", gateway.url]) == 2
     assert "no such file" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path), "--url", gateway.url]) == 2
+    assert "a directory, not a file" in capsys.readouterr().err
     monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
     (tmp_path / "odd").write_text("nonsense\n")
     assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
@@ -492,6 +495,8 @@ def test_a_file_that_is_none_is_not_sent(
     (tmp_path / "odd").write_bytes(lines(line(0)))
     assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
     assert "no valid API key" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path / "odd"), "--url", engine.url]) == 2
+    assert f"{engine.url} has no batch API (404 at /v1/batches)" in capsys.readouterr().err
 
 
 def test_the_example_of_the_docs(gateway: Gateway, capsys: Any) -> None:
