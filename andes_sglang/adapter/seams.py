@@ -217,7 +217,8 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.SetInternalStateReq": "server_args",
     f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
-    "enable_priority_scheduling pp_size retraction_policy schedule_policy tp_size",
+    "enable_priority_scheduling encoder_only grpc_mode pp_size retraction_policy schedule_policy smg_grpc_mode "
+    "speculative_algorithm tp_size use_ray",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
@@ -296,17 +297,25 @@ def offload_fault(without: str | None = None) -> str | None:
     return None
 
 
+_TRUE = ("true", "1", "yes", "y")
+"""How SGLang's variables say so."""
+_OTHER_FRONT_END = "its front end hands requests to the scheduler unchecked, so that one of them can end the engine"
 _REFUSED = {
     "--pp-size": "the stages of a pipeline hold different batches at the same time, so no rank can decide for all",
     "--enable-dp-attention": "its ranks wait for each other's prefills, which the policy of one would hold back",
     "--attn-cp-size": "context parallelism was never run with a policy",
     "--dcp-size": "context parallelism was never run with a policy",
     "--disaggregation-mode": "prefill and decode engines take no decision on each other's requests",
+    "--encoder-only": "an encoder schedules no streams",
+    "--smg-grpc-mode": _OTHER_FRONT_END,
+    "--use-ray": "a scheduler in a Ray actor was never run with a policy",
+    "SGLANG_RUST_SERVER": _OTHER_FRONT_END,
 }
 
 
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
-    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
+    """A sentence on a flag with which one scheduler's decision is not the engine's, or requests do not come through the front
+    end that checks them; None: there is none.
 
     offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
     each rank by its clock.
@@ -317,6 +326,10 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
         "--attn-cp-size": server_args.attn_cp_size > 1,
         "--dcp-size": server_args.dcp_size > 1,
         "--disaggregation-mode": server_args.disaggregation_mode != "null",
+        "--encoder-only": server_args.encoder_only,
+        "--smg-grpc-mode": server_args.smg_grpc_mode or server_args.grpc_mode,
+        "--use-ray": server_args.use_ray,
+        "SGLANG_RUST_SERVER": os.environ.get("SGLANG_RUST_SERVER", "").lower() in _TRUE,
     }
     for flag in filter(given.__getitem__, given):
         return f"{flag} is not supported with a policy: {_REFUSED[flag]}; leave it out, or start with --policy stock"

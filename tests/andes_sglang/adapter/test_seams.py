@@ -209,7 +209,8 @@ def test_a_release_that_was_never_run_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def server_args(**given: Any) -> Any:
     sizes = dict.fromkeys(("tp_size", "pp_size", "attn_cp_size", "dcp_size"), 1)
-    defaults = {**sizes, "enable_dp_attention": False, "disaggregation_mode": "null"}
+    switches = dict.fromkeys(("enable_dp_attention", "encoder_only", "grpc_mode", "smg_grpc_mode", "use_ray"), False)
+    defaults = {**sizes, **switches, "disaggregation_mode": "null"}
     return SimpleNamespace(**{**defaults, **given})
 
 
@@ -221,11 +222,24 @@ def server_args(**given: Any) -> Any:
         ({"attn_cp_size": 2}, "--attn-cp-size"),
         ({"dcp_size": 2}, "--dcp-size"),
         ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
+        ({"grpc_mode": True}, "--smg-grpc-mode"),
+        ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
+        ({"use_ray": True}, "--use-ray"),
+        ({"encoder_only": True}, "--encoder-only"),
     ],
 )
-def test_engines_whose_ranks_would_decide_differently_are_refused(given: dict[str, Any], flag: str) -> None:
+def test_engines_that_a_policy_cannot_decide_for_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
     assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
+
+
+@pytest.mark.parametrize(("value", "refused"), [("1", True), ("TRUE", True), ("0", False), ("", False)])
+def test_the_front_end_that_checks_no_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, *, refused: bool
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", value)
+    said = seams.unsupported(server_args())
+    assert refused == str(said).startswith("SGLANG_RUST_SERVER is not supported with a policy: its front end")
 
 
 def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
