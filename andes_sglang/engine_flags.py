@@ -21,7 +21,8 @@ class EngineFlags:
 
     max_running_requests: in a batch; max_total_tokens: of the KV pool; host_tokens: of the host tier; all as they came out at
     start. chunked_prefill_size: tokens, not positive: prompts are not cut. preemption_mode: ``release`` or ``offload``.
-    tp_size: tensor-parallel ranks."""
+    tp_size: tensor-parallel ranks; dp_size: data-parallel ones, each with a batch, a pool and a host tier of these sizes.
+    speculative_algorithm: None also where it decodes a token at a time."""
 
     max_running_requests: int | None = None
     max_total_tokens: int | None = None
@@ -32,6 +33,8 @@ class EngineFlags:
     preemption_mode: str | None = None
     host_tokens: int | None = None
     tp_size: int | None = None
+    dp_size: int | None = None
+    speculative_algorithm: str | None = None
 
     @classmethod
     def from_server_info(cls, said: Mapping[str, Any]) -> EngineFlags:
@@ -42,9 +45,12 @@ class EngineFlags:
         running = state.get("effective_max_running_requests_per_dp", said.get("max_running_requests"))
         tokens = said.get("max_total_num_tokens", memory.get("token_capacity"))
         found = {name: said.get(name) for name in _names()}
+        if said.get("enable_dp_attention"):  # one engine, whose ranks have a batch and a pool each
+            ranks, found["dp_size"] = found["dp_size"], None
+            running, tokens = _product(ranks, running), _product(ranks, tokens)
         hierarchical, host_tokens = said.get("enable_hierarchical_cache"), andes.get("host_tokens")
         if hierarchical and not host_tokens and not said.get("hicache_size"):
-            host_tokens = _product(said.get("hicache_ratio"), tokens)
+            host_tokens = _product(said.get("hicache_ratio"), tokens)  # --hicache-ratio: of the pool
         return cls.from_dict({
             **found, "max_running_requests": running, "max_total_tokens": tokens, "host_tokens": host_tokens,
             "preemption_mode": andes.get("preemption_mode", "release"),
@@ -59,6 +65,8 @@ class EngineFlags:
             value = said.get(name)
             if name == "preemption_mode":
                 known[name] = value if value in _MODES else None
+            elif name == "speculative_algorithm":
+                known[name] = value if isinstance(value, str) else None
             elif isinstance(value, bool) is (name in switches) and isinstance(value, int):
                 known[name] = value if name == "chunked_prefill_size" or name in switches or value > 0 else None
         return cls(**known)
@@ -71,8 +79,8 @@ def _names() -> list[str]:
     return [field.name for field in fields(EngineFlags)]
 
 
-def _product(ratio: Any, tokens: Any) -> int | None:
-    """Room of SGLang's host tier where it is given as a ratio to the KV pool (``--hicache-ratio``)."""
-    if isinstance(ratio, int | float) and isinstance(tokens, int):
-        return int(ratio * tokens)
+def _product(ratio: Any, size: Any) -> int | None:
+    """``ratio`` times ``size``; None where one is not known."""
+    if isinstance(ratio, int | float) and isinstance(size, int):
+        return int(ratio * size)
     return None

@@ -100,9 +100,9 @@ class PrometheusEngineMetrics(EngineMetrics):
         self._recomputed = Counter("andes_recomputed_tokens", "tokens prefilled again after a preemption")
         self._qoe = Histogram("andes_request_qoe", "QoE of finished streams as generated", buckets=QOE_BUCKETS)
         self._population: dict[str, int] = {}
-        self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="mostrecent")
+        self._requests = Gauge("andes_requests", "requests by state", ["state"], multiprocess_mode="sum")
         self._unpreemptible = Gauge(
-            "andes_unpreemptible_requests", "running requests that cannot be preempted", multiprocess_mode="mostrecent"
+            "andes_unpreemptible_requests", "running requests that cannot be preempted", multiprocess_mode="sum"
         )
         self._cost = Gauge(
             "andes_cost_seconds", "fitted cost of an iteration", ["stage", "per"], multiprocess_mode="mostrecent"
@@ -170,9 +170,7 @@ class _HostMetrics:
         self._hits = counter("andes_host_hit_tokens", "tokens loaded from host memory instead of computed")
         self._ahead = counter("andes_host_ahead_tokens", "of these, tokens whose load began before the admission")
         self._refused = counter("andes_host_refused_tokens", "tokens that found no room in host memory")
-        self._tokens = gauge(
-            "andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="mostrecent"
-        )
+        self._tokens = gauge("andes_host_tokens", "tokens of KV in host memory", ["what"], multiprocess_mode="sum")
 
     def follow(self, use: HostUse) -> None:
         before, self._use = self._use, use

@@ -1,21 +1,23 @@
 """The directory of a run: ``summary.json``, ``report.html``, and for each policy and repeat its records and samples.
 
-``prepare`` before anything runs, ``keep`` after each run, ``write`` at the end; ``render`` makes the report again. A disk
+``prepared`` around a run, ``keep`` after each replay, ``write`` at the end; ``render`` makes the report again. A disk
 that is full costs files, never the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import os
 import platform
 import re
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +28,8 @@ from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records, write_records
 
 __all__ = [
-    "Progress", "Run", "add_out", "directory", "draw", "keep", "made_by", "prepare", "read", "render", "save", "say", "write",
+    "POINTS", "Progress", "Run", "add_out", "directory", "draw", "keep", "made_by", "prepared", "read", "render", "save",
+    "say", "write",
 ]  # fmt: skip
 
 LOG_EVERY_S = 10.0
@@ -35,8 +38,14 @@ LOG_EVERY_S = 10.0
 
 RESULTS = ("summary.json", "plan.json", "sweep.json")
 """Each says that a directory holds a run."""
+PARTS = ("workload", "engine", "policies")
+"""Of ``summary.json``."""
+POINTS = "points"
+"""Of a sweep: a directory for each of its simulations."""
 FILES = (*RESULTS, "report.html", "plan.html", "sweep.html", "records-*.jsonl.gz", "samples-*.json")
 """Of a run; what else is there stays."""
+EARLIER = ".earlier"
+"""Where a run that is to be replaced waits until the new one has results."""
 SECRET = re.compile(r"--[a-z-]*(api-key|password|secret)")
 """Flags whose values are in no result."""
 
@@ -75,20 +84,59 @@ def say(text: str, result: Any, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def prepare(out: Path, *, force: bool) -> None:
-    """Make ``out``, or empty it of an earlier run where ``force`` says so. Raises :class:`UsageError` for one that holds a
-    run otherwise, and for one that cannot be: call it before anything runs, and after all else that can be refused."""
+@contextlib.contextmanager
+def prepared(out: Path, *, force: bool) -> Iterator[None]:
+    """Make ``out`` for a run that writes into it meanwhile. Where ``force`` says so, an earlier run there goes when the new
+    one has results, and stays where it comes to none. Raises :class:`UsageError` for a directory that holds a run otherwise,
+    and for one that cannot be: enter it before anything runs, and after all else that can be refused."""
     directory(out)
-    if force:
-        for file in (file for pattern in FILES for file in out.glob(pattern)):
-            try:
-                file.unlink()
-            except OSError as error:
-                raise UsageError(f"{file}: cannot be removed ({error.strerror})") from None
-    elif any((out / name).exists() for name in RESULTS):
-        raise UsageError(f"--out {out}: holds the results of an earlier run; name another, or --force to replace them")
     if not os.access(out, os.W_OK):
         raise UsageError(f"--out {out}: cannot be written to")
+    _settle(out)  # after a run that was killed
+    if _holds_a_run(out) and not force:
+        raise UsageError(f"--out {out}: holds the results of an earlier run; name another, or --force to replace them")
+    if force:
+        _move(out, out / EARLIER)
+    try:
+        yield
+    finally:
+        _settle(out)
+
+
+def _holds_a_run(out: Path) -> bool:
+    return any((out / name).exists() for name in RESULTS)
+
+
+def _settle(out: Path) -> None:
+    """Of a new run and the one that was set aside for it, the new one stays if it has results."""
+    earlier = out / EARLIER
+    if not earlier.is_dir():
+        return
+    if not _holds_a_run(out):
+        for file in (*_files(out), *(out / name.name for name in _files(earlier))):
+            _remove(file)
+        _move(earlier, out)
+    _remove(earlier)
+
+
+def _files(out: Path) -> list[Path]:
+    """Of the run that ``out`` holds."""
+    points = [out / POINTS] if (out / "sweep.json").exists() else []
+    return [file for pattern in FILES for file in out.glob(pattern)] + points
+
+
+def _move(source: Path, target: Path) -> None:
+    for file in _files(source):
+        try:
+            target.mkdir(exist_ok=True)
+            file.rename(target / file.name)
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be moved to {target} ({error.strerror})") from None
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def directory(out: Path) -> None:
@@ -189,10 +237,11 @@ def read(out: Path) -> Run:
     """Raises :class:`UsageError` for a directory without a run, :class:`~andes_sglang.request.RecordsError` for damaged
     records."""
     result = _read_json(out / "summary.json")
-    if not (
-        isinstance(result, dict) and {"workload", "engine"} <= result.keys() and _are_policies(result.get("policies"))
-    ):
+    parts: list[Any] = [result.get(name) for name in PARTS] if isinstance(result, dict) else [None]
+    if not (all(isinstance(part, dict) for part in parts) and _are_policies(parts[-1])):
         raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
+    if not isinstance(result.get("made_by", {}), dict):
+        raise UsageError(f"{out / 'summary.json'}: made_by: expected an object, got {result['made_by']!r:.50}")
     repeats, samples = {}, {}
     for name in result["policies"]:
         files = itertools.takewhile(Path.exists, (out / f"records-{name}-{k}.jsonl.gz" for k in itertools.count(1)))
@@ -230,8 +279,11 @@ def draw(out: Path) -> list[Path]:
     return [*files, folder / "captions.md"]
 
 
-def _are_policies(policies: Any) -> bool:
-    return isinstance(policies, dict) and bool(policies) and all(isinstance(one, dict) for one in policies.values())
+def _are_policies(policies: dict[str, Any]) -> bool:
+    """With figures of the QoE under each, without which there is nothing to tell."""
+    return bool(policies) and all(
+        isinstance(one, dict) and isinstance(one.get("qoe"), dict) for one in policies.values()
+    )
 
 
 def _read_json(path: Path) -> Any:

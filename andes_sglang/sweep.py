@@ -33,8 +33,6 @@ __all__ = ["USER_ERRORS", "add_arguments", "parse_range"]
 
 USER_ERRORS = simulate.USER_ERRORS
 MAX_POINTS = 10_000
-POINTS = "points"
-"""Directory of the points' own results, beside ``sweep.json``."""
 METRICS = (
     ("QoE mean", ("qoe", "mean"), ".3f", 1.0),
     ("QoE p5", ("qoe", "p5"), ".3f", 1.0),
@@ -103,8 +101,17 @@ def _sweep(parser: argparse.ArgumentParser, args: argparse.Namespace, passed: Se
     several, a simulation on each core; one table, one plot, and a directory of results for every point."""
     over, grid = _grid(args)
     jobs = [(at, *at_point(parser, args, passed, at)) for at in grid]
-    results.prepare(args.out, force=args.force)
-    shutil.rmtree(args.out / POINTS, ignore_errors=True)
+    with results.prepared(args.out, force=args.force):
+        shutil.rmtree(args.out / results.POINTS, ignore_errors=True)
+        return _played(args, over, grid, jobs)
+
+
+def _played(
+    args: argparse.Namespace,
+    over: Mapping[str, tuple[str, ...]],
+    grid: Sequence[Mapping[str, str]],
+    jobs: Sequence[Job],
+) -> int:
     points, interrupted = _simulate_all(jobs, args.jobs)
     done = [point for point in points if point.policies is not None]
     for point in points:
@@ -152,7 +159,7 @@ def at_point(
         argparse.Namespace(**{name: value for name, value in vars(args).items() if name != "run"}),
         list(passed),
     )
-    args.out, args.force, args.json = args.out / POINTS / _name(at), True, False
+    args.out, args.force, args.json = args.out / results.POINTS / _name(at), True, False
     for name, value in at.items():
         slot = f"{{{name}}}"
         if any(slot in text for text in (args.policies, *args.arm, *flags)):

@@ -24,8 +24,6 @@ from benchmarks.settings import ARMS, SETTINGS, best_arm
 from benchmarks.simulated import burst
 
 FAIRNESS = (1.0, 0.0, -1.0, -4.0)
-RESUMED_SLICE_TOKENS = 75
-"""As docs/decisions/2026-11-27-final-value.md advises with fairness."""
 POINTS = 200
 """Of a line."""
 
@@ -35,7 +33,7 @@ def served(runs: SimulatedRuns, setting: str, fairness: float) -> npt.NDArray[np
     case = burst(setting)
     requests, since_s, until_s = runs.requests(case)
     engine, _ = configure(profiles.load(SETTINGS[setting].profile).engine, ARMS[best_arm(setting)])
-    policy = make("andes", fairness=fairness, resumed_slice_tokens=RESUMED_SLICE_TOKENS)
+    policy = make("andes", fairness=fairness)
     records = simulate(engine, policy, requests, decision_interval_s=INTERVAL_S)
     return np.sort([record.qoe for record in records if since_s <= record.arrival_s < until_s])
 

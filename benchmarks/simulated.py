@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from andes_sglang.arms import Arm
 from andes_sglang.results import Progress
 from andes_sglang.summary import Summary
@@ -123,13 +125,18 @@ def held(runs: SimulatedRuns, names: list[str]) -> Lines:
         yield line(f"{name}, burst of {span:g} s", *texts, f"{gain:.2f}")
 
 
-def traces(runs: SimulatedRuns, names: list[str]) -> Lines:
-    """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
-    setting = SETTINGS[names[0]]
+def recorded(runs: SimulatedRuns, engine_of: str) -> Iterable[tuple[str, str]]:
+    """A setting for each recorded trace on that setting's engine, with the trace's name."""
     for file in sorted(runs.trace_file("x").parent.glob("*.jsonl.gz")):
         trace = file.name.removesuffix(".jsonl.gz")
-        name = f"{names[0]} {trace}"
-        SETTINGS[name] = setting._replace(trace=trace)
+        name = f"{engine_of} {trace}"
+        SETTINGS[name] = SETTINGS[engine_of]._replace(trace=trace)
+        yield name, trace
+
+
+def traces(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """Ten minutes of each recorded trace on the first setting's engine, arrivals as recorded but faster or slower."""
+    for name, _ in recorded(runs, names[0]):
         cases = [(f"{x:g}", Case(name, "replay", x, 0.0, 1, Arm("stock"))) for x in (0.7, 1.0)]
         yield from sweep(runs, name, "load, x C", cases, [best_arm(name), "tokenflow", "lqsf", "clairvoyant"])
 
@@ -195,6 +202,44 @@ def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
             yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
+RANKINGS: dict[str, tuple[str, ...]] = {"horizon": (), "final": ("--policy-option", "fairness=-1")}
+"""What andes ranks by, and the flags for it."""
+
+
+def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """andes by the paper's horizon and by final QoE, in every burst, in the paper's load and on the recorded traces; what the
+    latter is ahead by, with its standard deviation over seeds."""
+    titles = (f"{by}: {what}" for by in RANKINGS for what in ("mean QoE", "p5", "stall p90, s", "longest tenth"))
+    yield from header("setting", "seeds", *titles, "mean (sd)", "p5 (sd)")
+    for label, case in ranking_cases(runs, names):
+        ours = ARMS[best_arm(case.setting)]
+        cases = [replace(case, arm=replace(ours, flags=(*ours.flags, *flags))) for flags in RANKINGS.values()]
+        rows = [runs.row(one) for one in cases]
+        texts = [(f"{r['mean']:.3f}", f"{r['p5']:.3f}", f"{r['stall']:.0f}", f"{r['groups'][2]:.3f}") for r in rows]
+        yield line(label, runs.seeds, *texts[0], *texts[1], *(ahead(runs, cases, key) for key in ("mean", "p5")))
+
+
+def ahead(runs: SimulatedRuns, cases: Sequence[Case], key: str) -> str:
+    """By how much the second of ``cases`` is ahead of the first."""
+    by_seed = [
+        [runs.figures(replace(case, seed=seed))["qoe"][key] for case in cases] for seed in range(1, runs.seeds + 1)
+    ]
+    differences = np.diff(by_seed)
+    spread = f" ({differences.std(ddof=1):.3f})" if runs.seeds > 1 else ""
+    return f"{differences.mean():+.3f}{spread}"
+
+
+def ranking_cases(runs: SimulatedRuns, names: list[str]) -> Iterable[tuple[str, Case]]:
+    for name in names:
+        if name == "paper":
+            yield from ((f"paper, {x:g}", Case(name, "cycle", x, 0.35, 1, STOCK["stock"])) for x in (1.5, 2.0, 2.5))
+        else:
+            yield f"{name}, {SETTINGS[name].x:g} C", burst(name)
+    if runs.traces is not None:
+        for name, trace in recorded(runs, names[0]):
+            yield from ((f"{trace}, {x:g} C", Case(name, "replay", x, 0.0, 1, STOCK["stock"])) for x in (0.7, 1.0))
+
+
 class Table(NamedTuple):
     lines: Callable[[SimulatedRuns, list[str]], Lines]
     settings: str
@@ -207,6 +252,7 @@ TABLES = {
     "held": Table(held, "h100-chat-30s h100-chat h100-long a100-phi h100-mooncake", 3),
     "rivals": Table(rivals, BARS, 3),
     "bars": Table(bars, BARS, 3),
+    "ranking": Table(ranking, f"{BARS} 32b-chat 70b-chat l4-chat paper", 3),
     "intensity": Table(intensity, "h100-chat h100-long 32b-chat 70b-chat a100-phi a100-13b l4-chat cpu h100-mooncake"),
     "duration": Table(duration, "h100-chat a100-13b"),
     "steady": Table(steady, "h100-chat cpu"),

@@ -1,20 +1,30 @@
 """``make chart``: what is made from charts/andes/values.yaml: its JSON schema, its table in README.md, and the snapshots of
-what the chart renders. ``--check`` only says what is out of date."""
+what the chart renders; and from the programs: what gateway settings, flags, options and profiles there are, which the
+chart's guards look names up in. ``--check`` only says what is out of date."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 from helm_python import _native
 from helm_python.chart import Chart
+
+from andes_api.settings import GatewaySettings
+from andes_operator import settings as operator_settings
+from andes_sglang.policy.options import PolicyOptions
+from andes_sglang.policy.registry import POLICIES, find_policy
+from andes_sglang.sim.server import serve as simulated
 
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts" / "andes"
@@ -51,8 +61,49 @@ def leaves(text: str) -> Iterator[tuple[tuple[str, ...], Any, str, dict[str, Any
     yield from walk(yaml.compose(text, yaml.CSafeLoader), yaml.safe_load(text), ())
 
 
+def _plain(schema: Any) -> Any:
+    """A JSON schema without what only repeats names and defaults."""
+    if isinstance(schema, list):
+        return [_plain(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: {name: _plain(one) for name, one in part.items()} if key == "properties" else _plain(part)
+        for key, part in schema.items()
+        if key not in ("title", "default")
+    }
+
+
+def _described(profile: Path) -> str:
+    said = tomllib.loads(profile.read_text())
+    return f"{said['model']} on {said['hardware']}"
+
+
+def known() -> dict[str, Any]:
+    """What the programs in the chart's images understand: flags of simulated engine and operator, the options of every policy
+    that declares them, and packaged profiles, with model and hardware that they are of."""
+
+    def flags(add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+        parser = argparse.ArgumentParser()
+        add(parser)
+        return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))
+
+    declared = {name: getattr(find_policy(name), "options_type", None) for name in sorted(POLICIES)}
+    return {
+        "flags": {"sim": flags(simulated.add_arguments), "operator": flags(operator_settings.add_arguments)},
+        "policies": {
+            name: sorted([*(field.name for field in fields(options)), *options.renamed])
+            for name, options in declared.items()
+            if options is not None and issubclass(options, PolicyOptions)
+        },
+        "profiles": {
+            path.stem: _described(path) for path in sorted((ROOT / "andes_sglang/sim/profiles").glob("*.toml"))
+        },
+    }
+
+
 def json_schema(text: str) -> str:
-    """values.schema.json: strict, so that a misspelt value is refused by name."""
+    """values.schema.json: strict, so that a misspelt value is refused by name; the gateway's settings as it declares them."""
     root: dict[str, Any] = {
         "type": "object",
         "additionalProperties": False,
@@ -64,6 +115,10 @@ def json_schema(text: str) -> str:
             strict = {"type": "object", "additionalProperties": False, "properties": {}}
             at = at["properties"].setdefault(name, strict)
         at["properties"][path[-1]] = {"description": comment, **schema, "default": default}
+    settings = _plain(GatewaySettings.model_json_schema())
+    root["$defs"] = settings.pop("$defs")
+    gateway = root["properties"]["gateway"]["properties"]
+    gateway["settings"] |= {"properties": settings["properties"], "additionalProperties": False}
     return json.dumps({"$schema": "http://json-schema.org/draft-07/schema#", **root}, indent=2) + "\n"
 
 
@@ -175,6 +230,7 @@ def made() -> dict[Path, str]:
     values, readme = (CHART / "values.yaml").read_text(), CHART / "README.md"
     return {
         CHART / "values.schema.json": json_schema(values),
+        CHART / "files" / "known.json": json.dumps(known(), indent=2) + "\n",
         readme: _TABLE.sub(lambda _: table(values), readme.read_text()),
     }
 

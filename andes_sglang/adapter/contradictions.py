@@ -15,6 +15,14 @@ def contradiction(server_args: Any) -> str | None:
     ):
         if given != usual:
             return f"{flag} {given}: a policy decides {decides}; leave the flag out, or start with --policy stock"
+    for flag, given in (
+        ("--enable-prefill-delayer", server_args.enable_prefill_delayer),
+        ("--min-free-slots-delay", server_args.min_free_slots_delay),
+    ):
+        if given:
+            return (
+                f"{flag}: a policy decides when a prompt is computed; leave the flag out, or start with --policy stock"
+            )
     return None
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from andes_sglang.adapter.attributes import attributes_of
 
 __all__ = [
-    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "RELEASES", "SAFEGUARDS", "SEAMS",
+    "ALTERNATIVES", "ATTRIBUTES", "OFFLOAD_RELEASES", "OFFLOAD_SEAMS", "REFUSED", "RELEASES", "SAFEGUARDS", "SEAMS",
     "UNIFIED_ATTRIBUTES", "UNIFIED_SEAMS", "check", "faults", "offload_fault", "safeguard_faults", "unsupported",
 ]  # fmt: skip
 
@@ -135,6 +135,8 @@ SAFEGUARDS: dict[str, Parameters] = {
     f"{_MANAGERS}.schedule_batch.Req._check_str_based_finish": ("self", "new_accepted_len"),
     f"{_MANAGERS}.schedule_batch.re": None,
     "sglang.srt.layers.logprob_processor.get_token_ids_logprobs": ("logprobs", "token_ids_logprobs", "no_copy_to_cpu"),
+    "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask": ("self", "vocab_mask", "idx"),
+    "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.rollback": ("self", "num_tokens"),
     "sglang.srt.sampling.custom_logit_processor.CustomLogitProcessor.from_str": ("json_str",),
     "sglang.srt.sampling.sampling_params.sre_parse": None,
     "sglang.srt.sampling.sampling_params.SamplingParams.normalize": ("self", "tokenizer"),
@@ -217,8 +219,8 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.SetInternalStateReq": "server_args",
     f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
-    "enable_priority_scheduling encoder_only grpc_mode pp_size retraction_policy schedule_policy smg_grpc_mode "
-    "speculative_algorithm tp_size use_ray",
+    "enable_prefill_delayer enable_priority_scheduling min_free_slots_delay pp_size retraction_policy "
+    "schedule_policy speculative_algorithm tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
@@ -297,42 +299,40 @@ def offload_fault(without: str | None = None) -> str | None:
     return None
 
 
-_TRUE = ("true", "1", "yes", "y")
-"""How SGLang's variables say so."""
-_OTHER_FRONT_END = "its front end hands requests to the scheduler unchecked, so that one of them can end the engine"
-_REFUSED = {
-    "--pp-size": "the stages of a pipeline hold different batches at the same time, so no rank can decide for all",
-    "--enable-dp-attention": "its ranks wait for each other's prefills, which the policy of one would hold back",
-    "--attn-cp-size": "context parallelism was never run with a policy",
-    "--dcp-size": "context parallelism was never run with a policy",
-    "--disaggregation-mode": "prefill and decode engines take no decision on each other's requests",
-    "--encoder-only": "an encoder schedules no streams",
-    "--smg-grpc-mode": _OTHER_FRONT_END,
-    "--use-ray": "a scheduler in a Ray actor was never run with a policy",
-    "SGLANG_RUST_SERVER": _OTHER_FRONT_END,
-}
+_UNCHECKED = "requests then reach the scheduler without the checks of the HTTP server"
+REFUSED: tuple[tuple[str, Any, str], ...] = (
+    ("pp_size", 1, "the stages of a pipeline hold different batches at the same time, so no rank can decide for all"),
+    ("enable_dp_attention", False, "its ranks wait for each other's prefills, which the policy of one would hold back"),
+    ("attn_cp_size", 1, "context parallelism was never run with a policy"),
+    ("dcp_size", 1, "context parallelism was never run with a policy"),
+    ("disaggregation_mode", "null", "prefill and decode engines take no decision on each other's requests"),
+    ("decoupled_spec_role", "null", "drafting and verifying engines take no decision on each other's requests"),
+    ("enable_pdmux", False, "prompts and answers are then computed at the same time, in batches that no policy sees"),
+    ("dllm_algorithm", None, "a diffusion model writes blocks, which SGLang schedules without asking a policy"),
+    ("enable_hisparse", False, "KV is then moved between prompt and answer, where a policy would take streams off"),
+    ("encoder_only", False, "such an engine writes no text"),
+    ("use_ray", False, "Ray starts the schedulers, and they would not hear of the policy"),
+    ("smg_grpc_mode", False, _UNCHECKED),
+    ("grpc_mode", False, _UNCHECKED),
+)
+"""Fields of SGLang's ``ServerArgs`` that a policy refuses unless they are as usual, and why. A release that lacks one lacks
+its flag."""
 
 
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
-    """A sentence on a flag with which one scheduler's decision is not the engine's, or requests do not come through the front
-    end that checks them; None: there is none.
+    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
 
     offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
     each rank by its clock.
     """
-    given = {
-        "--pp-size": server_args.pp_size > 1,
-        "--enable-dp-attention": server_args.enable_dp_attention,
-        "--attn-cp-size": server_args.attn_cp_size > 1,
-        "--dcp-size": server_args.dcp_size > 1,
-        "--disaggregation-mode": server_args.disaggregation_mode != "null",
-        "--encoder-only": server_args.encoder_only,
-        "--smg-grpc-mode": server_args.smg_grpc_mode or server_args.grpc_mode,
-        "--use-ray": server_args.use_ray,
-        "SGLANG_RUST_SERVER": os.environ.get("SGLANG_RUST_SERVER", "").lower() in _TRUE,
-    }
-    for flag in filter(given.__getitem__, given):
-        return f"{flag} is not supported with a policy: {_REFUSED[flag]}; leave it out, or start with --policy stock"
+    for name, usual, why in REFUSED:
+        if getattr(server_args, name, usual) not in (usual, None):
+            flag = f"--{name.replace('_', '-')}"
+            return f"{flag} is not supported with a policy: {why}; leave it out, or start with --policy stock"
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("true", "1", "yes", "y"):
+        return (
+            f"SGLANG_RUST_SERVER is not supported with a policy: {_UNCHECKED}; unset it, or start with --policy stock"
+        )
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     if "://" not in args.url:
         raise UsageError(f"--url: expected http://HOST:PORT, got {args.url!r}")
     if not args.file.is_file():
-        raise UsageError(f"{args.file}: no such file")
+        raise UsageError(f"{args.file}: {'a directory, not a file' if args.file.is_dir() else 'no such file'}")
     begun: list[str] = []
     try:
         return asyncio.run(_run(args, begun))

@@ -19,6 +19,8 @@ MAX_PAGES = 100
 """Pages of a list that are looked through."""
 _AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Statuses after which the same may work a moment later."""
+_NO_API = (404, 405)
+"""Statuses of a server that has no batches, where it says no more."""
 
 
 class BatchError(Exception):
@@ -110,6 +112,11 @@ class BatchClient:
         if answer.status == 200:
             return
         text = await answer.text(errors="replace")
+        if answer.status in _NO_API and not _message(text):
+            raise BatchError(
+                f"{self.url} has no batch API ({answer.status} at {answer.url.path}); "
+                "expected a gateway with batches.directory"
+            )
         again = answer.status in _AGAIN and answer.headers.get("x-should-retry") != "false"
         raise (UnavailableError if again else BatchError)(f"{self.url}: {_message(text) or f'HTTP {answer.status}'}")
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from andes_sglang import results, summary
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _bench.__doc__
     parser.add_argument("--url", required=True, help="base address of an OpenAI-compatible endpoint")
+    parser.add_argument("--model", help="which of its models; default: the first that it lists")
     parser.add_argument("--name", default="endpoint", help="what to call it in the results")
     parser.add_argument(
         "--endpoint", choices=("completions", "chat"), default="completions",
@@ -98,9 +100,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     results.add_out(parser, "out/bench")
 
 
-def _options(args: argparse.Namespace, seed: int, api_key: str | None = None) -> ReplayOptions:
-    chat = getattr(args, "endpoint", "completions") == "chat"
-    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations, api_key, chat)
+def _options(args: argparse.Namespace, seed: int) -> ReplayOptions:
+    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations)
 
 
 def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -108,25 +109,32 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse(rest)
     if not args.name or "/" in args.name:
         raise UsageError(f"--name {args.name!r}: it names files, so it must be a word without /")
-    options = _options(args, args.seed, args.api_key)
+    options = replace(
+        _options(args, args.seed), api_key=args.api_key, chat=args.endpoint == "chat", model=args.model,
+    )  # fmt: skip
     workload = from_arguments(args, args.seed)
     url = base_url(args.url)
-    results.prepare(args.out, force=args.force)
-    records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
-    results.keep(args.out, args.name, 1, records, samples)
-    engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
-    results.write(
-        args.out,
-        {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
-        as_json=args.json,
-    )
-    if interrupted:
-        return 130
-    if figures["failed"] < figures["requests"]:
-        return 0
-    if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
-        print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
-    return 1
+    with results.prepared(args.out, force=args.force):
+        records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
+        results.keep(args.out, args.name, 1, records, samples)
+        engine = {
+            "what": f"{url}, measured from the client",
+            "url": url,
+            "model": args.model,
+            "client": client_machine(),
+        }
+        results.write(
+            args.out,
+            {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},
+            as_json=args.json,
+        )
+        if interrupted:
+            return 130
+        if figures["failed"] < figures["requests"]:
+            return 0
+        if args.endpoint == "completions" and all(reason.startswith(NO_COMPLETIONS) for reason in figures["failures"]):
+            print("andes bench: a server that serves chat only is measured with --endpoint chat", file=sys.stderr)
+        return 1
 
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -138,8 +146,8 @@ def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     check_run(args)
     _options(args, args.seed)  # an invalid one, or an invalid workload, is refused before an engine starts
     from_arguments(args, args.seed)
-    results.prepare(args.out, force=args.force)
-    return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
+    with results.prepared(args.out, force=args.force):
+        return Comparison(args, arms, passed, lambda seed: _options(args, seed)).run()
 
 
 def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -159,20 +167,21 @@ def _score(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if file.stem in runs:
             raise UsageError(f"{file}: a second file called {file.stem}, which names its row; rename it")
         runs[file.stem] = measured
-    results.prepare(args.out, force=args.force)
-    for name, run in runs.items():
-        results.keep(args.out, name, 1, run.records, ())
-        if not run.exact:
-            print(f"{name}: {run.tool} says only when the first and the last token came: stalls between are not seen",
-                  file=sys.stderr)  # fmt: skip
-    first = next(iter(runs.values()))
-    what = f"measured by {', '.join(sorted({run.tool for run in runs.values()}))}; ttft {args.ttft:g} s, tds {args.tds:g}/s"
-    results.write(args.out, {
-        "workload": first.workload().describe(),
-        "engine": {"what": what, "files": [str(file) for file in args.files]},
-        "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
-    }, as_json=args.json)  # fmt: skip
-    return 0
+    with results.prepared(args.out, force=args.force):
+        for name, run in runs.items():
+            results.keep(args.out, name, 1, run.records, ())
+            if not run.exact:
+                print(f"{name}: {run.tool} says only when the first and the last token came: stalls between are not seen",
+                      file=sys.stderr)  # fmt: skip
+        first = next(iter(runs.values()))
+        tools = ", ".join(sorted({run.tool for run in runs.values()}))
+        what = f"measured by {tools}; ttft {args.ttft:g} s, tds {args.tds:g}/s"
+        results.write(args.out, {
+            "workload": first.workload().describe(),
+            "engine": {"what": what, "files": [str(file) for file in args.files]},
+            "policies": {name: summary.combine([summary.summarise(run.records)]) for name, run in runs.items()},
+        }, as_json=args.json)  # fmt: skip
+        return 0
 
 
 def _report(args: argparse.Namespace, rest: Sequence[str]) -> int:

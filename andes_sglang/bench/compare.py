@@ -19,7 +19,7 @@ from andes_sglang.arms import Arm
 from andes_sglang.bench.engine import Engine, EngineError
 from andes_sglang.bench.measure import Measured, ReplayOptions, client_machine, measure
 from andes_sglang.request import RequestRecord
-from andes_sglang.workload import SyntheticWorkload, Workload, draw_shape, from_arguments, mean_length
+from andes_sglang.workload import SyntheticWorkload, Workload, draw_shape, drawn_lengths, from_arguments, mean_length
 
 __all__ = ["Comparison", "shares_of_cores", "sustained_tokens_per_s"]
 
@@ -109,13 +109,14 @@ class Comparison:
             f"calibration {k}/{count}": self._engine(stock, f"calibration-{k}", cores)
             for k, cores in enumerate(shares_of_cores(count), start=1)
         }
-        flood = draw_shape("poisson", rate_rps=FLOOD_RATE_RPS, duration_s=FLOOD_S / count, prompt=args.prompt,
-                           output=args.output, seed=args.seed)  # fmt: skip
+        prompt, output = drawn_lengths(args)
+        flood = draw_shape("poisson", rate_rps=FLOOD_RATE_RPS, duration_s=FLOOD_S / count, prompt=prompt, output=output,
+                           seed=args.seed)  # fmt: skip
         runs = replay_on(engines, flood, self.options(args.seed))
         if any(run.interrupted for run in runs.values()):
             raise KeyboardInterrupt
         self.sustained.append(sum(sustained_tokens_per_s(run.records) for run in runs.values()) / count)
-        args.rate = args.load * self.sustained[-1] / mean_length(args.output)
+        args.rate = args.load * self.sustained[-1] / mean_length(output)
         print(f"a stock engine sustains {self.sustained[-1]:.0f} tokens/s now: --rate {args.rate:.2f}", file=sys.stderr)
 
     def _result(self, workload: Workload | SyntheticWorkload, cores: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from andes_sglang.lengths import PRIOR_MEDIAN_TOKENS
 from andes_sglang.qoe import Readers
 from andes_sglang.state import Phase, RequestTable, SchedulerState
 
-__all__ = ["FinalValue", "HorizonValue", "Valuation", "final_qoe", "remaining_tokens", "steady_step_s", "utility"]
+__all__ = [
+    "FinalValue", "HorizonValue", "Valuation", "final_qoe", "kv_binds", "remaining_tokens", "steady_step_s", "utility",
+]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 ALL = slice(None)
@@ -59,6 +61,15 @@ def steady_step_s(state: SchedulerState, context: Array, most: float = np.inf) -
     """Seconds of a decode step of that batch, at most ``most`` requests, shape (1, 1)."""
     batch = min(most, steady_batch(state, context))
     return np.array([[state.latency.decode_s(batch, batch * float(context.mean()))]])
+
+
+def kv_binds(state: SchedulerState) -> bool:
+    """Whether something that does not run finds no room, the longest of those that wait in the KV pool or any in the batch.
+    Otherwise all that is short is prefill."""
+    t, running = state.requests, state.requests.is_in(Phase.RUNNING)
+    longest = float(t.context_tokens[t.is_in(Phase.WAITING)].max(initial=0.0))
+    full = int(np.count_nonzero(running)) + state.running_reserved >= state.max_running
+    return full or float(t.kv_tokens.sum()) + longest > state.pool_tokens
 
 
 def new_tokens(t: RequestTable) -> Array:

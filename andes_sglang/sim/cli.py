@@ -26,7 +26,7 @@ from andes_sglang.sim.plan import sustained_tokens_per_s
 from andes_sglang.sim.profile import Profile
 from andes_sglang.sim.replica import RefusedError, Replica
 from andes_sglang.summary import Figures
-from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, from_arguments, mean_length
+from andes_sglang.workload import SyntheticWorkload, Workload, WorkloadError, drawn_lengths, from_arguments, mean_length
 from andes_sglang.workload import add_arguments as add_workload_arguments
 
 __all__ = [
@@ -164,28 +164,27 @@ def run(args: argparse.Namespace, passed: Sequence[str]) -> int:
     if args.load is not None:
         from_arguments(args, args.seed)  # a workload that cannot be drawn is named before the capacity is measured
         stock = stock_engine(profile.engine, passed)
-        sustained = args.replicas * sustained_tokens_per_s(stock, args.prompt, args.output, args.seed)
-        args.rate = args.load * sustained / mean_length(args.output)
+        sustained = args.replicas * sustained_tokens_per_s(stock, *drawn_lengths(args), args.seed)
+        args.rate = args.load * sustained / mean_length(drawn_lengths(args)[1])
     first = from_arguments(args, args.seed)
     check_requests(first, [engine for engine, _ in engines.values()])
     _say_lossy(engines)
-    results.prepare(args.out, force=args.force)
+    described = _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained}
     repeats = _Repeats({name: [] for name in arms})
-    try:
-        _serve(args, engines, routing, repeats, first)
-    except KeyboardInterrupt:
-        repeats.interrupted = True
-        print("\ninterrupted: reporting what was computed", file=sys.stderr)
-    interrupted = repeats.interrupted
-    policies = {name: summary.combine(runs) for name, runs in repeats.figures.items() if runs}
-    if not policies:
-        return 130
-    result = {
-        "workload": {**repeats.workload, "seeds": repeats.seeds},
-        "engine": _describe(args, profile, passed, arms) | {"sustained_tokens_per_s": sustained},
-        "policies": policies,
-    }
-    results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
+    with results.prepared(args.out, force=args.force):
+        try:
+            _serve(args, engines, routing, repeats, first)
+        except KeyboardInterrupt:
+            repeats.interrupted = True
+            print("\ninterrupted: reporting what was computed", file=sys.stderr)
+        interrupted = repeats.interrupted
+        policies = {name: summary.combine(runs) for name, runs in repeats.figures.items() if runs}
+        if not policies:
+            return 130
+        result = {
+            "workload": {**repeats.workload, "seeds": repeats.seeds}, "engine": described, "policies": policies,
+        }  # fmt: skip
+        results.write(args.out, result | ({"interrupted": True} if interrupted else {}), as_json=args.json)
     return 130 if interrupted else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from andes_sglang.kv_codecs.prices import CodecPrice
@@ -56,6 +56,12 @@ class Costs:
     def times(self, factor: float) -> Costs:
         """Of an engine ``factor`` times as slow."""
         return Costs(**{field.name: factor * getattr(self, field.name) for field in fields(self)})
+
+    def shared(self, engines: int) -> Costs:
+        """Of ``engines`` of these beside each other that share all requests evenly: iterations as long, with so many times
+        what they hold."""
+        kept = ("decode_fixed_s", "prefill_fixed_s")
+        return replace(self, **{f.name: getattr(self, f.name) / engines for f in fields(self) if f.name not in kept})
 
     def decode_s(self, batch: float, context_tokens: float) -> float:
         return self.decode_fixed_s + self.decode_request_s * batch + self.decode_context_s * context_tokens
@@ -145,6 +151,19 @@ class EngineModel:
             if self.codec is None
             else int(self.host_capacity_tokens / self.codec.bytes_factor)
         )
+
+    def beside_itself(self, engines: int) -> EngineModel:
+        """So many of it as one: data-parallel ranks, which share the requests evenly."""
+        sizes = (
+            "kv_capacity_tokens",
+            "max_running",
+            "chunk_tokens",
+            "host_capacity_tokens",
+            "host_tokens_per_s",
+            "devices",
+        )
+        larger = {name: engines * getattr(self, name) for name in sizes}
+        return replace(self, costs=self.costs.shared(engines), **larger)
 
     def host_write_s(self, tokens: int) -> float:
         """To copy them to host memory."""

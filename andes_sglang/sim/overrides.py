@@ -61,7 +61,13 @@ def play(engine: EngineModel, flags: EngineFlags) -> tuple[EngineModel, list[str
         "host_capacity_tokens": host_tokens,
         "write_through": host_tokens > 0 if says else None,
     }
-    return replace(engine, **{name: value for name, value in changes.items() if value is not None}), missing
+    if flags.speculative_algorithm is not None:
+        missing.append(f"its speculative decoding ({flags.speculative_algorithm})")
+    played = replace(engine, **{name: value for name, value in changes.items() if value is not None})
+    if flags.dp_size is not None and flags.dp_size > 1:
+        missing.append(f"how unevenly its {flags.dp_size} data-parallel ranks share requests")
+        played = played.beside_itself(flags.dp_size)
+    return played, missing
 
 
 def _chunk_tokens(engine: EngineModel, flags: EngineFlags) -> int | None:

@@ -100,48 +100,48 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
     chosen = _profiles(args.profile)
     engines = {(p.name, name): configure(p.engine, arm, passed) for p in chosen for name, arm in arms.items()}
     workloads = _draws(args, [engine for engine, _ in engines.values()])
-    results.prepare(args.out, force=args.force)
-    planner = Planner(
-        objective,
-        workloads,
-        max_replicas=args.max_replicas,
-        decision_interval_s=args.decision_interval,
-        routing=routing,
-    )
-    plans: list[ArmPlan] = []
-    mixes: list[MixPlan] = []
-    interrupted = False
-    try:
-        for profile, name in itertools.product(chosen, arms):
-            planner.progress = results.Progress(f"{profile.name}, {name}")
-            flags = _serve_flags(profile, arms[name], passed)
-            plans.append(ArmPlan(profile, name, _fleet(planner, *engines[profile.name, name]), flags))
-        for kinds in _of_one_model(plans, arms):
-            mixes += _mix(planner, kinds, engines)
-    except KeyboardInterrupt:
-        interrupted = True
-        print("\ninterrupted: reporting what was computed", file=sys.stderr)
-    plans = _with_savings(plans, arms, objective)
-    rows = table(plans, mixes, objective)
-    result = {
-        "made_by": results.made_by(),
-        "simulated": True,
-        "objective": str(objective),
-        "workload": {**workloads[0].describe(), "seeds": [args.seed + k for k in range(args.seeds)]},
-        "router": args.router,
-        "flags": passed,
-        "interrupted": interrupted,
-        "plans": [plan.as_json(objective) for plan in plans],
-        "mixes": [mix.as_json() for mix in mixes],
-        "unlike_served": list(unlike_served(_named(engines))),
-    }
-    told = [*notes(chosen, plans, mixes, args.seeds), *result["unlike_served"]]
-    said = "\n".join([summary.aligned(rows), "", *told])
-    results.say(said, result, as_json=args.json)
-    files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
-    results.save(args.out, files)
-    print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
-    return 130 if interrupted else 0
+    with results.prepared(args.out, force=args.force):
+        planner = Planner(
+            objective,
+            workloads,
+            max_replicas=args.max_replicas,
+            decision_interval_s=args.decision_interval,
+            routing=routing,
+        )
+        plans: list[ArmPlan] = []
+        mixes: list[MixPlan] = []
+        interrupted = False
+        try:
+            for profile, name in itertools.product(chosen, arms):
+                planner.progress = results.Progress(f"{profile.name}, {name}")
+                flags = _serve_flags(profile, arms[name], passed)
+                plans.append(ArmPlan(profile, name, _fleet(planner, *engines[profile.name, name]), flags))
+            for kinds in _of_one_model(plans, arms):
+                mixes += _mix(planner, kinds, engines)
+        except KeyboardInterrupt:
+            interrupted = True
+            print("\ninterrupted: reporting what was computed", file=sys.stderr)
+        plans = _with_savings(plans, arms, objective)
+        rows = table(plans, mixes, objective)
+        result = {
+            "made_by": results.made_by(),
+            "simulated": True,
+            "objective": str(objective),
+            "workload": {**workloads[0].describe(), "seeds": [args.seed + k for k in range(args.seeds)]},
+            "router": args.router,
+            "flags": passed,
+            "interrupted": interrupted,
+            "plans": [plan.as_json(objective) for plan in plans],
+            "mixes": [mix.as_json() for mix in mixes],
+            "unlike_served": list(unlike_served(_named(engines))),
+        }
+        told = [*notes(chosen, plans, mixes, args.seeds), *result["unlike_served"]]
+        said = "\n".join([summary.aligned(rows), "", *told])
+        results.say(said, result, as_json=args.json)
+        files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
+        results.save(args.out, files)
+        print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
+        return 130 if interrupted else 0
 
 
 def _named(engines: Mapping[tuple[str, str], Engine]) -> dict[str, EngineModel]:
@@ -172,6 +172,8 @@ def _searched(args: argparse.Namespace, objective: AnyObjective, passed: Sequenc
         raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
     if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
         raise UsageError("--search: chooses flags and options of andes itself; not with --policies or --arm")
+    if args.rate is not None:
+        raise UsageError(f"--rate {args.rate:g}: not with --search, which looks for the rate that an engine holds")
     for flag, given, default in (
         ("--router", args.router, ROUTER),
         ("--max-replicas", args.max_replicas, MAX_REPLICAS),

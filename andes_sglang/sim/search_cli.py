@@ -88,7 +88,12 @@ def run(args: argparse.Namespace, profile: Profile, objective: AnyObjective, pas
     rig = _Rig(args, profile, objective, passed)
     space = Space.of(profile, rig.prompt + rig.output / 2).under(passed)
     configure(profile.engine, space.defaults.arm, passed)
-    results.prepare(args.out, force=args.force)
+    with results.prepared(args.out, force=args.force):
+        return _searched(rig, space)
+
+
+def _searched(rig: _Rig, space: Space) -> int:
+    args, profile, objective = rig.args, rig.profile, rig.objective
     progress = results.Progress(profile.name)
     fresh = [args.seed + FRESH + k for k in range(args.seeds)]
     guess = capacity_rps(profile.engine, rig.prompt, rig.output) / profile.engine.devices

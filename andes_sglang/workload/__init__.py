@@ -11,7 +11,7 @@ Everything random comes from one seed: the same seed gives the same requests.
 """
 
 from andes_sglang.request import RequestSpec
-from andes_sglang.workload.arguments import add_arguments, from_arguments
+from andes_sglang.workload.arguments import add_arguments, drawn_lengths, from_arguments
 from andes_sglang.workload.base import BLOCK_TOKENS, Workload, WorkloadError
 from andes_sglang.workload.datasets import Dataset, load_dataset
 from andes_sglang.workload.lengths import mean_length, parse_lengths
@@ -37,6 +37,7 @@ __all__ = [
     "add_arguments",
     "burst",
     "draw_shape",
+    "drawn_lengths",
     "from_arguments",
     "gamma",
     "load_dataset",

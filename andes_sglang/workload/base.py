@@ -91,7 +91,8 @@ class Workload:
         until_s = start_s + (duration_s if duration_s is not None else math.inf)
         chosen = [k for k, r in enumerate(self.requests) if start_s <= r.arrival_s < until_s][:limit]
         if not chosen:
-            raise WorkloadError(f"{self.name}: no request arrives within {duration_s} s of second {start_s:g}")
+            within = "" if duration_s is None else f" within {duration_s:g} s"
+            raise WorkloadError(f"{self.name}: no request arrives{within} after second {start_s:g}")
         requests = tuple(
             replace(
                 r,

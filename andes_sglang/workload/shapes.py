@@ -14,6 +14,8 @@ from andes_sglang.workload.lengths import parse_lengths
 
 __all__ = ["burst", "draw_shape", "gamma", "poisson", "thoughtful"]
 
+MAX_REQUESTS = 1_000_000
+"""Of a shape: they are drawn at once, and more take gigabytes; a trace of rates is drawn as it is played."""
 THOUGHT_SEED_OFFSET = 6737
 """Keeps the draw of thoughts apart from the draw of arrivals and answers, which starts from the same seed."""
 
@@ -85,6 +87,11 @@ def draw_shape(
             raise WorkloadError(f"{label} must be > 0, got {value!r}")
     if not 0 < width < 1:
         raise WorkloadError(f"--width must be between 0 and 1, got {width!r}")
+    if rate_rps * duration_s > MAX_REQUESTS:
+        raise WorkloadError(
+            f"--rate {rate_rps:g} for --duration {duration_s:g}: {rate_rps * duration_s:.3g} requests, and a shape has at "
+            f"most {MAX_REQUESTS:,}; a --trace of rates by window has no such limit (docs/traces.md)"
+        )
     if kind == "poisson":
         workload = poisson(rate_rps, duration_s, prompt, output, seed)
     elif kind == "gamma":

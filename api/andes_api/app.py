@@ -142,6 +142,7 @@ async def _infer(gateway: Gateway, request: Request) -> Response:
     tenant = tenant_of(headers, settings)
     body = await (read_form if endpoint.form else read_json)(request, settings)
     check_fields(body, endpoint, settings)
+    gateway.upstreams.catalog.name_adapter(body)
     route = gateway.route_of(body.get("model"), tenant)
     expectation = resolve(headers, body, tenant, settings, settings.models.get(route.model or ""))
     _check_endpoint(endpoint, body, expectation, tenant)

@@ -139,8 +139,12 @@ def of_batch(settings: GatewaySettings) -> ResolvedExpectation:
 
 
 def _check_names(said: Mapping[str, str]) -> None:
-    """Raise a 400 for a header that is meant for us but misspelt."""
+    """Raise a 400 for a header that is meant for us but misspelt, or that comes twice."""
+    seen = set()
     for name in said:
+        if name in seen and name in REQUEST_HEADERS:
+            raise ApiError(400, f"{name}: given more than once", param=name, reason="expectation", retry=False)
+        seen.add(name)
         if name.startswith(("x-andes", "andes-")) and name not in REQUEST_HEADERS:
             name, known = name[:100], ", ".join(REQUEST_HEADERS)
             (near,) = get_close_matches(name, REQUEST_HEADERS, 1, cutoff=0.0)
@@ -156,7 +160,10 @@ def _clamped(asked: ReaderExpectation, reader: ReaderExpectation) -> str:
         "weight": (asked.weight, reader.weight),
         "expected-tokens": (asked.expected_tokens, reader.expected_tokens),
     }
-    return ", ".join(f"{name}={said:g};holds={holds:g}" for name, (said, holds) in both.items() if said != holds)
+    told = [f"{name}={said:g};holds={holds:g}" for name, (said, holds) in both.items() if said != holds]
+    if asked.yields != reader.yields:
+        told.append(f"yield=?{asked.yields:d};holds=?{reader.yields:d}")
+    return ", ".join(told)
 
 
 def _allowed(tenant: TenantSettings | None, model: ModelSettings | None, settings: GatewaySettings) -> list[str]:

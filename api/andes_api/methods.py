@@ -16,13 +16,15 @@ __all__ = ["Methods", "nothing_there"]
 
 
 class Methods:
-    """Middleware before ``routes``."""
+    """Middleware before ``routes``. A slash at the end is none of the path: Starlette would redirect, behind TLS to http."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
         self._app, self._routes = app, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if scope["path"].endswith("/"):
+                scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
             if scope["method"] == "HEAD":
                 scope = {**scope, "method": "GET"}  # uvicorn keeps the body back
             elif scope["method"] == "OPTIONS" and (allowed := _allowed(self._routes, scope["path"])):

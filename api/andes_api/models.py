@@ -126,6 +126,29 @@ class ModelCatalog:
             )  # fmt: skip
         raise no_model(name, self.names())
 
+    def name_adapter(self, body: dict[str, Any]) -> None:
+        """Make an adapter that a request names as SGLang's ``lora_path`` part of its ``model``, by which engines are chosen.
+        Raises a 400 where it cannot be told which is meant, a 404 where the model has none of that name."""
+        adapter, asked = body.pop("lora_path", None), body.get("model")
+        if adapter is None or not isinstance(asked, str | None):
+            return
+        if not isinstance(adapter, str) or not adapter:
+            raise _wrong_adapter(f"expected the name of one adapter; got {str(adapter)[:100]!r}")
+        name = self._named(asked)
+        if name is None:
+            if len(self._cards) != 1:
+                raise _wrong_adapter("name the model as well")
+            name = next(iter(self._cards))
+        said = self._find(name)
+        if said is not None and said.adapter is not None:
+            if said.adapter != adapter:
+                raise _wrong_adapter(f"{adapter[:100]!r}, but model names adapter {said.adapter!r}")
+            body["model"] = name
+            return
+        body["model"] = whole = f"{name}:{adapter}"
+        if ANY in self._aliases and self._find(whole) is None:  # another model would answer
+            raise no_model(whole, self.names())
+
     def ladder_of(self, asked: Any) -> str | None:
         """The ladder that the ``model`` of a request means; None where it means none."""
         name = self._named(asked) if asked is None or isinstance(asked, str) else None
@@ -178,6 +201,10 @@ def no_model(asked: Any, names: Sequence[str]) -> ApiError:
         404, f"model: no model {str(asked)[:100]!r} is served here; there are: {_listed(names)}", param="model",
         code="model_not_found", reason="model", retry=False,
     )  # fmt: skip
+
+
+def _wrong_adapter(what: str) -> ApiError:
+    return ApiError(400, f"lora_path: {what}", param="lora_path", reason="model", retry=False)
 
 
 def no_adapters(path: str, route: ModelRoute) -> ApiError:

@@ -44,6 +44,7 @@ from andes_api.directories import directory_fault
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
+from andes_api.setting_faults import sentences
 from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
 
@@ -163,7 +164,17 @@ class GatewaySettings(BaseSettings):
         (), description="hosts that images may come from; none: any public one; private addresses never"
     )
     refused_fields: frozenset[str] = Field(
-        frozenset({"bootstrap_host", "bootstrap_port", "bootstrap_room", "custom_logit_processor"}),
+        frozenset(
+            {
+                "bootstrap_host",
+                "bootstrap_port",
+                "bootstrap_room",
+                "custom_logit_processor",
+                "data_parallel_rank",
+                "disagg_prefill_dp_rank",
+                "routed_dp_rank",
+            }
+        ),
         description="request fields that are refused because they steer the engine",
     )
 
@@ -339,7 +350,7 @@ def load(file: Path | None = None, **arguments: Any) -> GatewaySettings:
     try:
         settings = FromFile(**arguments)
     except ValidationError as error:
-        faults += [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
+        faults += sentences(error)
     except ValueError as error:  # a value in the environment that is no JSON
         field = re.search(r'field "(\w+)"', str(error))
         faults.append(f"{PREFIX}{field[1].upper()}: expected JSON" if field else str(error))
@@ -361,8 +372,7 @@ def with_classes(settings: GatewaySettings, file: Path) -> GatewaySettings:
     try:
         changed = TypeAdapter(dict[ClassName, ClassSettings]).validate_python(classes)
     except ValidationError as error:
-        faults = [_sentence(dict(fault)) for fault in error.errors(include_url=False)]
-        raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in faults)) from None
+        raise GatewaySettingsError("\n".join(f"{file}: classes.{fault}" for fault in sentences(error))) from None
     if faults := settings._ladder_faults(changed):
         raise GatewaySettingsError("\n".join(f"{file}: {fault}" for fault in faults))
     return settings.model_copy(update={"classes": changed})
@@ -376,11 +386,3 @@ def _mapping(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict | None):
         raise GatewaySettingsError(f"{file}: expected a mapping of settings, got {type(content).__name__}")
     return content or {}
-
-
-def _sentence(fault: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in fault["loc"])
-    what = str(fault["msg"]).removeprefix("Value error, ")
-    given = fault.get("input")
-    shown = f" (got {given!r})" if isinstance(given, str | int | float) and "key" not in where else ""
-    return f"{where}: {what}{shown}" if where else what

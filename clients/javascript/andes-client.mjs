@@ -199,7 +199,7 @@ export class Answer {
   async *[Symbol.asyncIterator]() {
     try {
       for await (const [chunk, pieces] of this.#chunks()) {
-        this.#on_chunk(chunk);
+        this.#on_chunk?.(chunk);
         for (const piece of pieces) {
           const tokens = count_tokens(piece);
           if (this.#pacer) await this.#clock.until(this.#pacer.show_at(this.#clock.now_s(), tokens), this.#signal);
@@ -267,11 +267,20 @@ export class Answer {
   }
 }
 
+/** As OpenAI has them; throws RangeError for what is neither text nor messages. */
+function list_of(messages) {
+  if (typeof messages === "string") return [{role: "user", content: messages}];
+  const right = Array.isArray(messages) && messages.every(message => message !== null && typeof message === "object");
+  if (!right) throw new RangeError(`messages must be text or a list of messages, got ${JSON.stringify(messages)?.slice(0, 100)}`);
+  return messages;
+}
+
 /** Asks a server that speaks OpenAI's chat completions at `base_url`. `headers`: further ones; `max_wait_s`: seconds that
  * `stream` waits in all while it is refused with a time to come back; `max_retries`: connections that may fail; `page`: the
  * document whose reader it is, null where there is none. */
 export class AndesClient {
   constructor({base_url, api_key = null, headers = {}, max_wait_s = 60, max_retries = 2, page = globalThis.document}) {
+    if (!base_url) throw new RangeError(`base_url must be the address of a server, got ${base_url}`);
     if (!(max_wait_s >= 0)) throw new RangeError(`max_wait_s must be seconds from 0, got ${max_wait_s}`);
     this.base_url = String(base_url).replace(/\/+$/, "");
     this.headers = {...(api_key && {authorization: `Bearer ${api_key}`}), ...headers};
@@ -285,16 +294,16 @@ export class AndesClient {
    * question is asked again. `on_chunk(chunk)`: is given each chunk of the answer as it is read, before its text is shown: calls
    * of tools and what else is no text. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
    * what makes no sense, StatusError for a refusal, TypeError for a server that cannot be reached. */
-  async stream(messages, {pace = false, report_every_s, on_wait, on_chunk = () => {}, signal, ...rest} = {}) {
+  async stream(messages, {pace = false, report_every_s, on_wait, on_chunk, signal, ...rest} = {}) {
     const every_s = this.#checked(report_every_s);
     const {reading_speed, first_token_s, klass, expected_tokens, thinking_speed, ...options} = rest;
     const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens, thinking_speed});
     for (const name of RESERVED) {
       if (name in options) throw new RangeError(`${name} cannot be given: stream() streams one answer`);
     }
-    const stop = new AbortController(), clock = new ReaderClock(this.page);
-    const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
-    const asked = typeof messages === "string" ? [{role: "user", content: messages}] : messages;
+    const asked = list_of(messages);
+    const stop = new AbortController(), either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
+    const clock = new ReaderClock(this.page);
     const body = {stream_options: {include_usage: true}, ...options, messages: asked, stream: true};
     const asked_s = clock.now_s();
     try {
@@ -325,10 +334,11 @@ export class AndesClient {
   async #ask(body, reader, signal, on_wait) {
     const retries = new Retries(this.max_wait_s, this.max_retries);
     const headers = {"content-type": "application/json", ...reader.headers(), ...this.headers};
+    const url = `${this.base_url}/chat/completions`, options = {method: "POST", headers, body: JSON.stringify(body), signal};
+    new Request(url, options); // throws for what can never be sent, which is no fault of the server
     for (;;) {
       try {
-        const url = `${this.base_url}/chat/completions`;
-        const response = await fetch(url, {method: "POST", headers, body: JSON.stringify(body), signal});
+        const response = await fetch(url, options);
         if (response.ok) return response;
         throw await status_error(response);
       } catch (error) {

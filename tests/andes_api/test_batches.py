@@ -154,6 +154,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
         line(22, model="unknown"),
         line(23, stream=True),
         line(24, n=0),
+        line(25, lora_path="sql"),
     )
     batch = submit(sdk, lines(*(line(n) for n in range(8)), *bad), metadata={"job": "nightly"})
     assert (batch.status, batch.endpoint, batch.completion_window) == ("validating", CHAT, "24h")
@@ -161,7 +162,7 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
     done = ended(sdk, batch)
     assert done.status == "completed"
     assert done.metadata == {"job": "nightly"}
-    assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (14, 8, 6)
+    assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (15, 8, 7)
     outputs, errors = read(sdk, done.output_file_id), read(sdk, done.error_file_id)
     assert set(outputs) == {f"q{n}" for n in range(8)}
     answer = outputs["q3"]
@@ -175,7 +176,9 @@ def test_the_official_client_runs_a_batch(gateway: Gateway, engine: Engine) -> N
     assert faults == {
         9: ("invalid_json_line", None), 10: ("invalid_request", "method"), 11: ("duplicate_custom_id", "custom_id"),
         12: ("model_not_found", "model"), 13: ("invalid_request", "body.stream"), 14: ("invalid_request", "n"),
+        15: ("invalid_request", "lora_path"),
     }  # fmt: skip
+    assert {fault.message.split(":")[0] for fault in done.errors.data} == {f"line {number}" for number in faults}
     assert errors["q22"]["error"]["line"] == 12
     assert errors["q22"]["response"] is None
     assert "unknown" in errors["q22"]["error"]["message"]
@@ -478,10 +481,12 @@ def test_the_command_line_says_what_is_wrong(
 
 
 def test_a_file_that_is_none_is_not_sent(
-    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    gateway: Gateway, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     assert main(["batch", str(tmp_path / "none"), "--url", gateway.url]) == 2
     assert "no such file" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path), "--url", gateway.url]) == 2
+    assert "a directory, not a file" in capsys.readouterr().err
     monkeypatch.setenv("OPENAI_API_KEY", KEYS["acme"])
     (tmp_path / "odd").write_text("nonsense\n")
     assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
@@ -490,6 +495,8 @@ def test_a_file_that_is_none_is_not_sent(
     (tmp_path / "odd").write_bytes(lines(line(0)))
     assert main(["batch", str(tmp_path / "odd"), "--url", gateway.url]) == 2
     assert "no valid API key" in capsys.readouterr().err
+    assert main(["batch", str(tmp_path / "odd"), "--url", engine.url]) == 2
+    assert f"{engine.url} has no batch API (404 at /v1/batches)" in capsys.readouterr().err
 
 
 def test_the_example_of_the_docs(gateway: Gateway, capsys: Any) -> None:

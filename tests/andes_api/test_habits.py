@@ -171,6 +171,24 @@ def test_a_misspelt_header_is_named_with_the_nearest(name: str, near: str, fault
     assert httpx.post(untrusting.url + INFERENCE, json=CHAT, headers={name: "5"}).status_code == 200
 
 
+def test_a_header_that_comes_twice_is_refused(url: str) -> None:
+    for twice in ("x-andes-tds", "X-Andes-Report"):
+        refused = httpx.post(url + INFERENCE, json=CHAT, headers=[(twice, "5"), (twice.upper(), "7")])
+        assert refused.status_code == 400
+        assert f"{twice.lower()}: given more than once" in refused.json()["error"]["message"]
+
+
+def test_a_slash_at_the_end_is_none_of_the_path(url: str) -> None:
+    """A redirection would send clients behind TLS to http."""
+    assert httpx.post(url + INFERENCE + "/", json=CHAT).status_code == 200
+    assert httpx.get(url + "/v1/models/").json()["object"] == "list"
+    assert httpx.get(url + "/fleet/qoe/").status_code == 200
+    assert httpx.get(url + "/v1/models/m/").json()["id"] == "m"
+    assert httpx.get(url + "/nosuch/").status_code == 404
+    assert httpx.put(url + INFERENCE + "/").headers["allow"] == "POST"
+    assert httpx.options(url + INFERENCE + "/").headers["allow"] == "OPTIONS, POST"
+
+
 def test_a_clamped_value_is_said(url: str) -> None:
     def clamped(body: dict[str, Any] | None = None, **headers: str) -> str | None:
         return httpx.post(url + INFERENCE, json={**CHAT, **(body or {})}, headers=headers).headers.get(
@@ -180,6 +198,9 @@ def test_a_clamped_value_is_said(url: str) -> None:
     assert clamped(**{"x-andes-tds": "500", "x-andes-ttft-ms": "50"}) == "ttft-ms=50;holds=100, tds=500;holds=200"
     qoe = {"custom_params": {"qoe": {"weight": 3, "tokens": 90}}, "max_tokens": 7}
     assert clamped(qoe) == "weight=3;holds=1, expected-tokens=90;holds=7"
+    assert clamped({"custom_params": {"qoe": {"yield": False}}, "service_tier": "flex"}) == "yield=?0;holds=?1"
+    assert clamped({"custom_params": {"qoe": {"yield": True}}, "service_tier": "flex"}) is None
+    assert clamped({"custom_params": {"qoe": {"yield": True}}}) is None
     assert clamped(**{"x-andes-tds": "200", "x-andes-class": "code"}) is None
     assert clamped() is None
 

@@ -63,6 +63,45 @@ def test_a_name_is_a_model(asked: Any, route: ModelRoute) -> None:
     assert known.resolve(asked) == route
 
 
+@pytest.mark.parametrize(
+    ("asked", "adapter", "name"),
+    [
+        ("big", "sql", "big:sql"),
+        ("gpt-4o", "sql", "big:sql"),
+        ("sql", "sql", "sql"),
+        ("coder", "sql", "sql"),
+        ("big:sql", "sql", "big:sql"),
+        ("big", None, "big"),
+        (None, None, None),
+    ],
+)
+def test_sglangs_other_name_of_an_adapter_is_part_of_the_model(asked: Any, adapter: Any, name: Any) -> None:
+    body = {"model": asked, "lora_path": adapter, "prompt": "x"}
+    catalog(LISTED, SMALL, **{"gpt-4o": "big", "coder": "sql"}).name_adapter(body)
+    assert body == {"model": name, "prompt": "x"}
+    unnamed = {"lora_path": "sql"}
+    catalog(LISTED).name_adapter(unnamed)
+    assert unnamed == {"model": "big:sql"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "adapter", "status", "what"),
+    [
+        ("big", ["sql", None], 400, "lora_path: expected the name of one adapter; got \"['sql', None]\""),
+        ("big", "", 400, "lora_path: expected the name of one adapter; got ''"),
+        ("big:sql", "other", 400, "lora_path: 'other', but model names adapter 'sql'"),
+        (None, "sql", 400, "lora_path: name the model as well"),
+        ("small", "sql", 404, "no model 'small:sql'"),  # not that of every other name
+    ],
+)
+def test_an_adapter_that_cannot_be_told_is_refused(asked: Any, adapter: Any, status: int, what: str) -> None:
+    known = catalog(LISTED, SMALL, **({"any": "small"} if asked else {}))
+    with pytest.raises(ApiError) as caught:
+        known.name_adapter({"model": asked, "lora_path": adapter})
+    assert caught.value.status == status
+    assert what in caught.value.message
+
+
 @pytest.mark.parametrize("asked", ["large", "big:", "big:sq", "BIG", "big ", ":", "x" * 9999])
 def test_a_name_that_is_no_model_is_refused_with_the_list(asked: str) -> None:
     with pytest.raises(ApiError) as caught:
@@ -183,6 +222,12 @@ def test_every_model_by_its_own_engines(simulated: Any, gateway: Any) -> None:
         assert (answer.status_code, answer.headers["x-andes-model"]) == (200, answered)
         assert f'"model":"{answered}"' in answer.text, "the engine itself was asked for it"
     assert ask(server, "sql").text.split('"choices"')[1] != ask(server, "big").text.split('"choices"')[1]
+    as_sglang = {"model": "gpt-4o", "lora_path": "sql", "prompt": "x", "max_tokens": 2}
+    assert httpx.post(server.url + "/v1/completions", json=as_sglang).json()["model"] == "big:sql"
+    refused = httpx.post(
+        server.url + "/v1/score", json={"model": "big", "lora_path": "sql", "query": "x", "items": "y"}
+    )
+    assert "no LoRA adapters at /v1/score" in refused.json()["error"]["message"]
     sdk = openai.OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0)
     assert [m.id for m in sdk.models.list()] == ["big", "sql", "small", "gpt-4o"]
     assert sdk.models.retrieve("small").id == "small"

@@ -88,6 +88,20 @@ def test_typing_into_the_page_to_try(chromium: str, faulty: Any, gateway: Any, t
         assert browser.text("answer") == "w0 x"
 
 
+@pytest.mark.timeout(180)
+def test_no_page_is_wider_than_its_screen(chromium: str, faulty: Any, gateway: Any, tmp_path: Path) -> None:
+    server = gateway(faulty().url, faulty().url)
+    post(server, "reading")
+    for path, shown in (("/", "document.querySelectorAll('#replicas tbody tr').length == 2"), ("/try", "model.value")):
+        with Browser(chromium, server.url + path, tmp_path / path.strip("/")) as browser:
+            for width in (320, 740, 800, 900, 1000, 1280):
+                browser.call(
+                    "Emulation.setDeviceMetricsOverride", width=width, height=700, deviceScaleFactor=1, mobile=True
+                )
+                browser.wait_for(shown)
+                assert browser.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+
+
 def test_who_sees_the_page_to_try(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     forwarded = {"x-forwarded-for": "203.0.113.9"}  # a proxy on this machine says whom it speaks for

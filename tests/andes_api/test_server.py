@@ -105,7 +105,9 @@ def test_an_engine_is_sent_nowhere(faulty: Any, gateway: Any) -> None:
     chat = {"model": "http://127.0.0.1:1/", "messages": [{"role": "user", "content": content}]}
     answer = httpx.post(server.url + "/v1/chat/completions", json=chat)
     assert (answer.status_code, answer.headers["x-andes-reason"]) == (400, "media")
-    assert httpx.post(server.url + "/v1/completions", json={**BODY, "custom_logit_processor": "x"}).status_code == 400
+    for steers in ("custom_logit_processor", "bootstrap_host", "data_parallel_rank", "routed_dp_rank"):
+        refused = httpx.post(server.url + "/v1/completions", json={**BODY, steers: 1})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, steers)
     assert not upstream.bodies
     assert post(server, {**BODY, "model": "http://127.0.0.1:1/"}).status_code == 404  # only a name
 

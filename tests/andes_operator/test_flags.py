@@ -126,12 +126,27 @@ def test_tensor_parallel_ranks_are_those_of_the_engines() -> None:
     )
 
 
+def test_data_parallel_ranks_are_as_many_engines() -> None:
+    """Each has the pool and the batch that the engine reports. Twice the work takes as long, and as much of it fits."""
+    bare = profile.load(PROFILE)
+    flags = EngineFlags(max_running_requests=48, max_total_tokens=20_000, dp_size=2)
+    one, two = (simulated_engine(bare, replace(flags, dp_size=ranks))[0] for ranks in (None, 2))
+    assert (two.max_running, two.kv_capacity_tokens, two.devices) == (96, 40_000, 2 * one.devices)
+    assert two.costs.decode_s(64, 30_000) == pytest.approx(one.costs.decode_s(32, 15_000))
+    assert two.costs.prefill_s(2048, 512, 9e6, 2) == pytest.approx(one.costs.prefill_s(1024, 256, 4.5e6, 1))
+    assert simulated_engine(bare, flags)[1] == ["how unevenly its 2 data-parallel ranks share requests"]
+    assert simulated_engine(bare, replace(flags, dp_size=1)) == (one, [])
+
+
 def test_what_cannot_be_simulated_is_said() -> None:
     bare = profile.load(PROFILE)
     without = replace(bare, engine=replace(bare.engine, host_capacity_tokens=0, host_tokens_per_s=0.0))
     engine, unplayed = simulated_engine(without, EngineFlags(preemption_mode="offload", host_tokens=5000))
     assert (engine.host_capacity_tokens, engine.write_through) == (0, False)
     assert unplayed == ["its host memory: the profile has no host_tokens_per_s"]
+    drafts = EngineFlags.from_server_info({"speculative_algorithm": "NGRAM"})
+    assert simulated_engine(bare, drafts)[1] == ["its speculative decoding (NGRAM)"]
+    assert EngineFlags.from_dict({"speculative_algorithm": 7}) == EngineFlags()
 
 
 def test_an_engine_that_says_nothing_is_the_profiles() -> None:
@@ -184,3 +199,12 @@ def test_the_flags_change_the_answer() -> None:
     assert few is not None
     assert many is not None
     assert few > many
+
+
+def test_ranks_of_data_parallel_attention_are_one_engine() -> None:
+    """They share the weights: what each has is added up."""
+    info = {"tp_size": 8, "dp_size": 4, "enable_dp_attention": True, "max_total_num_tokens": 1000}
+    info["internal_states"] = [{"effective_max_running_requests_per_dp": 16}]
+    assert EngineFlags.from_server_info(info) == EngineFlags(64, 4000, preemption_mode="release", tp_size=8)
+    info |= {"enable_dp_attention": False, "tp_size": 2}
+    assert EngineFlags.from_server_info(info) == EngineFlags(16, 1000, preemption_mode="release", tp_size=2, dp_size=4)

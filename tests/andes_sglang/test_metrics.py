@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from andes_sglang.latency import LatencyModel
@@ -113,3 +117,27 @@ def test_each_is_explained() -> None:
 
 def test_silent_without_metrics() -> None:
     tell(EngineMetrics())
+
+
+RANK = (
+    "from andes_sglang.metrics import HostUse, PrometheusEngineMetrics\n"
+    "metrics = PrometheusEngineMetrics()\n"
+    "metrics.population(running=3)\n"
+    "metrics.unpreemptible(2)\n"
+    "metrics.host(HostUse(used_tokens=5, capacity_tokens=9))\n"
+    "metrics.in_charge('andes')\n"
+)
+
+
+def test_data_parallel_ranks_add_up(tmp_path: Path) -> None:
+    """Each is a process, with a batch of its own."""
+    for _ in range(2):
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", RANK], env=environment, check=True)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))
+    scraped = exposed(registry)
+    assert scraped["andes_requests", frozenset({("state", "running")})] == 6
+    assert scraped["andes_unpreemptible_requests", frozenset()] == 4
+    assert scraped["andes_host_tokens", frozenset({("what", "capacity")})] == 18
+    assert scraped["andes_policy_info", frozenset({("policy", "andes")})] == 1

@@ -11,6 +11,7 @@ import pytest
 
 import andes_sglang
 from andes_sglang import results, summary
+from andes_sglang.cli import main
 from andes_sglang.flags import UsageError
 from andes_sglang.request import RequestRecord, read_records
 
@@ -98,7 +99,13 @@ def test_a_terminal_gets_one_line_rewritten(
     assert capsys.readouterr().err == "\r\x1b[Kandes: one\r\x1b[Kandes: two"
 
 
-@pytest.mark.parametrize("wrong", [[], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}, {**result(), "workload": 3},
+        {**result(), "engine": None}, {**result(), "policies": {"a": {}}}, {**result(), "policies": {"a": {"qoe": 5}}},
+    ],
+)  # fmt: skip
 def test_a_summary_of_something_else_is_named(wrong: object, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(wrong))
     with pytest.raises(UsageError, match=r"summary.json: not a summary \(it needs workload, engine and policies\)"):
@@ -113,15 +120,53 @@ def test_records_that_cannot_be_kept_cost_nothing_else(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("earlier", ["summary.json", "plan.json"])
 def test_a_directory_that_holds_a_run_is_used_only_by_force(earlier: str, tmp_path: Path) -> None:
-    results.prepare(tmp_path / "new", force=False)
+    with results.prepared(tmp_path / "new", force=False):
+        pass
     for name in (earlier, "records-stock-3.jsonl.gz", "notes.txt"):
         (tmp_path / name).write_text("x")
     with pytest.raises(UsageError, match="holds the results of an earlier run; name another, or --force"):
-        results.prepare(tmp_path, force=False)
-    results.prepare(tmp_path, force=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "notes.txt"]
+        results.prepared(tmp_path, force=False).__enter__()
+    with results.prepared(tmp_path, force=True):
+        assert not list(tmp_path.glob("*.json*"))
+        (tmp_path / "summary.json").write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "notes.txt", "summary.json"]
     with pytest.raises(UsageError, match="is a file, and results are a directory"):
-        results.prepare(tmp_path / "notes.txt", force=True)
+        results.prepared(tmp_path / "notes.txt", force=True).__enter__()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_earlier_run_stays_where_the_new_one_comes_to_nothing(killed: bool, tmp_path: Path) -> None:
+    for name in ("sweep.json", "records-stock-1.jsonl.gz", "points"):
+        (tmp_path / name).mkdir() if name == "points" else (tmp_path / name).write_text("earlier")
+    (tmp_path / "points" / "a").touch()
+
+    def come_to_nothing() -> None:
+        with results.prepared(tmp_path, force=True):
+            (tmp_path / "points").mkdir()
+            for number in (1, 2):
+                (tmp_path / f"records-stock-{number}.jsonl.gz").write_text("new")
+            if killed:
+                raise SystemExit from None
+            raise UsageError("nothing answers there")
+
+    if killed:  # by what no program hears
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(results, "_settle", {}.get)
+            with pytest.raises(SystemExit):
+                come_to_nothing()
+        assert not (tmp_path / "sweep.json").exists()
+        with pytest.raises(UsageError, match="holds the results of an earlier run"):
+            results.prepared(tmp_path, force=False).__enter__()
+    else:
+        with pytest.raises(UsageError, match="nothing answers there"):
+            come_to_nothing()
+    assert (tmp_path / "sweep.json").read_text() == (tmp_path / "records-stock-1.jsonl.gz").read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a",
+        "points",
+        "records-stock-1.jsonl.gz",
+        "sweep.json",
+    ]
 
 
 def test_no_secret_of_the_command_line_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +187,16 @@ def test_policies_that_are_none_are_named(policies: object, tmp_path: Path) -> N
         results.read(tmp_path)
 
 
-def test_an_earlier_run_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").mkdir()
-    with pytest.raises(UsageError, match=r"sweep.json: cannot be removed \(Is a directory\)"):
-        results.prepare(tmp_path, force=True)
+def test_an_earlier_run_that_cannot_be_set_aside_is_named(tmp_path: Path) -> None:
+    for name in ("sweep.json", results.EARLIER):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"sweep.json: cannot be moved to .*earlier \(File exists\)"):
+        results.prepared(tmp_path, force=True).__enter__()
+    assert (tmp_path / "sweep.json").exists()
+
+
+def test_a_wrong_address_costs_no_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "summary.json").write_text("earlier")
+    assert main(["bench", "--url", "http://127.0.0.1:9", "--rate", "1", "--out", str(tmp_path), "--force"]) == 2
+    assert "nothing answers there" in capsys.readouterr().err
+    assert (tmp_path / "summary.json").read_text() == "earlier"

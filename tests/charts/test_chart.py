@@ -14,6 +14,8 @@ import yaml
 from helm_python.chart import lint
 from helm_python.errors import HelmError
 
+from andes_api.settings import GatewaySettings
+
 KNOBS = list(chart.knobs())
 KUBERNETES = ["1.29", "1.37"]
 OTHERS = tuple(chart.EVERYTHING)
@@ -133,6 +135,12 @@ def check(rendered: dict[str, Any], version: str = KUBERNETES[-1]) -> None:
         ({"engine.cache.sizeLimit": "lots"}, "/engine/cache/sizeLimit"),
         ({"fullnameOverride": "Not_A_Name"}, "/fullnameOverride"),
         ({"gateway.httpRoute.parentRefs": []}, "/gateway/httpRoute/parentRefs"),
+        ({"engine.cache.claim.size": "lots"}, "/engine/cache/claim/size"),
+        ({"gateway.batches.size": "50 GB"}, "/gateway/batches/size"),
+        ({"gateway.settings": {"hold": 300}}, "'hold' not allowed"),
+        ({"gateway.settings": {"hold_s": "long"}}, "/gateway/settings/hold_s"),
+        ({"gateway.settings": {"classes": {"reading": {"tfft_s": 1}}}}, "/gateway/settings/classes/reading"),
+        ({"gateway.settings": {"tools": {"sql": {"timeout_s": 5}}}}, "/gateway/settings/tools/sql"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> None:
@@ -168,11 +176,56 @@ def test_a_bad_value_is_refused_by_name(values: dict[str, Any], named: str) -> N
             {"engine.apiKeySecret": "k", "models": [{"name": "a", "engine": {"apiKeySecretKey": "own"}}]},
             "models: a: engine.apiKeySecret is k, key own, but",
         ),
+        ({"engine.args": ["--tp 4"], "engine.gpu.count": 4}, 'engine.args: "--tp 4" would be one argument'),
+        (
+            {"models": [{"name": "a", "engine": {"args": ["--enable-mixed-chunk --page-size=1"]}}]},
+            "models: a: engine.args: .* would be one argument",
+        ),
+        ({"operator.args": ["--what-if-seconds 60"]}, "operator.args: .* would be one argument"),
+        ({"operator.args": ["--what-if-second=60"]}, "there is no flag --what-if-second here; there are --help"),
+        (
+            {"engine.kind": "sim", "engine.args": ["--mem-fraction-static=0.9"]},
+            "there is no flag --mem-fraction-static",
+        ),
+        ({"engine.kind": "sim", "engine.profile": "h200"}, "engine.profile: there is no h200; there are a100"),
+        ({"profiles": {"mine": "mine.toml"}}, "profiles.mine is no profile"),
+        ({"engine.policyOptions": {"stall_bond_s": 3}}, "policy andes has no option stall_bond_s; it has batch"),
+        ({"engine.policy": "stock", "engine.policyOptions": {"a": 3}}, "policyOptions: policy stock has no options"),
+        ({"engine.policy": "stock", "engine.args": ["--policy-option=a=3"]}, "policy stock has no options"),
+        ({"engine.args": ["--preemption-mode", "park"]}, "--preemption-mode park: it is release or offload"),
+        ({"engine.args": ["--host-kv-gib=8"]}, "--host-kv-gib goes with --preemption-mode=offload"),
+        ({"engine.args": ["--offload-without", "overlap"]}, "--offload-without goes with --preemption-mode=offload"),
+        ({"engine.args": ["--host-kv-codec=int8"]}, "--host-kv-codec: only the simulator has it"),
+        ({"engine.args": ["--enable-prefill-delayer"]}, "--enable-prefill-delayer does not go with a policy"),
+        ({"engine.args": ["--min-free-slots-delay=4"]}, "--min-free-slots-delay does not go with a policy"),
+        *(
+            ({"gateway.autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 2}, **more}, "minReplicas is 5")
+            for more in (
+                {},
+                {"gateway.autoscaling.keda.enabled": True, "gateway.autoscaling.keda.prometheus": "http://p"},
+            )
+        ),
     ],
 )
-def test_values_that_do_not_go_together_are_refused(values: dict[str, Any], said: str) -> None:
+def test_what_could_only_crash_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(HelmError, match=said):
         chart.render(values)
+
+
+def test_every_setting_of_the_gateway_is_allowed() -> None:
+    """But for those that the chart sets itself."""
+    given = GatewaySettings(
+        upstreams=("http://engine:30000",),
+        models={"70b": {"classes": ["reading"], "max_streams": 500}},
+        ladders={"chat": [{"model": "70b", "quality": 1}, {"model": "8b", "quality": 0.86}]},
+        tenants=[{"name": "web", "key_sha256": "0" * 64, "requests_per_minute": 60}],
+        tools={"sql": {"command": ["sql.py"], "statements": "sql", "argument": "query"}},
+        policy_options={"sacrifice_share": 0.1},
+    )
+    settings = given.model_dump(mode="json")
+    for own in ("upstreams", "host", "port", "drain_s", "workers", "classes_file", "otlp_endpoint"):
+        del settings[own]
+    assert chart.render({"gateway.settings": settings})
 
 
 @pytest.mark.parametrize(
@@ -412,4 +465,11 @@ def test_a_handler_of_one_s_own_replaces_the_chart_s(component: str) -> None:
 )
 def test_gpus_that_the_flags_ask_for_are_accepted(args: list[str]) -> None:
     assert chart.render({"engine.args": args, "engine.gpu.count": 2, "engine.policy": "stock"})
-    assert chart.render({"engine.args": args, "engine.kind": "sim"}), "a simulated engine has none"
+
+
+@pytest.mark.parametrize("args", [["--tp=2"], ["--config", "/models/engine.yaml"]])
+def test_a_simulated_engine_has_flags_of_its_own(args: list[str]) -> None:
+    with pytest.raises(
+        HelmError, match=f"there is no flag {args[0].partition('=')[0]} here; there are --answer-tokens"
+    ):
+        chart.render({"engine.args": args, "engine.kind": "sim"})

@@ -135,9 +135,9 @@ def test_the_simulated_engine_takes_its_flags() -> None:
 def test_profiles_of_ones_own_are_found_by_those_who_simulate() -> None:
     from andes_sglang.sim.profile import FOLDER_VARIABLE
 
-    values = {"engine.kind": "sim", "profiles": {"mine": "hardware = 'h'"}}
+    values = {"engine.kind": "sim", "profiles": {"mine": "[engine]\nchunk_tokens = 8"}}
     (config,) = chart.objects(values)["profiles.yaml"]
-    assert config["data"] == {"mine.toml": "hardware = 'h'\n"}
+    assert config["data"] == {"mine.toml": "[engine]\nchunk_tokens = 8\n"}
     for component in ("engine", "operator"):
         found = container(component, values)
         folder = {variable["name"]: variable.get("value") for variable in found["env"]}[FOLDER_VARIABLE]

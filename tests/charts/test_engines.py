@@ -92,7 +92,7 @@ def test_ranks_reach_each_other_through_a_network_policy_and_nothing_else_does()
 
 
 def test_a_simulated_engine_is_one_pod() -> None:
-    found = chart.objects({**GROUP, "engine.kind": "sim"})
+    found = chart.objects({**GROUP, "engine.kind": "sim", "engine.args": []})
     assert "engine-group.yaml" not in found
     assert found["engine-service.yaml"][0]["metadata"]["name"] == "demo-andes-engine"
 
@@ -309,10 +309,11 @@ def test_what_could_only_crash_or_wait_is_refused(values: dict[str, Any], said: 
         chart.render(values)
 
 
-@pytest.mark.parametrize("flag", sorted(seams._REFUSED))
-def test_what_the_plugin_refuses_at_its_start_the_chart_refuses_before(flag: str) -> None:
-    value = "" if flag.startswith("--enable") else "=prefill" if "mode" in flag else "=2"
-    values = {"engine.args": [flag + value], "engine.gpu.count": 2 if flag == "--pp-size" else 1}
+@pytest.mark.parametrize(("field", "usual"), [(field, usual) for field, usual, _ in seams.REFUSED])
+def test_what_the_plugin_refuses_at_its_start_the_chart_refuses_before(field: str, usual: Any) -> None:
+    flag = f"--{field.replace('_', '-')}"
+    given = [flag if usual is False else f"{flag}=2"]
+    values = {"engine.args": given, "engine.gpu.count": 2 if field == "pp_size" else 1}
     with pytest.raises(HelmError, match=f"{flag} does not go with a policy"):
         chart.render(values)
     assert chart.render({**values, "engine.policy": "stock"})

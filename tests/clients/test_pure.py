@@ -155,6 +155,9 @@ def test_arguments_that_make_no_sense_are_named_before_anything_is_sent() -> Non
     ):
         with pytest.raises(ValueError, match=says):
             client.stream("x", model="m", **arguments)
+    for messages in (None, 5, ["x"], {"role": "user"}):
+        with pytest.raises(ValueError, match="messages must be text or a list of messages, got "):
+            client.stream(messages, model="m")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_wait_s"):
         AndesClient(base_url="http://x", api_key="x", max_wait_s=-1)
 

@@ -327,5 +327,12 @@ async def test_an_answer_is_one_stream_of_two_known_models() -> None:
     for name in ("model", "n", "stream"):
         with pytest.raises(ValueError, match=f"{name} cannot be given"):
             of.stream("x", **{name: 1})
+    for name in ("tools", "tool_choice", "response_format", "on_wait", "on_chunk"):
+        with pytest.raises(ValueError, match=f"{name} cannot be raced"):
+            of.stream("x", **{name: [1]})
+    of.stream("x", tools=None)
+    for messages in (None, 5, [1], {"role": "user"}):
+        with pytest.raises(ValueError, match="messages must be text or a list of messages, got "):
+            of.stream(messages)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="async with"):
         await anext(aiter(of.stream("x")))

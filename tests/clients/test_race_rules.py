@@ -182,6 +182,44 @@ def test_who_has_nothing_to_add_does_not_end_what_the_other_still_writes() -> No
     assert Show(REMOTE, "9 ", 1) in rules.came(first.run, "9 ", 1, 0.03)
 
 
+def test_a_device_that_says_nothing_does_not_end_the_race() -> None:
+    """A small model that ends with its first token: the server answers, whether it is asked already or not."""
+    rules = RaceRules(Plan(REMOTE, 0.0), TDS, lambda _: 0.1)
+    server, device = rules.begin(0.0)
+    assert isinstance(server, Start) and isinstance(device, Start)  # noqa: PT018
+    assert rules.ended(device.run, "stop", 0.02) == []
+    assert Show(REMOTE, "0 ", 1) in rules.came(server.run, "0 ", 1, 0.03)
+    assert rules.ended(server.run, "stop", 0.04) == [End("stop")]
+
+    rules = RaceRules(Plan(LOCAL, 9.0), TDS, lambda _: 0.1)
+    (device,) = rules.begin(0.0)
+    assert isinstance(device, Start)
+    (server,) = rules.ended(device.run, "stop", 0.02)
+    assert server == Start(2, REMOTE, "", 0)
+    assert rules.ended(2, "stop", 0.03) == [End("stop")], "both have nothing to say"
+
+    rules = RaceRules(Plan(LOCAL, 9.0), TDS, lambda _: 0.1)
+    rules.begin(0.0)
+    rules.ended(1, "stop", 0.02)
+    assert rules.failed(2, "gone", 0.03) == [Fail("local: it said nothing; remote: gone")]
+
+    rules = RaceRules(Plan(REMOTE, math.inf), TDS, lambda _: 0.1, both=False)
+    rules.begin(0.0)
+    assert rules.ended(1, "stop", 0.02) == [End("stop")]
+
+
+def test_a_rescuer_with_nothing_to_add_does_not_end_what_is_silent_only() -> None:
+    rules = RaceRules(Plan(REMOTE, 9.0), TDS, lambda _: 0.1)
+    rules.begin(0.0)
+    rules.came(1, "0 ", 1, 0.1)
+    (rescuer,) = rules.tick(rules.next_s)
+    assert rescuer == Start(2, LOCAL, "0 ", 1, "rescue")
+    assert rules.ended(2, "stop", 2.0) == [Cancel(2)]
+    assert rules.next_s == math.inf, "it is asked no more"
+    assert Show(REMOTE, "1 ", 1) in rules.came(1, "1 ", 1, 3.0)
+    assert rules.ended(1, "stop", 4.0) == [End("stop")]
+
+
 @pytest.mark.parametrize(
     ("remote", "parts"),
     [

@@ -30,11 +30,11 @@ def load_trace(path: Path, *, form: str | None = None, seed: int = 0) -> Workloa
     Arrivals start at 0. Where the trace's clock ticks (Mooncake: every 3 s), arrivals are spread inside the tick, by
     ``seed``. Raises :class:`WorkloadError` naming file, row and field.
     """
-    rows = iter(read_rows(path))
+    rows = iter(read_rows(path, whole=False))
     first = next(rows, None)
     if first is None:
-        raise WorkloadError(f"{path}: empty")
-    chosen = _recognise(first) if form is None else FORMATS.get(form)
+        raise WorkloadError(f"{path}: no rows; docs/traces.md has the formats")
+    chosen = _recognise(first.whole()) if form is None else FORMATS.get(form)
     if chosen is None:
         raise WorkloadError(f"--format {form!r}: choose one of {', '.join(FORMATS)}")
     parsed = _parse_all(chosen, chain([first], rows))
@@ -63,7 +63,7 @@ def _parse_all(form: TraceFormat, rows: Iterable[Row]) -> list[TracedRequest | N
     parsed, wrong = [], []
     for row in rows:
         try:
-            parsed.append(form.parse(row))
+            parsed.append(form.parse(row.whole()))
         except WorkloadError as error:
             wrong.append(str(error))
     if len(wrong) > 1:

@@ -34,5 +34,6 @@ def load_rates(
            for row, a, b in zip(rows, starts_s, starts_s[1:])]  # fmt: skip
     kept = tuple((length_s, rate) for length_s, rate in cut if length_s > 0)
     if not kept or not any(rate for _, rate in kept):
-        raise WorkloadError(f"{path}: no request arrives within {duration_s} s of second {start_s:g}")
+        within = "" if duration_s is None else f" within {duration_s:g} s"
+        raise WorkloadError(f"{path}: no request arrives{within} after second {start_s:g}")
     return kept

@@ -21,13 +21,23 @@ __all__ = ["Row", "TraceFormat", "TracedRequest", "read_document", "read_rows", 
 
 
 class Row:
-    """One row, asked for its fields by name. Each method raises :class:`WorkloadError` naming ``place`` and field."""
+    """One row, asked for its fields by name. Each method raises :class:`WorkloadError` naming ``place`` and field.
 
-    __slots__ = ("fields", "place")
+    fault: why a line has no fields; None where it has.
+    """
 
-    def __init__(self, place: str, fields: dict[str, Any]) -> None:
+    __slots__ = ("fault", "fields", "place")
+
+    def __init__(self, place: str, fields: dict[str, Any], fault: WorkloadError | None = None) -> None:
         self.place = place
         self.fields = fields
+        self.fault = fault
+
+    def whole(self) -> Row:
+        """The row itself, if it could be read."""
+        if self.fault is not None:
+            raise self.fault
+        return self
 
     def states(self, name: str) -> bool:
         """Whether the field is there; an empty cell of a CSV and a null of JSON are not."""
@@ -113,18 +123,24 @@ def read_document(path: Path) -> Any:
         raise WorkloadError(f"{path}: JSON that is nested too deeply") from None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a CSV with a header line, or of JSON objects one a line. Raises :class:`WorkloadError`."""
+def read_rows(path: Path, *, whole: bool = True) -> Iterator[Row]:
+    """Rows of a CSV with a header line, or of JSON objects one a line; without ``whole``, also those that are none. Raises
+    :class:`WorkloadError`."""
     document = read_document(path)
     if isinstance(document, list):
         raise WorkloadError(
             f"{path}: a JSON array that is no data set of conversations; docs/traces.md has the formats"
         )
-    return rows_of(path, document)
+    rows = _rows(path, document)
+    return (row.whole() for row in rows) if whole else rows
 
 
 def rows_of(path: Path, text: str | dict[str, Any]) -> Iterator[Row]:
-    """Rows of what :func:`read_document` has read: a text, or the object of the only line."""
+    """Rows of what :func:`read_document` has read: a text, or the object of the only line. Raises :class:`WorkloadError`."""
+    return (row.whole() for row in _rows(path, text))
+
+
+def _rows(path: Path, text: str | dict[str, Any]) -> Iterator[Row]:
     if isinstance(text, dict):
         yield Row(f"{path}, row 1", text)
         return
@@ -134,7 +150,11 @@ def rows_of(path: Path, text: str | dict[str, Any]) -> Iterator[Row]:
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
-            yield Row(f"{path}, row {number}", _object(f"{path}, row {number}", line))
+            place = f"{path}, row {number}"
+            try:
+                yield Row(place, _object(place, line))
+            except WorkloadError as fault:
+                yield Row(place, {}, fault)
 
 
 def _object(place: str, line: str) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def read_input(
             raise ApiError(400, f"the file has more than {max_requests} requests; split it", code="too_many_requests")
         read = _read_line(number, at, content, endpoint, check)
         if isinstance(read, Line) and read.custom_id in seen:
-            message = f"custom_id: {read.custom_id[:100]!r} is that of line {seen[read.custom_id]} already"
+            message = (
+                f"line {number}: custom_id: {read.custom_id[:100]!r} is that of line {seen[read.custom_id]} already"
+            )
             read = Fault(number, read.custom_id, "duplicate_custom_id", message, "custom_id")
         if isinstance(read, Line):
             seen[read.custom_id] = number

@@ -16,6 +16,7 @@ from andes_api.batches.peers import Peers
 from andes_api.batches.store import FINAL, BatchStore
 from andes_api.batches.work import BatchWork
 from andes_api.classes import BatchSettings
+from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.request_body import check_fields
 from andes_api.settings import TenantSettings
@@ -135,6 +136,10 @@ class BatchRunner:
     def _check_of(self, work: BatchWork, tenant: TenantSettings | None) -> Any:
         def check(body: Mapping[str, Any]) -> None:
             check_fields(body, work.endpoint, self._gateway.settings)
+            if body.get("lora_path") is not None:
+                raise ApiError(
+                    400, "lora_path: in a batch the adapter is part of the model, MODEL:ADAPTER", param="lora_path"
+                )
             self._gateway.route_of(body.get("model"), tenant)
 
         return check

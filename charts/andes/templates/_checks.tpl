@@ -6,7 +6,9 @@
 {{- $where := ternary "engine" (printf "models: %s: engine" (trimPrefix "engine-" $name)) (eq $name "engine") -}}
 {{- $engine := index (first .).Values $name -}}
 {{- $flags := printf " %s " (join " " $engine.args) -}}
+{{- include "andes.checkArgs" (list (first .) (printf "%s.args" $where) $engine.args (ternary "sim" "" (eq $engine.kind "sim"))) -}}
 {{- include "andes.checkFlags" (list $where $engine $flags) -}}
+{{- include "andes.checkOptions" (list (first .) $where $engine $flags) -}}
 {{- include "andes.checkAdapters" (list $where $engine $flags) -}}
 {{- if eq $engine.kind "sglang" -}}
 {{- include "andes.checkGpus" (list $where $engine $flags) -}}
@@ -14,6 +16,48 @@
 {{- include "andes.checkCache" (list $where $engine (first .).Values) -}}
 {{- include "andes.checkGroup" (list $where $engine (include "andes.component" .)) -}}
 {{- include "andes.checkKey" . -}}
+{{- else -}}
+{{- include "andes.checkProfile" (list (first .) $where $engine) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Arguments as a shell would have made them, and where they are known the flags: list $ "engine.args" its value "sim"; files/known.json
+lists what there is */ -}}
+{{- define "andes.checkArgs" -}}
+{{- $known := index ((first .).Files.Get "files/known.json" | fromJson).flags (last .) -}}
+{{- $where := index . 1 -}}
+{{- range index . 2 -}}
+{{- if regexMatch "^--[^ =]+ " . -}}
+{{- fail (printf "%s: %q would be one argument: write --flag=value, or flag and value as two entries" $where .) -}}
+{{- end -}}
+{{- $flag := regexFind "^--[^ =]+" . -}}
+{{- if and $flag $known (not (has $flag $known)) -}}
+{{- fail (printf "%s: there is no flag %s here; there are %s" $where $flag (join ", " $known)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Options that the policy does not take; one of another package is not known */ -}}
+{{- define "andes.checkOptions" -}}
+{{- $engine := index . 2 -}}
+{{- if and (eq $engine.policy "stock") (or $engine.policyOptions (contains " --policy-option" (last .))) -}}
+{{- fail (printf "%s.policyOptions: policy stock has no options" (index . 1)) -}}
+{{- end -}}
+{{- $policies := ((first .).Files.Get "files/known.json" | fromJson).policies -}}
+{{- $options := index $policies $engine.policy -}}
+{{- range $name := ternary (keys $engine.policyOptions | sortAlpha) list (hasKey $policies $engine.policy) -}}
+{{- if not (has $name $options) -}}
+{{- fail (printf "%s.policyOptions: policy %s has no option %s; it has %s" (index $ 1) $engine.policy $name (join ", " $options)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What a simulated engine plays: list $ "engine" its values */ -}}
+{{- define "andes.checkProfile" -}}
+{{- $packaged := keys ((first .).Files.Get "files/known.json" | fromJson).profiles | sortAlpha -}}
+{{- $names := concat $packaged (keys (first .).Values.profiles) -}}
+{{- if not (has (last .).profile $names) -}}
+{{- fail (printf "%s.profile: there is no %s; there are %s, and what profiles adds" (index . 1) (last .).profile (join ", " $packaged)) -}}
 {{- end -}}
 {{- end -}}
 
@@ -72,11 +116,21 @@
 {{- define "andes.checkPolicy" -}}
 {{- $flags := last . -}}
 {{- $engine := index . 1 -}}
-{{- $offload := eq "offload" (include "andes.flag" (list $flags "preemption-mode")) -}}
+{{- $mode := include "andes.flag" (list $flags "preemption-mode") -}}
+{{- if not (has $mode (list "" "release" "offload")) -}}
+{{- fail (printf "%s.args: --preemption-mode %s: it is release or offload" (first .) $mode) -}}
+{{- end -}}
+{{- if contains " --host-kv-codec" $flags -}}
+{{- fail (printf "%s.args: --host-kv-codec: only the simulator has it" (first .)) -}}
+{{- end -}}
+{{- $part := regexFind " --(host-kv-gib|offload-without)[= ]" $flags | trimAll " =" -}}
+{{- if and $part (ne $mode "offload") -}}
+{{- fail (printf "%s.args: %s goes with --preemption-mode=offload" (first .) $part) -}}
+{{- end -}}
 {{- if ne $engine.policy "stock" -}}
 {{- $usual := dict "pp-size|pipeline-parallel-size" "1" "attn-cp-size|attention-context-parallel-size" "1" "dcp-size|decode-context-parallel-size" "1"
-  "disaggregation-mode" "null" "schedule-policy" "fcfs" "retraction-policy" "length" -}}
-{{- $refused := ternary "--enable-dp-attention" "" (contains " --enable-dp-attention " $flags) -}}
+  "disaggregation-mode" "null" "decoupled-spec-role" "null" "dllm-algorithm" "" "schedule-policy" "fcfs" "retraction-policy" "length" "min-free-slots-delay" "0" -}}
+{{- $refused := regexFind " --(enable-(dp-attention|pdmux|hisparse|prefill-delayer)|encoder-only|use-ray|(smg-)?grpc-mode) " $flags | trim -}}
 {{- range $names, $default := $usual -}}
 {{- if not (has (include "andes.flag" (list $flags $names)) (list "" $default)) -}}
 {{- $refused = printf "--%s" (splitList "|" $names | first) -}}
@@ -85,7 +139,7 @@
 {{- if $refused -}}
 {{- fail (printf "%s.args: %s does not go with a policy: leave it out, or set %s.policy to stock" (first .) $refused (first .)) -}}
 {{- end -}}
-{{- else if $offload -}}
+{{- else if eq $mode "offload" -}}
 {{- fail (printf "%s.args: --preemption-mode offload: policy stock preempts no request; choose another %s.policy" (first .) (first .)) -}}
 {{- end -}}
 {{- end -}}
@@ -127,5 +181,23 @@
 {{- $differs := or (ne $own.apiKeySecret $values.engine.apiKeySecret) (ne $own.apiKeySecretKey $values.engine.apiKeySecretKey) -}}
 {{- if and $values.gateway.enabled $own.apiKeySecret $differs -}}
 {{- fail (printf "models: %s: engine.apiKeySecret is %s, key %s, but the gateway sends one key to all engines: name it in engine.apiKeySecret" (trimPrefix "engine-" (last .)) $own.apiKeySecret $own.apiKeySecretKey) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Profiles of one's own; the rest of them is the simulator's to read: . */ -}}
+{{- define "andes.checkProfiles" -}}
+{{- range $name, $text := .Values.profiles -}}
+{{- if not (regexMatch "(?m)^ *\\[engine\\]" $text) -}}
+{{- fail (printf "profiles.%s is no profile, it has no [engine]: give the text that andes profile writes, by --set-file" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Bounds of the gateway's autoscaler: . */ -}}
+{{- define "andes.checkAutoscaling" -}}
+{{- with .Values.gateway.autoscaling -}}
+{{- if gt (int .minReplicas) (int .maxReplicas) -}}
+{{- fail (printf "gateway.autoscaling.minReplicas is %d, and maxReplicas %d" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

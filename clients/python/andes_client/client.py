@@ -14,7 +14,7 @@ from andes_client.reader import Reader
 from andes_client.reports import AsyncReports, Reports
 from andes_client.retries import Retries
 
-__all__ = ["AndesClient", "AsyncAndesClient"]
+__all__ = ["AndesClient", "AsyncAndesClient", "list_of"]
 
 Messages = str | Iterable[Mapping[str, Any]]
 OnWait = Callable[[float, str], None]
@@ -22,6 +22,17 @@ OnWait = Callable[[float, str], None]
 MAX_REPORT_EVERY_S = 10.0
 """A gateway forgets a report after 15 s."""
 RESERVED = ("stream", "n")
+
+
+def list_of(messages: Messages) -> list[Mapping[str, Any]]:
+    """As OpenAI has them. Raises ``ValueError`` for what is neither text nor messages."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if isinstance(messages, Iterable) and not isinstance(messages, Mapping):
+        listed = list(messages)
+        if all(isinstance(message, Mapping) for message in listed):
+            return listed
+    raise ValueError(f"messages must be text or a list of messages, got {str(messages)[:100]!r}")
 
 
 class _Asking:
@@ -37,12 +48,10 @@ class _Asking:
         for name in RESERVED:
             if name in options:
                 raise ValueError(f"{name} cannot be given: stream() streams one answer")
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
         return {
             "stream_options": {"include_usage": True},
             **options,
-            "messages": list(messages),
+            "messages": list_of(messages),
             "model": model,
             "stream": True,
             "extra_headers": {**reader.headers(), **options.get("extra_headers", {})},

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from andes_client.answer import WORDS, AsyncAnswer, InterruptedAnswerError
-from andes_client.client import RESERVED, Messages
+from andes_client.client import RESERVED, Messages, list_of
 from andes_client.experience import Experience, Timeline, count_tokens
 from andes_client.pacer import Pacer
 from andes_client.race_history import LOCAL, REMOTE, History, Plan, estimate_tokens
@@ -29,6 +29,10 @@ from andes_client.reader import Reader
 from andes_client.writers import LIMITS, Request, Source, Writer, writer_of
 
 __all__ = ["Cost", "Part", "Race", "RacedAnswer", "race"]
+
+
+NOT_RACED = ("tools", "tool_choice", "functions", "response_format", "logprobs", "on_chunk", "on_wait")
+"""Options of what is more than one text, and of the server alone."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,12 @@ class Race:
         for name in (*RESERVED, "model"):
             if name in options:
                 raise ValueError(f"{name} cannot be given: stream() streams one answer, race() has the models")
+        for name in NOT_RACED:
+            if options.get(name):
+                raise ValueError(f"{name} cannot be raced: ask the server")
         reader = Reader(reading_speed, first_token_s, klass, expected_tokens)
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
         both = self._allowed if isinstance(self._allowed, bool) else klass in self._allowed
-        return RacedAnswer(self, list(messages), reader, options, both=both, pace=pace)
+        return RacedAnswer(self, list_of(messages), reader, options, both=both, pace=pace)
 
     def plan(self, prompt_tokens: int, reader: Reader) -> Plan:
         if self._wait_s is not None:

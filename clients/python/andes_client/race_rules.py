@@ -31,6 +31,7 @@ RACE, HAND_OVER, RESCUE = "race", "hand-over", "rescue"
 """Why a writer is asked."""
 MIN_SILENCE_S = 0.5
 """Seconds without text before a writer counts as silent: engines send some tokens late, and together."""
+NOTHING = "it said nothing"
 MAX_HANDOVERS = 3
 """Of one answer that may be tried; each waits for twice the unread text of the one before."""
 
@@ -166,12 +167,22 @@ class RaceRules:
         self._pass(now_s)
         if self.over or run not in self._runs:
             return []
-        if run == self._next and self._handing_over:  # it has nothing to add, the other writes on
+        if run == self._next:  # it has nothing to add, the other writes on or is silent only
             self._handovers = MAX_HANDOVERS
+            if not self._handing_over:
+                self._failed[self._runs[run].writer] = NOTHING
             return self._stay()
+        if self._current is None and not self.text and self._other_may_answer(run):
+            self._failed[self._runs.pop(run).writer] = NOTHING
+            return [] if self._runs else self._replace()
         actions = self._stay() if run == self._current else self._switch(run)
         self.over = True
         return [*actions, End(finish_reason)]
+
+    def _other_may_answer(self, run: int) -> bool:
+        """It is asked already, or may be."""
+        other = _other(self._runs[run].writer)
+        return len(self._runs) > 1 or (self.both and other not in self._failed)
 
     def failed(self, run: int, why: str, now_s: float) -> list[Action]:
         """``run`` will write no more."""

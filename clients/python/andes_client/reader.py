@@ -48,7 +48,7 @@ class Reader:
         tokens = self.expected_tokens
         if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
             raise ValueError(f"expected_tokens must be a whole number from 1, got {tokens!r}")
-        if self.klass is not None and not (isinstance(self.klass, str) and self.klass.isascii() and self.klass.strip()):
+        if self.klass is not None and not _is_name(self.klass):
             raise ValueError(f"klass must be the name of a class, got {self.klass!r}")
 
     def headers(self) -> dict[str, str]:
@@ -84,6 +84,10 @@ class Reader:
 
 def _is_in(value: object, low: float, high: float) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value.strip())
 
 
 def _number(text: str | None) -> float | None:

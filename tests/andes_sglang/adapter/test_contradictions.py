@@ -11,7 +11,8 @@ from andes_sglang.adapter.contradictions import contradiction, notes
 
 
 def server_args(**given: Any) -> Any:
-    usual = {"schedule_policy": "fcfs", "retraction_policy": "length", "enable_priority_scheduling": False}
+    switches = dict.fromkeys(("enable_priority_scheduling", "enable_prefill_delayer"), False)
+    usual = {"schedule_policy": "fcfs", "retraction_policy": "length", "min_free_slots_delay": None, **switches}
     return SimpleNamespace(**{**usual, "speculative_algorithm": None, **given})
 
 
@@ -31,6 +32,8 @@ def test_what_nobody_asked_for_is_not_mentioned() -> None:
             {"retraction_policy": "priority"},
             "--retraction-policy priority: a policy decides who makes room when KV runs",
         ),
+        ({"enable_prefill_delayer": True}, "--enable-prefill-delayer: a policy decides when a prompt is computed"),
+        ({"min_free_slots_delay": 4}, "--min-free-slots-delay: a policy decides when a prompt is computed; leave"),
     ],
 )
 def test_what_a_policy_decides_instead_is_refused(given: dict[str, Any], text: str) -> None:

@@ -189,6 +189,16 @@ def test_an_abort_leaves_nothing(engines: dict[str, Engine], which: str) -> None
     assert "leak" not in ours.log.read_text(errors="replace").lower()
 
 
+@pytest.mark.parametrize("which", ["stock", "one rank"])
+def test_beams_are_refused(engines: dict[str, Engine], which: str) -> None:
+    """Nine requests at once, three of them with three beams, ended SGLang 0.5.23 where its batch held eight."""
+    body = {"input_ids": [5, 6, 7], "sampling_params": {"beam_width": 3, "max_new_tokens": 4}}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        engines[which].post("/generate", body)
+    assert caught.value.code == 400
+    assert "beam_width" in caught.value.read().decode()
+
+
 def test_ranks_that_decide_apart_are_noticed(engines: dict[str, Engine], release: str) -> None:
     """What the other tests of two ranks rest on. The engine does not survive it: the last test."""
     if release == "0.5.17":

@@ -209,8 +209,7 @@ def test_a_release_that_was_never_run_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def server_args(**given: Any) -> Any:
     sizes = dict.fromkeys(("tp_size", "pp_size", "attn_cp_size", "dcp_size"), 1)
-    switches = dict.fromkeys(("enable_dp_attention", "encoder_only", "grpc_mode", "smg_grpc_mode", "use_ray"), False)
-    defaults = {**sizes, **switches, "disaggregation_mode": "null"}
+    defaults = {**sizes, "enable_dp_attention": False, "disaggregation_mode": "null"}
     return SimpleNamespace(**{**defaults, **given})
 
 
@@ -222,13 +221,17 @@ def server_args(**given: Any) -> Any:
         ({"attn_cp_size": 2}, "--attn-cp-size"),
         ({"dcp_size": 2}, "--dcp-size"),
         ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
-        ({"grpc_mode": True}, "--smg-grpc-mode"),
-        ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
-        ({"use_ray": True}, "--use-ray"),
+        ({"decoupled_spec_role": "drafter"}, "--decoupled-spec-role"),
+        ({"enable_pdmux": True}, "--enable-pdmux"),
+        ({"dllm_algorithm": "LowConfidence"}, "--dllm-algorithm"),
+        ({"enable_hisparse": True}, "--enable-hisparse"),
         ({"encoder_only": True}, "--encoder-only"),
+        ({"use_ray": True}, "--use-ray"),
+        ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
+        ({"grpc_mode": True}, "--grpc-mode"),
     ],
 )
-def test_engines_that_a_policy_cannot_decide_for_are_refused(given: dict[str, Any], flag: str) -> None:
+def test_engines_that_would_not_do_what_a_policy_decides_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
     assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
 
@@ -239,7 +242,7 @@ def test_the_front_end_that_checks_no_request_is_refused(
 ) -> None:
     monkeypatch.setenv("SGLANG_RUST_SERVER", value)
     said = seams.unsupported(server_args())
-    assert refused == str(said).startswith("SGLANG_RUST_SERVER is not supported with a policy: its front end")
+    assert refused == str(said).startswith("SGLANG_RUST_SERVER is not supported with a policy: requests then reach")
 
 
 def test_what_ranks_would_decide_by_themselves_is_refused() -> None:

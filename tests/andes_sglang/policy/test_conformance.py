@@ -51,7 +51,7 @@ class TestAndesWithoutRefiner(PolicyConformance):
 
 class TestAndesByFinalValue(PolicyConformance):
     policy = "andes"
-    options = {"fairness": -1.0, "resumed_slice_tokens": 75}  # noqa: RUF012
+    options = {"fairness": -1.0}  # noqa: RUF012
 
 
 class TestAndesV1(PolicyConformance):

@@ -170,6 +170,7 @@ def test_every_policy_declares_its_options(name: str) -> None:
         ("trigger_buffer_s", "x"),
         ("running_bonus", -0.1), ("length_guard", 0), ("batch_candidates", 0), ("preemption", 1), ("refine", "no"),
         ("max_preemptions", -1), ("growth_tokens", -1), ("fairness", 1.1), ("delay_s", 0), ("work_exponent", -0.1),
+        ("prefill_fairness", 1.1),
     ],
 )  # fmt: skip
 def test_every_option_of_andes_is_checked(option_name: str, wrong: Any) -> None:
@@ -178,7 +179,7 @@ def test_every_option_of_andes_is_checked(option_name: str, wrong: Any) -> None:
 
 
 def test_all_options_of_andes_are_in_that_list() -> None:
-    assert len(AndesOptions.describe()) == 20
+    assert len(AndesOptions.describe()) == 21
 
 
 def test_make_takes_the_options_as_arguments() -> None:

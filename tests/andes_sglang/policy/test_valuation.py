@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from andes_sglang.latency import LatencyModel, LinearCost
 from andes_sglang.policy.andes import Andes, AndesOptions, choose_victims, prioritize_overdue, rank
 from andes_sglang.policy.refiner import PAUSES, Refiner
-from andes_sglang.policy.valuation import FinalValue, final_qoe, remaining_tokens, steady_batch, utility
+from andes_sglang.policy.valuation import FinalValue, final_qoe, kv_binds, remaining_tokens, steady_batch, utility
 from andes_sglang.qoe import QoETarget, Readers, ReaderStream, qoe_of_deliveries
 from andes_sglang.state import Phase, RequestTable, RequestView, SchedulerState
 
@@ -89,9 +90,40 @@ def test_utility_is_the_alpha_fair_one() -> None:
 
 def test_a_reader_who_lost_much_counts_for_more_the_lower_the_fairness() -> None:
     """``a`` can still be served well, ``b`` has waited for long: the sum gives it up, fairness does not."""
-    state = state_of(request("a", late_s=0.0), request("b", late_s=60.0))
+    state = state_of(request("a", late_s=0.0), request("b", late_s=60.0), pool=199)
     assert order(state, fairness=1.0) == "ab"
     assert order(state, fairness=-3.0) == "ba"
+
+
+def test_while_there_is_room_for_all_that_wait_prefill_fairness_holds() -> None:
+    views = (request("a", late_s=0.0), request("b", late_s=60.0))
+    for pool, first in ((200, "ab"), (199, "ba")):
+        assert order(state_of(*views, pool=pool), fairness=-3.0) == first, pool
+    assert order(state_of(*views), fairness=-3.0, prefill_fairness=-3.0) == "ba"
+
+
+@pytest.mark.parametrize(
+    ("pool", "slots", "reserved", "binds"),
+    [
+        (1000, 4, {}, False),
+        (999, 4, {}, True),
+        (1000, 2, {}, True),
+        (1000, 3, {"running_reserved": 1}, True),
+        (1100, 4, {"kv_reserved_tokens": 101}, True),
+    ],
+)
+def test_kv_binds_where_the_longest_that_waits_has_no_room(
+    pool: int, slots: int, reserved: dict[str, int], binds: bool
+) -> None:
+    """Two run with 200 tokens of KV each; 600 are wanted."""
+    views = [request("a", R), request("b", R), request("short", prompt=50), request("long", prompt=600)]
+    assert kv_binds(replace(state_of(*views, pool=pool, slots=slots), **reserved)) is binds
+
+
+def test_what_is_parked_only_wants_a_place() -> None:
+    views = [request("a", R), request("parked", Phase.PARKED)]
+    assert not kv_binds(state_of(*views, pool=400, slots=2))
+    assert kv_binds(state_of(*views, pool=400, slots=1))
 
 
 def test_a_reader_with_text_in_store_gains_nothing_by_running_now() -> None:
@@ -154,6 +186,13 @@ def test_without_fairness_the_expected_length_changes_nothing() -> None:
         state = state_of(request("a", expected_tokens=told), request("b"))
         assert rank(state, AndesOptions()).value[0] == rank(state, AndesOptions()).value[1]
         assert rank(state, FAIR).value[0] != rank(state, FAIR).value[1]
+
+
+def test_the_slice_of_who_was_preempted_is_shorter_with_fairness_unless_it_is_told() -> None:
+    for options, tokens in (
+        ({}, 90), ({"fairness": -1.0}, 75), ({"resumed_slice_tokens": 60}, 60), ({"fairness": 0.0, "resumed_slice_tokens": 60}, 60),
+    ):  # fmt: skip
+        assert AndesOptions(**options).slice_tokens_of_resumed == tokens, options
 
 
 def test_all_guards_stay_the_overdue_go_first() -> None:

@@ -252,6 +252,7 @@ def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
         (("--policies", "stock"), "--search: chooses flags and options of andes itself; not with --policies or --arm"),
         (("--setups", "0"), "--setups must be >= 1, got 0"),
         (("--router", "least_load"), "--router least_load: not with --search, which looks at one engine"),
+        (("--rate", "8"), "--rate 8: not with --search, which looks for the rate that an engine holds"),
         (("--max-replicas", "8"), "--max-replicas 8: not with --search"),
     ],
 )

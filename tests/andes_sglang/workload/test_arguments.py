@@ -107,3 +107,45 @@ def test_a_format_of_nothing_is_refused() -> None:
 def test_what_a_shape_has_no_use_for_is_refused(flag: str) -> None:
     with pytest.raises(WorkloadError, match=f"{flag} 2: is of traces; a shape arrives as --rate and --shape say"):
         asked(flag, "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--cv", "3"), "--cv 3: is of --shape gamma; --shape burst has no use for it"),
+        (("--shape", "poisson", "--intensity", "3"), "--intensity 3: is of --shape burst; --shape poisson has no use"),
+        (("--shape", "gamma", "--width", "0.2"), "--width 0.2: is of --shape burst; --shape gamma has no use"),
+        (("--characters-per-token", "3"), "--characters-per-token 3: is of data sets"),
+        (("--tds", "3", "--population", "listening"), "--population listening: not with --tds 3"),
+    ],
+)
+def test_a_flag_that_a_shape_would_ignore_is_refused(flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        asked(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--intensity", "3"), "--intensity 3: not with --trace, whose arrivals are played"),
+        (("--cv", "2"), "--cv 2: not with --trace"),  # also where it says what would hold
+        (("--width", "0.35"), "--width 0.35: not with --trace"),
+        (("--prompt", "10"), "--prompt 10: not with --trace, whose lengths are played; see --prompt-scale and --max-prompt"),
+        (("--output", "3-9"), "--output 3-9: not with --trace, whose lengths are played"),
+        (("--thought", "50"), "--thought 50: not with --trace, whose lengths are played"),
+        (("--characters-per-token", "4"), "--characters-per-token 4: is of data sets, which hold texts"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_a_trace_would_ignore_is_refused(trace: Path, flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        asked("--trace", str(trace), *flags)
+
+
+def test_flags_that_hold_are_used(tmp_path: Path) -> None:
+    assert asked("--shape", "gamma", "--cv", "3", "--rate", "2").name.startswith("gamma cv 3")
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "aaaaaaaa"}\n')
+    drawn = asked("--trace", str(path), "--output", "7", "--characters-per-token", "2")
+    assert {(r.prompt_tokens, r.output_tokens) for r in drawn} == {(4, 7)}
+    with pytest.raises(WorkloadError, match=r"--prompt 9: not with .*prompts.jsonl, whose prompts are taken"):
+        asked("--trace", str(path), "--prompt", "9")

@@ -147,7 +147,9 @@ def broken(**change: object) -> str:
         (OURS + "[1]\n", "row 2: expected an object, got [1]"),
         ('{"hello": 1}\n', "row 1: no known format; looked for the fields of andes (arrival_s), mooncake"),
         ("Timestamp,Request tokens,Response tokens\n5,9,0\n", "no row holds a request with an answer"),
-        ("", "empty"),
+        ("", "no rows; docs/traces.md has the formats"),
+        ("hello\n", "no rows"),
+        (broken(prompt_tokens=0) + "oops\n" + OURS + "[1]\n", "3 rows are wrong:"),
     ],
 )
 def test_a_bad_row_is_named_with_file_row_and_field(tmp_path: Path, text: str, says: str) -> None:
@@ -201,7 +203,7 @@ def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path:
     path.write_text(EXAMPLES["rates.csv"])
     assert load_rates(path) == ((600.0, 2.5), (600.0, 4.0), (600.0, 1.0))
     assert load_rates(path, start_s=300.0, duration_s=600.0, scale=0.5) == ((300.0, 1.25), (300.0, 2.0))
-    with pytest.raises(WorkloadError, match="no request arrives within None s of second 5000"):
+    with pytest.raises(WorkloadError, match=r"rates.csv: no request arrives after second 5000"):
         load_rates(path, start_s=5000.0)
     path.write_text("window_start_s,rate_rps\n0,-10\n600,20\n")
     with pytest.raises(WorkloadError, match=r"row 2, field rate_rps: must be a number >= 0, got '-10'"):

@@ -70,6 +70,8 @@ def test_one_seed_one_workload() -> None:
         ({"intensity": float("inf")}, "--intensity must be > 0, got inf"),
         ({"width": 1.0}, "--width must be between 0 and 1, got 1.0"),
         ({"kind": "square"}, "--shape 'square': choose poisson, gamma or burst"),
+        ({"rate_rps": 1e9}, r"--rate 1e\+09 for --duration 10: 1e\+10 requests, and a shape has at most 1,000,000"),
+        ({"duration_s": 1e300}, r"1e\+300 requests"),
         ({"rate_rps": 1e-9}, "no request arrives; raise --rate or --duration"),
     ],
 )
@@ -119,7 +121,7 @@ def test_a_window_is_cut_before_it_is_scaled() -> None:
     assert cut.requests[0].blocks == (1,)
     assert whole.scaled(prompt_scale=0.5).requests[0] == RequestSpec(0.0, 500, 40, max_tokens=80, expected_tokens=50)
     assert {r.output_tokens for r in whole.scaled(output_scale=1e-6)} == {1}
-    with pytest.raises(WorkloadError, match=r"w: no request arrives within 5 s of second 30"):
+    with pytest.raises(WorkloadError, match=r"w: no request arrives within 5 s after second 30"):
         whole.scaled(start_s=30.0, duration_s=5)
 
 
