@@ -59,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     )
     parser.add_argument(
         "--max-loss", type=float, metavar="QOE",
-        help="end with status 1 if a policy's mean QoE is lower in B than in A by more than this, and that is no noise",
+        help="end with status 1 if a policy's mean QoE is lower in B than in A by more than this, and that is no noise, or "
+        "if a policy of A is not in B",
     )  # fmt: skip
     parser.set_defaults(run=_diff)
 
@@ -98,11 +99,21 @@ def _diff(args: argparse.Namespace, rest: Sequence[str]) -> int:
         paired = paired_difference(a.repeats.get(one, ()), b.repeats.get(other, ()))
         compared[title] = _compared(a.summary["policies"][one], b.summary["policies"][other], paired)
     changed = _changed(a.summary, b.summary)
-    said = {"a": str(args.a), "b": str(args.b), "changed": changed, "policies": compared}
+    only = _alone(a, b)
+    said = {"a": str(args.a), "b": str(args.b), "changed": changed, "policies": compared, "only_in": only}
     results.say(_text(said), said, as_json=args.json)
     if args.max_loss is None:
         return 0
-    return int(any(_lost(figures) > args.max_loss for figures in compared.values()))
+    return int(bool(only.get("a")) or any(_lost(figures) > args.max_loss for figures in compared.values()))
+
+
+def _alone(a: results.Run, b: results.Run) -> dict[str, list[str]]:
+    """Policies of A and of B that are in no pair."""
+    ours, theirs = a.summary["policies"], b.summary["policies"]
+    if len(ours) == len(theirs) == 1:
+        return {}
+    found = {"a": [name for name in ours if name not in theirs], "b": [name for name in theirs if name not in ours]}
+    return {side: names for side, names in found.items() if names}
 
 
 def _pairs(a: results.Run, b: results.Run) -> list[tuple[str, str, str]]:
@@ -158,6 +169,7 @@ def _text(said: Mapping[str, Any]) -> str:
         changes = [compared["figures"][title] for title, _, _ in FIGURES]
         rows.append(["  B - A", *(_shown(_less(pair), f"+{form}") for pair, (_, _, form) in zip(changes, FIGURES))])
     notes = [f"{policy}: {_verdict(compared['qoe_difference'])}" for policy, compared in said["policies"].items()]
+    notes += [f"only in {side.upper()}, not compared: {', '.join(names)}" for side, names in said["only_in"].items()]
     return "\n\n".join(filter(None, ["\n".join(lines), summary.aligned(rows), "\n".join(notes)]))
 
 

@@ -21,7 +21,8 @@ class EngineFlags:
 
     max_running_requests: in a batch; max_total_tokens: of the KV pool; host_tokens: of the host tier; all as they came out at
     start. chunked_prefill_size: tokens, not positive: prompts are not cut. preemption_mode: ``release`` or ``offload``.
-    tp_size: tensor-parallel ranks; dp_size: data-parallel ones, each with a batch, a pool and a host tier of these sizes."""
+    tp_size: tensor-parallel ranks; dp_size: data-parallel ones, each with a batch, a pool and a host tier of these sizes.
+    speculative_algorithm: None also where it decodes a token at a time."""
 
     max_running_requests: int | None = None
     max_total_tokens: int | None = None
@@ -33,6 +34,7 @@ class EngineFlags:
     host_tokens: int | None = None
     tp_size: int | None = None
     dp_size: int | None = None
+    speculative_algorithm: str | None = None
 
     @classmethod
     def from_server_info(cls, said: Mapping[str, Any]) -> EngineFlags:
@@ -63,6 +65,8 @@ class EngineFlags:
             value = said.get(name)
             if name == "preemption_mode":
                 known[name] = value if value in _MODES else None
+            elif name == "speculative_algorithm":
+                known[name] = value if isinstance(value, str) else None
             elif isinstance(value, bool) is (name in switches) and isinstance(value, int):
                 known[name] = value if name == "chunked_prefill_size" or name in switches or value > 0 else None
         return cls(**known)

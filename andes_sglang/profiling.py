@@ -191,8 +191,8 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
         records, fit = measure(lambda seed: _replay(url, load, seed, args.api_key), sizes.chunk_tokens, _kept(args.out))
         what = f"{url}: {len(records)} requests"
     else:
-        sizes, url = _sizes(args, {}), ""
-        records, what = read_records(args.records), f"records of {args.records.name}"
+        url, records, what = "", read_records(args.records), f"records of {args.records.name}"
+        sizes = _sizes(args, {})
         fit = fit_costs(records, chunk_tokens=sizes.chunk_tokens)
     published = costs_from_metrics(read_metrics(url), fit.costs) if url else None
     profile = _build(args, sizes, fit, published, what)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -240,11 +241,52 @@ def read_records(path: Path) -> list[RequestRecord]:
 def _record(place: str, line: str) -> RequestRecord:
     try:
         row = json.loads(line)
-        deliveries = [(float(at_s), int(n)) for at_s, n in row["deliveries"]]
-        if (tokens := sum(n for _, n in deliveries)) > MAX_ANSWER_TOKENS:
-            raise ValueError(f"an answer of {tokens} tokens; expected at most {MAX_ANSWER_TOKENS}")
-        if any(n < 0 for _, n in deliveries):
-            raise ValueError("a delivery of fewer than 0 tokens")
-        return RequestRecord(**{**row, "deliveries": deliveries})
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise RecordsError(f"{place}: not a record ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        raise RecordsError(f"{place}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise RecordsError(f"{place}: expected an object, got {row!r:.50}")
+    for name in _NEEDED - row.keys():
+        raise RecordsError(f"{place}, field {name}: is missing")
+    for name, value in row.items():
+        if name not in _EXPECTED:
+            raise RecordsError(f"{place}, field {name}: unknown; known are {', '.join(sorted(_EXPECTED))}")
+        what, holds = _EXPECTED[name]
+        if not holds(value) and not (value is None and name in _MAY_BE_NONE):
+            raise RecordsError(f"{place}, field {name}: expected {what}, got {value!r:.50}")
+    if (tokens := sum(n for _, n in row["deliveries"])) > MAX_ANSWER_TOKENS:
+        raise RecordsError(f"{place}: an answer of {tokens} tokens; expected at most {MAX_ANSWER_TOKENS}")
+    record = RequestRecord(**{**row, "deliveries": [(float(at_s), n) for at_s, n in row["deliveries"]]})
+    try:
+        QoETarget(record.ttft_target_s, record.tds, record.think_tds)
+    except ValueError as error:
+        raise RecordsError(f"{place}: {error}") from None
+    return record
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_pairs(value: Any, holds: Callable[[Any], bool]) -> bool:
+    """[[seconds, what ``holds`` takes], ...]."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _is_number(pair[0]) and holds(pair[1]) for pair in value
+    )
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number >= 0", _is_count),
+    "float": ("a number", _is_number),
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "Sequence[tuple[float, int]]": ("[[seconds, tokens], ...]", lambda value: _are_pairs(value, _is_count)),
+    "Sequence[tuple[float, float]]": ("[[seconds, seconds], ...]", lambda value: _are_pairs(value, _is_number)),
+}
+"""What a field of a record holds, by its annotation: in words, and whether a value is that."""
+_EXPECTED = {f.name: _KINDS[str(f.type).removesuffix(" | None")] for f in fields(RequestRecord)}
+_MAY_BE_NONE = {f.name for f in fields(RequestRecord) if f.default is None}
+_NEEDED = {f.name for f in fields(RequestRecord) if f.default is MISSING}
+"""``deliveries`` among them, which a record of nothing has empty."""

@@ -38,6 +38,8 @@ LOG_EVERY_S = 10.0
 
 RESULTS = ("summary.json", "plan.json", "sweep.json")
 """Each says that a directory holds a run."""
+PARTS = ("workload", "engine", "policies")
+"""Of ``summary.json``."""
 POINTS = "points"
 """Of a sweep: a directory for each of its simulations."""
 FILES = (*RESULTS, "report.html", "plan.html", "sweep.html", "records-*.jsonl.gz", "samples-*.json")
@@ -235,10 +237,11 @@ def read(out: Path) -> Run:
     """Raises :class:`UsageError` for a directory without a run, :class:`~andes_sglang.request.RecordsError` for damaged
     records."""
     result = _read_json(out / "summary.json")
-    if not (
-        isinstance(result, dict) and {"workload", "engine"} <= result.keys() and _are_policies(result.get("policies"))
-    ):
+    parts: list[Any] = [result.get(name) for name in PARTS] if isinstance(result, dict) else [None]
+    if not (all(isinstance(part, dict) for part in parts) and _are_policies(parts[-1])):
         raise UsageError(f"{out / 'summary.json'}: not a summary (it needs workload, engine and policies)")
+    if not isinstance(result.get("made_by", {}), dict):
+        raise UsageError(f"{out / 'summary.json'}: made_by: expected an object, got {result['made_by']!r:.50}")
     repeats, samples = {}, {}
     for name in result["policies"]:
         files = itertools.takewhile(Path.exists, (out / f"records-{name}-{k}.jsonl.gz" for k in itertools.count(1)))
@@ -276,8 +279,11 @@ def draw(out: Path) -> list[Path]:
     return [*files, folder / "captions.md"]
 
 
-def _are_policies(policies: Any) -> bool:
-    return isinstance(policies, dict) and bool(policies) and all(isinstance(one, dict) for one in policies.values())
+def _are_policies(policies: dict[str, Any]) -> bool:
+    """With figures of the QoE under each, without which there is nothing to tell."""
+    return bool(policies) and all(
+        isinstance(one, dict) and isinstance(one.get("qoe"), dict) for one in policies.values()
+    )
 
 
 def _read_json(path: Path) -> Any:

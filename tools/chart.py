@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -73,9 +74,14 @@ def _plain(schema: Any) -> Any:
     }
 
 
+def _described(profile: Path) -> str:
+    said = tomllib.loads(profile.read_text())
+    return f"{said['model']} on {said['hardware']}"
+
+
 def known() -> dict[str, Any]:
-    """What the programs in the chart's images understand: flags of simulated engine and operator, packaged profiles, and the
-    options of every policy that declares them."""
+    """What the programs in the chart's images understand: flags of simulated engine and operator, the options of every policy
+    that declares them, and packaged profiles, with model and hardware that they are of."""
 
     def flags(add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
         parser = argparse.ArgumentParser()
@@ -90,7 +96,9 @@ def known() -> dict[str, Any]:
             for name, options in declared.items()
             if options is not None and issubclass(options, PolicyOptions)
         },
-        "profiles": sorted(path.stem for path in (ROOT / "andes_sglang" / "sim" / "profiles").glob("*.toml")),
+        "profiles": {
+            path.stem: _described(path) for path in sorted((ROOT / "andes_sglang/sim/profiles").glob("*.toml"))
+        },
     }
 
 

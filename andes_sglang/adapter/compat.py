@@ -29,7 +29,6 @@ __all__ = [
     "computed_tokens",
     "device_hit_tokens",
     "extend_tokens",
-    "has_beams",
     "match_prefix",
     "own_time_outs",
     "protected_tokens",
@@ -82,8 +81,3 @@ def extend_tokens(req: Any) -> int:
 def computed_tokens(req: Any) -> int:
     """Tokens of ``req``, of which some chunks have been computed, whose KV is there."""
     return int(req.prefix_len) if hasattr(req, "prefix_len") else len(req.prefix_indices)
-
-
-def has_beams(req: Any) -> bool:
-    """Whether several answers of ``req`` share KV (since 0.5.23)."""
-    return getattr(req, "beam_group", None) is not None

@@ -188,9 +188,11 @@ def server_arguments(args: argparse.Namespace, passed: list[str], cpu: bool) -> 
     return line + [flag for flag in switches if flag not in given]
 
 
-def bind_ranks(ranks: int, cores: Collection[int]) -> None:
-    """Tell SGLang which of ``cores`` each of several ranks on a CPU runs on; left to itself it wants a NUMA node for each.
-    With fewer cores than ranks, ranks share them."""
+def bind_ranks(server_args: Any, cores: Collection[int]) -> None:
+    """Tell SGLang which of ``cores`` each of several tensor-parallel ranks on a CPU runs on; left to itself it wants a NUMA
+    node for each. With fewer cores than ranks, ranks share them, and so do data-parallel ranks and stages of a pipeline:
+    SGLang wants as many entries as one of these has ranks."""
+    ranks = server_args.tp_size
     if ranks > 1:
         order = sorted(cores)
         groups = [order[rank::ranks] or [order[rank % len(order)]] for rank in range(ranks)]
@@ -244,7 +246,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     if options.policy is not None:
         take_readers()
     if cpu:
-        bind_ranks(server_args.tp_size * server_args.pp_size * server_args.dp_size, os.sched_getaffinity(0))
+        bind_ranks(server_args, os.sched_getaffinity(0))
     try:
         run_server(server_args)
     finally:

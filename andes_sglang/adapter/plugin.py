@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import sys
 import traceback
@@ -12,6 +14,9 @@ from andes_sglang.adapter import seams
 from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 
 __all__ = ["register"]
+
+log = logging.getLogger(__name__)
+_LLGUIDANCE = "sglang.srt.constrained.llguidance_backend.GuidanceGrammar"
 
 
 def register() -> None:
@@ -52,12 +57,31 @@ def _nothing_but_a_call(schema: Any, *_: Any, **__: Any) -> None:
     schema["additionalProperties"] = False
 
 
+def _allow_grammars_after_a_thought() -> None:
+    """With ``--reasoning-parser`` SGLang (0.5.17 to 0.5.23) asks a grammar's backend for what llguidance's grammars have, and
+    its backend has not: every request with a grammar is answered with 400."""
+    from sglang.srt.constrained.llguidance_backend import GuidanceBackend, GuidanceGrammar
+
+    for name in ("allocate_vocab_mask", "move_vocab_mask", "apply_vocab_mask"):
+        if not hasattr(GuidanceBackend, name):
+            setattr(GuidanceBackend, name, vars(GuidanceGrammar)[name])
+
+
 def _no_logprobs_as_tensors(result: Any, logprobs: Any, *_: Any, no_copy_to_cpu: bool = False) -> None:
     """Of requests that ask for no token's logprobs beside some that do, SGLang 0.5.17 to 0.5.23 has a list where it takes a
     tensor, and its scheduler ends."""
     if no_copy_to_cpu:
         values = result[0]
         values[:] = [logprobs.new_empty(0) if isinstance(row, list) else row for row in values]
+
+
+def _no_fault_in_a_batch(original: Any, grammar: Any, *args: Any) -> None:
+    """Of llguidance: a grammar that has become too complex allows the end of its answer alone, and nothing else of a batch is
+    concerned. SGLang raises between two steps where it asks grammars one by one, as with ``--reasoning-parser``."""
+    try:
+        original(grammar, *args)
+    except ValueError as fault:
+        log.warning("an answer ends: its grammar became too complex (%s)", str(fault).partition("<state>")[0].strip())
 
 
 def _register_policy(options: PluginOptions) -> None:
@@ -110,6 +134,10 @@ def _register_safeguards() -> None:
 
     if hasattr(calls, "_get_tool_schema"):
         HookRegistry.register(f"{calls.__name__}._get_tool_schema", _nothing_but_a_call, HookType.AFTER)
+    if importlib.util.find_spec("llguidance") is not None:
+        _allow_grammars_after_a_thought()
+        for method in ("fill_vocab_mask", "rollback"):
+            HookRegistry.register(f"{_LLGUIDANCE}.{method}", _no_fault_in_a_batch, HookType.AROUND)
     schedule_batch.re = stop_regex.LinearSearch
     tokenizer_manager.kill_process_tree = partial(endings.kill_children, tokenizer_manager.kill_process_tree)
     manager = "sglang.srt.managers.tokenizer_manager"

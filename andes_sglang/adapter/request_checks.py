@@ -32,7 +32,6 @@ _A_PROMPT = (
 _RANGES = {
     "max_new_tokens": (0, protocol.INT64[-1]),
     "n": (1, protocol.MAX_CHOICES),
-    "beam_width": (1, protocol.MAX_CHOICES),
     "top_k": (-1, (1 << 31) - 1),
     "stream_interval": (1, protocol.INT64[-1]),
     "repetition_penalty": (protocol.MIN_REPETITION_PENALTY, 2.0),
@@ -135,6 +134,11 @@ def _check_ranges(params: Mapping[str, Any]) -> None:
         value = params.get(name)
         if value is not None and not low <= value <= high:
             raise RequestRefusedError(f"{name} must be in [{low}, {high}], got {value}")
+    beams = params.get("beam_width")
+    if beams is not None and beams != 1:
+        raise RequestRefusedError(
+            f"beam_width must be 1, got {beams}: SGLang ends where a batch has no room for its beams"
+        )
 
 
 def check_values(model: Any, obj: Any, input_ids: Any, *, loads_processors: bool) -> None:

@@ -135,6 +135,8 @@ SAFEGUARDS: dict[str, Parameters] = {
     f"{_MANAGERS}.schedule_batch.Req._check_str_based_finish": ("self", "new_accepted_len"),
     f"{_MANAGERS}.schedule_batch.re": None,
     "sglang.srt.layers.logprob_processor.get_token_ids_logprobs": ("logprobs", "token_ids_logprobs", "no_copy_to_cpu"),
+    "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.fill_vocab_mask": ("self", "vocab_mask", "idx"),
+    "sglang.srt.constrained.llguidance_backend.GuidanceGrammar.rollback": ("self", "num_tokens"),
     "sglang.srt.sampling.custom_logit_processor.CustomLogitProcessor.from_str": ("json_str",),
     "sglang.srt.sampling.sampling_params.sre_parse": None,
     "sglang.srt.sampling.sampling_params.SamplingParams.normalize": ("self", "tokenizer"),

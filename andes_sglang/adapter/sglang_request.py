@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor, DisallowedTokensLogitsProcessor
 
-from andes_sglang.adapter.compat import computed_tokens, device_hit_tokens, has_beams, match_prefix, release_kv
+from andes_sglang.adapter.compat import computed_tokens, device_hit_tokens, match_prefix, release_kv
 
 __all__ = ["PrefixHit", "is_preemptible", "prefix_hit", "release_into_tree", "tree_node", "uncomputed_tokens"]
 
@@ -66,12 +66,11 @@ def is_preemptible(req: Any, spec_algorithm: Any) -> bool:
     """Whether ``req`` can be stopped and go on unchanged. Otherwise it runs to its end.
 
     It cannot with a session that keeps its KV between turns, multimodal input, input embeddings, a custom logit processor
-    that may have a state, beams, sampling masks, hidden states but the last, routed experts, nor under a speculative decoding
+    that may have a state, sampling masks, hidden states but the last, routed experts, nor under a speculative decoding
     of which more is kept than tokens.
     """
     return bool(
         _survives_drafts(req, spec_algorithm)
-        and not has_beams(req)
         and all(getattr(req, name) is None for name in _NONE_IF_PREEMPTIBLE)
         and not any(getattr(req, name) for name in _FALSE_IF_PREEMPTIBLE)
         and (req.session is None or not req.session.streaming)

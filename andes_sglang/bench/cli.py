@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from andes_sglang import results, summary
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _bench.__doc__
     parser.add_argument("--url", required=True, help="base address of an OpenAI-compatible endpoint")
+    parser.add_argument("--model", help="which of its models; default: the first that it lists")
     parser.add_argument("--name", default="endpoint", help="what to call it in the results")
     parser.add_argument(
         "--endpoint", choices=("completions", "chat"), default="completions",
@@ -98,9 +100,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     results.add_out(parser, "out/bench")
 
 
-def _options(args: argparse.Namespace, seed: int, api_key: str | None = None) -> ReplayOptions:
-    chat = getattr(args, "endpoint", "completions") == "chat"
-    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations, api_key, chat)
+def _options(args: argparse.Namespace, seed: int) -> ReplayOptions:
+    return ReplayOptions(seed, parse_vocabulary(args.vocabulary), not args.no_expectations)
 
 
 def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -108,13 +109,20 @@ def _bench(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _refuse(rest)
     if not args.name or "/" in args.name:
         raise UsageError(f"--name {args.name!r}: it names files, so it must be a word without /")
-    options = _options(args, args.seed, args.api_key)
+    options = replace(
+        _options(args, args.seed), api_key=args.api_key, chat=args.endpoint == "chat", model=args.model,
+    )  # fmt: skip
     workload = from_arguments(args, args.seed)
     url = base_url(args.url)
     with results.prepared(args.out, force=args.force):
         records, figures, samples, interrupted = measure({args.name: url}, workload, options)[args.name]
         results.keep(args.out, args.name, 1, records, samples)
-        engine = {"what": f"{url}, measured from the client", "url": url, "client": client_machine()}
+        engine = {
+            "what": f"{url}, measured from the client",
+            "url": url,
+            "model": args.model,
+            "client": client_machine(),
+        }
         results.write(
             args.out,
             {"workload": workload.describe(), "engine": engine, "policies": {args.name: summary.combine([figures])}},

@@ -59,14 +59,19 @@ def prompt_text(ids: Sequence[int]) -> str:
     return " ".join(WORDS[k % len(WORDS)] for k in ids)
 
 
-async def check_endpoint(session: aiohttp.ClientSession, url: str) -> str:
-    """The name of the first model served at ``url``. Raises :class:`EndpointError`."""
+async def check_endpoint(session: aiohttp.ClientSession, url: str, model: str | None = None) -> str:
+    """``model``, or the first that is listed at ``url`` without one. Raises :class:`EndpointError`, also where ``model`` is
+    not listed."""
     try:
         async with session.get(f"{url}/v1/models", timeout=aiohttp.ClientTimeout(MODELS_TIMEOUT_S)) as answer:
+            if answer.status in (401, 403):
+                raise EndpointError(f"{url}/v1/models answers {answer.status}: it takes a valid --api-key")
             if answer.status != 200:
                 raise EndpointError(f"{url}/v1/models answers {answer.status}; is this an OpenAI-compatible endpoint?")
-            models = await answer.json()
-            return str(models["data"][0]["id"])
+            listed = [str(card["id"]) for card in json.loads(await answer.text())["data"]]
+            if model is not None and model not in listed:
+                raise EndpointError(f"--model {model}: not served at {url}; there are: {', '.join(listed)}")
+            return model or listed[0]
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise EndpointError(f"--url {url}: nothing answers there ({str(error) or type(error).__name__})") from None
     except (KeyError, IndexError, TypeError, ValueError):
@@ -179,12 +184,14 @@ async def replay(
     vocabulary: tuple[int, int] = (10, 1000),
     send_expectations: bool = True,
     api_key: str | None = None,
+    model: str | None = None,
     chat: bool = False,
     progress: Callable[[str], None] | None = None,
     sample: Callable[[float], None] | None = None,
 ) -> list[RequestRecord]:
     """Replay ``workload`` against ``url`` and return a record for each request that was sent. Each has a connection of its
     own: a server may close a kept one at the moment it is used again. chat: over chat completions, with words for token ids.
+    model: None for the first that the server lists.
 
     ``sample`` is called about once a second, in a thread, with the seconds since the start. Cancelling (Ctrl-C) ends the
     streams still open and keeps what was measured. Raises :class:`EndpointError` where nothing answers.
@@ -200,7 +207,7 @@ async def replay(
         headers=headers,
         read_bufsize=READ_BUFFER_BYTES,
     ) as session:
-        model = await check_endpoint(session, url)
+        model = await check_endpoint(session, url, model)
         endpoint = _Endpoint(session, url, model, headers, send_expectations, chat, time.monotonic())
         watcher = asyncio.create_task(_watch(endpoint, records, len(specs), progress, sample))
         try:

@@ -31,13 +31,14 @@ GAUGES = {
 @dataclass(frozen=True, slots=True)
 class ReplayOptions:
     """vocabulary: lowest and highest token id of prompts. send_expectations: tell the server what readers expect. chat:
-    over chat completions."""
+    over chat completions. model: None for the first that a server lists."""
 
     seed: int
     vocabulary: tuple[int, int] = (10, 1000)
     send_expectations: bool = True
     api_key: str | None = None
     chat: bool = False
+    model: str | None = None
 
 
 class Measured(NamedTuple):
@@ -73,8 +74,8 @@ def measure(
 
     replays = [
         replay(url, workload, seed=options.seed, vocabulary=options.vocabulary, api_key=options.api_key,
-               send_expectations=options.send_expectations, chat=options.chat, progress=results.Progress(label),
-               sample=_sampler(url, samples[label]) if before[label] else None)
+               send_expectations=options.send_expectations, chat=options.chat, model=options.model,
+               progress=results.Progress(label), sample=_sampler(url, samples[label]) if before[label] else None)
         for label, url in urls.items()
     ]  # fmt: skip
     runs, interrupted = run_replays(replays)

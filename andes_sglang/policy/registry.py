@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
-from andes_sglang.extensions import find_class
+from andes_sglang.extensions import check_options, find_class
 from andes_sglang.lengths import EngineLengths
 from andes_sglang.policy.alise import Alise
 from andes_sglang.policy.andes import Andes
@@ -84,7 +84,7 @@ def make_policy(
         raise ValueError(f"policy {name!r} takes no output_tokens; these do: {', '.join(CLAIRVOYANT)}")
     declared = getattr(factory, "options_type", None)
     if declared is None:
-        _check_names(name, factory, options)
+        check_options(f"policy {name!r}", factory, options, given="--policy-option {}=VALUE")
     try:
         if declared is not None:
             return factory(declared.from_mapping(options), **arguments)
@@ -94,18 +94,6 @@ def make_policy(
     except Exception as error:  # whatever another package's class raises
         given = f" with {', '.join(f'{option}={value!r}' for option, value in options.items())}" if options else ""
         raise ValueError(f"policy {name!r} cannot be made{given}: {type(error).__name__}: {error}") from error
-
-
-def _check_names(name: str, factory: PolicyClass, options: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for an option that the constructor of ``factory`` does not take, or lacks."""
-    takes = inspect.signature(factory).parameters.values()
-    known = [p.name for p in takes if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in takes)
-    if (unknown := [option for option in options if option not in known]) and not open_ended:
-        its = f"its options are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"policy {name!r}: unknown option {unknown[0]!r}; {its}")
-    if missing := [p.name for p in takes if p.name in known and p.default is p.empty and p.name not in options]:
-        raise ValueError(f"policy {name!r} needs the option {missing[0]!r}: --policy-option {missing[0]}=VALUE")
 
 
 def check_policy(name: str, options: Mapping[str, Any] | None = None) -> None:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from andes_sglang.extensions import find_class
+from andes_sglang.extensions import check_options, find_class
 from andes_sglang.routing.base import RoutingError, RoutingPolicy, ordered
 from andes_sglang.routing.least_load import LeastLoad
 from andes_sglang.routing.least_tokens import LeastTokens
@@ -62,7 +62,10 @@ def make_routing_policy(name: str, **options: Any) -> RoutingPolicy:
     """The routing policy called ``name`` with its options. Raises ``ValueError`` naming an unknown policy or option."""
     name = current_name(name)
     factory = find_routing_policy(name)
+    check_options(f"routing policy {name!r}", factory, options, given="{} among its options")
     try:
         return factory(**options)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"routing policy {name!r}: {error}") from None
+    except Exception as error:  # whatever another package's class raises
+        raise ValueError(f"routing policy {name!r} cannot be made: {type(error).__name__}: {error}") from error

@@ -82,8 +82,10 @@ def _parse(weights: Mapping[str, Any]) -> tuple[list[float], list[tuple[Array, A
         layers = [(np.array(layer["matrix"], float), np.array(layer["bias"], float)) for layer in weights["layers"]]
         widths = [len(qualities) + 3, *(len(bias) for _, bias in layers)]
         fits = [matrix.shape == (out, into) for (matrix, _), into, out in zip(layers, widths, widths[1:])]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"weights: not those of a router ({type(error).__name__}: {error})") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            "weights: expected qualities, and layers of matrix and bias in numbers, as andes train-router writes them"
+        ) from None
     if not (layers and all(fits) and widths[-1] == len(qualities)):
         raise ValueError(f"weights: layers that do not fit {len(qualities)} rungs")
     return qualities, layers

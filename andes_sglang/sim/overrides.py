@@ -61,6 +61,8 @@ def play(engine: EngineModel, flags: EngineFlags) -> tuple[EngineModel, list[str
         "host_capacity_tokens": host_tokens,
         "write_through": host_tokens > 0 if says else None,
     }
+    if flags.speculative_algorithm is not None:
+        missing.append(f"its speculative decoding ({flags.speculative_algorithm})")
     played = replace(engine, **{name: value for name, value in changes.items() if value is not None})
     if flags.dp_size is not None and flags.dp_size > 1:
         missing.append(f"how unevenly its {flags.dp_size} data-parallel ranks share requests")

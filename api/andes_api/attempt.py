@@ -29,6 +29,7 @@ from andes_api.upstream_answer import (
     prompt_tokens_of,
     read_all,
     read_to_end,
+    whole_of,
 )
 from andes_sglang.resume import Continuation, ending
 
@@ -202,8 +203,8 @@ class Attempt:
         timeout.reschedule(None)  # the client may take its time
         if self._stream.endpoint.chunks:
             self._read_whole(object_of(content))
-        elif content.startswith(b"{"):  # no list, and no text
-            self._read_usage(object_of(content))
+        elif (whole := whole_of(kind, content, form=self._stream.endpoint.form)) is not None:
+            self._read_usage(whole)
         self._answered()
         await self._reply.whole(200, {"content-type": kind or "application/json"}, content)
 

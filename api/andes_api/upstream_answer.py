@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from andes_api.sse import object_of
+
 __all__ = [
     "UNFINISHED",
     "Blame",
@@ -24,6 +26,7 @@ __all__ = [
     "prompt_tokens_of",
     "read_all",
     "read_to_end",
+    "whole_of",
 ]
 
 MAX_ANSWER_BYTES = 64 << 20
@@ -185,3 +188,11 @@ def blames_engine(error: Any) -> bool:
     """Whether an error in a stream is the engine's fault rather than the request's."""
     code = error.get("code") if isinstance(error, dict) else None
     return not isinstance(code, int) or code >= 500
+
+
+def whole_of(kind: str, content: bytes, *, form: bool) -> dict[str, Any] | None:
+    """The object that an engine said in one piece; None: a list, or the text of a recording. Raises :class:`UpstreamError`
+    and :class:`~andes_api.sse.GarbageError` for a page of another server, and what is no JSON."""
+    if kind.startswith("text/html") or not (form or content.lstrip().startswith((b"{", b"["))):
+        raise UpstreamError("garbage")
+    return object_of(content) if content.startswith(b"{") else None

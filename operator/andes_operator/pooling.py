@@ -73,9 +73,10 @@ class Grant:
         for said in (pool.get("status") or {}).get("members") or []:
             if said.get("target") == target:
                 try:
-                    return cls(int(said["replicas"]), bool(said["exact"]), int(said["grant"]), int(said["reserved"]))
+                    found = cls(int(said["replicas"]), bool(said["exact"]), int(said["grant"]), int(said["reserved"]))
                 except (KeyError, TypeError, ValueError):
                     return None
+                return found if min(found.replicas, found.number, found.reserved) >= 0 else None
         return None
 
     def held(self, told_back: int | None) -> int:
@@ -236,7 +237,7 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None, 
     rate_rps = float((status.get("demand") or {}).get("requestsPerSecond") or 0.0)
     cold_s = float(status.get("coldStartSeconds") or 0.0)
     return Member(
-        member.target, "/".join(_model(target)), None if asked is None else int(asked), least, most, existing,
+        member.target, "/".join(_model(target)), None if asked is None else max(0, int(asked)), least, most, existing,
         int(status.get("readyReplicas", 0)), gpus=gpus, price=gpus if member.price is None else member.price,
         value=member.priority * max(rate_rps, 1e-6), cold_s=cold_s, present=None if present is None else int(present),
         granted=None if given is None else given.replicas, draining=int(said.get("draining") or 0),
@@ -245,8 +246,9 @@ def member_of(member: PoolMember, target: Resource, given: Grant | None = None, 
 
 def _bounds(spec: Resource, status: Resource, placeable: int | None) -> tuple[int, int]:
     """Least and most replicas, as they held at the last reconcile, of those that can be had."""
-    said = status.get("bounds") or {"minReplicas": spec.get("minReplicas", 1), "maxReplicas": spec["maxReplicas"]}
-    least, most = int(said["minReplicas"]), int(said["maxReplicas"])
+    written = {"minReplicas": spec.get("minReplicas", 1), "maxReplicas": spec["maxReplicas"]}
+    said = {**written, **(status.get("bounds") or {})}
+    least, most = (max(0, int(said[name])) for name in written)
     if placeable is not None:
         most = min(most, max(int(placeable), int(status.get("readyReplicas", 0))))
     return min(least, most), most

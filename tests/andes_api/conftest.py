@@ -156,6 +156,9 @@ class Faulty:
         if self.fault == "hang up":
             hang_up(send)
             return
+        if self.fault == "no stream":
+            await self._reply(send, 200, b"<html>hello</html>", b"text/html")
+            return
         if not streams:
             await self._reply(send, 200, json.dumps(self._typed_whole(messages)).encode())
             return
@@ -233,6 +236,9 @@ class Faulty:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         self.forms.append((body, headers["content-type"]))
+        if self.fault == "no stream":
+            await self._reply(send, 200, b"<html>hello</html>", b"text/html")
+            return
         if b'name="stream"\r\n\r\ntrue' not in body:
             await self._reply(send, 200, b'{"text":"w0 x"}')
             return

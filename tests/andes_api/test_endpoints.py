@@ -246,6 +246,23 @@ def test_another_engine_answers_what_has_not_begun(fault: str, faulty: Any, gate
             assert responses.get_final_response().status == "completed"
 
 
+def test_another_server_behind_an_engine_s_port_answers_nothing(faulty: Any, gateway: Any) -> None:
+    """It says 200 to whatever it is asked: in one piece, too, that is no answer."""
+    page, good = faulty(), faulty()
+    page.fault = "no stream"
+    server = gateway(page.url, good.url, policy="round_robin", breaker_failures=3)
+    for _ in range(4):
+        assert anthropic_client(server).messages.create(**{**MESSAGE, "model": "m"}).content[0].text == "w0 "
+        assert client(server).responses.create(model="m", input=SAID).status == "completed"
+        heard = client(server).audio.transcriptions.create(model="m", file=("a.wav", b"RIFF"))
+        assert heard.text == "w0 x"
+    replica = httpx.get(server.url + "/fleet/replicas").json()["replicas"][0]
+    assert replica["breaker_open"]
+    only = gateway(page.url)
+    with pytest.raises(openai.InternalServerError, match=r"the engine failed \(garbage\)"):
+        client(only).responses.create(model="m", input=SAID)
+
+
 def test_a_stream_that_is_cut_ends_with_an_error_of_its_kind(faulty: Any, gateway: Any) -> None:
     upstream = faulty()
     upstream.fault, upstream.after = "die", 4

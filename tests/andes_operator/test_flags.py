@@ -144,6 +144,9 @@ def test_what_cannot_be_simulated_is_said() -> None:
     engine, unplayed = simulated_engine(without, EngineFlags(preemption_mode="offload", host_tokens=5000))
     assert (engine.host_capacity_tokens, engine.write_through) == (0, False)
     assert unplayed == ["its host memory: the profile has no host_tokens_per_s"]
+    drafts = EngineFlags.from_server_info({"speculative_algorithm": "NGRAM"})
+    assert simulated_engine(bare, drafts)[1] == ["its speculative decoding (NGRAM)"]
+    assert EngineFlags.from_dict({"speculative_algorithm": 7}) == EngineFlags()
 
 
 def test_an_engine_that_says_nothing_is_the_profiles() -> None:

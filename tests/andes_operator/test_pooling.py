@@ -277,6 +277,25 @@ def test_what_was_given_counts_until_the_target_has_told_that_it_knows_of_less()
     assert held.existing == 2
 
 
+@pytest.mark.parametrize(
+    "edited",
+    [{"bounds": {"maxReplicas": 10}}, {"bounds": {"minReplicas": 1}}, {"bounds": {"minReplicas": 1, "maxReplicas": -5}},
+     {"pool": {"asks": -5}}, {"pool": {}}, {"demand": {}}, {"replicas": -3}, {"coldStartSeconds": -1.0}],
+)  # fmt: skip
+def test_a_member_s_status_that_was_edited_by_hand_stops_no_pool(edited: dict[str, Any]) -> None:
+    members = {"chat": target("chat", **edited), "code": target("code")}
+    made, _ = pool_status(POOL, parse_pool(POOL["spec"]), members, now_s=0.0)
+    assert [row["target"] for row in made["members"]] == ["chat", "code"]
+    assert all(row["replicas"] >= 0 for row in made["members"])
+
+
+@pytest.mark.parametrize("edited", [{"replicas": -5}, {"grant": -1}, {"reserved": -2}, {"exact": None, "grant": None}])
+def test_what_was_given_and_cannot_be_is_not_acted_on(edited: dict[str, Any]) -> None:
+    row = {"target": "chat", "replicas": 2, "exact": False, "grant": 3, "reserved": 2}
+    assert Grant.of({"status": {"members": [row]}}, "chat") == Grant(2, False, 3, 2)
+    assert Grant.of({"status": {"members": [{**row, **edited}]}}, "chat") is None
+
+
 def test_a_pool_that_was_made_again_is_another_pool() -> None:
     """Its parts are counted from one again: what a target tells of the first is nothing about the second."""
     spec = parse_pool({"budget": {"gpus": 12}, "members": [{"target": "chat"}, {"target": "code"}]})

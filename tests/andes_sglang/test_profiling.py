@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,8 +102,9 @@ def test_what_the_engine_publishes_is_used_when_it_is_sure() -> None:
         (("--url", "http://127.0.0.1:9", *SIZES), "nothing answers there"),
         (("--url", "http://127.0.0.1:9"), "http://127.0.0.1:9: nothing answers there (Connection refused)"),
         (("--url", "127.0.0.1:9"), "say http:// or https:// first"),
-        (("--records", "x.jsonl.gz"), "--kv-tokens is needed: records do not say it"),
-        (("--records", "x.jsonl.gz", "--kv-tokens", "0"), "--kv-tokens must be a whole number > 0, got 0"),
+        (("--records", "nowhere.jsonl.gz"), "nowhere.jsonl.gz: cannot be read (No such file or directory)"),
+        (("--records", os.devnull), "--kv-tokens is needed: records do not say it"),
+        (("--records", os.devnull, "--kv-tokens", "0"), "--kv-tokens must be a whole number > 0, got 0"),
         (("--url", "http://127.0.0.1:9", "--out", "x.json"), "a profile's name ends in .toml"),
         (("--url", "http://127.0.0.1:9", "--seconds", "0"), "--seconds must be a number of seconds >= 1, got 0.0"),
         (("--url", "http://127.0.0.1:9", "--start-s", "-1"), "--start-s must be a number of seconds >= 0, got -1.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -125,22 +126,40 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
     again = read_records(tmp_path / "r.gz")
     records[0].deliveries = [(1.2346, 1), (2.0, 3)]
     assert again == records
+    path = tmp_path / "null.gz"
+    path.write_bytes(gzip.compress(damaged(error=None, holds=None).encode()))
+    assert read_records(path) == [RequestRecord(1, 0.0, 0.0, 1, 1, 1.0, 1.0)]
+
+
+def damaged(**change: object) -> str:
+    record = {
+        "index": 1, "arrival_s": 0.0, "sent_s": 0.0, "prompt_tokens": 1, "output_tokens": 1, "ttft_target_s": 1.0, "tds": 1.0,
+        "deliveries": [],
+    }  # fmt: skip
+    return json.dumps(record | change)
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{oops", "row 2: not a record (JSONDecodeError"),
-        ('{"index": 1}', "row 2: not a record (KeyError: 'deliveries')"),
-        ('{"index": 1, "deliveries": []}', "row 2: not a record (TypeError"),
-        ('{"hello": 1, "deliveries": []}', "row 2: not a record (TypeError"),
-        ("[]", "row 2: not a record (TypeError"),
-        (
-            '{"deliveries": [[1.0, 1], [2.0, 500000000]]}',
-            "row 2: not a record (ValueError: an answer of 500000001 tokens",
-        ),
-        ('{"deliveries": [[1.0, -5], [2.0, 7]]}', "row 2: not a record (ValueError: a delivery of fewer than 0 tokens"),
-        ('{"deliveries": [[1.0, Infinity]]}', "row 2: not a record (OverflowError"),
+        ("{oops", "row 2: not JSON (Expecting property name"),
+        ("[]", "row 2: expected an object, got []"),
+        ('{"index": 1}', "is missing"),
+        (damaged(hello=1), "row 2, field hello: unknown; known are arrival_s, deliveries,"),
+        (damaged(arrival_s="soon"), "row 2, field arrival_s: expected a number, got 'soon'"),
+        (damaged(end_s=float("nan")), "row 2, field end_s: expected a number, got nan"),
+        (damaged(ttft_target_s=True), "row 2, field ttft_target_s: expected a number, got True"),
+        (damaged(tds=-1), "row 2: tds must be a number of tokens/s from 1e-3 to 1e9, got -1"),
+        (damaged(output_tokens=None), "row 2, field output_tokens: expected a whole number >= 0, got None"),
+        (damaged(prompt_tokens=2.5), "row 2, field prompt_tokens: expected a whole number >= 0, got 2.5"),
+        (damaged(reason_tokens=-3), "row 2, field reason_tokens: expected a whole number >= 0, got -3"),
+        (damaged(error=7), "row 2, field error: expected a text, got 7"),
+        (damaged(deliveries="x"), "row 2, field deliveries: expected [[seconds, tokens], ...], got 'x'"),
+        (damaged(deliveries=[[1.0]]), "row 2, field deliveries: expected [[seconds, tokens], ...], got [[1.0]]"),
+        (damaged(deliveries=[[1.0, -5], [2.0, 7]]), "field deliveries: expected [[seconds, tokens], ...]"),
+        (damaged(deliveries=[[1.0, float("inf")]]), "field deliveries: expected [[seconds, tokens], ...]"),
+        (damaged(deliveries=[[1.0, 1], [2.0, 500_000_000]]), "row 2: an answer of 500000001 tokens; expected at most"),
+        (damaged(holds=[[1.0]]), "row 2, field holds: expected [[seconds, seconds], ...], got [[1.0]]"),
     ],
 )
 def test_a_damaged_record_is_named(line: str, says: str, tmp_path: Path) -> None:

@@ -99,7 +99,13 @@ def test_a_terminal_gets_one_line_rewritten(
     assert capsys.readouterr().err == "\r\x1b[Kandes: one\r\x1b[Kandes: two"
 
 
-@pytest.mark.parametrize("wrong", [[], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [], {}, {"policies": {"a": {}}}, {"workload": {}, "engine": {}, "policies": {}}, {**result(), "workload": 3},
+        {**result(), "engine": None}, {**result(), "policies": {"a": {}}}, {**result(), "policies": {"a": {"qoe": 5}}},
+    ],
+)  # fmt: skip
 def test_a_summary_of_something_else_is_named(wrong: object, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps(wrong))
     with pytest.raises(UsageError, match=r"summary.json: not a summary \(it needs workload, engine and policies\)"):

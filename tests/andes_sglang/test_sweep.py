@@ -192,6 +192,18 @@ def record(index: int, late_s: float) -> RequestRecord:
     return RequestRecord(index, float(index), float(index), 9, 3, 1.0, 5.0, [(index + late_s, 3)], index + late_s)
 
 
+def test_a_policy_that_only_one_run_has_is_told_and_counts_as_lost(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = json.loads((runs / "a" / "summary.json").read_text())
+    both["policies"]["andes"] = both["policies"]["fcfs"]
+    (tmp_path / "summary.json").write_text(json.dumps(both))
+    status, said = diff(capsys, str(tmp_path), str(runs / "a"), "--max-loss", "1")
+    assert (status, said["only_in"]) == (1, {"a": ["andes"]})
+    assert cli.main(["diff", str(runs / "a"), str(tmp_path), "--max-loss", "1"]) == 0
+    assert "only in B, not compared: andes" in capsys.readouterr().out
+
+
 def test_the_band_of_a_paired_difference_holds_the_truth() -> None:
     """Of 200 pairs of runs that differ by chance alone, about 95 % are called noise."""
     rng = np.random.default_rng(3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import chart
+import pytest
 import yaml
 
 CRDS = sorted((chart.CHART / "files" / "crds").glob("*.yaml"))
@@ -98,3 +99,15 @@ def test_the_target_in_the_notes_names_things_that_are_there() -> None:
     (version,) = crd["spec"]["versions"]
     assert target["apiVersion"] == f"{crd['spec']['group']}/{version['name']}"
     assert version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"].keys() >= target["spec"].keys()
+
+
+@pytest.mark.parametrize(
+    ("profile", "of"),
+    [("h100x4-llama-3.1-70b", "Llama-3.1-70B"), ("l4-llama-3.1-8b", "L4"), ("mine", "one of your own")],
+)
+def test_the_notes_say_of_what_the_simulated_profile_is(profile: str, of: str) -> None:
+    (line,) = [
+        line for line in chart.render({"engine.profile": profile})["NOTES.txt"].splitlines() if "whatIf:" in line
+    ]
+    assert profile in line
+    assert of in line.partition("#")[2]

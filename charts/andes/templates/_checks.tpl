@@ -54,7 +54,7 @@ lists what there is */ -}}
 
 {{- /* What a simulated engine plays: list $ "engine" its values */ -}}
 {{- define "andes.checkProfile" -}}
-{{- $packaged := ((first .).Files.Get "files/known.json" | fromJson).profiles -}}
+{{- $packaged := keys ((first .).Files.Get "files/known.json" | fromJson).profiles | sortAlpha -}}
 {{- $names := concat $packaged (keys (first .).Values.profiles) -}}
 {{- if not (has (last .).profile $names) -}}
 {{- fail (printf "%s.profile: there is no %s; there are %s, and what profiles adds" (index . 1) (last .).profile (join ", " $packaged)) -}}

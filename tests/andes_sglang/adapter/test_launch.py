@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,11 +139,13 @@ def test_every_policy_can_be_served(model: str, policy: str) -> None:
 def test_ranks_on_a_cpu_are_given_their_cores(
     monkeypatch: pytest.MonkeyPatch, ranks: int, cores: list[int], bound: str | None
 ) -> None:
+    """Tensor-parallel ones: SGLang wants as many entries, however many data-parallel ranks there are."""
     monkeypatch.setattr(os, "environ", {})
-    launch.bind_ranks(ranks, cores)
+    server_args = SimpleNamespace(tp_size=ranks, dp_size=2, pp_size=1)
+    launch.bind_ranks(server_args, cores)
     assert os.environ.get("SGLANG_CPU_OMP_THREADS_BIND") == bound
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "mine"
-    launch.bind_ranks(ranks, cores)
+    launch.bind_ranks(server_args, cores)
     assert os.environ["SGLANG_CPU_OMP_THREADS_BIND"] == "mine"
 
 
@@ -375,6 +378,26 @@ def test_a_real_server_counts_what_a_reader_is_shown(andes: Engine, tiny_model: 
     assert chat(20, {}, separate_reasoning=False)[0] < 0.984, "a part of the text"
     qoe, answer = chat(4000, {})
     assert (qoe, answer["choices"][0]["message"]["content"] or "") == (0.0, "")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_a_model_that_thinks_keeps_to_a_grammar(andes: Engine) -> None:
+    sampling = {"max_new_tokens": 60, "temperature": 0, "regex": "(ab|cd){3}"}
+    answer: Any = andes.post("/generate", {"input_ids": [5, 6, 7], "sampling_params": sampling})
+    assert re.fullmatch("(ab|cd){3}", answer["text"])
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("regex", ["(([a-z]{1,900}){1,900}X)", "(([a-z]{1,500}-?){1,999}[0-9]X)"])
+def test_a_grammar_that_becomes_too_complex_ends_its_answer_alone(andes: Engine, regex: str) -> None:
+    """It is compiled, and grows beyond what llguidance allows while the answer is written."""
+    sampling = {"max_new_tokens": 300, "temperature": 0, "regex": regex}
+    answer: Any = andes.post("/generate", {"input_ids": [5, 6, 7], "sampling_params": sampling})
+    assert answer["meta_info"]["completion_tokens"] < 300
+    assert andes.alive(), andes.tail()
+    assert "its grammar became too complex" in andes.log.read_text(errors="replace")
 
 
 def generate(engine: Engine, rid: str, tokens: int, **more: Any) -> float:

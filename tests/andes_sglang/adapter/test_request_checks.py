@@ -97,6 +97,8 @@ REFUSED: list[tuple[tuple[str, dict[str, Any]], str]] = [
     (native({"stop": [5]}), "sampling_params.stop: expected str, got int"),
     (native({"stop": [str(k) for k in range(65)]}), "stop must have at most 64 entries, got 65"),
     (native({"temprature": 1}), "sampling_params.temprature: unknown field (value 1)"),
+    (native({"beam_width": 3}), "beam_width must be 1, got 3"),
+    (native({"beam_width": 2}, input_ids=[[5], [6]]), "beam_width must be 1, got 2"),
     (native({"stop_regex": "(?=a)b"}), "stop_regex '(?=a)b': look-around"),
     (
         completion(stop_regex="((a{0,60000}){0,60000}){0,60000}"),

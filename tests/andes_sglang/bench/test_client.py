@@ -35,6 +35,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
 async def completions(request: web.Request) -> web.StreamResponse:
     body = await request.json()
     length = len(body["prompt"])
+    if body["model"] == "other":
+        return web.json_response({"error": {"message": "of the other model"}}, status=400)
     assert body["custom_params"] == {"qoe": {"ttft": 20.0, "tds": 50.0}}
     if length == REFUSED:
         return web.json_response({"error": {"message": "full"}}, status=429)
@@ -57,11 +59,13 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return answer
 
 
-async def models(_request: web.Request) -> web.Response:
-    return web.json_response({"data": [{"id": "tiny"}]})
+async def models(request: web.Request) -> web.Response:
+    if request.headers.get("authorization") == "Bearer none":
+        return web.json_response({}, status=401)
+    return web.Response(text='{"data": [{"id": "tiny"}, {"id": "other"}]}')  # text/plain, as some servers say
 
 
-def run(workload: Workload, *, over_chat: bool = False, chat_only: bool = False) -> list[RequestRecord]:
+def run(workload: Workload, *, over_chat: bool = False, chat_only: bool = False, **more: str) -> list[RequestRecord]:
     async def main() -> list[RequestRecord]:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", chat)
@@ -74,7 +78,7 @@ def run(workload: Workload, *, over_chat: bool = False, chat_only: bool = False)
         await site.start()
         port = runner.addresses[0][1]
         try:
-            return await replay(f"http://127.0.0.1:{port}", workload, chat=over_chat)
+            return await replay(f"http://127.0.0.1:{port}", workload, chat=over_chat, **more)  # type: ignore[arg-type]
         finally:
             await runner.cleanup()
 
@@ -133,6 +137,18 @@ def test_why_requests_failed_is_told_and_refusals_apart() -> None:
     assert 'stock: 2 refused: HTTP 429: {"error": {"message": "full"}}' in told
     assert "stock: 2 failed: the stream ended without a finish reason" in told
     assert summary.failures({"a": {"interrupted": 3}, "b": {}}) == "a: 3 interrupted, in no figure"
+
+
+def test_one_of_several_models_is_measured() -> None:
+    assert {str(r.error) for r in run(workload(), model="other")} == {
+        'HTTP 400: {"error": {"message": "of the other model"}}'
+    }
+    with pytest.raises(
+        EndpointError, match=r"--model small: not served at http://127.0.0.1:\d+; there are: tiny, other"
+    ):
+        run(workload(), model="small")
+    with pytest.raises(EndpointError, match=r"/v1/models answers 401: it takes a valid --api-key"):
+        run(workload(), api_key="none")
 
 
 def test_nothing_at_the_address() -> None:

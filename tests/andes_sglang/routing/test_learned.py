@@ -59,14 +59,14 @@ def test_the_state_is_load_arrivals_and_reader() -> None:
     [
         ({"layers": []}, "do not fit 2 rungs"),
         ({"qualities": [1, 0.9, 0.5]}, "do not fit 3 rungs"),
-        ({"layers": [{"matrix": [[1, 0, 0, 0, 0]]}]}, "weights: not those of a router"),
-        ({"qualities": ["good"]}, "weights: not those of a router"),
+        ({"layers": [{"matrix": [[1, 0, 0, 0, 0]]}]}, "weights: expected qualities, and layers"),
+        ({"qualities": ["good"]}, "weights: expected qualities, and layers"),
     ],
 )
 def test_what_is_no_router_is_said(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Learned({**WEIGHTS, **changed})
-    with pytest.raises(ValueError, match=r"weights: not those of a router"):
+    with pytest.raises(ValueError, match=r"weights: expected qualities, and layers"):
         Learned("router.json")  # type: ignore[arg-type]
 
 
