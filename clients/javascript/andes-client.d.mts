@@ -76,9 +76,9 @@ export interface StreamOptions extends Expectations {
   pace?: boolean;
   /** seconds; null: no reports */
   report_every_s?: number | null;
-  on_wait?: (seconds: number, reason: string) => void;
+  on_wait?: ((seconds: number, reason: string) => void) | null;
   /** each chunk as it is read, before its text is shown */
-  on_chunk?: (chunk: Record<string, any>) => void;
+  on_chunk?: ((chunk: Record<string, any>) => void) | null;
   signal?: AbortSignal;
   /** all else that chat completions take */
   [option: string]: unknown;

@@ -199,7 +199,7 @@ export class Answer {
   async *[Symbol.asyncIterator]() {
     try {
       for await (const [chunk, pieces] of this.#chunks()) {
-        this.#on_chunk(chunk);
+        this.#on_chunk?.(chunk);
         for (const piece of pieces) {
           const tokens = count_tokens(piece);
           if (this.#pacer) await this.#clock.until(this.#pacer.show_at(this.#clock.now_s(), tokens), this.#signal);
@@ -294,7 +294,7 @@ export class AndesClient {
    * question is asked again. `on_chunk(chunk)`: is given each chunk of the answer as it is read, before its text is shown: calls
    * of tools and what else is no text. `signal`: an AbortSignal. `options`: all else that chat completions take. Throws RangeError for
    * what makes no sense, StatusError for a refusal, TypeError for a server that cannot be reached. */
-  async stream(messages, {pace = false, report_every_s, on_wait, on_chunk = () => {}, signal, ...rest} = {}) {
+  async stream(messages, {pace = false, report_every_s, on_wait, on_chunk, signal, ...rest} = {}) {
     const every_s = this.#checked(report_every_s);
     const {reading_speed, first_token_s, klass, expected_tokens, thinking_speed, ...options} = rest;
     const reader = new Reader({reading_speed, first_token_s, klass, expected_tokens, thinking_speed});
@@ -302,8 +302,8 @@ export class AndesClient {
       if (name in options) throw new RangeError(`${name} cannot be given: stream() streams one answer`);
     }
     const asked = list_of(messages);
-    const stop = new AbortController(), clock = new ReaderClock(this.page);
-    const either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
+    const stop = new AbortController(), either = signal ? AbortSignal.any([signal, stop.signal]) : stop.signal;
+    const clock = new ReaderClock(this.page);
     const body = {stream_options: {include_usage: true}, ...options, messages: asked, stream: true};
     const asked_s = clock.now_s();
     try {
@@ -334,10 +334,11 @@ export class AndesClient {
   async #ask(body, reader, signal, on_wait) {
     const retries = new Retries(this.max_wait_s, this.max_retries);
     const headers = {"content-type": "application/json", ...reader.headers(), ...this.headers};
+    const url = `${this.base_url}/chat/completions`, options = {method: "POST", headers, body: JSON.stringify(body), signal};
+    new Request(url, options); // throws for what can never be sent, which is no fault of the server
     for (;;) {
       try {
-        const url = `${this.base_url}/chat/completions`;
-        const response = await fetch(url, {method: "POST", headers, body: JSON.stringify(body), signal});
+        const response = await fetch(url, options);
         if (response.ok) return response;
         throw await status_error(response);
       } catch (error) {

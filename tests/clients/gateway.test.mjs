@@ -141,6 +141,11 @@ test("arguments that make no sense are named before anything is sent", async () 
   for (const messages of [undefined, 5, ["x"], {role: "user"}]) {
     await assert.rejects(nowhere.stream(messages, {model}), {name: "RangeError", message: /messages must be text or a list/});
   }
+  const circle = {}, on_wait = () => assert.fail("it is no fault of the server");
+  circle.inside = circle;
+  await assert.rejects(client(GATEWAY).stream("x", {model, on_wait, metadata: circle}), TypeError);
+  await assert.rejects(client(GATEWAY, {api_key: "ключ"}).stream("x", {model, on_wait}), TypeError);
+  await all(await client(GATEWAY).stream("x", {model, max_tokens: 2, on_chunk: null, on_wait: null}));
   assert.throws(() => new AndesClient({}), /base_url must be the address of a server, got undefined/);
   await assert.rejects(nowhere.stream("x", {model, stream: false}), /stream cannot/);
   await assert.rejects(nowhere.stream("x", {model, reading_speed: -1}), /reading_speed.*-1/);

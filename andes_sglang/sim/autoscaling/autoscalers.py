@@ -44,13 +44,17 @@ def waiting_requests(replica: Replica) -> float:
 
 
 class _Stabilization:
-    """Down to the largest figure of the last ``window_s``, up at once."""
+    """Down to the largest figure of the last ``window_s``, up at once. The first figure is that of the fleet as it is found,
+    as Kubernetes' autoscaler records it: a fleet that has just begun is not cut to what its first requests need."""
 
     def __init__(self, window_s: float) -> None:
         self.window_s = window_s
         self._asked: deque[tuple[float, int]] = deque()
 
-    def __call__(self, now_s: float, replicas: int) -> int:
+    def __call__(self, fleet: Fleet, replicas: int) -> int:
+        now_s = fleet.now_s
+        if not self._asked:
+            self._asked.append((now_s, len(fleet.serving) + len(fleet.starting)))
         self._asked.append((now_s, replicas))
         while self._asked[0][0] < now_s - self.window_s:
             self._asked.popleft()
@@ -92,7 +96,7 @@ class MetricAutoscaler:
         desired = math.ceil(total / self.target)
         if self.tolerance and abs(total / (serving * self.target) - 1.0) <= self.tolerance:
             desired = serving + len(fleet.starting)
-        return self._stabilize(fleet.now_s, min(self.max_replicas, max(self.min_replicas, desired)))
+        return self._stabilize(fleet, min(self.max_replicas, max(self.min_replicas, desired)))
 
 
 class RatePlanner:
@@ -129,7 +133,7 @@ class RatePlanner:
         window_s = now_s - recent[0].arrival_s
         each_rps = self.utilisation * busy_rps(self.scenario.engine, recent)
         needed = math.ceil(len(recent) / window_s * self.correction(now_s - window_s) / each_rps)
-        return self._stabilize(now_s, min(self.max_replicas, max(1, needed)))
+        return self._stabilize(fleet, min(self.max_replicas, max(1, needed)))
 
     def correction(self, since_s: float) -> float:
         """Mean of TTFT over its target of what ended since, in [1, ``MAX_CORRECTION``]; 1 where nothing ended."""

@@ -94,9 +94,19 @@ def test_up_at_once_and_down_to_the_largest_figure_of_the_window() -> None:
     assert scaler.desired_replicas(fleet(70.1, 1)) == 3, "then the largest since"
 
 
+def test_a_fleet_that_has_just_begun_is_not_cut_to_what_its_first_requests_need() -> None:
+    """Kubernetes records the replicas that it finds as its first recommendation."""
+    scaler = MetricAutoscaler(1.0, stabilization_s=60.0)
+    assert scaler.desired_replicas(fleet(0.0, 1, 0, 0, starting=2)) == 5
+    assert scaler.desired_replicas(fleet(60.0, 1, 1, 0, starting=2)) == 5
+    assert scaler.desired_replicas(fleet(60.1, 1, 1, 0, starting=2)) == 2
+
+
 def test_within_the_tolerance_nothing_changes() -> None:
     def desired(*open_: int, starting: int = 0, tolerance: float = 0.1) -> int:
-        return MetricAutoscaler(10.0, tolerance=tolerance).desired_replicas(fleet(0.0, *open_, starting=starting))
+        scaler = MetricAutoscaler(10.0, tolerance=tolerance)
+        scaler.desired_replicas(fleet(0.0, *open_, starting=starting))
+        return scaler.desired_replicas(fleet(1000.0, *open_, starting=starting))
 
     assert desired(11, 10, tolerance=0.0) == 3
     assert desired(11, 10) == 2, "5 % above the target"
