@@ -11,6 +11,7 @@ from benchmarks.lengths import CHAT, LONG_ANSWERS, MULTI_ROUND, SHORT_CHAT
 
 __all__ = [
     "ARMS",
+    "FINAL",
     "HEADLINE",
     "HOST",
     "MIXED",
@@ -80,6 +81,8 @@ OURS = {
     "andes, mixed": Arm("andes", (MIXED,)),
     "andes, mixed, host": Arm("andes", (MIXED, HOST)),
 }
+FINAL = {"andes, fairness -1": Arm("andes", (MIXED, HOST, "--policy-option", "fairness=-1"))}
+"""Ranked by final QoE."""
 RIVALS = {
     "tokenflow": Arm("tokenflow", (MIXED, HOST)),
     "lqsf": Arm("lqsf", (MIXED, HOST)),
@@ -92,7 +95,7 @@ ORACLES = {
     "clairvoyant": Arm("clairvoyant", (MIXED, HOST)),
     "clairvoyant, prefill first": Arm("clairvoyant", (HOST,)),
 }
-ARMS = STOCK | OURS | RIVALS | ORACLES
+ARMS = STOCK | OURS | FINAL | RIVALS | ORACLES
 HEADLINE = ["andes, mixed", "andes, mixed, host", "clairvoyant"]
 
 

@@ -24,7 +24,7 @@ from andes_sglang.summary import Summary
 from benchmarks.markdown import Lines, header, replace_table
 from benchmarks.markdown import row as line
 from benchmarks.runs import Case, SimulatedRuns
-from benchmarks.settings import ARMS, HEADLINE, ORACLES, OURS, RIVALS, SETTINGS, STOCK, arms_for, best_arm
+from benchmarks.settings import ARMS, FINAL, HEADLINE, ORACLES, OURS, RIVALS, SETTINGS, STOCK, arms_for, best_arm
 
 COLUMNS = (
     "mean QoE", "p5", "stall p90, s", "TTFT p90, s", "short half", "middle", "longest tenth", "worst group - stock",
@@ -111,16 +111,18 @@ def bars(runs: SimulatedRuns, names: list[str]) -> Lines:
                    f"{ours['worst_group']:+.2f}", *named)  # fmt: skip
 
 
-def held(runs: SimulatedRuns, names: list[str]) -> Lines:
+HELD = (*STOCK, "andes, mixed", "andes, mixed, host", "tokenflow", "clairvoyant")
+
+
+def held(runs: SimulatedRuns, names: list[str], arms: Sequence[str] = HELD) -> Lines:
     """The largest load at which the mean QoE is 0.95, in steps of 5 %."""
-    arms = [*STOCK, "andes, mixed", "andes, mixed, host", "tokenflow", "clairvoyant"]
     yield from header("setting", *arms, "ours / better stock")
     for name in names:
         span, guess = SETTINGS[name].burst_s, 1.0
         loads: dict[str, float] = {}
         for arm in arms_for(name, arms):
             guess = loads[arm] = runs.load_held(name, "burst", span, ARMS[arm], guess=guess)
-        gain = loads[best_arm(name)] / max(loads[a] for a in STOCK)
+        gain = loads[best_arm(name)] / max(loads[a] for a in STOCK if a in loads)
         texts = [f"{loads[arm]:.2f}" if arm in loads else "" for arm in arms]
         yield line(f"{name}, burst of {span:g} s", *texts, f"{gain:.2f}")
 
@@ -132,6 +134,11 @@ def recorded(runs: SimulatedRuns, engine_of: str) -> Iterable[tuple[str, str]]:
         name = f"{engine_of} {trace}"
         SETTINGS[name] = SETTINGS[engine_of]._replace(trace=trace)
         yield name, trace
+
+
+def held_final(runs: SimulatedRuns, names: list[str]) -> Lines:
+    """The same by final QoE."""
+    yield from held(runs, names, ["stock, mixed", "andes, mixed, host", *FINAL])
 
 
 def traces(runs: SimulatedRuns, names: list[str]) -> Lines:
@@ -202,18 +209,15 @@ def sensitivity(runs: SimulatedRuns, names: list[str]) -> Lines:
             yield line(f"a decision every {interval_s:g} s", *cells(row))
 
 
-RANKINGS: dict[str, tuple[str, ...]] = {"horizon": (), "final": ("--policy-option", "fairness=-1")}
-"""What andes ranks by, and the flags for it."""
-
-
 def ranking(runs: SimulatedRuns, names: list[str]) -> Lines:
     """andes by the paper's horizon and by final QoE, in every burst, in the paper's load and on the recorded traces; what the
     latter is ahead by, with its standard deviation over seeds."""
-    titles = (f"{by}: {what}" for by in RANKINGS for what in ("mean QoE", "p5", "stall p90, s", "longest tenth"))
+    titles = (
+        f"{by}: {what}" for by in ("horizon", "final") for what in ("mean QoE", "p5", "stall p90, s", "longest tenth")
+    )
     yield from header("setting", "seeds", *titles, "mean (sd)", "p5 (sd)")
     for label, case in ranking_cases(runs, names):
-        ours = ARMS[best_arm(case.setting)]
-        cases = [replace(case, arm=replace(ours, flags=(*ours.flags, *flags))) for flags in RANKINGS.values()]
+        cases = [replace(case, arm=ARMS[arm]) for arm in (best_arm(case.setting), *FINAL)]
         rows = [runs.row(one) for one in cases]
         texts = [(f"{r['mean']:.3f}", f"{r['p5']:.3f}", f"{r['stall']:.0f}", f"{r['groups'][2]:.3f}") for r in rows]
         yield line(label, runs.seeds, *texts[0], *texts[1], *(ahead(runs, cases, key) for key in ("mean", "p5")))
@@ -250,6 +254,7 @@ class Table(NamedTuple):
 BARS = "h100-chat-30s h100-chat h100-long a100-phi a100-13b h100-mooncake cpu"
 TABLES = {
     "held": Table(held, "h100-chat-30s h100-chat h100-long a100-phi h100-mooncake", 3),
+    "held-final": Table(held_final, "a100-13b l4-chat 70b-chat"),
     "rivals": Table(rivals, BARS, 3),
     "bars": Table(bars, BARS, 3),
     "ranking": Table(ranking, f"{BARS} 32b-chat 70b-chat l4-chat paper", 3),

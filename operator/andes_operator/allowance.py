@@ -134,6 +134,10 @@ def _period(of: Mapping[str, Any], where: str, maximum: int) -> Period:
             raise SpecError(
                 f"{where}.{name} {shown(of[name])} is no cron expression of minute, hour, day, month and weekday: {why}"
             ) from None
+    if start.split() == end.split():
+        raise SpecError(
+            f"{where}.start and end are both {shown(start)}: it would never begin; for ever is spec.minReplicas"
+        )
     if not 0 <= replicas <= maximum:
         raise SpecError(f"{where}.minReplicas {replicas} must be between 0 and spec.maxReplicas {maximum}")
     return Period(start, end, replicas, zone)
@@ -160,10 +164,11 @@ def _budget(of: Mapping[str, Any], minimum: int, gpus_per_replica: float) -> Bud
 def _pause(of: Mapping[str, Any]) -> Pause:
     given = required(of, "until", "spec.pause")
     try:
-        until = datetime.fromisoformat(str(given))
-    except ValueError:
+        said = datetime.fromisoformat(str(given))
+        until = said.astimezone(UTC) if said.tzinfo is not None else None
+    except (ValueError, OverflowError):  # the latter: the year 10000 there
         until = None
-    if until is None or until.tzinfo is None:
+    if until is None:
         raise SpecError(f"spec.pause.until must be a time with its zone like 2026-12-01T06:00:00Z, got {shown(given)}")
     return Pause(until.timestamp(), str(of.get("reason", "")))
 

@@ -71,6 +71,8 @@ def test_a_pause_ends_by_itself() -> None:
     assert str(pause) == "paused until 2026-12-01T06:00:00Z: new drivers"
     assert allowance.apply(1, 10, 1.0, at("2026-12-01T06:00:00+00:00")).pause is None
     assert isinstance(pause, Pause)
+    for_good = parse_allowance({"pause": {"until": "9999-12-31T23:59:59Z"}}, 1, 10, 1.0).apply(1, 10, 1.0, 0.0).pause
+    assert str(for_good) == "paused until 9999-12-31T23:59:59Z"
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,10 @@ def test_a_pause_ends_by_itself() -> None:
         ({"pause": {}}, "spec.pause.until is missing"),
         ({"pause": {"until": "tomorrow"}}, 'spec.pause.until must be a time with its zone like 2026-12-01T06:00:00Z, got "tomorrow"'),
         ({"pause": {"until": "2026-12-01T06:00:00"}}, "spec.pause.until must be a time with its zone"),
+        ({"pause": {"until": "9999-12-31T23:59:59-05:00"}}, "spec.pause.until must be a time with its zone"),  # the year 10000
+        ({"pause": {"until": "0001-01-01T00:00:00+05:00"}}, "spec.pause.until must be a time with its zone"),
+        ({"schedule": [{**OFFICE, "start": "0 0  * * *", "end": "0 0 * * *"}]},
+         'spec.schedule[0].start and end are both "0 0  * * *": it would never begin'),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(spec: dict[str, Any], said: str) -> None:

@@ -200,7 +200,7 @@ def another_server() -> Iterator[str]:
 def test_another_server_and_calls_of_tools(another_server: str) -> None:
     chunks: list[Any] = []
     with client(another_server).stream(
-        "x", model="m", thinking_speed=1, first_token_s=0, on_chunk=chunks.append
+        "x", model="m", thinking_speed=1, first_token_s=0, on_chunk=chunks.append, extra_headers=None
     ) as answer:
         assert "".join(answer) == answer.text == ANOTHER_SERVER["text"]
     assert answer.finish_reason == "tool_calls"

@@ -54,7 +54,7 @@ class _Asking:
             "messages": list_of(messages),
             "model": model,
             "stream": True,
-            "extra_headers": {**reader.headers(), **options.get("extra_headers", {})},
+            "extra_headers": {**reader.headers(), **(options.get("extra_headers") or {})},
         }
 
     def _retries(self) -> Retries:
