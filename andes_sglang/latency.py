@@ -195,9 +195,14 @@ class LatencyModel:
 
     def resume_s(self, new_tokens: Array | float, cached_tokens: Array | float, host_tokens: Array | float) -> Array:
         """Seconds, of the arguments' shape, until requests run that have ``cached_tokens``, ``host_tokens`` of them in host
-        memory only: they are loaded while the others are computed. In a mixed iteration, what that adds to a decode step."""
+        memory only: they are loaded while the others are computed. In a mixed iteration, what that adds to a decode step.
+
+        A cached token is taken to cost no more than a new one. The fit knows no such bound: the first returns from host
+        memory, whose prefix is all there is to explain what they take, teach that prefixes are dear, and then none would be
+        preempted to teach otherwise.
+        """
         c, load = self.prefill.coefficients, self.load.coefficients
-        compute_s = c[0] * (not self.mixed) + c[1] * new_tokens + c[2] * cached_tokens
+        compute_s = c[0] * (not self.mixed) + c[1] * new_tokens + min(c[1], c[2]) * cached_tokens
         slower_s: Array = np.maximum(compute_s, load[0] * (host_tokens > 0) + load[1] * host_tokens)
         return np.maximum(slower_s, MIN_ITERATION_S)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["contradiction", "note"]
+__all__ = ["contradiction", "notes"]
 
 
 def contradiction(server_args: Any) -> str | None:
@@ -26,11 +26,18 @@ def contradiction(server_args: Any) -> str | None:
     return None
 
 
-def note(server_args: Any) -> str | None:
-    """What is left of a flag that has less effect than its name says; None: there is nothing to say."""
-    if not server_args.enable_priority_scheduling:
-        return None
-    return (
-        "--enable-priority-scheduling: with a policy, a request's priority decides only whom a full queue turns away "
-        "(--max-queued-requests); what counts for the policy is custom_params.qoe.weight"
-    )
+def notes(server_args: Any) -> list[str]:
+    """What is left of a policy, or of a flag that has less effect under one than its name says: a sentence each."""
+    said = []
+    drafts = server_args.speculative_algorithm
+    if drafts is not None and drafts.upper() != "NGRAM":
+        said.append(
+            f"--speculative-algorithm {drafts}: no stream is preempted, since its drafts keep more than tokens; the policy "
+            "decides only which of those that wait is admitted first. With NGRAM streams are preempted (docs/requests.md)"
+        )
+    if server_args.enable_priority_scheduling:
+        said.append(
+            "--enable-priority-scheduling: with a policy, a request's priority decides only whom a full queue turns away "
+            "(--max-queued-requests); what counts for the policy is custom_params.qoe.weight"
+        )
+    return said

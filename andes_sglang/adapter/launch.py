@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.adapter import seams
-from andes_sglang.adapter.contradictions import contradiction, note
+from andes_sglang.adapter.contradictions import contradiction, notes
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
@@ -215,7 +215,7 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
     one_rank = offload and not tier_of_release()[1].several_ranks
     if fault := seams.unsupported(server_args, one_rank, own_time_outs()) or contradiction(server_args):
         raise UsageError(fault)
-    if said := note(server_args):
+    for said in notes(server_args):
         print(f"andes: {said}", file=sys.stderr, flush=True)
 
 

@@ -220,7 +220,7 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode enable_dp_attention enable_metrics "
     "enable_prefill_delayer enable_priority_scheduling min_free_slots_delay pp_size retraction_policy "
-    "schedule_policy tp_size",
+    "schedule_policy speculative_algorithm tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 
@@ -299,6 +299,7 @@ def offload_fault(without: str | None = None) -> str | None:
     return None
 
 
+_UNCHECKED = "requests then reach the scheduler without the checks of the HTTP server"
 REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("pp_size", 1, "the stages of a pipeline hold different batches at the same time, so no rank can decide for all"),
     ("enable_dp_attention", False, "its ranks wait for each other's prefills, which the policy of one would hold back"),
@@ -311,7 +312,8 @@ REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("enable_hisparse", False, "KV is then moved between prompt and answer, where a policy would take streams off"),
     ("encoder_only", False, "such an engine writes no text"),
     ("use_ray", False, "Ray starts the schedulers, and they would not hear of the policy"),
-    ("smg_grpc_mode", False, "requests then reach the scheduler without the checks of the HTTP server"),
+    ("smg_grpc_mode", False, _UNCHECKED),
+    ("grpc_mode", False, _UNCHECKED),
 )
 """Fields of SGLang's ``ServerArgs`` that a policy refuses unless they are as usual, and why. A release that lacks one lacks
 its flag."""
@@ -327,6 +329,10 @@ def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence
         if getattr(server_args, name, usual) not in (usual, None):
             flag = f"--{name.replace('_', '-')}"
             return f"{flag} is not supported with a policy: {why}; leave it out, or start with --policy stock"
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("true", "1", "yes", "y"):
+        return (
+            f"SGLANG_RUST_SERVER is not supported with a policy: {_UNCHECKED}; unset it, or start with --policy stock"
+        )
     with_ranks = f"is not supported with a policy and --tp-size {server_args.tp_size}"
     if server_args.tp_size > 1 and offload:
         return (

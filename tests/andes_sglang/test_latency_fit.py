@@ -163,6 +163,17 @@ def test_a_resume_takes_the_slower_of_computing_and_loading() -> None:
     assert float(model(mixed=True).resume_s(0.0, 0.0, 0.0)) == latency.MIN_ITERATION_S
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("prefix_s", [5e-5, 9e-5, 5e-3])
+def test_a_return_with_copies_is_taken_to_cost_no_more_than_computing_again(prefix_s: float, *, mixed: bool) -> None:
+    """The fit puts what the first returns take down to their prefix, having seen none before."""
+    made = model(mixed=mixed)
+    made.prefill = LinearCost((8e-3, 5e-5, prefix_s), latency.TYPICAL_PREFILL)
+    again, copied = made.resume_s(np.array([400.0, 1.0]), np.array([0.0, 399.0]), np.array([0.0, 399.0])).tolist()
+    assert copied == pytest.approx(again)
+    assert made.prefill_s(1, 399) == pytest.approx(8e-3 + 5e-5 + 399 * prefix_s), "as it was observed"
+
+
 def test_no_iteration_takes_no_time() -> None:
     made = model()
     made.decode = LinearCost((0.0, 0.0, 0.0), latency.TYPICAL_DECODE)

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter.contradictions import contradiction, note
+from andes_sglang.adapter.contradictions import contradiction, notes
 
 
 def server_args(**given: Any) -> Any:
     switches = dict.fromkeys(("enable_priority_scheduling", "enable_prefill_delayer"), False)
     usual = {"schedule_policy": "fcfs", "retraction_policy": "length", "min_free_slots_delay": None, **switches}
-    return SimpleNamespace(**{**usual, **given})
+    return SimpleNamespace(**{**usual, "speculative_algorithm": None, **given})
 
 
 def test_what_nobody_asked_for_is_not_mentioned() -> None:
     assert contradiction(server_args()) is None
-    assert note(server_args()) is None
+    assert notes(server_args()) == []
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,13 @@ def test_what_a_policy_decides_instead_is_refused(given: dict[str, Any], text: s
 
 
 def test_what_is_left_of_priorities_is_said() -> None:
-    said = note(server_args(enable_priority_scheduling=True))
-    assert said is not None
+    (said,) = notes(server_args(enable_priority_scheduling=True))
     assert "whom a full queue turns away" in said
     assert "custom_params.qoe.weight" in said
+
+
+@pytest.mark.parametrize("algorithm", ["EAGLE", "eagle3", "STANDALONE"])
+def test_that_drafts_of_a_model_are_not_preempted_is_said(algorithm: str) -> None:
+    (said,) = notes(server_args(speculative_algorithm=algorithm))
+    assert said.startswith(f"--speculative-algorithm {algorithm}: no stream is preempted")
+    assert notes(server_args(speculative_algorithm="NGRAM")) == notes(server_args(speculative_algorithm="ngram")) == []

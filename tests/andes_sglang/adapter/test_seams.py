@@ -228,11 +228,21 @@ def server_args(**given: Any) -> Any:
         ({"encoder_only": True}, "--encoder-only"),
         ({"use_ray": True}, "--use-ray"),
         ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
+        ({"grpc_mode": True}, "--grpc-mode"),
     ],
 )
 def test_engines_that_would_not_do_what_a_policy_decides_are_refused(given: dict[str, Any], flag: str) -> None:
     assert seams.unsupported(server_args()) is None
     assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
+
+
+@pytest.mark.parametrize(("value", "refused"), [("1", True), ("TRUE", True), ("0", False), ("", False)])
+def test_the_front_end_that_checks_no_request_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, *, refused: bool
+) -> None:
+    monkeypatch.setenv("SGLANG_RUST_SERVER", value)
+    said = seams.unsupported(server_args())
+    assert refused == str(said).startswith("SGLANG_RUST_SERVER is not supported with a policy: requests then reach")
 
 
 def test_what_ranks_would_decide_by_themselves_is_refused() -> None:
