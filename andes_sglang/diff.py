@@ -96,7 +96,7 @@ def _diff(args: argparse.Namespace, rest: Sequence[str]) -> int:
     a, b = results.read(args.a), results.read(args.b)
     compared = {}
     for title, one, other in _pairs(a, b):
-        paired = paired_difference(a.repeats.get(one, ()), b.repeats.get(other, ()))
+        paired = paired_difference(a.of_readers.get(one, ()), b.of_readers.get(other, ()))
         compared[title] = _compared(a.summary["policies"][one], b.summary["policies"][other], paired)
     changed = _changed(a.summary, b.summary)
     only = _alone(a, b)

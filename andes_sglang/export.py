@@ -43,6 +43,7 @@ def _row(record: RequestRecord) -> Row:
         "index": record.index,
         "class": record.reader_class,
         "tenant": record.tenant,
+        "yields": record.yields,
         "arrival_s": record.arrival_s,
         "sent_s": record.sent_s,
         "first_token_s": float(times_s[0]) if len(times_s) else None,

@@ -154,7 +154,7 @@ class TokenTimes(Sequence[tuple[float, int]]):
 class RequestRecord:
     """One request as its reader saw it; times in seconds from the start of the replay. deliveries: (when, tokens), of those
     that were shown. output_tokens: of all; reason_tokens of them were generated before the first that was shown.
-    reader_class, tenant: as in :class:`RequestSpec`.
+    reader_class, tenant, yields: as in :class:`RequestSpec`.
 
     What only an engine can tell is None where the record was made by a client: prefix_hit_tokens, of all the times it was
     prefilled; recomputed_tokens, prefilled again; preemptions, which the policy chose; retractions, which KV forced;
@@ -181,6 +181,7 @@ class RequestRecord:
     holds: Sequence[tuple[float, float]] | None = None
     reader_class: str | None = None
     tenant: str | None = None
+    yields: bool = False
 
     @property
     def target(self) -> QoETarget:
@@ -281,6 +282,7 @@ def _are_pairs(value: Any, holds: Callable[[Any], bool]) -> bool:
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "int": ("a whole number >= 0", _is_count),
     "float": ("a number", _is_number),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("a text", lambda value: isinstance(value, str)),
     "Sequence[tuple[float, int]]": ("[[seconds, tokens], ...]", lambda value: _are_pairs(value, _is_count)),
     "Sequence[tuple[float, float]]": ("[[seconds, seconds], ...]", lambda value: _are_pairs(value, _is_number)),

@@ -171,7 +171,7 @@ def write(out: Path, result: dict[str, Any], *, as_json: bool = False) -> None:
     result = {**result, "made_by": made_by()}
     policies = result["policies"]
     groups = summary.group_rows(policies)
-    parts = [summary.table(policies), summary.aligned(groups) if groups else "", summary.failures(policies)]
+    parts = [summary.table(policies), summary.aligned(groups) if groups else "", summary.remarks(policies)]
     say("\n\n".join(filter(None, parts)), result, as_json=as_json)
     save(out, {"summary.json": json.dumps(result, indent=1) + "\n"})
     try:
@@ -228,9 +228,14 @@ class Run(NamedTuple):
     samples: dict[str, list[dict[str, float]]]
 
     @property
+    def of_readers(self) -> dict[str, list[list[RequestRecord]]]:
+        """``repeats`` without what yields, whose figures are told apart; all where there is nothing else."""
+        return {name: [[r for r in run if not r.yields] or run for run in runs] for name, runs in self.repeats.items()}
+
+    @property
     def records(self) -> dict[str, list[RequestRecord]]:
-        """Of the first repeat."""
-        return {name: runs[0] for name, runs in self.repeats.items()}
+        """Readers' of the first repeat."""
+        return {name: runs[0] for name, runs in self.of_readers.items()}
 
 
 def read(out: Path) -> Run:
@@ -256,7 +261,7 @@ def render(out: Path) -> Path:
     """Make ``report.html`` of the run in ``out``; where it lies. Raises as :func:`read` does."""
     run = read(out)
     page = out / "report.html"
-    page.write_text(report.render(run.summary, run.records, run.samples, repeats=run.repeats))
+    page.write_text(report.render(run.summary, run.records, run.samples, repeats=run.of_readers))
     return page
 
 
@@ -268,7 +273,7 @@ def draw(out: Path) -> list[Path]:
     folder = out / "figures"
     folder.mkdir(exist_ok=True)
     files, captions = [], []
-    for part, drawn in report.figures(run.records, run.samples, repeats=run.repeats).items():
+    for part, drawn in report.figures(run.records, run.samples, repeats=run.of_readers).items():
         for number, figure in enumerate(drawn, start=1):
             files.append(folder / f"{part.replace('_', '-')}-{number}.svg")
             files[-1].write_text(report.standalone(figure.svg, {} if part == "timeline" else key))

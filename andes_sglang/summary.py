@@ -26,9 +26,9 @@ __all__ = [
     "aligned",
     "cells",
     "combine",
-    "failures",
     "group_rows",
     "host_line",
+    "remarks",
     "summarise",
     "table",
 ]
@@ -65,7 +65,8 @@ class _Row(NamedTuple):
 
 
 class Figures:
-    """The figures of one run, from its records one by one in constant memory.
+    """The figures of one run, from its records one by one in constant memory: those of readers. Requests that yield have
+    none, and are told apart (``offline``); where there are no others, the figures are theirs.
 
     Quantiles are exact up to ``MAX_ROWS`` requests; beyond, they are those of every 2nd, 4th, ... request. Gaps between
     deliveries are counted in 256 steps per doubling: by the leading bits of the number.
@@ -84,9 +85,17 @@ class Figures:
         self._engine_known = True
         self._failures: Counter[str] = Counter()
         self._groups = {"by_class": GroupFigures(), "by_tenant": GroupFigures()}
+        self._offline: Figures | None = None
 
     def add(self, record: RequestRecord) -> None:
         """Count one finished request."""
+        if record.yields:
+            self._offline = self._offline or Figures()
+            self._offline._count(record)
+        else:
+            self._count(record)
+
+    def _count(self, record: RequestRecord) -> None:
         times_s = record.token_times_s
         score = record.score()
         qoe = 0.0 if record.error else score.qoe
@@ -133,6 +142,11 @@ class Figures:
             self._uncounted = []
 
     @property
+    def counted(self) -> int:
+        """Requests of both kinds."""
+        return self.requests + (self._offline.requests if self._offline else 0)
+
+    @property
     def mean_qoe(self) -> float:
         return self._qoe_sum / max(self.requests, 1)
 
@@ -146,6 +160,8 @@ class Figures:
 
     def summary(self) -> Summary:
         """The figures so far; at least one record has been added."""
+        if self._offline and not self.requests:
+            return self._offline.summary()
         columns = dict(zip(_Row._fields, np.array(self._rows, dtype=np.float64).T, strict=True))
         n = max(self.requests, 1)
         span_s = max(self._last_s - max(self._first_s, 0.0), 1e-9)
@@ -175,6 +191,15 @@ class Figures:
             "retractions": self._engine["retractions"] if known else None,
             "client_lag_s": {"max": self._lag_s},
             **{key: groups.summary() for key, groups in self._groups.items() if len(groups)},
+            **({"offline": self._offline.work()} if self._offline else {}),
+        }
+
+    def work(self) -> Summary:
+        """Without what a reader makes of it."""
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "tokens_per_s": self.tokens / max(self._last_s - max(self._first_s, 0.0), 1e-9),
         }
 
 
@@ -206,7 +231,7 @@ def summarise(
         return sum(v - earlier.get(k, 0.0) for k, v in found.items()) if found else None
 
     if any(k.startswith("andes_policy_info") for k in counters):
-        summary["preemptions_per_request"] = (counted("andes_preemptions_total") or 0.0) / figures.requests
+        summary["preemptions_per_request"] = (counted("andes_preemptions_total") or 0.0) / figures.counted
         summary["recomputed_tokens"] = counted("andes_recomputed_tokens_total")
         summary["retractions"] = counted("andes_retractions_total")
     if capacity := counters.get('andes_host_tokens{what="capacity"}'):
@@ -240,7 +265,7 @@ def _over(runs: Sequence[Summary], statistic: Callable[[list[float]], float | No
             reasons = sum((Counter(run.get(key, {})) for run in runs), Counter[str]())
             out[key] = dict(reasons.most_common(MAX_REASONS))
         elif isinstance(value, dict):
-            out[key] = _over([run[key] for run in runs], statistic)
+            out[key] = _over([run[key] for run in runs if key in run], statistic)
         else:
             values = [run[key] for run in runs if run[key] is not None]
             out[key] = statistic(values) if values else None
@@ -348,15 +373,21 @@ def table(policies: Mapping[str, Summary]) -> str:
     return aligned(rows)
 
 
-def failures(policies: Mapping[str, Summary]) -> str:
-    """Why requests failed, a line a reason; those that the server refused as full, and those that were open when the run was
-    ended by hand, are told apart."""
+def remarks(policies: Mapping[str, Summary]) -> str:
+    """Below the table: why requests failed, apart those that the server refused as full and those that were open when the run
+    was ended by hand; and what was done without a reader."""
     lines = []
     for name, summary in policies.items():
         for reason, count in summary.get("failures", {}).items():
             lines.append(f"{name}: {count} {'refused' if reason.startswith(REFUSALS) else 'failed'}: {reason}")
         if cut := summary.get("interrupted"):
             lines.append(f"{name}: {cut:.0f} interrupted, in no figure")
+        if work := summary.get("offline"):
+            failed = f", {work['failed']:.0f} failed" if work["failed"] else ""
+            speed = f"{work['tokens_per_s']:.0f} tokens/s"
+            lines.append(
+                f"{name}: {work['requests']:.0f} requests without a reader, {speed}{failed}, in no figure above"
+            )
     return "\n".join(lines)
 
 

@@ -216,7 +216,7 @@ async def replay(
                 record = RequestRecord(
                     index, spec.arrival_s, endpoint.now_s(), spec.prompt_tokens, spec.output_tokens,
                     spec.target.ttft_s, spec.target.tds, think_tds=spec.target.think_tds,
-                    reader_class=spec.reader_class, tenant=spec.tenant,
+                    reader_class=spec.reader_class, tenant=spec.tenant, yields=spec.yields,
                 )  # fmt: skip
                 records.append(record)
                 tasks.append(asyncio.create_task(endpoint.request(spec, prompt, record)))

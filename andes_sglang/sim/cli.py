@@ -225,7 +225,7 @@ def _serve(
             try:
                 one.serve()
             finally:
-                if one.figures.requests:
+                if one.figures.counted:
                     results.keep(args.out, name, repeat, one.records, one.samples)
                     repeats.figures[name].append(one.figures.summary())
 

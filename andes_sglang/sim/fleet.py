@@ -189,7 +189,7 @@ def _refused(spec: RequestSpec, index: int, refusal: Refusal) -> RequestRecord:
     at_s, target = spec.arrival_s, spec.target
     return RequestRecord(
         index, at_s, at_s, spec.prompt_tokens, 0, target.ttft_s, target.tds, end_s=at_s, error=f"429 {refusal.reason}",
-        think_tds=target.think_tds, reader_class=spec.reader_class, tenant=spec.tenant,
+        think_tds=target.think_tds, reader_class=spec.reader_class, tenant=spec.tenant, yields=spec.yields,
     )  # fmt: skip
 
 

@@ -189,9 +189,8 @@ class Planner:
         many = WHATIF_PAYS * whatif.MAX_REQUESTS < len(workload) <= MAX_GUESS_REQUESTS
         if many and isinstance(self.objective, QoEObjective):
             goals = [Goal(self.objective)]
-            question = whatif.WhatIf(
-                engine, policy, workload.requests, workload.duration_s, goals, routing_policy=self.routing
-            )
+            readers = [spec for spec in workload.requests if not spec.yields]
+            question = whatif.WhatIf(engine, policy, readers, workload.duration_s, goals, routing_policy=self.routing)
             return question.fewest(self.max_replicas) or self.max_replicas
         described = workload.describe()
         lengths = described["prompt_tokens"]["mean"], described["output_tokens"]["mean"]

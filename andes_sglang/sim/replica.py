@@ -282,7 +282,7 @@ class Replica:
             job.index, spec.arrival_s, spec.arrival_s, spec.prompt_tokens, spec.output_tokens, spec.target.ttft_s,
             spec.target.tds, TokenTimes(shown_s), float(times_s[-1]), None, self.index, job.prefix_hit_tokens,
             job.recomputed_tokens, job.preemptions, job.retractions, spec.reason_tokens, spec.target.think_tds,
-            job.holds or None, spec.reader_class, spec.tenant,
+            job.holds or None, spec.reader_class, spec.tenant, spec.yields,
         )  # fmt: skip
         if not spec.yields:
             self._population.learn(spec)

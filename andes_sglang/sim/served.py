@@ -29,6 +29,9 @@ class Served:
         return len(self.of[Metric.QOE])
 
     def add(self, record: RequestRecord) -> None:
+        """Count one finished request; one that yields has no reader whom an objective is about."""
+        if record.yields:
+            return
         times_s, score = record.token_times_s, record.score()
         gaps = len(times_s) - 1
         self.of[Metric.QOE].append(0.0 if record.error else score.qoe)

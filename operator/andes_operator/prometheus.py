@@ -9,6 +9,7 @@ target gives their means.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,13 +71,13 @@ async def ask(session: aiohttp.ClientSession, demand: DemandSource, window_s: fl
 
     asked = queries(demand.prometheus_selector, window_s)
     rate = asked.pop("rate")
-    results = await asyncio.gather(
-        get("query_range", query=rate, start=now_s - SPAN_S, end=now_s, step=STEP_S),
-        *(get("query", query=query, time=now_s) for query in asked.values()),
-    )
     try:
+        results = await asyncio.gather(
+            get("query_range", query=rate, start=now_s - SPAN_S, end=now_s, step=STEP_S),
+            *(get("query", query=query, time=now_s) for query in asked.values()),
+        )
         return report(demand, dict(zip(("rate", *asked), results)), now_s)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{NAME}: {explain(error)}") from None
 
 

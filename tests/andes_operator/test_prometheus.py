@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import web
 from e2e.control_plane import until
 from prometheus_client import start_http_server
 from test_decide import SPEC
@@ -20,7 +21,7 @@ from test_decide import SPEC
 from andes_api.metrics import GatewayMetrics
 from andes_operator.gateways import Gateways
 from andes_operator.names import Reason
-from andes_operator.observe import Observation, PodCounts, merge
+from andes_operator.observe import DataFault, Observation, PodCounts, merge
 from andes_operator.prometheus import NoSamplesError, arrivals, queries, report, sketches
 from andes_operator.spec import DemandSource
 from andes_sglang.bench.ports import free_port
@@ -184,3 +185,29 @@ def test_a_prometheus_that_is_not_there_is_missing_data() -> None:
     fault = look(replace(DEMAND, prometheus_url=f"http://127.0.0.1:{free_port()}")).fault
     assert fault is not None
     assert fault.reason is Reason.DATA_MISSING
+
+
+@pytest.mark.parametrize(
+    "body", ["[]", "null", '{"status": "success"}', "<html>", '{"status": "success", "data": {"result": [7]}}']
+)
+def test_what_answers_and_is_no_prometheus_is_said(body: str) -> None:
+    async def scenario() -> DataFault | None:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(text=body)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            demand = replace(DEMAND, prometheus_url=f"http://127.0.0.1:{runner.addresses[0][1]}")
+            return await asyncio.to_thread(lambda: look(demand).fault)
+        finally:
+            await runner.cleanup()
+
+    fault = asyncio.run(scenario())
+    assert fault is not None
+    assert fault.reason is Reason.DATA_CONTRADICTORY
+    assert fault.message.startswith("Prometheus: ")
+    assert "object" not in fault.message

@@ -288,3 +288,24 @@ def test_beyond_fifty_groups_the_others_are_one() -> None:
     groups = summarise([record(k, 0.0, [1.0], tenant=f"t{k}") for k in range(60)])["by_tenant"]
     assert len(groups) == 51
     assert groups["(others)"]["requests"] == 10
+
+
+def test_what_yields_is_in_no_figure_of_readers() -> None:
+    def served(index: int, late_s: float, *, yields: bool) -> RequestRecord:
+        at_s = index + late_s
+        return RequestRecord(
+            index, float(index), float(index), 10, 2, 1.0, 4.8, [(at_s, 1), (at_s + 0.1, 1)], at_s + 0.1, tenant="a", yields=yields
+        )  # fmt: skip
+
+    readers = [served(k, 0.5, yields=False) for k in range(4)]
+    offline = [served(k, 60.0, yields=True) for k in range(4, 14)]
+    both = summary.summarise(readers + offline)
+    work = both.pop("offline")
+    assert both == summary.summarise(readers)
+    assert (work["requests"], work["failed"]) == (10, 0)
+    assert work["tokens_per_s"] == pytest.approx(20 / 69.1)
+    combined = summary.combine([summary.summarise(readers + offline), summary.summarise(readers)])
+    assert summary.remarks({"andes": combined}) == "andes: 10 requests without a reader, 0 tokens/s, in no figure above"
+    assert summary.remarks({"andes": both}) == ""
+    alone = summary.summarise(offline)
+    assert (alone["requests"], "offline" in alone) == (10, False)

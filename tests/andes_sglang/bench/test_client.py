@@ -133,10 +133,10 @@ def test_a_server_of_chat_only_is_measured_over_chat() -> None:
 def test_why_requests_failed_is_told_and_refusals_apart() -> None:
     figures = summary.combine([summary.summarise(run(workload()))] * 2)
     assert sum(figures["failures"].values()) == figures["failed"] == 6
-    told = summary.failures({"stock": figures}).splitlines()
+    told = summary.remarks({"stock": figures}).splitlines()
     assert 'stock: 2 refused: HTTP 429: {"error": {"message": "full"}}' in told
     assert "stock: 2 failed: the stream ended without a finish reason" in told
-    assert summary.failures({"a": {"interrupted": 3}, "b": {}}) == "a: 3 interrupted, in no figure"
+    assert summary.remarks({"a": {"interrupted": 3}, "b": {}}) == "a: 3 interrupted, in no figure"
 
 
 def test_one_of_several_models_is_measured() -> None:

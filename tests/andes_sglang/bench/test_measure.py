@@ -21,7 +21,7 @@ from andes_sglang.bench.measure import _figures, parse_vocabulary
 from andes_sglang.flags import UsageError
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.summary import INTERRUPTED, combine, failures
+from andes_sglang.summary import INTERRUPTED, combine, remarks
 
 
 def record_of(*events: object, **how: bool) -> RequestRecord:
@@ -139,7 +139,7 @@ def test_what_was_interrupted_is_in_no_figure_but_counted() -> None:
     got = _figures([whole, cut, refused], {}, {})
     assert (got["requests"], got["failed"], got["interrupted"]) == (2, 1, 1)
     assert got["qoe"]["mean"] == pytest.approx(0.5)
-    said = failures({"mine": combine([got, got])})
+    said = remarks({"mine": combine([got, got])})
     assert said.splitlines() == ["mine: 2 refused: HTTP 429: full", "mine: 2 interrupted, in no figure"]
     with pytest.raises(KeyboardInterrupt):
         _figures([cut], {}, {})

@@ -392,3 +392,12 @@ def test_bad_input_is_refused_in_one_sentence(
     assert text in error
     assert "Traceback" not in error
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_what_yields_is_in_no_objective() -> None:
+    """Offline work that comes last and is never in time takes no replica."""
+    readers = [RequestSpec(0.5 * k, 100, 40) for k in range(40)]
+    late = [RequestSpec(20.0 + 0.001 * k, 100, 400, QoETarget(0.01, 100.0), yields=True) for k in range(300)]
+    for specs in (readers, readers + late):
+        found = planner(Workload("w", tuple(specs))).smallest_fleet(CPU, stock)
+        assert found.replicas == 1
