@@ -57,6 +57,8 @@ def load_measured(path: Path, target: QoETarget) -> Measured | None:
             found = answers(document)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            if isinstance(error, AttributeError | TypeError):
+                what = f"a value of another kind than {tool} writes"
             raise WorkloadError(f"{path}: results of {tool} that cannot be read: {what}") from None
         if found is not None:
             return _measured(path, tool, found, target)

@@ -208,6 +208,10 @@ def test_rates_are_cut_to_a_window_and_refused_when_they_make_no_sense(tmp_path:
     path.write_text("window_start_s,rate_rps\n0,-10\n600,20\n")
     with pytest.raises(WorkloadError, match=r"row 2, field rate_rps: must be a number >= 0, got '-10'"):
         load_rates(path)
+    path.write_text("window_start_s,rate_rps\n0,1e12\n600,20\n")
+    with pytest.raises(WorkloadError, match=r"6e\+14 requests in a window of 600 s; .* expected at most 10,000,000"):
+        load_rates(path)
+    assert load_rates(path, scale=1e-9) == ((600.0, pytest.approx(1000.0)), (600.0, pytest.approx(20e-9)))
     for starts in ((600, 0), (0, 0), (0,)):
         path.write_text("window_start_s,rate_rps\n" + "".join(f"{start},10\n" for start in starts))
         with pytest.raises(WorkloadError, match=r"field window_start_s: expected two or more windows in order"):
