@@ -50,8 +50,10 @@ test-cluster: setup ## operator and chart on a real Kubernetes control plane (mi
 test-engine: setup ## the tests on real SGLang servers (minutes)
 	$(PYTEST) -m "engine and not releases"
 
-test-releases: setup ## the smoke on the older releases of SGLang (docs/sglang-releases.md; minutes)
+test-releases: setup ## the smoke on the older releases of SGLang, and more on the newest (docs/sglang-releases.md; minutes)
 	$(PYTEST) -m releases
+	PYTHONPATH=$$($(BIN)/python tools/sglang_releases.py 0.5.23) $(PYTEST) -k "not without_a_part" \
+	  tests/andes_sglang/adapter/test_preemption.py tests/andes_sglang/adapter/test_long_prompts.py
 
 mutation: setup ## small changes to the code that no test notices, in all rooms or in ROOM=policy (minutes a room; resumes)
 	@$(BIN)/mutmut --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --no-deps -r requirements/mutation.txt

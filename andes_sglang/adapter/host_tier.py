@@ -50,7 +50,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
         server_args = copy.copy(server_args)
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
-        object.__setattr__(server_args, "hicache_size", pool_bytes(options.host_kv_gib, device_bytes) / 1e9)
+        size = pool_bytes(options.host_kv_gib, device_bytes, ranks=server_args.dp_size)
+        object.__setattr__(server_args, "hicache_size", size / 1e9)
         super().__init__(params, server_args)
         self.load_back_threshold = 1  # token; SGLang's default of 10 computes a shorter hit again, which is no cheaper
         if not self.writes_through:

@@ -43,7 +43,8 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         device_bytes = float(np.sum(pool.get_kv_size_bytes()))  # of keys and values, or under MLA one number
         ranks = get_parallel().tp_group
-        size = pool_bytes(PluginOptions.from_env().host_kv_gib, device_bytes, ranks=ranks.world_size)
+        all_ranks = ranks.world_size * server_args.dp_size
+        size = pool_bytes(PluginOptions.from_env().host_kv_gib, device_bytes, ranks=all_ranks)
         common = torch.tensor(size, dtype=torch.float64)
         if ranks.world_size > 1:  # each has found another amount of free memory
             torch.distributed.all_reduce(common, op=torch.distributed.ReduceOp.MIN, group=ranks.cpu_group)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -9,6 +12,7 @@ import pytest
 
 from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.memory import GIB, free_bytes, pool_bytes
+from andes_sglang.adapter.options import ENVIRONMENT, PluginOptions
 
 
 def test_who_has_most_in_store_is_copied_first_as_far_as_the_step_hides_it() -> None:
@@ -41,3 +45,34 @@ def test_the_pool_is_what_was_asked_for_or_a_part_of_what_is_free() -> None:
     assert pool_bytes(None, 1e18, ranks=4) == pytest.approx(free_bytes() / 16, rel=0.5)
     assert pool_bytes(None, 1e6) == 16e6
     assert pool_bytes(None, 1e18) == pytest.approx(0.25 * free_bytes(), rel=0.5)
+
+
+TIER = """
+from types import SimpleNamespace
+
+from andes_sglang.adapter import launch, options
+
+launch.prepare_environment(options.PluginOptions.from_env())
+from andes_sglang.adapter.host_tier import HostTier
+
+sizes = []
+HostTier.__mro__[1].__init__ = lambda self, params, server_args: sizes.append(server_args.hicache_size)
+params = SimpleNamespace()
+params.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: SimpleNamespace(get_kv_size_bytes=lambda: (5, 5)))
+for ranks in (1, 4):
+    HostTier(params, SimpleNamespace(dp_size=ranks, hicache_size=0))
+print(*sizes)
+"""
+
+
+@pytest.mark.engine  # none is started, but SGLang and torch are imported
+def test_data_parallel_ranks_share_what_was_asked_for() -> None:
+    """Each has a pool of its own; together they hold no more than one that is alone."""
+    environment = {
+        **os.environ,
+        ENVIRONMENT: PluginOptions("andes", preemption_mode="offload", host_kv_gib=2.0).to_env(),
+    }
+    done = subprocess.run([sys.executable, "-c", TIER], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, one_of_four = map(float, done.stdout.split()[-2:])
+    assert (alone, one_of_four) == pytest.approx((2 * GIB / 1e9, 0.5 * GIB / 1e9))
