@@ -25,7 +25,7 @@ from andes_sglang.cli import main
         ("--url http://127.0.0.1:9 --out /dev/null/x", "--out /dev/null/x: cannot be made (Not a directory)"),
         ("--duration 2", "--url nonsense: say http:// or https:// first, as in http://nonsense"),
         ("--url http://127.0.0.1:9 --duration 2", "--url http://127.0.0.1:9: nothing answers there"),
-        ("--trace one.csv --rate 3", "--rate 3.0: not with --trace, whose arrivals are played"),
+        ("--trace one.csv --rate 3", "--rate 3: not with --trace, whose arrivals are played"),
         ("--trace one.csv --shape gamma", "--shape gamma: not with --trace"),
         ("--oops", "unknown argument '--oops'"),
         ("--name a/b", "--name 'a/b': it names files, so it must be a word without /"),
@@ -82,7 +82,7 @@ def test_report_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "summary.json").write_text('{"policies": {}}')
     assert main(["report", str(tmp_path)]) == 2
     assert "summary.json: not a summary (it needs workload, engine and policies)" in capsys.readouterr().err
-    (tmp_path / "summary.json").write_text('{"policies": {"a": {}}, "workload": {}, "engine": {}}')
+    (tmp_path / "summary.json").write_text('{"policies": {"a": {"qoe": {}}}, "workload": {}, "engine": {}}')
     (tmp_path / "samples-a-1.json").write_text("[")
     assert main(["report", str(tmp_path)]) == 2
     assert "samples-a-1.json: not JSON" in capsys.readouterr().err
