@@ -26,10 +26,15 @@ class Arm:
 def parse_arms(policies: str, arms: Sequence[str]) -> dict[str, Arm]:
     """By name: a comma-separated list of policies, then each ``NAME=POLICY[:FLAGS]``. Raises ``ValueError``."""
     parsed = {name: Arm(name) for name in policies.split(",") if name}
+    named: set[str] = set()
     for text in arms:
         arm = _ARM.fullmatch(text)
         if arm is None:
             raise ValueError(f"--arm {text!r}: expected NAME=POLICY or NAME=POLICY:FLAGS")
+        if arm["name"] in named or "/" in arm["name"]:
+            what = "two arms have this name" if arm["name"] in named else "the name is one of files: a word without /"
+            raise ValueError(f"--arm {text!r}: {what}")
+        named.add(arm["name"])
         parsed[arm["name"]] = Arm(arm["policy"], tuple((arm["flags"] or "").split()))
     if not parsed:
         raise ValueError(f"--policies {policies!r}: names none")

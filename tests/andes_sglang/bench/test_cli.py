@@ -57,6 +57,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--policies stock --policy-option slice=1", "policy stock has no options"),
         ("--policies ,", "names none"),
         ("--arm ours", "expected NAME=POLICY"),
+        ("--arm a=andes --arm a=fcfs", "--arm 'a=fcfs': two arms have this name"),
+        ("--arm a/b=andes", "--arm 'a/b=andes': the name is one of files: a word without /"),
         ("--repeats 0", "--repeats must be >= 1, got 0"),
         ("--model nowhere", "--model nowhere: no such directory"),
         ("--policies andes,forced --rate -1", "--rate must be > 0, got -1.0"),
