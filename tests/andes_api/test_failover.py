@@ -154,18 +154,18 @@ def test_a_dead_engine_without_another_keeps_its_readers(faulty: Any, gateway: A
     assert said(asyncio.run(main())) == ANSWER
 
 
-@pytest.mark.parametrize("steady_s", [0.01, 600])
+@pytest.mark.parametrize("steady_s", [0.0, 600.0])
 def test_a_long_answer_outlives_its_engines_again_and_again(
     steady_s: float, faulty: Any, gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each breaks off after three words; unless it had gone well for long, that counts as one row of failures."""
+    """Each talks nonsense after three words; unless it had gone well for long, that counts as one row of failures."""
     monkeypatch.setattr("andes_api.relay.STEADY_S", steady_s)
     fleet = faulty(), faulty()
     for upstream in fleet:
-        upstream.fault, upstream.after, upstream.gap_s = "die", 3, 0.02
+        upstream.fault, upstream.after = "garbage", 3
     server = gateway(*(u.url for u in fleet), retries=1, breaker_failures=100)
     answer = ask(server, {**BODY, "max_tokens": 12})
-    if steady_s < 1:
+    if steady_s == 0:
         assert said(answer) == "".join(f"w{k} x" for k in range(12))
         assert [len(u.bodies) for u in fleet] == [2, 2]
     else:
