@@ -30,7 +30,14 @@ def running(server: AnyServer) -> Iterator[AnyServer]:
         ready.set()
 
     server.startup = started  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+
+    def serve() -> None:
+        with asyncio.Runner(
+            loop_factory=server.config.get_loop_factory()
+        ) as runner:  # uvloop, as from the command line
+            runner.run(server.serve())
+
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
         if not ready.wait(START_S):

@@ -1,12 +1,37 @@
-"""``python -m andes_client.limited BYTES COMMAND...``: a command that cannot take more memory than that."""
+"""``python -m andes_client.limited BYTES USER COMMAND...``: a command that cannot take more memory than that, run by that
+user with no group but the user's own. ``-``: no limit; the user that runs this. What keeps it from starting is written as
+the error of a tool.
+
+Event loops differ in what they do before they start a process: uvloop changes no user.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
 
+
+def _become(name: str) -> None:
+    import pwd
+
+    user = pwd.getpwnam(name)
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+
+
 if __name__ == "__main__":
-    size = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606
+    size, user, *command = sys.argv[1:]
+    try:
+        if user != "-":
+            _become(user)
+        if size != "-":
+            resource.setrlimit(resource.RLIMIT_AS, (int(size), int(size)))
+        os.execvp(command[0], command)  # noqa: S606
+    except KeyError:
+        why = f"there is no user {user!r}"
+    except OSError as error:
+        why = error.strerror or repr(error)
+    print(json.dumps({"error": f"it cannot be started: {why}"}), flush=True)

@@ -254,9 +254,9 @@ class ToolCall:
     async def _run(self, tool: Tool) -> ToolResult:
         try:
             process = await asyncio.create_subprocess_exec(
-                *_limited(tool), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL, start_new_session=True, env=tool.environment,
-                **_as_user(tool),
+                *_limited(tool.command, user=tool.user, memory_bytes=tool.memory_bytes), start_new_session=True,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+                env=tool.environment,
             )  # fmt: skip
         except OSError as error:
             return self._failed(f"it cannot be started: {error.strerror}")
@@ -300,6 +300,8 @@ class ToolCall:
             said = json.loads(line)
         except (ValueError, RecursionError):
             return self._failed(f"it wrote {line[:80]!r}, which is no line of JSON")
+        if isinstance(said, dict) and isinstance(said.get("error"), str):
+            return self._failed(said["error"])
         text = said.get("result") if isinstance(said, dict) else None
         if not isinstance(text, str):
             return self._failed(f"it wrote {line[:80]!r}, which holds no result")
@@ -352,7 +354,12 @@ async def _end(process: asyncio.subprocess.Process, tool: Tool) -> None:
     except ProcessLookupError:
         pass
     except PermissionError:
-        killer = await asyncio.create_subprocess_exec("sh", "-c", f"kill -s KILL -- -{process.pid}", **_as_user(tool))
+        kill = ("sh", "-c", f"kill -s KILL -- -{process.pid}")
+        killer = await asyncio.create_subprocess_exec(
+            *_limited(kill, user=tool.user),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         await killer.wait()
     await _drain(process)
 
@@ -366,21 +373,8 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
-def _limited(tool: Tool) -> list[str]:
-    """The command, under its limit of memory."""
-    if tool.memory_bytes is None:
-        return list(tool.command)
-    return [sys.executable, "-m", "andes_client.limited", str(tool.memory_bytes), *tool.command]
-
-
-def _as_user(tool: Tool) -> dict[str, Any]:
-    """With no group but the user's own."""
-    if tool.user is None:
-        return {}
-    import pwd
-
-    try:
-        entry = pwd.getpwnam(tool.user)
-    except KeyError:
-        raise FileNotFoundError(2, f"there is no user {tool.user!r}") from None
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+def _limited(command: Sequence[str], *, user: str | None, memory_bytes: int | None = None) -> list[str]:
+    """``command`` by ``user``, under its limit of memory."""
+    if user is None and memory_bytes is None:
+        return list(command)
+    return [sys.executable, "-m", "andes_client.limited", str(memory_bytes or "-"), user or "-", *command]
