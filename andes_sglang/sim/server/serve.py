@@ -120,6 +120,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
             "disable_overlap_schedule": engine.overlap is Overlap.NONE,
             "enable_hierarchical_cache": args.enable_hierarchical_cache,
             "tp_size": engine.devices,
+            "dp_size": 1,
             "context_length": limits.context_tokens,
             "max_queued_requests": args.max_queued_requests,
         },

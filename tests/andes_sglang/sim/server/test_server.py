@@ -360,5 +360,6 @@ def test_what_it_says_of_itself(engine: Any) -> None:
             "policy": "andes", "policy_options": {}, "preemption_mode": "release", "host_tokens": 0,
         }  # fmt: skip
         told = EngineFlags.from_server_info(info).to_dict()
-        assert [name for name, value in told.items() if value is None] == ["host_tokens"], "it has no host tier"
+        absent = [name for name, value in told.items() if value is None]
+        assert absent == ["host_tokens", "speculative_algorithm"], "it has neither"
     assert engine.get("/get_load")[0]["num_reqs"] == 0
