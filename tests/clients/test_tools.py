@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from openai.types.chat import ChatCompletionChunk
 
 from andes_client import Tool, ToolResult, ToolRunner
@@ -277,6 +278,26 @@ def test_what_a_tool_has_said_stands_whatever_its_end_is(
     assert f"of tool 'says' may still run: {fault!r}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("tool", "why"),
+    [
+        (Tool(["/no/such/program"], memory_bytes=1 << 32), "it cannot be started: No such file or directory"),
+        (Tool(["true"], user="no-such-user"), "it cannot be started: there is no user 'no-such-user'"),
+        (Tool(["echo", '{"error": "no row has that name"}']), "no row has that name"),
+        (Tool(["echo", '{"error": 7}']), "it wrote b'{\"error\": 7}', which holds no result"),
+    ],
+)
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_why_a_tool_gives_no_result(tool: Tool, why: str, loop: Any) -> None:
+    async def call() -> ToolResult:
+        called = ToolCall(Started((0, 0), "one", "tool"), tool)
+        called.finish({})
+        return await called.result
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(call()).error == why
+
+
 @pytest.mark.parametrize("fault", [subprocess.SubprocessError("odd"), RuntimeError("can't start new thread")])
 def test_whatever_keeps_a_tool_from_starting_is_its_result(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(*_: Any, **__: Any) -> None:
@@ -300,7 +321,7 @@ def may_become_nobody() -> bool:
 
 
 UNPRIVILEGED = """
-import asyncio, os, sys
+import asyncio, os, sys, uvloop
 from andes_client import Tool
 from andes_client.process import ToolCall
 from andes_client.toolstream import Started
@@ -316,15 +337,17 @@ async def main():
     except ProcessLookupError:
         print("ended")
 
-asyncio.run(main())
+with asyncio.Runner(loop_factory=uvloop.new_event_loop if sys.argv[2] == "uvloop" else None) as runner:
+    runner.run(main())
 """
 
 
 @pytest.mark.skipif(
     not (may_become_nobody() and shutil.which("setpriv")), reason="needs the right to become nobody, and setpriv"
 )
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("lingers", ["sleep 600", "sleep 600 & wait"])
-def test_a_tool_of_another_user_is_ended_without_the_right_to_kill_it(lingers: str) -> None:
-    command = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", sys.executable, "-c", UNPRIVILEGED, lingers]
+def test_a_tool_of_another_user_is_ended_without_the_right_to_kill_it(lingers: str, loop: str) -> None:
+    command = ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", sys.executable, "-c", UNPRIVILEGED, lingers, loop]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.stdout == "ended\n", done.stderr

@@ -4,7 +4,7 @@ A tool is a program that reads lines of JSON and writes one::
 
     {"start": ID}          the call has begun
     {"grow": TEXT}         a unit of the arguments is complete: a statement, or {"name": value} for a closed value
-    {"finish": ARGUMENTS}  they are all there; the program writes {"result": TEXT} and ends
+    {"finish": ARGUMENTS}  they are all there; the program writes {"result": TEXT}, or {"error": WHY}, and ends
     {"abort": WHY}         they never will be; the program ends
 
 :func:`andes_client.tool.serve` makes such a program of a Python class. Tools are code execution: every call is a process
