@@ -67,9 +67,10 @@ class Browser:
         return result["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
-        """Until it is true: its value."""
+        """Until it is true: its value. A page that is still being read may lack what the expression names."""
         deadline_s = time.monotonic() + MAX_WAIT_S
-        while not (value := self.evaluate(expression)) and time.monotonic() < deadline_s:
+        patient = f"(async () => {{ try {{ return await ({expression}) }} catch {{ return null }} }})()"
+        while not (value := self.evaluate(patient)) and time.monotonic() < deadline_s:
             time.sleep(0.02)
         assert value, (expression, self.evaluate("document.body.innerText"))
         return value
