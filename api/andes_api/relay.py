@@ -53,7 +53,7 @@ class Relay:
         self._attempt: Attempt | None = None
         self._cut = False
         self._suspects: list[tuple[Upstream, UpstreamError]] = []  # at fault if another replica answers
-        self._refusals = self._deaths = self._full = 0
+        self._refusals = self._deaths = self._uncounted = 0
 
     @property
     def writer(self) -> ResponseWriter:
@@ -142,7 +142,7 @@ class Relay:
         self._tried.clear()
         self._attempt = None
         self._refusals = self._deaths = 0
-        self._full = self.stream.attempts
+        self._uncounted = self.stream.attempts
 
     async def _try_replicas(self) -> str:
         """Until one has answered or all have failed: "done", "error" (the request's) or "failed" (the engines')."""
@@ -184,7 +184,7 @@ class Relay:
         request's."""
         self._refusals += error.refused
         self._deaths += error.died
-        self._full += error.full_s is not None
+        self._uncounted += error.full_s is not None
         if error.full_s is not None:
             replica.full_until_s = now_s + error.full_s
             self._context.metrics.full.labels(replica.name).inc()
@@ -208,12 +208,12 @@ class Relay:
     def _forget_tries_before(self, replica: Upstream) -> None:
         """A long answer may outlive any number of engines, and come back to one that has been restarted."""
         self._tried = {replica}
-        self._full = self.stream.attempts - 1
+        self._uncounted = self.stream.attempts - 1
 
     @property
     def _tries(self) -> int:
-        """On replicas that had room."""
-        return self.stream.attempts - self._full
+        """On replicas that had room, in this row of failures."""
+        return self.stream.attempts - self._uncounted
 
     def _candidates(self, now_s: float) -> list[Upstream]:
         """Replicas that have not been tried and accept streams: in the order of the routing policy, then those that have come

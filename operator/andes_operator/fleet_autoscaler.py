@@ -96,9 +96,7 @@ class FleetAutoscaler:
             self._history.add(at_s, rate_rps, seconds)
             at_s += seconds
         self._memory = Memory()
-        self._known: dict[int, Prediction] = {}
-        self._asked: dict[int, int] = {}
-        """The fewest replicas that each was asked for."""
+        self._known: dict[int, tuple[int, Prediction]] = {}  # with the fewest replicas that it was asked for
         self._epoch = -1.0
         self._forecasts = {} if forecasts is None else forecasts
         self._expected: tuple[float, float] = (-1.0, 0.0)
@@ -122,7 +120,7 @@ class FleetAutoscaler:
     @property
     def known(self) -> dict[float, int | None]:
         """The what-if's answers that are still kept: replicas by requests/s."""
-        return {RATE_STEP**key: prediction.fewest for key, prediction in sorted(self._known.items())}
+        return {RATE_STEP**key: known.fewest for key, (_, known) in sorted(self._known.items())}
 
     def desired_replicas(self, fleet: Fleet) -> int:
         seen = self.observe(fleet)
@@ -218,19 +216,19 @@ class FleetAutoscaler:
         if epoch != self._epoch:
             self._epoch = epoch
             self._known.clear()
-            self._asked.clear()
         load_factor = 1.0 if self._last is None else self._last.update_load_factor(seen, self.spec.behavior.window_s)
         rate_rps = max(expected_rps, seen.rate_rps, 1e-3) * load_factor
         key = round(math.log(rate_rps) / math.log(RATE_STEP))
-        if key not in self._known or self._known[key].fewest == self._asked[key] > fewest:
+        asked, known = self._known.get(key, (0, None))
+        if known is None or known.fewest == asked > fewest:
             demand, spec = expected_demand(self.spec, seen, RATE_STEP**key, {}), replace(self.spec, min_replicas=fewest)
-            self._asked[key] = fewest
-            self._known[key] = predict_replicas(
+            known = predict_replicas(
                 spec, demand, self.engine, self.policy, last=self._last, current=seen.pods.ready,
                 guess=fewest if fewest > 1 else None,
             )  # fmt: skip
+            self._known[key] = fewest, known
             self.what_ifs += 1
-        self._last = replace(self._known[key], load_factor=load_factor, at_s=seen.now_s)
+        self._last = replace(known, load_factor=load_factor, at_s=seen.now_s)
         self.what_if_cpu_s += time.process_time() - started_s
         return self._last
 
