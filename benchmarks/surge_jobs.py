@@ -1,4 +1,4 @@
-"""The day of ``surges.py`` with offline work at night on one fleet: what it costs, readers get, and the work would take alone.
+"""The day of ``surges.py`` with offline work at night on one fleet: what it costs, and what the work would take alone.
 
 ``python benchmarks/surge_jobs.py TRACES`` prints the table of docs/benchmarks/autoscaling.md. Everything is simulated. Jobs
 have the lengths of the readers' requests, yield to them, and are there from 22:00 to 06:00, always some ahead at each replica
