@@ -39,8 +39,8 @@ class Period:
         return self._last_s(self.start, now_s) > self._last_s(self.end, now_s)
 
     def _last_s(self, cron: str, now_s: float) -> float:
-        """When ``cron`` named a time last, Unix seconds. Looked for from later on: in the hour that a clock repeats when it is
-        set back, what was half an hour ago may be later by the clock."""
+        """When ``cron`` named a time last, Unix seconds. Looked for from later on: in the hour that a clock repeats when it
+        is set back, what was half an hour ago may be later by the clock."""
         later = datetime.fromtimestamp(now_s + SET_BACK_S, ZoneInfo(self.zone)).replace(microsecond=0)
         return next(at_s for named in CronSim(cron, later, reverse=True) if (at_s := named.timestamp()) <= now_s)
 

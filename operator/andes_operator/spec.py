@@ -182,6 +182,9 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
     objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(required(spec, "objectives")))
     if not objectives:
         raise SpecError("spec.objectives is empty: name at least one")
+    for i, objective in enumerate(objectives):
+        if any(str(objective) == str(other) for other in objectives[:i]):
+            raise SpecError(f"spec.objectives[{i}]: the {objective} is there twice, give one value for it")
     mode = spec.get("mode", Mode.AUTO)
     if mode not in list(Mode):
         raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {shown(mode)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -75,11 +75,16 @@ class OperatorMetrics:
             *TARGET,
         )
         self.qoe = gauge(
-            "andes_operator_objective_ratio", "statistic of an objective", *TARGET, "class", "statistic", "kind"
+            "andes_operator_objective_ratio",
+            "statistic of an objective, named with its percentile or threshold where a class has several",
+            *TARGET,
+            "class",
+            "statistic",
+            "kind",
         )
         self.latency = gauge(
             "andes_operator_objective_seconds", "percentile of an objective about TTFT or stalls",
-            *TARGET, "class", "metric", "kind",
+            *TARGET, "class", "metric", "percentile", "kind",
         )  # fmt: skip
         self.pool_gpus = gauge(
             "andes_operator_pool_gpus", "GPUs that the members of a QoEPool hold", "namespace", "pool"
@@ -156,12 +161,21 @@ class OperatorMetrics:
         for objective in status["objectives"]:
             for kind in ("current", "predicted", "target"):
                 if objective["metric"] == Metric.QOE:
-                    show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
+                    show(
+                        self.qoe, objective[kind], objective["class"], _statistic(objective, status["objectives"]), kind
+                    )
                 else:
-                    show(self.latency, objective[kind], objective["class"], objective["metric"], kind)
+                    of = objective["class"], objective["metric"], f"{objective['at']:g}"
+                    show(self.latency, objective[kind], *of, kind)
 
     def exposition(self) -> bytes:
         return bytes(generate_latest(self.registry))
+
+
+def _statistic(objective: Mapping[str, Any], objectives: Sequence[Mapping[str, Any]]) -> str:
+    """Of QoE: ``Percentile``, or ``Percentile 5`` where the class has others."""
+    same = [o for o in objectives if all(o[name] == objective[name] for name in ("class", "metric", "statistic"))]
+    return f"{objective['statistic']} {objective['at']:g}" if len(same) > 1 else str(objective["statistic"])
 
 
 def tracer(endpoint: str | None, instance: str) -> Otlp:

@@ -300,6 +300,7 @@ def test_a_paused_target_recommends_until_the_pause_ends() -> None:
     assert (site.replicas, site.status["recommendedReplicas"]) == (2, 4)
     assert site.condition("Conflict") == ("False", "Paused")
     assert site.status["paused"] == "paused until 2026-11-21T09:03:00Z: new drivers"
+    assert site.status["message"].endswith("; paused until 2026-11-21T09:03:00Z: new drivers")
     site.now_s += 60.0
     site.reconcile()
     assert site.replicas == 4

@@ -55,6 +55,7 @@ def test_all_is_well() -> None:
             "class": "*",
             "metric": "QoE",
             "statistic": "ShareAbove",
+            "at": 0.95,
             "target": 0.95,
             "met": "True",
             "current": 1.0,
@@ -256,7 +257,7 @@ def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
     for waited_s, met in ((1.0, "True"), (3.0, "False")):
         found = made(replace(GOOD, ttft=seconds(*[waited_s] * 20)), prediction, spec=spec)
         assert found["objectives"][1] == {
-            "class": "*", "metric": "TTFT", "statistic": "Percentile", "target": 2.0, "met": met,
+            "class": "*", "metric": "TTFT", "statistic": "Percentile", "at": 95.0, "target": 2.0, "met": met,
             "current": pytest.approx(waited_s, rel=0.02), "predicted": 1.5, "streams": 20,
         }  # fmt: skip
         assert by_type(found)["ObjectiveMet"][0] == met
@@ -267,9 +268,33 @@ def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
     metrics.show("n", "t", found)
     shown = metrics.exposition().decode()
     for kind, value in (("target", 2.0), ("predicted", 1.5)):
-        labels = f'class="*",kind="{kind}",metric="TTFT",namespace="n",target="t"'
+        labels = f'class="*",kind="{kind}",metric="TTFT",namespace="n",percentile="95",target="t"'
         assert f"andes_operator_objective_seconds{{{labels}}} {value}" in shown
     assert shown.count("andes_operator_objective_ratio{") == 3, "of QoE alone"
+
+
+def test_several_percentiles_of_one_class() -> None:
+    """The median and the tail, say: each is to be met, and has series of its own."""
+    p50, p99 = (ClassObjective("*", LatencyObjective(Metric.TTFT, *of)) for of in ((0.5, 50.0), (3.0, 99.0)))
+    p5, p1 = (ClassObjective("*", QoEObjective(Statistic.PERCENTILE, *of)) for of in ((0.9, 5.0), (0.8, 1.0)))
+    spec = replace(SPEC, objectives=(TARGET, p50, p99, p5, p1))
+    prediction = replace(predicted(2), objectives=spec.objectives, values={2: (0.97, 0.4, 2.0, 0.95, 0.9)})
+    found = made(replace(GOOD, ttft=seconds(*[0.2] * 95, *[4.0] * 5)), prediction, spec=spec)
+    assert [(o["statistic"], o["at"], o["met"]) for o in found["objectives"]] == [
+        ("ShareAbove", 0.95, "True"), ("Percentile", 50, "True"), ("Percentile", 99, "False"),
+        ("Percentile", 5, "True"), ("Percentile", 1, "True"),
+    ]  # fmt: skip
+    (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")
+    assert said.startswith("the p99(ttft) of all classes is 4.0")
+    metrics = OperatorMetrics()
+    metrics.show("n", "t", found)
+    shown = metrics.exposition().decode()
+    for percentile, target in (("50", 0.5), ("99", 3.0)):
+        labels = f'class="*",kind="target",metric="TTFT",namespace="n",percentile="{percentile}",target="t"'
+        assert f"andes_operator_objective_seconds{{{labels}}} {target}" in shown
+    for statistic, target in (("ShareAbove", 0.95), ("Percentile 5", 0.9), ("Percentile 1", 0.8)):
+        labels = f'class="*",kind="target",namespace="n",statistic="{statistic}",target="t"'
+        assert f"andes_operator_objective_ratio{{{labels}}} {target}" in shown
 
 
 def test_gateways_that_do_not_report_seconds_are_named() -> None:
