@@ -30,11 +30,6 @@ Figures = Mapping[Metric, Mapping[str, Any]]
 
 MEASURED = (Metric.QOE, Metric.TTFT, Metric.STALL)
 """What gateways report, and so what an objective can be about."""
-DESCRIPTIONS = {
-    Statistic.MEAN: "mean QoE",
-    Statistic.PERCENTILE: "percentile {:g} of QoE",
-    Statistic.SHARE_ABOVE: "share with QoE >= {:g}",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +82,7 @@ class ClassObjective:
         return f"the {self} is {self.shown(value)}, {side} {self.shown_target}"
 
     def __str__(self) -> str:
-        if self.metric is Metric.QOE:
-            statistic = DESCRIPTIONS[self.objective.statistic].format(self.objective.at or 0.0)
-        else:
-            statistic = f"percentile {self.objective.at:g} of {self.metric}"
-        return f"{statistic} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
+        return f"{self.objective.words} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
 
 
 @dataclass(frozen=True, slots=True)
