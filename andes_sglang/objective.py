@@ -98,14 +98,8 @@ class QoEObjective:
 
     @property
     def words(self) -> str:
-        """The statistic as people are told it."""
-        if self.at is None:
-            return "mean QoE"
-        return (
-            f"percentile {self.at:g} of QoE"
-            if self.statistic is Statistic.PERCENTILE
-            else f"share with QoE >= {self.at:g}"
-        )
+        """The statistic as people are told it, with what it is of: ``QoE mean``, ``QoE p5``."""
+        return f"{self.metric} {self.name}"
 
     def __str__(self) -> str:
         return f"{self.name}>={self.value:g}"
@@ -183,8 +177,8 @@ class LatencyObjective(LatencyBound):
 
     @property
     def words(self) -> str:
-        """The statistic as people are told it."""
-        return f"mean {self.metric}" if self.at is None else f"percentile {self.at:g} of {self.metric}"
+        """The same, which says what it is of."""
+        return self.name
 
     def __str__(self) -> str:
         return f"{self.name}<={self.value:g}"
@@ -223,8 +217,8 @@ class Goodput:
 
     @property
     def words(self) -> str:
-        """The statistic as people are told it."""
-        return "share with " + " and ".join(f"{bound.metric} <= {bound.value:g} s" for bound in self.bounds)
+        """The same, which says what it is of."""
+        return self.name
 
     def __str__(self) -> str:
         return f"{self.name}>={self.value:g}"

@@ -193,7 +193,7 @@ def test_a_surge_and_its_end(site: Site) -> None:
         assert {c["type"] for c in status["conditions"]} == {
             "Ready", "DataAvailable", "TargetFound", "ObjectiveMet", "Attainable", "Conflict", "Schedulable",
             "EnginesFailing"}  # fmt: skip
-        assert "replicas are predicted to give share with QoE >= 0.95" in status["message"]
+        assert "replicas are predicted to give QoE share(0.95)" in status["message"]
         site.world.rate_rps = 0.5
         until("one engine", lambda: site.replicas() == 1)
         until("the event", lambda: {"ScaledUp", "ScaledDown"} <= site.events())

@@ -13,6 +13,7 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.memory import Memory
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import DataFault, Observation, PodCounts, PodFailure
+from andes_operator.pooling import in_pool
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
 from andes_operator.telemetry import OperatorMetrics
@@ -260,7 +261,7 @@ def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
         }  # fmt: skip
         assert by_type(found)["ObjectiveMet"][0] == met
     assert [c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet"] == [
-        "the percentile 95 of TTFT of all classes is 3.04 s, above 2 s"
+        "the p95(ttft) of all classes is 3.04 s, above 2 s"
     ]
     metrics = OperatorMetrics()
     metrics.show("n", "t", found)
@@ -277,3 +278,12 @@ def test_gateways_that_do_not_report_seconds_are_named() -> None:
     assert by_type(found)["ObjectiveMet"] == by_type(found)["Ready"] == ("Unknown", "MetricUnseen")
     (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")
     assert said.startswith("the gateways report no Stall")
+
+
+def test_a_member_that_no_pool_names_is_not_ready() -> None:
+    """It would keep its replicas for ever, and all would be green."""
+    lonely = in_pool(replace(SPEC, mode=Mode.POOLED), None)
+    found = by_type(made(seen(NOW_S, 2), spec=lonely))
+    assert found["Conflict"] == ("False", "NoPool")
+    assert found["Ready"] == ("False", "NoPool")
+    assert by_type(made(seen(NOW_S, 2), spec=replace(SPEC, mode=Mode.ADVISORY)))["Ready"] == ("True", "AsExpected")

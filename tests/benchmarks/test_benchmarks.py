@@ -23,7 +23,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "kv_codecs", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
+    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "kv_codecs", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surge_jobs", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
 ]  # fmt: skip
 
 

@@ -75,8 +75,51 @@ lists what there is */ -}}
 {{- $_ := set $own "dist-init-addr" "group.size" -}}
 {{- end -}}
 {{- range $names, $value := $own -}}
-{{- with regexFind (printf " --(%s)[= ]" $names) (last $) -}}
-{{- fail (printf "%s.args: the chart sets %s itself%s" (first $) (trimAll " =" .) (ternary (printf "; see %s.%s" (first $) $value) "" (ne $value ""))) -}}
+{{- include "andes.checkOwn" (list (first $) (last $) $names (ternary (printf "%s.%s" (first $) $value) "" (ne $value ""))) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A flag that the chart sets itself: list "engine" " --flag=value --other value " "name|other-name" "engine.model.name" */ -}}
+{{- define "andes.checkOwn" -}}
+{{- with regexFind (printf " --(%s)[= ]" (index . 2)) (index . 1) -}}
+{{- fail (printf "%s.args: the chart sets %s itself%s" (first $) (trimAll " =" .) (ternary (printf "; see %s" (last $)) "" (ne (last $) ""))) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Flags of the operator that its probes and rights depend on: . */ -}}
+{{- define "andes.checkOperator" -}}
+{{- include "andes.checkArgs" (list . "operator.args" .Values.operator.args "operator") -}}
+{{- $flags := printf " %s " (join " " .Values.operator.args) -}}
+{{- range $names, $value := dict "port" "" "namespace" "operator.namespaces" "otlp-endpoint" "otel.endpoint" -}}
+{{- include "andes.checkOwn" (list "operator" $flags $names $value) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Labels by which Services and controllers know their pods, and others of the chart's: list "commonLabels" the labels
+(list "version") */ -}}
+{{- define "andes.checkLabels" -}}
+{{- range $name := concat (list "name" "instance" "component") (last .) -}}
+{{- if hasKey (index $ 1) (printf "app.kubernetes.io/%s" $name) -}}
+{{- fail (printf "%s: the chart sets app.kubernetes.io/%s itself: choose another label" (first $) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey (index . 1) "helm.sh/chart" -}}
+{{- fail (printf "%s: the chart sets helm.sh/chart itself: choose another label" (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An adapter of one model that has the name of another: the gateway could not tell them apart: list $ (list "engine-coder") */ -}}
+{{- define "andes.checkServed" -}}
+{{- $values := (first .).Values -}}
+{{- range $component := last . -}}
+{{- range (index $values $component).lora.adapters -}}
+{{- $adapter := .name -}}
+{{- range $other := without (last $) $component -}}
+{{- $model := (index $values $other).model -}}
+{{- if eq $adapter (default $model.name $model.servedName) -}}
+{{- fail (printf "models: %s: engine.lora.adapters: %s is the name of the model of %s: requests for it could mean either" (trimPrefix "engine-" $component) $adapter (trimPrefix "engine-" $other)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
