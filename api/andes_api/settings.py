@@ -44,9 +44,9 @@ from andes_api.directories import directory_fault
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
-from andes_api.setting_faults import sentences
 from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
+from andes_sglang.setting_faults import sentences
 
 __all__ = [
     "OFFLINE",

@@ -82,8 +82,7 @@ class ClassObjective:
         return f"the {self} is {self.shown(value)}, {side} {self.shown_target}"
 
     def __str__(self) -> str:
-        statistic = f"QoE {self.objective.name}" if self.metric is Metric.QOE else self.objective.name
-        return f"{statistic} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
+        return f"{self.objective.words} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@
 {{- include "andes.checkFlags" (list $where $engine $flags) -}}
 {{- include "andes.checkOptions" (list (first .) $where $engine $flags) -}}
 {{- include "andes.checkAdapters" (list $where $engine $flags) -}}
+{{- include "andes.checkPreemption" (list $where $engine $flags) -}}
 {{- if eq $engine.kind "sglang" -}}
 {{- include "andes.checkGpus" (list $where $engine $flags) -}}
 {{- include "andes.checkPolicy" (list $where $engine $flags) -}}
@@ -182,7 +183,12 @@ lists what there is */ -}}
 {{- if $refused -}}
 {{- fail (printf "%s.args: %s does not go with a policy: leave it out, or set %s.policy to stock" (first .) $refused (first .)) -}}
 {{- end -}}
-{{- else if eq $mode "offload" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What a simulated engine refuses too */ -}}
+{{- define "andes.checkPreemption" -}}
+{{- if and (eq (index . 1).policy "stock") (eq (include "andes.flag" (list (last .) "preemption-mode")) "offload") -}}
 {{- fail (printf "%s.args: --preemption-mode offload: policy stock preempts no request; choose another %s.policy" (first .) (first .)) -}}
 {{- end -}}
 {{- end -}}
