@@ -28,7 +28,7 @@ NAMED = [
     "engine.model.existingClaim", "engine.model.huggingFaceSecret", "engine.model.huggingFaceSecretKey",
     "engine.runtimeClassName", "engine.cache.existingClaim", "engine.cache.claim.storageClass",
     "engine.inferencePool.endpointPicker.name", "operator.serviceAccount.name", "operator.priorityClassName", "nameOverride",
-    "test.apiKeySecret", "engine.policy", "engine.model.name", "engine.model.servedName", "engine.group.exclusiveTopology",
+    "test.apiKeySecret", "engine.policy", "engine.model.servedName", "engine.group.exclusiveTopology",
 ]  # fmt: skip
 SWITCHES = ("ingress", "route", "batches")
 
@@ -127,6 +127,12 @@ def test_the_operators_variables_are_replaced_by_ones_own() -> None:
             {"models": [{"name": "a", "engine": {"podLabels": {"app.kubernetes.io/component": "x"}}}]},
             "engine.podLabels: the chart sets app.kubernetes.io/component itself",
         ),
+        ({"engine.model.existingClaim": "c"}, "engine.model.name is meta-llama/.*, which would be downloaded: with"),
+        (
+            {"engine.model": {"existingClaim": "c", "mountPath": "/m/", "name": "/models/llama"}},
+            "it is a folder below /m/",
+        ),
+        ({"models": [{"name": "a", "engine": {"model": {"existingClaim": "c"}}}]}, "models: a: engine.model.name is"),
         ({"operator.args": ["--port=9090"]}, "operator.args: the chart sets --port itself$"),
         ({"operator.args": ["--namespace", "a"]}, "the chart sets --namespace itself; see operator.namespaces"),
         ({"operator.args": ["--otlp-endpoint=http://c"]}, "the chart sets --otlp-endpoint itself; see otel.endpoint"),
@@ -142,6 +148,12 @@ def test_the_operators_variables_are_replaced_by_ones_own() -> None:
 def test_what_would_not_find_its_pods_or_be_found_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(HelmError, match=said):
         chart.render(values)
+
+
+@pytest.mark.parametrize("name", ["/m", "/m/llama", "/m/a/b"])
+def test_a_model_in_a_claim_is_a_folder_there(name: str) -> None:
+    for mount in ("/m", "/m/"):
+        assert chart.render({"engine.model": {"existingClaim": "c", "mountPath": mount, "name": name}})
 
 
 def test_models_may_have_adapters_of_one_name() -> None:
@@ -170,8 +182,32 @@ def test_the_lease_is_where_the_operators_flags_say() -> None:
 
     assert lease() == (["chat", "chat"], ["andes-operator"])
     assert lease("--lease=mine") == (["chat", "chat"], ["mine"])
+    alerts = {"monitoring.prometheusRule.enabled": True}
+    idle = "AndesOperatorIdle"
+    assert idle in chart.render(alerts)["prometheusrule.yaml"]
+    waits = {**alerts, "operator.args": ["--lease-namespace=shared"]}
+    assert idle not in chart.render(waits)["prometheusrule.yaml"], "one of two that share a lease waits, as it should"
     shared = lease("--lease-namespace", "shared")
     assert shared == (["shared", "shared"], []), "two releases would both have it"
+
+
+@pytest.mark.parametrize("component", ["gateway", "engine", "operator"])
+def test_each_component_takes_volumes_variables_and_probes(component: str) -> None:
+    """A certificate of one's own, tools of the gateway, a probe for slow nodes."""
+    own = {
+        f"{component}.extraVolumes": [{"name": "own", "configMap": {"name": "own"}}],
+        f"{component}.extraVolumeMounts": [{"name": "own", "mountPath": "/own", "readOnly": True}],
+        f"{component}.envFrom": [{"secretRef": {"name": "proxy"}}],
+        f"{component}.probes.startup": {"failureThreshold": 777},
+    }
+    (made,) = chart.objects(own)[f"{component}-deployment.yaml"]
+    spec = made["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert own[f"{component}.extraVolumes"][0] in spec["volumes"]
+    assert own[f"{component}.extraVolumeMounts"][0] in container["volumeMounts"]
+    assert container["envFrom"] == own[f"{component}.envFrom"]
+    assert container["startupProbe"]["failureThreshold"] == 777
+    assert container["startupProbe"]["httpGet"], "the rest of it stays"
 
 
 @pytest.mark.parametrize("share", [0.5, 0.95, 0.999, 0.9999, 0.99999])

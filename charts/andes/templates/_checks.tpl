@@ -14,6 +14,7 @@
 {{- if eq $engine.kind "sglang" -}}
 {{- include "andes.checkGpus" (list $where $engine $flags) -}}
 {{- include "andes.checkPolicy" (list $where $engine $flags) -}}
+{{- include "andes.checkModel" (list $where $engine) -}}
 {{- include "andes.checkCache" (list $where $engine (first .).Values) -}}
 {{- include "andes.checkGroup" (list $where $engine (include "andes.component" .)) -}}
 {{- include "andes.checkKey" . -}}
@@ -190,6 +191,14 @@ lists what there is */ -}}
 {{- define "andes.checkPreemption" -}}
 {{- if and (eq (index . 1).policy "stock") (eq (include "andes.flag" (list (last .) "preemption-mode")) "offload") -}}
 {{- fail (printf "%s.args: --preemption-mode offload: policy stock preempts no request; choose another %s.policy" (first .) (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A model in a claim is a folder there; any other name would be downloaded, past the claim */ -}}
+{{- define "andes.checkModel" -}}
+{{- $model := (last .).model -}}
+{{- if and $model.existingClaim (not (hasPrefix (printf "%s/" (trimSuffix "/" $model.mountPath)) (printf "%s/" $model.name))) -}}
+{{- fail (printf "%s.model.name is %s, which would be downloaded: with model.existingClaim it is a folder below %s" (first .) $model.name $model.mountPath) -}}
 {{- end -}}
 {{- end -}}
 
