@@ -229,10 +229,12 @@ class Runs:
         return Path(self.args.out) / f"{words.replace(',', '').replace(' ', '_')}.json"
 
     def tables(self, scheduler: str) -> tuple[Path, list[Table]]:
-        """What ours has tabulated in earlier runs on this engine, and where it is kept."""
+        """What ours has tabulated in earlier runs on this engine (those of a release with other figures are left out), and
+        where it is kept."""
         path = self._file(" ".join(["tables", self.served, f"{self.args.cold_start:g}s", scheduler, *self.args.set]))
         said = json.loads(path.read_text()) if path.exists() else []
-        return path, [Table(Buffer(*t["buffer"]), Lengths(*t["lengths"]), t["at_s"]) for t in said]
+        return path, [Table(Buffer(*t["buffer"]), Lengths(*t["lengths"]), t["at_s"]) for t in said
+                      if len(t["lengths"]) == len(Lengths._fields)]  # fmt: skip
 
     def get(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
         path = self.path(shape, scheduler, arm, value, seed)

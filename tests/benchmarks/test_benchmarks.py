@@ -58,6 +58,7 @@ def test_each_says_how_it_is_used(
         ("latency_rivals", (".", "--loads", "2,1"), "--loads 2,1: must rise"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("routing", ("5 alike",), "fleet '5 alike': not known; choose of 4 alike"),
+        ("rivals", ("--chunks", "8"), "--chunks 8: goes with --bound or --no-later"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
         ("second_device", ("--arms", "both"), "--arms: 'both' is not known; choose of alone, race, local, remote"),
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),
