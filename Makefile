@@ -174,7 +174,7 @@ bench-api-load: setup ## on a real API server: what the operator costs it with 5
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)
 
-bench-surge-jobs: setup ## a day on the real clock with offline work at night, simulated: ARGS="FOLDER OF TRACES"
+bench-surge-jobs: setup ## offline work beside the readers of a night, simulated: ARGS="FOLDER OF TRACES"
 	$(BIN)/python benchmarks/surge_jobs.py $(ARGS)
 
 bench-gpu-rehearsal: setup ## the run on a GPU (docs/benchmarks/engine-gpu.md) with small models on this CPU, up to the GPU's kernels (5 minutes)

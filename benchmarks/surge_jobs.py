@@ -1,9 +1,8 @@
-"""The day of ``surges.py`` with offline work at night on one fleet: what it costs, and what the work would take alone.
+"""The night of the day of ``surges.py`` with offline work beside its readers: what a replica makes, and what readers get.
 
 ``python benchmarks/surge_jobs.py TRACES`` prints the table of docs/benchmarks/autoscaling.md. Everything is simulated. Jobs
-have the lengths of the readers' requests, yield to them, and are there from 22:00 to 06:00, always some ahead at each replica
-that serves; a replica that goes ends those it has, and is paid until then. What they would take alone comes from one replica
-of each scheduler that has nothing else for two hours. The operator sees none of them.
+have the lengths of the readers' requests, yield to them, and are always some ahead. One replica of each scheduler that has
+nothing else, then one with andes beside the readers of the night, without jobs and with.
 """
 
 from __future__ import annotations
@@ -16,88 +15,75 @@ import numpy as np
 
 from andes_sglang.policy import SchedulingPolicy
 from andes_sglang.request import RequestRecord, RequestSpec
-from andes_sglang.sim.autoscaling import FinishedRequests, simulate_scenario
+from andes_sglang.sim.autoscaling import FinishedRequests, Scenario, simulate_scenario
 from andes_sglang.sim.configure import configure
 from andes_sglang.sim.engine import EngineModel
-from andes_sglang.sim.fleet import Autoscaler, Fleet
+from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import decision_interval
 from benchmarks.markdown import Lines, header, row
 from benchmarks.slack import PATIENT
 from benchmarks.slack_day import Jobs
 from benchmarks.surge_report import worst
-from benchmarks.surges import SCHEDULERS, START_REPLICAS, Runs, add_runs, figures, ours
+from benchmarks.surges import SCHEDULERS, SHAPES, Runs, add_runs, figures, requests_of
 
-TICK_S, HOUR_S = 15.0, 3600.0
-NIGHT_H = (22.0, 6.0)
-ALONE_S = 2 * HOUR_S
+HOUR_S = 3600.0
 
 
-class NightJobs:
-    """An autoscaler whose replicas also get jobs at night until ``until_s``. scaler: of readers; None: a fixed fleet."""
+class CountedJobs(Jobs):
+    """Jobs until ``until_s``, and the tokens of their answers."""
 
-    interval_s = TICK_S
-
-    def __init__(
-        self, pool: Sequence[RequestSpec], seed: int, until_s: float, scaler: Autoscaler | None = None
-    ) -> None:
-        self.scaler = scaler
-        self.tokens = self.ended = 0
-        self._jobs = Jobs(_drawn(pool, seed), until_s)
+    def __init__(self, pool: Sequence[RequestSpec], until_s: float) -> None:
+        super().__init__(_drawn(pool), until_s)
+        self.tokens = 0
 
     def done(self, record: RequestRecord) -> None:
-        self._jobs.done(record)
-        self.tokens, self.ended = self.tokens + len(record.token_times_s), self.ended + 1
-
-    def desired_replicas(self, fleet: Fleet) -> int:
-        hour = fleet.now_s / HOUR_S % 24.0
-        if hour >= NIGHT_H[0] or hour < NIGHT_H[1]:
-            self._jobs.desired_replicas(fleet)
-        return len(fleet.serving) if self.scaler is None else self.scaler.desired_replicas(fleet)
+        super().done(record)
+        self.tokens += len(record.token_times_s)
 
 
-def _drawn(pool: Sequence[RequestSpec], seed: int) -> Iterator[RequestSpec]:
-    chance = np.random.default_rng(seed)
+def _drawn(pool: Sequence[RequestSpec]) -> Iterator[RequestSpec]:
+    chance = np.random.default_rng(1)
     while True:
         yield replace(pool[int(chance.integers(len(pool)))], target=PATIENT, yields=True)
 
 
-def rate(engine: EngineModel, policy: Callable[[], SchedulingPolicy | None], pool: Sequence[RequestSpec]) -> float:
+def rate(
+    engine: EngineModel, policy: Callable[[], SchedulingPolicy | None], pool: Sequence[RequestSpec], lasts_s: float
+) -> float:
     """Tokens of jobs in an hour of a replica that has nothing else, paid to the last answer."""
-    jobs = NightJobs(pool, 2, ALONE_S)
-    fleet = Fleet(
-        engine, policy, autoscaler=jobs, decision_interval_s=decision_interval(engine), sink=jobs.done
-    )  # fmt: skip
-    fleet.advance(ALONE_S)
+    jobs = CountedJobs(pool, lasts_s)
+    fleet = Fleet(engine, policy, autoscaler=jobs, decision_interval_s=decision_interval(engine), sink=jobs.done)
+    fleet.advance(lasts_s)
     fleet.advance()
     return jobs.tokens / fleet.replica_s * HOUR_S
 
 
-def table(runs: Runs, shape: str, seed: int) -> Lines:
-    alone = {name: rate(*configure(runs.engine, arm), runs.pool) for name, arm in SCHEDULERS.items()}
-    yield ", ".join(f"jobs alone, {name}: {tokens / HOUR_S:.0f} tokens/s" for name, tokens in alone.items())
-    yield ""
-    scenario, finished = runs.scenario(shape, seed), FinishedRequests()
-    engine, policy = configure(scenario.engine, SCHEDULERS["andes"])
-    readers = ours(scenario, finished, "andes", runs.tables("andes")[1])
-    jobs = NightJobs(runs.pool, seed, scenario.span_s, readers)
-    run = simulate_scenario(
-        scenario, policy, jobs, replicas=START_REPLICAS, engine=engine, finished=finished,
-        decision_interval_s=decision_interval(engine), beside=jobs.done,
-    )  # fmt: skip
-    got = figures(run, scenario, finished)
-    yield from header(
-        "readers' worst window", "replica-hours, both", "jobs", "their tokens", "replica-hours alone, stock", "andes"
-    )
-    yield row(worst(got), f"{got['replica_hours']:.2f}", jobs.ended, jobs.tokens,
-              f"{jobs.tokens / alone['stock']:.2f}", f"{jobs.tokens / alone['andes']:.2f}")  # fmt: skip
+def table(runs: Runs, lasts_s: float, seed: int) -> Lines:
+    busy = SHAPES["day"][0][1]
+    requests = requests_of(((0.0, busy), (lasts_s, busy)), runs.pool, runs.engine, seed)
+    scenario = Scenario(requests, runs.engine)
+    yield from header("one replica", "readers' worst window", "tokens/s of jobs")
+    for name, arm in SCHEDULERS.items():
+        yield row(f"jobs alone, {name}", "", f"{rate(*configure(runs.engine, arm), runs.pool, lasts_s) / HOUR_S:.0f}")
+    engine, policy = configure(runs.engine, SCHEDULERS["andes"])
+    for jobs in (None, CountedJobs(runs.pool, scenario.span_s)):
+        finished = FinishedRequests()
+        run = simulate_scenario(
+            scenario, policy, jobs, replicas=1, engine=engine, finished=finished,
+            decision_interval_s=decision_interval(engine), beside=jobs.done if jobs else lambda _record: None,
+        )  # fmt: skip
+        tokens = jobs.tokens / run.replica_hours / HOUR_S if jobs else 0.0
+        what = "readers and jobs" if jobs else f"{len(requests)} readers"
+        yield row(f"{what}, andes", worst(figures(run, scenario, finished)), f"{tokens:.0f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_runs(parser)
     parser.add_argument("--seed", type=int, default=1, help="of arrivals; default: %(default)s")
+    parser.add_argument("--hours", type=float, default=2.0, help="of the night; default: %(default)s")
     given = parser.parse_args()
-    for line in table(Runs(given), "day", given.seed):
+    for line in table(Runs(given), given.hours * HOUR_S, given.seed):
         print(line, flush=True)
 
 

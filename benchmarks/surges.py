@@ -84,7 +84,7 @@ SHAPES: dict[str, Shape] = {
     "ramp": ((0, CALM), (900, CALM), (1200, 10), (900, 10), (1200, CALM), (900, CALM)),
     "evening": ((0, 3), (7200, 5), (600, 8), (2100, 11), (2100, 8), (600, 4.5), (9000, 3)),
     "bursts": ((0, CALM), *4 * ten_minutes(CALM), *ten_minutes(2 * CALM), *4 * ten_minutes(CALM)),
-    "day": ((0, 0.3), (19800, 0.3), (12600, 2.5), (28800, 2.5), (10800, 5), (7200, 5), (7200, 0.3)),
+    "day": ((0, 0.25), (19800, 0.25), (12600, 1.6), (28800, 1.6), (10800, 3.5), (7200, 3.5), (7200, 0.25)),
 }
 RECORDED = "recorded"
 """Not of a shape: the requests of ``--lengths`` as they came."""

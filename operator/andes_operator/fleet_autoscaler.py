@@ -186,8 +186,6 @@ class FleetAutoscaler:
         late, waiting, generated = Sketch(), 0, {}
         for replica in fleet.replicas:
             for job in replica.by_rid.values():
-                if job.spec.yields:
-                    continue
                 generated[job.index] = replica.generated(job)
                 if not generated[job.index]:
                     waiting += 1
