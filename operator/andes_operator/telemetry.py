@@ -63,6 +63,21 @@ class OperatorMetrics:
         self.load_factor = gauge(
             "andes_operator_load_factor", "simulated load over that of the requests, by what the engines hold", *TARGET
         )
+        self.busy = gauge(
+            "andes_operator_busy_replicas", "replicas' worth of work that has lasted: the base of headroom", *TARGET
+        )
+        self.surge = gauge("andes_operator_surge_ratio", "times that base that is prepared for", *TARGET)
+        self.breach_s = gauge(
+            "andes_operator_time_to_breach_seconds",
+            "until readers would notice if the surge came now; absent where not within two cold starts",
+            *TARGET,
+        )
+        self.gpu_hours = gauge(
+            "andes_operator_gpu_hours",
+            "held, and saved beside the baseline, since the target was created",
+            *TARGET,
+            "kind",
+        )
         self.offline_tokens = gauge(
             "andes_operator_offline_pending_tokens", "tokens that batches still take, estimated", *TARGET
         )
@@ -154,6 +169,12 @@ class OperatorMetrics:
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")
         show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")
         show(self.load_factor, status["demand"]["loadFactor"])
+        if (headroom := status["headroom"]) is not None:
+            show(self.busy, headroom["busyReplicas"])
+            show(self.surge, headroom["surge"])
+        show(self.breach_s, status["timeToBreach"])
+        for kind, hours in (("held", "gpuHours"), ("saved", "gpuHoursSaved")):
+            show(self.gpu_hours, float(status[hours]), kind)
         slack = status["slack"]
         show(self.offline_tokens, slack["pendingTokens"])
         show(self.offline_replicas, slack["replicas"])

@@ -740,6 +740,7 @@ def test_without_a_table_the_what_if_decides_and_with_one_what_survives() -> Non
     site = Tabulated(4, behavior={"coldStartSeconds": 300})
     site.reconciles(1)
     assert site.status["headroom"] is None
+    assert site.metric("andes_operator_busy_replicas", namespace="chat", target="t") is None
     assert site.status["reason"] == "Stabilizing"
     assert [inquiry.horizon_s for inquiry in site.tables] == [315.0]
     assert site.tables[0].readers["reading"].target.tds == 9
@@ -759,6 +760,12 @@ def test_without_a_table_the_what_if_decides_and_with_one_what_survives() -> Non
         "assumed: 0 of 24 hours of history",
     )
     assert site.status["timeToBreach"] > 315
+    of = {"namespace": "chat", "target": "t"}
+    assert site.metric("andes_operator_busy_replicas", **of) == 4.0
+    assert site.metric("andes_operator_surge_ratio", **of) == 3.0
+    assert site.metric("andes_operator_time_to_breach_seconds", **of) == site.status["timeToBreach"]
+    for kind, hours in (("held", "gpuHours"), ("saved", "gpuHoursSaved")):
+        assert site.metric("andes_operator_gpu_hours", kind=kind, **of) == float(site.status[hours])
 
 
 def test_a_table_is_made_once_and_again_for_other_engines_objectives_and_lengths() -> None:
