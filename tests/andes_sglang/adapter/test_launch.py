@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -512,8 +513,8 @@ def test_an_sglang_that_is_another_ends_the_server(
     with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", log=tmp_path / "log"):
         pass
     for says in (
-        "sglang 0.5.17 is installed; andes was run on 0.5.16",
-        "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert), expected (req, cache)",
+        f"sglang {importlib.metadata.version('sglang')} is installed; andes was run on 0.5.16",
+        "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, checkpoint), expected (req, cache)",
         "seam sglang.srt.managers.scheduler.Scheduler.gone is missing",
         "seam sglang.srt.managers.schedule_batch.Req has no attribute unheard_of",
     ):

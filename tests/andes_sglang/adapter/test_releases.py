@@ -1,5 +1,5 @@
-"""Every release of SGLang that andes says it runs on: the wheel unpacked beside the installed one; stock, a preempting engine,
-and a preempting engine of two tensor-parallel ranks say the same."""
+"""Every release of SGLang that andes says it runs on, wheels of the others unpacked beside the installed one: stock, a preempting
+engine, and a preempting engine of two tensor-parallel ranks say the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_releases import UnreachableError, unpacked
+from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.seams import OFFLOAD_RELEASES, RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
@@ -30,18 +30,17 @@ NO_ROOM = ("--max-total-tokens", "600")
 """KV tokens: for less than half of what :func:`words` asks for at once."""
 PATIENCE_S = 400.0
 ENDLESS_TOKENS = 3000
-*_OLDER, NEWEST = RELEASES
 
 
-@pytest.fixture(scope="module", params=[*(pytest.param(r, marks=pytest.mark.releases) for r in _OLDER), NEWEST])
+@pytest.fixture(scope="module", params=RELEASES)
 def release(request: pytest.FixtureRequest) -> Iterator[str]:
     """Its number; engines that start meanwhile are of this release."""
     try:
-        folder = unpacked(request.param)
+        beside = python_path(request.param)
     except UnreachableError as unreachable:
         pytest.skip(f"NOT TESTED on sglang {request.param}: {unreachable}")
     with pytest.MonkeyPatch.context() as patch:
-        path = [str(folder), str(POLICIES), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = [*beside, str(POLICIES), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
         patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         patch.setenv("SGLANG_ENABLE_RANK_CONSENSUS_CHECKER", "1")  # 0.5.17 has none
