@@ -1,4 +1,4 @@
-"""Answers in the words of SGLang 0.5.17: OpenAI's completions and chat, and its own ``/generate``."""
+"""Answers in the words of SGLang 0.5.23: OpenAI's completions and chat, and its own ``/generate``."""
 
 from __future__ import annotations
 
