@@ -276,7 +276,9 @@ def test_without_a_part_of_it_offload_is_only_slower(
         until(engine, lambda told: told[HITS] > 130)
         until(engine, lambda told: (told[USED] < 300) == (part == "write-through"))
         until(engine, lambda told: again_tokens(told) > 130 if part == "increments" else again_tokens(told) == 0)
-        check_same(answers(engine), expected)
+        found = answers(engine)
+        assert len(found.pop("logprob tokens")) == 24, "of bytes that are no text the releases write different tokens"
+        check_same(found, expected)
         assert preemptions(engine, "offload") > 60
         wait_until_idle(engine)
         until(engine, lambda told: told[USED] == 0)

@@ -96,7 +96,7 @@ REFUSED: list[tuple[tuple[str, dict[str, Any]], str]] = [
     (native({"stream_interval": 0}), "stream_interval must be in [1, "),
     (native({"stop": [5]}), "sampling_params.stop: expected str, got int"),
     (native({"stop": [str(k) for k in range(65)]}), "stop must have at most 64 entries, got 65"),
-    (native({"temprature": 1}), "sampling_params.temprature: unknown field (value 1)"),
+    (native({"temprature": 1}), "temprature"),
     (native({"beam_width": 3}), "beam_width must be 1, got 3"),
     (native({"beam_width": 2}, input_ids=[[5], [6]]), "beam_width must be 1, got 2"),
     (native({"stop_regex": "(?=a)b"}), "stop_regex '(?=a)b': look-around"),
@@ -126,7 +126,7 @@ REFUSED: list[tuple[tuple[str, dict[str, Any]], str]] = [
 def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     flags = (
         "--enable-metrics", "--max-total-tokens", "4096", "--max-running-requests", "4", "--tool-call-parser", "pythonic",
-        "--constrained-json-disable-any-whitespace",
+        "--constrained-json-disable-any-whitespace", "--served-model-name", "m",
     )  # fmt: skip
     with Engine(tiny_model, "andes", flags, log=tmp_path_factory.mktemp("checks") / "log") as engine:
         yield engine
