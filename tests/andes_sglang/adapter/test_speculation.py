@@ -1,4 +1,4 @@
-"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap, and on the oldest release of SGLang:
+"""Speculative decoding by n-grams under forced preemption, and on the oldest release of SGLang, with its overlap and without:
 the tokens that the model says to transformers."""
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def expected(tiny_model: Path) -> dict[str, Any]:
     return said | {"logprobs": said["plain 1"], "stopped": said["plain 0"][: last + 1]}
 
 
-@pytest.fixture(scope="module", params=["Speculating", "Overlapping", f"Speculating on {RELEASES[0]}"])
+@pytest.fixture(
+    scope="module", params=["Speculating", f"Speculating on {RELEASES[0]}", f"Overlapping on {RELEASES[0]}"]
+)
 def engine(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:

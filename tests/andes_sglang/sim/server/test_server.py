@@ -362,4 +362,3 @@ def test_what_it_says_of_itself(engine: Any) -> None:
         told = EngineFlags.from_server_info(info).to_dict()
         absent = [name for name, value in told.items() if value is None]
         assert absent == ["host_tokens", "speculative_algorithm"], "it has neither"
-    assert engine.get("/get_load")[0]["num_reqs"] == 0
