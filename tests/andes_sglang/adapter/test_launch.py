@@ -464,8 +464,8 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
     """Two streams wait for the one slot, which a far heavier request holds; ``heavy`` has so many times the weight of the
-    other that how long either has waited does not matter. Were weights ignored, one of the two cases would fail. One token
-    each: served first, ended first."""
+    other that how long either has waited does not matter. Were weights ignored, one of the two cases would fail. One slot:
+    served first, ended forty tokens before the other."""
     with ThreadPoolExecutor(3) as pool:
         urgent = {"custom_params": {"qoe": {"ttft": 0, "tds": 100_000, "weight": 1000}}}
         holder = pool.submit(generate, andes, "holder", 3500, sampling_params=urgent)
@@ -473,7 +473,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 0.01}}}
-            ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
+            ends_s[rid] = pool.submit(generate, andes, rid, 40, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})
