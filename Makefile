@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 .PHONY: help docs images setup demo demo-tools demo-cluster demo-device control-plane test test-unit test-cluster test-engine test-releases mutation lint format \
 	bench-policy bench-simulator bench-gateway bench-llama-index bench-gateway-soak bench-malformed bench-sim-server bench-fidelity bench-what-if \
-	bench-rivals bench-latency-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-wait-play bench-admission bench-routing bench-planner bench-kv-codecs bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-fairness bench-autoscaling bench-pool bench-api-load bench-surges bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
+	bench-rivals bench-latency-rivals bench-slack bench-slack-engine bench-slow-readers bench-slow-links bench-slack-day bench-waits bench-wait-play bench-admission bench-routing bench-planner bench-kv-codecs bench-speculation bench-ladder bench-tools bench-tools-real bench-tools-ahead bench-second-device bench-simulated bench-fairness bench-autoscaling bench-pool bench-api-load bench-surges bench-surge-jobs bench-answer-lengths bench-gpu-rehearsal gpu-kit bench-fluid soak small-model chart lock clean
 
 help: ## list every target; benchmarks take more options in ARGS="..."
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-21s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -173,6 +173,9 @@ bench-api-load: setup ## on a real API server: what the operator costs it with 5
 
 bench-surges: setup ## surges on the real clock: tables of docs/benchmarks/autoscaling.md from ARGS="FOLDER OF TRACES" (an hour)
 	$(BIN)/python benchmarks/surges.py $(ARGS)
+
+bench-surge-jobs: setup ## offline work beside the readers of a night, simulated: ARGS="FOLDER OF TRACES"
+	$(BIN)/python benchmarks/surge_jobs.py $(ARGS)
 
 bench-gpu-rehearsal: setup ## the run on a GPU (docs/benchmarks/engine-gpu.md) with small models on this CPU, up to the GPU's kernels (5 minutes)
 	$(BIN)/python -m benchmarks.gpu.measure --rehearse --out out/gpu-rehearsal $(ARGS)

@@ -15,7 +15,7 @@ from andes_sglang.usage import UsageError
 
 __all__ = [
     "UsageError", "add_arm_arguments", "add_run_arguments", "add_serve_arguments", "arms_of", "base_url", "bind",
-    "check_arms", "check_model", "check_run", "options_of", "policy_of", "target_of",
+    "check_arms", "check_model", "check_preemption_mode", "check_run", "options_of", "policy_of", "target_of",
 ]  # fmt: skip
 
 
@@ -61,6 +61,14 @@ def policy_of(args: argparse.Namespace) -> SchedulingPolicy | None:
     except PolicyError as error:
         raise UsageError(f"--policy {args.policy}, options {options}: {error}") from error
     return policy
+
+
+def check_preemption_mode(policy: str | None, mode: str) -> None:
+    """Raise where a mode of preemption is asked for under stock, None or by name."""
+    if mode == "offload" and policy in (None, "stock"):
+        raise UsageError(
+            "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
+        )
 
 
 def base_url(text: str) -> str:

@@ -1,7 +1,7 @@
 """What readers should get: a statistic of QoE of at least a value, or one of latencies of at most a value.
 
-``parse_objective`` reads them on the command line, in the words that they are shown in; the operator builds them from a
-custom resource.
+``parse_objective`` reads them on the command line, the operator builds them from a custom resource; ``words`` is how both
+tell of them.
 
     mean>=0.95   p5>=0.8   share(0.95)>=0.9              QoE: the mean, a percentile, the share of streams with at least that
     p90(ttft)<=1   mean(tpot)<=0.12   p95(stall)<=2      seconds
@@ -96,6 +96,11 @@ class QoEObjective:
             return "mean"
         return f"p{self.at:g}" if self.statistic is Statistic.PERCENTILE else f"share({self.at:g})"
 
+    @property
+    def words(self) -> str:
+        """The statistic as people are told it, with what it is of: ``QoE mean``, ``QoE p5``."""
+        return f"{self.metric} {self.name}"
+
     def __str__(self) -> str:
         return f"{self.name}>={self.value:g}"
 
@@ -170,6 +175,11 @@ class LatencyObjective(LatencyBound):
         """The statistic alone: ``p90(ttft)``, ``mean(tpot)``."""
         return f"{'mean' if self.at is None else f'p{self.at:g}'}({self.metric.lower()})"
 
+    @property
+    def words(self) -> str:
+        """The same, which says what it is of."""
+        return self.name
+
     def __str__(self) -> str:
         return f"{self.name}<={self.value:g}"
 
@@ -204,6 +214,11 @@ class Goodput:
     def name(self) -> str:
         """The statistic alone."""
         return f"goodput({','.join(map(str, self.bounds))})"
+
+    @property
+    def words(self) -> str:
+        """The same, which says what it is of."""
+        return self.name
 
     def __str__(self) -> str:
         return f"{self.name}>={self.value:g}"

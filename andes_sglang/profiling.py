@@ -39,6 +39,8 @@ MAX_PUBLISHED_ERROR = 0.25
 """Relative error up to which costs that the engine publishes are taken; beyond, the client's view is the better one."""
 DOUBTFUL_ERROR = 0.15
 """Median relative error of a fit above which the command warns: what a plan is then off by, about."""
+LOAD_S = 60.0
+"""Seconds; default of ``--seconds``."""
 MIN_PROMPTS = 100
 """Of a load: three times what the fit needs of prefills (``andes_sglang.sim.fit``)."""
 MIN_TOKENS, MAX_ANSWER_TOKENS = 16, 120
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
         "--hardware", default=f"{os.cpu_count()} cores, {platform.machine()}", help="what it runs on, as text"
     )
     parser.add_argument("--model", help="what it serves, as text; default: what the engine says")
-    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to load the engine; default: 60")
+    parser.add_argument(
+        "--seconds", type=float, help=f"about how long to load the engine of --url; default: {LOAD_S:g}"
+    )
     parser.add_argument("--kv-tokens", type=int, help="tokens of the KV pool, where the engine does not say")
     parser.add_argument("--max-running", type=int, help="most requests in a batch, where the engine does not say")
     parser.add_argument(
@@ -77,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     )
     parser.add_argument("--start-s", type=float, default=60.0, help="cold start of a replica, s; default: 60")
     parser.add_argument("--price", type=float, help="price of one replica and hour, in any currency")
-    parser.add_argument("--api-key", help="of the engine, where it needs one")
+    parser.add_argument("--api-key", help="of the engine of --url, where it needs one")
     parser.set_defaults(run=_profile)
 
 
@@ -187,7 +191,7 @@ def _profile(args: argparse.Namespace, rest: Sequence[str]) -> int:
         url = base_url(args.url)
         info = _server_info(url)
         sizes = _sizes(args, info)
-        load = load_for(sizes.kv_capacity_tokens, sizes.max_running, sizes.chunk_tokens, args.seconds)
+        load = load_for(sizes.kv_capacity_tokens, sizes.max_running, sizes.chunk_tokens, args.seconds or LOAD_S)
         records, fit = measure(lambda seed: _replay(url, load, seed, args.api_key), sizes.chunk_tokens, _kept(args.out))
         what = f"{url}: {len(records)} requests"
     else:
@@ -277,8 +281,11 @@ def _check(args: argparse.Namespace) -> None:
         raise FitError(f"--out {str(args.out)!r}: a profile's name ends in .toml")
     if args.out.is_dir():
         raise UsageError(f"--out {args.out}: is a directory")
+    for flag, given in (("--seconds", args.seconds), ("--api-key", args.api_key)):
+        if given is not None and args.url is None:
+            raise FitError(f"{flag}: goes with --url; nothing is measured with --records")
     for flag, value, least in (("--seconds", args.seconds, 1.0), ("--start-s", args.start_s, 0.0)):
-        if not least <= value < math.inf:
+        if value is not None and not least <= value < math.inf:
             raise FitError(f"{flag} must be a number of seconds >= {least:g}, got {value!r}")
     if args.price is not None and not 0 < args.price < math.inf:
         raise FitError(f"--price must be > 0, got {args.price!r}")

@@ -194,6 +194,10 @@ def main() -> None:
     for name in no_later:
         if name not in names:
             parser.error(f"--no-later {name!r}: is not among --policies")
+    if not (args.bound or no_later):
+        for flag in ("latest", "slot", "chunks"):
+            if getattr(args, flag) != parser.get_default(flag):
+                parser.error(f"--{flag} {getattr(args, flag):g}: goes with --bound or --no-later")
     setting = SETTINGS[args.setting]
     intensity = setting.intensity if args.intensity is None else args.intensity
     setting = replace(setting, rate_rps=setting.rate_rps * args.rate_scale, intensity=intensity)

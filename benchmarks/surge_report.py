@@ -1,8 +1,10 @@
-"""Tables and the picture of benchmarks/surges.py, from the runs that it has kept."""
+"""Tables and the picture of benchmarks/surges.py, from the runs that it has kept, and the file that keeps their figures."""
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +15,7 @@ from benchmarks.markdown import header, row
 
 __all__ = [
     "CLAIRVOYANT", "HPA", "KEDA", "MEAN", "OURS", "PLANNER", "SHARE", "STATIC", "Case", "bars", "everything",
-    "holds_both", "holds_mean", "kept", "of_case", "picture",
+    "holds_both", "holds_mean", "kept", "latest", "of_case", "picture", "record", "recorded",
 ]  # fmt: skip
 
 STATIC, KEDA, HPA, PLANNER = "static, hindsight", "KEDA, running", "HPA, KV", "TTFT planner"
@@ -26,6 +28,9 @@ SAID = {STATIC: "fixed fleet", HPA: "HPA", KEDA: "KEDA", PLANNER: "planner", OUR
 """Of arms, in a picture."""
 
 Result = dict[str, Any]
+TEXTS, NUMBERS = ("served", "shape", "scheduler", "arm"), ("cold_start_s", "setting", "seed", "days")
+FIGURES = ("replica_hours", "worst_mean", "worst_share", "most")
+"""Columns of the file of figures: what was run, and what came out. Cold start 0: a fleet that never starts a replica."""
 
 
 class Case(NamedTuple):
@@ -35,12 +40,16 @@ class Case(NamedTuple):
     served: str
     shape: str
     cold_start_s: float
-    seed: int
-    days: int = 0
+    seed: float
+    days: float = 0
 
     def __str__(self) -> str:
-        known = f", {self.days} days of history" if self.days else ""
-        return f"{self.shape}, {self.served}, cold start {self.cold_start_s:g} s, seed {self.seed}{known}"
+        known = f", {self.history} of history" if self.days else ""
+        return f"{self.shape}, {self.served}, cold start {self.cold_start_s:g} s, seed {self.seed:g}{known}"
+
+    @property
+    def history(self) -> str:
+        return f"{self.days:g} days" if self.days else ""
 
 
 def kept(folder: Path) -> list[Result]:
@@ -49,6 +58,44 @@ def kept(folder: Path) -> list[Result]:
         json.loads(path.read_text()) for path in sorted(folder.glob("*.json")) if not path.name.startswith("tables")
     ]
     return [r for r in found if not r["of"]["set"]]
+
+
+def recorded(path: Path) -> list[Result]:
+    """The runs of a file of figures; empty where there is none. NaN: run, and the figures are not kept."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as lines:
+        return [
+            {"of": {**{name: line[name] for name in TEXTS}, **{name: float(line[name]) for name in NUMBERS}, "set": []},
+             **{name: float(line[name] or "nan") for name in FIGURES}}
+            for line in csv.DictReader(lines)
+        ]  # fmt: skip
+
+
+def latest(results: Iterable[Result]) -> list[Result]:
+    """The figures of each run, once, as a file keeps them: the last of those of the same, in order."""
+
+    def figures(result: Result) -> Result:
+        of = dict(result["of"], set=[])
+        of["cold_start_s"] = 0.0 if of["arm"] == STATIC else of["cold_start_s"]
+        of["days"] = of["days"] if of["arm"] == OURS else 0
+        return {"of": of, **{name: round(float(result[name]), 4) for name in FIGURES}}
+
+    found = [figures(result) for result in results]
+    by_run = {tuple(each["of"][name] for name in (*TEXTS, *NUMBERS)): each for each in found}
+    return [by_run[run] for run in sorted(by_run)]
+
+
+def record(path: Path, results: Iterable[Result]) -> None:
+    """Write a file of figures."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*TEXTS, *NUMBERS, *FIGURES))
+        for result in results:
+            numbers = [result["of"][name] for name in NUMBERS] + [result[name] for name in FIGURES]
+            writer.writerow(
+                [result["of"][name] for name in TEXTS] + ["" if math.isnan(n) else f"{n:g}" for n in numbers]
+            )
 
 
 def holds_mean(result: Result) -> bool:
@@ -112,13 +159,14 @@ def everything(results: Sequence[Result]) -> Iterator[str]:
         for scheduler in SCHEDULERS:
             for arm in ARMS:
                 found = [r for r in there if (r["of"]["scheduler"], r["of"]["arm"]) == (scheduler, arm)]
-                if not found:
+                told = [r for r in found if not math.isnan(r["worst_mean"])]
+                if not told:
                     continue
-                picked = [pick(found, bar) for bar in ((holds_mean, holds_both) if arm == STATIC else (holds_mean,))]
+                picked = [pick(told, bar) for bar in ((holds_mean, holds_both) if arm == STATIC else (holds_mean,))]
                 settings = ", ".join(f"{s:g}" for s in sorted(r["of"]["setting"] for r in found))
                 for result in [r for r, _ in groupby(picked)]:
                     yield row(scheduler, named(result), f"{result['replica_hours']:.2f}", worst(result), verdict(result),
-                              result["most"], "-" if arm == OURS else settings)  # fmt: skip
+                              round(result["most"]), "-" if arm == OURS else settings)  # fmt: skip
 
 
 def bars(results: Sequence[Result]) -> Iterator[str]:
@@ -150,7 +198,7 @@ def bars(results: Sequence[Result]) -> Iterator[str]:
         stock = [r for r in there if r["of"]["scheduler"] == "stock"]
         static, keda = ([r for r in andes if r["of"]["arm"] == arm] for arm in (STATIC, KEDA))
         yield row(
-            case.served, case.shape, f"{case.cold_start_s:g} s", case.seed, f"{case.days} days" if case.days else "none",
+            case.served, case.shape, f"{case.cold_start_s:g} s", f"{case.seed:g}", case.history or "none",
             f"**{ours['replica_hours']:.2f}**", worst(ours), verdict(ours),
             *against(stock), *against(static), *against(keda),
         )  # fmt: skip

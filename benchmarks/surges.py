@@ -1,8 +1,9 @@
 """Surges on the real clock: what an autoscaler pays for readers who must wait for a cold start, and what they get meanwhile.
 
 Everything is simulated, on roofline profiles. ``python benchmarks/surges.py TRACES`` runs what is missing (one JSON a run
-under ``--out``) and prints the table; ``--report`` only prints it. Shapes are synthetic, in replicas' worth of work; lengths
-are those of recorded requests of the file ``--lengths`` in TRACES.
+under ``--out``) and prints the tables, of those runs and of what docs/benchmarks/surges.csv keeps; ``--report`` only
+prints them, ``--page`` puts them into docs/benchmarks and the figures into that file. Shapes are synthetic, in replicas'
+worth of work; lengths are those of recorded requests of the file ``--lengths`` in TRACES.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from andes_sglang.arms import Arm
 from andes_sglang.request import RequestSpec
 from andes_sglang.sim import profile as profiles
 from andes_sglang.sim.autoscaling import (
+    AutoscalingRun,
     ClairvoyantAutoscaler,
     FinishedRequests,
     MetricAutoscaler,
@@ -56,8 +58,11 @@ from benchmarks.surge_report import (
     holds_both,
     holds_mean,
     kept,
+    latest,
     of_case,
     picture,
+    record,
+    recorded,
 )
 
 Shape = tuple[tuple[float, float], ...]
@@ -79,9 +84,13 @@ SHAPES: dict[str, Shape] = {
     "ramp": ((0, CALM), (900, CALM), (1200, 10), (900, 10), (1200, CALM), (900, CALM)),
     "evening": ((0, 3), (7200, 5), (600, 8), (2100, 11), (2100, 8), (600, 4.5), (9000, 3)),
     "bursts": ((0, CALM), *4 * ten_minutes(CALM), *ten_minutes(2 * CALM), *4 * ten_minutes(CALM)),
+    "day": ((0, 0.25), (19800, 0.25), (12600, 1.6), (28800, 1.6), (10800, 3.5), (7200, 3.5), (7200, 0.25)),
 }
 RECORDED = "recorded"
 """Not of a shape: the requests of ``--lengths`` as they came."""
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks"
+PAGES, RECORD = (DOCS / "autoscaling.md", DOCS / "surges.md"), DOCS / "surges.csv"
+"""Of the bars and of every arm; and what all runs gave."""
 SCHEDULERS = {
     "stock": Arm("stock-mixed"),
     "andes": Arm("andes", ("--enable-mixed-chunk", "--preemption-mode", "offload")),
@@ -134,6 +143,28 @@ def rival(arm: str, value: float, scenario: Scenario, engine: EngineModel, finis
     return ClairvoyantAutoscaler(scenario, value, max_replicas=MAX_REPLICAS)
 
 
+def ours(scenario: Scenario, finished: FinishedRequests, scheduler: str, tables: list[Table]) -> FleetAutoscaler:
+    """The operator, on engines under ``scheduler``; tables: of earlier runs."""
+    engine, policy = configure(scenario.engine, SCHEDULERS[scheduler])
+    return FleetAutoscaler(
+        scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0, tables=tables
+    )
+
+
+def figures(run: AutoscalingRun, scenario: Scenario, finished: FinishedRequests) -> dict[str, Any]:
+    """What a run cost, and what readers got in its windows."""
+    at_s = np.array([r.arrival_s for r in finished.records])
+    qoe = np.array([r.qoe for r in finished.records])
+    windows = [qoe[(at_s >= t) & (at_s < t + WINDOW_S)] for t in np.arange(0.0, scenario.span_s, WINDOW_S)]
+    windows = [w for w in windows if len(w) >= MIN_REQUESTS]
+    return {
+        "replica_hours": run.replica_hours, "mean": run.mean, "most": run.max_replicas, "requests": run.requests,
+        "worst_mean": min(float(w.mean()) for w in windows),
+        "worst_share": min(float((w >= 0.95).mean()) for w in windows),
+        "windows": [(float(w.mean()), float((w >= 0.95).mean())) for w in windows], "timeline": run.timeline,
+    }  # fmt: skip
+
+
 class Runs:
     """Results by shape, scheduler, autoscaler, setting and seed, kept in files."""
 
@@ -142,17 +173,22 @@ class Runs:
         self.engine = profiles.load(args.profile).engine
         self._pool: Sequence[RequestSpec] = ()
 
-    def scenario(self, shape: str, seed: int) -> Scenario:
+    @property
+    def pool(self) -> Sequence[RequestSpec]:
+        """Requests whose lengths and readers are drawn from."""
         if not self._pool:
             if self.args.folder is None:
                 raise SystemExit("TRACES: give the directory with the traces")
-            recorded = load_trace(self.args.folder / self.args.lengths, seed=1)
-            recorded = recorded.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
-            read = recorded.with_readers(1, ttft_s=None, tds=None, population="reading").requests
+            trace = load_trace(self.args.folder / self.args.lengths, seed=1)
+            trace = trace.scaled(max_prompt=MAX_PROMPT_TOKENS, max_output=MAX_OUTPUT_TOKENS)
+            read = trace.with_readers(1, ttft_s=None, tds=None, population="reading").requests
             self._pool = [replace(r, reason_tokens=int(self.args.hidden * r.output_tokens)) for r in read]
+        return self._pool
+
+    def scenario(self, shape: str, seed: int) -> Scenario:
         if shape == RECORDED:
-            return Scenario(self._pool, self.engine, clock_cold_start_s=self.args.cold_start)
-        requests = requests_of(SHAPES[shape], self._pool, self.engine, seed)
+            return Scenario(self.pool, self.engine, clock_cold_start_s=self.args.cold_start)
+        requests = requests_of(SHAPES[shape], self.pool, self.engine, seed)
         past = tuple(rate for day in range(self.args.days) for rate in self._day(shape, seed, day))
         return Scenario(requests, self.engine, clock_cold_start_s=self.args.cold_start, past=past)
 
@@ -171,7 +207,7 @@ class Runs:
         calm = SHAPES[shape][0][1]
         lasts_s = sum(seconds for seconds, _ in SHAPES[shape])
         whole = (*SHAPES[shape], (OFFSET_S - lasts_s, calm))
-        drawn = requests_of(whole, self._pool, self.engine, 1000 * seed + day)
+        drawn = requests_of(whole, self.pool, self.engine, 1000 * seed + day)
         counts, _ = np.histogram([r.arrival_s for r in drawn], np.arange(0.0, OFFSET_S + 60.0, 60.0))
         yield from ((60.0, float(count) / 60.0) for count in counts)
 
@@ -193,10 +229,12 @@ class Runs:
         return Path(self.args.out) / f"{words.replace(',', '').replace(' ', '_')}.json"
 
     def tables(self, scheduler: str) -> tuple[Path, list[Table]]:
-        """What ours has tabulated in earlier runs on this engine, and where it is kept."""
+        """What ours has tabulated in earlier runs on this engine (those of a release with other figures are left out), and
+        where it is kept."""
         path = self._file(" ".join(["tables", self.served, f"{self.args.cold_start:g}s", scheduler, *self.args.set]))
         said = json.loads(path.read_text()) if path.exists() else []
-        return path, [Table(Buffer(*t["buffer"]), Lengths(*t["lengths"]), t["at_s"]) for t in said]
+        return path, [Table(Buffer(*t["buffer"]), Lengths(*t["lengths"]), t["at_s"]) for t in said
+                      if len(t["lengths"]) == len(Lengths._fields)]  # fmt: skip
 
     def get(self, shape: str, scheduler: str, arm: str, value: float, seed: int) -> dict[str, Any]:
         path = self.path(shape, scheduler, arm, value, seed)
@@ -213,34 +251,17 @@ class Runs:
         scaler: Autoscaler | None = None
         kept, tables = self.tables(scheduler)
         if arm == OURS:
-            scaler = FleetAutoscaler(
-                scenario,
-                finished,
-                engine,
-                policy,
-                target=MEAN,
-                max_replicas=MAX_REPLICAS,
-                remember_s=7200.0,
-                tables=tables,
-            )
+            scaler = ours(scenario, finished, scheduler, tables)
         elif arm != STATIC:
             scaler = rival(arm, value, scenario, engine, finished)
         run = simulate_scenario(
             scenario, policy, scaler, replicas=round(value) if arm == STATIC else START_REPLICAS, engine=engine,
             finished=finished, decision_interval_s=decision_interval(engine),
         )  # fmt: skip
-        at_s = np.array([r.arrival_s for r in finished.records])
-        qoe = np.array([r.qoe for r in finished.records])
-        windows = [qoe[(at_s >= t) & (at_s < t + WINDOW_S)] for t in np.arange(0.0, scenario.span_s, WINDOW_S)]
-        windows = [w for w in windows if len(w) >= MIN_REQUESTS]
         result = {
             "of": {"served": self.served, "shape": shape, "cold_start_s": self.args.cold_start, "scheduler": scheduler,
                    "arm": arm, "setting": value, "seed": seed, "set": self.args.set, "days": self.args.days},
-            "replica_hours": run.replica_hours, "mean": run.mean, "most": run.max_replicas, "requests": run.requests,
-            "worst_mean": min(float(w.mean()) for w in windows),
-            "worst_share": min(float((w >= 0.95).mean()) for w in windows),
-            "windows": [(float(w.mean()), float((w >= 0.95).mean())) for w in windows],
-            "timeline": run.timeline, "cpu_s": time.process_time() - started_s,
+            **figures(run, scenario, finished), "cpu_s": time.process_time() - started_s,
         }  # fmt: skip
         if isinstance(scaler, FleetAutoscaler):
             kept.write_text(json.dumps([asdict(table) for table in tables]))
@@ -259,12 +280,23 @@ class Runs:
             smallest_feasible(lambda n: bar(self.get(shape, scheduler, STATIC, n, seed)), guess, MAX_REPLICAS)  # noqa: B023
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """What :class:`Runs` reads."""
     parser.add_argument("folder", type=Path, nargs="?", metavar="TRACES", help="the directory with the traces")
     parser.add_argument("--lengths", default=LENGTHS, help="file in it; default: %(default)s")
     parser.add_argument("--hidden", type=float, default=0.0, help="share of each answer that is thought and not shown")
     parser.add_argument("--profile", default="l4-llama-3.1-8b", help="default: %(default)s")
+    parser.add_argument("--cold-start", type=float, default=300.0, help="seconds; default: %(default)s")
+    parser.add_argument(
+        "--days", type=int, default=0, help="that ours has as history, of the same shape; default: %(default)s"
+    )
+    add_constants(parser)
+    parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_runs(parser)
     parser.add_argument(
         "--shapes", default="flash,ramp", help=f"of {', '.join((*SHAPES, RECORDED))}; default: %(default)s"
     )
@@ -273,15 +305,9 @@ def main() -> None:
         "--arms", default=";".join((STATIC, *SETTINGS)), help="separated by semicolons; default: %(default)s"
     )
     parser.add_argument("--settings", type=float, nargs="*", help="instead of those of the arm")
-    parser.add_argument("--cold-start", type=float, default=300.0, help="seconds; default: %(default)s")
     parser.add_argument("--seeds", default="1,2", help="of arrivals; default: %(default)s")
-    parser.add_argument(
-        "--days", type=int, default=0, help="that ours has as history, of the same shape; default: %(default)s"
-    )
-    add_constants(parser)
-    parser.add_argument("--out", default="out/surges", help="folder where runs are kept; default: %(default)s")
     parser.add_argument("--report", action="store_true", help="run nothing: the tables of what is there")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="page in docs/benchmarks whose tables are replaced")
+    parser.add_argument("--page", action="store_true", help="put tables and figures into docs/benchmarks")
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="where to draw the first of --shapes and --seeds, an SVG"
     )
@@ -303,14 +329,17 @@ def main() -> None:
             for scheduler in schedulers:
                 for arm in arms:
                     runs.search(shape, scheduler, arm, seed)
-    results = kept(Path(args.out))
+    run = kept(Path(args.out))
+    results = latest((*recorded(RECORD), *run))
     tables = {"surges": "\n".join(bars(results)), "surges, every arm": "\n".join(everything(results))}
     print("\n".join(tables.values()))
-    for name, text in tables.items() if args.page else ():
-        replace_table(args.page, name, text)
+    if args.page:
+        record(RECORD, results)
+        for (name, text), page in zip(tables.items(), PAGES, strict=True):
+            replace_table(page, name, text)
     if args.picture:
         case = Case(runs.served, shapes[0], args.cold_start, seeds[0])
-        args.picture.write_text(picture(of_case(results, case), runs.demand(shapes[0])))
+        args.picture.write_text(picture(of_case(run, case), runs.demand(shapes[0])))
 
 
 if __name__ == "__main__":

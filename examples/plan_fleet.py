@@ -20,7 +20,7 @@ for name in ("stock", "andes"):
             workload,
             decision_interval_s=0.1,
         )
-        print(f"{name}: {replicas} replicas, {objective} is {objective.of(scores):.3f}")
-        return objective.of(scores) >= objective.value
+        print(f"{name}: {replicas} replicas, {objective.words} is {objective.of(scores):.3f}")
+        return objective.met(objective.of(scores))
 
     print(f"{name} needs {smallest_feasible(holds, guess=4, maximum=16)}")

@@ -36,6 +36,12 @@ EVERYTHING = [
 """APIs that clusters may have beside their own."""
 
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+_AS_TEXT = {
+    "integer": "^[-+]?[0-9]+$",
+    "number": r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$",
+    "boolean": "^(true|false)$",
+}
+"""How each is written as text."""
 _TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
 
 
@@ -62,16 +68,20 @@ def leaves(text: str) -> Iterator[tuple[tuple[str, ...], Any, str, dict[str, Any
 
 
 def _plain(schema: Any) -> Any:
-    """A JSON schema without what only repeats names and defaults."""
+    """A JSON schema without what only repeats names and defaults. What the gateway reads from text may be text, as
+    ``--set-string`` and variables of other tools give it."""
     if isinstance(schema, list):
         return [_plain(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
+    plain = {
         key: {name: _plain(one) for name, one in part.items()} if key == "properties" else _plain(part)
         for key, part in schema.items()
         if key not in ("title", "default")
     }
+    if (kind := plain.get("type")) in _AS_TEXT:
+        plain |= {"type": [kind, "string"], "pattern": _AS_TEXT[kind]}
+    return plain
 
 
 def _described(profile: Path) -> str:

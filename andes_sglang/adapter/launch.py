@@ -16,11 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from andes_sglang.adapter import seams
-from andes_sglang.adapter.contradictions import contradiction, notes
+from andes_sglang.adapter.contradictions import notes
 from andes_sglang.adapter.forced import Forced, make_engine_policy
 from andes_sglang.adapter.memory import free_bytes
 from andes_sglang.adapter.options import ENVIRONMENT, OFFLOAD_PARTS, PluginOptions
-from andes_sglang.flags import UsageError, add_serve_arguments, bind, check_model, options_of, policy_of, target_of
+from andes_sglang.flags import (
+    UsageError,
+    add_serve_arguments,
+    bind,
+    check_model,
+    check_preemption_mode,
+    options_of,
+    policy_of,
+    target_of,
+)
 from andes_sglang.policy import effective_options
 
 __all__ = ["STANDINS", "add_arguments", "prepare_environment", "serve"]
@@ -118,11 +127,8 @@ def _check_policy(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_offload(options: PluginOptions) -> None:
+    check_preemption_mode(options.policy, options.preemption_mode)
     offload = options.preemption_mode == "offload"
-    if offload and options.policy is None:
-        raise UsageError(
-            "--preemption-mode offload: policy stock preempts no request; choose a policy or leave the flag out"
-        )
     if offload and (fault := seams.offload_fault(options.offload_without)):
         raise UsageError(fault)
     if options.policy == "forced" and options.policy_options.get("mode") == "offload" and not offload:
@@ -213,7 +219,7 @@ def _check_in_place(server_args: Any, offload: bool) -> None:
             "choose among plugins, let them name andes and, without a GPU, andes_cpu"
         )
     one_rank = offload and not tier_of_release()[1].several_ranks
-    if fault := seams.unsupported(server_args, one_rank, own_time_outs()) or contradiction(server_args):
+    if fault := seams.unsupported(server_args, one_rank, own_time_outs()):
         raise UsageError(fault)
     for said in notes(server_args):
         print(f"andes: {said}", file=sys.stderr, flush=True)

@@ -300,6 +300,7 @@ def offload_fault(without: str | None = None) -> str | None:
 
 
 _UNCHECKED = "requests then reach the scheduler without the checks of the HTTP server"
+_WHEN = "it decides when a prompt is computed"
 REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("pp_size", 1, "the stages of a pipeline hold different batches at the same time, so no rank can decide for all"),
     ("enable_dp_attention", False, "its ranks wait for each other's prefills, which the policy of one would hold back"),
@@ -314,20 +315,24 @@ REFUSED: tuple[tuple[str, Any, str], ...] = (
     ("use_ray", False, "Ray starts the schedulers, and they would not hear of the policy"),
     ("smg_grpc_mode", False, _UNCHECKED),
     ("grpc_mode", False, _UNCHECKED),
+    ("schedule_policy", "fcfs", "it decides in which order requests are served"),
+    ("retraction_policy", "length", "it decides who makes room when KV runs out"),
+    ("enable_prefill_delayer", False, _WHEN),
+    ("min_free_slots_delay", 0, _WHEN),
 )
 """Fields of SGLang's ``ServerArgs`` that a policy refuses unless they are as usual, and why. A release that lacks one lacks
 its flag."""
 
 
 def unsupported(server_args: Any, offload: bool = False, own_time_outs: Sequence[str] = ()) -> str | None:
-    """A sentence on a flag with which one scheduler's decision is not the engine's; None: there is none.
+    """A sentence on a flag with which a policy's decision is not the engine's; None: there is none.
 
     offload: whether KV is to go to host memory in each rank's own order. own_time_outs: variables that are set, and read by
     each rank by its clock.
     """
     for name, usual, why in REFUSED:
-        if getattr(server_args, name, usual) not in (usual, None):
-            flag = f"--{name.replace('_', '-')}"
+        if (given := getattr(server_args, name, usual)) not in (usual, None):
+            flag = f"--{name.replace('_', '-')}{'' if given is True else f' {given}'}"
             return f"{flag} is not supported with a policy: {why}; leave it out, or start with --policy stock"
     if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("true", "1", "yes", "y"):
         return (

@@ -23,6 +23,8 @@ DIGEST = "andes-file-sha256"
 """Metadata of a batch: which file it is of, so that the next run finds it."""
 POLL_S, MAX_POLL_S = 1.0, 10.0
 """Seconds between looks at a batch; more and more."""
+WINDOW = "24h"
+"""Default of ``--window``."""
 _ENDED = ("completed", "expired", "cancelled", "failed")
 _LOST = ("expired", "cancelled", "failed")
 """Ends after which the same file is a new batch."""
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, command: str) -> None:  # noq
     parser.add_argument("--out", type=Path, metavar="FILE", help="answers; default: FILE with .out.jsonl")
     parser.add_argument("--errors", type=Path, metavar="FILE", help="what failed; default: FILE with .errors.jsonl")
     parser.add_argument(
-        "--window", default="24h", help="deadline: 24h, 90m, 2d, 2026-12-01T06:00:00Z; default: %(default)s"
+        "--window", help=f"deadline of a new batch: 24h, 90m, 2d, 2026-12-01T06:00:00Z; default: {WINDOW}"
     )
     parser.add_argument("--endpoint", help="default: the url of the first line")
     begun = parser.add_mutually_exclusive_group()
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
         raise UsageError(f"--url: expected http://HOST:PORT, got {args.url!r}")
     if not args.file.is_file():
         raise UsageError(f"{args.file}: {'a directory, not a file' if args.file.is_dir() else 'no such file'}")
+    _check_together(args)
     begun: list[str] = []
     try:
         return asyncio.run(_run(args, begun))
@@ -68,6 +71,17 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
         return INTERRUPTED
     except OSError as error:
         raise UsageError(f"{error.filename or args.file}: {error.strerror}") from None
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Raise for flags of which one leaves the other without effect."""
+    for flag, given in (("--window", args.window), ("--endpoint", args.endpoint)):
+        if args.resume and given is not None:
+            raise UsageError(f"{flag} {given}: not with --resume, which follows a batch as it is")
+    if args.cancel and args.new:
+        raise UsageError("--cancel: not with --new: only a batch that was begun can be cancelled")
+    if args.cancel and args.window is not None:
+        raise UsageError(f"--window {args.window}: not with --cancel; it is the deadline of a new batch")
 
 
 async def _run(args: argparse.Namespace, begun: list[str]) -> int:
@@ -91,13 +105,14 @@ async def _batch(client: BatchClient, args: argparse.Namespace) -> dict[str, Any
         async for batch in client.batches():
             same = (batch.get("metadata") or {}).get(DIGEST) == digest and batch["endpoint"] == endpoint
             if same and (args.cancel or batch["status"] not in _LOST):
-                print(f"{batch['id']}: found, {batch['status']}", file=sys.stderr)
+                stays = "" if args.window is None else "; its deadline stays (--new begins another)"
+                print(f"{batch['id']}: found, {batch['status']}{stays}", file=sys.stderr)
                 return batch
     if args.cancel:
         raise BatchError(f"{client.url} has no batch of {args.file}")
     file_id = await _upload(client, args.file, digest)
     batch = await client.create(
-        input_file_id=file_id, endpoint=endpoint, completion_window=args.window, metadata={DIGEST: digest}
+        input_file_id=file_id, endpoint=endpoint, completion_window=args.window or WINDOW, metadata={DIGEST: digest}
     )
     print(f"{batch['id']}: begun", file=sys.stderr)
     return batch

@@ -56,7 +56,7 @@ class Comparison:
         self.result: dict[str, Any] = {}
 
     def run(self) -> int:
-        """The exit status: 0, or 130 where it was interrupted."""
+        """The exit status: 0, 1 where every request of a policy failed, or 130 where it was interrupted."""
         status = 0
         try:
             for repeat in range(1, self.args.repeats + 1):
@@ -67,7 +67,7 @@ class Comparison:
             if not self.result:
                 return status
         results.write(self.args.out, self.result, as_json=self.args.json)
-        return status
+        return status or int(any(map(_all_failed, self.figures.values())))
 
     def _repeat(self, repeat: int) -> None:
         """Measure every arm once, in an order that turns with the repeats, all at once where that was asked for."""
@@ -135,6 +135,10 @@ class Comparison:
             },
             "policies": {n: summary.combine(runs) for n, runs in self.figures.items() if runs},
         }
+
+
+def _all_failed(runs: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(runs) and all(figures["failed"] == figures["requests"] for figures in runs)
 
 
 def replay_on(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from andes_sglang.policy.batching import batch_sizes, largest_batch, packed_rows
 from andes_sglang.policy.options import PolicyOptions, growth_tokens, option
 from andes_sglang.policy.packer import Accept, Displacement, pack
+from andes_sglang.policy.valuation import new_tokens
 from andes_sglang.state import Decision, Phase, SchedulerState
 
 __all__ = ["AndesV2", "AndesV2Options", "Packing"]
@@ -121,10 +122,10 @@ class AndesV2:
 
     def _gain(self, state: SchedulerState, batch: int, mean_context: float) -> Array:
         """Q_serve(batch) - Q_wait at the horizon, weighted, shape (N,) (version 2, section 4.1)."""
-        t, prefill = state.requests, state.latency.prefill.coefficients
-        step_s = state.latency.decode_s(batch, batch * mean_context)
-        new = np.maximum(t.context_tokens - t.cached_tokens, 1.0)
-        resume_s = np.where(t.is_in(Phase.WAITING), prefill[0] + prefill[1] * new + prefill[2] * t.cached_tokens, 0.0)
+        t, latency = state.requests, state.latency
+        step_s = latency.decode_s(batch, batch * mean_context)
+        return_s = latency.resume_s(new_tokens(t), t.cached_tokens, t.host_tokens)
+        resume_s = np.where(t.is_in(Phase.WAITING), return_s, 0.0)
         served = t.readers.served(state.now_s, self.options.horizon_s, resume_s + step_s, step_s)
         waiting = t.readers.waiting(state.now_s, self.options.horizon_s)
         gain: Array = np.maximum(served - waiting, 0.0) * t.weight

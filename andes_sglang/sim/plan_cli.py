@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, _command: str) -> None:
     parser.epilog = (
         f"Flags not listed here are SGLang's for each engine, as for andes simulate. {STOCK_MIXED} is stock with "
         f"--enable-mixed-chunk, {DEPLOYED} is andes with it and, where the profile has host memory, --preemption-mode "
-        "offload."
+        "offload. Exit status 1: nothing that was tried holds the objective."
     )
     parser.add_argument(
         "--profile", action="append", required=True, metavar="NAME[@PRICE]",
@@ -141,7 +141,12 @@ def _plan(args: argparse.Namespace, passed: Sequence[str]) -> int:
         files = {"plan.json": json.dumps(result, indent=1) + "\n", "plan.html": page(result, plans, rows, objective)}
         results.save(args.out, files)
         print(f"\n{args.out / 'plan.json'}\n{args.out / 'plan.html'}", file=sys.stderr if args.json else sys.stdout)
-        return 130 if interrupted else 0
+        return 130 if interrupted else _status(plans)
+
+
+def _status(plans: Sequence[ArmPlan]) -> int:
+    """0 where at least one holds the objective, as grep's is where at least one line is found; else 1."""
+    return int(all(plan.fleet.replicas is None for plan in plans))
 
 
 def _named(engines: Mapping[tuple[str, str], Engine]) -> dict[str, EngineModel]:
@@ -170,6 +175,8 @@ def _searched(args: argparse.Namespace, objective: AnyObjective, passed: Sequenc
     chosen = _profiles(args.profile)
     if len(chosen) > 1:
         raise UsageError(f"--search: one --profile at a time, got {len(chosen)}")
+    if "@" in args.profile[0]:
+        raise UsageError(f"--profile {args.profile[0]}: a price is of mixes; --search counts requests/s and device")
     if args.arm or args.policies != f"{STOCK_MIXED},{DEPLOYED}":
         raise UsageError("--search: chooses flags and options of andes itself; not with --policies or --arm")
     if args.rate is not None:

@@ -103,7 +103,7 @@ def table(plans: Sequence[ArmPlan], mixes: Sequence[MixPlan], objective: AnyObje
         return f"{sum(objective.margin(v) >= 0 for v in values)} of {len(values)}"
 
     rows = [[
-        "fleet", "policy", "replicas", objective.name, "seeds that hold", "with one fewer", "used", "headroom", "price/h",
+        "fleet", "policy", "replicas", objective.words, "seeds that hold", "with one fewer", "used", "headroom", "price/h",
         "saving",
     ]]  # fmt: skip
     for p in plans:
@@ -176,7 +176,7 @@ def page(
         largest = max(n for p in mine for n in p.fleet.trials)
         top = max([1.0, objective.value, *(trial.mean for p in mine for trial in p.fleet.trials.values())])
         series.append(("objective", "#888 dash", [0.0, float(largest)], [objective.value] * 2))
-        chart = report.plot(series, "replicas", objective.name, top)
+        chart = report.plot(series, "replicas", objective.words, top)
         figures.append(report.Figure(chart, profile))
     title = f"SIMULATED: replicas for {objective}"
     return report.render_page("plan", title=title, workload=result["workload"], columns=rows[0], rows=rows[1:],

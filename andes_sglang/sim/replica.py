@@ -8,7 +8,7 @@ policy is asked when the adapter would ask it, sees what the adapter would show 
 
 While nothing can change, many decode steps are taken at once: their end times come from a closed form, and a request's
 delivery times are a slice of the replica's :mod:`~andes_sglang.sim.step_clock`. So cost grows with events (arrivals,
-decisions, ends), not tokens. Over 400 lines: the loop and what changes its state are read in one place.
+decisions, ends), not tokens.
 
     replica = Replica(profile.load("h100-llama-3.1-8b").engine, make_policy("andes"), sink=records.append)
     for spec in specs:  # in order of arrival
@@ -16,7 +16,7 @@ decisions, ends), not tokens. Over 400 lines: the loop and what changes its stat
         replica.submit(spec)
     replica.advance()
 
-More than 400 lines: the loop and what fleets and servers read of it are one class, read top to bottom; each noun that it
+Over 400 lines: the loop and what fleets and servers read of it are one class, read top to bottom; each noun that it
 works with has a file of its own.
 """
 
@@ -146,12 +146,12 @@ class Replica:
 
     @property
     def running(self) -> dict[Job, int]:
-        """Requests in the decode batch."""
+        """Requests in the decode batch, with their rows of the population."""
         return self._batch.running
 
     @property
     def parked(self) -> dict[Job, int]:
-        """Requests out of the batch that keep slot and KV."""
+        """Requests out of the batch that keep slot and KV, likewise."""
         return self._batch.parked
 
     @property

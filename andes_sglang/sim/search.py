@@ -27,6 +27,7 @@ Margin = Callable[["Setup", float, float], float]
 """Of a set-up, requests per second and device, and the share of the workload that is played (0 to 1]: how far the objective
 is held, negative where it is missed."""
 OPTIONS: Mapping[str, tuple[float, ...]] = {
+    "fairness": (-1.0,),
     "horizon_s": (30.0, 120.0),
     "length_guard": (1.0, 2.0),
     "min_slice_tokens": (20, 90),

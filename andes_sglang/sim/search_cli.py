@@ -103,7 +103,7 @@ def _searched(rig: _Rig, space: Space) -> int:
             space, count=args.setups, seed=args.seed, guess_rps=guess, told=progress,
         )  # fmt: skip
         if not found[0].held_rps:
-            raise UsageError(f"--objective {objective}: {profile.name} holds it at no rate that was tried")
+            return _none(f"{profile.name} holds {objective} at no rate that was tried")
         progress("defaults and the best on fresh draws")
         best = max(found, key=lambda one: one.held_rps)
         default, chosen = (
@@ -111,9 +111,9 @@ def _searched(rig: _Rig, space: Space) -> int:
             for one in (found[0], best)
         )
         if not default.held_rps:
-            raise UsageError(
-                f"--objective {objective}: {profile.name} holds it with seed {args.seed}, but on {_draws(fresh)} at no rate "
-                "that was tried; a lower objective, or a longer --duration"
+            return _none(
+                f"{profile.name} holds {objective} with seed {args.seed}, but on {_draws(fresh)} at no rate that was tried; "
+                "a lower objective, or a longer --duration"
             )
     except KeyboardInterrupt:
         print("\ninterrupted: nothing was chosen", file=sys.stderr)
@@ -122,6 +122,12 @@ def _searched(rig: _Rig, space: Space) -> int:
         chosen = default
     _report(rig, found, default, chosen, fresh)
     return 0
+
+
+def _none(why: str) -> int:
+    """The exit status where nothing holds the objective; ``why``, said."""
+    print(f"andes plan: {why}", file=sys.stderr)
+    return 1
 
 
 def _report(rig: _Rig, found: Sequence[Found], default: Found, chosen: Found, fresh: Sequence[int]) -> None:

@@ -85,6 +85,8 @@ def from_arguments(args: argparse.Namespace, seed: int) -> Workload | SyntheticW
     if workload.left_out and seed == args.seed:
         print(f"{args.trace}: {workload.left_out} rows without a request are left out", file=sys.stderr)
     if args.reasoning == "shown":
+        if not any(spec.reason_tokens for spec in workload):
+            raise WorkloadError(f"--reasoning shown: {workload.name} has no thoughts; a shape has them by --thought")
         workload = workload.with_reasoning_shown()
     return workload.with_readers(seed, ttft_s=args.ttft or None, tds=args.tds, population=_population(args))
 
@@ -148,6 +150,10 @@ def _check_no_trace(args: argparse.Namespace, dataset: Dataset | None) -> None:
         _refuse(args, "characters_per_token", "is of data sets, which hold texts; goes with --trace")
     else:
         _refuse(args, "prompt", f"not with {args.trace}, whose prompts are taken; see --prompt-scale and --max-prompt")
+        if dataset.has_answers:
+            _refuse(
+                args, "output", f"not with {args.trace}, whose answers are taken; see --output-scale and --max-output"
+            )
     for flag in (flag for flag, given in of_a_trace.items() if given):
         what = "a shape" if dataset is None else f"{args.trace}, a data set, which"
         raise WorkloadError(
@@ -200,6 +206,7 @@ def _drawn_at(rates: Rates, args: argparse.Namespace, seed: int) -> SyntheticWor
         "prompt-scale": args.prompt_scale != 1,
         "output-scale": args.output_scale != 1,
         "ttft 0": not args.ttft,
+        "reasoning shown": args.reasoning == "shown",
     }
     for flag in (flag for flag, given in refused.items() if given):
         raise WorkloadError(f"--{flag}: not with {args.trace}, which holds rates, not requests")

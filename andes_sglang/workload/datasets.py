@@ -37,6 +37,11 @@ class Dataset:
     lengths: tuple[tuple[int, int | None], ...]
     left_out: int = 0
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether it says of every answer how long it is."""
+        return all(output is not None for _, output in self.lengths)
+
     def applied_to(self, workload: Workload, seed: int) -> Workload:
         """``workload`` with lengths of the data set in random order, again from the start where it has fewer requests."""
         order = np.random.default_rng(seed + DATASET_SEED_OFFSET).permutation(len(self.lengths))

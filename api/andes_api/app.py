@@ -38,6 +38,7 @@ from andes_api.tools import asked_tools
 from andes_api.upstream import Upstream
 from andes_api.upstream_answer import as_openai_error
 from andes_sglang import __version__
+from andes_sglang.setting_faults import sentences
 
 __all__ = ["create_app"]
 
@@ -125,8 +126,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        faults = "; ".join(f"{'.'.join(str(p) for p in f['loc'])}: {f['msg']}" for f in error.errors())
-        fault = ApiError(400, faults)
+        fault = ApiError(400, "; ".join(sentences(error)))
         return JSONResponse(fault.body, 400, fault.headers)
 
 

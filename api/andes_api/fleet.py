@@ -1,4 +1,4 @@
-"""What can be read of the fleet, and the draining of an engine: ``/fleet/*``."""
+"""What can be read of the fleet, and the draining of an engine: ``/fleet/*``, but for ``/fleet/summary``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from andes_api.expectations import key_matches
 from andes_api.gateway import Gateway
 from andes_api.merged import merged_batches, merged_demand, merged_kinds, merged_names, merged_replicas
 from andes_api.models import ModelRoute
+from andes_api.query import ONLY_KNOWN
 from andes_api.settings import GatewaySettings
 
 __all__ = ["add_fleet", "json_response"]
@@ -38,13 +39,13 @@ def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
     siblings.answers("batches", functools.partial(_batches_part, batches))
     siblings.answers("drain", functools.partial(_drain, gateway))
 
-    @app.get("/fleet/demand", summary="Recent requests, in order of arrival")
+    @app.get("/fleet/demand", dependencies=ONLY_KNOWN, summary="Recent requests, in order of arrival")
     async def demand(since: Annotated[float, Query(allow_inf_nan=False)] = 0.0, model: OneModel = None) -> Response:
         """Requests that arrived after `since` (Unix seconds), of all models or of one. Concatenate those of several gateways.
         `held`: requests that wait for an engine now; `models`: those that this gateway knows."""
         return json_response(merged_demand(await siblings.all("demand", since, model)))
 
-    @app.get("/fleet/qoe", summary="Distribution of QoE per class")
+    @app.get("/fleet/qoe", dependencies=ONLY_KNOWN, summary="Distribution of QoE per class")
     async def qoe(window_s: Annotated[float, Query(gt=0, le=3600)] = 300.0, model: OneModel = None) -> Response:
         """QoE of the streams that ended in the window, and of those open now, of all models or of one; `models` has the same
         for each. `ttft_s` and `stall_s`: likewise, of seconds to the first token that is shown, and of seconds that readers
@@ -52,19 +53,23 @@ def add_fleet(app: FastAPI, gateway: Gateway, batches: Batches | None) -> None:
         `total`; the figures beside them are for reading only."""
         return json_response(_qoe(gateway, await siblings.all("qoe", window_s), window_s, model))
 
-    @app.get("/fleet/replicas", summary="The engines and what they hold")
+    @app.get("/fleet/replicas", dependencies=ONLY_KNOWN, summary="The engines and what they hold")
     async def replicas(model: OneModel = None) -> Response:
         """All engines, or those of one model."""
         return json_response(_replicas(gateway, await siblings.all("replicas", model)))
 
-    @app.get("/fleet/batches", summary="Work without a reader that is to be done")
+    @app.get("/fleet/batches", dependencies=ONLY_KNOWN, summary="Work without a reader that is to be done")
     async def pending(model: OneModel = None) -> Response:
         """Batches that this gateway runs, with what is left of each; `done`: what was, by model. Concatenate those of several
         gateways."""
         told = merged_batches(await siblings.all("batches", model))
         return json_response({"gateway": gateway.settings.name, "now_s": time.time(), **told})
 
-    @app.post("/fleet/replicas/{replica}/drain", summary="Give an engine nothing new, or take that back")
+    @app.post(
+        "/fleet/replicas/{replica}/drain",
+        dependencies=ONLY_KNOWN,
+        summary="Give an engine nothing new, or take that back",
+    )
     async def drain(replica: str, request: Request, drained: bool = True) -> Response:
         _administrator(request, gateway.settings)
         found = merged_replicas(await siblings.all("drain", replica, drained))

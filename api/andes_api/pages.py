@@ -18,6 +18,7 @@ from andes_api.errors import ApiError
 from andes_api.gateway import Gateway
 from andes_api.history import Kind, Tally
 from andes_api.merged import merged_kinds, merged_replicas
+from andes_api.query import ONLY_KNOWN
 
 __all__ = ["add_pages"]
 
@@ -32,7 +33,7 @@ def add_pages(app: FastAPI, gateway: Gateway) -> None:
     settings = gateway.settings
     gateway.siblings.answers("summary", functools.partial(_part, gateway))
 
-    @app.get("/fleet/summary", summary="What a person wants to see at a glance")
+    @app.get("/fleet/summary", dependencies=ONLY_KNOWN, summary="What a person wants to see at a glance")
     async def glance() -> Response:
         """Now, the last five minutes and the last hour, by model and class, and the engines with the wait that a new stream
         of usual length would have there. For programs there are `/fleet/qoe` and `/fleet/demand`."""

@@ -31,8 +31,8 @@ STEADY_S = 30.0
 
 
 class Relay:
-    """Answers one request on one connection. ``order``: the replicas to try, best first, each once at most; none: wait for
-    one."""
+    """Answers one request on one connection. ``order``: the replicas to try, best first, each once in a row of failures;
+    none: wait for one."""
 
     def __init__(
         self, context: RelayContext, stream: Stream, order: list[Upstream], send: Send, connection: Connection

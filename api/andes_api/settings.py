@@ -44,9 +44,9 @@ from andes_api.directories import directory_fault
 from andes_api.ladders import Ladders
 from andes_api.ladders import faults as ladder_faults
 from andes_api.models import ANY
-from andes_api.setting_faults import sentences
 from andes_api.tools import ToolSettings, tool_faults
 from andes_sglang.routing import current_name, find_routing_policy, make_routing_policy
+from andes_sglang.setting_faults import sentences
 
 __all__ = [
     "OFFLINE",
@@ -281,7 +281,9 @@ class GatewaySettings(BaseSettings):
 
     def _batch_faults(self) -> list[str]:
         if self.batches.directory is None:
-            return []
+            inert = [f"batches.{name}" for name in sorted(self.batches.model_fields_set - {"directory"})]
+            inert += [f"tenants.{tenant.name}.batches" for tenant in self.tenants if tenant.batches is not None]
+            return [f"{name}: goes with batches.directory, which turns the batch API on" for name in inert]
         faults = []
         if not (OFFLINE in self.classes and self.classes[OFFLINE].yields):
             faults.append(f"batches: they run as class {OFFLINE!r}, which has to be there and to yield")

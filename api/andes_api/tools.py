@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pwd
+import json
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -33,7 +34,7 @@ class ToolSettings(Strict):
     memory_bytes: Count | None = None
     output_bytes: Count = 64 << 10
     lazy: bool = False
-    user: str | None = None
+    user: Annotated[str, Field(min_length=1)] | None = None
     environment: dict[str, str] = Field({})
 
     @model_validator(mode="after")
@@ -49,21 +50,21 @@ def tool_faults(tools: Mapping[str, ToolSettings]) -> list[str]:
         f"tools: {name!r} is no name of a function" for name in tools if not name.replace("-", "_").isidentifier()
     ]
     if tools and find_spec("andes_client") is None:
-        faults.append("tools: they need the package andes-client: install andes-sglang[tools]")
+        return [*faults, "tools: they need the package andes-client: install andes-sglang[tools]"]
     for name, tool in tools.items():
-        if tool.user is None:
-            continue
-        try:
-            group = pwd.getpwnam(tool.user).pw_gid
-            subprocess.run(["true"], user=tool.user, group=group, extra_groups=[], check=False)  # noqa: S607 - found as the tool's own command is
-        except KeyError:
-            faults.append(f"tools.{name}.user: there is no user {tool.user!r}")
-        except OSError:  # also where a namespace has no such user
+        if tool.user is not None and (why := _not_as(tool.user)) is not None:
             faults.append(
-                f"tools.{name}.user: this process may not become {tool.user!r}: run the gateway as root, with the "
-                f"capabilities SETUID and SETGID, or leave 'user' out"
+                f"tools.{name}.user: {why}: name one that there is, and run the gateway as root, with the capabilities "
+                "SETUID and SETGID, or leave 'user' out"
             )
     return faults
+
+
+def _not_as(user: str) -> str | None:
+    """Why no tool can run as ``user``, by having andes-client start one as it does; None: it can."""
+    nothing = [sys.executable, "-m", "andes_client.limited", "", user, "true"]
+    said = subprocess.run(nothing, capture_output=True, text=True, check=False).stdout
+    return str(json.loads(said)["error"]).removeprefix("it cannot be started: ") if said else None
 
 
 def asked_tools(

@@ -1,6 +1,8 @@
-"""``python -m andes_operator``."""
+"""``python -m andes_operator``: ``andes operator``."""
 
 if __name__ == "__main__":  # the what-if's process imports this file too
-    from andes_operator.cli import main
+    import sys
 
-    raise SystemExit(main())
+    from andes_sglang.cli import main
+
+    raise SystemExit(main(["operator", *sys.argv[1:]]))

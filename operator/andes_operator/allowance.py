@@ -18,6 +18,10 @@ from andes_operator.explain import SpecError, required, shown
 __all__ = ["Allowance", "Bounds", "Budget", "Pause", "Period", "parse_allowance"]
 
 
+SET_BACK_S = 7200.0
+"""Seconds by which clocks are set back at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Period:
     """At least ``min_replicas`` from each time that ``start`` names until the next that ``end`` names.
@@ -32,8 +36,13 @@ class Period:
 
     def active(self, now_s: float) -> bool:
         """Whether the last start before ``now_s`` (Unix seconds) was after the last end."""
-        now = datetime.fromtimestamp(now_s + 1.0, ZoneInfo(self.zone)).replace(microsecond=0)
-        return next(CronSim(self.start, now, reverse=True)) > next(CronSim(self.end, now, reverse=True))
+        return self._last_s(self.start, now_s) > self._last_s(self.end, now_s)
+
+    def _last_s(self, cron: str, now_s: float) -> float:
+        """When ``cron`` named a time last, Unix seconds. Looked for from later on: in the hour that a clock repeats when it
+        is set back, what was half an hour ago may be later by the clock."""
+        later = datetime.fromtimestamp(now_s + SET_BACK_S, ZoneInfo(self.zone)).replace(microsecond=0)
+        return next(at_s for named in CronSim(cron, later, reverse=True) if (at_s := named.timestamp()) <= now_s)
 
     def __str__(self) -> str:
         return f'schedule "{self.start}" to "{self.end}" {self.zone}'

@@ -267,7 +267,8 @@ def _return(spec: TargetSpec, seen: Observation, ask: Candidate, memory: Memory)
     keep = max(needed, current - failing)
     if keep < current:
         failure = seen.pods.failures[0]
-        return ScaleDecision(keep, failure.reason, f"{ask.message}; {current - keep} given back: {failure}", memory)
+        why = "" if str(failure) in ask.message else f": {failure}"
+        return ScaleDecision(keep, failure.reason, f"{ask.message}; {current - keep} given back{why}", memory)
     window_s = spec.behavior.down_stabilization_s
     if memory.since_s is None or seen.now_s - memory.since_s < window_s or blind(spec.objectives, seen):
         return None

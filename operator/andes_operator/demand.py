@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from andes_operator.gateway_report import ObservedRequest
+from andes_operator.names import ALL_CLASSES
 from andes_operator.observe import Observation
-from andes_operator.spec import TargetSpec
+from andes_operator.spec import ClassObjective, TargetSpec
 from andes_sglang.expectations import ReaderExpectation
 from andes_sglang.qoe import QoETarget
 from andes_sglang.request import RequestSpec
@@ -35,16 +36,22 @@ MOVED = 1.2
 
 
 class Lengths(NamedTuple):
-    """Means: tokens of prompts and answers, reading speed (tokens/s), TTFT target (seconds)."""
+    """Means: tokens of prompts and answers, reading speed (tokens/s), TTFT target (seconds), tokens of answers that are
+    shown, weight. unseen: classes that an objective is about and no request is of."""
 
     prompt: float
     output: float
     tds: float
     ttft_s: float
+    shown: float
+    weight: float
+    unseen: tuple[str, ...] = ()
 
     def moved(self, since: Lengths) -> bool:
-        """Whether any is another by a fifth or more."""
-        return any(not 1.0 / MOVED < (now + 1e-9) / (then + 1e-9) < MOVED for now, then in zip(self, since))
+        """Whether any mean is another by a fifth or more, or other classes are missing."""
+        means = zip(self[:-1], since[:-1])
+        apart = any(not 1.0 / MOVED < (now + 1e-9) / (then + 1e-9) < MOVED for now, then in means)
+        return apart or set(self.unseen) != set(since.unseen)
 
 
 class Answer(NamedTuple):
@@ -66,13 +73,24 @@ class ExpectedDemand:
     def rate_rps(self) -> float:
         return len(self.requests) / self.span_s
 
-    @property
-    def lengths(self) -> Lengths:
+    def lengths(self, objectives: Sequence[ClassObjective]) -> Lengths:
         """Raises ``ValueError`` without requests."""
         if not self.requests:
             raise ValueError("requests must not be empty")
-        rows = [(r.prompt_tokens, r.output_tokens, r.target.tds, r.target.ttft_s) for r in self.requests]
-        return Lengths(*(sum(column) / len(rows) for column in zip(*rows)))
+        rows = [
+            (
+                r.prompt_tokens,
+                r.output_tokens,
+                r.target.tds,
+                r.target.ttft_s,
+                r.output_tokens - r.reason_tokens,
+                r.weight,
+            )
+            for r in self.requests
+        ]
+        unseen = {o.class_name for o in objectives} - {ALL_CLASSES, *self.class_names}
+        prompt, output, tds, ttft_s, shown, weight = (sum(column) / len(rows) for column in zip(*rows))
+        return Lengths(prompt, output, tds, ttft_s, shown, weight, tuple(sorted(unseen)))
 
     def of_readers(self) -> ExpectedDemand:
         """Without what yields: it runs on what the readers leave over, and is to bring no replica."""

@@ -24,7 +24,7 @@ from andes_operator.observe import Observation, PodCounts
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import ClassObjective, DemandSource, ScaleTargetRef, ScalingBehavior, TargetSpec
 from andes_operator.table import MIN_REQUESTS as MIN_TABULATED
-from andes_operator.table import Table, tabulate
+from andes_operator.table import Table, near, tabulate
 from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.objective import QoEObjective, Statistic
 from andes_sglang.policy import SchedulingPolicy
@@ -165,11 +165,12 @@ class FleetAutoscaler:
     def _tabulate(self, seen: Observation, demand: ExpectedDemand) -> None:
         if len(demand.requests) < MIN_TABULATED or known_s(seen, self._memory.ledger) < MIN_KNOWN_S:
             return
-        if self.table is not None and self.table.holds(demand.lengths, seen.now_s):
+        lengths = demand.lengths(self.spec.objectives)
+        if self.table is not None and self.table.holds(lengths, seen.now_s):
             return
-        near = next((table for table in self._tables if not demand.lengths.moved(table.lengths)), None)
-        if near is not None:
-            self.table = replace(near, at_s=seen.now_s)
+        known = near(self._tables, lengths)
+        if known is not None:
+            self.table = replace(known, at_s=seen.now_s)
             return
         started_s = time.process_time()
         surge_s = self.scenario.cold_start_s + self.interval_s

@@ -49,7 +49,7 @@ class PoolReconciler:
         else:
             found = await self._cluster.list_all(names.TARGETS, namespace)
             made, changed = pool_status(pool, spec, {t["metadata"]["name"]: t for t in found}, now_s=self._clock())
-            self._metrics.show_pool(namespace, name, made)
+        self._metrics.show_pool(namespace, name, made)
         try:
             version = str(pool["metadata"]["resourceVersion"])
             await self._cluster.patch_status(names.POOLS, namespace, name, made, resource_version=version)

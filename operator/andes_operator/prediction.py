@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from andes_operator.demand import expected_demand
 from andes_operator.explain import shown
@@ -12,7 +14,7 @@ from andes_operator.forecast import DemandForecast, DemandHistory, forecast
 from andes_operator.gateway_report import NamedPolicy, options_of
 from andes_operator.observe import Observation
 from andes_operator.spec import SpecError, TargetSpec
-from andes_operator.table import Table, tabulate
+from andes_operator.table import Table, TableKind, tabulate
 from andes_operator.whatif import Prediction, predict_replicas
 from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.expectations import ReaderExpectation
@@ -25,7 +27,8 @@ from andes_sglang.sim.profile import Profile, load
 from andes_sglang.sim.whatif import work_s
 
 __all__ = [
-    "Inquiry", "check_options", "cold_start_s", "offline_tps", "predict", "simulated_engine", "simulated_policy", "tabulated",
+    "Inquiry", "check_options", "cold_start_s", "offline_tps", "predict", "simulated_engine", "simulated_policy",
+    "table_kind", "tabulated",
 ]  # fmt: skip
 
 DEFAULT_POLICY: NamedPolicy = ("andes", ())
@@ -36,6 +39,11 @@ MIN_RATE_RPS = 1e-3
 """Requests/s; of the lengths of those that came, whatever their rate is now."""
 STOCK = "stock"
 """SGLang's own scheduler, without a policy."""
+SIZES, SIZE_STEP = ("kv_capacity_tokens", "host_capacity_tokens", "max_running", "chunk_tokens"), 1.05
+"""Of an engine, and the ratio in steps of which they tell kinds apart: engines of the same flags find room for pools that
+differ by a few tokens."""
+SURGE_STEP_S = 60.0
+"""Seconds; a cold start that changes by less needs no other table."""
 _profile = lru_cache(maxsize=32)(load)
 
 
@@ -104,6 +112,27 @@ def tabulated(inquiry: Inquiry) -> Table:
         surge_s=inquiry.horizon_s,
         at_s=seen.now_s,
     )
+
+
+def table_kind(spec: TargetSpec, seen: Observation, surge_s: float) -> TableKind:
+    """What :func:`tabulated` depends on beside the requests: targets of one kind share a table. Raises ``ValueError`` for an
+    unknown profile."""
+    engine = simulated_engine(_profile(spec.profile), seen.flags)[0]
+    return TableKind(
+        _in_steps(engine),
+        simulated_policy(spec, seen),
+        seen.routing_policy or DEFAULT_ROUTING_POLICY,
+        spec.objectives,
+        spec.behavior.margin,
+        round(surge_s / SURGE_STEP_S),
+    )
+
+
+def _in_steps(engine: EngineModel) -> EngineModel:
+    """With its sizes rounded to ``SIZE_STEP``."""
+    sizes: dict[str, Any] = {name: getattr(engine, name) for name in SIZES}
+    steps = {name: round(math.log(size, SIZE_STEP)) for name, size in sizes.items() if size > 0}
+    return replace(engine, **(sizes | {name: max(1, round(SIZE_STEP**step)) for name, step in steps.items()}))
 
 
 def simulated_policy(spec: TargetSpec, seen: Observation) -> NamedPolicy:

@@ -26,14 +26,14 @@ from andes_operator.names import Condition, Mode, Reason
 from andes_operator.nodes import Nodes
 from andes_operator.observer import LIST_TTL_S, Observer, ReconcileContext
 from andes_operator.pooling import ask, in_pool, pool_part, pooled
-from andes_operator.prediction import Inquiry, check_options, cold_start_s, offline_tps
+from andes_operator.prediction import Inquiry, check_options, cold_start_s, offline_tps, table_kind
 from andes_operator.predictor import PredictionError
 from andes_operator.report import Reporter
 from andes_operator.sizing import MIN_KNOWN_S, Headroom, headroom, known_s
 from andes_operator.spec import SpecError, TargetSpec, parse
 from andes_operator.state import STATUS_S, LastPrediction, TargetState, TargetStates
 from andes_operator.status import status, unix_s
-from andes_operator.table import KEPT_S, MIN_REQUESTS, Table
+from andes_operator.table import MIN_REQUESTS, Asked, Table, Tables
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.whatif import Prediction
 from andes_sglang.expectations import ReaderExpectation
@@ -56,8 +56,6 @@ CHANGED_S = 1.0
 not waited for."""
 REPEATED = 3
 """Failures in a row after which the status tells: one or two are an API server that restarts."""
-SURGE_STEP_S = 60.0
-"""Seconds; a cold start that changes by less needs no other table."""
 INVALID_S = 60.0
 """Seconds until the next reconcile of a target that cannot be reconciled before it or a role is changed; an edit of the
 target does not wait for it."""
@@ -90,7 +88,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._cluster, self._gateways, self._predict_demand = cluster, gateways, predict
-        self._make_table = make_table
+        self._make_table, self._tables = make_table, Tables()
         self._metrics, self._tracer, self._name, self._clock = metrics, tracer, name, clock
         self._observer = Observer(cluster, gateways, tracer=tracer, clock=clock)
         self._reporter, self._states = Reporter(cluster, metrics, clock), TargetStates()
@@ -290,28 +288,33 @@ class Reconciler:
             or len(seen.reader_arrivals_s) < MIN_REQUESTS
         ):
             return
-        engine = context.spec.profile, seen.policy, seen.routing_policy, seen.flags
-        of = context.generation, *engine, round(surge_s / SURGE_STEP_S)
-        if state.table is not None and of != state.table_of:
-            state.table = None
-        fresh = state.table is not None and state.table.holds(predicted.lengths, seen.now_s)
-        failed = state.table is None and of == state.table_of and seen.now_s - state.table_asked_s < KEPT_S
-        if fresh or failed or (state.tabulating is not None and not state.tabulating.done()):
+        kind = table_kind(context.spec, seen, surge_s)
+        if kind != state.table_kind:
+            state.table, state.table_kind = None, kind
+        if state.table is not None and state.table.holds(predicted.lengths, seen.now_s):
             return
-        state.table_of, state.table_asked_s = of, seen.now_s
-        state.tabulating = asyncio.create_task(self._keep_table(context, surge_s, self._make_table))
+        asked = self._tables.find(kind, predicted.lengths, seen.now_s)
+        if asked is not None and asked.table is not None:
+            state.table = replace(asked.table, at_s=seen.now_s)
+        elif asked is None and (state.tabulating is None or state.tabulating.done()):
+            asked = self._tables.ask(kind, predicted.lengths)
+            state.tabulating = asyncio.create_task(self._fill_in(asked, context, surge_s, self._make_table))
 
-    async def _keep_table(self, context: ReconcileContext, surge_s: float, make: MakeTable) -> None:
-        of, seen = context.state.table_of, context.seen
+    async def _fill_in(self, asked: Asked, context: ReconcileContext, surge_s: float, make: MakeTable) -> None:
+        """For this target and all others of the kind."""
+        seen = context.seen
         try:
             readers = await self._readers(context.key[0])
-            table = await make(Inquiry(context.spec, seen, seen.complete_since_s, surge_s, readers=readers))
-        except (ClusterError, PredictionError) as error:
+            asked.table = await make(Inquiry(context.spec, seen, seen.complete_since_s, surge_s, readers=readers))
+        except PredictionError as error:
+            asked.failed_s = self._clock()
             self._metrics.count_failure("table")
             log.warning("%s/%s: no table: %s", *context.key, error)
-            return
-        if context.state.table_of == of:
-            context.state.table = table
+        except BaseException as error:
+            self._tables.forget(asked)
+            if not isinstance(error, ClusterError):
+                raise
+            log.warning("%s/%s: no table was asked for: %s", *context.key, error)
 
     # Decide
 

@@ -18,6 +18,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from andes_operator import names
+from andes_sglang.setting_faults import sentences
 
 __all__ = ["OperatorSettings", "OperatorSettingsError", "add_arguments", "load"]
 
@@ -133,12 +134,12 @@ def load(args: argparse.Namespace) -> OperatorSettings:
     try:
         settings = OperatorSettings(**given)
     except ValidationError as error:
-        faults += [_fault(dict(fault)) for fault in error.errors(include_url=False)]
+        faults += sentences(error, _name)
     except ValueError:  # of the only field whose variable is JSON
         variable = f"{PREFIX}NAMESPACE"
         faults.append(f'{variable}: expected a JSON list such as ["chat"], got {os.environ.get(variable)!r}')
     if faults:
-        raise OperatorSettingsError("; ".join(faults))
+        raise OperatorSettingsError("\n".join(faults))
     return settings
 
 
@@ -146,7 +147,7 @@ def _is_service_link(name: str, value: str) -> bool:
     return bool(SERVICE_LINK.fullmatch(name) or (name.startswith(PREFIX) and name.endswith("PORT") and "://" in value))
 
 
-def _fault(fault: dict[str, Any]) -> str:
-    name = str(fault["loc"][0])
-    shown = f", got {fault['input']!r}" if "key" not in name.lower() else ""
-    return f"{_flag(name) if name in OperatorSettings.model_fields else name}: {fault['msg']}{shown}"
+def _name(place: tuple[int | str, ...]) -> str:
+    """Of the setting at ``place`` of the fields, as it is given."""
+    field = str(place[0])
+    return _flag(field) if field in OperatorSettings.model_fields and field not in FLAGLESS else field

@@ -30,11 +30,6 @@ Figures = Mapping[Metric, Mapping[str, Any]]
 
 MEASURED = (Metric.QOE, Metric.TTFT, Metric.STALL)
 """What gateways report, and so what an objective can be about."""
-DESCRIPTIONS = {
-    Statistic.MEAN: "mean QoE",
-    Statistic.PERCENTILE: "percentile {:g} of QoE",
-    Statistic.SHARE_ABOVE: "share with QoE >= {:g}",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +82,7 @@ class ClassObjective:
         return f"the {self} is {self.shown(value)}, {side} {self.shown_target}"
 
     def __str__(self) -> str:
-        if self.metric is Metric.QOE:
-            statistic = DESCRIPTIONS[self.objective.statistic].format(self.objective.at or 0.0)
-        else:
-            statistic = f"percentile {self.objective.at:g} of {self.metric}"
-        return f"{statistic} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
+        return f"{self.objective.words} of {'all classes' if self.class_name == ALL_CLASSES else self.class_name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +181,9 @@ def parse(spec: Mapping[str, Any]) -> TargetSpec:
     objectives = tuple(_objective(o, f"spec.objectives[{i}]") for i, o in enumerate(required(spec, "objectives")))
     if not objectives:
         raise SpecError("spec.objectives is empty: name at least one")
+    for i, objective in enumerate(objectives):
+        if any(str(objective) == str(other) for other in objectives[:i]):
+            raise SpecError(f"spec.objectives[{i}]: the {objective} is there twice, give one value for it")
     mode = spec.get("mode", Mode.AUTO)
     if mode not in list(Mode):
         raise SpecError(f"spec.mode must be one of {', '.join(Mode)}, got {shown(mode)}")

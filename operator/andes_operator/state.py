@@ -18,7 +18,7 @@ from andes_operator.spec import TargetSpec
 from andes_operator.spread import turns
 from andes_operator.status import acted_on, unix_s
 from andes_operator.supply import MAX_COLD_START_S, ColdStarts
-from andes_operator.table import Table
+from andes_operator.table import Table, TableKind
 from andes_operator.whatif import Prediction
 
 __all__ = ["STATUS_S", "LastPrediction", "TargetState", "TargetStates"]
@@ -59,10 +59,10 @@ class TargetState:
     """uid: of the resource: one that was deleted and created again starts afresh. history: of its demand; None: not read yet;
     saved_s: when it was saved, Unix seconds; None: it is not. cold_starts: as learned from the pods. failures: of its
     reconciles, in a row. rival: another operator that reconciles it. model: that its engines announce; share: of the model's
-    demand, this pool's. growth: of its demand, kept with the history. table: of what its engines carry and can put off;
-    table_of: engines and objectives that it is for; table_asked_s: when it was asked for; tabulating: the task that makes
-    one. nodes: names of its pods' nodes. shared: whether it is one of many, which are listed together. made: its status as of
-    the last reconcile; written: as the API server has it."""
+    demand, this pool's. growth: of its demand, kept with the history. table: of what its engines carry and can put off, its
+    own or another target's of the same ``table_kind``; tabulating: the task that makes one. nodes: names of its pods' nodes.
+    shared: whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the
+    API server has it."""
 
     uid: str
     history: DemandHistory | None = None
@@ -75,8 +75,7 @@ class TargetState:
     share: Share = field(default_factory=Share)
     growth: GrowthHistory = field(default_factory=GrowthHistory)
     table: Table | None = None
-    table_of: tuple[object, ...] = ()
-    table_asked_s: float = 0.0
+    table_kind: TableKind | None = None
     tabulating: asyncio.Task[None] | None = None
     nodes: frozenset[str] = frozenset()
     shared: bool = False

@@ -25,8 +25,8 @@ ACTED_ON = (
 )  # fmt: skip
 _STATUS = {True: "True", False: "False", None: "Unknown"}
 _BAD_IF_TRUE = (Condition.CONFLICT, Condition.ENGINES_FAILING)
-_FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC)
-"""Reasons for which an unknown condition makes a target not ready."""
+_FAILURES = (Reason.PREDICTION_FAILED, Reason.INVALID_SPEC, Reason.NO_POOL)
+"""Reasons that make a target not ready, whatever the condition says."""
 _UNSEEN = (Reason.CLASS_UNSEEN, Reason.METRIC_UNSEEN)
 """Reasons for which it makes it unknown whether a target is ready."""
 
@@ -66,8 +66,7 @@ def conditions(
 def ready(findings: Sequence[Finding]) -> Finding:
     """The summary: False with the first finding that is wrong, in order of severity, else Unknown, else True."""
     for kind, holds, reason, message in findings:
-        failed = holds is False or reason in _FAILURES
-        if (holds is True) if kind in _BAD_IF_TRUE else failed:
+        if holds is (kind in _BAD_IF_TRUE) or reason in _FAILURES:
             return Condition.READY, False, reason, message
     for kind, holds, reason, message in findings:
         if holds is None and (kind in (Condition.TARGET_FOUND, Condition.OBSERVED) or reason in _UNSEEN):
@@ -196,7 +195,7 @@ def status(
         "operator": operator,
         "summary": summary(spec, seen),
         "reason": str(decision.reason),
-        "message": decision.message,
+        "message": "; ".join(filter(None, (decision.message, spec.paused))),
         "replicas": seen.pods.existing,
         "readyReplicas": seen.pods.ready,
         "startingReplicas": seen.pods.starting,
@@ -300,6 +299,7 @@ def _objective(
         "class": objective.class_name,
         "metric": str(objective.metric),
         "statistic": str(objective.objective.statistic),
+        "at": objective.objective.at,
         "target": objective.value,
         "met": _STATUS[None if unknown or current is None else objective.objective.met(current)],
         "current": None if current is None else round(current, 4),

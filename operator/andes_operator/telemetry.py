@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from andes_operator.names import Condition, Metric
+from andes_operator.names import POOLS, TARGETS, Condition, Metric
 from andes_sglang.telemetry import Otlp, connect_otlp
 
 __all__ = ["OperatorMetrics", "tracer"]
@@ -64,6 +63,21 @@ class OperatorMetrics:
         self.load_factor = gauge(
             "andes_operator_load_factor", "simulated load over that of the requests, by what the engines hold", *TARGET
         )
+        self.busy = gauge(
+            "andes_operator_busy_replicas", "replicas' worth of work that has lasted: the base of headroom", *TARGET
+        )
+        self.surge = gauge("andes_operator_surge_ratio", "times that base that is prepared for", *TARGET)
+        self.breach_s = gauge(
+            "andes_operator_time_to_breach_seconds",
+            "until readers would notice if the surge came now; absent where not within two cold starts",
+            *TARGET,
+        )
+        self.gpu_hours = gauge(
+            "andes_operator_gpu_hours",
+            "held, and saved beside the baseline, since the target was created",
+            *TARGET,
+            "kind",
+        )
         self.offline_tokens = gauge(
             "andes_operator_offline_pending_tokens", "tokens that batches still take, estimated", *TARGET
         )
@@ -76,17 +90,25 @@ class OperatorMetrics:
             *TARGET,
         )
         self.qoe = gauge(
-            "andes_operator_objective_ratio", "statistic of an objective", *TARGET, "class", "statistic", "kind"
+            "andes_operator_objective_ratio",
+            "statistic of an objective, named with its percentile or threshold where a class has several",
+            *TARGET,
+            "class",
+            "statistic",
+            "kind",
         )
         self.latency = gauge(
             "andes_operator_objective_seconds", "percentile of an objective about TTFT or stalls",
-            *TARGET, "class", "metric", "kind",
+            *TARGET, "class", "metric", "percentile", "kind",
         )  # fmt: skip
         self.pool_gpus = gauge(
             "andes_operator_pool_gpus", "GPUs that the members of a QoEPool hold", "namespace", "pool"
         )
         self.pool_price = gauge("andes_operator_pool_price_per_hour", "what they cost", "namespace", "pool")
-        self._series: dict[tuple[str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
+        self.pool_ready = gauge(
+            "andes_operator_pool_ready", "condition Ready of a QoEPool, and its reason", "namespace", "pool", "reason"
+        )
+        self._series: dict[tuple[str, str, str], set[tuple[Gauge, tuple[str, ...]]]] = {}
 
     def count_reconcile(self, reason: str) -> None:
         for each in self._reconciles:
@@ -101,37 +123,39 @@ class OperatorMetrics:
             each.observe(seconds)
 
     def show_pool(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
-        """The figures of a QoEPool's status."""
-        self.pool_gpus.labels(namespace, name).set(status["gpus"])
-        if status["pricePerHour"] is None:
-            self._remove(self.pool_price, namespace, name)
-        else:
-            self.pool_price.labels(namespace, name).set(status["pricePerHour"])
+        """The figures of a QoEPool's status; series that it has no value for are removed."""
+        self.forget_pool(namespace, name)
+        for condition in status["conditions"]:
+            if condition["type"] == Condition.READY:
+                ready = condition["status"] == "True"
+                self._show(POOLS, self.pool_ready, ready, namespace, name, condition["reason"])
+        self._show(POOLS, self.pool_gpus, status.get("gpus"), namespace, name)
+        self._show(POOLS, self.pool_price, status.get("pricePerHour"), namespace, name)
 
     def forget_pool(self, namespace: str, name: str) -> None:
         """Remove the series of a pool."""
-        for gauge in (self.pool_gpus, self.pool_price):
-            self._remove(gauge, namespace, name)
-
-    @staticmethod
-    def _remove(gauge: Gauge, *labels: str) -> None:
-        with contextlib.suppress(KeyError):
-            gauge.remove(*labels)
+        self._forget(POOLS, namespace, name)
 
     def forget(self, namespace: str, name: str) -> None:
         """Remove the series of a target."""
-        for gauge, labels in self._series.pop((namespace, name), ()):
+        self._forget(TARGETS, namespace, name)
+
+    def _forget(self, kind: str, namespace: str, name: str) -> None:
+        for gauge, labels in self._series.pop((kind, namespace, name), ()):
             gauge.remove(*labels)
+
+    def _show(self, kind: str, gauge: Gauge, value: float | None, *labels: str) -> None:
+        """labels: the first two are namespace and name of the resource."""
+        if value is not None:
+            gauge.labels(*labels).set(value)
+            self._series.setdefault((kind, labels[0], labels[1]), set()).add((gauge, labels))
 
     def show(self, namespace: str, name: str, status: Mapping[str, Any]) -> None:
         """The figures of a status; series that it has no value for are removed."""
         self.forget(namespace, name)
 
         def show(gauge: Gauge, value: float | None, *labels: str) -> None:
-            if value is not None:
-                whole = (namespace, name, *labels)
-                gauge.labels(*whole).set(value)
-                self._series.setdefault((namespace, name), set()).add((gauge, whole))
+            self._show(TARGETS, gauge, value, namespace, name, *labels)
 
         for condition in status["conditions"]:
             if condition["type"] == Condition.READY:
@@ -145,6 +169,12 @@ class OperatorMetrics:
         show(self.demand, status["demand"]["requestsPerSecond"], "observed")
         show(self.demand, status["demand"]["expectedRequestsPerSecond"], "expected")
         show(self.load_factor, status["demand"]["loadFactor"])
+        if (headroom := status["headroom"]) is not None:
+            show(self.busy, headroom["busyReplicas"])
+            show(self.surge, headroom["surge"])
+        show(self.breach_s, status["timeToBreach"])
+        for kind, hours in (("held", "gpuHours"), ("saved", "gpuHoursSaved")):
+            show(self.gpu_hours, float(status[hours]), kind)
         slack = status["slack"]
         show(self.offline_tokens, slack["pendingTokens"])
         show(self.offline_replicas, slack["replicas"])
@@ -152,12 +182,21 @@ class OperatorMetrics:
         for objective in status["objectives"]:
             for kind in ("current", "predicted", "target"):
                 if objective["metric"] == Metric.QOE:
-                    show(self.qoe, objective[kind], objective["class"], objective["statistic"], kind)
+                    show(
+                        self.qoe, objective[kind], objective["class"], _statistic(objective, status["objectives"]), kind
+                    )
                 else:
-                    show(self.latency, objective[kind], objective["class"], objective["metric"], kind)
+                    of = objective["class"], objective["metric"], f"{objective['at']:g}"
+                    show(self.latency, objective[kind], *of, kind)
 
     def exposition(self) -> bytes:
         return bytes(generate_latest(self.registry))
+
+
+def _statistic(objective: Mapping[str, Any], objectives: Sequence[Mapping[str, Any]]) -> str:
+    """Of QoE: ``Percentile``, or ``Percentile 5`` where the class has others."""
+    same = [o for o in objectives if all(o[name] == objective[name] for name in ("class", "metric", "statistic"))]
+    return f"{objective['statistic']} {objective['at']:g}" if len(same) > 1 else str(objective["statistic"])
 
 
 def tracer(endpoint: str | None, instance: str) -> Otlp:

@@ -163,7 +163,7 @@ def predict_replicas(
             if played.residence_times_s is not None
         },
         work_s=float(work_s(engine, demand.requests).mean()) if demand.requests else None,
-        lengths=demand.lengths if demand.requests else None,
+        lengths=demand.lengths(spec.objectives) if demand.requests else None,
     )
 
 

@@ -423,9 +423,9 @@ def test_the_command_line(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.
     assert "completed, 4 of 4 done (100 %), 1 failed" in said.err
     answers = [json.loads(text) for text in (tmp_path / "in.out.jsonl").read_text().splitlines()]
     assert {answer["custom_id"] for answer in answers} == {"q0", "q1", "q2"}
-    assert main([*command, "--out", str(tmp_path / "again")]) == 1
+    assert main([*command, "--out", str(tmp_path / "again"), "--window", "2h"]) == 1
     again = capfd.readouterr().err
-    assert ": found, completed" in again, "the same file is the same batch"
+    assert ": found, completed; its deadline stays (--new begins another)" in again, "the same file is the same batch"
     assert sorted((tmp_path / "again").read_text().splitlines()) == sorted(
         (tmp_path / "in.out.jsonl").read_text().splitlines()
     )
@@ -467,6 +467,10 @@ def test_the_command_line_is_interrupted(
         (["--resume", "batch_none"], "no batch 'batch_none'"),
         (["--endpoint", "/v1/score"], "endpoint: expected one of"),
         (["--cancel"], "has no batch of"),
+        (["--cancel", "--new"], "--cancel: not with --new: only a batch that was begun can be cancelled"),
+        (["--cancel", "--window", "2h"], "--window 2h: not with --cancel; it is the deadline of a new batch"),
+        (["--resume", "b", "--window", "2h"], "--window 2h: not with --resume, which follows a batch as it is"),
+        (["--resume", "b", "--endpoint", "/v1/embeddings"], "--endpoint /v1/embeddings: not with --resume"),
         (["--retry"], "unknown argument '--retry'"),
     ],
 )

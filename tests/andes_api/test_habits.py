@@ -189,6 +189,34 @@ def test_a_slash_at_the_end_is_none_of_the_path(url: str) -> None:
     assert httpx.options(url + INFERENCE + "/").headers["allow"] == "OPTIONS, POST"
 
 
+@pytest.mark.parametrize(
+    ("path", "param", "said"),
+    [
+        ("/fleet/qoe?windw_s=60", "windw_s", "windw_s: no such query parameter; /fleet/qoe takes window_s, model"),
+        ("/fleet/qoe?window_s=60&Model=m", "Model", "Model: no such query parameter; /fleet/qoe takes window_s, model"),
+        ("/fleet/demand?until=3", "until", "until: no such query parameter; /fleet/demand takes since, model"),
+        ("/fleet/batches?since=3", "since", "since: no such query parameter; /fleet/batches takes model"),
+        ("/fleet/summary?model=m", "model", "model: no such query parameter; /fleet/summary takes none"),
+        ("/fleet/qoe?window_s=5000", None, "query.window_s: Input should be less than or equal to 3600 (got '5000')"),
+        ("/fleet/demand?since=now", None, "query.since: Input should be a valid number, unable to parse string as a number "
+                                          "(got 'now')"),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_would_be_ignored_or_cannot_be_read_is_named(
+    path: str, param: str | None, said: str, url: str
+) -> None:
+    refused = httpx.get(url + path)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"], error["message"]) == (400, param, said)
+    assert httpx.get(url + path.partition("?")[0]).status_code == 200
+
+
+def test_draining_takes_drained_alone(url: str) -> None:
+    refused = httpx.post(url + "/fleet/replicas/none/drain?drain=false")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"].endswith("/fleet/replicas/none/drain takes drained")
+
+
 def test_a_clamped_value_is_said(url: str) -> None:
     def clamped(body: dict[str, Any] | None = None, **headers: str) -> str | None:
         return httpx.post(url + INFERENCE, json={**CHAT, **(body or {})}, headers=headers).headers.get(

@@ -61,6 +61,14 @@ def test_every_fault_is_named_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"upstreams": [URL], "otlp_endpoint": "localhost:4318"}, "otlp_endpoint"),
         ({"upstreams": [URL], "otlp_endpoint": "grpc://"}, "otlp_endpoint"),
         ({"upstreams": [URL], "policy": "best"}, "policy"),
+        (
+            {"upstreams": [URL], "batches": {"per_engine": 8}},
+            "batches.per_engine: goes with batches.directory, which turns",
+        ),
+        (
+            {"upstreams": [URL], "tenants": [{"name": "a", "key_sha256": "0" * 64, "batches": {"files": 2}}]},
+            "tenants.a.batches: goes with batches.directory",
+        ),
     ],
 )
 def test_a_fault_is_named(arguments: dict[str, object], said: str) -> None:

@@ -334,6 +334,8 @@ def test_without_tools_in_the_settings_none_run_and_without_the_header_calls_pas
         ({"command": ["true"], "statements": "sql"}, "argument and statements go together"),
         ({"command": ["true"], "timeout_s": 0}, "tools.f.timeout_s"),
         ({"command": ["true"], "user": "no-such-user"}, "tools.f.user: there is no user 'no-such-user'"),
+        ({"command": ["true"], "user": "-"}, "tools.f.user: there is no user '-'"),
+        ({"command": ["true"], "user": ""}, "tools.f.user: String should have at least 1 character"),
         ({"command": ["true"], "shell": True}, "tools.f.shell"),
     ],
 )
@@ -356,7 +358,10 @@ def test_a_gateway_that_may_not_become_a_tools_user_says_so(capability: str) -> 
     drop = ["setpriv", f"--bounding-set=-{capability}", f"--inh-caps=-{capability}"] if os.geteuid() == 0 else []
     start = "from andes_api.tools import *; print(tool_faults({'f': ToolSettings(command=['true'], user='nobody')}))"
     done = subprocess.run([*drop, sys.executable, "-c", start], capture_output=True, text=True, timeout=600, check=True)
-    assert "tools.f.user: this process may not become 'nobody': run the gateway as root" in done.stdout
+    assert (
+        "tools.f.user: this process may not become 'nobody': name one that there is, and run the gateway as root"
+        in done.stdout
+    )
 
 
 def test_a_tool_runs_as_its_user(engine: Any, gateway: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -104,3 +104,23 @@ def test_what_cannot_be_used_is_named(spec: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as refused:
         parse_allowance(spec, 2, 10, 2.0)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "zone", "begins", "ends"),
+    [
+        ("30 2 * * *", "30 3 * * *", "Europe/Berlin", "2026-10-25T02:30:00+02:00", "2026-10-25T03:30:00+01:00"),
+        ("0 0 * * *", "30 2 * * *", "Europe/Berlin", "2026-10-25T00:00:00+02:00", "2026-10-25T02:30:00+02:00"),
+        ("0 1 * * *", "30 1 * * *", "America/New_York", "2026-11-01T01:00:00-04:00", "2026-11-01T01:30:00-04:00"),
+        ("30 2 * * *", "30 4 * * *", "Europe/Berlin", "2026-03-29T03:00:00+02:00", "2026-03-29T04:30:00+02:00"),
+        ("0 1 * * *", "30 2 * * *", "Europe/Berlin", "2026-03-29T01:00:00+01:00", "2026-03-29T03:00:00+02:00"),
+        ("0 22 * * 6", "0 6 * * 0", "Europe/Berlin", "2026-10-24T22:00:00+02:00", "2026-10-25T06:00:00+01:00"),
+    ],
+)  # fmt: skip
+def test_a_period_is_whole_where_clocks_are_set_back_or_on(
+    start: str, end: str, zone: str, begins: str, ends: str
+) -> None:
+    """An hour that is there twice, or not at all: what it names begins and ends once."""
+    period = Period(start, end, 3, zone)
+    minutes = range(int(at(begins)) - 3600, int(at(ends)) + 7200, 60)
+    assert [at_s for at_s in minutes if period.active(at_s)] == list(range(int(at(begins)), int(at(ends)), 60))

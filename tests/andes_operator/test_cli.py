@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -26,3 +27,11 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     assert f"--host 127.0.0.1, --port {port}: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Unclosed" not in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'operator'}"}
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "andes_operator", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    said = f"andes operator: standard output cannot be written: {os.strerror(errno.EBADF)}\n"
+    assert (done.returncode, done.stderr) == (1, said)

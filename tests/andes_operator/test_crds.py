@@ -150,9 +150,17 @@ def test_an_invalid_pool_is_refused(plane: ControlPlane, where: str, value: Any,
     assert refused(plane, "qoepools", {**POOL, "spec": {"budget": {"gpus": 2}, "members": [{"target": "a"}]}}) == ""
 
 
-def test_two_objectives_of_one_class_and_statistic_are_refused(plane: ControlPlane) -> None:
-    objectives = TARGET["spec"]["objectives"] * 2
-    assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives))
+def test_two_objectives_about_the_same_are_refused(plane: ControlPlane) -> None:
+    said, (one,) = "two objectives are about the same", TARGET["spec"]["objectives"]
+    for twice in ([one, one], [one, {**one, "value": 0.5}]):
+        assert said in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", twice))
+    several = [one, {**one, "threshold": 0.9}, {**one, "class": "code"}]
+    ttft = {"metric": "TTFT", "statistic": "Percentile", "percentile": 50, "seconds": 0.5}
+    several += [ttft, {**ttft, "percentile": 99, "seconds": 3}, {**ttft, "metric": "Stall"}]
+    assert refused(plane, "qoetargets", changed(TARGET, "spec.objectives", several)) == ""
+    assert said in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", [*several, ttft]))
+    most = [{**ttft, "class": "c" * 61 + f"{i:02}"} for i in range(32)]
+    assert refused(plane, "qoetargets", changed(TARGET, "spec.objectives", most)) == "", "within what rules may cost"
 
 
 def test_latencies_may_stand_beside_qoe(plane: ControlPlane) -> None:
@@ -160,7 +168,6 @@ def test_latencies_may_stand_beside_qoe(plane: ControlPlane) -> None:
     beside = [{**latency, "class": "reading", "metric": metric} for metric in ("TTFT", "Stall")]
     objectives = [*TARGET["spec"]["objectives"], *beside]
     assert refused(plane, "qoetargets", changed(TARGET, "spec.objectives", objectives)) == ""
-    assert "Duplicate" in refused(plane, "qoetargets", changed(TARGET, "spec.objectives", [*objectives, beside[0]]))
     made = plane("POST", "/apis/andes.dev/v1alpha1/namespaces/default/qoetargets?dryRun=All", TARGET)["spec"]
     assert made["objectives"][0]["metric"] == "QoE", "as before it could be said"
 

@@ -37,8 +37,7 @@ def test_up_goes_at_once_and_all_the_way() -> None:
     decision = Run(2).step(predicted(9))
     assert (decision.replicas, decision.reason) == (9, Reason.FORECAST)
     assert decision.message == (
-        "5 requests/s expected: 9 replicas are predicted to give "
-        "share with QoE >= 0.95 of all classes 1.000 (target 0.95)"
+        "5 requests/s expected: 9 replicas are predicted to give QoE share(0.95) of all classes 1.000 (target 0.95)"
     )
 
 
@@ -94,7 +93,7 @@ def test_upward_stabilisation_takes_the_lowest_ask_and_says_that_it_waits() -> N
 def test_not_attainable_takes_the_maximum_and_says_what_it_gives() -> None:
     decision = Run(2).step(predicted(None))
     assert (decision.replicas, decision.reason, decision.attainable) == (20, Reason.FORECAST, False)
-    assert "even 20 replicas are predicted to give share with QoE >= 0.95 of all classes 0.500" in decision.message
+    assert "even 20 replicas are predicted to give QoE share(0.95) of all classes 0.500" in decision.message
 
 
 def test_what_is_predicted_to_need_more_than_the_maximum_gets_the_maximum() -> None:
@@ -110,7 +109,7 @@ def test_observed_qoe_below_the_objective_adds_a_quarter_but_one_at_least(curren
     run.for_s(150, predicted(current))
     decision = run.step(predicted(current), ended=scores(*[0.5] * 40, *[1.0] * 10))
     assert (decision.replicas, decision.reason) == (more, Reason.QOE_BELOW_TARGET)
-    assert decision.message == "the share with QoE >= 0.95 of all classes is 0.200, below 0.95"
+    assert decision.message == "the QoE share(0.95) of all classes is 0.200, below 0.95"
 
 
 def test_the_floor_keeps_the_maximum() -> None:
@@ -214,7 +213,7 @@ def test_a_percentile_of_seconds_that_is_missed_adds_replicas_and_forbids_a_step
 
     run, decision = steps(3.0, 4)
     assert (decision.replicas, decision.reason) == (5, Reason.QOE_BELOW_TARGET)
-    assert decision.message == "the percentile 95 of TTFT of all classes is 3.04 s, above 2 s"
+    assert decision.message == "the p95(ttft) of all classes is 3.04 s, above 2 s"
     run, decision = steps(1.9, 4)
     assert decision.replicas == 4
     kept = run.for_s(600, predicted(1), ended=scores(*[1.0] * 9), ttft=seconds(*[1.9] * 9))
@@ -249,7 +248,7 @@ STABLE = Memory(replicas=6, since_s=NOW_S - 300, settled_s=NOW_S - 300, asks=(As
 def test_a_step_down_says_what_is_left() -> None:
     decision = decide(SPEC, seen(NOW_S, 6), predicted(3), STABLE)
     assert (decision.replicas, decision.reason, decision.attainable) == (5, Reason.SURPLUS, True)
-    assert decision.message.startswith("5 requests/s expected: 5 replicas still give share with QoE >= 0.95")
+    assert decision.message.startswith("5 requests/s expected: 5 replicas still give QoE share(0.95)")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +305,7 @@ def test_bad_qoe_before_the_floor_acts_already_forbids_a_step_down() -> None:
     memory = replace(STABLE, settled_s=NOW_S - 10)
     decision = decide(SPEC, seen(NOW_S, 6, ended=BAD), predicted(3), memory)
     assert (decision.replicas, decision.reason) == (6, Reason.QOE_BELOW_TARGET)
-    assert decision.message == "3 replicas would do, but the share with QoE >= 0.95 of all classes is 0.000, below 0.95"
+    assert decision.message == "3 replicas would do, but the QoE share(0.95) of all classes is 0.000, below 0.95"
 
 
 def test_a_short_dip_in_demand_removes_nothing() -> None:

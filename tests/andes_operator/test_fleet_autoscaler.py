@@ -20,7 +20,7 @@ from andes_sglang.sim.engine import Costs, EngineModel
 from andes_sglang.sim.fleet import Fleet
 from andes_sglang.sim.whatif import work_s
 
-LENGTHS = Lengths(100.0, 50.0, 4.5, 1.0)
+LENGTHS = Lengths(100.0, 50.0, 4.5, 1.0, 50.0, 1.0)
 ENGINE = EngineModel(Costs(0.01, 0.002, 1e-5, 0.02, 1e-3), kv_capacity_tokens=2000, chunk_tokens=500)
 
 

@@ -193,7 +193,7 @@ def test_a_surge_and_its_end(site: Site) -> None:
         assert {c["type"] for c in status["conditions"]} == {
             "Ready", "DataAvailable", "TargetFound", "ObjectiveMet", "Attainable", "Conflict", "Schedulable",
             "EnginesFailing"}  # fmt: skip
-        assert "replicas are predicted to give share with QoE >= 0.95" in status["message"]
+        assert "replicas are predicted to give QoE share(0.95)" in status["message"]
         site.world.rate_rps = 0.5
         until("one engine", lambda: site.replicas() == 1)
         until("the event", lambda: {"ScaledUp", "ScaledDown"} <= site.events())
@@ -226,9 +226,7 @@ def test_first_tokens_that_come_late_bring_replicas_though_qoe_is_met(site: Site
         mean, late = status["objectives"]
         assert (mean["metric"], mean["met"], late["metric"], late["met"]) == ("QoE", "True", "TTFT", "False")
         assert status["summary"].endswith("s/2 s")
-        shown = (
-            f'objective_seconds{{class="*",kind="target",metric="TTFT",namespace="{site.namespace}",target="chat"}} 2.0'
-        )
+        shown = f'objective_seconds{{class="*",kind="target",metric="TTFT",namespace="{site.namespace}",percentile="95",target="chat"}} 2.0'
         until("a metric to alert on", lambda: shown in get(operator, "/metrics")[1])
         site.world.ttft_s = 0.5
         until("it is met", lambda: site.condition("ObjectiveMet") == ("True", "Met"))

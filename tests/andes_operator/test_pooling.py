@@ -256,6 +256,8 @@ def test_the_status_says_who_gets_what_and_whether_it_is_enough() -> None:
         metrics.show_pool("n", "gpus", shown)
     assert b'andes_operator_pool_gpus{namespace="n",pool="gpus"} 4.0' in metrics.exposition()
     assert b"andes_operator_pool_price_per_hour{" not in metrics.exposition()
+    assert b'andes_operator_pool_ready{namespace="n",pool="gpus",reason="AsExpected"} 1.0' in metrics.exposition()
+    assert b"MemberMissing" not in metrics.exposition(), "one series at a time"
     enough = replace(spec, budget=PoolBudget(10), members=spec.members[:1])
     made, changed = pool_status({**POOL, "status": made}, enough, {"chat": target("chat", asks=5)}, now_s=0.0)
     assert [c["status"] for c in made["conditions"]] == ["True", "True"]

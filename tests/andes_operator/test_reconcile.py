@@ -30,6 +30,7 @@ from andes_operator.table import Table
 from andes_operator.telemetry import OperatorMetrics
 from andes_operator.victims import GOING_COST
 from andes_operator.whatif import Prediction
+from andes_sglang.engine_flags import EngineFlags
 from andes_sglang.sim.buffer import Buffer
 
 NOW_S = 1_795_251_720.0  # 2026-11-21 09:02:00 UTC
@@ -71,6 +72,7 @@ class Site:
         self.listed: list[dict[str, Any]] | None = None
         self.ages: dict[str, float] = {}
         self.models: tuple[str, ...] = ()
+        self.flags: EngineFlags | None = None
         self.others: tuple[FleetReplica, ...] = ()
         self.asked: list[str | None] = []
         self.missing: tuple[str, ...] = ()
@@ -166,7 +168,8 @@ class Site:
         requests = tuple(ObservedRequest(at_s, "reading", 100, 50, True) for at_s in times_s)
         own = self.models[0] if self.models else None
         replicas = tuple(
-            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0, model=own) for i in range(self.replicas)
+            FleetReplica(f"10.0.0.{i}:80", True, False, self.streams[i], 0, 0, model=own, flags=self.flags)
+            for i in range(self.replicas)
         )
         replicas += self.others
         if model is not None:
@@ -297,6 +300,7 @@ def test_a_paused_target_recommends_until_the_pause_ends() -> None:
     assert (site.replicas, site.status["recommendedReplicas"]) == (2, 4)
     assert site.condition("Conflict") == ("False", "Paused")
     assert site.status["paused"] == "paused until 2026-11-21T09:03:00Z: new drivers"
+    assert site.status["message"].endswith("; paused until 2026-11-21T09:03:00Z: new drivers")
     site.now_s += 60.0
     site.reconcile()
     assert site.replicas == 4
@@ -693,7 +697,7 @@ def test_a_first_status_does_not_wait_for_a_slow_prediction(monkeypatch: pytest.
 
 # Headroom
 
-TABLE = Table(Buffer(1.1, 200.0), Lengths(100.0, 50.0, 4.5, 1.0), NOW_S)
+TABLE = Table(Buffer(1.1, 200.0), Lengths(100.0, 50.0, 4.5, 1.0, 50.0, 1.0), NOW_S)
 
 
 class Tabulated(Site):
@@ -703,7 +707,7 @@ class Tabulated(Site):
         super().__init__(replicas, **spec)
         self.tables: list[Inquiry] = []
         self.broken: str | None = None
-        self.requests, self.work_s = 1200, 2.0  # two a second for ten minutes
+        self.requests, self.work_s, self.lengths = 1200, 2.0, TABLE.lengths  # two a second for ten minutes
         self.reconciler = Reconciler(
             self, self, self.predict, make_table=self.make_table,  # type: ignore[arg-type]
             metrics=self.metrics, tracer=NoOpTracer(), name="chat/andes-operator", clock=lambda: self.now_s,
@@ -711,13 +715,13 @@ class Tabulated(Site):
 
     async def predict(self, inquiry: Inquiry) -> tuple[DemandForecast, Prediction]:
         expected, found = await super().predict(inquiry)
-        return expected, replace(found, work_s=self.work_s, lengths=TABLE.lengths)
+        return expected, replace(found, work_s=self.work_s, lengths=self.lengths)
 
     async def make_table(self, inquiry: Inquiry) -> Table:
         self.tables.append(inquiry)
         if self.broken:
             raise PredictionError(self.broken)
-        return replace(TABLE, at_s=inquiry.seen.now_s)
+        return replace(TABLE, lengths=self.lengths, at_s=inquiry.seen.now_s)
 
     def reconciles(self, count: int, every_s: float = 15.0) -> None:
         """In one loop, in which tables are made between reconciles."""
@@ -736,6 +740,7 @@ def test_without_a_table_the_what_if_decides_and_with_one_what_survives() -> Non
     site = Tabulated(4, behavior={"coldStartSeconds": 300})
     site.reconciles(1)
     assert site.status["headroom"] is None
+    assert site.metric("andes_operator_busy_replicas", namespace="chat", target="t") is None
     assert site.status["reason"] == "Stabilizing"
     assert [inquiry.horizon_s for inquiry in site.tables] == [315.0]
     assert site.tables[0].readers["reading"].target.tds == 9
@@ -755,6 +760,12 @@ def test_without_a_table_the_what_if_decides_and_with_one_what_survives() -> Non
         "assumed: 0 of 24 hours of history",
     )
     assert site.status["timeToBreach"] > 315
+    of = {"namespace": "chat", "target": "t"}
+    assert site.metric("andes_operator_busy_replicas", **of) == 4.0
+    assert site.metric("andes_operator_surge_ratio", **of) == 3.0
+    assert site.metric("andes_operator_time_to_breach_seconds", **of) == site.status["timeToBreach"]
+    for kind, hours in (("held", "gpuHours"), ("saved", "gpuHoursSaved")):
+        assert site.metric("andes_operator_gpu_hours", kind=kind, **of) == float(site.status[hours])
 
 
 def test_a_table_is_made_once_and_again_for_other_engines_objectives_and_lengths() -> None:
@@ -763,6 +774,9 @@ def test_a_table_is_made_once_and_again_for_other_engines_objectives_and_lengths
     assert len(site.tables) == 1
     assert site.resource is not None
     site.resource["metadata"]["generation"] = 2
+    site.reconciles(2)
+    assert len(site.tables) == 1, "another generation, of which nothing matters to the engines"
+    site.resource["metadata"]["generation"], site.resource["spec"]["objectives"][0]["value"] = 3, 0.9
     site.reconciles(1)
     assert len(site.tables) == 2
     site.now_s += 600.0

@@ -73,10 +73,10 @@ def test_the_lease_is_in_the_pods_namespace(monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--port=x", "--port: Input should be a valid integer, unable to parse string as an integer, got 'x'"),
-        ("--port=70000", "--port: Input should be less than or equal to 65535, got '70000'"),
-        ("--lease-seconds=9", "--lease-seconds: Input should be greater than or equal to 10, got '9'"),
-        ("--resync-seconds=0", "--resync-seconds: Input should be greater than 0, got '0'"),
+        ("--port=x", "--port: Input should be a valid integer, unable to parse string as an integer (got 'x')"),
+        ("--port=70000", "--port: Input should be less than or equal to 65535 (got '70000')"),
+        ("--lease-seconds=9", "--lease-seconds: Input should be greater than or equal to 10 (got '9')"),
+        ("--resync-seconds=0", "--resync-seconds: Input should be greater than 0 (got '0')"),
     ],
 )
 def test_what_is_wrong_is_named(flag: str, said: str) -> None:
@@ -88,9 +88,16 @@ def test_what_is_wrong_is_named(flag: str, said: str) -> None:
 def test_every_fault_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANDES_OPERATOR_PROT", "1")
     with pytest.raises(
-        OperatorSettingsError, match=r"ANDES_OPERATOR_PROT: no such setting; --port: .*; --watch-seconds: "
+        OperatorSettingsError, match=r"ANDES_OPERATOR_PROT: no such setting\n--port: .*\n--watch-seconds: "
     ):
         given("--port=x", "--watch-seconds=y")
+
+
+def test_a_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = argparse.Namespace(admin_key=1234, host=["secret"])
+    with pytest.raises(OperatorSettingsError) as error:
+        load(parsed)
+    assert str(error.value) == "--host: Input should be a valid string\nadmin_key: Input should be a valid string"
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,9 @@ def test_what_is_not_said_has_a_default() -> None:
         ({"whatIf": {}}, "spec.whatIf.profile is missing"),
         ({"mode": "Sometimes"}, "spec.mode must be one of Auto, Advisory, Pooled, got \"Sometimes\""),
         ({"minReplicas": -1}, "spec.minReplicas -1 must be between 0 and spec.maxReplicas 4"),
+        ({"objectives": [{"statistic": "Mean", "value": 0.9}, {"class": "code", "statistic": "Mean", "value": 0.9},
+                         {"statistic": "Mean", "value": 0.8}]},
+         "spec.objectives[2]: the QoE mean of all classes is there twice, give one value for it"),
         ({"objectives": [{"statistic": "Percentile", "percentile": 101, "value": 0.9}]},
          "spec.objectives[0].percentile must be in [0, 100] for Percentile, got 101.0"),
         ({"demand": {"gateway": {"service": "g"}, "prometheus": {"url": "http://p"}}}, "exactly one of gateway and prometheus"),
@@ -106,7 +109,7 @@ def test_a_latency_is_of_its_class_and_metric() -> None:
     assert replace(objective, objective=LatencyObjective(Metric.STALL, 1.0, 50.0)).evaluate(got) == pytest.approx(
         50.0, rel=0.03
     )
-    assert objective.missed(0.961) == "the percentile 95 of TTFT of reading is 0.96 s, above 0.8 s"
+    assert objective.missed(0.961) == "the p95(ttft) of reading is 0.96 s, above 0.8 s"
     assert (objective.objective.margin(0.4), objective.objective.margin(1.2)) == (
         pytest.approx(0.5),
         pytest.approx(-0.5),
@@ -155,8 +158,8 @@ def test_the_history_is_five_windows_but_ten_minutes_at_most(window_s: float, hi
 
 def test_an_objective_in_words() -> None:
     said = {
-        "mean QoE of all classes": ClassObjective("*", QoEObjective(Statistic.MEAN, 0.9)),
-        "percentile 5 of QoE of code": ClassObjective("code", QoEObjective(Statistic.PERCENTILE, 0.9, 5.0)),
-        "share with QoE >= 0.95 of code": ClassObjective("code", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)),
+        "QoE mean of all classes": ClassObjective("*", QoEObjective(Statistic.MEAN, 0.9)),
+        "QoE p5 of code": ClassObjective("code", QoEObjective(Statistic.PERCENTILE, 0.9, 5.0)),
+        "QoE share(0.95) of code": ClassObjective("code", QoEObjective(Statistic.SHARE_ABOVE, 0.9, 0.95)),
     }
     assert {text: str(objective) for text, objective in said.items()} == {text: text for text in said}

@@ -13,6 +13,7 @@ from andes_operator.forecast import DemandForecast
 from andes_operator.memory import Memory
 from andes_operator.names import Condition, Mode, Reason
 from andes_operator.observe import DataFault, Observation, PodCounts, PodFailure
+from andes_operator.pooling import in_pool
 from andes_operator.spec import ClassObjective, TargetSpec
 from andes_operator.status import conditions, findings, invalid_status, ready, status, summary, timestamp
 from andes_operator.telemetry import OperatorMetrics
@@ -54,6 +55,7 @@ def test_all_is_well() -> None:
             "class": "*",
             "metric": "QoE",
             "statistic": "ShareAbove",
+            "at": 0.95,
             "target": 0.95,
             "met": "True",
             "current": 1.0,
@@ -255,20 +257,44 @@ def test_an_objective_of_seconds_in_status_conditions_and_metrics() -> None:
     for waited_s, met in ((1.0, "True"), (3.0, "False")):
         found = made(replace(GOOD, ttft=seconds(*[waited_s] * 20)), prediction, spec=spec)
         assert found["objectives"][1] == {
-            "class": "*", "metric": "TTFT", "statistic": "Percentile", "target": 2.0, "met": met,
+            "class": "*", "metric": "TTFT", "statistic": "Percentile", "at": 95.0, "target": 2.0, "met": met,
             "current": pytest.approx(waited_s, rel=0.02), "predicted": 1.5, "streams": 20,
         }  # fmt: skip
         assert by_type(found)["ObjectiveMet"][0] == met
     assert [c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet"] == [
-        "the percentile 95 of TTFT of all classes is 3.04 s, above 2 s"
+        "the p95(ttft) of all classes is 3.04 s, above 2 s"
     ]
     metrics = OperatorMetrics()
     metrics.show("n", "t", found)
     shown = metrics.exposition().decode()
     for kind, value in (("target", 2.0), ("predicted", 1.5)):
-        labels = f'class="*",kind="{kind}",metric="TTFT",namespace="n",target="t"'
+        labels = f'class="*",kind="{kind}",metric="TTFT",namespace="n",percentile="95",target="t"'
         assert f"andes_operator_objective_seconds{{{labels}}} {value}" in shown
     assert shown.count("andes_operator_objective_ratio{") == 3, "of QoE alone"
+
+
+def test_several_percentiles_of_one_class() -> None:
+    """The median and the tail, say: each is to be met, and has series of its own."""
+    p50, p99 = (ClassObjective("*", LatencyObjective(Metric.TTFT, *of)) for of in ((0.5, 50.0), (3.0, 99.0)))
+    p5, p1 = (ClassObjective("*", QoEObjective(Statistic.PERCENTILE, *of)) for of in ((0.9, 5.0), (0.8, 1.0)))
+    spec = replace(SPEC, objectives=(TARGET, p50, p99, p5, p1))
+    prediction = replace(predicted(2), objectives=spec.objectives, values={2: (0.97, 0.4, 2.0, 0.95, 0.9)})
+    found = made(replace(GOOD, ttft=seconds(*[0.2] * 95, *[4.0] * 5)), prediction, spec=spec)
+    assert [(o["statistic"], o["at"], o["met"]) for o in found["objectives"]] == [
+        ("ShareAbove", 0.95, "True"), ("Percentile", 50, "True"), ("Percentile", 99, "False"),
+        ("Percentile", 5, "True"), ("Percentile", 1, "True"),
+    ]  # fmt: skip
+    (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")
+    assert said.startswith("the p99(ttft) of all classes is 4.0")
+    metrics = OperatorMetrics()
+    metrics.show("n", "t", found)
+    shown = metrics.exposition().decode()
+    for percentile, target in (("50", 0.5), ("99", 3.0)):
+        labels = f'class="*",kind="target",metric="TTFT",namespace="n",percentile="{percentile}",target="t"'
+        assert f"andes_operator_objective_seconds{{{labels}}} {target}" in shown
+    for statistic, target in (("ShareAbove", 0.95), ("Percentile 5", 0.9), ("Percentile 1", 0.8)):
+        labels = f'class="*",kind="target",namespace="n",statistic="{statistic}",target="t"'
+        assert f"andes_operator_objective_ratio{{{labels}}} {target}" in shown
 
 
 def test_gateways_that_do_not_report_seconds_are_named() -> None:
@@ -277,3 +303,12 @@ def test_gateways_that_do_not_report_seconds_are_named() -> None:
     assert by_type(found)["ObjectiveMet"] == by_type(found)["Ready"] == ("Unknown", "MetricUnseen")
     (said,) = (c["message"] for c in found["conditions"] if c["type"] == "ObjectiveMet")
     assert said.startswith("the gateways report no Stall")
+
+
+def test_a_member_that_no_pool_names_is_not_ready() -> None:
+    """It would keep its replicas for ever, and all would be green."""
+    lonely = in_pool(replace(SPEC, mode=Mode.POOLED), None)
+    found = by_type(made(seen(NOW_S, 2), spec=lonely))
+    assert found["Conflict"] == ("False", "NoPool")
+    assert found["Ready"] == ("False", "NoPool")
+    assert by_type(made(seen(NOW_S, 2), spec=replace(SPEC, mode=Mode.ADVISORY)))["Ready"] == ("True", "AsExpected")

@@ -102,7 +102,7 @@ def test_a_class_without_demand_meets_its_objective_and_margin_is_kept(cold: Pre
     assert value is not None
     assert value >= 0.91
     assert other is None
-    assert cold.describe(fewest(cold)) == f"mean QoE of all classes {value:.3f} (target 0.9)"
+    assert cold.describe(fewest(cold)) == f"QoE mean of all classes {value:.3f} (target 0.9)"
     strict = ask(demand(RATE_RPS), replace(SPEC, behavior=replace(SPEC.behavior, margin=0.2)), last=cold)
     assert strict.values[fewest(strict)] == (1.0, None), "a QoE of 1 is the most there is"
     assert strict.margin == 0.2
@@ -190,10 +190,8 @@ def test_between_simulated_numbers_the_lower_one_tells() -> None:
 
 
 def test_statistics_in_words() -> None:
-    assert FOUND.describe(8) == (
-        "mean QoE of all classes 1.000 (target 0.9), percentile 5 of QoE of code 0.520 (target 0.5)"
-    )
-    assert FOUND.describe(4) == "mean QoE of all classes 0.911 (target 0.9)"
+    assert FOUND.describe(8) == ("QoE mean of all classes 1.000 (target 0.9), QoE p5 of code 0.520 (target 0.5)")
+    assert FOUND.describe(4) == "QoE mean of all classes 0.911 (target 0.9)"
     assert FOUND.describe(1) == "nothing known"
     assert replace(FOUND, values={1: (None, None)}).describe(1) == "no requests to serve"
 

@@ -28,6 +28,22 @@ def test_text_names_a_statistic_of_scores_and_of_a_sketch(text: str, scores: lis
     assert objective.of_sketch(sketch) == pytest.approx(value, abs=0.005), "a bin of the sketch is 0.005 wide"
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mean>=0.95", "QoE mean"),
+        ("p0>=0.95", "QoE p0"),
+        ("p2.5>=0.95", "QoE p2.5"),
+        ("share(0.95)>=0.9", "QoE share(0.95)"),
+        ("mean(tpot)<=0.1", "mean(tpot)"),
+        ("p90(ttft)<=1", "p90(ttft)"),
+        ("goodput(ttft<=1,tpot<=0.05)>=0.9", "goodput(ttft<=1,tpot<=0.05)"),
+    ],
+)
+def test_people_are_told_of_a_statistic_in_words(text: str, words: str) -> None:
+    assert parse_objective(text).words == words
+
+
 def test_without_streams_every_objective_holds_and_a_sketch_says_nothing() -> None:
     for text in ("mean>=0.9", "p5>=0.9", "share(0.95)>=0.9"):
         objective = QoEObjective.parse(text)

@@ -107,6 +107,8 @@ def test_what_the_engine_publishes_is_used_when_it_is_sure() -> None:
         (("--records", os.devnull, "--kv-tokens", "0"), "--kv-tokens must be a whole number > 0, got 0"),
         (("--url", "http://127.0.0.1:9", "--out", "x.json"), "a profile's name ends in .toml"),
         (("--url", "http://127.0.0.1:9", "--seconds", "0"), "--seconds must be a number of seconds >= 1, got 0.0"),
+        (("--records", os.devnull, *SIZES, "--seconds", "60"), "--seconds: goes with --url; nothing is measured"),
+        (("--records", os.devnull, *SIZES, "--api-key", "sk-1"), "--api-key: goes with --url; nothing is measured"),
         (("--url", "http://127.0.0.1:9", "--start-s", "-1"), "--start-s must be a number of seconds >= 0, got -1.0"),
         (("--url", "http://127.0.0.1:9", "--price", "nan"), "--price must be > 0, got nan"),
         (("--url", "http://127.0.0.1:9", "--out", "/dev/null/x/p.toml"), "--out /dev/null/x: cannot be made"),

@@ -23,7 +23,7 @@ from benchmarks.settings import ARMS, SETTINGS, arms_for, best_arm
 from benchmarks.sources import source_of
 
 COMMANDS = [
-    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "kv_codecs", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
+    "admission", "answer_lengths", "api_load", "autoscaling", "fairness", "fidelity", "fluid", "gateway", "gateway_soak", "kv_codecs", "ladder", "latency_rivals", "llama_index", "malformed", "planner", "policy_decision", "pool", "rivals", "routing", "second_device", "sim_server", "simulated", "simulator_speed", "slack", "slack_day", "slack_engine", "slow_links", "slow_readers", "soak", "speculation", "surge_jobs", "surges", "tool_ahead", "tool_demo", "tool_overlap", "tool_parsing", "tool_real_text", "wait_play", "waits", "what_if",
 ]  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def test_each_says_how_it_is_used(
         ("latency_rivals", (".", "--loads", "2,1"), "--loads 2,1: must rise"),
         ("fidelity", ("--keep", "name"), "--keep name: goes with exactly one directory, got 0"),
         ("routing", ("5 alike",), "fleet '5 alike': not known; choose of 4 alike"),
+        ("rivals", ("--chunks", "8"), "--chunks 8: goes with --bound or --no-later"),
         ("rivals", ("--policies", "stock", "--no-later", "andes"), "--no-later 'andes': is not among --policies"),
         ("second_device", ("--arms", "both"), "--arms: 'both' is not known; choose of alone, race, local, remote"),
         ("second_device", ("--model", "/nowhere"), "--model /nowhere: holds no model; `make small-model` makes one"),

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.surge_report import KEDA, OURS, STATIC, Case, bars, everything, kept, of_case, picture
+from benchmarks.surge_report import (
+    KEDA,
+    OURS,
+    STATIC,
+    Case,
+    bars,
+    everything,
+    kept,
+    latest,
+    of_case,
+    picture,
+    record,
+    recorded,
+)
+from benchmarks.surges import PAGES, RECORD
 
 CASE = Case("l4", "flash", 300.0, 1)
 
@@ -47,6 +62,25 @@ def test_runs_are_read_without_tables_and_other_constants(tmp_path: Path) -> Non
     for name, said in (("a", RUNS[0]), ("b", run("andes", OURS, 0, 1.0, 1.0, set=["growth.CAP=2"])), ("tables_l4", [])):
         (tmp_path / f"{name}.json").write_text(json.dumps(said))
     assert kept(tmp_path) == [json.loads(json.dumps(RUNS[0]))]
+
+
+def test_a_file_of_figures_keeps_what_is_not_run_again(tmp_path: Path) -> None:
+    """A fixed fleet run with another cold start is the same run; figures that are not kept stay so until they are."""
+    lost = run("stock", KEDA, 0.3, math.nan, math.nan)
+    record(tmp_path / "runs.csv", latest([*RUNS, {**lost, "most": math.nan}]))
+    again = [run("andes", OURS, 0, 6.12345, 0.9), run("stock", STATIC, 12, 11.0, 0.96, cold_start_s=600.0)]
+    record(tmp_path / "runs.csv", latest([*recorded(tmp_path / "runs.csv"), *again]))
+    found = recorded(tmp_path / "runs.csv")
+    assert len(found) == len(RUNS) + 1
+    _, _, *lines = bars(found)
+    assert "| **6.12** | 0.900 / 0.900 | no | static 12: 11.00 | -44% |" in lines[0]
+    assert "| stock | KEDA 0.5 | 8.00 | 0.700 / 0.700 | no | 9 | 0.3, 0.5 |" in list(everything(found))
+
+
+def test_the_pages_say_what_the_file_of_figures_does() -> None:
+    kept = recorded(RECORD)
+    for page, lines in zip(PAGES, (bars(kept), everything(kept)), strict=True):
+        assert "\n".join(lines).strip() in page.read_text()
 
 
 def test_the_picture_has_demand_and_both_fleets() -> None:

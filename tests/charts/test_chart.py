@@ -28,6 +28,7 @@ EVERYTHING = {
     "gateway.tenants.existingSecret": "tenants",
     "engine.pdb.enabled": True,
     "engine.model.existingClaim": "models",
+    "engine.model.name": "/models/llama",
     "engine.model.huggingFaceSecret": "hf",
     "engine.apiKeySecret": "key",
     "engine.policyOptions": {"stall_bound_s": 30},

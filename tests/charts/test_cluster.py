@@ -33,6 +33,8 @@ WANTED = {
     "crds.keep": False,
 }
 ENGINE = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/demo-andes-engine"
+GATEWAY = ENGINE.replace("engine", "gateway")
+KEDA = "keda.sh/v1alpha1"
 ADMIN = f"/api/v1/namespaces/{NAMESPACE}/secrets/demo-andes-admin"
 
 
@@ -73,6 +75,44 @@ def test_replicas_that_are_no_longer_set_stay_as_they_are(control_plane: Control
     control_plane("PATCH", f"{ENGINE}/scale", {"spec": {"replicas": 7}})
     assert upgraded() == 7, "the revision before has set it too"
     assert upgraded(**{"engine.replicas": 3}) == 3
+
+
+def test_gateways_stay_as_many_when_an_autoscaler_takes_over(control_plane: ControlPlane, helm: Config) -> None:
+    """Their number is then no longer written, which would make it 1."""
+    if not control_plane.serves(KEDA):
+        control_plane("POST", CRDS, definition("ScaledObject", KEDA))
+        control_plane.serve(KEDA)
+        control_plane.wait_until_served(KEDA)
+        folder = f"/apis/{KEDA}/namespaces/{NAMESPACE}/scaledobjects"
+        until("its kind is served", lambda: "items" in control_plane("GET", folder))
+    autoscaled = {
+        "gateway.autoscaling.enabled": True, "gateway.autoscaling.targetStreams": 400,
+        "gateway.autoscaling.keda.enabled": True, "gateway.autoscaling.keda.prometheus": "http://prometheus:9090",
+    }  # fmt: skip
+    helm.install(chart.CHART, "demo", chart.nested({**WANTED, "gateway.replicas": 5}))
+    with control_plane.helm(NAMESPACE) as fresh:  # the first one remembers what the cluster had
+        for replicas in (5, 8):
+            control_plane("PATCH", f"{GATEWAY}/scale", {"spec": {"replicas": replicas}})
+            fresh.upgrade(chart.CHART, "demo", chart.nested({**WANTED, **autoscaled}))
+            assert control_plane("GET", GATEWAY)["spec"]["replicas"] == replicas
+        fresh.upgrade(chart.CHART, "demo", chart.nested({**WANTED, "gateway.replicas": 3}))
+        assert control_plane("GET", GATEWAY)["spec"]["replicas"] == 3
+    control_plane("DELETE", f"{CRDS}/scaledobjects.keda.sh")
+    control_plane.unserve(KEDA)
+
+
+def test_probes_of_ones_own_come_and_go(control_plane: ControlPlane, helm: Config) -> None:
+    """Server-side apply leaves what the API server has filled in (a scheme), and a handler with it, beside the new one."""
+    own = {
+        "engine.probes.liveness": {"exec": {"command": ["true"]}},
+        "gateway.probes.readiness": {"tcpSocket": {"port": "http"}},
+        "operator.probes.readiness": {"httpGet": {"path": "/livez", "port": "http"}},
+    }
+    helm.install(chart.CHART, "demo", chart.nested(WANTED))
+    for values in ({**WANTED, **own}, {**WANTED, "operator.probes.readiness": {"exec": {"command": ["true"]}}}, WANTED):
+        helm.upgrade(chart.CHART, "demo", chart.nested(values))
+    (container,) = control_plane("GET", GATEWAY)["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
 def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) -> None:
@@ -151,15 +191,15 @@ def known(control_plane: ControlPlane) -> set[str]:
     return {resource["name"] for resource in control_plane("GET", f"/apis/{MONITORING}")["resources"]}
 
 
-def definition(kind: str) -> dict[str, Any]:
-    plural = f"{kind.lower()}s"
+def definition(kind: str, api: str = MONITORING) -> dict[str, Any]:
+    plural, (group, version) = f"{kind.lower()}s", api.split("/")
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     return {
-        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
+        "metadata": {"name": f"{plural}.{group}"},
         "spec": {
-            "group": "monitoring.coreos.com",
+            "group": group,
             "scope": "Namespaced",
             "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
-            "versions": [{"name": "v1", "served": True, "storage": True, "schema": schema}],
+            "versions": [{"name": version, "served": True, "storage": True, "schema": schema}],
         },
     }

@@ -282,6 +282,10 @@ def test_on_openshift_pods_name_no_user_and_a_route_leads_in() -> None:
         ({"engine.args": ["--schedule-policy=lpm"]}, "--schedule-policy does not go with a policy"),
         ({"engine.policy": "stock", "engine.args": ["--preemption-mode=offload"]}, "policy stock preempts no request"),
         (
+            {"engine.kind": "sim", "engine.policy": "stock", "engine.args": ["--preemption-mode", "offload"]},
+            "engine.args: --preemption-mode offload: policy stock preempts no request; choose another engine.policy",
+        ),
+        (
             {"engine.lora.adapters": [{"name": "a", "path": "x/a"}, {"name": "a", "path": "x/b"}]},
             "engine.lora.adapters: the name a is there twice, or is the model's",
         ),

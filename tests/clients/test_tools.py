@@ -283,6 +283,7 @@ def test_what_a_tool_has_said_stands_whatever_its_end_is(
     [
         (Tool(["/no/such/program"], memory_bytes=1 << 32), "it cannot be started: No such file or directory"),
         (Tool(["true"], user="no-such-user"), "it cannot be started: there is no user 'no-such-user'"),
+        (Tool(["true"], user="-"), "it cannot be started: there is no user '-'"),
         (Tool(["echo", '{"error": "no row has that name"}']), "no row has that name"),
         (Tool(["echo", '{"error": 7}']), "it wrote b'{\"error\": 7}', which holds no result"),
     ],

@@ -58,14 +58,19 @@ def simulate_scenario(
     routing_policy: RoutingPolicy | None = None,
     decision_interval_s: float = 0.0,
     progress: Callable[[float], None] | None = None,
+    beside: Callable[[RequestRecord], None] = lambda _record: None,
 ) -> AutoscalingRun:
     """Serve all of ``scenario``, from ``replicas`` on. autoscaler: None for a static fleet. engine: what is served with, if
     not the scenario's (flags of an arm). finished: filled as requests end, for autoscalers that look at it. progress: told
-    the share of the scenario that has arrived."""
+    the share of the scenario that has arrived. beside: told of requests that are not the scenario's, with indices above its
+    own: work without a reader that the autoscaler submits to replicas, in no figure but what replicas cost."""
     scores = np.zeros(len(scenario.requests))
     timeline: list[tuple[float, int]] = []
 
     def sink(record: RequestRecord) -> None:
+        if record.index >= len(scores):
+            beside(record)
+            return
         scores[record.index] = record.qoe
         if finished is not None:
             finished.add(record)

@@ -89,6 +89,7 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
     from andes_sglang.sim.server.app import ServerInfo
     from andes_sglang.sim.server.run import run
 
+    flags.check_preemption_mode(args.policy, args.preemption_mode)
     policy = flags.policy_of(args)
     target = flags.target_of(args)
     try:
@@ -149,6 +150,8 @@ def serve(args: argparse.Namespace, passed: list[str]) -> int:
 
 def _traces_url(args: argparse.Namespace) -> str | None:
     url = args.otlp_traces_endpoint
+    if not args.enable_trace and url is not None:
+        raise UsageError(f"--otlp-traces-endpoint {url}: goes with --enable-trace")
     if not args.enable_trace:
         return None
     if not str(url).startswith(("http://", "https://")):

@@ -3,18 +3,30 @@
 import json
 import os
 import sys
+import urllib.error
 import urllib.request
 
 GATEWAY = sys.argv[1].rstrip("/")
 HEADERS = {"content-type": "application/json"}
 if os.environ.get("API_KEY"):
     HEADERS["authorization"] = f"Bearer {os.environ['API_KEY']}"
+HINTS = {
+    401: ": name a Secret with a tenant's key in test.apiKeySecret",
+    403: ": the tenant of test.apiKeySecret may not call this",
+    503: ": is an engine ready?",
+}
 
 
 def get(path: str, body: object = None) -> list[str]:
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(GATEWAY + path, data, HEADERS), timeout=120) as answer:
-        return [line for line in answer.read().decode().splitlines() if line]
+    try:
+        with urllib.request.urlopen(urllib.request.Request(GATEWAY + path, data, HEADERS), timeout=120) as answer:
+            return [line for line in answer.read().decode().splitlines() if line]
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")[:300]
+        raise SystemExit(f"{path}: HTTP {error.code}{HINTS.get(error.code, '')}\n{said}") from None
+    except OSError as error:
+        raise SystemExit(f"{path}: the gateway {GATEWAY} does not answer: {error}") from None
 
 
 def streams(model: str) -> str | None:

@@ -10,9 +10,11 @@
 {{- include "andes.checkFlags" (list $where $engine $flags) -}}
 {{- include "andes.checkOptions" (list (first .) $where $engine $flags) -}}
 {{- include "andes.checkAdapters" (list $where $engine $flags) -}}
+{{- include "andes.checkPreemption" (list $where $engine $flags) -}}
 {{- if eq $engine.kind "sglang" -}}
 {{- include "andes.checkGpus" (list $where $engine $flags) -}}
 {{- include "andes.checkPolicy" (list $where $engine $flags) -}}
+{{- include "andes.checkModel" (list $where $engine) -}}
 {{- include "andes.checkCache" (list $where $engine (first .).Values) -}}
 {{- include "andes.checkGroup" (list $where $engine (include "andes.component" .)) -}}
 {{- include "andes.checkKey" . -}}
@@ -74,8 +76,51 @@ lists what there is */ -}}
 {{- $_ := set $own "dist-init-addr" "group.size" -}}
 {{- end -}}
 {{- range $names, $value := $own -}}
-{{- with regexFind (printf " --(%s)[= ]" $names) (last $) -}}
-{{- fail (printf "%s.args: the chart sets %s itself%s" (first $) (trimAll " =" .) (ternary (printf "; see %s.%s" (first $) $value) "" (ne $value ""))) -}}
+{{- include "andes.checkOwn" (list (first $) (last $) $names (ternary (printf "%s.%s" (first $) $value) "" (ne $value ""))) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A flag that the chart sets itself: list "engine" " --flag=value --other value " "name|other-name" "engine.model.name" */ -}}
+{{- define "andes.checkOwn" -}}
+{{- with regexFind (printf " --(%s)[= ]" (index . 2)) (index . 1) -}}
+{{- fail (printf "%s.args: the chart sets %s itself%s" (first $) (trimAll " =" .) (ternary (printf "; see %s" (last $)) "" (ne (last $) ""))) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Flags of the operator that its probes and rights depend on: . */ -}}
+{{- define "andes.checkOperator" -}}
+{{- include "andes.checkArgs" (list . "operator.args" .Values.operator.args "operator") -}}
+{{- $flags := printf " %s " (join " " .Values.operator.args) -}}
+{{- range $names, $value := dict "port" "" "namespace" "operator.namespaces" "otlp-endpoint" "otel.endpoint" -}}
+{{- include "andes.checkOwn" (list "operator" $flags $names $value) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Labels by which Services and controllers know their pods, and others of the chart's: list "commonLabels" the labels
+(list "version") */ -}}
+{{- define "andes.checkLabels" -}}
+{{- range $name := concat (list "name" "instance" "component") (last .) -}}
+{{- if hasKey (index $ 1) (printf "app.kubernetes.io/%s" $name) -}}
+{{- fail (printf "%s: the chart sets app.kubernetes.io/%s itself: choose another label" (first $) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey (index . 1) "helm.sh/chart" -}}
+{{- fail (printf "%s: the chart sets helm.sh/chart itself: choose another label" (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* An adapter of one model that has the name of another: the gateway could not tell them apart: list $ (list "engine-coder") */ -}}
+{{- define "andes.checkServed" -}}
+{{- $values := (first .).Values -}}
+{{- range $component := last . -}}
+{{- range (index $values $component).lora.adapters -}}
+{{- $adapter := .name -}}
+{{- range $other := without (last $) $component -}}
+{{- $model := (index $values $other).model -}}
+{{- if eq $adapter (default $model.name $model.servedName) -}}
+{{- fail (printf "models: %s: engine.lora.adapters: %s is the name of the model of %s: requests for it could mean either" (trimPrefix "engine-" $component) $adapter (trimPrefix "engine-" $other)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -139,8 +184,21 @@ lists what there is */ -}}
 {{- if $refused -}}
 {{- fail (printf "%s.args: %s does not go with a policy: leave it out, or set %s.policy to stock" (first .) $refused (first .)) -}}
 {{- end -}}
-{{- else if eq $mode "offload" -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What a simulated engine refuses too */ -}}
+{{- define "andes.checkPreemption" -}}
+{{- if and (eq (index . 1).policy "stock") (eq (include "andes.flag" (list (last .) "preemption-mode")) "offload") -}}
 {{- fail (printf "%s.args: --preemption-mode offload: policy stock preempts no request; choose another %s.policy" (first .) (first .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* A model in a claim is a folder there; any other name would be downloaded, past the claim */ -}}
+{{- define "andes.checkModel" -}}
+{{- $model := (last .).model -}}
+{{- if and $model.existingClaim (not (hasPrefix (printf "%s/" (trimSuffix "/" $model.mountPath)) (printf "%s/" $model.name))) -}}
+{{- fail (printf "%s.model.name is %s, which would be downloaded: with model.existingClaim it is a folder below %s" (first .) $model.name $model.mountPath) -}}
 {{- end -}}
 {{- end -}}
 

@@ -55,7 +55,7 @@ spec:
   {{- include "andes.podSpec" $me | nindent 2 }}
   automountServiceAccountToken: false
   {{- with .runtimeClassName }}
-  runtimeClassName: {{ . }}
+  runtimeClassName: {{ . | toYaml }}
   {{- end }}
   {{- if and .tolerations (not $sim) }}
   tolerations:
@@ -132,7 +132,7 @@ spec:
 - serve
 {{- if $sim }}
 - --engine=sim
-- --profile={{ .profile }}
+- {{ printf "--profile=%s" .profile | toYaml }}
 - {{ printf "--model=%s" (default .model.name .model.servedName) | toYaml }}
 {{- else }}
 - {{ printf "--model=%s" .model.name | toYaml }}
@@ -157,9 +157,9 @@ spec:
 - --node-rank=$(LWS_WORKER_INDEX)
 - --dist-init-addr=$(LWS_LEADER_ADDRESS):20000
 {{- end }}
-- --policy={{ .policy }}
+- {{ printf "--policy=%s" .policy | toYaml }}
 {{- range $name, $value := .policyOptions }}
-- --policy-option={{ $name }}={{ kindIs "string" $value | ternary $value (toJson $value) }}
+- {{ printf "--policy-option=%s=%s" $name (kindIs "string" $value | ternary $value (toJson $value)) | toYaml }}
 {{- end }}
 - --default-ttft={{ .defaultTtft }}
 - --default-tds={{ .defaultTds }}
@@ -168,7 +168,7 @@ spec:
 {{- end }}
 {{- if and $root.Values.otel.endpoint (not $sim) }}
 - --enable-trace
-- --otlp-traces-endpoint={{ trimSuffix "/" $root.Values.otel.endpoint }}/v1/traces
+- {{ printf "--otlp-traces-endpoint=%s/v1/traces" (trimSuffix "/" $root.Values.otel.endpoint) | toYaml }}
 {{- end }}
 {{- with .args }}
 {{ toYaml . }}
@@ -188,7 +188,7 @@ spec:
 {{- include "andes.modelEnv" . | nindent 0 }}
 {{- if .apiKeySecret }}
 - name: ANDES_ENGINE_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret | toYaml }}, key: {{ .apiKeySecretKey | toYaml }}}}
 {{- end }}
 {{- if $root.Values.otel.endpoint }}
 - {name: OTEL_EXPORTER_OTLP_TRACES_PROTOCOL, value: http/protobuf}
@@ -207,7 +207,7 @@ spec:
 - {name: FLASHINFER_WORKSPACE_BASE, value: /cache}
 {{- if .model.huggingFaceSecret }}
 - name: HF_TOKEN
-  valueFrom: {secretKeyRef: {name: {{ .model.huggingFaceSecret }}, key: {{ .model.huggingFaceSecretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .model.huggingFaceSecret | toYaml }}, key: {{ .model.huggingFaceSecretKey | toYaml }}}}
 {{- end }}
 {{- end -}}
 
@@ -225,7 +225,7 @@ spec:
 {{- include "andes.profilesMount" $root | nindent 0 }}
 {{- end }}
 {{- if and (not $sim) .model.existingClaim }}
-- {name: models, mountPath: {{ .model.mountPath }}, readOnly: true}
+- {name: models, mountPath: {{ .model.mountPath | toJson }}, readOnly: true}
 {{- end }}
 {{- with .extraVolumeMounts }}
 {{ toYaml . }}
@@ -244,9 +244,9 @@ spec:
 {{- if not $sim }}
 - name: cache
   {{- if .cache.node.enabled }}
-  hostPath: {path: {{ .cache.node.path }}, type: Directory} # made by the DaemonSet
+  hostPath: {path: {{ .cache.node.path | toJson }}, type: Directory} # made by the DaemonSet
   {{- else if $claim }}
-  persistentVolumeClaim: {claimName: {{ $claim }}}
+  persistentVolumeClaim: {claimName: {{ $claim | toYaml }}}
   {{- else if .cache.sizeLimit }}
   emptyDir: {sizeLimit: {{ .cache.sizeLimit }}}
   {{- else }}
@@ -260,7 +260,7 @@ spec:
 {{- end }}
 {{- if and (not $sim) .model.existingClaim }}
 - name: models
-  persistentVolumeClaim: {claimName: {{ .model.existingClaim }}, readOnly: true}
+  persistentVolumeClaim: {claimName: {{ .model.existingClaim | toYaml }}, readOnly: true}
 {{- end }}
 {{- with .extraVolumes }}
 {{ toYaml . }}

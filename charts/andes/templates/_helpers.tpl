@@ -16,8 +16,8 @@
 {{- /* What never changes and identifies pods: list $ "gateway" */ -}}
 {{- define "andes.selector" -}}
 {{- $root := first . -}}
-app.kubernetes.io/name: {{ include "andes.name" $root }}
-app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/name: {{ include "andes.name" $root | toYaml }}
+app.kubernetes.io/instance: {{ $root.Release.Name | toYaml }}
 app.kubernetes.io/component: {{ last . }}
 {{- end -}}
 
@@ -30,6 +30,7 @@ app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- with $root.Values.commonLabels }}
+{{- include "andes.checkLabels" (list "commonLabels" . (list "part-of" "version" "managed-by")) }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -68,6 +69,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- $values := index $root.Values $component -}}
 labels: # without the chart's version, which would restart every engine when it changes
   {{- include "andes.selector" (list $root $component) | nindent 2 }}
+  {{- include "andes.checkLabels" (list (printf "%s.podLabels" (regexFind "^[a-z]+" $component)) $values.podLabels list) }}
   {{- with mustMergeOverwrite dict $root.Values.commonLabels $values.podLabels }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -84,7 +86,7 @@ annotations:
 {{- define "andes.podSpec" -}}
 {{- $root := first . -}}
 {{- $values := index $root.Values (last .) -}}
-serviceAccountName: {{ include "andes.serviceAccountName" . }}
+serviceAccountName: {{ include "andes.serviceAccountName" . | toYaml }}
 enableServiceLinks: false # a Service's variables would look like our settings
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
@@ -93,7 +95,7 @@ imagePullSecrets:
 securityContext:
   {{- include "andes.podSecurity" $root | nindent 2 }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | toYaml }}
 {{- end }}
 {{- with $values.nodeSelector }}
 nodeSelector:
@@ -170,6 +172,7 @@ dns://{{ include "andes.engineService" . }}.{{ (first .).Release.Namespace }}.sv
 {{- end -}}
 {{- include "andes.checkEngine" (list $ $component) -}}
 {{- end -}}
+{{- include "andes.checkServed" (list $ $found) -}}
 {{- toJson $found -}}
 {{- end -}}
 
@@ -196,14 +199,19 @@ env:
 {{- end -}}
 {{- end -}}
 
-{{- /* A probe with fields of one's own, whose handler replaces the chart's: list "YAML of a probe" .probes.liveness */ -}}
+{{- /* A probe with fields of one's own, whose handler replaces the chart's: list "YAML of a probe" .probes.liveness. What the API server
+would fill in is written: server-side apply takes away only what is. */ -}}
 {{- define "andes.probe" -}}
 {{- $own := last . -}}
 {{- $probe := first . | fromYaml -}}
 {{- range list "httpGet" "tcpSocket" "exec" "grpc" -}}
 {{- if hasKey $own . -}}{{- $probe = omit $probe "httpGet" "tcpSocket" "exec" "grpc" -}}{{- end -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite $probe (deepCopy $own)) -}}
+{{- $probe = mergeOverwrite $probe (deepCopy $own) -}}
+{{- with $probe.httpGet -}}
+{{- $_ := set . "scheme" (default "HTTP" .scheme) -}}
+{{- end -}}
+{{- toYaml $probe -}}
 {{- end -}}
 
 {{- define "andes.adminSecret" -}}
@@ -220,19 +228,41 @@ env:
 - name: ANDES_GATEWAY_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: ANDES_GATEWAY_ADMIN_KEY_SHA256
-  valueFrom: {secretKeyRef: {name: {{ include "andes.adminSecret" . }}, key: sha256}}
+  valueFrom: {secretKeyRef: {name: {{ include "andes.adminSecret" . | toYaml }}, key: sha256}}
 {{- with .Values.gateway.tenants }}
 {{- if .existingSecret }}
 - name: ANDES_GATEWAY_TENANTS
-  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret | toYaml }}, key: {{ .key | toYaml }}}}
 {{- end }}
 {{- end }}
 {{- with .Values.engine }}
 {{- if .apiKeySecret }}
 - name: ANDES_GATEWAY_UPSTREAM_API_KEY
-  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret }}, key: {{ .apiKeySecretKey }}}}
+  valueFrom: {secretKeyRef: {name: {{ .apiKeySecret | toYaml }}, key: {{ .apiKeySecretKey | toYaml }}}}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- /* Environment of the operator, as a list: . */ -}}
+{{- define "andes.operatorEnv" -}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+{{- if .Values.gateway.enabled }}
+- name: ANDES_ADMIN_KEY
+  valueFrom: {secretKeyRef: {name: {{ include "andes.adminSecret" . | toYaml }}, key: key}}
+{{- end }}
+{{- if .Values.profiles }}
+{{- include "andes.profilesVariable" . | nindent 0 }}
+{{- end }}
+{{- end -}}
+
+{{- /* Name and namespace of the operator's Lease, as its flags say: . */ -}}
+{{- define "andes.lease" -}}
+{{- $flags := printf " %s " (join " " .Values.operator.args) -}}
+{{- toJson (dict "name" (default "andes-operator" (include "andes.flag" (list $flags "lease")))
+  "namespace" (default .Release.Namespace (include "andes.flag" (list $flags "lease-namespace")))) -}}
 {{- end -}}
 
 {{- /* Security context of a pod, on OpenShift without user and groups: . */ -}}

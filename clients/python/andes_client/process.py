@@ -56,6 +56,8 @@ class Tool:
             raise ValueError(f"argument and statements go together, got {self.argument!r} and {self.statements!r}")
         if self.statements is not None and self.statements not in SPLITTERS:
             raise ValueError(f"statements must be one of {', '.join(SPLITTERS)}, got {self.statements!r}")
+        if self.user == "":
+            raise ValueError("user must be a name, or None: whom this process runs as; got ''")
         for name in ("timeout_s", "output_bytes", "memory_bytes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -377,4 +379,4 @@ def _limited(command: Sequence[str], *, user: str | None, memory_bytes: int | No
     """``command`` by ``user``, under its limit of memory."""
     if user is None and memory_bytes is None:
         return list(command)
-    return [sys.executable, "-m", "andes_client.limited", str(memory_bytes or "-"), user or "-", *command]
+    return [sys.executable, "-m", "andes_client.limited", str(memory_bytes or ""), user or "", *command]

@@ -1,4 +1,4 @@
-"""SGLang's own scheduling has no say under a policy, and is told so at start."""
+"""What does less under a policy than its name says is told at start."""
 
 from __future__ import annotations
 
@@ -7,37 +7,15 @@ from typing import Any
 
 import pytest
 
-from andes_sglang.adapter.contradictions import contradiction, notes
+from andes_sglang.adapter.contradictions import notes
 
 
 def server_args(**given: Any) -> Any:
-    switches = dict.fromkeys(("enable_priority_scheduling", "enable_prefill_delayer"), False)
-    usual = {"schedule_policy": "fcfs", "retraction_policy": "length", "min_free_slots_delay": None, **switches}
-    return SimpleNamespace(**{**usual, "speculative_algorithm": None, **given})
+    return SimpleNamespace(**{"enable_priority_scheduling": False, "speculative_algorithm": None, **given})
 
 
 def test_what_nobody_asked_for_is_not_mentioned() -> None:
-    assert contradiction(server_args()) is None
     assert notes(server_args()) == []
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (
-            {"schedule_policy": "lpm"},
-            "--schedule-policy lpm: a policy decides in which order requests are served; leave",
-        ),
-        (
-            {"retraction_policy": "priority"},
-            "--retraction-policy priority: a policy decides who makes room when KV runs",
-        ),
-        ({"enable_prefill_delayer": True}, "--enable-prefill-delayer: a policy decides when a prompt is computed"),
-        ({"min_free_slots_delay": 4}, "--min-free-slots-delay: a policy decides when a prompt is computed; leave"),
-    ],
-)
-def test_what_a_policy_decides_instead_is_refused(given: dict[str, Any], text: str) -> None:
-    assert (contradiction(server_args(**given)) or "").startswith(text)
 
 
 def test_what_is_left_of_priorities_is_said() -> None:

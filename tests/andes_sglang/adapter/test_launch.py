@@ -527,7 +527,7 @@ def test_an_sglang_that_is_another_ends_the_server(
     ("flags", "plugins", "says"),
     [
         ((), "andes_cpu", "SGLang has not loaded our plugin"),
-        (("--pp-size", "2"), "andes,andes_cpu", "--pp-size is not supported with a policy"),
+        (("--pp-size", "2"), "andes,andes_cpu", "--pp-size 2 is not supported with a policy"),
     ],
 )
 def test_nothing_is_served_without_the_policy(

@@ -216,23 +216,28 @@ def server_args(**given: Any) -> Any:
 @pytest.mark.parametrize(
     ("given", "flag"),
     [
-        ({"pp_size": 2}, "--pp-size"),
+        ({"pp_size": 2}, "--pp-size 2"),
         ({"tp_size": 2, "enable_dp_attention": True}, "--enable-dp-attention"),
-        ({"attn_cp_size": 2}, "--attn-cp-size"),
-        ({"dcp_size": 2}, "--dcp-size"),
-        ({"disaggregation_mode": "prefill"}, "--disaggregation-mode"),
-        ({"decoupled_spec_role": "drafter"}, "--decoupled-spec-role"),
+        ({"attn_cp_size": 2}, "--attn-cp-size 2"),
+        ({"dcp_size": 2}, "--dcp-size 2"),
+        ({"disaggregation_mode": "prefill"}, "--disaggregation-mode prefill"),
+        ({"decoupled_spec_role": "drafter"}, "--decoupled-spec-role drafter"),
         ({"enable_pdmux": True}, "--enable-pdmux"),
-        ({"dllm_algorithm": "LowConfidence"}, "--dllm-algorithm"),
+        ({"dllm_algorithm": "LowConfidence"}, "--dllm-algorithm LowConfidence"),
         ({"enable_hisparse": True}, "--enable-hisparse"),
         ({"encoder_only": True}, "--encoder-only"),
         ({"use_ray": True}, "--use-ray"),
         ({"smg_grpc_mode": True}, "--smg-grpc-mode"),
         ({"grpc_mode": True}, "--grpc-mode"),
+        ({"schedule_policy": "lpm"}, "--schedule-policy lpm"),
+        ({"retraction_policy": "priority"}, "--retraction-policy priority"),
+        ({"enable_prefill_delayer": True}, "--enable-prefill-delayer"),
+        ({"min_free_slots_delay": 4}, "--min-free-slots-delay 4"),
     ],
 )
 def test_engines_that_would_not_do_what_a_policy_decides_are_refused(given: dict[str, Any], flag: str) -> None:
-    assert seams.unsupported(server_args()) is None
+    usual = {"min_free_slots_delay": 0, "schedule_policy": "fcfs", "retraction_policy": "length"}
+    assert seams.unsupported(server_args()) is seams.unsupported(server_args(**usual)) is None
     assert str(seams.unsupported(server_args(**given))).startswith(f"{flag} is not supported with a policy: ")
 
 

@@ -230,6 +230,12 @@ def test_the_gain_counts_prefill_of_waiting_requests_cached_tokens_and_weights()
     assert gain[1] == pytest.approx(float((served - readers.waiting(NOW_S, 60.0))[0]))
 
 
+def test_a_cached_token_counts_no_more_than_a_new_one_also_where_the_fit_says_so() -> None:
+    views = [request("cached", W, prompt=3000, cached_tokens=2000), request("new", W, prompt=3000)]
+    cached, new = AndesV2()._gain(state_of(*views, model=latency(token_s=1e-3, cached_s=5e-3)), 1, 3000.0)
+    assert cached == pytest.approx(new)
+
+
 def test_the_best_size_is_taken() -> None:
     views = [request(f"r{k}", W, output=10, dry_s=5.0) for k in range(20)]
     state = state_of(*views, pool=4200, slots=20, model=latency(step_s=0.0, request_s=0.1, token_s=0.0))

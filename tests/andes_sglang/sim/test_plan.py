@@ -271,9 +271,9 @@ def test_a_planner_without_workload_or_replicas_is_refused() -> None:
 CPU_PROFILE = ("--profile", "cpu-tiny-llama")
 
 
-def plan(out: Path, *flags: str) -> dict[str, Any]:
+def plan(out: Path, *flags: str, status: int = 0) -> dict[str, Any]:
     base = ("--shape", "poisson", "--rate", "6", "--duration", "15", "--tds", "4.5")
-    assert main(["plan", *base, "--seeds", "2", "--out", str(out), "--force", *flags]) == 0
+    assert main(["plan", *base, "--seeds", "2", "--out", str(out), "--force", *flags]) == status
     return dict(json.loads((out / "plan.json").read_text()))
 
 
@@ -295,6 +295,10 @@ def test_plan_finds_the_least_fleet_and_its_saving(tmp_path: Path, capsys: pytes
     assert "SIMULATED" in page
     assert "<svg" in page
     assert "http" not in page
+    most = str(andes["replicas"])
+    flags = ("--policies", "stock,andes", "--rate", "12", "--duration", "10", "--max-replicas", most)
+    found = plan(tmp_path, *CPU_PROFILE, *flags)["plans"]
+    assert [str(p["replicas"]) for p in found] == ["None", most], "one answer is enough for the exit status"
 
 
 def test_by_default_andes_as_one_would_deploy_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -332,7 +336,8 @@ def test_mixes_cost_no_more_than_either_alone(tmp_path: Path) -> None:
 def test_a_fleet_that_does_not_reach_is_said_to_be_larger_than_the_bound(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = plan(tmp_path, *CPU_PROFILE, "--policies", "stock", "--rate", "30", "--duration", "10", "--most", "1")
+    few = ("--rate", "30", "--duration", "10", "--most", "1")
+    result = plan(tmp_path, *CPU_PROFILE, "--policies", "stock", *few, status=1)
     said = capsys.readouterr()
     assert result["plans"][0]["replicas"] is None
     assert "> 1" in said.out

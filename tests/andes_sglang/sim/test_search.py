@@ -17,7 +17,7 @@ from andes_sglang.flags import UsageError
 from andes_sglang.objective import parse_objective
 from andes_sglang.sim import plan_cli, profile, search_cli
 from andes_sglang.sim.configure import configure
-from andes_sglang.sim.search import LADDER, Found, Setup, Space, engine_of, held_rate, search
+from andes_sglang.sim.search import LADDER, OPTIONS, Found, Setup, Space, engine_of, held_rate, search
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -27,6 +27,7 @@ def test_every_set_up_that_is_drawn_is_an_engine(name: str) -> None:
     drawn = space.draws(40, seed=3)
     assert drawn[:2] == [space.defaults, space.deployed]
     assert len(drawn) == len(set(drawn)) == 40
+    assert {name for setup in drawn for name, _ in setup.options} == set(OPTIONS), "each is tried"
     for setup in drawn:
         engine, policy = configure(engine_of(loaded, setup), setup.arm)
         assert engine.devices == setup.devices
@@ -56,14 +57,14 @@ def test_defaults_are_the_profiles_own_and_only_what_fits_is_tried() -> None:
 
 
 def test_the_line_to_serve_with_and_the_charts_values_say_the_same() -> None:
-    setup = Setup(2, chunk_tokens=4096, mixed=True, offload=True, options=(("horizon_s", 30.0), ("length_guard", 2.0)))
+    setup = Setup(2, chunk_tokens=4096, mixed=True, offload=True, options=(("fairness", -1.0), ("horizon_s", 30.0)))
     assert setup.serve_flags() == (
         "--policy andes --tp-size 2 --enable-mixed-chunk --preemption-mode offload --chunked-prefill-size 4096 "
-        "--policy-option horizon_s=30 --policy-option length_guard=2"
+        "--policy-option fairness=-1 --policy-option horizon_s=30"
     )
     values = yaml.safe_load(setup.chart_values("mine"))
     assert values == {"engine": {
-        "profile": "mine", "policy": "andes", "policyOptions": {"horizon_s": 30, "length_guard": 2}, "gpu": {"count": 2},
+        "profile": "mine", "policy": "andes", "policyOptions": {"fairness": -1, "horizon_s": 30}, "gpu": {"count": 2},
         "args": ["--tp-size=2", "--enable-mixed-chunk", "--preemption-mode=offload", "--chunked-prefill-size=4096"],
     }}  # fmt: skip
     assert yaml.safe_load(Setup(1).chart_values("mine")) == {
@@ -105,7 +106,7 @@ def test_halving_spends_little_on_most_and_finds_the_best() -> None:
         played.append((setup, share))
         return margin(setup, rate_rps, share)
 
-    found = search(counted, SPACE, count=30, seed=1, guess_rps=8.0)
+    found = search(counted, SPACE, count=40, seed=1, guess_rps=8.0)
     assert found[0].setup == SPACE.defaults
     best = max(found, key=lambda one: one.held_rps)
     assert (best.setup.mixed, best.setup.chunk_tokens, best.setup.max_running) == (True, 1024, None)
@@ -237,10 +238,23 @@ def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
         return margins(rig, setup, rate_rps, share, seeds) if max(seeds) < search_cli.FRESH else -1.0
 
     monkeypatch.setattr(search_cli._Rig, "margin", held_on_the_first)
-    assert main([*BASE, "--out", str(tmp_path)]) == 2
+    assert main([*BASE, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
-    assert "--objective mean>=0.95: cpu-tiny-llama holds it with seed 1, but on 1 fresh draw at no rate" in error
+    assert "andes plan: cpu-tiny-llama holds mean>=0.95 with seed 1, but on 1 fresh draw at no rate" in error
     assert not (tmp_path / "plan.json").exists()
+
+
+def test_an_objective_that_is_missed_at_any_rate_is_said_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_cli._Rig, "margin", lambda *_: -1.0)
+    assert main([*BASE, "--out", str(tmp_path)]) == 1
+    assert "andes plan: cpu-tiny-llama holds mean>=0.95 at no rate that was tried" in capsys.readouterr().err
+
+
+def test_a_price_has_no_say_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--search", "--profile", "cpu-tiny-llama@2", "--out", str(tmp_path)]) == 2
+    assert "--profile cpu-tiny-llama@2: a price is of mixes; --search counts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -254,6 +268,7 @@ def test_an_objective_that_fresh_draws_miss_at_any_rate_is_said_in_one_sentence(
         (("--router", "least_load"), "--router least_load: not with --search, which looks at one engine"),
         (("--rate", "8"), "--rate 8: not with --search, which looks for the rate that an engine holds"),
         (("--max-replicas", "8"), "--max-replicas 8: not with --search"),
+        (("--reasoning", "shown"), "--reasoning shown: burst 2x"),
     ],
 )
 def test_what_it_does_not_do_is_refused(

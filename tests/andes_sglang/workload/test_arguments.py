@@ -66,6 +66,7 @@ def test_rates_are_drawn_from_with_the_lengths_of_a_shape(rates: Path) -> None:
         (("--max-prompt", "3"), "--max-prompt: not with"),
         (("--output-scale", "2"), "--output-scale: not with"),
         (("--ttft", "0"), "--ttft 0: not with"),
+        (("--reasoning", "shown"), "--reasoning shown: not with"),
         (("--prompt", "x"), "lengths 'x'"),
     ],
 )
@@ -117,6 +118,7 @@ def test_what_a_shape_has_no_use_for_is_refused(flag: str) -> None:
         (("--shape", "gamma", "--width", "0.2"), "--width 0.2: is of --shape burst; --shape gamma has no use"),
         (("--characters-per-token", "3"), "--characters-per-token 3: is of data sets"),
         (("--tds", "3", "--population", "listening"), "--population listening: not with --tds 3"),
+        (("--reasoning", "shown"), "--reasoning shown: burst 2x .* has no thoughts; a shape has them by --thought"),
     ],
 )
 def test_a_flag_that_a_shape_would_ignore_is_refused(flags: tuple[str, ...], says: str) -> None:
@@ -134,6 +136,7 @@ def test_a_flag_that_a_shape_would_ignore_is_refused(flags: tuple[str, ...], say
         (("--output", "3-9"), "--output 3-9: not with --trace, whose lengths are played"),
         (("--thought", "50"), "--thought 50: not with --trace, whose lengths are played"),
         (("--characters-per-token", "4"), "--characters-per-token 4: is of data sets, which hold texts"),
+        (("--reasoning", "shown"), "--reasoning shown: t.csv has no thoughts"),
     ],
 )  # fmt: skip
 def test_a_flag_that_a_trace_would_ignore_is_refused(trace: Path, flags: tuple[str, ...], says: str) -> None:
@@ -149,3 +152,8 @@ def test_flags_that_hold_are_used(tmp_path: Path) -> None:
     assert {(r.prompt_tokens, r.output_tokens) for r in drawn} == {(4, 7)}
     with pytest.raises(WorkloadError, match=r"--prompt 9: not with .*prompts.jsonl, whose prompts are taken"):
         asked("--trace", str(path), "--prompt", "9")
+    path.write_text('{"prompt": "aaaaaaaa", "output_tokens": 3}\n')
+    with pytest.raises(WorkloadError, match=r"--output 9: not with .*prompts.jsonl, whose answers are taken; see"):
+        asked("--trace", str(path), "--output", "9")
+    shown = asked("--thought", "20", "--output", "10", "--reasoning", "shown")
+    assert {(r.output_tokens, r.reason_tokens) for r in shown} == {(30, 0)}

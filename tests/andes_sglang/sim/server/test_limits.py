@@ -200,6 +200,11 @@ def test_mistakes_are_named_before_anything_starts(capsys: pytest.CaptureFixture
             (("--profile", str(tmp_path / "bad.toml")), "bad.toml: needs one of the tables"),
             (("--policy", "magic"), "--policy magic: unknown policy 'magic'; choose one of alise, andes"),
             (("--policy", "stock", "--policy-option", "a=1"), "policy stock has no options"),
+            (("--policy", "stock", "--preemption-mode", "offload"), "policy stock preempts no request"),
+            (
+                ("--otlp-traces-endpoint", "http://c:4318"),
+                "--otlp-traces-endpoint http://c:4318: goes with --enable-trace",
+            ),
             (("--policy-option", "horizon_s=-1"), "horizon_s must be > 0"),
             (("--default-tds", "0"), "--default-tds: tds must be"),
             (("--port", str(busy.getsockname()[1])), "cannot listen there (Address already in use)"),
