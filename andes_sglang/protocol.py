@@ -24,7 +24,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-SGLANG_RELEASE = "0.5.17"
+SGLANG_RELEASE = "0.5.23"
 """The release of SGLang that the figures and rules of this module are copied from."""
 
 # SGLang's defaults: `sglang.srt.environ.envs`

@@ -11,7 +11,8 @@ options=(pip compile --quiet --no-header --no-annotate --no-emit-index-url --no-
 overrides=$(mktemp)
 trap 'rm -f "$overrides"' EXIT
 sed -e '/^#/d' -e "s/\$/ ; python_version < '3'/" requirements/cpu.drop >"$overrides"
-echo 'torch==2.13.0' >>"$overrides"
+# torch: the newest with a CPU build; transformers: on which the older releases of SGLang run, too.
+printf '%s\n' torch==2.13.0 transformers==5.12.1 tokenizers==0.22.2 >>"$overrides"
 "$tools/bin/uv" "${options[@]}" --python-version 3.11 --override "$overrides" requirements/cpu.in |
     sed 's/^\(torch==[0-9.]*\)+cpu$/\1/' >requirements/cpu.txt.new
 "$tools/bin/uv" "${options[@]}" --python-version 3.12 --python-platform x86_64-manylinux_2_35 requirements/gpu.in \

@@ -9,7 +9,7 @@ command -v "$python" >/dev/null || fail "$python not found; set PYTHON to a Pyth
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $version in
 3.11 | 3.12 | 3.13) ;;
-*) fail "$python is Python $version; SGLang 0.5.17 is built for 3.11, 3.12 and 3.13: set PYTHON to one of them" ;;
+*) fail "$python is Python $version; SGLang is built for 3.11, 3.12 and 3.13: set PYTHON to one of them" ;;
 esac
 wanted=$({ echo "$version"; cat requirements/cpu.txt pyproject.toml clients/python/pyproject.toml tools/setup.sh; } | "$python" -c \
     'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')

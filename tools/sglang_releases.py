@@ -6,13 +6,14 @@ folder; pip is asked for a wheel once, by name.
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ["UnreachableError", "unpacked"]
+__all__ = ["UnreachableError", "python_path", "unpacked"]
 
 FOLDER = Path(__file__).resolve().parent.parent / ".setup" / "sglang"
 
@@ -39,6 +40,12 @@ def unpacked(release: str, folder: Path = FOLDER) -> Path:
         zipfile.ZipFile(wheel).extractall(whole)
         whole.replace(target)
     return target
+
+
+def python_path(release: str) -> list[str]:
+    """What goes first in ``PYTHONPATH`` so that ``release`` is imported: nothing where it is the one in .venv. Raises
+    :class:`UnreachableError`."""
+    return [] if release == importlib.metadata.version("sglang") else [str(unpacked(release))]
 
 
 if __name__ == "__main__":

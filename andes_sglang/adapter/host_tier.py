@@ -40,6 +40,8 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
 
     several_ranks = False
     """Whether it holds the same on all ranks of an engine: its order of eviction follows from each rank's clock."""
+    evicts_as_told = True
+    """Whether what is wanted again is evicted last."""
 
     def __init__(self, params: Any, server_args: Any) -> None:
         self.counts = CopyCounts()

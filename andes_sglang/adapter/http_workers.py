@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from sglang.srt.plugins import load_plugins
@@ -16,8 +19,8 @@ __all__ = ["WorkerArgs", "refuse_with_400", "take_readers"]
 
 
 def refuse_with_400() -> None:
-    """Also at endpoints that do not catch what ``generate_request`` raises."""
-    from sglang.srt.entrypoints.http_server import app
+    """Also at endpoints that do not catch what ``generate_request`` raises, and in our words where SGLang checks first."""
+    from sglang.srt.entrypoints import http_server
     from starlette.responses import JSONResponse
 
     from andes_sglang.adapter.request_checks import RequestRefusedError
@@ -25,8 +28,24 @@ def refuse_with_400() -> None:
     def answer(_request: Any, refused: Exception) -> JSONResponse:
         return JSONResponse({"error": {"message": str(refused)}}, 400)
 
+    app = http_server.app
     app.add_exception_handler(RequestRefusedError, answer)
     app.middleware_stack = None  # made of the handlers there are, at the next request; in a worker it was made before
+    if hasattr(http_server, "generate_contract_error"):
+        http_server.generate_contract_error = partial(_with_its_field, http_server.generate_contract_error)
+
+
+def _with_its_field(theirs: Callable[[Any], str | None], body: Any) -> str | None:
+    """What SGLang (since 0.5.23) finds wrong in a body of ``/generate``, often without the field: what we find there."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    from andes_sglang.adapter.request_checks import check_fields
+
+    fault = theirs(body)
+    if fault is not None and isinstance(body, dict):
+        known = {field.name for field in fields(GenerateReqInput)}
+        check_fields(GenerateReqInput(**{name: value for name, value in body.items() if name in known}))
+    return fault
 
 
 def take_readers() -> None:

@@ -29,6 +29,8 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
 
     several_ranks = True
     """It is evicted in the order of use, which is the same on all ranks of an engine."""
+    evicts_as_told = False
+    """Its order is SGLang's own."""
     writes_through = True
     overlaps = True
 

@@ -9,6 +9,7 @@ several ranks would evict by clocks of their own, and where ``--radix-eviction-p
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from andes_sglang.adapter.unified_host_tier import UnifiedHostTier
 
 __all__ = ["WantedKv"]
+
+log = logging.getLogger(__name__)
 
 
 class WantedKv:
@@ -38,6 +41,7 @@ class WantedKv:
             tier.follow(self._wanted)
         elif one_rank and getattr(tree, "eviction_policy", "") == "lru" and hasattr(tree, "eviction_strategy"):
             self._order = tree.eviction_strategy = EvictionOrder(self._wanted)
+        self._says_that_none_is_kept = self._order is None or (tier is not None and not tier.evicts_as_told)
 
     def look_again(self) -> None:
         """Once an iteration: what is wanted may have changed."""
@@ -49,7 +53,14 @@ class WantedKv:
         """An answer has ended: its KV is the tree's, and its conversation may be about to go on. One that yields has none who
         waits for it: its KV does not outlive that of readers."""
         expectation, req = record.expectation, record.req
-        if self._order is None or expectation.returns_s is None or expectation.yields:
+        if expectation.returns_s is None or expectation.yields:
+            return
+        if self._says_that_none_is_kept:
+            log.warning(
+                "custom_params.qoe.returns has no effect on this engine: its radix tree keeps its own order of eviction"
+            )
+            self._says_that_none_is_kept = False
+        if self._order is None:
             return
         if req.finished_reason.to_json()["type"] == "abort":
             return

@@ -1,6 +1,6 @@
 # docker build -f charts/images/engine.Dockerfile -t andes-engine .
 # SGLang's own image of the release that the plugin is made for, and the plugin.
-FROM lmsysorg/sglang:v0.5.17
+FROM lmsysorg/sglang:v0.5.23
 COPY pyproject.toml README.md LICENSE /src/
 COPY andes_sglang /src/andes_sglang
 COPY api /src/api

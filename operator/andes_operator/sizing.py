@@ -50,13 +50,18 @@ class Headroom:
 
     def __str__(self) -> str:
         replicas, horizon_s = self.replicas, self.sized.horizon_s
-        what = f"{self.times:.1f} x {self.load.base:.1f} busy"
+        what = f"{self.times:.1f} x {_shown(self.load.base)} busy"
         if self.sized.breach_s is not None and self.sized.breach_s <= horizon_s:
             noticed = f"would be noticed in {self.sized.breach_s:.0f} s"
             return f"{replicas} replicas: {what} {noticed}, help takes {horizon_s:.0f} s"
         due_s = self.due_s
         later = "no order would be due" if due_s is None else f"the next order would be due in {due_s:.0f} s"
         return f"{replicas} replicas: survive {what} for {horizon_s:.0f} s; {later}"
+
+
+def _shown(busy: float) -> str:
+    """A small service is not idle."""
+    return f"{busy:.1f}" if busy >= 1.0 or not busy else f"{busy:.2g}"
 
 
 def headroom(

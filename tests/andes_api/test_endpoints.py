@@ -59,10 +59,14 @@ def test_responses(simulated: Any, gateway: Any) -> None:
     with sdk.responses.stream(
         model="simulated", input=SAID, max_output_tokens=12, extra_headers={"x-andes-class": "code"}
     ) as stream:
-        kinds = [event.type for event in stream]
-        streamed = stream.get_final_response()
+        first, second, *_, last = stream
+    assert [event.type for event in (first, second, last)] == [
+        "response.created", "response.in_progress", "response.incomplete",
+    ]  # fmt: skip
+    streamed = last.response
+    assert (streamed.status, streamed.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert streamed.output_text == whole.output_text
-    assert (kinds[:2], kinds[-1]) == (["response.created", "response.in_progress"], "response.completed")
+    assert whole.status == "incomplete"
     assert streamed.usage is not None
     assert streamed.usage.output_tokens == 12
     record = last_record(server)

@@ -104,6 +104,11 @@ def test_too_little_known_is_no_headroom() -> None:
     assert headroom(SPEC, early, ledger, new, ANDES, cold_s=300.0) is not None
 
 
+def test_a_small_service_is_not_said_to_be_idle() -> None:
+    small = headroom(SPEC, looked(NOW_S, 1, 2.0), booked(2.0, 30, work_s=0.01), GrowthHistory(), ANDES, cold_s=300.0)
+    assert "survive 3.0 x 0.02 busy for 315 s" in str(small)
+
+
 def test_pods_that_start_serve_when_their_order_is_a_cold_start_old() -> None:
     starting = seen(NOW_S, 9, ready=4)
     orders = (Change(NOW_S - 250.0, 2), Change(NOW_S - 100.0, -1), Change(NOW_S - 90.0, 2), Change(NOW_S - 30.0, 1))

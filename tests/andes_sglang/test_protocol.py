@@ -53,9 +53,9 @@ from types import SimpleNamespace
 from andes_sglang.adapter import launch, options
 
 launch.prepare_environment(options.PluginOptions("andes"))
-from sglang.srt.managers import schedule_policy
+from sglang.srt.managers import schedule_batch, schedule_policy
 from sglang.srt.managers.schedule_batch import ScheduleBatch
-from sglang.srt.managers.scheduler_components.new_token_ratio_tracker import NewTokenRatioTracker
+from sglang.srt.managers.scheduler_components import new_token_ratio_tracker
 from sglang.srt.arg_groups.overrides import _page_size_default
 
 from andes_sglang import protocol
@@ -64,10 +64,12 @@ reqs = [
     SimpleNamespace(output_ids=[0] * output, origin_input_ids=[0] * prompt, sampling_params=SimpleNamespace(max_new_tokens=50))
     for output, prompt in ((7, 3), (2, 9), (2, 4), (30, 1), (2, 5))
 ]
-order = ScheduleBatch._get_decode_retraction_order(reqs, SimpleNamespace(retraction_policy="length"))
+defaults = SimpleNamespace(retraction_policy="length", schedule_conservativeness=1.0)
+schedule_batch.get_schedule = new_token_ratio_tracker.get_schedule = lambda: defaults
+NewTokenRatioTracker = new_token_ratio_tracker.NewTokenRatioTracker
+order = ScheduleBatch._get_decode_retraction_order(reqs)
 rank = lambda i: protocol.stock_retraction_rank(len(reqs[i].output_ids), len(reqs[i].origin_input_ids))
-tracker = NewTokenRatioTracker.from_server_args(SimpleNamespace(schedule_conservativeness=1.0))
-stepped = NewTokenRatioTracker.from_server_args(SimpleNamespace(schedule_conservativeness=1.0))
+tracker, stepped = NewTokenRatioTracker.from_config(), NewTokenRatioTracker.from_config()
 for _ in range(250):
     stepped.decay_step()
 after = protocol.new_token_ratio_after_retraction(sum(len(r.output_ids) for r in reqs), 50 * len(reqs), len(reqs))

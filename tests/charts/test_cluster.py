@@ -101,6 +101,20 @@ def test_gateways_stay_as_many_when_an_autoscaler_takes_over(control_plane: Cont
     control_plane.unserve(KEDA)
 
 
+def test_probes_of_ones_own_come_and_go(control_plane: ControlPlane, helm: Config) -> None:
+    """Server-side apply leaves what the API server has filled in (a scheme), and a handler with it, beside the new one."""
+    own = {
+        "engine.probes.liveness": {"exec": {"command": ["true"]}},
+        "gateway.probes.readiness": {"tcpSocket": {"port": "http"}},
+        "operator.probes.readiness": {"httpGet": {"path": "/livez", "port": "http"}},
+    }
+    helm.install(chart.CHART, "demo", chart.nested(WANTED))
+    for values in ({**WANTED, **own}, {**WANTED, "operator.probes.readiness": {"exec": {"command": ["true"]}}}, WANTED):
+        helm.upgrade(chart.CHART, "demo", chart.nested(values))
+    (container,) = control_plane("GET", GATEWAY)["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
 def test_install_upgrade_uninstall(control_plane: ControlPlane, helm: Config) -> None:
     helm.install(chart.CHART, "demo", chart.nested(WANTED))
     installed = ours(control_plane)

@@ -113,7 +113,6 @@ class Endpoints:
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.one_model),
             Route("/v1/loads", self.loads),
-            Route("/get_load", self.load),
             Route("/health", self.health),
             Route("/health_generate", self.health),
             Route("/model_info", self.model_info),
@@ -254,18 +253,6 @@ class Endpoints:
             "loads": [self._exposition.load()],
         }
         return JSONResponse(said)
-
-    async def load(self, _request: Request) -> Response:
-        load = self._exposition.load()
-        said = {
-            "dp_rank": 0,
-            "num_reqs": load["num_running_reqs"] + load["num_waiting_reqs"],
-            "num_waiting_reqs": load["num_waiting_reqs"],
-            "num_tokens": load["num_total_tokens"],
-            "num_pending_tokens": load["num_total_tokens"] - load["num_used_tokens"],
-            "ts_tic": load["timestamp"],
-        }
-        return JSONResponse([said])
 
     async def metrics(self, _request: Request) -> Response:
         page, media_type = self._exposition.page()

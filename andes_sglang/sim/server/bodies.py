@@ -1,4 +1,4 @@
-"""Request bodies as SGLang 0.5.17 reads them: ``read_completion(body, limits)`` and its like give an :class:`AnswerRequest`.
+"""Request bodies as SGLang 0.5.23 reads them: ``read_completion(body, limits)`` and its like give an :class:`AnswerRequest`.
 
 What a simulated model cannot do is refused with the field and its value, never ignored.
 """

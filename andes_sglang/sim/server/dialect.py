@@ -1,4 +1,4 @@
-"""Answers in the words of SGLang 0.5.17: OpenAI's completions and chat, and its own ``/generate``."""
+"""Answers in the words of SGLang 0.5.23: OpenAI's completions and chat, and its own ``/generate``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["WEIGHT_VERSION", "Chat", "Completion", "Dialect", "Generate", "dumps
 WEIGHT_VERSION = "default"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _USAGE = (
-    b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null,"reasoning_tokens":%d}'
+    b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null,"reasoning_tokens":%d,'
+    b'"completion_tokens_details":%b}'
 )
 Finish = tuple[str | None, str | int | None]
 
@@ -29,6 +30,16 @@ def dumps(content: Any) -> bytes:
 
 def _event(content: Any) -> bytes:
     return b"data: %b\n\n" % dumps(content)
+
+
+def _thought_apart(tokens: int) -> dict[str, int] | None:
+    return {"reasoning_tokens": tokens} if tokens else None
+
+
+def _weights(answer: Answer) -> dict[str, Any]:
+    """Of which weights each token is."""
+    one = {"version": WEIGHT_VERSION, "start": 0, "end": answer.tokens}
+    return {"weight_version": WEIGHT_VERSION, "weight_versions": [one]}
 
 
 class Dialect(ABC):
@@ -82,13 +93,14 @@ class Dialect(ABC):
         n = self.asked.n
         prompt = sum(choice.prompt.tokens for choice in self.choices[::n])
         completion = sum(answer.tokens for answer in answers)
-        cached = sum(answer.cached_tokens for answer in answers[::n]) if self._cache_report else 0
+        cached, thought = sum(answer.cached_tokens for answer in answers[::n]), self.thought_tokens(answers)
         return {
             "prompt_tokens": prompt,
             "total_tokens": prompt + completion,
             "completion_tokens": completion,
-            "prompt_tokens_details": {"cached_tokens": cached} if cached else None,
-            "reasoning_tokens": self.thought_tokens(answers),
+            "prompt_tokens_details": {"cached_tokens": cached} if self._cache_report else None,
+            "reasoning_tokens": thought,
+            "completion_tokens_details": _thought_apart(thought),
         }
 
     def thought_tokens(self, answers: Sequence[Answer]) -> int:
@@ -98,11 +110,10 @@ class Dialect(ABC):
     def _usage_so_far(self, index: int, answer: Answer) -> bytes:
         choice = self.choices[index]
         prompt, thought = choice.prompt.tokens, min(answer.tokens, choice.thought)
-        return _USAGE % (prompt, prompt + answer.tokens, answer.tokens, thought)
+        return _USAGE % (prompt, prompt + answer.tokens, answer.tokens, thought, dumps(_thought_apart(thought)))
 
     def _whole(self, choices: list[dict[str, Any]], answers: Sequence[Answer]) -> dict[str, Any]:
-        metadata = {"weight_version": WEIGHT_VERSION}
-        return {**self._about, "choices": choices, "usage": self.usage(answers), "metadata": metadata}
+        return {**self._about, "choices": choices, "usage": self.usage(answers), "metadata": _weights(answers[0])}
 
 
 class Completion(Dialect):
@@ -178,7 +189,7 @@ class Chat(Dialect):
             finish, matched = self.finish(k, answer)
             text = self.choices[k].text(0, answer.tokens)
             thought = self.choices[k].reasoning(0, answer.tokens) or None
-            message = {"role": "assistant", "content": text, "reasoning_content": thought, "tool_calls": None}
+            message = {"role": "assistant", "content": text, "reasoning_content": thought}
             choices.append(
                 {"index": k, "message": message, "logprobs": None, "finish_reason": finish, "matched_stop": matched}
             )
@@ -203,7 +214,7 @@ class Generate(Dialect):
             "id": self.rid if len(self.choices) == 1 else f"{self.rid}_{index}",
             "finish_reason": reason,
             "prompt_tokens": choice.prompt.tokens,
-            "weight_version": WEIGHT_VERSION,
+            **_weights(answer),
             "completion_tokens": answer.tokens,
             "cached_tokens": answer.cached_tokens,
         }

@@ -1,4 +1,4 @@
-"""Answers in events with types, in the words of SGLang 0.5.17: OpenAI's Responses and Anthropic's Messages."""
+"""Answers in events with types, in the words of SGLang 0.5.23: OpenAI's Responses and Anthropic's Messages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Responses(Dialect):
             "tool_choice": "auto",
             "tools": [],
             "error": None,
-            "incomplete_details": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
         }
 
     def _part(self, text: str) -> dict[str, Any]:
@@ -124,10 +124,14 @@ class Responses(Dialect):
             events += self._event("response.output_text.done", **where, text=text, logprobs=[])
             events += self._event("response.content_part.done", **where, part=self._part(text))
             events += self._event("response.output_item.done", output_index=index, item=output[-1])
-        return events + self._event("response.completed", response=self._response("completed", output, usage))
+        status = self._status(answers[0])
+        return events + self._event(f"response.{status}", response=self._response(status, output, usage))
 
     def whole(self, answers: Sequence[Answer]) -> Any:
-        return self._response("completed", self._output(answers[0]), self.usage(answers))
+        return self._response(self._status(answers[0]), self._output(answers[0]), self.usage(answers))
+
+    def _status(self, answer: Answer) -> str:
+        return "incomplete" if self.finish(0, answer)[0] == "length" else "completed"
 
     def shed(self, message: str) -> bytes:
         return self.head() + self.cut(message)

@@ -199,14 +199,19 @@ env:
 {{- end -}}
 {{- end -}}
 
-{{- /* A probe with fields of one's own, whose handler replaces the chart's: list "YAML of a probe" .probes.liveness */ -}}
+{{- /* A probe with fields of one's own, whose handler replaces the chart's: list "YAML of a probe" .probes.liveness. What the API server
+would fill in is written: server-side apply takes away only what is. */ -}}
 {{- define "andes.probe" -}}
 {{- $own := last . -}}
 {{- $probe := first . | fromYaml -}}
 {{- range list "httpGet" "tcpSocket" "exec" "grpc" -}}
 {{- if hasKey $own . -}}{{- $probe = omit $probe "httpGet" "tcpSocket" "exec" "grpc" -}}{{- end -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite $probe (deepCopy $own)) -}}
+{{- $probe = mergeOverwrite $probe (deepCopy $own) -}}
+{{- with $probe.httpGet -}}
+{{- $_ := set . "scheme" (default "HTTP" .scheme) -}}
+{{- end -}}
+{{- toYaml $probe -}}
 {{- end -}}
 
 {{- define "andes.adminSecret" -}}

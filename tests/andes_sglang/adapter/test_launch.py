@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import re
@@ -463,8 +464,8 @@ def test_a_real_server_waits_for_a_reader_and_goes_on_with_the_same_words(andes:
 @pytest.mark.parametrize("heavy", ["early", "late"])
 def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) -> None:
     """Two streams wait for the one slot, which a far heavier request holds; ``heavy`` has so many times the weight of the
-    other that how long either has waited does not matter. Were weights ignored, one of the two cases would fail. One token
-    each: served first, ended first."""
+    other that how long either has waited does not matter. Were weights ignored, one of the two cases would fail. One slot:
+    served first, ended forty tokens before the other."""
     with ThreadPoolExecutor(3) as pool:
         urgent = {"custom_params": {"qoe": {"ttft": 0, "tds": 100_000, "weight": 1000}}}
         holder = pool.submit(generate, andes, "holder", 3500, sampling_params=urgent)
@@ -472,7 +473,7 @@ def test_a_real_server_serves_a_heavier_stream_first(andes: Engine, heavy: str) 
         ends_s = {}
         for count, rid in enumerate(("early", "late"), start=1):
             weight = {"custom_params": {"qoe": {"weight": 8.0 if rid == heavy else 0.01}}}
-            ends_s[rid] = pool.submit(generate, andes, rid, 1, sampling_params=weight)
+            ends_s[rid] = pool.submit(generate, andes, rid, 40, sampling_params=weight)
             wait_until_waiting(andes, count)
         assert not holder.done()
         andes.post("/abort_request", {"rid": "holder"})
@@ -512,8 +513,8 @@ def test_an_sglang_that_is_another_ends_the_server(
     with pytest.raises(EngineError) as caught, Engine(tiny_model, "andes", log=tmp_path / "log"):
         pass
     for says in (
-        "sglang 0.5.17 is installed; andes was run on 0.5.16",
-        "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, is_insert), expected (req, cache)",
+        f"sglang {importlib.metadata.version('sglang')} is installed; andes was run on 0.5.16",
+        "seam sglang.srt.mem_cache.common.release_kv_cache takes (req, tree_cache, checkpoint), expected (req, cache)",
         "seam sglang.srt.managers.scheduler.Scheduler.gone is missing",
         "seam sglang.srt.managers.schedule_batch.Req has no attribute unheard_of",
     ):

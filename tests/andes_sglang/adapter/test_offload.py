@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.memory import GIB, free_bytes, pool_bytes
@@ -47,32 +48,62 @@ def test_the_pool_is_what_was_asked_for_or_a_part_of_what_is_free() -> None:
     assert pool_bytes(None, 1e18) == pytest.approx(0.25 * free_bytes(), rel=0.5)
 
 
-TIER = """
+TIERS = {
+    "0.5.17": """
+from andes_sglang.adapter.host_tier import HostTier
+
+HostTier.__mro__[1].__init__ = lambda self, params, server_args: sizes.append(server_args.hicache_size)
+made = HostTier
+""",
+    "0.5.23": """
+from contextlib import contextmanager
+
+from andes_sglang.adapter import unified_host_tier
+from andes_sglang.adapter.unified_host_tier import UnifiedHostTier
+
+@contextmanager
+def override(hicache_size):
+    sizes.append(hicache_size)
+    yield
+
+unified_host_tier.get_memory = lambda: SimpleNamespace(override=override)
+unified_host_tier.get_parallel = lambda: SimpleNamespace(tp_group=SimpleNamespace(world_size=1))
+UnifiedHostTier.__mro__[1].init_hicache = lambda self, server_args, params: None
+made = lambda params, server_args: UnifiedHostTier.__new__(UnifiedHostTier).init_hicache(server_args, params)
+""",
+}
+"""By the release whose cache it extends: ``made(params, server_args)`` leaves the memory that SGLang is told, in GB."""
+FRAME = """
 from types import SimpleNamespace
 
 from andes_sglang.adapter import launch, options
 
 launch.prepare_environment(options.PluginOptions.from_env())
-from andes_sglang.adapter.host_tier import HostTier
-
 sizes = []
-HostTier.__mro__[1].__init__ = lambda self, params, server_args: sizes.append(server_args.hicache_size)
+%s
 params = SimpleNamespace()
 params.token_to_kv_pool_allocator = SimpleNamespace(get_kvcache=lambda: SimpleNamespace(get_kv_size_bytes=lambda: (5, 5)))
 for ranks in (1, 4):
-    HostTier(params, SimpleNamespace(dp_size=ranks, hicache_size=0))
+    made(params, SimpleNamespace(dp_size=ranks, hicache_size=0))
 print(*sizes)
 """
 
 
 @pytest.mark.engine  # none is started, but SGLang and torch are imported
-def test_data_parallel_ranks_share_what_was_asked_for() -> None:
+@pytest.mark.parametrize("release", TIERS)
+def test_data_parallel_ranks_share_what_was_asked_for(release: str) -> None:
     """Each has a pool of its own; together they hold no more than one that is alone."""
+    try:
+        beside = python_path(release)
+    except UnreachableError as unreachable:
+        pytest.skip(f"NOT TESTED on sglang {release}: {unreachable}")
     environment = {
         **os.environ,
         ENVIRONMENT: PluginOptions("andes", preemption_mode="offload", host_kv_gib=2.0).to_env(),
+        "PYTHONPATH": os.pathsep.join([*beside, os.environ.get("PYTHONPATH", "")]),
     }
-    done = subprocess.run([sys.executable, "-c", TIER], env=environment, capture_output=True, text=True, check=False)
+    script = FRAME % TIERS[release]
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     alone, one_of_four = map(float, done.stdout.split()[-2:])
     assert (alone, one_of_four) == pytest.approx((2 * GIB / 1e9, 0.5 * GIB / 1e9))

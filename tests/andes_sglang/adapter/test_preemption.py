@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.options import OFFLOAD_PARTS
+from andes_sglang.adapter.seams import OFFLOAD_RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
 from andes_sglang.engine_flags import EngineFlags
 
@@ -249,9 +251,12 @@ def test_outputs_are_token_identical(engine: tuple[Engine, str], expected: dict[
 def test_without_a_part_of_it_offload_is_only_slower(
     tiny_model: Path, tmp_path: Path, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    """The same tokens, and the figures show that the part is not there."""
-    for name, value in slow_copies(tmp_path).items():
-        monkeypatch.setenv(name, value)
+    """The same tokens, and the figures show that the part is not there. On the release that can leave a part out."""
+    try:
+        beside = python_path(OFFLOAD_RELEASES[0])
+    except UnreachableError as unreachable:
+        pytest.skip(f"NOT TESTED: {unreachable}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*beside, slow_copies(tmp_path)["PYTHONPATH"]]))
     monkeypatch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
     flags = ("--disable-overlap-schedule", "--policy-option", "mode=offload", "--policy-option", "every_tokens=3")
     with Engine(
@@ -271,7 +276,9 @@ def test_without_a_part_of_it_offload_is_only_slower(
         until(engine, lambda told: told[HITS] > 130)
         until(engine, lambda told: (told[USED] < 300) == (part == "write-through"))
         until(engine, lambda told: again_tokens(told) > 130 if part == "increments" else again_tokens(told) == 0)
-        check_same(answers(engine), expected)
+        found = answers(engine)
+        assert len(found.pop("logprob tokens")) == 24, "of bytes that are no text the releases write different tokens"
+        check_same(found, expected)
         assert preemptions(engine, "offload") > 60
         wait_until_idle(engine)
         until(engine, lambda told: told[USED] == 0)

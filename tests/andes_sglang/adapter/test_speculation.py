@@ -1,4 +1,4 @@
-"""Speculative decoding by n-grams under forced preemption, with and without SGLang's overlap, and on the newest release of SGLang:
+"""Speculative decoding by n-grams under forced preemption, and on the oldest release of SGLang, with its overlap and without:
 the tokens that the model says to transformers."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_releases import UnreachableError, unpacked
+from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.seams import RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
@@ -64,7 +64,9 @@ def expected(tiny_model: Path) -> dict[str, Any]:
     return said | {"logprobs": said["plain 1"], "stopped": said["plain 0"][: last + 1]}
 
 
-@pytest.fixture(scope="module", params=["Speculating", "Overlapping", f"Speculating on {RELEASES[-1]}"])
+@pytest.fixture(
+    scope="module", params=["Speculating", f"Speculating on {RELEASES[0]}", f"Overlapping on {RELEASES[0]}"]
+)
 def engine(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:
@@ -72,7 +74,7 @@ def engine(
     log = tmp_path_factory.mktemp("speculation") / "log"
     path = [str(POLICIES), os.environ.get("PYTHONPATH", "")]
     try:
-        path = [str(unpacked(release)), *path] if release else path
+        path = [*python_path(release), *path] if release else path
     except UnreachableError as unreachable:
         pytest.skip(f"NOT TESTED on sglang {release}: {unreachable}")
     with pytest.MonkeyPatch.context() as patch:

@@ -107,9 +107,7 @@ def test_generate_tells_part_of_what_sglang_tells(urls: list[str]) -> None:
     assert (form(ours["text"]), form(ours["output_ids"])) == (form(real["text"]), form(real["output_ids"]))
 
 
-@pytest.mark.parametrize(
-    "path", ["/health", "/health_generate", "/v1/models", "/model_info", "/get_model_info", "/get_load"]
-)
+@pytest.mark.parametrize("path", ["/health", "/health_generate", "/v1/models", "/model_info", "/get_model_info"])
 def test_what_they_say_of_themselves_has_the_same_form(urls: list[str], path: str) -> None:
     real, ours = (httpx.get(url + path, timeout=120) for url in urls)
     assert ours.status_code == real.status_code == 200
