@@ -203,6 +203,7 @@ class FleetAutoscaler:
             recent=tuple(
                 ObservedRequest(
                     r.arrival_s, READER_CLASS, r.prompt_tokens, generated.get(i, r.output_tokens), i not in generated,
+                    reason_tokens=min(r.reason_tokens, generated.get(i, r.output_tokens)),
                     target=r.target, weight=r.weight, yields=r.yields, expected_tokens=r.expected_tokens,
                 )
                 for i, r in recent

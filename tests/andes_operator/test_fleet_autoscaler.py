@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,15 @@ def test_it_sees_what_gateways_and_pods_would_tell() -> None:
     assert len(seen.recent) == len(scenario.between(0.0, 30.0)) < MIN_REQUESTS
     assert sum(not r.done for r in seen.recent) == fleet.open_requests
     assert all(r.output_tokens < 50 for r in seen.recent if not r.done), "of an open stream only how far it is"
+
+
+def test_it_sees_how_much_of_an_answer_was_thought() -> None:
+    """What is not shown is not read: a table that takes it for read counts on buffers that are not there."""
+    scenario = Scenario([replace(r, reason_tokens=40) for r in steady(4.0, 60.0)], ENGINE)
+    scaler = autoscaler(scenario)
+    seen = scaler.observe(served(scenario, 30.0, scaler.finished, replicas=2))
+    assert {r.reason_tokens for r in seen.recent if r.done} == {40}
+    assert all(r.reason_tokens == min(40, r.output_tokens) for r in seen.recent)
 
 
 def test_a_stream_without_a_first_token_counts_as_missed_once_it_is_late() -> None:
