@@ -220,7 +220,7 @@ ATTRIBUTES: dict[str, str] = {
     f"{_MANAGERS}.io_struct.SetInternalStateReqOutput": "updated",
     "sglang.srt.server_args.ServerArgs": "attn_cp_size dcp_size disaggregation_mode dp_size enable_dp_attention "
     "enable_metrics enable_prefill_delayer enable_priority_scheduling min_free_slots_delay pp_size retraction_policy "
-    "schedule_policy speculative_algorithm tp_size",
+    "radix_eviction_policy schedule_policy speculative_algorithm tp_size",
 }
 """By class: what instances must have; ``a|b`` for what one release calls a and another b."""
 

@@ -2,8 +2,9 @@
 streams, and of conversations whose tool runs.
 
 An engine with a host tier asks it all the time. Without one a release leaves KV to be evicted, the least recently used first,
-and SGLang's own order holds as long as no conversation is to return. It always holds where the tree is native code, where
-several ranks would evict by clocks of their own, and where ``--radix-eviction-policy`` asks for another one.
+and SGLang's own order holds as long as no conversation is to return. Where the tree is native code it always holds, and
+conversations that return are used meanwhile (:mod:`andes_sglang.adapter.touches`). Nothing is done where several ranks would
+evict by clocks of their own, nor where ``--radix-eviction-policy`` asks for another order.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import copy
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from andes_sglang.adapter.records import StreamRecord, StreamRecords
 from andes_sglang.adapter.sglang_request import prefix_hit, tree_node
+from andes_sglang.adapter.touches import Touches
 from andes_sglang.policy.eviction import NO_READER, EvictionOrder, Returns
 
 if TYPE_CHECKING:
@@ -41,18 +44,27 @@ class WantedKv:
             tier.follow(self._wanted)
         elif one_rank and getattr(tree, "eviction_policy", "") == "lru" and hasattr(tree, "eviction_strategy"):
             self._order = tree.eviction_strategy = EvictionOrder(self._wanted)
-        self._says_that_none_is_kept = self._order is None or (tier is not None and not tier.evicts_as_told)
+        self._touches: Touches | None = None
+        asked = self._order is not None and (tier is None or tier.evicts_as_told)
+        if not asked and one_rank and scheduler.server_args.radix_eviction_policy == "lru":
+            self._touches = Touches(partial(prefix_hit, tree))
+        self._says_that_none_is_kept = not asked and self._touches is None
 
     def look_again(self) -> None:
         """Once an iteration: what is wanted may have changed."""
-        if self._order is not None:
+        if self._order is not None or self._touches is not None:
             self._returns.drop(time.perf_counter())
+        if self._order is not None:
             self._order.look_again()
+        if self._touches is not None and self._returns:
+            self._touches.touch(self._returns.expected())
 
     def ended(self, record: StreamRecord, now_s: float) -> None:
         """An answer has ended: its KV is the tree's, and its conversation may be about to go on. One that yields has none who
         waits for it: its KV does not outlive that of readers."""
         expectation, req = record.expectation, record.req
+        if self._touches is not None:
+            self._touches.answer_ended()
         if expectation.returns_s is None or expectation.yields:
             return
         if self._says_that_none_is_kept:
@@ -60,13 +72,15 @@ class WantedKv:
                 "custom_params.qoe.returns has no effect on this engine: its radix tree keeps its own order of eviction"
             )
             self._says_that_none_is_kept = False
-        if self._order is None:
-            return
         if req.finished_reason.to_json()["type"] == "abort":
             return
-        hit = prefix_hit(self._tree, copy.copy(req))  # a look-up leaves its marks on a request
-        self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, expectation.returns_s)
-        self._order.look_again()
+        req = copy.copy(req)  # a look-up leaves its marks on a request
+        if self._touches is not None:
+            self._returns.ended(req, now_s, expectation.returns_s)
+        elif self._order is not None:
+            hit = prefix_hit(self._tree, req)
+            self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, expectation.returns_s)
+            self._order.look_again()
 
     def _wanted(self) -> Iterator[tuple[Any, float]]:
         """Where the KV of each ends in the tree, and when it is needed."""

@@ -74,11 +74,13 @@ def decide(
     headroom: Headroom | None = None,
     cold_s: float = 0.0,
     offline_tps: float | None = None,
+    tabulating: bool = False,
 ) -> ScaleDecision:
     """The next number of replicas.
 
     cold_s: until a replica that is started now serves. offline_tps: tokens/s of one without readers, by the simulator.
     headroom: what survives until help is there, which is asked for where it is known; else what the what-if finds.
+    tabulating: what survives is being worked out; until it is known, no reserve is given away.
     predicted: the what-if for the demand at the time when a pod started now would serve; None: there is none, and then no
     replica is removed. failure: why there is none.
     """
@@ -105,6 +107,9 @@ def decide(
         ask, beside = _with_offline(spec, deadlines, ask, idle=idle)
         memory = replace(memory, slack=replace(memory.slack, added=beside))
         decision = _within_bounds(spec, seen, predicted, memory, ask, idle=idle and not beside)
+        if tabulating and decision.reason in (Reason.SURPLUS, Reason.NOT_NEEDED):
+            message = f"{decision.message}; but what survives a surge is being tabulated"
+            decision = ScaleDecision(current, Reason.STABILIZING, message, decision.memory)
     attainable = None if predicted is None or current == 0 else predicted.fewest is not None
     return replace(decision, attainable=attainable, failure=failure)
 

@@ -281,12 +281,10 @@ class Reconciler:
     def _tabulate(self, context: ReconcileContext, predicted: Prediction | None, surge_s: float) -> None:
         """Have a table made where there is none for these engines and lengths; it is there at one of the next reconciles."""
         seen, state = context.seen, context.state
-        if (
-            self._make_table is None
-            or predicted is None
-            or predicted.lengths is None
-            or len(seen.reader_arrivals_s) < MIN_REQUESTS
-        ):
+        state.awaits_table = False
+        if self._make_table is None or predicted is None or predicted.lengths is None:
+            return
+        if len(seen.reader_arrivals_s) < MIN_REQUESTS:
             return
         kind = table_kind(context.spec, seen, surge_s)
         if kind != state.table_kind:
@@ -294,11 +292,12 @@ class Reconciler:
         if state.table is not None and state.table.holds(predicted.lengths, seen.now_s):
             return
         asked = self._tables.find(kind, predicted.lengths, seen.now_s)
-        if asked is not None and asked.table is not None:
-            state.table = replace(asked.table, at_s=seen.now_s)
-        elif asked is None and (state.tabulating is None or state.tabulating.done()):
+        if asked is None and (state.tabulating is None or state.tabulating.done()):
             asked = self._tables.ask(kind, predicted.lengths)
             state.tabulating = asyncio.create_task(self._fill_in(asked, context, surge_s, self._make_table))
+        if asked is not None and asked.table is not None:
+            state.table = replace(asked.table, at_s=seen.now_s)
+        state.awaits_table = state.table is None and (asked is None or asked.pending)
 
     async def _fill_in(self, asked: Asked, context: ReconcileContext, surge_s: float, make: MakeTable) -> None:
         """For this target and all others of the kind."""
@@ -331,7 +330,7 @@ class Reconciler:
         cold_s = cold_start_s(spec, context.state.cold_starts.seconds) if context.seen.offline.batches else 0.0
         decision = decide(
             spec, context.seen, predicted, context.memory, failure, headroom=found, cold_s=cold_s,
-            offline_tps=offline_tps(spec, context.seen),
+            offline_tps=offline_tps(spec, context.seen), tabulating=context.state.awaits_table,
         )  # fmt: skip
         span.set_attributes({
             "andes.reason": str(decision.reason), "andes.message": decision.message,

@@ -60,7 +60,8 @@ class TargetState:
     saved_s: when it was saved, Unix seconds; None: it is not. cold_starts: as learned from the pods. failures: of its
     reconciles, in a row. rival: another operator that reconciles it. model: that its engines announce; share: of the model's
     demand, this pool's. growth: of its demand, kept with the history. table: of what its engines carry and can put off, its
-    own or another target's of the same ``table_kind``; tabulating: the task that makes one. nodes: names of its pods' nodes.
+    own or another target's of the same ``table_kind``; tabulating: the task that makes one; awaits_table: there is none, and
+    one is being made. nodes: names of its pods' nodes.
     shared: whether it is one of many, which are listed together. made: its status as of the last reconcile; written: as the
     API server has it."""
 
@@ -77,6 +78,7 @@ class TargetState:
     table: Table | None = None
     table_kind: TableKind | None = None
     tabulating: asyncio.Task[None] | None = None
+    awaits_table: bool = False
     nodes: frozenset[str] = frozenset()
     shared: bool = False
     made: Mapping[str, Any] = field(default_factory=dict)

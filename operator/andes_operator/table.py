@@ -69,6 +69,10 @@ class Asked:
     table: Table | None = None
     failed_s: float | None = None
 
+    @property
+    def pending(self) -> bool:
+        return self.table is None and self.failed_s is None
+
 
 class Tables:
     """What targets have asked for: one computation for all of one kind whose lengths are within a fifth of each other."""

@@ -671,3 +671,14 @@ def test_a_steady_demand_is_settled_for_good(spec: TargetSpec, start: int, fewes
     rises = [b - a for a, b in itertools.pairwise(history[1:])]
     assert all(d >= 0 for d in rises) or all(d <= 0 for d in rises)
     assert history[-1] == max(1, spec.clamp(fewest))
+
+
+def test_what_may_be_a_reserve_stays_until_what_survives_is_known() -> None:
+    kept = Run(9)
+    for _ in range(40):
+        kept.now_s += 15.0
+        decision = decide(SPEC, seen(kept.now_s, 9), predicted(2), kept.memory, tabulating=True)
+        kept.memory = decision.memory
+    assert (decision.replicas, decision.reason) == (9, Reason.STABILIZING)
+    assert decide(SPEC, seen(kept.now_s + 15.0, 9), predicted(2), kept.memory).replicas < 9
+    assert decide(SPEC, seen(kept.now_s + 15.0, 9), predicted(12), kept.memory, tabulating=True).replicas == 12

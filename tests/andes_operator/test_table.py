@@ -278,3 +278,20 @@ def test_tables_are_kept_in_bounds_and_those_that_were_used_last() -> None:
             assert tables.find(KIND, lengths[0], NOW_S) is first
     assert len(tables._asked) == MAX_TABLES
     assert tables.find(kinds[0], lengths[1], NOW_S) is None
+
+
+def test_no_reserve_is_given_away_while_its_table_is_made() -> None:
+    """After a restart, say, when the what-if alone says what steady demand takes."""
+
+    async def scenario(site: Many, looks: int) -> int:
+        site.made = asyncio.Event()
+        for _ in range(looks):
+            await site.look()
+        return site.replicas
+
+    site = Many(1)
+    assert asyncio.run(scenario(site, 20)) == 7, "five minutes, twice the stabilisation window"
+    assert site.each["t0"]["status"]["message"].endswith("; but what survives a surge is being tabulated")
+    failing = Many(1)
+    failing.broken = "prompts do not fit"
+    assert asyncio.run(scenario(failing, 20)) < 7, "then the what-if decides"

@@ -133,6 +133,14 @@ def test_the_operators_variables_are_replaced_by_ones_own() -> None:
             "it is a folder below /m/",
         ),
         ({"models": [{"name": "a", "engine": {"model": {"existingClaim": "c"}}}]}, "models: a: engine.model.name is"),
+        (
+            {"gateway.autoscaling.enabled": True, "gateway.resources": {"requests": {"cpu": None}}},
+            "gateway.autoscaling.enabled: the container gateway has no resources.requests.cpu",
+        ),
+        (
+            {"gateway.autoscaling.enabled": True, "gateway.sidecars": [{"name": "log", "image": "x", "resources": {"requests": None}}]},
+            "gateway.autoscaling.enabled: the container log has no resources.requests.cpu",
+        ),
         ({"operator.args": ["--port=9090"]}, "operator.args: the chart sets --port itself$"),
         ({"operator.args": ["--namespace", "a"]}, "the chart sets --namespace itself; see operator.namespaces"),
         ({"operator.args": ["--otlp-endpoint=http://c"]}, "the chart sets --otlp-endpoint itself; see otel.endpoint"),
@@ -154,6 +162,12 @@ def test_what_would_not_find_its_pods_or_be_found_is_refused(values: dict[str, A
 def test_a_model_in_a_claim_is_a_folder_there(name: str) -> None:
     for mount in ("/m", "/m/"):
         assert chart.render({"engine.model": {"existingClaim": "c", "mountPath": mount, "name": name}})
+
+
+def test_what_runs_beside_an_autoscaled_gateway_asks_for_cpu() -> None:
+    sidecar = {"name": "log", "image": "x", "resources": {"limits": {"cpu": "1"}}}
+    assert chart.render({"gateway.autoscaling.enabled": True, "gateway.sidecars": [sidecar]})
+    assert chart.render({"gateway.sidecars": [{"name": "log", "image": "x"}]}), "without an autoscaler it need not"
 
 
 def test_models_may_have_adapters_of_one_name() -> None:

@@ -258,4 +258,10 @@ lists what there is */ -}}
 {{- fail (printf "gateway.autoscaling.minReplicas is %d, and maxReplicas %d" (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
 {{- end -}}
+{{- range prepend .Values.gateway.sidecars (dict "name" "gateway" "resources" .Values.gateway.resources) -}}
+{{- $resources := default dict .resources -}}
+{{- if not (or (default dict $resources.requests).cpu (default dict $resources.limits).cpu) -}}
+{{- fail (printf "gateway.autoscaling.enabled: the container %s has no resources.requests.cpu, so its use in per cent is not known and nothing would be scaled" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}

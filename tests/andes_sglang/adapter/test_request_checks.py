@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,18 +202,6 @@ def test_an_expectation_reaches_the_policy_from_every_endpoint(engine: Engine, a
     assert (status, text[:1]) == (200, "{")
     status, text = post(engine, *ask(custom_params={"qoe": {"weight": 0}}))
     assert (status, "custom_params.qoe.weight must be a number" in text) == (400, True)
-
-
-def test_that_the_kv_of_a_conversation_is_not_kept_is_said_once(engine: Engine) -> None:
-    """Where the radix tree is native code; tests/andes_sglang/adapter/test_wanted_kv.py has the other trees."""
-    says = "custom_params.qoe.returns has no effect on this engine"
-    for _ in range(3):
-        assert len(words(engine, {"custom_params": {"qoe": {"returns": 5}}})) == 4
-    deadline_s = time.monotonic() + 60
-    while says not in engine.log.read_text(errors="replace"):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    assert engine.log.read_text(errors="replace").count(says) == 1
 
 
 def test_http_processes_of_their_own_refuse_as_well(tiny_model: Path, tmp_path: Path) -> None:

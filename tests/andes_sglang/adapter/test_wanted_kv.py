@@ -1,4 +1,5 @@
-"""A real engine short of KV: the conversation of a tool that runs is still there when it returns; without a word it is not."""
+"""A real engine short of KV: the conversation of a tool that runs is still there when it returns; without a word it is not. On the
+release whose tree asks what to evict, and on the newest, whose tree does not."""
 
 from __future__ import annotations
 
@@ -22,19 +23,22 @@ OTHERS = 8
 SIZES = ("--max-total-tokens", str(KV_TOKENS), "--context-length", str(KV_TOKENS))
 
 
+MODES = {"release": (), "offload": ("--preemption-mode", "offload", "--host-kv-gib", "0.001")}
+
+
 @pytest.fixture(
-    scope="module", params=[(), ("--preemption-mode", "offload", "--host-kv-gib", "0.001")], ids=["release", "offload"]
+    scope="module", params=[f"{mode} {release}" for release in (RELEASES[0], RELEASES[-1]) for mode in MODES]
 )
 def engine(request: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Of the release whose tree asks us what to evict."""
+    mode, release = request.param.split()
     try:
-        beside = python_path(RELEASES[0])
+        beside = python_path(release)
     except UnreachableError as unreachable:
         pytest.skip(f"NOT TESTED: {unreachable}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([*beside, os.environ.get("PYTHONPATH", "")]))
         log = tmp_path_factory.mktemp("engine") / "log"
-        with Engine(tiny_model, "andes", (*SIZES, *request.param), log=log) as started:
+        with Engine(tiny_model, "andes", (*SIZES, *MODES[mode]), log=log) as started:
             yield started
 
 
