@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import chart
@@ -74,7 +75,7 @@ def test_text_in_flags_stays_as_it_is(text: str) -> None:
     assert text in args({"engine.args": ["--tokenizer-path", text]})
 
 
-def test_numbers_and_switches_as_text_are_what_the_gateway_reads() -> None:
+def test_numbers_and_switches_as_text_are_what_the_gateway_reads(tmp_path: Path) -> None:
     """As ``--set-string`` gives them."""
 
     def as_text(value: Any) -> Any:
@@ -87,7 +88,7 @@ def test_numbers_and_switches_as_text_are_what_the_gateway_reads() -> None:
         return str(value) if isinstance(value, int | float) else value
 
     given = GatewaySettings(
-        upstreams=("http://engine:30000",), models={"70b": {"max_streams": 500}},
+        upstreams=("http://engine:30000",), models={"70b": {"max_streams": 500}}, batches={"directory": tmp_path},
         ladders={"chat": [{"model": "70b", "quality": 1}, {"model": "8b", "quality": 0.86}]},
     )  # fmt: skip
     settings = given.model_dump(mode="json")
