@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +27,6 @@ from andes_sglang.adapter.copy_counts import CopyCounts
 from andes_sglang.adapter.memory import pool_bytes
 from andes_sglang.adapter.options import PluginOptions
 from andes_sglang.metrics import HostUse
-from andes_sglang.policy.eviction import EvictionOrder
 
 __all__ = ["HostTier"]
 
@@ -63,14 +61,6 @@ class HostTier(HiRadixCache):  # type: ignore[misc]
     def writes_through(self) -> bool:
         """Whether all that enters the tree is copied at once; otherwise only what is handed to :meth:`save`."""
         return self._without != "write-through"
-
-    def follow(self, wanted: Callable[[], Iterable[tuple[Any, float]]]) -> None:
-        """Evict as :class:`andes_sglang.policy.eviction.EvictionOrder` says of what is ``wanted`` again."""
-        self.eviction_strategy = EvictionOrder(wanted)
-
-    def look_again(self) -> None:
-        """Once an iteration: what is wanted may have changed."""
-        self.eviction_strategy.look_again()
 
     def is_copied(self, node: Any) -> bool:
         return bool(node.backuped)

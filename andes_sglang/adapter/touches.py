@@ -19,19 +19,19 @@ MAX_TOUCHED = 512
 
 
 class Touches:
-    """look_up: of a request, in the tree."""
+    """look_up: of a request, in the tree. wanted: a copy of each conversation's request (``Req``), and when it returns."""
 
-    def __init__(self, look_up: Callable[[Any], object]) -> None:
-        self._look_up = look_up
+    def __init__(self, look_up: Callable[[Any], object], wanted: Callable[[], Iterable[tuple[Any, float]]]) -> None:
+        self._look_up, self._wanted = look_up, wanted
         self._allowed = 0
 
     def answer_ended(self) -> None:
         """Its KV is in the tree now, and the most recently used."""
         self._allowed += LOOKUPS_PER_ANSWER
 
-    def touch(self, wanted: Iterable[tuple[Any, float]]) -> None:
-        """wanted: a copy of each conversation's request (``Req``), and when it returns. The soonest is looked up last."""
-        first = sorted(wanted, key=itemgetter(1))[:MAX_TOUCHED] if self._allowed else []
+    def look_again(self) -> None:
+        """Use what is wanted, once as many look-ups are allowed. The soonest is looked up last."""
+        first = sorted(self._wanted(), key=itemgetter(1))[:MAX_TOUCHED] if self._allowed else []
         if not first or self._allowed < len(first):
             return
         self._allowed = 0

@@ -8,7 +8,6 @@ a finished one that was used later, and its return then computes again. And ``--
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -53,12 +52,6 @@ class UnifiedHostTier(UnifiedRadixCache):  # type: ignore[misc]
         with get_memory().override(hicache_size=common.item() / 1e9):
             super().init_hicache(server_args, params)
         self.load_back_threshold = 1  # token; SGLang's default of 10 computes a shorter hit again, which is no cheaper
-
-    def follow(self, wanted: Callable[[], Iterable[tuple[Any, float]]]) -> None:
-        """Not here: see the module."""
-
-    def look_again(self) -> None:
-        """Not here: see the module."""
 
     def is_copied(self, node: Any) -> bool:
         return bool(self.is_backuped(node))

@@ -39,48 +39,47 @@ class WantedKv:
         self._records = records
         self._returns = Returns()
         self._has_tier = tier is not None
-        self._order: EvictionOrder | HostTier | UnifiedHostTier | None = tier
-        if tier is not None:
-            tier.follow(self._wanted)
-        elif one_rank and getattr(tree, "eviction_policy", "") == "lru" and hasattr(tree, "eviction_strategy"):
+        self._order: EvictionOrder | Touches | None = None
+        self._said = False
+        asks = one_rank and getattr(tree, "eviction_policy", "") == "lru" and hasattr(tree, "eviction_strategy")
+        if asks if tier is None else tier.evicts_as_told:
             self._order = tree.eviction_strategy = EvictionOrder(self._wanted)
-        self._touches: Touches | None = None
-        asked = self._order is not None and (tier is None or tier.evicts_as_told)
-        if not asked and one_rank and scheduler.server_args.radix_eviction_policy == "lru":
-            self._touches = Touches(partial(prefix_hit, tree))
-        self._says_that_none_is_kept = not asked and self._touches is None
+        elif one_rank and scheduler.server_args.radix_eviction_policy == "lru":
+            self._order = Touches(partial(prefix_hit, tree), self._returns.expected)
 
     def look_again(self) -> None:
         """Once an iteration: what is wanted may have changed."""
-        if self._order is not None or self._touches is not None:
-            self._returns.drop(time.perf_counter())
         if self._order is not None:
+            self._returns.drop(time.perf_counter())
             self._order.look_again()
-        if self._touches is not None and self._returns:
-            self._touches.touch(self._returns.expected())
 
     def ended(self, record: StreamRecord, now_s: float) -> None:
         """An answer has ended: its KV is the tree's, and its conversation may be about to go on. One that yields has none who
         waits for it: its KV does not outlive that of readers."""
         expectation, req = record.expectation, record.req
-        if self._touches is not None:
-            self._touches.answer_ended()
+        if isinstance(self._order, Touches):
+            self._order.answer_ended()
         if expectation.returns_s is None or expectation.yields:
             return
-        if self._says_that_none_is_kept:
-            log.warning(
-                "custom_params.qoe.returns has no effect on this engine: its radix tree keeps its own order of eviction"
-            )
-            self._says_that_none_is_kept = False
+        if self._order is None:
+            self._say_once_that_none_is_kept()
+            return
         if req.finished_reason.to_json()["type"] == "abort":
             return
         req = copy.copy(req)  # a look-up leaves its marks on a request
-        if self._touches is not None:
+        if isinstance(self._order, Touches):
             self._returns.ended(req, now_s, expectation.returns_s)
-        elif self._order is not None:
-            hit = prefix_hit(self._tree, req)
-            self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, expectation.returns_s)
-            self._order.look_again()
+            return
+        hit = prefix_hit(self._tree, req)
+        self._returns.ended(hit.host_node if hit.host_tokens else hit.device_node, now_s, expectation.returns_s)
+        self._order.look_again()
+
+    def _say_once_that_none_is_kept(self) -> None:
+        if not self._said:
+            log.warning(
+                "custom_params.qoe.returns has no effect on this engine: its radix tree keeps its own order of eviction"
+            )
+        self._said = True
 
     def _wanted(self) -> Iterator[tuple[Any, float]]:
         """Where the KV of each ends in the tree, and when it is needed."""
