@@ -143,14 +143,6 @@ def rival(arm: str, value: float, scenario: Scenario, engine: EngineModel, finis
     return ClairvoyantAutoscaler(scenario, value, max_replicas=MAX_REPLICAS)
 
 
-def ours(scenario: Scenario, finished: FinishedRequests, scheduler: str, tables: list[Table]) -> FleetAutoscaler:
-    """The operator, on engines under ``scheduler``; tables: of earlier runs."""
-    engine, policy = configure(scenario.engine, SCHEDULERS[scheduler])
-    return FleetAutoscaler(
-        scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0, tables=tables
-    )
-
-
 def figures(run: AutoscalingRun, scenario: Scenario, finished: FinishedRequests) -> dict[str, Any]:
     """What a run cost, and what readers got in its windows."""
     at_s = np.array([r.arrival_s for r in finished.records])
@@ -251,7 +243,10 @@ class Runs:
         scaler: Autoscaler | None = None
         kept, tables = self.tables(scheduler)
         if arm == OURS:
-            scaler = ours(scenario, finished, scheduler, tables)
+            scaler = FleetAutoscaler(
+                scenario, finished, engine, policy, target=MEAN, max_replicas=MAX_REPLICAS, remember_s=7200.0,
+                tables=tables,
+            )  # fmt: skip
         elif arm != STATIC:
             scaler = rival(arm, value, scenario, engine, finished)
         run = simulate_scenario(

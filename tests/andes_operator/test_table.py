@@ -108,7 +108,7 @@ def test_lengths_and_readers_that_differ_by_a_fifth_take_another_table(field: st
 
 
 def test_a_class_without_requests_that_an_objective_is_about_takes_another_table() -> None:
-    """A goal that nobody sees is met by any load."""
+    """A goal that no request counts for is met by any load."""
 
     def lengths(*class_names: str) -> Lengths:
         requests = tuple(RequestSpec(float(i), 100, 50, QoETarget()) for i in range(len(class_names)))
