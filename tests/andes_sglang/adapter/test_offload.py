@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.copies import copies_behind
 from andes_sglang.adapter.memory import GIB, free_bytes, pool_bytes
@@ -91,16 +91,12 @@ print(*sizes)
 
 @pytest.mark.engine  # none is started, but SGLang and torch are imported
 @pytest.mark.parametrize("release", TIERS)
-def test_data_parallel_ranks_share_what_was_asked_for(release: str) -> None:
+def test_data_parallel_ranks_share_what_was_asked_for(release: str, path_with: Callable[..., str]) -> None:
     """Each has a pool of its own; together they hold no more than one that is alone."""
-    try:
-        beside = python_path(release)
-    except UnreachableError as unreachable:
-        pytest.skip(f"NOT TESTED on sglang {release}: {unreachable}")
     environment = {
         **os.environ,
         ENVIRONMENT: PluginOptions("andes", preemption_mode="offload", host_kv_gib=2.0).to_env(),
-        "PYTHONPATH": os.pathsep.join([*beside, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": path_with(release),
     }
     script = FRAME % TIERS[release]
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.seams import OFFLOAD_RELEASES, RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
@@ -35,15 +33,11 @@ ENDLESS_TOKENS = 3000
 
 
 @pytest.fixture(scope="module", params=RELEASES)
-def release(request: pytest.FixtureRequest) -> Iterator[str]:
+def release(request: pytest.FixtureRequest, path_with: Callable[..., str]) -> Iterator[str]:
     """Its number; engines that start meanwhile are of this release."""
-    try:
-        beside = python_path(request.param)
-    except UnreachableError as unreachable:
-        pytest.skip(f"NOT TESTED on sglang {request.param}: {unreachable}")
+    path = path_with(request.param, POLICIES)
     with pytest.MonkeyPatch.context() as patch:
-        path = [*beside, str(POLICIES), *filter(None, [os.environ.get("PYTHONPATH")])]
-        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("PYTHONPATH", path)
         patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         patch.setenv("SGLANG_ENABLE_RANK_CONSENSUS_CHECKER", "1")  # 0.5.17 has none
         yield request.param

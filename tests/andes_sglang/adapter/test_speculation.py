@@ -3,14 +3,12 @@ the tokens that the model says to transformers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.seams import RELEASES
 from andes_sglang.bench.engine import Engine, read_metrics
@@ -68,17 +66,16 @@ def expected(tiny_model: Path) -> dict[str, Any]:
     scope="module", params=["Speculating", f"Speculating on {RELEASES[0]}", f"Overlapping on {RELEASES[0]}"]
 )
 def engine(
-    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    path_with: Callable[..., str],
 ) -> Iterator[Engine]:
     policy, _, release = request.param.partition(" on ")
     log = tmp_path_factory.mktemp("speculation") / "log"
-    path = [str(POLICIES), os.environ.get("PYTHONPATH", "")]
-    try:
-        path = [*python_path(release), *path] if release else path
-    except UnreachableError as unreachable:
-        pytest.skip(f"NOT TESTED on sglang {release}: {unreachable}")
+    path = path_with(release, POLICIES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("PYTHONPATH", path)
         patch.setenv("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
         flags = (*BASE, *SPECULATING, *FORCED)
         with Engine(tiny_model, f"speculation:{policy}", flags, log=log) as started:

@@ -3,13 +3,11 @@ release whose tree asks what to evict, and on the newest, whose tree does not.""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang_releases import UnreachableError, python_path
 
 from andes_sglang.adapter.seams import RELEASES
 from andes_sglang.bench.engine import Engine
@@ -29,14 +27,13 @@ MODES = {"release": (), "offload": ("--preemption-mode", "offload", "--host-kv-g
 @pytest.fixture(
     scope="module", params=[f"{mode} {release}" for release in (RELEASES[0], RELEASES[-1]) for mode in MODES]
 )
-def engine(request: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    request: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, path_with: Callable[..., str]
+) -> Iterator[Engine]:
     mode, release = request.param.split()
-    try:
-        beside = python_path(release)
-    except UnreachableError as unreachable:
-        pytest.skip(f"NOT TESTED: {unreachable}")
+    path = path_with(release)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([*beside, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", path)
         log = tmp_path_factory.mktemp("engine") / "log"
         with Engine(tiny_model, "andes", (*SIZES, *MODES[mode]), log=log) as started:
             yield started
