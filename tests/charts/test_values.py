@@ -96,8 +96,8 @@ def test_numbers_and_switches_as_text_are_what_the_gateway_reads(tmp_path: Path)
         del settings[own]
     text = as_text({name: value for name, value in settings.items() if name != "policy_options"})
     (config,) = chart.objects({"gateway.settings": text})["gateway-config.yaml"]
-    read = GatewaySettings(**yaml.safe_load(config["data"]["gateway.yaml"])).model_dump(mode="json")
-    assert {name: read[name] for name in text} == {name: settings[name] for name in text}
+    read, said = GatewaySettings(**yaml.safe_load(config["data"]["gateway.yaml"])).model_dump(), given.model_dump()
+    assert {name: read[name] for name in text} == {name: said[name] for name in text}
 
 
 @pytest.mark.parametrize(
